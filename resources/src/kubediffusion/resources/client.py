@@ -1,0 +1,355 @@
+"""Typed access to the Kubernetes API.
+
+A thin layer over :mod:`kubernetes.aio`, which brings configuration, TLS and token renewal; requests go through its
+generic call, so that one decoding, straight into typed resources, serves every kind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+from urllib.parse import urlencode
+
+import aiohttp
+from kubernetes.aio import client as kubernetes_client
+from kubernetes.aio import config as kubernetes_config
+
+from kubediffusion.resources import meta
+from kubediffusion.resources.base import Schema
+from kubediffusion.resources.diffusion_model import DiffusionModel
+from kubediffusion.resources.generation_job import GenerationJob
+
+MERGE_PATCH = "application/merge-patch+json"
+JSON_PATCH = "application/json-patch+json"
+
+PAGE_SIZE = 500
+"""Objects asked for at once when listing, as kubectl does."""
+
+REQUEST_TIMEOUT = 30.0
+"""Seconds for a request that is no watch."""
+
+T = TypeVar("T", bound=Schema)
+
+
+class KubernetesError(Exception):
+    """The API server refused a request, or could not be reached.
+
+    Attributes:
+        status: HTTP status; 0 when there was no answer.
+        reason: Kubernetes' machine-readable reason, for example ``AlreadyExists``.
+        message: What the server says to people.
+        details: The ``details`` of the server's Status object (fields that were refused, for example).
+        retry_after: Seconds after which the server asks to be tried again, if it says.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        reason: str,
+        message: str,
+        details: Mapping[str, Any] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(f"{status} {reason}: {message}")
+        self.status = status
+        self.reason = reason
+        self.message = message
+        self.details = details or {}
+        self.retry_after = retry_after
+
+    @property
+    def transient(self) -> bool:
+        """Whether the same request may succeed later."""
+        return self.status in {0, 408, 429} or self.status >= 500
+
+
+class NotFoundError(KubernetesError):
+    """404: there is no such object."""
+
+
+class ConflictError(KubernetesError):
+    """409: it exists already, or the object has changed since it was read."""
+
+
+class InvalidError(KubernetesError):
+    """400 or 422: the object or patch is refused, a failed JSON Patch ``test`` included."""
+
+
+class ForbiddenError(KubernetesError):
+    """403: not permitted, by RBAC or by an admission policy."""
+
+
+class GoneError(KubernetesError):
+    """410: the resource version is too old to watch from; list again."""
+
+
+_BY_STATUS: dict[int, type[KubernetesError]] = {
+    400: InvalidError,
+    403: ForbiddenError,
+    404: NotFoundError,
+    409: ConflictError,
+    410: GoneError,
+    422: InvalidError,
+}
+
+
+def error_from_status(status: int, body: Mapping[str, Any], retry_after: str | None = None) -> KubernetesError:
+    """Turn a ``Status`` object of the API server into the error of its class."""
+    seconds = body.get("details", {}).get("retryAfterSeconds") or (
+        int(retry_after) if retry_after and retry_after.isdigit() else None
+    )
+    return _BY_STATUS.get(status, KubernetesError)(
+        status, body.get("reason", ""), body.get("message", ""), body.get("details"), seconds
+    )
+
+
+class KubernetesClient:
+    """One connection pool to the API server.
+
+    Use as an async context manager, or call :meth:`close`.
+    """
+
+    def __init__(self, configuration: kubernetes_client.Configuration) -> None:
+        configuration.connection_pool_maxsize = 64
+        self._api = kubernetes_client.ApiClient(configuration)
+        self.generation_jobs = Resource(self, GenerationJob, f"/apis/{meta.API_VERSION}", meta.GENERATION_JOBS)
+        self.diffusion_models = Resource(self, DiffusionModel, f"/apis/{meta.API_VERSION}", meta.DIFFUSION_MODELS)
+
+    @classmethod
+    async def connect(cls, user_agent: str) -> KubernetesClient:
+        """Connect with the Pod's service account, or else with the kubeconfig (``KUBECONFIG``, ``~/.kube/config``).
+
+        Raises:
+            kubernetes.aio.config.ConfigException: Neither is there.
+        """
+        configuration = kubernetes_client.Configuration()
+        if os.environ.get("KUBECONFIG") or not os.environ.get("KUBERNETES_SERVICE_HOST"):
+            await kubernetes_config.load_kube_config(client_configuration=configuration)
+        else:
+            kubernetes_config.load_incluster_config(client_configuration=configuration)
+        client = cls(configuration)
+        client._api.user_agent = user_agent
+        return client
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._api.close()
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str | int] | None = None,
+        body: Any = None,
+        content_type: str = "application/json",
+        timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109 - bounds the HTTP exchange, connection pool wait included
+    ) -> Any:
+        """Make one request and give the decoded JSON of its answer.
+
+        Raises:
+            KubernetesError: The server refused, or did not answer (status 0).
+        """
+        response = await self._send(method, path, query, body, content_type, timeout)
+        try:
+            data = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise KubernetesError(0, "Unreachable", f"the API server's answer broke off: {error!r}") from error
+        if response.status >= 400:
+            raise error_from_status(response.status, _decode_status(data), response.getheader("Retry-After"))
+        return json.loads(data)
+
+    async def stream(
+        self, path: str, query: Mapping[str, str | int], idle_timeout: float
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Give the events of a watch until the server ends it.
+
+        Args:
+            path: Path of the collection.
+            query: Query of the watch.
+            idle_timeout: Seconds without any byte after which the connection counts as dead. Bookmarks come every
+                minute, so more than that.
+
+        Raises:
+            GoneError: The resource version is too old.
+            KubernetesError: The server refused, or the connection broke.
+        """
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=idle_timeout)
+        response = await self._send("GET", path, query, None, "application/json", timeout)
+        if response.status >= 400:
+            data = await response.read()
+            raise error_from_status(response.status, _decode_status(data), response.getheader("Retry-After"))
+        try:
+            async for line in response.response.content:
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    raise error_from_status(event["object"].get("code", 0), event["object"])
+                yield event
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise KubernetesError(0, "Unreachable", f"the watch broke off: {error!r}") from error
+        finally:
+            response.response.close()
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str | int] | None,
+        body: Any,
+        content_type: str,
+        timeout: Any,  # noqa: ASYNC109 - handed to the HTTP client
+    ) -> Any:
+        headers = {"Accept": "application/json", "Content-Type": content_type}
+        headers["User-Agent"] = self._api.user_agent
+        await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
+        url = self._api.configuration.host + path + (f"?{urlencode(query)}" if query else "")
+        try:
+            return await self._api.rest_client.request(
+                method, url, headers=headers, body=body, _request_timeout=timeout
+            )
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise KubernetesError(0, "Unreachable", f"the API server does not answer: {error!r}") from error
+
+
+def _decode_status(data: bytes) -> dict[str, Any]:
+    try:
+        body = json.loads(data)
+    except ValueError:
+        body = None
+    return body if isinstance(body, dict) else {"message": data.decode(errors="replace")[:1000]}
+
+
+class Change(StrEnum):
+    """What a watch event says of its object."""
+
+    ADDED = "ADDED"
+    MODIFIED = "MODIFIED"
+    DELETED = "DELETED"
+    BOOKMARK = "BOOKMARK"
+
+
+@dataclass(frozen=True)
+class WatchEvent(Generic[T]):
+    """One event of a watch.
+
+    Attributes:
+        change: What happened.
+        resource_version: Where to resume the watch from.
+        item: The object; None for a bookmark.
+    """
+
+    change: Change
+    resource_version: str
+    item: T | None
+
+
+class Resource(Generic[T]):
+    """One kind of object, typed.
+
+    Args:
+        client: The connection.
+        kind: Its typed model.
+        base: Path of its API group and version, for example ``/apis/batch/v1``.
+        plural: Its name in paths.
+    """
+
+    def __init__(self, client: KubernetesClient, kind: type[T], base: str, plural: str) -> None:
+        self._client = client
+        self.kind = kind
+        self._base = base
+        self._plural = plural
+
+    def path(self, namespace: str | None, name: str = "", subresource: str = "") -> str:
+        """Give the path of a collection (in all namespaces where ``namespace`` is None), an object or a subresource."""
+        parts = [self._base, *(("namespaces", namespace) if namespace else ()), self._plural, name, subresource]
+        return "/".join(part for part in parts if part)
+
+    async def get(self, namespace: str, name: str) -> T:
+        """Read one object."""
+        return self.kind.from_wire(await self._client.request("GET", self.path(namespace, name)))
+
+    async def create(self, namespace: str, body: Mapping[str, Any]) -> T:
+        """Create an object; an unknown field is an error."""
+        path = self.path(namespace)
+        answer = await self._client.request("POST", path, query={"fieldValidation": "Strict"}, body=body)
+        return self.kind.from_wire(answer)
+
+    async def patch(
+        self,
+        namespace: str,
+        name: str,
+        patch: Any,
+        *,
+        content_type: str = MERGE_PATCH,
+        subresource: str = "",
+    ) -> T:
+        """Apply a merge patch (an object) or a JSON patch (a list)."""
+        path = self.path(namespace, name, subresource)
+        return self.kind.from_wire(await self._client.request("PATCH", path, body=patch, content_type=content_type))
+
+    async def delete(self, namespace: str, name: str, uid: str | None = None) -> None:
+        """Delete an object in the background, only if it still has that uid where one is given."""
+        options: dict[str, Any] = {"propagationPolicy": "Background"}
+        if uid:
+            options["preconditions"] = {"uid": uid}
+        await self._client.request("DELETE", self.path(namespace, name), body=options)
+
+    async def list(
+        self, namespace: str | None, *, field_selector: str = "", label_selector: str = ""
+    ) -> tuple[list[T], str]:
+        """Read all objects, page by page, and the resource version to watch from."""
+        items: list[T] = []
+        query: dict[str, str | int] = {"limit": PAGE_SIZE, **_selectors(field_selector, label_selector)}
+        while True:
+            page = await self._client.request("GET", self.path(namespace), query=query)
+            items.extend(self.kind.from_wire(item) for item in page["items"])
+            token = page["metadata"].get("continue")
+            if not token:
+                return items, page["metadata"]["resourceVersion"]
+            query["continue"] = token
+
+    async def watch(
+        self,
+        namespace: str | None,
+        resource_version: str,
+        *,
+        field_selector: str = "",
+        label_selector: str = "",
+        idle_timeout: float = 90.0,
+    ) -> AsyncIterator[WatchEvent[T]]:
+        """Give the changes after a resource version, until the server ends the watch."""
+        query: dict[str, str | int] = {
+            "watch": "true",
+            "resourceVersion": resource_version,
+            "allowWatchBookmarks": "true",
+            **_selectors(field_selector, label_selector),
+        }
+        async for event in self._client.stream(self.path(namespace), query, idle_timeout):
+            version = event["object"]["metadata"]["resourceVersion"]
+            if event["type"] == "BOOKMARK":
+                # A bookmark's object has a resource version and nothing else.
+                yield WatchEvent(Change.BOOKMARK, version, None)
+            else:
+                yield WatchEvent(Change(event["type"]), version, self.kind.from_wire(event["object"]))
+
+
+def _selectors(field_selector: str, label_selector: str) -> dict[str, str | int]:
+    selectors: dict[str, str | int] = {}
+    if field_selector:
+        selectors["fieldSelector"] = field_selector
+    if label_selector:
+        selectors["labelSelector"] = label_selector
+    return selectors

@@ -1,0 +1,126 @@
+"""Conditions of status, and every reason that one can carry.
+
+The type follows ``metav1.Condition``: https://github.com/kubernetes/community/blob/master/contributors/devel/sig-architecture/api-conventions.md
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from kubediffusion.resources.base import Schema, Time
+
+
+class ConditionStatus(StrEnum):
+    """Whether a condition holds."""
+
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
+
+
+class JobCondition(StrEnum):
+    """Condition types of a GenerationJob."""
+
+    SCHEDULED = "Scheduled"
+    """False with the reason while the job waits; True once a worker has it."""
+    UPLOADED = "Uploaded"
+    """False while storage refuses the finished images and the worker tries again."""
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+
+
+class ModelCondition(StrEnum):
+    """Condition types of a DiffusionModel."""
+
+    AVAILABLE = "Available"
+
+
+class WaitingReason(StrEnum):
+    """Why a job is not bound to a worker yet: the answer to "why is it waiting?"."""
+
+    SUSPENDED = "Suspended"
+    """``spec.suspend`` is true."""
+    MODEL_NOT_FOUND = "ModelNotFound"
+    """No DiffusionModel of that name (or no default one) exists yet."""
+    WORKER_STARTING = "WorkerStarting"
+    """A worker is loading the model."""
+    WORKERS_BUSY = "WorkersBusy"
+    """Every worker has its fill and maxReplicas is reached."""
+    WORKER_UNSCHEDULABLE = "WorkerUnschedulable"
+    """A worker Pod finds no node, for example because no GPU is free."""
+    WORKER_QUEUED = "WorkerQueued"
+    """The worker Job is suspended until Kueue admits it."""
+    WORKER_BACK_OFF = "WorkerBackOff"
+    """Workers of this model crashed; the next one starts after a pause."""
+    RETRYING = "Retrying"
+    """The worker was lost while it ran this job; it is bound again."""
+
+
+class ModelReason(StrEnum):
+    """Why a DiffusionModel is available, or is not."""
+
+    READY = "Ready"
+    """At least one worker holds the model."""
+    SCALED_TO_ZERO = "ScaledToZero"
+    """It has been loaded before; the next job starts a worker."""
+    NOT_YET_LOADED = "NotYetLoaded"
+    """No worker has loaded this generation of the spec so far (status Unknown)."""
+    LOAD_FAILED = "LoadFailed"
+    """The pipeline cannot be loaded from its source; correct the spec."""
+    WORKER_FAILED = "WorkerFailed"
+    """Workers crash before they are ready; tried again after a pause."""
+
+
+class Condition(Schema):
+    """One condition, in the shape of ``metav1.Condition``."""
+
+    type: Annotated[str, Field(max_length=316)]
+    status: ConditionStatus
+    reason: Annotated[str, Field(max_length=1024)]
+    message: Annotated[str, Field(max_length=32768)] = ""
+    last_transition_time: Time
+    observed_generation: int | None = None
+
+
+def find(conditions: Iterable[Condition], kind: str) -> Condition | None:
+    """Give the condition of that type, or None."""
+    return next((condition for condition in conditions if condition.type == kind), None)
+
+
+def with_condition(
+    conditions: tuple[Condition, ...],
+    kind: str,
+    status: ConditionStatus,
+    reason: str,
+    message: str,
+    now: dt.datetime,
+    observed_generation: int | None = None,
+) -> tuple[Condition, ...]:
+    """Set one condition; the very same tuple comes back when nothing changed, so an idle pass writes nothing.
+
+    ``lastTransitionTime`` moves only when ``status`` does, as the API conventions ask.
+    """
+    old = find(conditions, kind)
+    if (
+        old is not None
+        and (old.status, old.reason, old.message) == (status, reason, message)
+        and (observed_generation is None or old.observed_generation == observed_generation)
+    ):
+        return conditions
+    moved = old is None or old.status != status
+    new = Condition(
+        type=kind,
+        status=status,
+        reason=reason,
+        message=message,
+        last_transition_time=now if moved or old is None else old.last_transition_time,
+        observed_generation=observed_generation,
+    )
+    if old is None:
+        return (*conditions, new)
+    return tuple(new if condition.type == kind else condition for condition in conditions)

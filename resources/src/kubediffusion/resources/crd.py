@@ -1,0 +1,201 @@
+"""The CustomResourceDefinitions, made from the typed models.
+
+``kubediffusion-crds`` writes them where the chart and the local control plane take them from; ``--check`` fails when
+the committed files differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kubediffusion.resources import meta, policies
+from kubediffusion.resources.diffusion_model import DiffusionModel
+from kubediffusion.resources.generation_job import GenerationJob, GenerationJobSpec
+from kubediffusion.resources.schema import structural_schema
+from kubediffusion.resources.transitions import terminal_rule, transition_rule
+
+_HEADER = "# Generated from the typed models of resources/ by `make generate`. Do not edit.\n"
+
+_CONDITIONS = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+
+
+def generation_job_crd() -> dict[str, Any]:
+    """Give the CustomResourceDefinition of GenerationJob, immutability and transitions included."""
+    schema = _root_schema(GenerationJob)
+    spec, status = schema["properties"]["spec"], schema["properties"]["status"]
+    spec["x-kubernetes-validations"] = [*_immutability(spec["properties"]), _cancel_is_final()]
+    status["x-kubernetes-validations"] = [
+        {"rule": terminal_rule(), "message": "the job has finished: a terminal phase is never left"},
+        {
+            "rule": transition_rule(),
+            "messageExpression": "'phase cannot go from ' + oldSelf.phase + ' to ' + self.phase",
+            "message": "phase cannot change this way",
+        },
+        {"rule": "self.attempt >= oldSelf.attempt", "message": "attempt never goes back"},
+    ]
+    # A job is Pending from its first moment, without a write: field selectors and kubectl see it too.
+    status["default"] = {"phase": "Pending", "attempt": 0, "retries": 0}
+    status["properties"]["phase"]["default"] = "Pending"
+    status["properties"]["attempt"]["default"] = 0
+    status["properties"]["retries"]["default"] = 0
+    status["properties"]["conditions"].update(_CONDITIONS)
+    for name, most in {"images": 16, "warnings": 16, "conditions": 16}.items():
+        status["properties"][name]["maxItems"] = most
+    return _definition(
+        GenerationJob,
+        short_name="gj",
+        schema=schema,
+        columns=[
+            ("Model", "string", ".status.parameters.model", "The model it runs on.", 0),
+            ("Phase", "string", ".status.phase", "Where the job stands.", 0),
+            ("Progress", "string", ".status.progress.summary", "Denoising steps done.", 0),
+            ("Worker", "string", ".status.worker", "The Pod that the job is bound to.", 0),
+            ("Age", "date", ".metadata.creationTimestamp", "", 0),
+            ("Prompt", "string", ".spec.prompt", "", 1),
+            ("Reason", "string", ".status.error.code", "Why it failed.", 1),
+        ],
+        selectable=[".status.worker", ".status.phase", ".spec.model"],
+    )
+
+
+def diffusion_model_crd() -> dict[str, Any]:
+    """Give the CustomResourceDefinition of DiffusionModel."""
+    schema = _root_schema(DiffusionModel)
+    schema["properties"]["status"]["properties"]["conditions"].update(_CONDITIONS)
+    schema["x-kubernetes-validations"] = [
+        {
+            "rule": f"self.metadata.name.size() <= {meta.MAX_MODEL_NAME} && !self.metadata.name.contains('.')",
+            "message": f"a DiffusionModel's name has at most {meta.MAX_MODEL_NAME} characters and no dot: "
+            "the names of its workers begin with it",
+        }
+    ]
+    return _definition(
+        DiffusionModel,
+        short_name="dm",
+        schema=schema,
+        columns=[
+            ("Available", "string", ".status.conditions[?(@.type=='Available')].status", "Whether it can be used.", 0),
+            ("Reason", "string", ".status.conditions[?(@.type=='Available')].reason", "Why.", 0),
+            ("Ready", "integer", ".status.workers.ready", "Workers that hold the model.", 0),
+            ("Busy", "integer", ".status.workers.busy", "Workers that run jobs.", 0),
+            ("Queued", "integer", ".status.queued", "Jobs that wait for a worker.", 0),
+            ("Age", "date", ".metadata.creationTimestamp", "", 0),
+        ],
+        selectable=[],
+    )
+
+
+def _root_schema(kind: type[GenerationJob] | type[DiffusionModel]) -> dict[str, Any]:
+    schema = structural_schema(kind)
+    # The API server owns the schema of these.
+    schema["properties"]["metadata"] = {"type": "object"}
+    for name in ("apiVersion", "kind"):
+        schema["properties"][name] = {"type": "string"}
+    schema["required"] = ["spec"]
+    return schema
+
+
+def _immutability(properties: dict[str, Any]) -> list[dict[str, Any]]:
+    mutable = {GenerationJobSpec.model_fields[name].alias for name in GenerationJobSpec.MUTABLE}
+    return [
+        {
+            "rule": f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || self.{name} == oldSelf.{name})",
+            "message": f"spec.{name} cannot be changed; create another GenerationJob instead",
+            "fieldPath": f".{name}",
+        }
+        for name in properties
+        if name not in mutable
+    ]
+
+
+def _cancel_is_final() -> dict[str, Any]:
+    return {
+        "rule": "!has(oldSelf.cancel) || !oldSelf.cancel || (has(self.cancel) && self.cancel)",
+        "message": "spec.cancel cannot be taken back; create another GenerationJob instead",
+        "fieldPath": ".cancel",
+    }
+
+
+def _definition(
+    kind: type[GenerationJob] | type[DiffusionModel],
+    short_name: str,
+    schema: dict[str, Any],
+    columns: list[tuple[str, str, str, str, int]],
+    selectable: list[str],
+) -> dict[str, Any]:
+    version: dict[str, Any] = {
+        "name": meta.VERSION,
+        "served": True,
+        "storage": True,
+        "subresources": {"status": {}},
+        "additionalPrinterColumns": [_column(*column) for column in columns],
+        "schema": {"openAPIV3Schema": schema},
+    }
+    if selectable:
+        version["selectableFields"] = [{"jsonPath": path} for path in selectable]
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{kind.PLURAL}.{meta.GROUP}"},
+        "spec": {
+            "group": meta.GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": kind.KIND,
+                "listKind": f"{kind.KIND}List",
+                "plural": kind.PLURAL,
+                "singular": kind.KIND.lower(),
+                "shortNames": [short_name],
+                "categories": ["kubediffusion"],
+            },
+            "versions": [version],
+        },
+    }
+
+
+def _column(name: str, kind: str, path: str, description: str, priority: int) -> dict[str, Any]:
+    column: dict[str, Any] = {"name": name, "type": kind, "jsonPath": path}
+    if description:
+        column["description"] = description
+    if priority:
+        column["priority"] = priority
+    return column
+
+
+def render() -> dict[str, str]:
+    """Give every generated file of the chart: its path below the chart, and its content."""
+    definitions = (generation_job_crd(), diffusion_model_crd())
+    files = {f"crds/{body['spec']['names']['plural']}.yaml": [body] for body in definitions}
+    files |= {f"files/policies/{name}.yaml": bodies for name, bodies in policies.render().items()}
+    return {
+        path: _HEADER + yaml.safe_dump_all(bodies, sort_keys=False, width=120, explicit_start=len(bodies) > 1)
+        for path, bodies in files.items()
+    }
+
+
+def main() -> None:
+    """Write the generated files, or compare them with ``--check``."""
+    parser = argparse.ArgumentParser(description="Generate the CRDs and admission policies from the typed models.")
+    parser.add_argument("chart", type=Path, nargs="?", default=Path("charts/kubediffusion"), help="the chart's folder")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where a file differs")
+    arguments = parser.parse_args()
+    stale = []
+    for name, content in render().items():
+        path = arguments.chart / name
+        if path.exists() and path.read_text() == content:
+            continue
+        stale.append(str(path))
+        if not arguments.check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+    if arguments.check and stale:
+        sys.exit(f"out of date: {', '.join(stale)}; run `make generate` and commit the result")
+
+
+if __name__ == "__main__":
+    main()

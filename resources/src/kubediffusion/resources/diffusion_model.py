@@ -1,0 +1,251 @@
+"""DiffusionModel: what to load and how to run it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar
+
+from pydantic import ConfigDict, Field
+
+from kubediffusion.resources import meta
+from kubediffusion.resources.base import ObjectMeta, Schema
+from kubediffusion.resources.conditions import Condition, ConditionStatus, ModelCondition, find
+from kubediffusion.resources.generation_job import (
+    MAX_IMAGES,
+    MAX_SIZE,
+    MAX_STEPS,
+    Guidance,
+    NegativePrompt,
+    Scheduler,
+    Size,
+    Steps,
+)
+
+AnyObject = Annotated[
+    dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True, "properties": None})
+]
+"""A part of the Pod API that is passed through as it is; the API server checks it when the worker Job is created."""
+
+
+class TorchDtype(StrEnum):
+    """In which numbers the weights are held."""
+
+    AUTO = "auto"
+    """float16 on CUDA, float32 on CPU."""
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+class SecretKeyRef(Schema):
+    """A key of a Secret in the model's namespace."""
+
+    name: Annotated[str, Field(min_length=1, max_length=253)]
+    key: Annotated[str, Field(min_length=1, max_length=253)] = "token"
+
+
+class HuggingFaceSource(Schema):
+    """A repository of the Hugging Face Hub (or of the mirror that HF_ENDPOINT names)."""
+
+    repository: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$", max_length=200)]
+    revision: Annotated[str, Field(min_length=1, max_length=200)] = "main"
+    """A commit, tag or branch; pin a commit to get the same weights always."""
+    variant: Annotated[str, Field(min_length=1, max_length=40)] | None = None
+    """Which files to take where a repository has several, for example fp16."""
+    token_secret_ref: SecretKeyRef | None = None
+
+
+class PersistentVolumeClaimSource(Schema):
+    """A folder on a PersistentVolumeClaim, mounted read-only."""
+
+    claim_name: Annotated[str, Field(min_length=1, max_length=253)]
+    path: Annotated[str, Field(max_length=1024)] = ""
+    """Folder within the volume; the root when empty."""
+
+
+class S3Source(Schema):
+    """A folder in S3-compatible storage, read with the worker's own credentials."""
+
+    uri: Annotated[str, Field(pattern=r"^s3://[^/]+/.+$", max_length=1024)]
+
+
+class ModelSource(Schema):
+    """Where the diffusers folder lies: exactly one of these."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": (
+                        "[has(self.huggingFace), has(self.persistentVolumeClaim), has(self.s3), has(self.path)]"
+                        ".filter(set, set).size() == 1"
+                    ),
+                    "message": "exactly one of huggingFace, persistentVolumeClaim, s3 and path must be set",
+                }
+            ]
+        }
+    )
+
+    hugging_face: HuggingFaceSource | None = None
+    persistent_volume_claim: PersistentVolumeClaimSource | None = None
+    s3: S3Source | None = None
+    path: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    """A folder of the worker's image or machine."""
+
+
+class Defaults(Schema):
+    """What a job gets that does not say otherwise."""
+
+    num_inference_steps: Steps | None = None
+    guidance_scale: Guidance | None = None
+    negative_prompt: NegativePrompt | None = None
+    width: Size | None = None
+    height: Size | None = None
+    scheduler: Scheduler | None = None
+
+
+class Limits(Schema):
+    """The most that one job may ask for."""
+
+    num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 150
+    width: Annotated[int, Field(ge=64, le=MAX_SIZE)] = 1024
+    height: Annotated[int, Field(ge=64, le=MAX_SIZE)] = 1024
+    num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = 4
+
+
+class ResourceRequirements(Schema):
+    """Resources of the worker's container, as in the Pod API; ``nvidia.com/gpu`` asks for a GPU."""
+
+    requests: dict[str, str | int] = {}
+    limits: dict[str, str | int] = {}
+
+
+class WorkerSettings(Schema):
+    """How many workers hold the model, and the Pod that each runs in."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "!has(self.minReplicas) || !has(self.maxReplicas) || self.minReplicas <= self.maxReplicas",
+                    "message": "minReplicas must not exceed maxReplicas",
+                }
+            ]
+        }
+    )
+
+    min_replicas: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Workers kept warm even when nothing waits."""
+    max_replicas: Annotated[int, Field(ge=1, le=1000)] = 1
+    idle_seconds: Annotated[int, Field(ge=0, le=31_536_000)] = 300
+    """A worker above minReplicas goes after this long without work."""
+    max_batch_size: Annotated[int, Field(ge=1, le=64)] = 4
+    """Images that run together through the pipeline."""
+    image: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    """Container image; by default the one that the operator is configured with."""
+    resources: ResourceRequirements = ResourceRequirements()
+    node_selector: dict[str, str] = {}
+    tolerations: tuple[AnyObject, ...] = ()
+    affinity: AnyObject | None = None
+    runtime_class_name: str | None = None
+    priority_class_name: str | None = None
+    service_account_name: str | None = None
+    """By default the one that the operator is configured with."""
+    image_pull_secrets: tuple[AnyObject, ...] = ()
+    env: tuple[AnyObject, ...] = ()
+    """More environment variables of the container, as in the Pod API."""
+    termination_grace_period_seconds: Annotated[int, Field(ge=0, le=86_400)] = 120
+    """How long a worker may take to finish the batch in flight when it is told to go."""
+    queue_name: Annotated[str, Field(min_length=1, max_length=63)] | None = None
+    """LocalQueue of Kueue: the worker Job is labelled for it and starts suspended."""
+
+
+class DiffusionModelSpec(Schema):
+    """What to load and how to run it. A change of anything but defaults and limits replaces the workers."""
+
+    source: ModelSource
+    torch_dtype: TorchDtype = TorchDtype.AUTO
+    safety_checker: bool = False
+    """Run the pipeline's own safety checker: a flagged image is blanked and marked."""
+    use_safetensors: bool = True
+    """Refuse weights in any other format: pickled weights can run code. False allows them."""
+    trust_remote_code: bool = False
+    """Allow the repository's own Python code to run in the worker."""
+    compile: bool = False
+    """Compile the denoiser with torch.compile."""
+    defaults: Defaults = Defaults()
+    limits: Limits = Limits()
+    workers: WorkerSettings = WorkerSettings()
+
+
+class WorkerCounts(Schema):
+    """Workers by what they do."""
+
+    ready: int = 0
+    busy: int = 0
+    starting: int = 0
+
+
+class DiffusionModelStatus(Schema):
+    """What the operator observes of the model. Counts are refreshed at most once a second."""
+
+    conditions: tuple[Condition, ...] = ()
+    workers: WorkerCounts = WorkerCounts()
+    queued: int = 0
+    """Jobs that wait for a worker."""
+    revision: str | None = None
+    """The revision that was loaded last, as the workers report it."""
+    observed_generation: int | None = None
+
+
+class DiffusionModel(Schema):
+    """A diffusion model that GenerationJobs of its namespace can use."""
+
+    model_config = ConfigDict(title="DiffusionModel")
+
+    KIND: ClassVar[str] = "DiffusionModel"
+    PLURAL: ClassVar[str] = meta.DIFFUSION_MODELS
+
+    api_version: str = meta.API_VERSION
+    kind: str = KIND
+    metadata: ObjectMeta = ObjectMeta()
+    spec: DiffusionModelSpec
+    status: DiffusionModelStatus = DiffusionModelStatus()
+
+    @property
+    def name(self) -> str:
+        """The name that jobs refer to."""
+        return self.metadata.name
+
+    @property
+    def is_default(self) -> bool:
+        """Whether jobs without ``spec.model`` use this one."""
+        return self.metadata.annotations.get(meta.DEFAULT_MODEL_ANNOTATION) == "true"
+
+    @property
+    def unavailable(self) -> Condition | None:
+        """The condition that says why the model cannot be used, or None while it may be.
+
+        A model that no worker has loaded yet is not unavailable: the first job is what loads it.
+        """
+        condition = find(self.status.conditions, ModelCondition.AVAILABLE)
+        return condition if condition is not None and condition.status == ConditionStatus.FALSE else None
+
+
+def choose_model(models: dict[str, DiffusionModel], name: str | None) -> DiffusionModel | None:
+    """Find the model that a job means: the named one, or the default.
+
+    Where several carry the default annotation the newest is taken, as Kubernetes does with storage classes.
+
+    Args:
+        models: DiffusionModels of the job's namespace by name.
+        name: ``spec.model`` of the job.
+    """
+    if name is not None:
+        return models.get(name)
+    defaults = [model for model in models.values() if model.is_default]
+    return max(
+        defaults,
+        key=lambda m: (m.metadata.creation_timestamp is not None, m.metadata.creation_timestamp, m.name),
+        default=None,
+    )

@@ -1,0 +1,48 @@
+"""Kinds of failure a job can end with, each with the one decision that matters: may another attempt help?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class ErrorCode(StrEnum):
+    """``status.error.code`` of a failed job."""
+
+    INVALID_SPEC = "InvalidSpec"
+    """The model's limits refuse the job; the message names the field."""
+    MODEL_NOT_FOUND = "ModelNotFound"
+    MODEL_NOT_AVAILABLE = "ModelNotAvailable"
+    PIPELINE_FAILED = "PipelineFailed"
+    """The pipeline raised on this job."""
+    OUT_OF_MEMORY = "OutOfMemory"
+    """The job does not fit the device even when it runs alone."""
+    INVALID_IMAGE = "InvalidImage"
+    """The pipeline gave pixels that are not numbers."""
+    STORAGE_FAILED = "StorageFailed"
+    """Storage refused the image for good, for example because the bucket does not exist."""
+    BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    INTERNAL = "Internal"
+    """A defect of KubeDiffusion; the worker's log has the traceback."""
+
+
+@dataclass(frozen=True)
+class JobFailure(Exception):  # noqa: N818 - it is an outcome of a job that travels as an exception, not a defect
+    """One job cannot be completed; its batch mates are not concerned.
+
+    Attributes:
+        code: What to report in ``status.error.code``.
+        message: What a person reads: the field or part, the reason, the remedy.
+    """
+
+    code: ErrorCode
+    message: str
+
+    def __str__(self) -> str:
+        """Give code and message as one line."""
+        return f"{self.code}: {self.message}"
+
+
+BAD_MODEL_EXIT_CODE = 78
+"""Exit code of a worker whose model cannot be loaded, whatever the machine (EX_CONFIG of sysexits.h)."""

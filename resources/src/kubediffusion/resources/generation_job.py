@@ -1,0 +1,230 @@
+"""GenerationJob: one request for images, from the prompt to where its PNGs lie."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, ClassVar
+
+from pydantic import ConfigDict, Field
+
+from kubediffusion.resources import meta
+from kubediffusion.resources.base import ObjectMeta, Schema, Time
+from kubediffusion.resources.conditions import Condition
+
+MAX_PROMPT = 4000
+MAX_GUIDANCE = 50.0
+MAX_SEED = 2**63 - 1
+MAX_STEPS = 1000
+"""The most steps that any model may allow; DiffusionModel ``spec.limits`` is stricter."""
+MAX_SIZE = 4096
+MAX_IMAGES = 16
+DEFAULT_STEPS = 50
+DEFAULT_GUIDANCE = 7.5
+DEFAULT_BACKOFF_LIMIT = 3
+
+
+class Phase(StrEnum):
+    """Where a job stands. The last three are terminal."""
+
+    PENDING = "Pending"
+    SCHEDULED = "Scheduled"
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    CANCELLED = "Cancelled"
+
+
+class DeletionPolicy(StrEnum):
+    """What becomes of a job's images when the job is deleted."""
+
+    RETAIN = "Retain"
+    DELETE = "Delete"
+
+
+class Scheduler(StrEnum):
+    """Noise schedulers, by their diffusers class (https://huggingface.co/docs/diffusers/api/schedulers/overview)."""
+
+    DDIM = "DDIMScheduler"
+    DPM_SOLVER_MULTISTEP = "DPMSolverMultistepScheduler"
+    EULER = "EulerDiscreteScheduler"
+    EULER_ANCESTRAL = "EulerAncestralDiscreteScheduler"
+    FLOW_MATCH_EULER = "FlowMatchEulerDiscreteScheduler"
+    HEUN = "HeunDiscreteScheduler"
+    LMS = "LMSDiscreteScheduler"
+    PNDM = "PNDMScheduler"
+    UNI_PC = "UniPCMultistepScheduler"
+
+
+ModelName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=meta.MAX_MODEL_NAME)]
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
+Guidance = Annotated[float, Field(ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED, json_schema_extra={"format": "int64"})]
+Size = Annotated[int, Field(ge=64, le=MAX_SIZE, multiple_of=8)]
+Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT)]
+NegativePrompt = Annotated[str, Field(max_length=MAX_PROMPT)]
+
+
+class GenerationJobSpec(Schema):
+    """What to generate. ``prompt`` alone is enough: the DiffusionModel's defaults fill the rest."""
+
+    MUTABLE: ClassVar[frozenset[str]] = frozenset({"cancel", "suspend", "priority", "ttl_seconds_after_finished"})
+    """The fields that may change after creation; CEL refuses a change of any other."""
+
+    model: ModelName | None = None
+    """The DiffusionModel to use; by default the one annotated kubediffusion.io/is-default."""
+    prompt: Prompt
+    """What the image shows. What exceeds the text encoder's length is cut, and status.warnings says so."""
+    negative_prompt: NegativePrompt | None = None
+    """What the image should not show."""
+    num_inference_steps: Steps | None = None
+    """Denoising steps; by default the model's, else 50."""
+    guidance_scale: Guidance | None = None
+    """Classifier-free guidance; by default the model's, else 7.5."""
+    seed: Seed | None = None
+    """Noise seed of the first image; image n uses seed + n. Drawn once and kept through retries when absent."""
+    width: Size | None = None
+    """Pixels; by default the model's own size."""
+    height: Size | None = None
+    """Pixels; by default the model's own size."""
+    num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
+    """Images to generate; by default 1."""
+    scheduler: Scheduler | None = None
+    """Noise scheduler, a diffusers class; by default the model's own."""
+    priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] | None = None
+    """Higher runs first; by default 0. Equal priorities run in order of age."""
+    active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
+    """The job fails when it has not finished this long after its creation."""
+    backoff_limit: Annotated[int, Field(ge=0, le=100)] | None = None
+    """How often the job is run again after its worker died while running it; by default 3."""
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
+    """The job is deleted this long after it finished; never when absent."""
+    deterministic: bool | None = None
+    """Run in a fixed shape, so that every attempt gives the same pixels on the same kind of device."""
+    deletion_policy: DeletionPolicy | None = None
+    """Whether deleting the job deletes its images; by default they are retained."""
+    cancel: bool | None = None
+    """Set to true to cancel; it cannot be set back."""
+    suspend: bool | None = None
+    """While true, a job that has not started is not scheduled."""
+
+
+class Progress(Schema):
+    """How far the denoising is."""
+
+    step: Annotated[int, Field(ge=0)]
+    total: Annotated[int, Field(ge=0)]
+    summary: str = ""
+    """Both as one word, for kubectl's table: a printer column shows one field only."""
+
+    @classmethod
+    def of(cls, step: int, total: int) -> Progress:
+        """Give the progress after ``step`` of ``total`` denoising steps."""
+        return cls(step=step, total=total, summary=f"{step}/{total}")
+
+
+class Image(Schema):
+    """One uploaded image. It is listed only after storage has confirmed it."""
+
+    index: Annotated[int, Field(ge=0)]
+    uri: str
+    """Where it lies: s3://bucket/key."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Hash of the PNG's bytes, in hexadecimal."""
+    bytes: Annotated[int, Field(ge=0)]
+    width: int
+    height: int
+    seed: Seed
+    flagged: bool = False
+    """The safety checker flagged it, and it has been blanked."""
+
+
+class Parameters(Schema):
+    """The recipe as it was really run: every default and the seed resolved, and what ran it."""
+
+    model: str
+    num_inference_steps: int
+    guidance_scale: float
+    seed: Seed
+    num_images: int
+    negative_prompt: str | None = None
+    width: int | None = None
+    height: int | None = None
+    scheduler: str | None = None
+    deterministic: bool = False
+    model_revision: str | None = None
+    pipeline: str | None = None
+    """The diffusers pipeline class."""
+    engine: str | None = None
+    device: str | None = None
+    torch_dtype: str | None = None
+    versions: dict[str, str] | None = None
+    """Versions of the libraries that decide pixels, by package name."""
+
+
+class JobError(Schema):
+    """Why a job failed."""
+
+    code: str
+    """One of the documented codes, for programs."""
+    message: str
+    """For people: the field or part, the reason, the remedy."""
+
+
+class Timings(Schema):
+    """Seconds spent."""
+
+    queue: float | None = None
+    """From creation to the first denoising step of the attempt that finished."""
+    inference: float | None = None
+    """In the pipeline, shared with the batch."""
+    upload: float | None = None
+    """From the pixels to storage's confirmation of the last image."""
+
+
+class GenerationJobStatus(Schema):
+    """Where the job stands. Written by the operator and by the worker that ``worker`` names, never by users."""
+
+    phase: Phase = Phase.PENDING
+    conditions: tuple[Condition, ...] = ()
+    worker: str | None = None
+    """The Pod that the job is bound to."""
+    attempt: Annotated[int, Field(ge=0)] = 0
+    """Counts bindings. Every report of a worker is fenced by it."""
+    retries: Annotated[int, Field(ge=0)] = 0
+    """Attempts that ended with the worker's death; compared with spec.backoffLimit."""
+    progress: Progress | None = None
+    images: tuple[Image, ...] = ()
+    parameters: Parameters | None = None
+    error: JobError | None = None
+    warnings: tuple[str, ...] = ()
+    """What the reader of the image should know, for example a prompt that was cut."""
+    queued_at: Time | None = None
+    start_time: Time | None = None
+    completion_time: Time | None = None
+    timings: Timings | None = None
+    observed_generation: int | None = None
+
+
+class GenerationJob(Schema):
+    """A request for images, and where it stands."""
+
+    model_config = ConfigDict(title="GenerationJob")
+
+    KIND: ClassVar[str] = "GenerationJob"
+    PLURAL: ClassVar[str] = meta.GENERATION_JOBS
+
+    api_version: str = meta.API_VERSION
+    kind: str = KIND
+    metadata: ObjectMeta = ObjectMeta()
+    spec: GenerationJobSpec
+    status: GenerationJobStatus = GenerationJobStatus()
+
+    @property
+    def name(self) -> str:
+        """The name, which is the task id of the HTTP API."""
+        return self.metadata.name
+
+    @property
+    def uid(self) -> str:
+        """The identity that survives no deletion."""
+        return self.metadata.uid

@@ -1,0 +1,139 @@
+"""ValidatingAdmissionPolicies: what the API server refuses beyond what a schema can say.
+
+Who may write a job's status is decided by permission, not by a name: the operator is whoever holds the verb ``bind``
+on generationjobs, as the RBAC system uses virtual verbs (``bind`` and ``escalate`` on roles). Everybody else must be
+the very Pod that ``status.worker`` names, proven by a Pod-bound token:
+https://kubernetes.io/docs/reference/access-authn-authz/service-accounts-admin/#additional-metadata-in-pod-bound-tokens
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kubediffusion.resources import meta
+from kubediffusion.resources.diffusion_model import DiffusionModel, Limits
+from kubediffusion.resources.generation_job import Phase
+from kubediffusion.resources.transitions import Writer, writer_rule
+
+_OLD_PHASE = "variables.old.?phase.orValue('Pending')"
+_NEW_PHASE = "variables.new.?phase.orValue('Pending')"
+
+
+def render() -> dict[str, list[dict[str, Any]]]:
+    """Give each policy with its binding, by file name."""
+    return {"status-writers": status_writers(), "model-limits": model_limits()}
+
+
+def status_writers() -> list[dict[str, Any]]:
+    """Give the policy that lets each of the two writers do its own transitions only."""
+    name = f"status-writers.{meta.GROUP}"
+    outcomes = ", ".join(repr(str(phase)) for phase in (Phase.RUNNING, Phase.SUCCEEDED))
+    spec = {
+        "failurePolicy": "Fail",
+        "matchConstraints": {
+            "resourceRules": [_rule(f"{meta.GENERATION_JOBS}/status", "UPDATE")],
+        },
+        "variables": [
+            {"name": "old", "expression": "oldObject.?status.orValue({})"},
+            {"name": "new", "expression": "object.?status.orValue({})"},
+            {
+                "name": "isOperator",
+                "expression": f"authorizer.group('{meta.GROUP}').resource('{meta.GENERATION_JOBS}')"
+                f".namespace(request.namespace).check('{meta.BIND_VERB}').allowed()",
+            },
+            {
+                "name": "pod",
+                "expression": "request.userInfo.?extra[?'authentication.kubernetes.io/pod-name'].orValue([]).join('')",
+            },
+        ],
+        "validations": [
+            {
+                "expression": "variables.isOperator || "
+                "(variables.pod != '' && variables.pod == variables.old.?worker.orValue(''))",
+                "message": "only the worker that status.worker names, with its Pod-bound token, may report on this job",
+                "reason": "Forbidden",
+            },
+            {
+                "expression": "variables.isOperator || (variables.new.?worker == variables.old.?worker && "
+                "variables.new.?attempt == variables.old.?attempt && variables.new.?retries == variables.old.?retries)",
+                "message": "status.worker, attempt and retries are the operator's",
+                "reason": "Forbidden",
+            },
+            {
+                # A worker may report without a change of phase (progress, a condition) only on a job that it has.
+                "expression": f"variables.isOperator || {_OLD_PHASE} == {_NEW_PHASE} || "
+                f"({writer_rule(Writer.WORKER, _OLD_PHASE, _NEW_PHASE)})",
+                "message": "a worker takes a job from Scheduled to Running, and from either to Succeeded or Failed",
+                "reason": "Forbidden",
+            },
+            {
+                "expression": f"!variables.isOperator || {_OLD_PHASE} == {_NEW_PHASE} || "
+                f"!({_NEW_PHASE} in [{outcomes}])",
+                "message": "Running and Succeeded are the worker's to report",
+                "reason": "Forbidden",
+            },
+        ],
+    }
+    return _policy_and_binding(name, spec, {})
+
+
+def model_limits() -> list[dict[str, Any]]:
+    """Give the policy that refuses, at the door, a job that exceeds its model's limits.
+
+    The policy's parameters are all DiffusionModels of the namespace: it is evaluated once for each, and lets pass
+    where the job means another model.
+    """
+    name = f"model-limits.{meta.GROUP}"
+    used = "(variables.named ? object.spec.model == params.metadata.name : variables.isDefault)"
+    validations = []
+    for field, info in Limits.model_fields.items():
+        alias, default = info.alias, info.default
+        del field
+        limit = f"params.spec.?limits.?{alias}.orValue({default})"
+        validations.append(
+            {
+                "expression": f"!{used} || !has(object.spec.{alias}) || object.spec.{alias} <= {limit}",
+                "messageExpression": f"'spec.{alias}: ' + string(object.spec.{alias}) + ' exceeds the limit ' + "
+                f"string({limit}) + ' of model ' + params.metadata.name",
+                "message": f"spec.{alias} exceeds the limit of the model",
+                "reason": "Invalid",
+            }
+        )
+    spec = {
+        "failurePolicy": "Fail",
+        "paramKind": {"apiVersion": meta.API_VERSION, "kind": DiffusionModel.KIND},
+        "matchConstraints": {"resourceRules": [_rule(meta.GENERATION_JOBS, "CREATE")]},
+        "variables": [
+            {"name": "named", "expression": "has(object.spec.model)"},
+            {
+                "name": "isDefault",
+                "expression": "has(params.metadata.annotations) && "
+                f"params.metadata.annotations[?'{meta.DEFAULT_MODEL_ANNOTATION}'].orValue('') == 'true'",
+            },
+        ],
+        "validations": validations,
+    }
+    # No model at all is no reason to refuse: the job may have been applied before its model.
+    return _policy_and_binding(name, spec, {"paramRef": {"selector": {}, "parameterNotFoundAction": "Allow"}})
+
+
+def _rule(resource: str, operation: str) -> dict[str, Any]:
+    return {
+        "apiGroups": [meta.GROUP],
+        "apiVersions": [meta.VERSION],
+        "operations": [operation],
+        "resources": [resource],
+    }
+
+
+def _policy_and_binding(name: str, spec: dict[str, Any], binding: dict[str, Any]) -> list[dict[str, Any]]:
+    version = "admissionregistration.k8s.io/v1"
+    return [
+        {"apiVersion": version, "kind": "ValidatingAdmissionPolicy", "metadata": {"name": name}, "spec": spec},
+        {
+            "apiVersion": version,
+            "kind": "ValidatingAdmissionPolicyBinding",
+            "metadata": {"name": name},
+            "spec": {"policyName": name, "validationActions": ["Deny"], **binding},
+        },
+    ]

@@ -1,0 +1,79 @@
+"""From a job's spec and its model to the parameters it runs with: check against limits, resolve defaults and seed."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kubediffusion.resources.diffusion_model import DiffusionModel
+from kubediffusion.resources.generation_job import (
+    DEFAULT_GUIDANCE,
+    DEFAULT_STEPS,
+    MAX_SEED,
+    GenerationJobSpec,
+    Parameters,
+)
+
+
+@dataclass(frozen=True)
+class FieldError:
+    """One value that a model's limits refuse.
+
+    Attributes:
+        field: Path of the field in Python's spelling, for example ``num_inference_steps``.
+        message: The reason and the remedy.
+    """
+
+    field: str
+    message: str
+
+
+def check_limits(spec: GenerationJobSpec, model: DiffusionModel) -> Iterator[FieldError]:
+    """Give every field of ``spec`` that exceeds the model's limits; nothing when the model takes the job."""
+    for field, limit in model.spec.limits.model_dump().items():
+        value = getattr(spec, field)
+        if value is not None and value > limit:
+            yield FieldError(
+                field, f"{value} exceeds the limit {limit} of model {model.name!r}; ask for at most {limit}"
+            )
+    seed, images = spec.seed, spec.num_images or 1
+    if seed is not None and seed > MAX_SEED - images + 1:
+        yield FieldError(
+            "seed", f"image {images - 1} would use seed {seed + images - 1}, beyond {MAX_SEED}; lower the seed"
+        )
+
+
+def draw_seed() -> int:
+    """Draw the seed of a job that names none: 32 bits, which every tool can show without loss."""
+    return secrets.randbits(32)
+
+
+def resolve(spec: GenerationJobSpec, model: DiffusionModel, seed: int) -> Parameters:
+    """Fill in what the job leaves open: from the model's defaults, then the project's.
+
+    Width, height and scheduler stay open where neither says: then the pipeline's own are used, and the worker
+    reports them.
+
+    Args:
+        spec: What the job asks for.
+        model: The model that it is bound to.
+        seed: Seed to use if the job names none.
+    """
+    defaults = model.spec.defaults
+    return Parameters(
+        model=model.name,
+        num_inference_steps=spec.num_inference_steps or defaults.num_inference_steps or DEFAULT_STEPS,
+        guidance_scale=_first(spec.guidance_scale, defaults.guidance_scale, DEFAULT_GUIDANCE),
+        seed=seed if spec.seed is None else spec.seed,
+        num_images=spec.num_images or 1,
+        negative_prompt=spec.negative_prompt if spec.negative_prompt is not None else defaults.negative_prompt,
+        width=spec.width or defaults.width,
+        height=spec.height or defaults.height,
+        scheduler=spec.scheduler or defaults.scheduler,
+        deterministic=bool(spec.deterministic),
+    )
+
+
+def _first(*values: float | None) -> float:
+    return next(value for value in values if value is not None)

@@ -1,0 +1,52 @@
+"""The HTTP endpoint of a process without an API of its own: ``/livez``, ``/readyz`` and ``/metrics``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+from prometheus_client import REGISTRY, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+Check = Callable[[], str | None]
+"""Tells what is wrong in a few words, or None when all is well. It must not block."""
+
+
+@asynccontextmanager
+async def serve_probes(host: str, port: int, *, live: Check, ready: Check) -> AsyncIterator[int]:
+    """Serve the endpoint, and give the port that it listens on.
+
+    Args:
+        host: Address to bind.
+        port: Port to bind; 0 for any free one.
+        live: Decides ``/livez``: 200, or 503 when the process should be restarted.
+        ready: Decides ``/readyz``: 200, or 503 while it should get no work.
+
+    Raises:
+        OSError: The port cannot be bound.
+    """
+    app = web.Application()
+    app.router.add_get("/livez", _probe(live))
+    app.router.add_get("/readyz", _probe(ready))
+    app.router.add_get("/metrics", _metrics)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port)
+        await site.start()
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
+
+
+def _probe(check: Check) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def answer(_: web.Request) -> web.Response:
+        problem = check()
+        return web.Response(text=problem or "ok", status=503 if problem else 200)
+
+    return answer
+
+
+async def _metrics(_: web.Request) -> web.Response:
+    return web.Response(body=generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})

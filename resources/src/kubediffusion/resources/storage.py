@@ -1,0 +1,126 @@
+"""Where images lie: S3-compatible storage, set up by the ordinary AWS settings.
+
+Endpoint, region and credentials are boto3's own (``AWS_ENDPOINT_URL_S3``, ``AWS_REGION``, ``AWS_ACCESS_KEY_ID``, …:
+https://docs.aws.amazon.com/boto3/latest/guide/configuration.html); only bucket and prefix are ours. Calls block: run
+them in a thread.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+
+PNG = "image/png"
+
+_PERMANENT = frozenset({"NoSuchBucket", "InvalidBucketName", "InvalidArgument", "EntityTooLarge", "InvalidRequest"})
+
+
+class StorageError(Exception):
+    """Storage did not do what was asked.
+
+    Attributes:
+        permanent: Asking again cannot help. Denied access is not permanent: credentials get rotated and mended.
+        missing: There is no such object.
+    """
+
+    def __init__(self, message: str, *, permanent: bool = False, missing: bool = False) -> None:
+        super().__init__(message)
+        self.permanent = permanent
+        self.missing = missing
+
+
+class ImageStorage:
+    """One bucket of images. Safe to share between threads, as boto3 clients are.
+
+    Args:
+        bucket: Name of the bucket.
+        connections: Requests that may be under way at the same time.
+    """
+
+    def __init__(self, bucket: str, connections: int = 16) -> None:
+        self.bucket = bucket
+        # One quick second try here; callers pace longer outages, since they can say so in a job's status meanwhile.
+        config = Config(
+            connect_timeout=3,
+            read_timeout=20,
+            max_pool_connections=connections,
+            retries={"total_max_attempts": 2, "mode": "standard"},
+        )
+        self._client: S3Client = boto3.session.Session().client("s3", config=config)
+
+    def uri(self, key: str) -> str:
+        """Give the s3:// address of a key."""
+        return f"s3://{self.bucket}/{key}"
+
+    def key(self, uri: str) -> str:
+        """Give the key of an address of this bucket.
+
+        Raises:
+            StorageError: The address is of another bucket: it was written under other settings.
+        """
+        scheme = f"s3://{self.bucket}/"
+        if not uri.startswith(scheme):
+            raise StorageError(f"{uri} is not in the configured bucket {self.bucket!r}", permanent=True)
+        return uri.removeprefix(scheme)
+
+    def put(self, key: str, data: bytes) -> str:
+        """Store a PNG and give its address once storage has confirmed it; the same key is overwritten.
+
+        Raises:
+            StorageError: It was not confirmed.
+        """
+        try:
+            self._client.put_object(Bucket=self.bucket, Key=key, Body=data, ContentType=PNG)
+        except (ClientError, BotoCoreError) as error:
+            raise _translated(error, f"cannot store {self.uri(key)}") from error
+        return self.uri(key)
+
+    def get(self, uri: str) -> bytes:
+        """Read an image.
+
+        Raises:
+            StorageError: It cannot be read; ``missing`` when it is not there.
+        """
+        try:
+            return self._client.get_object(Bucket=self.bucket, Key=self.key(uri))["Body"].read()
+        except (ClientError, BotoCoreError) as error:
+            raise _translated(error, f"cannot read {uri}") from error
+
+    def delete(self, uri: str) -> None:
+        """Delete an image; one that is not there is no error.
+
+        Raises:
+            StorageError: It may still be there.
+        """
+        try:
+            self._client.delete_object(Bucket=self.bucket, Key=self.key(uri))
+        except (ClientError, BotoCoreError) as error:
+            raise _translated(error, f"cannot delete {uri}") from error
+
+    def presign(self, uri: str, seconds: int) -> str:
+        """Give a URL that anyone may read the image by for so many seconds. Signed here, without a request."""
+        target = {"Bucket": self.bucket, "Key": self.key(uri)}
+        return self._client.generate_presigned_url("get_object", Params=target, ExpiresIn=seconds)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+
+def _translated(error: ClientError | BotoCoreError, what: str) -> StorageError:
+    if isinstance(error, ClientError):
+        code = error.response["Error"].get("Code", "")
+        message = error.response["Error"].get("Message", "")
+        # Codes and messages of S3 name buckets and keys, never credentials.
+        return StorageError(
+            f"{what}: {code} {message}".strip(),
+            permanent=code in _PERMANENT,
+            missing=code in {"NoSuchKey", "404"},
+        )
+    return StorageError(f"{what}: {error}")

@@ -1,0 +1,84 @@
+"""The state machine of a GenerationJob: one table that the operator, the worker and the API server all follow.
+
+The API server enforces it twice: the CRD's CEL refuses a change of phase that the table does not have
+(:func:`transition_rule`), and an admission policy refuses it to the wrong writer
+(:mod:`kubediffusion.resources.policies`).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from kubediffusion.resources.generation_job import Phase
+
+
+class Writer(StrEnum):
+    """Who writes status."""
+
+    OPERATOR = "operator"
+    WORKER = "worker"
+
+
+TERMINAL = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED})
+"""Phases that are never left."""
+
+BOUND = frozenset({Phase.SCHEDULED, Phase.RUNNING})
+"""Phases in which ``status.worker`` names who has the job."""
+
+TRANSITIONS: dict[Writer, dict[Phase, frozenset[Phase]]] = {
+    Writer.OPERATOR: {
+        # Bound to a worker; or failed or cancelled before any worker saw it.
+        Phase.PENDING: frozenset({Phase.SCHEDULED, Phase.FAILED, Phase.CANCELLED}),
+        # Back to the queue, or straight to another worker, when the worker goes.
+        Phase.SCHEDULED: frozenset({Phase.PENDING, Phase.SCHEDULED, Phase.FAILED, Phase.CANCELLED}),
+        Phase.RUNNING: frozenset({Phase.PENDING, Phase.SCHEDULED, Phase.FAILED, Phase.CANCELLED}),
+    },
+    Writer.WORKER: {
+        # A batch that ends within a second is never written as Running first: two writes that fall together are one.
+        Phase.SCHEDULED: frozenset({Phase.RUNNING, Phase.SUCCEEDED, Phase.FAILED}),
+        Phase.RUNNING: frozenset({Phase.RUNNING, Phase.SUCCEEDED, Phase.FAILED}),
+    },
+}
+"""For each writer, from each phase, the phases it may write."""
+
+
+def allowed(writer: Writer, old: Phase, new: Phase) -> bool:
+    """Tell whether this writer may take a job from ``old`` to ``new``."""
+    return new in TRANSITIONS[writer].get(old, frozenset())
+
+
+def targets(old: Phase) -> frozenset[Phase]:
+    """Give the phases that some writer may write over ``old``, itself included unless it is terminal."""
+    if old in TERMINAL:
+        return frozenset()
+    reachable = frozenset().union(*(table.get(old, frozenset()) for table in TRANSITIONS.values()))
+    return reachable | {old}
+
+
+def _cel_map(table: dict[Phase, frozenset[Phase]]) -> str:
+    entries = (f"'{old}': [{', '.join(repr(str(new)) for new in sorted(table[old]))}]" for old in Phase if old in table)
+    return "{" + ", ".join(entries) + "}"
+
+
+def transition_rule() -> str:
+    """Give the CEL expression on ``status`` that holds only for changes of phase that the table has."""
+    table = {old: targets(old) for old in Phase if old not in TERMINAL}
+    return f"!(oldSelf.phase in {_cel_map(table)}) || self.phase in {_cel_map(table)}[oldSelf.phase]"
+
+
+def terminal_rule() -> str:
+    """Give the CEL expression on ``status`` that keeps the status of a finished job as it is."""
+    terminal = ", ".join(repr(str(phase)) for phase in sorted(TERMINAL))
+    return f"!(oldSelf.phase in [{terminal}]) || self == oldSelf"
+
+
+def writer_rule(writer: Writer, old: str, new: str) -> str:
+    """Give the CEL expression that holds when this writer may go from ``old`` to ``new``.
+
+    Args:
+        writer: Whose row of the table.
+        old: CEL expression of the phase before.
+        new: CEL expression of the phase after.
+    """
+    table = _cel_map(TRANSITIONS[writer])
+    return f"{old} in {table} && {new} in {table}[{old}]"

@@ -1,0 +1,121 @@
+"""List and watch: keep a reader's picture of a collection equal to the cluster's, through every interruption.
+
+The same contract as client-go's Reflector: list, then watch from the list's resource version; resume from the last
+version seen when a watch ends, which is normal; list again when that version is gone. An object that vanished while
+nobody watched is reported as deleted after the next list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from kubediffusion.resources.base import ObjectMeta, Schema
+from kubediffusion.resources.client import Change, GoneError, KubernetesError, Resource
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T", bound=Schema)
+
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 10.0
+
+
+class Reflector(Generic[T]):
+    """Tell a handler of every change of a collection, once and in the server's order.
+
+    Args:
+        resource: What to watch.
+        namespace: Where; None for all namespaces.
+        on_change: Called with the object and whether it is gone. It must not block.
+        field_selector: Only objects that match; one that stops matching counts as gone.
+        label_selector: The same, by labels.
+
+    Attributes:
+        synced: Set while the picture is complete: from the first full list on.
+    """
+
+    def __init__(
+        self,
+        resource: Resource[T],
+        namespace: str | None,
+        on_change: Callable[[T, bool], None],
+        *,
+        field_selector: str = "",
+        label_selector: str = "",
+    ) -> None:
+        self._resource = resource
+        self._namespace = namespace
+        self._on_change = on_change
+        self._field_selector = field_selector
+        self._label_selector = label_selector
+        self._known: dict[str, T] = {}
+        self._version: str | None = None
+        self.synced = asyncio.Event()
+
+    async def run(self) -> None:
+        """Reflect until cancelled. The API server being away is waited out."""
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                if self._version is None:
+                    await self._list()
+                    pause = FIRST_PAUSE
+                if await self._watch():
+                    pause = FIRST_PAUSE
+            except GoneError:
+                self._version = None
+            except KubernetesError as error:
+                logger.warning("watch of %s interrupted, trying again: %s", self._resource.kind.__name__, error)
+                # Jitter: after an outage all watchers come back, and should not all come at once.
+                await asyncio.sleep(error.retry_after or pause * random.uniform(0.5, 1.0))  # noqa: S311
+                pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _list(self) -> None:
+        items, version = await self._resource.list(
+            self._namespace, field_selector=self._field_selector, label_selector=self._label_selector
+        )
+        present = {_meta(item).uid: item for item in items}
+        for uid in self._known.keys() - present.keys():
+            self._on_change(self._known.pop(uid), True)
+        for uid, item in present.items():
+            known = self._known.get(uid)
+            if known is None or _meta(known).resource_version != _meta(item).resource_version:
+                self._known[uid] = item
+                self._on_change(item, False)
+        self._version = version
+        self.synced.set()
+
+    async def _watch(self) -> bool:
+        """Follow one watch to its end, and tell whether it brought anything."""
+        assert self._version is not None  # noqa: S101 - set by _list
+        lively = False
+        events = self._resource.watch(
+            self._namespace,
+            self._version,
+            field_selector=self._field_selector,
+            label_selector=self._label_selector,
+        )
+        async for event in events:
+            lively = True
+            self._version = event.resource_version
+            if event.item is None:
+                continue
+            uid = _meta(event.item).uid
+            if event.change is Change.DELETED:
+                self._known.pop(uid, None)
+                self._on_change(event.item, True)
+            else:
+                self._known[uid] = event.item
+                self._on_change(event.item, False)
+        return lively
+
+
+def _meta(item: Schema) -> ObjectMeta:
+    metadata = getattr(item, "metadata", None)
+    if not isinstance(metadata, ObjectMeta):
+        raise TypeError(f"{type(item).__name__} is no object of the Kubernetes API: it has no metadata")
+    return metadata

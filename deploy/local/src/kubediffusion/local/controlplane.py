@@ -1,0 +1,193 @@
+"""Kubernetes' control plane: etcd, kube-apiserver, kube-controller-manager and kube-scheduler, as they are.
+
+Each can be killed and started again: ports, data and certificates stay. Who may do what is decided as in any cluster
+(RBAC, the Node authorizer, NodeRestriction); nothing here weakens it for convenience.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kubediffusion.local import certificates, kubeconfig
+from kubediffusion.local.binaries import Binaries
+from kubediffusion.local.certificates import Authority, KeyPair
+from kubediffusion.local.claims import LOOPBACK, Claims
+from kubediffusion.local.processes import Process, Program, answers
+
+ISSUER = "https://kubernetes.default.svc"
+SERVICE_RANGE = "10.96.0.0/16"
+ADMINISTRATORS = "system:masters"
+
+
+class ControlPlane:
+    """A control plane under a folder of its own.
+
+    Attributes:
+        url: Where the API server answers.
+        authority: The file of the authority that signed its certificate.
+        admin: The kubeconfig of an administrator.
+    """
+
+    def __init__(self, folder: Path, binaries: Binaries, claims: Claims) -> None:
+        self._folder = folder
+        self._binaries = binaries
+        self._keys = _folder(folder / "certificates")
+        self._logs = _folder(folder / "logs")
+        self._kubeconfigs = _folder(folder / "kubeconfigs")
+        self._authority = Authority("kubernetes-ca", self._keys)
+        self.authority = self._authority.certificate
+        self._server = self._authority.server("kubernetes")
+        self._port = claims.port()
+        self.url = f"https://{LOOPBACK}:{self._port}"
+        self.etcd = self._etcd(claims)
+        self.apiserver = self._apiserver()
+        self.admin = self.kubeconfig("kubernetes-admin", (ADMINISTRATORS,))
+        self.controller_manager = self._controller_manager(claims)
+        self.scheduler = self._scheduler(claims)
+
+    @property
+    def processes(self) -> tuple[Process, ...]:
+        """Its processes, in the order in which they start."""
+        return (self.etcd, self.apiserver, self.controller_manager, self.scheduler)
+
+    def start(self) -> None:
+        """Starts all of it and waits until each part serves."""
+        for process in (self.etcd, self.apiserver):
+            process.start()
+            process.wait_ready()
+        followers = (self.controller_manager, self.scheduler)
+        for process in followers:
+            process.start()
+        for process in followers:
+            process.wait_ready()
+
+    def stop(self) -> None:
+        """Stops all of it, in reverse order."""
+        for process in reversed(self.processes):
+            process.stop()
+
+    def kubeconfig(self, user: str, groups: tuple[str, ...] = ()) -> Path:
+        """Makes a user, who may do what RBAC lets a user of that name and those groups do."""
+        path = self._kubeconfigs / f"{user.replace(':', '-')}.yaml"
+        return kubeconfig.with_certificate(path, self.url, self.authority, self._authority.client(user, groups))
+
+    def server_certificate(self, name: str) -> KeyPair:
+        """Issues a certificate for a server that the API server talks to."""
+        return self._authority.server(name)
+
+    def _etcd(self, claims: Claims) -> Process:
+        # An authority of its own: a certificate for Kubernetes must not open the store beneath it.
+        authority = Authority("etcd-ca", self._keys)
+        server = authority.server("etcd")
+        self._etcd_client = authority.client("kube-apiserver-etcd")
+        self._etcd_authority = authority.certificate
+        client, peer, metrics = (claims.port() for _ in range(3))
+        self._etcd_url = f"https://{LOOPBACK}:{client}"
+        peer_url = f"https://{LOOPBACK}:{peer}"
+        return self._process(
+            "etcd",
+            [
+                f"--data-dir={self._folder / 'etcd'}",
+                f"--listen-client-urls={self._etcd_url}",
+                f"--advertise-client-urls={self._etcd_url}",
+                f"--cert-file={server.certificate}",
+                f"--key-file={server.key}",
+                f"--trusted-ca-file={authority.certificate}",
+                "--client-cert-auth",
+                f"--listen-peer-urls={peer_url}",
+                f"--initial-advertise-peer-urls={peer_url}",
+                f"--initial-cluster=default={peer_url}",
+                f"--peer-cert-file={server.certificate}",
+                f"--peer-key-file={server.key}",
+                f"--peer-trusted-ca-file={authority.certificate}",
+                "--peer-client-cert-auth",
+                f"--listen-metrics-urls=http://{LOOPBACK}:{metrics}",
+                # A process that is killed loses nothing by this; only the machine's power could take the data along.
+                "--unsafe-no-fsync",
+                "--log-level=warn",
+            ],
+            health=f"http://{LOOPBACK}:{metrics}/readyz",
+        )
+
+    def _apiserver(self) -> Process:
+        tokens = certificates.signing_key(self._keys)
+        self._token_key = tokens.key
+        to_nodes = self._authority.client("kube-apiserver-kubelet-client", (ADMINISTRATORS,))
+        return self._process(
+            "kube-apiserver",
+            [
+                f"--bind-address={LOOPBACK}",
+                f"--secure-port={self._port}",
+                f"--advertise-address={LOOPBACK}",
+                # Publishing a loopback address as the endpoint of the service "kubernetes" is refused; pods are
+                # told the address by the node.
+                "--endpoint-reconciler-type=none",
+                f"--service-cluster-ip-range={SERVICE_RANGE}",
+                f"--cert-dir={self._keys}",
+                f"--tls-cert-file={self._server.certificate}",
+                f"--tls-private-key-file={self._server.key}",
+                f"--client-ca-file={self.authority}",
+                f"--etcd-servers={self._etcd_url}",
+                f"--etcd-cafile={self._etcd_authority}",
+                f"--etcd-certfile={self._etcd_client.certificate}",
+                f"--etcd-keyfile={self._etcd_client.key}",
+                "--authorization-mode=Node,RBAC",
+                "--enable-admission-plugins=NodeRestriction",
+                f"--service-account-issuer={ISSUER}",
+                f"--service-account-key-file={tokens.certificate}",
+                f"--service-account-signing-key-file={tokens.key}",
+                f"--kubelet-certificate-authority={self.authority}",
+                f"--kubelet-client-certificate={to_nodes.certificate}",
+                f"--kubelet-client-key={to_nodes.key}",
+                "--kubelet-preferred-address-types=InternalIP",
+            ],
+            health=f"{self.url}/readyz",
+        )
+
+    def _controller_manager(self, claims: Claims) -> Process:
+        port = claims.port()
+        return self._process(
+            "kube-controller-manager",
+            [
+                *self._follower("kube-controller-manager", port),
+                "--use-service-account-credentials",
+                f"--service-account-private-key-file={self._token_key}",
+                f"--root-ca-file={self.authority}",
+            ],
+            health=f"https://{LOOPBACK}:{port}/healthz",
+        )
+
+    def _scheduler(self, claims: Claims) -> Process:
+        port = claims.port()
+        return self._process(
+            "kube-scheduler", self._follower("kube-scheduler", port), health=f"https://{LOOPBACK}:{port}/readyz"
+        )
+
+    def _follower(self, name: str, port: int) -> list[str]:
+        identity = self.kubeconfig(f"system:{name}")
+        return [
+            f"--kubeconfig={identity}",
+            f"--authentication-kubeconfig={identity}",
+            f"--authorization-kubeconfig={identity}",
+            f"--bind-address={LOOPBACK}",
+            f"--secure-port={port}",
+            f"--tls-cert-file={self._server.certificate}",
+            f"--tls-private-key-file={self._server.key}",
+            # There is one of each; an election would only delay a restart.
+            "--leader-elect=false",
+        ]
+
+    def _process(self, name: str, arguments: list[str], *, health: str) -> Process:
+        return Process(
+            Program(
+                name=name,
+                command=[str(self._binaries.path(name)), *arguments],
+                log=self._logs / f"{name}.log",
+                healthy=answers(health, self.authority if health.startswith("https") else None),
+            )
+        )
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path

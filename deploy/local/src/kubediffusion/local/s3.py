@@ -1,0 +1,80 @@
+"""A real S3 server on one machine: versitygw, whose objects are files in a folder."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import boto3
+from botocore.config import Config
+
+from kubediffusion.local.binaries import Binaries
+from kubediffusion.local.claims import LOOPBACK, Claims
+from kubediffusion.local.processes import Process, Program, answers
+
+REGION = "us-east-1"
+HEALTH_PATH = "/health"
+
+
+class ObjectStore:
+    """An S3 server with keys of its own, which can be stopped and started in the same place.
+
+    Attributes:
+        process: The server.
+        endpoint: Its URL.
+        access_key: The one key it knows.
+        secret_key: That key's secret.
+        folder: Where a bucket is a folder and an object a file.
+    """
+
+    def __init__(self, folder: Path, log: Path, binaries: Binaries, claims: Claims) -> None:
+        port = claims.port()
+        self.folder = folder / "buckets"
+        self.folder.mkdir(mode=0o700, parents=True)
+        # Not every file system of a temporary folder has extended attributes, so metadata gets a folder too.
+        metadata = folder / "metadata"
+        metadata.mkdir(mode=0o700)
+        self.endpoint = f"http://{LOOPBACK}:{port}"
+        self.access_key = f"local{secrets.token_hex(8)}"
+        self.secret_key = secrets.token_urlsafe(30)
+        self.process = Process(
+            Program(
+                name="S3 server",
+                command=[
+                    str(binaries.path("versitygw")),
+                    f"--port={LOOPBACK}:{port}",
+                    f"--region={REGION}",
+                    f"--health={HEALTH_PATH}",
+                    "--keep-alive",
+                    "--quiet",
+                    "posix",
+                    f"--sidecar={metadata}",
+                    str(self.folder),
+                ],
+                log=log,
+                healthy=answers(self.endpoint + HEALTH_PATH),
+                environment={"ROOT_ACCESS_KEY": self.access_key, "ROOT_SECRET_KEY": self.secret_key},
+            )
+        )
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The ordinary AWS settings of a client."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_REGION": REGION,
+            "AWS_ENDPOINT_URL_S3": self.endpoint,
+        }
+
+    def create_bucket(self, name: str) -> None:
+        """Makes a bucket."""
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name=REGION,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            config=Config(proxies={}, s3={"addressing_style": "path"}),
+        )
+        client.create_bucket(Bucket=name)

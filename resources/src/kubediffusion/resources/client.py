@@ -193,7 +193,7 @@ class KubernetesClient:
             data = await response.read()
             raise error_from_status(response.status, _decode_status(data), response.getheader("Retry-After"))
         try:
-            async for line in response.response.content:
+            async for line in _lines(response.response.content):
                 event = json.loads(line)
                 if event["type"] == "ERROR":
                     raise error_from_status(event["object"].get("code", 0), event["object"])
@@ -222,6 +222,23 @@ class KubernetesClient:
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise KubernetesError(0, "Unreachable", f"the API server does not answer: {error!r}") from error
+
+
+async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Split a stream into lines of any length.
+
+    aiohttp's own iteration gives up on a line longer than its read buffer. One object with large annotations (the API
+    server allows 256 KiB of them) would then break every watch again and again.
+    """
+    parts: list[bytes] = []
+    async for data in content.iter_any():
+        *ended, rest = data.split(b"\n")
+        for end in ended:
+            yield b"".join((*parts, end))
+            parts.clear()
+        if rest:
+            parts.append(rest)
+    # What follows the last newline is an event that was cut off with the connection.
 
 
 def _decode_status(data: bytes) -> dict[str, Any]:

@@ -51,6 +51,9 @@ class ImageStorage:
             read_timeout=20,
             max_pool_connections=connections,
             retries={"total_max_attempts": 2, "mode": "standard"},
+            # boto3 still signs URLs with version 2 by default, which most servers, AWS's newer regions among them,
+            # no longer take.
+            signature_version="s3v4",
         )
         self._client: S3Client = boto3.session.Session().client("s3", config=config)
 

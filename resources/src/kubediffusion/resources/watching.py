@@ -66,6 +66,10 @@ class Reflector(Generic[T]):
                     pause = FIRST_PAUSE
                 if await self._watch():
                     pause = FIRST_PAUSE
+                else:
+                    # A server that is going down ends each watch at once, without an error.
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 2, LONGEST_PAUSE)
             except GoneError:
                 self._version = None
             except KubernetesError as error:

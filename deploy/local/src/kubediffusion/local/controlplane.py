@@ -51,18 +51,20 @@ class ControlPlane:
         return (self.etcd, self.apiserver, self.controller_manager, self.scheduler)
 
     def start(self) -> None:
-        """Starts all of it and waits until each part serves."""
+        """Starts all of it; when this returns, the API server serves."""
         for process in (self.etcd, self.apiserver):
             process.start()
             process.wait_ready()
-        followers = (self.controller_manager, self.scheduler)
-        for process in followers:
+        for process in (self.controller_manager, self.scheduler):
             process.start()
-        for process in followers:
+
+    def wait_ready(self) -> None:
+        """Waits until each part serves."""
+        for process in self.processes:
             process.wait_ready()
 
     def stop(self) -> None:
-        """Stops all of it, in reverse order."""
+        """Stops all of it, in reverse order: an API server without its store takes its time to give up."""
         for process in reversed(self.processes):
             process.stop()
 

@@ -1,0 +1,197 @@
+"""A whole cluster on one machine: control plane, S3 server and a process node, as one thing to start and stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from kubediffusion.local import binaries
+from kubediffusion.local.binaries import Binaries
+from kubediffusion.local.claims import Claims
+from kubediffusion.local.controlplane import ControlPlane
+from kubediffusion.local.errors import LocalError
+from kubediffusion.local.node.restarts import Backoff
+from kubediffusion.local.node.settings import NodeSettings
+from kubediffusion.local.processes import Process, Program
+from kubediffusion.local.s3 import ObjectStore
+
+FIELD_MANAGER = "kubediffusion-local"
+NODE_NAME = "this-machine"
+NODES_GROUP = "system:nodes"
+KUBECTL_SECONDS = 120.0
+
+Manifest = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """What may differ between a demo and a test.
+
+    Attributes:
+        folder: Where everything lies; a temporary folder where that is None.
+        gpus: How many GPUs the node has; as many as the machine where that is None.
+        cpu: How many processors the scheduler may give to pods, as a quantity.
+        backoff: How long a crashed container waits.
+    """
+
+    folder: Path | None = None
+    gpus: int | None = None
+    cpu: str = str(os.cpu_count() or 1)
+    backoff: Backoff = field(default_factory=Backoff)
+
+
+class LocalCluster:
+    """A real cluster whose pods are processes of this machine. Use it as a context manager.
+
+    Everything that it starts dies with this process, however that ends. Its folder is removed when the block ends
+    well, and stays, with all logs, when it does not.
+
+    Attributes:
+        folder: Where everything lies.
+        logs: Where the logs of its parts are, and those of its pods in a folder ``pods``.
+        control_plane: etcd, the API server, the controllers and the scheduler.
+        store: The S3 server.
+        node: The process node.
+    """
+
+    def __init__(self, settings: ClusterSettings | None = None, programs: Binaries | None = None) -> None:
+        settings = settings or ClusterSettings()
+        self._binaries = programs or binaries.provide()
+        self._claims = Claims()
+        self.folder = settings.folder or Path(tempfile.mkdtemp(prefix="kubediffusion-"))
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.logs = self.folder / "logs"
+        self.control_plane = ControlPlane(self.folder, self._binaries, self._claims)
+        self.store = ObjectStore(self.folder / "s3", self.logs / "s3.log", self._binaries, self._claims)
+        self.node = self._node(settings)
+
+    @property
+    def admin(self) -> Path:
+        """The kubeconfig of an administrator."""
+        return self.control_plane.admin
+
+    @property
+    def processes(self) -> tuple[Process, ...]:
+        """Every process, in the order in which they start."""
+        return (*self.control_plane.processes, self.store.process, self.node)
+
+    def start(self) -> None:
+        """Starts everything and waits until a pod could run."""
+        self.store.process.start()
+        self.control_plane.start()
+        self.node.start()
+        self.control_plane.wait_ready()
+        self.store.process.wait_ready()
+        self.node.wait_ready()
+
+    def stop(self) -> None:
+        """Stops everything: pods with the node first, so that nobody sees the rest disappear."""
+        with ExitStack() as all_of_them:  # each is stopped, also when stopping another is interrupted
+            all_of_them.callback(self._claims.release)
+            for process in self.processes:
+                all_of_them.callback(process.stop)
+
+    def check(self) -> None:
+        """Raises `PartFailedError` if any part has ended."""
+        for process in self.processes:
+            process.check()
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        if error is None or isinstance(error, KeyboardInterrupt):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        """Runs kubectl as an administrator and returns its output.
+
+        Raises:
+            LocalError: It failed.
+        """
+        command = [str(self._binaries.path("kubectl")), *arguments]
+        # kubectl keeps what it discovers in HOME; another run's is another cluster's.
+        environment = {"KUBECONFIG": str(self.admin), "HOME": str(self.folder), "PATH": os.environ.get("PATH", "")}
+        answer = subprocess.run(
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=KUBECTL_SECONDS,
+            check=False,
+            **({"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}),
+        )
+        if answer.returncode != 0:
+            raise LocalError(f"kubectl {' '.join(arguments)}: {answer.stderr.strip()}")
+        return answer.stdout
+
+    def apply(self, manifests: Iterable[Manifest]) -> None:
+        """Applies manifests on the server's side; what another manager changed is taken back."""
+        items = {"apiVersion": "v1", "kind": "List", "items": list(manifests)}
+        self.kubectl(
+            "apply",
+            "--server-side",
+            "--force-conflicts",
+            f"--field-manager={FIELD_MANAGER}",
+            "--filename=-",
+            stdin=json.dumps(items),
+        )
+
+    def get(self, *arguments: str) -> dict[str, Any]:
+        """Returns what ``kubectl get`` finds, as objects."""
+        found: dict[str, Any] = json.loads(self.kubectl("get", *arguments, "--output=json"))
+        return found
+
+    def _node(self, settings: ClusterSettings) -> Process:
+        plane = self.control_plane
+        identity = plane.kubeconfig(f"system:node:{NODE_NAME}", (NODES_GROUP,))
+        certificate = plane.server_certificate(NODE_NAME)
+        told = NodeSettings(
+            name=NODE_NAME,
+            authority=plane.authority,
+            server=plane.url,
+            network=self._claims.network(),
+            folder=self.folder / "pods",
+            logs=self.logs / "pods",
+            port=self._claims.port(),
+            certificate=certificate.certificate,
+            key=certificate.key,
+            gpus=settings.gpus,
+            cpu=settings.cpu,
+            backoff=settings.backoff,
+        )
+        return Process(
+            Program(
+                name="process node",
+                command=[sys.executable, "-m", "kubediffusion.local.node", *told.arguments()],
+                log=self.logs / "process-node.log",
+                healthy=self._node_ready,
+                environment={"KUBECONFIG": str(identity), "LANG": os.environ.get("LANG", "C.UTF-8")},
+            )
+        )
+
+    def _node_ready(self) -> bool:
+        """Tells whether the scheduler may use the node: it is registered, and no taint keeps pods away."""
+        try:
+            found = self.get("node", NODE_NAME)
+        except LocalError:
+            return False
+        return not found["spec"].get("taints")

@@ -1,0 +1,60 @@
+"""``python -m kubediffusion.local.node``: a process node, until it is told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+
+from kubediffusion.local.claims import LOOPBACK
+from kubediffusion.local.node import settings
+from kubediffusion.local.node.access import Access
+from kubediffusion.local.node.agent import Agent
+from kubediffusion.local.node.devices import Addresses
+from kubediffusion.local.node.logs import LogServer
+from kubediffusion.local.node.registration import Registration
+from kubediffusion.local.node.runner import Node
+from kubediffusion.local.node.settings import NodeSettings
+from kubediffusion.local.node.workplace import ApiServer
+from kubediffusion.resources.client import KubernetesClient
+
+
+async def serve(told: NodeSettings) -> None:
+    """Runs the node until SIGTERM or SIGINT."""
+    async with await KubernetesClient.connect("kubediffusion-process-node") as client:
+        devices = told.make_devices()
+        node = Node(
+            name=told.name,
+            address=LOOPBACK,
+            folder=told.folder,
+            logs=told.logs,
+            access=Access(client),
+            server=ApiServer(told.server, told.authority),
+            devices=devices,
+            addresses=Addresses(told.network),
+            backoff=told.backoff,
+        )
+        agent = Agent(client, node)
+        logs = LogServer(agent.find)
+        await logs.start(told.port, told.certificate, told.key, told.authority)
+        registration = Registration(client, told.name, node.address, told.port, told.capacity(devices.count))
+        work = asyncio.gather(agent.run(), registration.run())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, work.cancel)
+        try:
+            with contextlib.suppress(asyncio.CancelledError):
+                await work
+        finally:
+            await logs.stop()
+
+
+def main() -> None:
+    """Runs the node that the command line describes."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    asyncio.run(serve(settings.parse(sys.argv[1:])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Everything that this node asks the API server, beyond watching pods."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+from kubediffusion.local.node.objects import Pod
+from kubediffusion.resources.client import KubernetesClient, NotFoundError
+
+STRATEGIC_MERGE = "application/strategic-merge-patch+json"
+PLURALS = {"Secret": "secrets", "ConfigMap": "configmaps"}
+
+
+class Access:
+    """The API server, with the rights of a node."""
+
+    def __init__(self, client: KubernetesClient) -> None:
+        self._client = client
+
+    async def content(self, kind: str, namespace: str, name: str) -> dict[str, bytes] | None:
+        """Returns the content of a Secret or ConfigMap, or nothing where there is no such object."""
+        try:
+            found = await self._client.request("GET", f"/api/v1/namespaces/{namespace}/{PLURALS[kind]}/{name}")
+        except NotFoundError:
+            return None
+        if kind == "Secret":
+            return {key: base64.b64decode(value) for key, value in found.get("data", {}).items()}
+        texts = {key: value.encode() for key, value in found.get("data", {}).items()}
+        return texts | {key: base64.b64decode(value) for key, value in found.get("binaryData", {}).items()}
+
+    async def token(self, pod: Pod, audience: str, seconds: int) -> str:
+        """Returns a token of the pod's service account that ends with the pod."""
+        body = {
+            "spec": {
+                "audiences": [audience] if audience else [],
+                "expirationSeconds": seconds,
+                "boundObjectRef": {
+                    "apiVersion": "v1",
+                    "kind": "Pod",
+                    "name": pod.metadata.name,
+                    "uid": pod.metadata.uid,
+                },
+            }
+        }
+        account = f"/api/v1/namespaces/{pod.metadata.namespace}/serviceaccounts/{pod.spec.service_account_name}"
+        answer = await self._client.request("POST", f"{account}/token", body=body)
+        return str(answer["status"]["token"])
+
+    async def claimed_path(self, namespace: str, claim: str) -> str | None:
+        """Returns the path of this machine that stands behind a claim, or nothing where it has none (yet)."""
+        found = await self._client.request("GET", f"/api/v1/namespaces/{namespace}/persistentvolumeclaims/{claim}")
+        volume = found["spec"].get("volumeName")
+        if not volume:
+            return None
+        spec = (await self._client.request("GET", f"/api/v1/persistentvolumes/{volume}"))["spec"]
+        path = (spec.get("hostPath") or spec.get("local") or {}).get("path")
+        return str(path) if path else None
+
+    async def write_status(self, pod: Pod, status: Mapping[str, Any]) -> None:
+        """Writes a pod's status; refused when another pod has taken its name."""
+        patch = {"metadata": {"uid": pod.metadata.uid}, "status": status}
+        await self._client.request("PATCH", f"{_path(pod)}/status", body=patch, content_type=STRATEGIC_MERGE)
+
+    async def remove(self, pod: Pod) -> None:
+        """Takes a pod whose processes are gone out of the cluster."""
+        options = {"gracePeriodSeconds": 0, "preconditions": {"uid": pod.metadata.uid}}
+        await self._client.request("DELETE", _path(pod), body=options)
+
+    async def tell(self, event: Mapping[str, Any], namespace: str) -> None:
+        """Creates an event."""
+        await self._client.request("POST", f"/api/v1/namespaces/{namespace}/events", body=event)
+
+
+def _path(pod: Pod) -> str:
+    return f"/api/v1/namespaces/{pod.metadata.namespace}/pods/{pod.metadata.name}"

@@ -1,0 +1,224 @@
+"""The life of one container: started, probed, ended, and started again as its pod's policy says."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from kubediffusion.local.errors import log_tail
+from kubediffusion.local.node import probing
+from kubediffusion.local.node.checks import Target
+from kubediffusion.local.node.environment import ConfigurationError
+from kubediffusion.local.node.objects import Container, ContainerStatus, TerminatedState
+from kubediffusion.local.node.probing import Findings
+from kubediffusion.local.node.process import CANNOT_START, CannotStartError, ContainerProcess, Launch
+from kubediffusion.local.node.restarts import Backoff, should_restart
+from kubediffusion.local.node.status import (
+    CONFIGURATION_ERROR,
+    CRASH_LOOP,
+    ContainerReport,
+    Running,
+    Terminated,
+    Waiting,
+)
+from kubediffusion.local.node.stopping import Stop
+from kubediffusion.local.node.workplace import Workplace
+from kubediffusion.resources.client import KubernetesError
+
+logger = logging.getLogger(__name__)
+
+MESSAGE_BYTES = 4096
+LOG_MESSAGE_BYTES = 2048
+LOG_MESSAGE_LINES = 80
+RETRY_SECONDS = 2.0
+LOST = 137
+UNKNOWN = "ContainerStatusUnknown"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How a container of this pod is treated."""
+
+    restart_policy: str
+    backoff: Backoff
+    grace_seconds: float
+
+
+class ContainerRunner:
+    """Runs a container to its end.
+
+    Attributes:
+        report: Everything there is to say about it; `changed` is called after each change.
+    """
+
+    def __init__(self, container: Container, terms: Terms, stop: Stop, changed: Callable[[], None]) -> None:
+        self._container = container
+        self._terms = terms
+        self._stop = stop
+        self._changed = changed
+        self._crashes = 0
+        self.report = ContainerReport(container.name, container.image)
+
+    def resume(self, status: ContainerStatus) -> None:
+        """Takes over what a former process of this node reported, whose containers died with it."""
+        ended = status.state.terminated
+        if status.state.running:
+            ended = TerminatedState(
+                exit_code=LOST,
+                reason=UNKNOWN,
+                message="The container was gone when the node came back",
+                started_at=status.state.running.started_at,
+                finished_at=_now(),
+            )
+        last = _terminated(ended or status.last_state.terminated)
+        self.report = replace(self.report, restarts=status.restart_count, last=last)
+        if ended and last:
+            self._crashes = 1
+            self.report = replace(self.report, state=last)
+
+    def wait_because(self, reason: str, message: str) -> None:
+        """Says why it does not run yet."""
+        self._update(state=Waiting(reason, message))
+
+    def abandon(self) -> None:
+        """Says that it will not run any more, so that no ended pod has a container that waits."""
+        if isinstance(self.report.state, Waiting):
+            never = "The container was never started"
+            end = Terminated(LOST, UNKNOWN, never, None, _now(), "")
+            self._update(state=self.report.last or end)
+
+    async def run(self, workplace: Workplace) -> None:
+        """Runs it until it has ended for good."""
+        while not self._stop.asked:
+            if isinstance(self.report.state, Terminated) and not await self._may_restart(self.report.state):
+                return
+            launch = await self._launch(workplace)
+            if launch is None:
+                return
+            started = _now()
+            end = await self._run_once(launch, workplace)
+            self._crashes = self._terms.backoff.count(self._crashes, (_now() - started).total_seconds())
+            self._update(state=end, started=False, ready=False)
+
+    def _update(self, **changes: object) -> None:
+        self.report = replace(self.report, **changes)  # type: ignore[arg-type] # names of fields
+        self._changed()
+
+    async def _may_restart(self, end: Terminated) -> bool:
+        """Waits out the back-off before a restart; tells whether there is to be one."""
+        if not should_restart(self._terms.restart_policy, end.exit_code):
+            return False
+        delay = self._terms.backoff.delay(self._crashes)
+        if delay:
+            message = f"back-off {delay:g}s restarting failed container={self._container.name}"
+            self._update(state=Waiting(CRASH_LOOP, message), last=end)
+        if await self._stop.asked_within(delay):
+            self._update(state=end)
+            return False
+        self.report = replace(self.report, last=end, restarts=self.report.restarts + 1)
+        return True
+
+    async def _launch(self, workplace: Workplace) -> Launch | None:
+        """Gathers what a run needs, for as long as it takes; nothing when the pod is to end before that."""
+        while True:
+            try:
+                return await workplace.launch(self._container, self.report.restarts)
+            except (ConfigurationError, KubernetesError) as error:
+                self.wait_because(CONFIGURATION_ERROR, str(error))
+            if await self._stop.asked_within(RETRY_SECONDS):
+                return None
+
+    async def _run_once(self, launch: Launch, workplace: Workplace) -> Terminated:
+        started = _now()
+        try:
+            process = ContainerProcess(launch)
+        except (CannotStartError, OSError) as error:
+            return Terminated(CANNOT_START, "StartError", str(error), started, _now(), "")
+        identity = f"process://{process.pid}"
+        self._update(state=Running(started), container_id=identity)
+        try:
+            code = await self._attend(process, launch, workplace)
+        finally:
+            process.kill()
+        message = last_words(launch, self._container.termination_message_policy, code)
+        return Terminated(code, "Error" if code else "Completed", message, started, _now(), identity)
+
+    async def _attend(self, process: ContainerProcess, launch: Launch, workplace: Workplace) -> int:
+        """Probes a process until it ends, by itself or because it is told to."""
+        unhealthy = asyncio.Event()
+
+        def end(reason: str) -> None:
+            logger.info("container %s is unhealthy and is ended: %s", self._container.name, reason)
+            unhealthy.set()
+
+        findings = Findings(
+            started=lambda: self._update(started=True),
+            ready=lambda ready: self._update(ready=ready),
+            unhealthy=end,
+        )
+        mounts = workplace.mounts(self._container, launch.message)
+        target = Target(self._container, workplace.facts.pod_ip, launch.environment, launch.folder, mounts.translate)
+        ended = asyncio.create_task(process.wait())
+        helpers = [
+            asyncio.create_task(probing.watch(target, findings)),
+            asyncio.create_task(self._end_when_told(process)),
+            asyncio.create_task(self._end_when(unhealthy, process)),
+        ]
+        try:
+            # A helper that fails is a defect of this node, and must not leave a process unattended.
+            watched = {ended, *helpers}
+            while not ended.done():
+                done, watched = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            return ended.result()
+        finally:
+            for task in (ended, *helpers):
+                task.cancel()
+            await asyncio.gather(ended, *helpers, return_exceptions=True)
+
+    async def _end_when_told(self, process: ContainerProcess) -> None:
+        await self._stop.wait()
+        hurry = asyncio.create_task(self._stop.hurry())
+        stop = asyncio.create_task(process.stop(self._stop.grace_seconds))
+        try:
+            await asyncio.wait({hurry, stop}, return_when=asyncio.FIRST_COMPLETED)
+            process.kill()
+        finally:
+            hurry.cancel()
+            stop.cancel()
+
+    async def _end_when(self, unhealthy: asyncio.Event, process: ContainerProcess) -> None:
+        await unhealthy.wait()
+        await process.stop(self._terms.grace_seconds)
+
+
+def last_words(launch: Launch, policy: str, exit_code: int) -> str:
+    """Returns a container's termination message."""
+    try:
+        message = launch.message.read_bytes()[:MESSAGE_BYTES].decode(errors="replace")
+    except OSError:  # the container removed it, or put something else in its place
+        message = ""
+    if not message and policy == "FallbackToLogsOnError" and exit_code != 0:
+        message = log_tail(launch.log, LOG_MESSAGE_LINES)[-LOG_MESSAGE_BYTES:]
+    return message
+
+
+def _terminated(state: TerminatedState | None) -> Terminated | None:
+    if state is None:
+        return None
+    return Terminated(
+        state.exit_code,
+        state.reason,
+        state.message,
+        state.started_at,
+        state.finished_at or _now(),
+        state.container_id,
+    )
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)

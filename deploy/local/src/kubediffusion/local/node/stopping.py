@@ -1,0 +1,45 @@
+"""The one-way signal that a pod is to end."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class Stop:
+    """Asked for once or more often; each time with a time of grace, which only ever becomes shorter."""
+
+    def __init__(self) -> None:
+        self._asked = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self.grace_seconds = 0.0
+
+    @property
+    def asked(self) -> bool:
+        """Whether the pod is to end."""
+        return self._asked.is_set()
+
+    def ask(self, grace_seconds: float) -> None:
+        """Asks the pod to end."""
+        if self.asked:
+            self.grace_seconds = min(self.grace_seconds, grace_seconds)
+            if self.grace_seconds == 0:
+                self._hurry.set()
+        else:
+            self.grace_seconds = grace_seconds
+            self._asked.set()
+
+    async def wait(self) -> None:
+        """Waits until the pod is to end."""
+        await self._asked.wait()
+
+    async def hurry(self) -> None:
+        """Waits until the pod, which is ending, is to end without any more grace."""
+        await self._hurry.wait()
+
+    async def asked_within(self, seconds: float) -> bool:
+        """Waits for some seconds, or less if the pod is to end; tells which."""
+        try:
+            await asyncio.wait_for(self._asked.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True

@@ -95,3 +95,11 @@ class ObjectMeta(Schema):
     annotations: dict[str, str] = {}
     finalizers: tuple[str, ...] = ()
     owner_references: tuple[OwnerReference, ...] = ()
+
+    @property
+    def version(self) -> int:
+        """The resource version as a number: of two states of an object, the higher is the newer.
+
+        https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions
+        """
+        return int(self.resource_version or 0)

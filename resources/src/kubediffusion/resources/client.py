@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
@@ -32,6 +33,9 @@ PAGE_SIZE = 500
 
 REQUEST_TIMEOUT = 30.0
 """Seconds for a request that is no watch."""
+
+TOKEN_PERIOD = 60.0
+"""Seconds after which a token that lies in a file is read again, as the in-cluster configuration does."""
 
 T = TypeVar("T", bound=Schema)
 
@@ -130,6 +134,7 @@ class KubernetesClient:
         configuration = kubernetes_client.Configuration()
         if os.environ.get("KUBECONFIG") or not os.environ.get("KUBERNETES_SERVICE_HOST"):
             await kubernetes_config.load_kube_config(client_configuration=configuration)
+            configuration.refresh_api_key_hook = _renew_from_kubeconfig()  # type: ignore[assignment] # untyped there
         else:
             kubernetes_config.load_incluster_config(client_configuration=configuration)
         client = cls(configuration)
@@ -147,6 +152,12 @@ class KubernetesClient:
     async def close(self) -> None:
         """Close the connections."""
         await self._api.close()
+
+    @property
+    def configuration(self) -> kubernetes_client.Configuration:
+        """Address, TLS files and credentials of the connection, for libraries that make one of their own."""
+        configuration: kubernetes_client.Configuration = self._api.configuration
+        return configuration
 
     async def request(
         self,
@@ -239,6 +250,22 @@ async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
         if rest:
             parts.append(rest)
     # What follows the last newline is an event that was cut off with the connection.
+
+
+def _renew_from_kubeconfig() -> Callable[[kubernetes_client.Configuration], Awaitable[None]]:
+    """Make the hook that reads the kubeconfig again once a minute: its token may be a file that is rotated."""
+    renewed = time.monotonic()
+
+    async def renew(configuration: kubernetes_client.Configuration) -> None:
+        nonlocal renewed
+        if time.monotonic() - renewed < TOKEN_PERIOD:
+            return
+        renewed = time.monotonic()
+        fresh = kubernetes_client.Configuration()
+        await kubernetes_config.load_kube_config(client_configuration=fresh)
+        configuration.api_key = fresh.api_key
+
+    return renew
 
 
 def _decode_status(data: bytes) -> dict[str, Any]:

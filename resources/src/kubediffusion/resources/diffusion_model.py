@@ -195,6 +195,8 @@ class DiffusionModelStatus(Schema):
     """Jobs that wait for a worker."""
     revision: str | None = None
     """The revision that was loaded last, as the workers report it."""
+    template_hash: str | None = None
+    """Names the worker template that this status speaks of."""
     observed_generation: int | None = None
 
 

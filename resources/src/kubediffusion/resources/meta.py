@@ -32,6 +32,9 @@ TEMPLATE_HASH_LABEL = f"{GROUP}/template-hash"
 DEFAULT_MODEL_ANNOTATION = f"{GROUP}/is-default"
 """``"true"`` on the DiffusionModel that jobs without ``spec.model`` use, like a StorageClass's default annotation."""
 
+RESTARTED_AT_ANNOTATION = f"{GROUP}/restartedAt"
+"""On a DiffusionModel: any new value replaces its workers, as ``kubectl rollout restart`` does for a Deployment."""
+
 IMAGES_FINALIZER = f"{GROUP}/images"
 """Held by jobs with ``deletionPolicy: Delete`` until their images are gone from storage."""
 

@@ -1,0 +1,94 @@
+"""What a pass can decide to do. Plain values: the scheduler returns them, :mod:`.cluster` carries them out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kubediffusion.resources.diffusion_model import DiffusionModel, DiffusionModelStatus
+from kubediffusion.resources.errors import ErrorCode
+from kubediffusion.resources.generation_job import GenerationJob, Phase
+
+
+@dataclass(frozen=True)
+class Bind:
+    """Give a job to a worker's Pod. Costs one status write.
+
+    Attributes:
+        job: As it was seen.
+        model: The model that it runs on, whose defaults are resolved now.
+        pod: Name of the Pod.
+        counted: Whether the attempt before counts against ``backoffLimit``.
+    """
+
+    job: GenerationJob
+    model: DiffusionModel
+    pod: str
+    counted: bool = False
+
+
+@dataclass(frozen=True)
+class Requeue:
+    """Take a job from a worker back to the queue. Costs one status write."""
+
+    job: GenerationJob
+    counted: bool
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Finish:
+    """End a job as Failed or Cancelled. Costs one status write."""
+
+    job: GenerationJob
+    phase: Phase
+    code: ErrorCode | None
+    message: str
+    counted: bool = False
+
+
+@dataclass(frozen=True)
+class Explain:
+    """Say why a job waits, in its Scheduled condition. Costs one status write."""
+
+    job: GenerationJob
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class HoldImages:
+    """Put the finalizer on a job whose images go with it, before it can have any. Costs one write."""
+
+    job: GenerationJob
+
+
+@dataclass(frozen=True)
+class CreateWorker:
+    """Create a worker's batch/v1 Job. Costs one write; that it exists already is success."""
+
+    model: DiffusionModel
+    template_hash: str
+    ordinal: int
+
+
+@dataclass(frozen=True)
+class DeleteWorker:
+    """Delete a worker's batch/v1 Job, and with it its Pod. Costs one write."""
+
+    namespace: str
+    name: str
+    uid: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ReportModel:
+    """Write a model's status. Costs one status write, at most one a second a model."""
+
+    model: DiffusionModel
+    status: DiffusionModelStatus
+
+
+JobAction = Bind | Requeue | Finish | Explain | HoldImages
+Action = JobAction | CreateWorker | DeleteWorker | ReportModel

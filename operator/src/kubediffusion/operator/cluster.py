@@ -1,0 +1,159 @@
+"""The operator's only I/O with the API server: lists what there is, carries out what a pass decided."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from kubediffusion.operator.actions import Action, CreateWorker, DeleteWorker, ReportModel
+from kubediffusion.operator.manifests import WorkerDefaults, worker_job
+from kubediffusion.operator.state import Listing
+from kubediffusion.operator.workers import BatchJob, Pod
+from kubediffusion.resources import meta
+from kubediffusion.resources.base import merge_patch
+from kubediffusion.resources.client import ConflictError, KubernetesClient, NotFoundError, Resource
+from kubediffusion.resources.diffusion_model import DiffusionModel
+from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus
+from kubediffusion.resources.transitions import TERMINAL
+
+logger = logging.getLogger(__name__)
+
+UNFINISHED = ",".join(f"status.phase!={phase}" for phase in sorted(TERMINAL))
+"""Field selector of jobs that have not finished."""
+
+
+class Cluster:
+    """Reads and writes of the operator, typed.
+
+    Args:
+        client: The connection.
+        namespaces: Namespaces to manage; empty for all.
+        defaults: What the operator's settings add to workers.
+        concurrent: Requests that may be under way at once.
+    """
+
+    def __init__(
+        self, client: KubernetesClient, namespaces: Sequence[str], defaults: WorkerDefaults, concurrent: int
+    ) -> None:
+        self._client = client
+        self._namespaces: Sequence[str | None] = list(namespaces) or [None]
+        self._defaults = defaults
+        self._gate = asyncio.Semaphore(concurrent)
+        self._batch_jobs = Resource(client, BatchJob, "/apis/batch/v1", "jobs")
+        self._pods = Resource(client, Pod, "/api/v1", "pods")
+
+    async def models(self) -> list[DiffusionModel]:
+        """List all models."""
+        lists = [await self._client.diffusion_models.list(ns) for ns in self._namespaces]
+        return [model for models, _ in lists for model in models]
+
+    async def unfinished_jobs(self) -> Listing[GenerationJob]:
+        """List all jobs that have not finished: what a restart must know, however many others are kept."""
+        lists = [await self._client.generation_jobs.list(ns, field_selector=UNFINISHED) for ns in self._namespaces]
+        return Listing(tuple(job for jobs, _ in lists for job in jobs), min(int(version) for _, version in lists))
+
+    async def batch_jobs(self) -> Listing[BatchJob]:
+        """List the batch/v1 Jobs of workers."""
+        lists = [await self._batch_jobs.list(ns, label_selector=meta.WORKER_SELECTOR) for ns in self._namespaces]
+        return Listing(tuple(job for jobs, _ in lists for job in jobs), min(int(version) for _, version in lists))
+
+    async def pods(self) -> Listing[Pod]:
+        """List the Pods of workers."""
+        lists = [await self._pods.list(ns, label_selector=meta.WORKER_SELECTOR) for ns in self._namespaces]
+        return Listing(tuple(pod for pods, _ in lists for pod in pods), min(int(version) for _, version in lists))
+
+    async def get_job(self, namespace: str, name: str) -> GenerationJob:
+        """Read one job."""
+        return await self._client.generation_jobs.get(namespace, name)
+
+    async def write_status(self, job: GenerationJob, status: GenerationJobStatus) -> GenerationJob:
+        """Write a job's status, only if the job is still as it was seen, and give it as it is then.
+
+        Raises:
+            ConflictError: It has changed meanwhile; nothing was written.
+            NotFoundError: It is gone.
+            KubernetesError: The API server refused, or is away.
+        """
+        patch = {"status": merge_patch(job.status.to_wire(), status.to_wire())}
+        return await self._patch_job(job, patch, "status")
+
+    async def hold_images(self, job: GenerationJob) -> GenerationJob:
+        """Put the finalizer on a job whose images go with it; raises as :meth:`write_status` does."""
+        patch = {"metadata": {"finalizers": [*job.metadata.finalizers, meta.IMAGES_FINALIZER]}}
+        return await self._patch_job(job, patch, "")
+
+    async def release_images(self, job: GenerationJob) -> None:
+        """Take the finalizer from a job whose images are gone."""
+        finalizers = [name for name in job.metadata.finalizers if name != meta.IMAGES_FINALIZER]
+        async with self._gate:
+            patch = {"metadata": {"finalizers": finalizers, "uid": job.uid}}
+            await self._client.generation_jobs.patch(job.metadata.namespace, job.name, patch)
+
+    async def delete_job(self, namespace: str, name: str, uid: str) -> None:
+        """Delete a job; that it is gone, or another has its name, is no error."""
+        async with self._gate:
+            try:
+                await self._client.generation_jobs.delete(namespace, name, uid)
+            except (NotFoundError, ConflictError):
+                return
+
+    async def carry_out(self, action: CreateWorker | DeleteWorker | ReportModel) -> DiffusionModel | BatchJob | None:
+        """Carry out an action on a worker or a model, and give what the write returned.
+
+        Raises:
+            KubernetesError: The API server refused, or is away.
+        """
+        async with self._gate:
+            match action:
+                case CreateWorker():
+                    return await self._create_worker(action)
+                case DeleteWorker():
+                    await self._delete_worker(action)
+                    return None
+                case ReportModel():
+                    return await self._report_model(action)
+
+    async def _patch_job(self, job: GenerationJob, patch: dict[str, Any], subresource: str) -> GenerationJob:
+        # The resource version makes the API server refuse a write over a state that was never seen here.
+        seen = {"resourceVersion": job.metadata.resource_version, "uid": job.uid}
+        patch["metadata"] = patch.get("metadata", {}) | seen
+        async with self._gate:
+            return await self._client.generation_jobs.patch(
+                job.metadata.namespace, job.name, patch, subresource=subresource
+            )
+
+    async def _create_worker(self, action: CreateWorker) -> BatchJob | None:
+        manifest = worker_job(action.model, action.template_hash, action.ordinal, self._defaults)
+        try:
+            job = await self._batch_jobs.create(action.model.metadata.namespace, manifest)
+        except ConflictError:
+            return None
+        logger.info("worker %s created", job.metadata.name, extra={"model": action.model.name})
+        return job
+
+    async def _delete_worker(self, action: DeleteWorker) -> None:
+        try:
+            await self._batch_jobs.delete(action.namespace, action.name, action.uid)
+        except (NotFoundError, ConflictError):
+            return
+        logger.info("worker %s deleted: %s", action.name, action.reason)
+
+    async def _report_model(self, action: ReportModel) -> DiffusionModel | None:
+        model = action.model
+        patch = {
+            "metadata": {"uid": model.metadata.uid},
+            "status": merge_patch(model.status.to_wire(), action.status.to_wire()),
+        }
+        try:
+            return await self._client.diffusion_models.patch(
+                model.metadata.namespace, model.name, patch, subresource="status"
+            )
+        except (NotFoundError, ConflictError):
+            return None
+
+
+def name_of(action: Action) -> str:
+    """Give an action's name for logs and metrics."""
+    return type(action).__name__

@@ -1,0 +1,498 @@
+"""The loop: watches wake it, a pass decides, the cluster carries it out. One owner of all state.
+
+What a pass has decided about a job is *assumed* until the API server has answered, as kube-scheduler assumes a
+binding: the job is left out of later passes, and changes that the watch tells meanwhile are kept for afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from kubediffusion.operator import metrics
+from kubediffusion.operator.actions import (
+    Action,
+    Bind,
+    CreateWorker,
+    DeleteWorker,
+    Explain,
+    Finish,
+    HoldImages,
+    JobAction,
+    ReportModel,
+    Requeue,
+)
+from kubediffusion.operator.availability import model_status
+from kubediffusion.operator.cluster import Cluster, name_of
+from kubediffusion.operator.events import Event, Events
+from kubediffusion.operator.manifests import WorkerDefaults, template_hash
+from kubediffusion.operator.retention import ImageRemover, awaits_image_deletion, expiry
+from kubediffusion.operator.scheduling import Knobs, ModelView, deadline, judge, plan_model
+from kubediffusion.operator.settings import Settings
+from kubediffusion.operator.state import Agenda, NamespaceState
+from kubediffusion.operator.statuses import next_status
+from kubediffusion.operator.workers import BatchJob, Pod, WorkerState
+from kubediffusion.resources import recipe
+from kubediffusion.resources.client import ConflictError, KubernetesError, NotFoundError
+from kubediffusion.resources.conditions import ModelCondition, ModelReason, WaitingReason, find
+from kubediffusion.resources.diffusion_model import DiffusionModel
+from kubediffusion.resources.errors import ErrorCode
+from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Phase
+from kubediffusion.resources.transitions import TERMINAL
+
+logger = logging.getLogger(__name__)
+
+STUCK_SECONDS = 60.0
+"""A loop that has not turned for so long is not alive."""
+REPORT_PERIOD = dt.timedelta(seconds=1)
+RETRY_PERIOD = dt.timedelta(seconds=1)
+ORPHANS_A_PASS = 200
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a watch has told of a job while a write is under way for it.
+
+    Attributes:
+        job: The latest state; None while there was none.
+        gone: Whether it has been deleted.
+    """
+
+    job: GenerationJob | None
+    gone: bool = False
+
+
+class Controller:
+    """Owner of the operator's state.
+
+    Args:
+        cluster: Reads and writes.
+        events: Events for people.
+        images: Deletes images.
+        settings: The operator's settings.
+        defaults: What the settings add to workers.
+    """
+
+    def __init__(
+        self, cluster: Cluster, events: Events, images: ImageRemover, settings: Settings, defaults: WorkerDefaults
+    ) -> None:
+        self._cluster = cluster
+        self._events = events
+        self._images = images
+        self._settings = settings
+        self._defaults = defaults
+        self._knobs = Knobs(
+            batches_ahead=settings.batches_ahead,
+            explain_after=dt.timedelta(seconds=settings.explain_after_seconds),
+            model_grace=dt.timedelta(seconds=settings.model_grace_seconds),
+        )
+        self._namespaces: dict[str, NamespaceState] = {}
+        self._agenda = Agenda()
+        self._dirty: dict[str, None] = {}
+        self._looks: dict[str, dt.datetime] = {}
+        self._assumed: dict[str, _Told] = {}
+        """Jobs that a write is under way for, by uid, with what the watch has told of them since."""
+        self._busy: set[str] = set()
+        """Workers and models that a write is under way for."""
+        self._reported: dict[str, dt.datetime] = {}
+        self._explanations = settings.explanations_per_second
+        self._refilled = time.monotonic()
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turned = time.monotonic()
+        self.synced = False
+
+    # What the watches tell.
+
+    def observe_job(self, job: GenerationJob, gone: bool) -> None:
+        """Take in a GenerationJob as it is now, or that it is gone."""
+        if job.uid in self._assumed:
+            self._assumed[job.uid] = _Told(None, gone=True) if gone else _Told(job)
+            return
+        known = self._state(job).jobs.get(job.uid)
+        if gone:
+            self._state(job).drop_job(job.uid)
+        elif known is None or known.metadata.version <= job.metadata.version:
+            self._take(job, known)
+        self._touch(job.metadata.namespace)
+
+    def observe_model(self, model: DiffusionModel, gone: bool) -> None:
+        """Take in a DiffusionModel as it is now, or that it is gone."""
+        state = self._state(model)
+        known = state.models.get(model.name)
+        if gone:
+            state.drop_model(model.name)
+        elif known is None or known.metadata.version <= model.metadata.version:
+            state.put_model(model)
+        self._touch(model.metadata.namespace)
+
+    def observe_batch_job(self, job: BatchJob, gone: bool) -> None:
+        """Take in a worker's batch/v1 Job as it is now, or that it is gone."""
+        state = self._state(job)
+        state.drop_batch_job(job.metadata.name) if gone else state.put_batch_job(job)
+        self._touch(job.metadata.namespace)
+
+    def observe_pod(self, pod: Pod, gone: bool) -> None:
+        """Take in a worker's Pod as it is now, or that it is gone."""
+        state = self._state(pod)
+        state.drop_pod(pod.metadata.name) if gone else state.put_pod(pod)
+        self._touch(pod.metadata.namespace)
+
+    # The loop.
+
+    async def sync(self) -> None:
+        """List the cluster: after it, a pass decides on all there is.
+
+        Jobs come before workers: a job's Pod that the later list does not have is surely gone.
+        """
+        jobs = await self._cluster.unfinished_jobs()
+        for model in await self._cluster.models():
+            self.observe_model(model, gone=False)
+        for job in jobs.items:
+            self.observe_job(job, gone=False)
+        await self._list_workers()
+        self.synced = True
+
+    async def run(self) -> None:
+        """Decide and act until cancelled; :meth:`sync` must have come first."""
+        resync = asyncio.create_task(self._resync())
+        try:
+            while True:
+                await self._turn()
+        finally:
+            resync.cancel()
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(resync, *self._tasks, return_exceptions=True)
+
+    def problem(self) -> str | None:
+        """Tell why the loop should be restarted; None while it turns."""
+        still = time.monotonic() - self._turned
+        return f"no scheduling pass for {still:.0f} s" if still > STUCK_SECONDS else None
+
+    async def _turn(self) -> None:
+        now = dt.datetime.now(dt.UTC)
+        self._do_what_is_due(now)
+        dirty, self._dirty = self._dirty, {}
+        for namespace in dirty:
+            self._pass(namespace, now)
+        self._turned = time.monotonic()
+        metrics.LAST_PASS.set_to_current_time()
+        moments = [*self._looks.values(), *([self._agenda.next_due] if self._agenda.next_due else [])]
+        pause = (min(moments) - dt.datetime.now(dt.UTC)).total_seconds() if moments else STUCK_SECONDS / 4
+        try:
+            async with asyncio.timeout(min(max(pause, 0), STUCK_SECONDS / 4)):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+        self._wake.clear()
+
+    def _do_what_is_due(self, now: dt.datetime) -> None:
+        for namespace, name, uid in self._agenda.pop_due(now):
+            state = self._namespaces.get(namespace)
+            job = state.jobs.get(uid) if state is not None else None
+            if job is not None and uid not in self._assumed:
+                self._judge(job, now)
+            elif job is None:
+                self._spawn(self._expire(namespace, name, uid))
+        for namespace, look in list(self._looks.items()):
+            if look <= now:
+                self._dirty[namespace] = None
+
+    def _pass(self, namespace: str, now: dt.datetime) -> None:
+        """Decide on one namespace and start what is decided."""
+        state = self._namespaces[namespace]
+        self._looks.pop(namespace, None)
+        if state.settled:
+            del self._namespaces[namespace]
+            return
+        with metrics.PASS_SECONDS.time():
+            looks = [self._pass_orphans(state, now), self._pass_suspended(state)]
+            for view in list(state.views(now)):
+                plan = plan_model(view, now, self._knobs, self._budget())
+                looks.append(plan.next_look)
+                for action in plan.actions:
+                    self._start(action)
+                looks.append(self._report(view, now))
+        pending = [look for look in looks if look is not None]
+        if pending:
+            self._looks[namespace] = min(pending)
+
+    def _pass_orphans(self, state: NamespaceState, now: dt.datetime) -> dt.datetime | None:
+        look: dt.datetime | None = None
+        for job in state.orphans(ORPHANS_A_PASS):
+            wanted = f"DiffusionModel {job.spec.model!r}" if job.spec.model else "default DiffusionModel"
+            due = (job.metadata.creation_timestamp or now) + self._knobs.model_grace
+            if now >= due:
+                there = ", ".join(sorted(state.models)) or "none"
+                message = f"Model not available: no {wanted} in namespace {state.name} (there: {there})"
+                self._start(Finish(job, Phase.FAILED, ErrorCode.MODEL_NOT_FOUND, message))
+                continue
+            look = min(look or due, due)
+            if find(job.status.conditions, "Scheduled") is None and self._budget():
+                self._start(Explain(job, WaitingReason.MODEL_NOT_FOUND, f"no {wanted} exists in {state.name} yet"))
+        return look
+
+    def _pass_suspended(self, state: NamespaceState) -> dt.datetime | None:
+        for job in state.suspended:
+            said = find(job.status.conditions, "Scheduled")
+            if (said is None or said.reason != WaitingReason.SUSPENDED) and self._budget():
+                self._start(Explain(job, WaitingReason.SUSPENDED, "spec.suspend is true"))
+        return None
+
+    def _report(self, view: ModelView, now: dt.datetime) -> dt.datetime | None:
+        model = view.model
+        metrics.QUEUED.labels(model.metadata.namespace, model.name).set(view.waiting_count)
+        for worker_state in WorkerState:
+            count = sum(w.state is worker_state for w in view.workers)
+            metrics.WORKERS.labels(model.metadata.namespace, model.name, worker_state).set(count)
+        status = model_status(view, self._namespaces[model.metadata.namespace].revisions.get(model.name), now)
+        if status == model.status:
+            return None
+        due = self._reported.get(model.metadata.uid, now - REPORT_PERIOD) + REPORT_PERIOD
+        changed = find(status.conditions, ModelCondition.AVAILABLE) != find(
+            model.status.conditions, ModelCondition.AVAILABLE
+        )
+        # Whether the model can be used is told at once; numbers are told once a second.
+        if now < due and not changed:
+            return due
+        self._reported[model.metadata.uid] = now
+        self._start(ReportModel(model, status))
+        return None
+
+    def _budget(self) -> int:
+        """Give how many explanations may be written now: a token bucket of one second's worth."""
+        rate, now = self._settings.explanations_per_second, time.monotonic()
+        self._explanations = min(rate, self._explanations + rate * (now - self._refilled))
+        self._refilled = now
+        return int(self._explanations)
+
+    # Single jobs.
+
+    def _take(self, job: GenerationJob, known: GenerationJob | None) -> None:
+        """Keep a job as it is now, and see to what that asks for."""
+        self._state(job).put_job(job)
+        if job.status.phase in TERMINAL:
+            self._tell_of_end(job, known)
+            self._learn_revision(job)
+            if awaits_image_deletion(job):
+                self._spawn(self._release(job))
+            elif (due := expiry(job)) is not None:
+                self._agenda.add(due, job)
+            return
+        if (due := deadline(job)) is not None and known is None:
+            self._agenda.add(due, job)
+        self._judge(job, dt.datetime.now(dt.UTC))
+
+    def _judge(self, job: GenerationJob, now: dt.datetime) -> None:
+        verdict = judge(job, now)
+        if verdict is not None:
+            self._start(verdict)
+
+    def _tell_of_end(self, job: GenerationJob, known: GenerationJob | None) -> None:
+        if known is None or known.status.phase in TERMINAL:
+            return
+        if job.status.phase is Phase.FAILED and job.status.error is not None:
+            self._events.note(Event(job, "Warning", job.status.error.code, job.status.error.message))
+        elif job.status.phase is Phase.CANCELLED and job.status.error is not None:
+            self._events.note(Event(job, "Normal", "Cancelled", job.status.error.message))
+        for warning in job.status.warnings:
+            self._events.note(Event(job, "Warning", "ParametersAdjusted", warning))
+
+    def _learn_revision(self, job: GenerationJob) -> None:
+        parameters = job.status.parameters
+        if parameters is not None and parameters.model_revision is not None:
+            self._state(job).revisions[parameters.model] = parameters.model_revision
+
+    # Writes.
+
+    def _start(self, action: Action) -> None:
+        """Have an action carried out in the background, unless one for the same object is under way."""
+        match action:
+            case Bind() | Requeue() | Finish() | Explain() | HoldImages():
+                if action.job.uid not in self._assumed:
+                    self._assumed[action.job.uid] = _Told(None)
+                    self._spawn(self._write_job(action, self._assume(action)))
+            case CreateWorker() | DeleteWorker() | ReportModel():
+                key = _key(action)
+                if key not in self._busy:
+                    self._busy.add(key)
+                    self._spawn(self._carry_out(action, key))
+
+    def _assume(self, action: JobAction) -> GenerationJobStatus | None:
+        """Show later passes the job as it will be, so that none decides on it twice, and give its new status."""
+        state = self._state(action.job)
+        if isinstance(action, HoldImages):
+            state.drop_job(action.job.uid)
+            return None
+        if isinstance(action, Explain):
+            self._explanations -= 1
+        status = next_status(action, dt.datetime.now(dt.UTC), recipe.draw_seed())
+        if isinstance(action, Bind | Explain):
+            state.put_job(action.job.model_copy(update={"status": status}))
+        else:
+            state.drop_job(action.job.uid)
+        return status
+
+    async def _write_job(self, action: JobAction, status: GenerationJobStatus | None) -> None:
+        job, name = action.job, name_of(action)
+        result: GenerationJob | None = None
+        try:
+            if status is None:
+                result = await self._cluster.hold_images(job)
+            else:
+                result = await self._cluster.write_status(job, status)
+            metrics.ACTIONS.labels(name, "done").inc()
+            self._tell_of(action, result)
+        except NotFoundError:
+            metrics.ACTIONS.labels(name, "gone").inc()
+        except ConflictError:
+            # It has changed since it was seen: look at it as it is, and decide anew.
+            metrics.ACTIONS.labels(name, "conflict").inc()
+            result = await self._read_again(job)
+        except KubernetesError as error:
+            metrics.ACTIONS.labels(name, "error").inc()
+            logger.warning("%s failed, trying again: %s", name, error, extra={"job": job.name})
+            await asyncio.sleep(error.retry_after or RETRY_PERIOD.total_seconds())
+            result = await self._read_again(job)
+        finally:
+            self._settle(job, result)
+
+    def _settle(self, before: GenerationJob, result: GenerationJob | None) -> None:
+        """Replace what was assumed by what is: the newest of the write's answer and what the watch has told since."""
+        told = self._assumed.pop(before.uid)
+        self._state(before).drop_job(before.uid)
+        known = [job for job in (result, told.job) if job is not None]
+        if known and not told.gone:
+            self._take(max(known, key=lambda job: job.metadata.version), before)
+        self._touch(before.metadata.namespace)
+
+    async def _read_again(self, job: GenerationJob) -> GenerationJob | None:
+        while True:
+            try:
+                return await self._cluster.get_job(job.metadata.namespace, job.name)
+            except NotFoundError:
+                return None
+            except KubernetesError as error:
+                logger.warning("cannot read the job, trying again: %s", error, extra={"job": job.name})
+                await asyncio.sleep(error.retry_after or RETRY_PERIOD.total_seconds())
+
+    def _tell_of(self, action: JobAction, result: GenerationJob) -> None:
+        match action:
+            case Bind():
+                if action.job.status.attempt == 0 and action.job.metadata.creation_timestamp is not None:
+                    waited = dt.datetime.now(dt.UTC) - action.job.metadata.creation_timestamp
+                    metrics.BINDING_SECONDS.observe(max(waited.total_seconds(), 0))
+            case Requeue():
+                self._events.note(
+                    Event(result, "Warning" if action.counted else "Normal", action.reason, action.message)
+                )
+            case Explain():
+                self._events.note(Event(result, "Normal", action.reason, action.message))
+            case _:
+                pass
+
+    async def _carry_out(self, action: CreateWorker | DeleteWorker | ReportModel, key: str) -> None:
+        name = name_of(action)
+        namespace = action.namespace if isinstance(action, DeleteWorker) else action.model.metadata.namespace
+        try:
+            written = await self._cluster.carry_out(action)
+            metrics.ACTIONS.labels(name, "done").inc()
+        except KubernetesError as error:
+            metrics.ACTIONS.labels(name, "error").inc()
+            logger.warning("%s failed, trying again: %s", name, error, extra={"key": key})
+            if isinstance(action, CreateWorker):
+                self._events.note(Event(action.model, "Warning", "CreateWorkerFailed", error.message))
+            await asyncio.sleep(error.retry_after or RETRY_PERIOD.total_seconds())
+        else:
+            # The answer comes before the watch tells: without it, the next pass would decide the same again.
+            if isinstance(written, BatchJob):
+                self.observe_batch_job(written, gone=False)
+            elif isinstance(written, DiffusionModel):
+                self.observe_model(written, gone=False)
+            if isinstance(action, ReportModel):
+                self._tell_of_model(action)
+        finally:
+            self._busy.discard(key)
+            self._touch(namespace)
+
+    def _tell_of_model(self, action: ReportModel) -> None:
+        before = find(action.model.status.conditions, ModelCondition.AVAILABLE)
+        after = find(action.status.conditions, ModelCondition.AVAILABLE)
+        if after is None or (before is not None and before.reason == after.reason):
+            return
+        bad = after.reason in {ModelReason.LOAD_FAILED, ModelReason.WORKER_FAILED}
+        self._events.note(Event(action.model, "Warning" if bad else "Normal", after.reason, after.message))
+
+    async def _expire(self, namespace: str, name: str, uid: str) -> None:
+        try:
+            await self._cluster.delete_job(namespace, name, uid)
+        except KubernetesError as error:
+            logger.warning("cannot delete an expired job, trying again: %s", error, extra={"job": name})
+            await asyncio.sleep(error.retry_after or RETRY_PERIOD.total_seconds())
+            self._spawn(self._expire(namespace, name, uid))
+
+    async def _release(self, job: GenerationJob) -> None:
+        await self._images.remove(job)
+        try:
+            await self._cluster.release_images(job)
+        except NotFoundError:
+            return
+        except KubernetesError as error:
+            logger.warning("cannot release a deleted job, trying again: %s", error, extra={"job": job.name})
+            await asyncio.sleep(error.retry_after or RETRY_PERIOD.total_seconds())
+            self._spawn(self._release(job))
+
+    # Housekeeping.
+
+    async def _resync(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.resync_seconds)
+            try:
+                await self._list_workers()
+            except KubernetesError as error:
+                logger.warning("cannot list workers: %s", error)
+
+    async def _list_workers(self) -> None:
+        batch_jobs, pods = await self._cluster.batch_jobs(), await self._cluster.pods()
+        names = set(self._namespaces) | batch_jobs.namespaces | pods.namespaces
+        for name in names:
+            self._namespace(name).replace_workers(batch_jobs.within(name), pods.within(name))
+            self._touch(name)
+
+    def _namespace(self, name: str) -> NamespaceState:
+        if name not in self._namespaces:
+            self._namespaces[name] = NamespaceState(name, lambda model: template_hash(model, self._defaults))
+        return self._namespaces[name]
+
+    def _state(self, item: GenerationJob | DiffusionModel | BatchJob | Pod) -> NamespaceState:
+        return self._namespace(item.metadata.namespace)
+
+    def _touch(self, namespace: str) -> None:
+        self._dirty[namespace] = None
+        self._wake.set()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a defect: an action ended with an error nobody expected", exc_info=error)
+
+
+def _key(action: CreateWorker | DeleteWorker | ReportModel) -> str:
+    match action:
+        case CreateWorker():
+            return f"create/{action.model.metadata.uid}/{action.template_hash}/{action.ordinal}"
+        case DeleteWorker():
+            return f"delete/{action.uid}"
+        case ReportModel():
+            return f"report/{action.model.metadata.uid}"

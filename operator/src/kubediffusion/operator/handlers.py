@@ -1,0 +1,64 @@
+"""kopf's handlers: each takes one raw event in, typed, and wakes the loop. Nothing is decided here.
+
+``on.event`` handlers leave no trace on the objects (no annotations, no finalizers): the state machine is in status,
+and a pass decides from all that is known, not from the event that woke it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import kopf
+from pydantic import ValidationError
+
+from kubediffusion.operator.controller import Controller
+from kubediffusion.operator.workers import BatchJob, Pod
+from kubediffusion.resources import meta
+from kubediffusion.resources.base import Schema
+from kubediffusion.resources.diffusion_model import DiffusionModel
+from kubediffusion.resources.generation_job import GenerationJob
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T", bound=Schema)
+
+
+def register(registry: kopf.OperatorRegistry, controller: Controller) -> None:
+    """Register what the operator watches.
+
+    Args:
+        registry: kopf's registry of this operator; none is global.
+        controller: Who is told.
+    """
+    group, version = meta.GROUP, meta.VERSION
+    ours = {meta.MANAGED_BY_LABEL: meta.MANAGER, meta.COMPONENT_LABEL: meta.WORKER_COMPONENT}
+
+    @kopf.on.event(group, version, meta.GENERATION_JOBS, registry=registry)
+    async def generation_job(event: kopf.RawEvent, **_: Any) -> None:
+        _tell(event, GenerationJob, controller.observe_job)
+
+    @kopf.on.event(group, version, meta.DIFFUSION_MODELS, registry=registry)
+    async def diffusion_model(event: kopf.RawEvent, **_: Any) -> None:
+        _tell(event, DiffusionModel, controller.observe_model)
+
+    @kopf.on.event("batch", "v1", "jobs", labels=ours, registry=registry)
+    async def batch_job(event: kopf.RawEvent, **_: Any) -> None:
+        _tell(event, BatchJob, controller.observe_batch_job)
+
+    @kopf.on.event("", "v1", "pods", labels=ours, registry=registry)
+    async def pod(event: kopf.RawEvent, **_: Any) -> None:
+        _tell(event, Pod, controller.observe_pod)
+
+
+def _tell(event: kopf.RawEvent, kind: type[T], observe: Callable[[T, bool], None]) -> None:
+    body = event["object"]
+    try:
+        item = kind.from_wire(body)
+    except ValidationError:
+        # The API server validates: this is an object from another version of the CRD. It must not stop the others.
+        name = body.get("metadata", {}).get("name")
+        logger.exception("cannot read %s %s; is the CRD of this version?", kind.__name__, name)
+        return
+    observe(item, event["type"] == "DELETED")

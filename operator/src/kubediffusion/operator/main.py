@@ -1,0 +1,109 @@
+"""The operator's process: everything is put together here, and nothing happens on import."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Coroutine
+from typing import Any
+
+import kopf
+
+from kubediffusion.operator.cluster import Cluster
+from kubediffusion.operator.controller import Controller
+from kubediffusion.operator.events import Events
+from kubediffusion.operator.handlers import register
+from kubediffusion.operator.manifests import WorkerDefaults
+from kubediffusion.operator.retention import ImageRemover
+from kubediffusion.operator.settings import Settings
+from kubediffusion.operator.watching import configure_kopf
+from kubediffusion.resources.client import KubernetesClient, KubernetesError
+from kubediffusion.resources.runtime import logs
+from kubediffusion.resources.runtime.probes import serve_probes
+from kubediffusion.resources.storage import ImageStorage
+
+logger = logging.getLogger(__name__)
+
+SYNC_PAUSE = 1.0
+"""Seconds between tries of the first list while the API server is away."""
+
+
+async def run(settings: Settings) -> None:
+    """Run the operator until it is told to stop.
+
+    Returns only after kopf and the loop have ended; kopf itself handles SIGTERM and SIGINT.
+    """
+    defaults = WorkerDefaults(
+        image=settings.worker_image,
+        service_account=settings.worker_service_account,
+        port=settings.worker_port,
+        s3_secret=settings.s3_secret,
+        log_level=settings.worker_log_level,
+    )
+    storage = ImageStorage(settings.s3_bucket) if settings.s3_bucket else None
+    async with await KubernetesClient.connect("kubediffusion-operator") as client:
+        cluster = Cluster(client, settings.namespace_list, defaults, settings.concurrent_requests)
+        events = Events(client, os.environ.get("POD_NAME") or socket.gethostname())
+        controller = Controller(cluster, events, ImageRemover(storage, settings.s3_prefix), settings, defaults)
+
+        def ready() -> str | None:
+            return None if controller.synced else "the first list of the cluster is not complete"
+
+        async with serve_probes(settings.bind_address, settings.port, live=controller.problem, ready=ready):
+            await _first_sync(controller)
+            registry = kopf.OperatorRegistry()
+            register(registry, controller)
+            kopf_settings = kopf.OperatorSettings()
+            configure_kopf(registry, kopf_settings, client)
+            watches = kopf.operator(
+                registry=registry,
+                settings=kopf_settings,
+                standalone=True,
+                namespaces=settings.namespace_list,
+                clusterwide=not settings.namespace_list,
+            )
+            await _until_first_ends(watches, controller.run(), events.run())
+
+
+async def _first_sync(controller: Controller) -> None:
+    while True:
+        try:
+            await controller.sync()
+        except KubernetesError as error:
+            logger.warning("cannot list the cluster yet, trying again: %s", error)
+            await asyncio.sleep(error.retry_after or SYNC_PAUSE)
+        else:
+            return
+
+
+async def _until_first_ends(*works: Coroutine[Any, Any, None]) -> None:
+    """Run several coroutines until one ends: then the others are cancelled, and its error is raised."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+def main() -> None:
+    """Run the operator process."""
+    settings = Settings()
+    logs.configure(settings.log_level)
+    # Until kopf takes the signals over, SIGTERM ends the process as the shell expects.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        asyncio.run(run(settings))
+    except KeyboardInterrupt:
+        logger.info("interrupted")
+
+
+if __name__ == "__main__":
+    main()

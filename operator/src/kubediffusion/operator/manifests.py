@@ -1,0 +1,219 @@
+"""The batch/v1 Job of a worker, made from its DiffusionModel. Pure.
+
+Requirements of the ``restricted`` Pod Security Standard are met throughout:
+https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from kubediffusion.operator.workers import CONTAINER
+from kubediffusion.resources import meta
+from kubediffusion.resources.diffusion_model import DiffusionModel
+from kubediffusion.resources.errors import BAD_MODEL_EXIT_CODE
+
+MODEL_MOUNT = "/models"
+CACHE_MOUNT = "/var/cache/kubediffusion"
+TERMINATION_LOG = "/dev/termination-log"
+USER = 65532
+"""The user of the images: no root, no name."""
+
+DEFAULT_REQUESTS: dict[str, str | int] = {"cpu": "1", "memory": "2Gi"}
+"""What a worker requests whose model says nothing: requests are always explicit."""
+
+
+@dataclass(frozen=True)
+class WorkerDefaults:
+    """What the operator's settings add to a model's own.
+
+    Attributes:
+        image: Container image.
+        service_account: Service account.
+        port: Port of probes and metrics.
+        s3_secret: Secret whose keys become the worker's environment.
+        log_level: Least severe level to log.
+    """
+
+    image: str
+    service_account: str
+    port: int
+    s3_secret: str
+    log_level: str
+
+
+def template_hash(model: DiffusionModel, defaults: WorkerDefaults) -> str:
+    """Name the template that a model's workers are made from.
+
+    A change of what jobs only read (defaults, limits) or of how many workers there are does not replace workers.
+    """
+    restarted = model.metadata.annotations.get(meta.RESTARTED_AT_ANNOTATION)
+    return meta.content_hash([_template(model, defaults), model.spec.workers.queue_name, restarted])
+
+
+def worker_job(model: DiffusionModel, name_hash: str, ordinal: int, defaults: WorkerDefaults) -> dict[str, Any]:
+    """Give the manifest of a worker's batch/v1 Job.
+
+    Args:
+        model: The model to serve; it owns the Job.
+        name_hash: Its :func:`template_hash`.
+        ordinal: Tells workers of one template apart.
+        defaults: From the operator's settings.
+    """
+    queue_name = model.spec.workers.queue_name
+    labels = _labels(model) | {meta.TEMPLATE_HASH_LABEL: name_hash}
+    template = _template(model, defaults)
+    template["metadata"]["labels"] |= labels
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": meta.worker_job_name(model.name, name_hash, ordinal),
+            "namespace": model.metadata.namespace,
+            "labels": labels | ({meta.KUEUE_QUEUE_LABEL: queue_name} if queue_name else {}),
+            "ownerReferences": [
+                {
+                    "apiVersion": meta.API_VERSION,
+                    "kind": model.KIND,
+                    "name": model.name,
+                    "uid": model.metadata.uid,
+                    "controller": True,
+                    "blockOwnerDeletion": True,
+                }
+            ],
+        },
+        "spec": {
+            "suspend": queue_name is not None,
+            "completions": 1,
+            "parallelism": 1,
+            # A crash ends the Job: when the next worker starts is the operator's decision, for which the failed Job
+            # is the record. What the platform does to a Pod (drain, preemption) counts as no crash: it is replaced.
+            "backoffLimit": 0,
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": {
+                "rules": [
+                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                    {
+                        "action": "FailJob",
+                        "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [BAD_MODEL_EXIT_CODE]},
+                    },
+                ]
+            },
+            "template": template,
+        },
+    }
+
+
+def _labels(model: DiffusionModel) -> dict[str, str]:
+    return {
+        "app.kubernetes.io/name": "kubediffusion",
+        meta.COMPONENT_LABEL: meta.WORKER_COMPONENT,
+        meta.MANAGED_BY_LABEL: meta.MANAGER,
+        meta.MODEL_LABEL: model.name,
+    }
+
+
+def _template(model: DiffusionModel, defaults: WorkerDefaults) -> dict[str, Any]:
+    workers = model.spec.workers
+    claim = model.spec.source.persistent_volume_claim
+    volumes: list[dict[str, Any]] = [{"name": "cache", "emptyDir": {}}]
+    mounts: list[dict[str, Any]] = [{"name": "cache", "mountPath": CACHE_MOUNT}]
+    if claim is not None:
+        volumes.append({"name": "model", "persistentVolumeClaim": {"claimName": claim.claim_name, "readOnly": True}})
+        mounts.append({"name": "model", "mountPath": MODEL_MOUNT, "readOnly": True})
+    spec: dict[str, Any] = {
+        "serviceAccountName": workers.service_account_name or defaults.service_account,
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": workers.termination_grace_period_seconds,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "fsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumes": volumes,
+        "containers": [_container(model, defaults, mounts)],
+    }
+    optional: dict[str, Any] = {
+        "nodeSelector": workers.node_selector,
+        "tolerations": list(workers.tolerations),
+        "affinity": workers.affinity,
+        "runtimeClassName": workers.runtime_class_name,
+        "priorityClassName": workers.priority_class_name,
+        "imagePullSecrets": list(workers.image_pull_secrets),
+    }
+    spec |= {name: value for name, value in optional.items() if value}
+    return {"metadata": {"labels": _labels(model)}, "spec": spec}
+
+
+def _container(model: DiffusionModel, defaults: WorkerDefaults, mounts: list[dict[str, Any]]) -> dict[str, Any]:
+    resources = model.spec.workers.resources
+    # A request left out is its limit, as Kubernetes defaults it; only then the project's own default.
+    defaulted = {k: v for k, v in DEFAULT_REQUESTS.items() if k not in resources.limits}
+    return {
+        "name": CONTAINER,
+        "image": model.spec.workers.image or defaults.image,
+        "command": ["kubediffusion-worker"],
+        "env": _environment(model, defaults),
+        "envFrom": [{"secretRef": {"name": defaults.s3_secret}}],
+        "resources": {"requests": defaulted | resources.requests, "limits": dict(resources.limits)},
+        "ports": [{"name": "metrics", "containerPort": defaults.port}],
+        # Loading takes as long as the model is large: the process is alive meanwhile, and ready only afterwards.
+        "readinessProbe": {"httpGet": {"path": "/readyz", "port": defaults.port}, "periodSeconds": 1},
+        "livenessProbe": {
+            "httpGet": {"path": "/livez", "port": defaults.port},
+            "periodSeconds": 10,
+            "timeoutSeconds": 5,
+            "failureThreshold": 6,
+        },
+        "terminationMessagePath": TERMINATION_LOG,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": mounts,
+    }
+
+
+def _environment(model: DiffusionModel, defaults: WorkerDefaults) -> list[dict[str, Any]]:
+    source = model.spec.source
+    environment = [
+        _field("POD_NAME", "metadata.name"),
+        _field("POD_NAMESPACE", "metadata.namespace"),
+        _field("POD_IP", "status.podIP"),
+        _value("KUBEDIFFUSION_MODEL", model.name),
+        _value("KUBEDIFFUSION_MODEL_SPEC", json.dumps(_worker_spec(model), sort_keys=True, separators=(",", ":"))),
+        _value("KUBEDIFFUSION_BIND_ADDRESS", "$(POD_IP)"),
+        _value("KUBEDIFFUSION_PORT", str(defaults.port)),
+        _value("KUBEDIFFUSION_LOG_LEVEL", defaults.log_level),
+        _value("KUBEDIFFUSION_TERMINATION_LOG", TERMINATION_LOG),
+        # The root filesystem is read-only: whatever a library caches goes to the one writable folder.
+        _value("HOME", CACHE_MOUNT),
+        _value("TMPDIR", CACHE_MOUNT),
+        _value("HF_HOME", f"{CACHE_MOUNT}/huggingface"),
+    ]
+    if (claim := source.persistent_volume_claim) is not None:
+        environment.append(_value("KUBEDIFFUSION_MODEL_PATH", f"{MODEL_MOUNT}/{claim.path.strip('/')}".rstrip("/")))
+    if source.hugging_face is not None and (secret := source.hugging_face.token_secret_ref) is not None:
+        reference = {"secretKeyRef": {"name": secret.name, "key": secret.key}}
+        environment.append({"name": "HF_TOKEN", "valueFrom": reference})
+    return [*environment, *model.spec.workers.env]
+
+
+def _worker_spec(model: DiffusionModel) -> dict[str, Any]:
+    """Give the part of the spec that a worker runs by; what jobs only read stays out, so it replaces no worker."""
+    spec = model.spec.to_wire()
+    kept = ("source", "torchDtype", "safetyChecker", "useSafetensors", "trustRemoteCode", "compile")
+    return {name: spec[name] for name in kept} | {"workers": {"maxBatchSize": model.spec.workers.max_batch_size}}
+
+
+def _value(name: str, value: str) -> dict[str, Any]:
+    return {"name": name, "value": value}
+
+
+def _field(name: str, path: str) -> dict[str, Any]:
+    return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}

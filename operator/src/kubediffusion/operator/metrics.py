@@ -1,0 +1,22 @@
+"""Prometheus metrics of the operator."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+ACTIONS = Counter(
+    "kubediffusion_operator_actions_total", "Actions carried out, by kind and outcome.", ["action", "outcome"]
+)
+QUEUED = Gauge("kubediffusion_jobs_queued", "Jobs that wait for a worker.", ["namespace", "model"])
+WORKERS = Gauge("kubediffusion_workers", "Workers by state.", ["namespace", "model", "state"])
+BINDING_SECONDS = Histogram(
+    "kubediffusion_job_binding_seconds",
+    "From a job's creation, in whole seconds as Kubernetes keeps it, to its first binding.",
+    buckets=(0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 900, 3600),
+)
+PASS_SECONDS = Histogram(
+    "kubediffusion_operator_pass_seconds",
+    "Duration of one scheduling pass over a namespace.",
+    buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 0.5, 1),
+)
+LAST_PASS = Gauge("kubediffusion_operator_last_pass_timestamp_seconds", "When the last scheduling pass ended.")

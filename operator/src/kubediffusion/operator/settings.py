@@ -1,0 +1,55 @@
+"""Every knob of the operator, read from the environment once."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Settings of the operator; each comes from ``KUBEDIFFUSION_<NAME>``."""
+
+    model_config = SettingsConfigDict(env_prefix="KUBEDIFFUSION_", frozen=True, use_attribute_docstrings=True)
+
+    namespaces: str = ""
+    """Namespaces to manage, separated by commas; empty for all of the cluster."""
+    bind_address: str = "0.0.0.0"  # noqa: S104 - a Pod's own address is its namespace's business
+    """Address of the endpoint for probes and metrics."""
+    port: int = 8081
+    """Port of the endpoint for probes and metrics."""
+    log_level: str = "INFO"
+    """Least severe level to log."""
+
+    worker_image: str = "kubediffusion-worker"
+    """Container image of workers whose model names none."""
+    worker_service_account: str = "kubediffusion-worker"
+    """Service account of workers whose model names none."""
+    worker_port: int = 8080
+    """Port of a worker's probes and metrics."""
+    worker_log_level: str = "INFO"
+    """Least severe level that workers log."""
+    s3_secret: str = "kubediffusion-s3"  # noqa: S105 - the name of a Secret, not a secret
+    """Secret with the AWS settings, KUBEDIFFUSION_S3_BUCKET and KUBEDIFFUSION_S3_PREFIX, which workers get as their
+    environment; the operator gets the same to delete images."""
+    s3_bucket: str = ""
+    """Bucket of the images. Empty: images of ``deletionPolicy: Delete`` jobs cannot be deleted."""
+    s3_prefix: str = ""
+    """Prefix of every key."""
+
+    concurrent_requests: int = Field(default=32, ge=1)
+    """Requests to the API server that may be under way at once."""
+    resync_seconds: float = Field(default=30, gt=0)
+    """How often workers are listed anew: what a watch may miss while it was broken is found then."""
+    model_grace_seconds: float = Field(default=30, ge=0)
+    """How long a job waits for a DiffusionModel that does not exist, as both may be applied together."""
+    explain_after_seconds: float = Field(default=1, ge=0)
+    """A job that waits longer than this says why, in its Scheduled condition."""
+    explanations_per_second: float = Field(default=5, gt=0)
+    """The most such writes a second, so that a long queue costs little."""
+    batches_ahead: int = Field(default=2, ge=1)
+    """Batches bound to a worker: the one that runs and those that wait behind it, so that it never idles."""
+
+    @property
+    def namespace_list(self) -> list[str]:
+        """The namespaces to manage; empty for all."""
+        return [name.strip() for name in self.namespaces.split(",") if name.strip()]

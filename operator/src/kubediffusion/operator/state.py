@@ -1,0 +1,270 @@
+"""What the operator knows of the cluster: filled from watches, read as views. No I/O.
+
+Everything here can be rebuilt from a list of the cluster; a restart loses nothing but time. Finished jobs are not
+kept: their cost would grow for ever.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import heapq
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from sortedcontainers import SortedKeyList
+
+from kubediffusion.operator.scheduling import ModelView, order_key
+from kubediffusion.operator.workers import BatchJob, Pod, Worker, WorkerState
+from kubediffusion.resources.diffusion_model import DiffusionModel, choose_model
+from kubediffusion.resources.generation_job import GenerationJob
+from kubediffusion.resources.transitions import BOUND, TERMINAL
+
+T = TypeVar("T", BatchJob, Pod, GenerationJob)
+
+
+@dataclass(frozen=True)
+class Listing(Generic[T]):
+    """All objects of one kind, as one moment had them.
+
+    Attributes:
+        items: The objects.
+        version: Resource version of the list: what a watch has told since is newer.
+    """
+
+    items: tuple[T, ...]
+    version: int
+
+    @property
+    def namespaces(self) -> set[str]:
+        """The namespaces that have any."""
+        return {item.metadata.namespace for item in self.items}
+
+    def within(self, namespace: str) -> Listing[T]:
+        """Give the part of the list that is in one namespace."""
+        return Listing(tuple(item for item in self.items if item.metadata.namespace == namespace), self.version)
+
+    def merged_into(self, known: Mapping[str, T]) -> dict[str, T]:
+        """Give what is known once the list is taken in: of each object the newer, by name."""
+        newer = {name: item for name, item in known.items() if item.metadata.version > self.version}
+        listed = {item.metadata.name: item for item in self.items}
+        return listed | newer
+
+
+ModelKey = str | None
+"""``spec.model`` of a job; None where it leaves the choice to the default."""
+
+
+class NamespaceState:
+    """One namespace: its models, their unfinished jobs, their workers.
+
+    Args:
+        name: Its name.
+        hash_of: Gives the hash of the worker template of a model.
+
+    Attributes:
+        models: DiffusionModels by name.
+        jobs: Unfinished GenerationJobs by uid.
+        revisions: What workers last reported to have loaded, by model.
+    """
+
+    def __init__(self, name: str, hash_of: Callable[[DiffusionModel], str]) -> None:
+        self.name = name
+        self.models: dict[str, DiffusionModel] = {}
+        self.jobs: dict[str, GenerationJob] = {}
+        self.revisions: dict[str, str] = {}
+        self._hash_of = hash_of
+        self._hashes: dict[str, str] = {}
+        self._queues: dict[ModelKey, SortedKeyList] = defaultdict(lambda: SortedKeyList(key=order_key))
+        self._suspended: dict[str, GenerationJob] = {}
+        self._bound: dict[str, dict[str, dict[str, GenerationJob]]] = defaultdict(lambda: defaultdict(dict))
+        self._batch_jobs: dict[str, BatchJob] = {}
+        self._pods: dict[str, Pod] = {}
+        self._idle_since: dict[str, dt.datetime] = {}
+
+    def put_job(self, job: GenerationJob) -> None:
+        """Take in a job as it is now; one that has finished is forgotten."""
+        self.drop_job(job.uid)
+        if job.status.phase in TERMINAL:
+            return
+        self.jobs[job.uid] = job
+        if job.status.phase in BOUND and job.status.worker:
+            self._bound[_bound_model(job)][job.status.worker][job.uid] = job
+        elif job.spec.suspend:
+            self._suspended[job.uid] = job
+        else:
+            self._queues[job.spec.model].add(job)
+
+    def drop_job(self, uid: str) -> None:
+        """Forget a job."""
+        job = self.jobs.pop(uid, None)
+        if job is None:
+            return
+        if job.status.phase in BOUND and job.status.worker:
+            pods = self._bound[_bound_model(job)]
+            del pods[job.status.worker][uid]
+            if not pods[job.status.worker]:
+                del pods[job.status.worker]
+        elif uid in self._suspended:
+            del self._suspended[uid]
+        else:
+            self._queues[job.spec.model].remove(job)
+
+    def put_model(self, model: DiffusionModel) -> None:
+        """Take in a model as it is now."""
+        self.models[model.name] = model
+        name_hash = self._hash_of(model)
+        if self._hashes.get(model.name) != name_hash:
+            # What workers of another template reported says nothing of today's.
+            self._hashes[model.name] = name_hash
+            self.revisions.pop(model.name, None)
+
+    def drop_model(self, name: str) -> None:
+        """Forget a model."""
+        self.models.pop(name, None)
+        self._hashes.pop(name, None)
+
+    def put_batch_job(self, job: BatchJob) -> None:
+        """Take in a worker's batch/v1 Job as it is now."""
+        self._batch_jobs[job.metadata.name] = job
+
+    def drop_batch_job(self, name: str) -> None:
+        """Forget a worker's batch/v1 Job."""
+        self._batch_jobs.pop(name, None)
+
+    def put_pod(self, pod: Pod) -> None:
+        """Take in a worker's Pod as it is now."""
+        self._pods[pod.metadata.name] = pod
+
+    def drop_pod(self, name: str) -> None:
+        """Forget a worker's Pod."""
+        self._pods.pop(name, None)
+        self._idle_since.pop(name, None)
+
+    def replace_workers(self, jobs: Listing[BatchJob], pods: Listing[Pod]) -> None:
+        """Take in the full lists of workers: what is not in them is gone, unless a watch has told of it since."""
+        self._batch_jobs = jobs.merged_into(self._batch_jobs)
+        self._pods = pods.merged_into(self._pods)
+
+    def replace_jobs(self, unfinished: Listing[GenerationJob]) -> None:
+        """Take in the full list of unfinished jobs, in the same way."""
+        by_name = {job.name: job for job in self.jobs.values()}
+        merged = unfinished.merged_into(by_name)
+        for name in by_name.keys() - merged.keys():
+            self.drop_job(by_name[name].uid)
+        for name, job in merged.items():
+            if by_name.get(name) is not job:
+                self.put_job(job)
+
+    def views(self, now: dt.datetime) -> Iterator[ModelView]:
+        """Give the view of each model.
+
+        Args:
+            now: The time, from which a worker that has just lost its last job counts as idle.
+        """
+        workers = self._workers(now)
+        default = choose_model(self.models, None)
+        for model in self.models.values():
+            queues = [self._queues[model.name]]
+            if model is default:
+                queues.append(self._queues[None])
+            yield ModelView(
+                model=model,
+                template_hash=self._hashes[model.name],
+                waiting=heapq.merge(*queues, key=order_key),
+                waiting_count=sum(map(len, queues)),
+                workers=tuple(workers.get(model.name, ())),
+                bound={pod: tuple(jobs.values()) for pod, jobs in self._bound[model.name].items()},
+            )
+
+    def orphans(self, most: int) -> list[GenerationJob]:
+        """Give unfinished jobs whose model does not exist: those that wait, at most so many, and all that are bound."""
+        named = set(self.models)
+        default = choose_model(self.models, None)
+        waiting = itertools.chain.from_iterable(
+            queue
+            for model, queue in self._queues.items()
+            if (model is None and default is None) or (model is not None and model not in named)
+        )
+        bound = [
+            job
+            for model, pods in self._bound.items()
+            if model not in named
+            for jobs in pods.values()
+            for job in jobs.values()
+        ]
+        return [*itertools.islice(waiting, most), *bound]
+
+    @property
+    def suspended(self) -> list[GenerationJob]:
+        """Jobs that are suspended and not bound."""
+        return list(self._suspended.values())
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is nothing left to look after."""
+        return not (self.models or self.jobs or self._batch_jobs or self._pods)
+
+    def _workers(self, now: dt.datetime) -> dict[str, list[Worker]]:
+        pods: dict[str, Pod] = {}
+        for pod in self._pods.values():
+            other = pods.get(pod.batch_job)
+            # A replaced Pod may linger: the newest is the one that counts.
+            if other is None or _age(pod) > _age(other):
+                pods[pod.batch_job] = pod
+        busy = {name for by_pod in self._bound.values() for name, jobs in by_pod.items() if jobs}
+        workers = defaultdict(list)
+        for job in self._batch_jobs.values():
+            pod_of_job = pods.pop(job.metadata.name, None)
+            worker = Worker(job, pod_of_job)
+            workers[job.model].append(self._with_idleness(worker, busy, now))
+        for pod in pods.values():
+            # Its Job is gone and it is on its way: it still holds a GPU, and may finish what it runs.
+            going = BatchJob(metadata=pod.metadata.model_copy(update={"deletion_timestamp": now, "uid": ""}))
+            workers[going.model].append(Worker(going, pod))
+        return workers
+
+    def _with_idleness(self, worker: Worker, busy: set[str], now: dt.datetime) -> Worker:
+        if worker.pod is None or worker.state is not WorkerState.READY:
+            return worker
+        name = worker.pod.metadata.name
+        if name in busy:
+            self._idle_since.pop(name, None)
+            return worker
+        return Worker(worker.job, worker.pod, self._idle_since.setdefault(name, now))
+
+
+def _bound_model(job: GenerationJob) -> str:
+    return job.status.parameters.model if job.status.parameters is not None else job.spec.model or ""
+
+
+def _age(pod: Pod) -> tuple[bool, dt.datetime | None, str]:
+    created = pod.metadata.creation_timestamp
+    return created is not None, created, pod.metadata.name
+
+
+class Agenda:
+    """Moments at which something is due for a job although nothing changes: deadlines and times to live.
+
+    A heap: what is due costs nothing until it is.
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[dt.datetime, str, str, str]] = []
+
+    def add(self, due: dt.datetime, job: GenerationJob) -> None:
+        """Note that a job is due then. Several entries of one job do no harm: it is judged anew each time."""
+        heapq.heappush(self._heap, (due, job.metadata.namespace, job.name, job.uid))
+
+    def pop_due(self, now: dt.datetime) -> Iterator[tuple[str, str, str]]:
+        """Give and forget what is due: namespace, name and uid."""
+        while self._heap and self._heap[0][0] <= now:
+            _, namespace, name, uid = heapq.heappop(self._heap)
+            yield namespace, name, uid
+
+    @property
+    def next_due(self) -> dt.datetime | None:
+        """When the next entry is due."""
+        return self._heap[0][0] if self._heap else None

@@ -1,0 +1,54 @@
+"""How kopf is set up: what it watches with, and that it writes nothing of its own."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import kopf
+
+from kubediffusion.resources import meta
+from kubediffusion.resources.client import KubernetesClient
+
+INACTIVITY_SECONDS = 90.0
+"""A watch without any byte for so long is dead: bookmarks come every minute."""
+
+
+def configure_kopf(registry: kopf.OperatorRegistry, settings: kopf.OperatorSettings, client: KubernetesClient) -> None:
+    """Set kopf up.
+
+    Args:
+        registry: kopf's registry, for the login.
+        settings: kopf's settings, changed in place.
+        client: Whose address and credentials kopf uses too.
+    """
+    # One replica with strategy Recreate: there is no peer, and no peering object to be permitted to write.
+    settings.peering.standalone = True
+    # What exists at the start is what there is: no permission to list namespaces or CRDs is needed.
+    settings.scanning.disabled = True
+    # Events are written by events.py; kopf's own would be one for each line of its log.
+    settings.posting.enabled = False
+    settings.watching.label_selectors["batch", "v1", "jobs"] = meta.WORKER_SELECTOR
+    settings.watching.label_selectors["", "v1", "pods"] = meta.WORKER_SELECTOR
+    settings.watching.chunk_size = 500
+    settings.watching.inactivity_timeout = INACTIVITY_SECONDS
+    settings.networking.request_timeout = 30.0
+    # After a burst each idle object would keep a task for seconds.
+    settings.queueing.idle_timeout = 0.5
+    # Each handler call is a line at INFO: a visible cost in a burst.
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
+
+    @kopf.on.login(registry=registry, errors=kopf.ErrorsMode.TEMPORARY)
+    async def login(**_: Any) -> kopf.ConnectionInfo:
+        configuration = client.configuration
+        header = await configuration.get_api_key_with_prefix("BearerToken") or ""
+        scheme, token = header.rpartition(" ")[::2]
+        return kopf.ConnectionInfo(
+            server=configuration.host,
+            ca_path=configuration.ssl_ca_cert,
+            insecure=not configuration.verify_ssl,
+            scheme=scheme.capitalize() or "Bearer",
+            token=token or None,
+            certificate_path=configuration.cert_file,
+            private_key_path=configuration.key_file,
+        )

@@ -1,0 +1,220 @@
+"""Workers as the operator sees them: a batch/v1 Job, its one Pod, and what they add up to."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from enum import StrEnum
+
+from kubediffusion.resources import meta
+from kubediffusion.resources.base import ObjectMeta, Schema, Time
+from kubediffusion.resources.errors import BAD_MODEL_EXIT_CODE
+
+CONTAINER = "worker"
+"""Name of the container in a worker Pod."""
+
+
+class Terminated(Schema):
+    """How a container ended."""
+
+    exit_code: int
+    reason: str = ""
+    message: str = ""
+
+
+class ContainerState(Schema):
+    """State of a container; only its end matters here."""
+
+    terminated: Terminated | None = None
+
+
+class ContainerStatus(Schema):
+    """Status of a container."""
+
+    name: str
+    state: ContainerState = ContainerState()
+    restart_count: int = 0
+
+
+class PlatformCondition(Schema):
+    """A condition of a Pod or a batch/v1 Job."""
+
+    type: str
+    status: str
+    reason: str = ""
+    message: str = ""
+    last_transition_time: Time | None = None
+
+
+class PodStatus(Schema):
+    """The part of a Pod's status that is read."""
+
+    phase: str = "Pending"
+    reason: str = ""
+    message: str = ""
+    conditions: tuple[PlatformCondition, ...] = ()
+    container_statuses: tuple[ContainerStatus, ...] = ()
+
+
+class Pod(Schema):
+    """A worker's Pod."""
+
+    metadata: ObjectMeta = ObjectMeta()
+    status: PodStatus = PodStatus()
+
+    @property
+    def batch_job(self) -> str:
+        """Name of the batch/v1 Job that made it."""
+        return next((owner.name for owner in self.metadata.owner_references if owner.kind == "Job"), "")
+
+    @property
+    def finished(self) -> bool:
+        """Whether its container has ended for good."""
+        return self.status.phase in {"Succeeded", "Failed"}
+
+    @property
+    def going(self) -> bool:
+        """Whether it has been told to go."""
+        return self.metadata.deletion_timestamp is not None
+
+    @property
+    def ready(self) -> bool:
+        """Whether it holds its model and can be given jobs."""
+        return (
+            self.status.phase == "Running"
+            and not self.going
+            and any(c.type == "Ready" and c.status == "True" for c in self.status.conditions)
+        )
+
+    @property
+    def unschedulable(self) -> str:
+        """Why no node takes it; empty when one did, or none was asked yet."""
+        for condition in self.status.conditions:
+            if condition.type == "PodScheduled" and condition.status == "False":
+                return condition.message or condition.reason
+        return ""
+
+    @property
+    def terminated(self) -> Terminated | None:
+        """How its container ended, where the node has said so."""
+        for container in self.status.container_statuses:
+            if container.name == CONTAINER and container.state.terminated is not None:
+                return container.state.terminated
+        return None
+
+    @property
+    def disrupted(self) -> bool:
+        """Whether the platform ended it (drain, preemption, eviction), not its own doing."""
+        return any(c.type == "DisruptionTarget" and c.status == "True" for c in self.status.conditions)
+
+
+class BatchJobSpec(Schema):
+    """The part of a batch/v1 Job's spec that is read."""
+
+    suspend: bool = False
+
+
+class BatchJobStatus(Schema):
+    """The part of a batch/v1 Job's status that is read."""
+
+    conditions: tuple[PlatformCondition, ...] = ()
+
+
+class BatchJob(Schema):
+    """The batch/v1 Job of a worker."""
+
+    metadata: ObjectMeta = ObjectMeta()
+    spec: BatchJobSpec = BatchJobSpec()
+    status: BatchJobStatus = BatchJobStatus()
+
+    @property
+    def model(self) -> str:
+        """The DiffusionModel that it serves."""
+        return self.metadata.labels.get(meta.MODEL_LABEL, "")
+
+    @property
+    def failure(self) -> PlatformCondition | None:
+        """Why it failed, or None."""
+        return next((c for c in self.status.conditions if c.type == "Failed" and c.status == "True"), None)
+
+    @property
+    def complete(self) -> bool:
+        """Whether its Pod ended with success."""
+        return any(c.type == "Complete" and c.status == "True" for c in self.status.conditions)
+
+
+class WorkerState(StrEnum):
+    """What a worker can be used for."""
+
+    QUEUED = "Queued"
+    """Suspended until Kueue admits it."""
+    STARTING = "Starting"
+    """Its Pod is not ready: it waits for a node, or loads the model."""
+    READY = "Ready"
+    """It can be given jobs."""
+    GOING = "Going"
+    """It has been told to go, or has ended well; it finishes what it runs."""
+    FAILED = "Failed"
+    """It crashed. It is kept as the record of it until another worker of its kind is ready."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A batch/v1 Job with the Pod that it has now.
+
+    Attributes:
+        job: The batch/v1 Job.
+        pod: Its latest Pod, if there is one.
+        idle_since: When the last job left it; None while it has any.
+    """
+
+    job: BatchJob
+    pod: Pod | None
+    idle_since: dt.datetime | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the batch/v1 Job."""
+        return self.job.metadata.name
+
+    @property
+    def template_hash(self) -> str:
+        """Hash of the template that it was made from."""
+        return self.job.metadata.labels.get(meta.TEMPLATE_HASH_LABEL, "")
+
+    @property
+    def state(self) -> WorkerState:
+        """What it can be used for."""
+        if self.job.metadata.deletion_timestamp is not None or self.job.complete:
+            return WorkerState.GOING
+        if self.job.failure is not None or (self.pod is not None and self.pod.status.phase == "Failed"):
+            # The Pod is known to have failed a moment before its Job is; a disrupted one is replaced by its Job.
+            disrupted = self.job.failure is None and self.pod is not None and self.pod.disrupted
+            return WorkerState.STARTING if disrupted else WorkerState.FAILED
+        if self.job.spec.suspend:
+            return WorkerState.QUEUED
+        return WorkerState.READY if self.pod is not None and self.pod.ready else WorkerState.STARTING
+
+    @property
+    def failed_at(self) -> dt.datetime | None:
+        """When it failed, as its Job says."""
+        return self.job.failure.last_transition_time if self.job.failure is not None else None
+
+    @property
+    def bad_model(self) -> str | None:
+        """What the worker said of a model that cannot be loaded; None when that is not why it ended."""
+        ended = self.pod.terminated if self.pod is not None else None
+        if ended is not None and ended.exit_code == BAD_MODEL_EXIT_CODE:
+            return ended.message.strip() or "the worker gave no reason; see its log"
+        if ended is None and self.job.failure is not None and self.job.failure.reason == "PodFailurePolicy":
+            return self.job.failure.message
+        return None
+
+    @property
+    def crash(self) -> str:
+        """How it ended, in words, for people."""
+        ended = self.pod.terminated if self.pod is not None else None
+        if ended is not None:
+            detail = ended.message.strip() or ended.reason
+            return f"exit code {ended.exit_code}" + (f": {detail}" if detail else "")
+        return self.job.failure.message if self.job.failure is not None else "its Pod is gone"

@@ -1,0 +1,173 @@
+"""For tests against a local cluster: a namespace of their own, waiting for conditions, breaking things on purpose."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kubernetes.aio import client as kubernetes_client
+from kubernetes.aio import config as kubernetes_config
+
+from kubediffusion.local import installation
+from kubediffusion.local.cluster import LocalCluster, Manifest
+from kubediffusion.local.errors import LocalError, NotInTimeError
+from kubediffusion.resources.client import KubernetesClient
+
+# Generous: two cores may be busy with something else. A condition that comes about ends the wait at once.
+POD_SECONDS = 60.0
+"""For a pod to start, to become ready or to end by itself."""
+
+POLL_SECONDS = 0.1
+
+T = TypeVar("T")
+
+
+def wait_for(what: str, condition: Callable[[], T | None], seconds: float = POD_SECONDS) -> T:
+    """Waits until a condition holds, and returns what it returned.
+
+    Args:
+        what: What is awaited, for the error.
+        condition: Returns something true once it holds; a `LocalError` counts as not yet.
+        seconds: How long to wait.
+
+    Raises:
+        NotInTimeError: It did not come about.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        problem = None
+        try:
+            if value := condition():
+                return value
+        except LocalError as error:
+            problem = error
+        if time.monotonic() > deadline:
+            raise NotInTimeError(what, seconds) from problem
+        time.sleep(POLL_SECONDS)
+
+
+async def eventually(what: str, condition: Callable[[], Awaitable[T | None]], seconds: float = POD_SECONDS) -> T:
+    """Waits until a condition holds, as `wait_for` does, for conditions that are coroutines."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if value := await condition():
+            return value
+        if time.monotonic() > deadline:
+            raise NotInTimeError(what, seconds)
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def connect(kubeconfig: Path) -> KubernetesClient:
+    """Returns a client with the identity of a kubeconfig."""
+    configuration = kubernetes_client.Configuration()
+    await kubernetes_config.load_kube_config(config_file=str(kubeconfig), client_configuration=configuration)
+    configuration.client_session_kwargs = {"trust_env": False}  # never through a proxy
+    return KubernetesClient(configuration)
+
+
+class Namespace:
+    """A namespace of a local cluster.
+
+    Attributes:
+        cluster: The cluster.
+        name: The namespace's name.
+    """
+
+    def __init__(self, cluster: LocalCluster, name: str) -> None:
+        self.cluster = cluster
+        self.name = name
+
+    def create(self) -> None:
+        """Creates it, and waits until pods can be created in it."""
+        self.cluster.kubectl("create", "namespace", self.name)
+        self.kubectl("wait", "--for=create", "serviceaccount/default", "configmap/kube-root-ca.crt", "--timeout=60s")
+
+    def delete(self) -> None:
+        """Deletes it, and does not wait for that."""
+        self.cluster.kubectl("delete", "namespace", self.name, "--wait=false")
+
+    def install(self, *parts: Manifest) -> None:
+        """Gives KubeDiffusion's parts their service accounts, rights and storage here, and runs those given."""
+        self.apply(*installation.namespaced(self.name, self.cluster.store.settings), *parts)
+
+    def apply(self, *manifests: Manifest) -> None:
+        """Applies manifests; those that name no namespace, to this one."""
+        self.cluster.apply(
+            {**manifest, "metadata": {"namespace": self.name, **manifest["metadata"]}} for manifest in manifests
+        )
+
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        """Runs kubectl in this namespace."""
+        return self.cluster.kubectl(f"--namespace={self.name}", *arguments, stdin=stdin)
+
+    def get(self, kind: str, name: str) -> dict[str, Any]:
+        """Returns an object."""
+        found: dict[str, Any] = json.loads(self.kubectl("get", kind, name, "--output=json"))
+        return found
+
+    def list(self, kind: str, selector: str = "") -> list[dict[str, Any]]:
+        """Returns objects."""
+        found = self.kubectl("get", kind, f"--selector={selector}", "--output=json")
+        items: list[dict[str, Any]] = json.loads(found)["items"]
+        return items
+
+    def pod_status(self, name: str) -> dict[str, Any]:
+        """Returns the status of a pod."""
+        status: dict[str, Any] = self.get("pod", name).get("status", {})
+        return status
+
+    def container(self, pod: str) -> dict[str, Any]:
+        """Returns the status of a pod's first container.
+
+        Raises:
+            LocalError: It has none yet.
+        """
+        statuses: list[dict[str, Any]] = self.pod_status(pod).get("containerStatuses", [])
+        if not statuses:
+            raise LocalError(f"pod {pod} has no container yet")
+        return statuses[0]
+
+    def wait_phase(self, pod: str, phase: str, seconds: float = POD_SECONDS) -> dict[str, Any]:
+        """Waits for a pod's phase and returns its status."""
+
+        def reached() -> dict[str, Any] | None:
+            status = self.pod_status(pod)
+            return status if status.get("phase") == phase else None
+
+        return wait_for(f"pod {pod} {phase}", reached, seconds)
+
+    def wait_ready(self, pod: str, seconds: float = POD_SECONDS) -> dict[str, Any]:
+        """Waits until a pod is ready and returns its status."""
+
+        def ready() -> dict[str, Any] | None:
+            status = self.pod_status(pod)
+            return status if is_true(status, "Ready") else None
+
+        return wait_for(f"pod {pod} ready", ready, seconds)
+
+    def pid(self, pod: str) -> int:
+        """Returns the process id of a pod's first container, which runs.
+
+        Raises:
+            LocalError: It does not run.
+        """
+        container = self.container(pod)
+        if "running" not in container["state"]:
+            raise LocalError(f"the container of pod {pod} does not run: {container['state']}")
+        return int(container["containerID"].removeprefix("process://"))
+
+    def signal(self, pod: str, number: signal.Signals) -> None:
+        """Sends a signal to every process of a pod's first container: SIGKILL for a crash, SIGSTOP for a freeze."""
+        os.killpg(self.pid(pod), number)
+
+
+def is_true(status: dict[str, Any], condition: str) -> bool:
+    """Tells whether a condition of a status is true."""
+    conditions: Iterable[dict[str, Any]] = status.get("conditions", [])
+    return any(found["type"] == condition and found["status"] == "True" for found in conditions)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
+import uuid
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -70,7 +71,8 @@ class Events:
         return {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
-            "metadata": {"generateName": f"{metadata.name[:200]}.", "namespace": metadata.namespace},
+            # Named as client-go does: the object's name and something unique.
+            "metadata": {"name": f"{metadata.name[:200]}.{uuid.uuid4().hex[:16]}", "namespace": metadata.namespace},
             "eventTime": format_time(now),
             "type": event.kind,
             "reason": event.reason,

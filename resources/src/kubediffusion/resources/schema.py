@@ -16,6 +16,8 @@ _KEPT = {
     "x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-int-or-string",
 }  # fmt: skip
 
+_LARGEST_INT64 = 2**63 - 1
+
 
 def structural_schema(kind: type[Schema]) -> dict[str, Any]:
     """Give the structural schema of a resource or of a part of one."""
@@ -30,6 +32,9 @@ def _convert(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any
     if "anyOf" in node:
         return _convert_union(node, definitions)
     result = {key: value for key, value in node.items() if key in _KEPT}
+    if result.get("format") == "int64" and result.get("maximum") == _LARGEST_INT64:
+        # The format says it already, and the API server checks bounds as floats, where this one is out of range.
+        del result["maximum"]
     if description := node.get("description"):
         result["description"] = " ".join(str(description).split())
     if node.get("type") == "object" and not node.get("x-kubernetes-preserve-unknown-fields"):

@@ -1,0 +1,103 @@
+"""Builders of resources, for the tests of the parts and of those who build on them.
+
+Every builder gives a valid object with fixed times; keyword arguments name what a test is about.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+from kubediffusion.resources import meta
+from kubediffusion.resources.base import ObjectMeta
+from kubediffusion.resources.diffusion_model import (
+    Defaults,
+    DiffusionModel,
+    DiffusionModelSpec,
+    Limits,
+    ModelSource,
+    WorkerSettings,
+)
+from kubediffusion.resources.generation_job import (
+    GenerationJob,
+    GenerationJobSpec,
+    GenerationJobStatus,
+    Parameters,
+    Phase,
+)
+
+NOW = dt.datetime(2030, 1, 1, 12, tzinfo=dt.UTC)
+"""The time in tests."""
+NAMESPACE = "studio"
+
+
+def job(name: str = "job", *, age: float = 10, status: GenerationJobStatus | None = None, **spec: Any) -> GenerationJob:
+    """Build a GenerationJob that was created ``age`` seconds before :data:`NOW`.
+
+    Args:
+        name: Its name; its uid is derived from it.
+        age: Seconds since its creation.
+        status: Its status; Pending when not given.
+        **spec: Fields of its spec.
+    """
+    return GenerationJob(
+        metadata=ObjectMeta(
+            name=name,
+            namespace=NAMESPACE,
+            uid=f"uid-{name}",
+            resource_version="1",
+            generation=1,
+            creation_timestamp=NOW - dt.timedelta(seconds=age),
+        ),
+        spec=GenerationJobSpec(**{"prompt": "a fox in the snow", **spec}),
+        status=status or GenerationJobStatus(),
+    )
+
+
+def bound_job(
+    name: str = "job", *, worker: str, phase: Phase = Phase.SCHEDULED, retries: int = 0, age: float = 10, **spec: Any
+) -> GenerationJob:
+    """Build a GenerationJob that a worker's Pod has."""
+    parameters = Parameters(
+        model="emoji", num_inference_steps=25, guidance_scale=7.5, seed=7, num_images=spec.get("num_images") or 1
+    )
+    status = GenerationJobStatus(
+        phase=phase, worker=worker, attempt=retries + 1, retries=retries, parameters=parameters
+    )
+    return job(name, age=age, status=status, **spec)
+
+
+def model(
+    name: str = "emoji",
+    *,
+    default: bool = True,
+    limits: Limits | None = None,
+    defaults: Defaults | None = None,
+    **workers: Any,
+) -> DiffusionModel:
+    """Build a DiffusionModel.
+
+    Args:
+        name: Its name.
+        default: Whether it carries the default annotation.
+        limits: The most that a job may ask for.
+        defaults: What a job gets that does not say otherwise.
+        **workers: Fields of ``spec.workers``.
+    """
+    return DiffusionModel(
+        metadata=ObjectMeta(
+            name=name,
+            namespace=NAMESPACE,
+            uid=f"uid-{name}",
+            resource_version="1",
+            generation=1,
+            creation_timestamp=NOW - dt.timedelta(hours=1),
+            annotations={meta.DEFAULT_MODEL_ANNOTATION: "true"} if default else {},
+        ),
+        spec=DiffusionModelSpec(
+            source=ModelSource(path="/models/emoji"),
+            limits=limits or Limits(),
+            defaults=defaults or Defaults(),
+            workers=WorkerSettings(**workers),
+        ),
+    )

@@ -1,0 +1,105 @@
+"""Builders of workers and views."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from kubediffusion.operator.scheduling import ModelView, order_key
+from kubediffusion.operator.workers import (
+    BatchJob,
+    BatchJobSpec,
+    BatchJobStatus,
+    ContainerState,
+    ContainerStatus,
+    PlatformCondition,
+    Pod,
+    PodStatus,
+    Terminated,
+    Worker,
+    WorkerState,
+)
+from kubediffusion.resources import meta
+from kubediffusion.resources.base import ObjectMeta, OwnerReference
+from kubediffusion.resources.generation_job import GenerationJob
+from kubediffusion.resources.testing import NAMESPACE, NOW, model
+
+HASH = "0a1b2c3d"
+OLD_HASH = "ffffffff"
+
+
+def worker(
+    ordinal: int,
+    state: WorkerState,
+    *,
+    template: str = HASH,
+    exit_code: int = 137,
+    message: str = "",
+    idle: float | None = None,
+    failed: float = 0,
+) -> Worker:
+    """Build a worker in a state; ``idle`` and ``failed`` are seconds ago."""
+    name = meta.worker_job_name("emoji", template, ordinal)
+    labels = {meta.MODEL_LABEL: "emoji", meta.TEMPLATE_HASH_LABEL: template}
+    ended = state is WorkerState.FAILED
+    failure = PlatformCondition(
+        type="Failed",
+        status="True",
+        reason="BackoffLimitExceeded",
+        last_transition_time=NOW - dt.timedelta(seconds=failed),
+    )
+    job = BatchJob(
+        metadata=ObjectMeta(
+            name=name,
+            namespace=NAMESPACE,
+            uid=f"uid-{name}",
+            labels=labels,
+            creation_timestamp=NOW - dt.timedelta(minutes=5),
+            deletion_timestamp=NOW if state is WorkerState.GOING else None,
+        ),
+        spec=BatchJobSpec(suspend=state is WorkerState.QUEUED),
+        status=BatchJobStatus(conditions=(failure,) if ended else ()),
+    )
+    if state is WorkerState.QUEUED:
+        return Worker(job, None)
+    terminated = ContainerState(terminated=Terminated(exit_code=exit_code, message=message)) if ended else None
+    pod = Pod(
+        metadata=ObjectMeta(
+            name=f"{name}-pod",
+            namespace=NAMESPACE,
+            uid=f"uid-{name}-pod",
+            labels=labels,
+            deletion_timestamp=NOW if state is WorkerState.GOING else None,
+            owner_references=(OwnerReference(api_version="batch/v1", kind="Job", name=name, uid=f"uid-{name}"),),
+        ),
+        status=PodStatus(
+            phase="Failed" if ended else "Running",
+            conditions=(PlatformCondition(type="Ready", status="True"),) if state is WorkerState.READY else (),
+            container_statuses=(ContainerStatus(name="worker", state=terminated or ContainerState()),),
+        ),
+    )
+    built = Worker(job, pod, NOW - dt.timedelta(seconds=idle) if idle is not None else None)
+    assert built.state is state
+    return built
+
+
+def pod_name(ordinal: int, template: str = HASH) -> str:
+    """Give the name of the Pod of a built worker."""
+    return f"{meta.worker_job_name('emoji', template, ordinal)}-pod"
+
+
+def view(
+    waiting: list[GenerationJob] | None = None,
+    workers: list[Worker] | None = None,
+    bound: dict[str, list[GenerationJob]] | None = None,
+    **settings: object,
+) -> ModelView:
+    """Build the view of a model whose ``spec.workers`` are the settings."""
+    queue = sorted(waiting or [], key=order_key)
+    return ModelView(
+        model=model(**settings),
+        template_hash=HASH,
+        waiting=queue,
+        waiting_count=len(queue),
+        workers=tuple(workers or ()),
+        bound={pod: tuple(jobs) for pod, jobs in (bound or {}).items()},
+    )

@@ -1,0 +1,255 @@
+"""The laws of scheduling, for every cluster that a search can think of: this is the scheduler's description."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from builders import HASH, OLD_HASH, pod_name, view, worker
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kubediffusion.operator.actions import Bind, CreateWorker, DeleteWorker, Explain, Finish, Requeue
+from kubediffusion.operator.scheduling import LIVE, Knobs, ModelView, order_key, plan_model
+from kubediffusion.operator.workers import Worker, WorkerState
+from kubediffusion.resources.errors import ErrorCode
+from kubediffusion.resources.generation_job import GenerationJob, Phase
+from kubediffusion.resources.testing import NOW, bound_job, job
+
+KNOBS = Knobs()
+
+
+@st.composite
+def clusters(draw: st.DrawFn) -> ModelView:
+    states = draw(st.lists(st.sampled_from(list(WorkerState)), max_size=5))
+    templates = draw(st.lists(st.sampled_from([HASH, HASH, OLD_HASH]), min_size=5, max_size=5))
+    workers = [
+        worker(
+            n, state, template=template, idle=draw(st.sampled_from([None, 1, 1000])), failed=draw(st.integers(0, 60))
+        )
+        for n, (state, template) in enumerate(zip(states, templates, strict=False))
+    ]
+    names = [w.pod.metadata.name for w in workers if w.pod is not None]
+    names += draw(st.lists(st.sampled_from(["vanished"]), max_size=1))
+    bound: dict[str, list[GenerationJob]] = {}
+    for n in range(draw(st.integers(0, 6)) if names else 0):
+        name = draw(st.sampled_from(names))
+        phase = draw(st.sampled_from([Phase.SCHEDULED, Phase.RUNNING]))
+        retries = draw(st.integers(0, 3))
+        item = bound_job(f"bound-{n}", worker=name, phase=phase, retries=retries, priority=draw(st.integers(-1, 1)))
+        bound.setdefault(name, []).append(item)
+    waiting = [
+        job(
+            f"waiting-{n}",
+            age=draw(st.integers(0, 9)),
+            priority=draw(st.integers(-1, 1)),
+            num_images=draw(st.integers(1, 4)),
+        )
+        for n in range(draw(st.integers(0, 12)))
+    ]
+    most = draw(st.integers(1, 4))
+    return view(
+        waiting,
+        workers,
+        bound,
+        max_replicas=most,
+        min_replicas=draw(st.integers(0, most)),
+        max_batch_size=draw(st.integers(1, 4)),
+        idle_seconds=60,
+    )
+
+
+def plan(cluster: ModelView) -> tuple[object, ...]:
+    return plan_model(cluster, NOW, KNOBS, explanations=5).actions
+
+
+def live(cluster: ModelView, *, current: bool) -> list[Worker]:
+    return [w for w in cluster.workers if w.state in LIVE and (w.template_hash == HASH) is current]
+
+
+@given(clusters())
+def test_no_job_is_decided_on_twice(cluster):
+    decided = [a.job.uid for a in plan(cluster) if isinstance(a, Bind | Requeue | Finish | Explain)]
+    assert max(Counter(decided).values(), default=0) <= 1
+
+
+@given(clusters())
+def test_jobs_are_bound_only_to_ready_workers_of_todays_template(cluster):
+    ready = {w.pod.metadata.name for w in cluster.current(WorkerState.READY)}
+    assert {a.pod for a in plan(cluster) if isinstance(a, Bind)} <= ready
+
+
+@given(clusters())
+def test_a_worker_gets_work_only_while_it_has_room(cluster):
+    room = KNOBS.batches_ahead * cluster.batch
+    load = {w.pod.metadata.name: cluster.load(w) for w in cluster.current(WorkerState.READY)}
+    for action in plan(cluster):
+        if isinstance(action, Bind):
+            assert load[action.pod] < room
+            load[action.pod] += cluster.slots(action.job)
+
+
+@given(clusters())
+def test_nobody_is_passed_over(cluster):
+    """A job that goes on waiting is never more urgent than one that was bound."""
+    actions = plan(cluster)
+    bound = [order_key(a.job) for a in actions if isinstance(a, Bind)]
+    left_out = {a.job.uid for a in actions if isinstance(a, Bind | Finish)}
+    left = [order_key(item) for item in cluster.waiting if item.uid not in left_out]
+    if bound and left:
+        assert max(bound) < min(left)
+
+
+@given(clusters())
+def test_no_room_is_left_while_a_job_waits(cluster):
+    actions = plan(cluster)
+    taken = Counter()
+    for action in actions:
+        if isinstance(action, Bind):
+            taken[action.pod] += cluster.slots(action.job)
+    ended = {a.job.uid for a in actions if isinstance(a, Bind | Finish)}
+    if any(item.uid not in ended for item in cluster.waiting):
+        for ready in cluster.current(WorkerState.READY):
+            load = cluster.load(ready) + taken[ready.pod.metadata.name]
+            assert load >= KNOBS.batches_ahead * cluster.batch
+
+
+@given(clusters())
+def test_work_is_spread_evenly(cluster):
+    """Before the binding of any job, its worker is the least loaded one."""
+    load = {w.pod.metadata.name: cluster.load(w) for w in cluster.current(WorkerState.READY)}
+    for action in plan(cluster):
+        if isinstance(action, Bind):
+            assert load[action.pod] == min(load.values())
+            load[action.pod] += cluster.slots(action.job)
+
+
+@given(clusters())
+def test_there_are_never_more_workers_than_max_replicas(cluster):
+    """Those that are going hold their GPU until they have ended, so they count."""
+    held = [w for w in cluster.workers if w.state in LIVE or (w.pod is not None and not w.pod.finished)]
+    created = sum(isinstance(a, CreateWorker) for a in plan(cluster))
+    assert created == 0 or len(held) + created <= cluster.model.spec.workers.max_replicas
+
+
+@given(clusters())
+def test_workers_follow_the_backlog(cluster):
+    actions = plan(cluster)
+    ended = {a.job.uid for a in actions if isinstance(a, Finish)}
+    settings = cluster.model.spec.workers
+    jobs = [item for item in cluster.waiting if item.uid not in ended]
+    created = sum(isinstance(a, CreateWorker) for a in actions)
+    if not jobs and not cluster.bound and settings.min_replicas == 0:
+        assert created == 0
+    if len(live(cluster, current=True)) >= max(settings.min_replicas, math.ceil(len(jobs) + 24 / cluster.batch)):
+        assert created == 0
+
+
+@given(clusters())
+def test_the_names_of_new_workers_are_free_and_differ(cluster):
+    taken = {w.name for w in cluster.workers}
+    created = [f"emoji-{a.template_hash}-{a.ordinal}" for a in plan(cluster) if isinstance(a, CreateWorker)]
+    assert len(set(created)) == len(created)
+    assert not taken & set(created)
+
+
+@given(clusters())
+def test_a_worker_with_jobs_is_never_deleted(cluster):
+    busy = {pod for pod, jobs in cluster.bound.items() if jobs}
+    names = {w.name: w.pod.metadata.name for w in cluster.workers if w.pod is not None}
+    bound_now = {a.pod for a in plan(cluster) if isinstance(a, Bind)}
+    for action in plan(cluster):
+        if isinstance(action, DeleteWorker):
+            assert names.get(action.name) not in busy | bound_now
+
+
+@given(clusters())
+def test_min_replicas_stay(cluster):
+    deleted = {a.name for a in plan(cluster) if isinstance(a, DeleteWorker)}
+    before = live(cluster, current=True)
+    left = [w for w in before if w.name not in deleted]
+    assert len(left) >= min(len(before), cluster.model.spec.workers.min_replicas)
+
+
+@given(clusters())
+def test_only_a_job_that_was_running_spends_its_backoff_limit(cluster):
+    """Or one of a crashed worker that had reported none as running: then all of its jobs may have done it."""
+    by_pod = {w.pod.metadata.name: w for w in cluster.workers if w.pod is not None}
+    for action in plan(cluster):
+        counted = isinstance(action, Bind | Requeue | Finish) and action.counted
+        if counted and action.job.status.phase is not Phase.RUNNING:
+            ended = by_pod[action.job.status.worker]
+            assert ended.state is WorkerState.FAILED
+            assert all(item.status.phase is Phase.SCHEDULED for item in cluster.jobs_of(ended))
+
+
+@given(clusters())
+def test_every_job_of_a_vanished_worker_is_taken_back(cluster):
+    decided = {a.job.uid for a in plan(cluster) if isinstance(a, Bind | Requeue | Finish)}
+    assert {item.uid for item in cluster.bound.get("vanished", ())} <= decided
+
+
+@given(clusters())
+def test_a_job_of_a_sound_worker_is_left_alone(cluster):
+    sound = {
+        w.pod.metadata.name for w in cluster.workers if w.state in {WorkerState.READY, WorkerState.STARTING} and w.pod
+    }
+    for action in plan(cluster):
+        if isinstance(action, Bind | Requeue | Finish):
+            assert action.job.status.worker not in sound
+
+
+@given(clusters())
+@settings(max_examples=50)
+def test_the_same_view_gives_the_same_plan(cluster):
+    assert plan(cluster) == plan(cluster)
+
+
+def test_a_job_is_tried_as_often_as_its_backoff_limit_says():
+    crashed = worker(0, WorkerState.FAILED)
+    spent = bound_job("spent", worker=pod_name(0), phase=Phase.RUNNING, retries=3)
+    left = bound_job("left", worker=pod_name(0), phase=Phase.RUNNING, retries=2)
+    actions = plan(view(workers=[crashed], bound={pod_name(0): [spent, left]}))
+    (failed,) = [a for a in actions if isinstance(a, Finish)]
+    (again,) = [a for a in actions if isinstance(a, Requeue)]
+    assert (failed.job, failed.code) == (spent, ErrorCode.BACKOFF_LIMIT_EXCEEDED)
+    assert "exit code 137" in failed.message
+    assert "for the 4th time" in failed.message
+    assert (again.job, again.counted) == (left, True)
+
+
+def test_a_released_job_goes_straight_to_another_worker():
+    """Two writes that fall together are one."""
+    lost = bound_job("lost", worker="vanished", phase=Phase.RUNNING)
+    (action,) = plan(view(workers=[worker(0, WorkerState.READY)], bound={"vanished": [lost]}))
+    assert action == Bind(lost, view().model, pod_name(0), counted=True)
+
+
+def test_jobs_fail_when_their_model_cannot_be_loaded():
+    broken = worker(0, WorkerState.FAILED, exit_code=78, message="no model_index.json in /models/emoji")
+    actions = plan(view([job("waiting")], [broken]))
+    (failed,) = actions
+    assert isinstance(failed, Finish)
+    assert failed.message == "Model not available: no model_index.json in /models/emoji"
+
+
+def test_the_first_crash_is_forgiven_and_later_ones_pause():
+    one = plan(view([job()], [worker(0, WorkerState.FAILED, failed=0)]))
+    two = plan(view([job()], [worker(n, WorkerState.FAILED, failed=1) for n in range(2)]))
+    later = plan(view([job()], [worker(n, WorkerState.FAILED, failed=11) for n in range(2)]))
+    assert [any(isinstance(a, CreateWorker) for a in actions) for actions in (one, two, later)] == [True, False, True]
+
+
+def test_idle_workers_go_after_idle_seconds_the_longest_idle_first():
+    idle = [worker(0, WorkerState.READY, idle=61), worker(1, WorkerState.READY, idle=99)]
+    kept = [a.name for a in plan(view([], idle, min_replicas=1, max_replicas=2, idle_seconds=60))]
+    assert kept == [idle[1].name]
+    assert plan_model(view([], [worker(0, WorkerState.READY, idle=10)], idle_seconds=60), NOW, KNOBS).actions == ()
+
+
+def test_outdated_workers_go_once_they_are_done():
+    old = worker(0, WorkerState.READY, template=OLD_HASH)
+    busy = {pod_name(0, OLD_HASH): [bound_job(worker=pod_name(0, OLD_HASH), phase=Phase.RUNNING)]}
+    assert plan(view(workers=[old], bound=busy)) == ()
+    (gone,) = plan(view(workers=[old]))
+    assert isinstance(gone, DeleteWorker)

@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from kubediffusion.local.claims import LOOPBACK
-from kubediffusion.local.layout import CHART, MODELS
+from kubediffusion.local.layout import CHART
+from kubediffusion.local.node.objects import GPU
 from kubediffusion.resources import meta
 
 Manifest = dict[str, Any]
@@ -150,12 +151,21 @@ def deployment(namespace: str, part: Part) -> Manifest:
     )
 
 
-def default_model(namespace: str, folder: Path = MODELS / DEFAULT_MODEL) -> Manifest:
-    """Returns the model for jobs that name none: the small one that comes with the project."""
+def default_model(namespace: str, folder: Path, gpus: int = 0) -> Manifest:
+    """Returns the model for jobs that name none.
+
+    Args:
+        namespace: The namespace.
+        folder: A diffusers pipeline on this machine.
+        gpus: How many GPUs the node has; a worker takes one if there is one.
+    """
     manifest = _object(meta.API_VERSION, "DiffusionModel", DEFAULT_MODEL, namespace)
     manifest["metadata"]["annotations"] = {meta.DEFAULT_MODEL_ANNOTATION: "true"}
     # Kept warm, so that the first request need not wait for libraries and weights to load.
-    manifest["spec"] = {"source": {"path": str(folder)}, "workers": {"minReplicas": 1, "maxReplicas": 1}}
+    workers: Manifest = {"minReplicas": 1, "maxReplicas": max(1, gpus)}
+    if gpus:
+        workers["resources"] = {"limits": {GPU: 1}}
+    manifest["spec"] = {"source": {"path": str(folder)}, "workers": workers}
     return manifest
 
 

@@ -1,0 +1,86 @@
+# Everything that a person does with this repository. Needs Linux, make and Python 3.11 or later.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PORT ?= 8000
+MODEL ?= models/kubediffusion-emoji
+BIN := .venv/bin
+SOURCES := resources/src operator/src worker/src api/src deploy/local/src
+# Options for pytest, as in `make integration PYTEST="-k zombie"`.
+PYTEST ?=
+
+.PHONY: help
+help: ## Say what can be made
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: bootstrap ## Generate one image by the whole path and show how; starts and stops everything
+	@$(BIN)/kubediffusion-local demo --port $(PORT) --model $(MODEL)
+
+.PHONY: up
+up: bootstrap ## Serve on http://localhost:8000 until Ctrl-C (PORT=, MODEL= a diffusers folder)
+	@$(BIN)/kubediffusion-local up --port $(PORT) --model $(MODEL)
+
+.PHONY: test
+test: verify unit conformance integration ## Run every check and every test
+
+.PHONY: verify
+verify: lint types imports generated ## Run every check that is no test
+
+.PHONY: lint
+lint: bootstrap ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: bootstrap ## Check types
+	$(BIN)/mypy $(SOURCES)
+
+.PHONY: imports
+imports: bootstrap ## Check that imports go one way
+	$(BIN)/lint-imports
+
+.PHONY: generated
+generated: bootstrap ## Check that generated files are up to date
+	$(BIN)/kubediffusion-crds --check
+
+.PHONY: unit
+unit: bootstrap ## Run the tests that need no cluster
+	$(BIN)/pytest tests/unit $(PYTEST)
+
+.PHONY: conformance
+conformance: bootstrap ## Run the tests of the seed's HTTP interface
+	$(BIN)/pytest tests/conformance $(PYTEST)
+
+.PHONY: integration
+integration: binaries ## Run the tests against a real control plane
+	$(BIN)/pytest tests/integration $(PYTEST)
+
+.PHONY: format
+format: bootstrap ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: generate
+generate: bootstrap ## Generate CRDs and admission policies from the typed models
+	$(BIN)/kubediffusion-crds
+
+.PHONY: lock
+lock: bootstrap ## Pin the newest allowed versions of all dependencies
+	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes requirements/dev.in -o requirements/dev.txt
+	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes requirements/go.in -o requirements/go.txt
+	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes requirements/uv.in -o requirements/uv.txt
+
+.PHONY: bootstrap
+bootstrap: ## Make .venv, if it is not there and up to date
+	@./deploy/local/bootstrap
+
+.PHONY: binaries
+binaries: bootstrap ## Build the control plane and the S3 server, if they are not in the cache
+	@$(BIN)/kubediffusion-local build
+
+.PHONY: clean
+clean: ## Remove what was made in this checkout; the cache of binaries is shared and stays
+	rm -rf .venv .cache demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

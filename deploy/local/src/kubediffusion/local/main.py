@@ -1,0 +1,97 @@
+"""``kubediffusion-local``: KubeDiffusion on this machine, behind ``make up`` and ``make demo``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from kubediffusion.local import binaries, demo
+from kubediffusion.local.errors import LocalError
+from kubediffusion.local.installation import API_PORT, DEFAULT_MODEL
+from kubediffusion.local.layout import MODELS
+from kubediffusion.local.progress import say
+from kubediffusion.local.service import Offer, Service, serving
+
+CHECK_SECONDS = 1.0
+
+EXAMPLE = """\
+apiVersion: kubediffusion.io/v1alpha1
+kind: GenerationJob
+metadata:
+  name: astronaut
+spec:
+  prompt: {prompt}
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Does what the command line says; a failure is a message and exit code 1."""
+    parser = argparse.ArgumentParser(prog="kubediffusion-local", description="KubeDiffusion on this machine.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("build", help="build the server programs, which up and demo do when needed")
+    for name, text in (("up", "serve until Ctrl-C"), ("demo", "generate one image, show how, and stop")):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--port", type=int, default=API_PORT, help="port of the HTTP API (%(default)s)")
+        command.add_argument(
+            "--model", type=Path, default=MODELS / DEFAULT_MODEL, help="folder of a diffusers pipeline (%(default)s)"
+        )
+    told = parser.parse_args(arguments)
+    # A terminal that closes and `kill` end it as Ctrl-C does: with everything that it started.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        if told.command == "build":
+            binaries.provide()
+            return
+        with serving(Offer(told.port, told.model.absolute())) as service:
+            if told.command == "demo":
+                demo.run(service)
+            else:
+                _stay(service)
+    except LocalError as error:
+        sys.stderr.write(f"kubediffusion-local: {error}\n")
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("\nStopped.\n")
+        raise SystemExit(128 + signal.SIGINT) from None
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _stay(service: Service) -> None:
+    say(doors(service))
+    while True:
+        time.sleep(CHECK_SECONDS)
+        service.cluster.check()
+
+
+def doors(service: Service) -> str:
+    """Returns what a person needs to know to use it, an example for each way in included."""
+    body = json.dumps(demo.REQUEST)
+    manifest = EXAMPLE.format(prompt=demo.REQUEST["prompt"])
+    return f"""
+KubeDiffusion serves at {service.url} (API keys are off). Ctrl-C stops everything.
+
+In a browser:
+  {service.url}/docs
+
+Over HTTP:
+  curl -X POST "{service.url}/generate" -H "Content-Type: application/json" \\
+    -d '{body}'
+  curl -X GET "{service.url}/results/<task_id>"
+
+With kubectl:
+  export KUBECONFIG={service.cluster.admin}
+  export PATH={service.kubectl.parent}:$PATH
+  kubectl apply -f - <<EOF
+{manifest}EOF
+  kubectl get generationjobs --watch
+"""

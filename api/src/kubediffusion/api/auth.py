@@ -1,0 +1,111 @@
+"""API keys: one file a client in a mounted Secret, so that adding or withdrawing one needs no restart."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from kubediffusion.api.errors import UnauthorizedError, WrongKeyError
+
+logger = logging.getLogger(__name__)
+
+RELOAD_SECONDS = 2.0
+
+OPEN_PATHS = frozenset({"/health", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json"})
+"""What needs no key: probes and documentation say nothing of jobs."""
+
+OPEN_PREFIX = "/docs/"
+
+
+class ApiKeys:
+    """The keys that are valid now.
+
+    Args:
+        path: Folder with one file a client, or one such file; None when everybody may come in.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        # Digests have one length, so comparing tells nothing of a key, its length included.
+        self._clients: dict[str, bytes] = {}
+
+    @property
+    def required(self) -> bool:
+        """Whether a key is needed at all."""
+        return self._path is not None
+
+    def reload(self) -> None:
+        """Read the keys. It blocks.
+
+        What cannot be read leaves the keys as they were: a Secret that is being replaced must lock nobody out.
+        """
+        if self._path is None:
+            return
+        try:
+            found = {name: hashlib.sha256(key).digest() for name, key in _read_keys(self._path).items()}
+        except OSError as error:
+            logger.error("cannot read the API keys, the known ones stay valid: %s", error)  # noqa: TRY400 - says it all
+            return
+        if found != self._clients:
+            self._clients = found
+            logger.info("API keys loaded", extra={"clients": sorted(found)})
+
+    async def keep_current(self) -> None:
+        """Reload for as long as the process runs."""
+        while self.required:
+            await asyncio.sleep(RELOAD_SECONDS)
+            await asyncio.to_thread(self.reload)
+
+    def client(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+        """Name the client that a request's key belongs to; None where no key is needed.
+
+        Args:
+            headers: The request's headers, their names in lower case.
+
+        Raises:
+            UnauthorizedError: There is no key.
+            WrongKeyError: The key is not valid.
+        """
+        if not self.required:
+            return None
+        key = _key_of(headers)
+        if not key:
+            raise UnauthorizedError(
+                "An API key is needed, as 'Authorization: Bearer <key>' or 'X-API-Key: <key>'.",
+                {"WWW-Authenticate": "Bearer"},
+            )
+        digest = hashlib.sha256(key).digest()
+        found = None
+        # All of them, always: neither the answer's time nor its order tells which keys there are.
+        for name, known in self._clients.items():
+            if hmac.compare_digest(digest, known):
+                found = name
+        if found is None:
+            raise WrongKeyError("This API key is not valid.")
+        return found
+
+
+def is_open(path: str) -> bool:
+    """Tell whether a path needs no key."""
+    return path in OPEN_PATHS or path.startswith(OPEN_PREFIX)
+
+
+def _key_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+    key = None
+    for name, value in headers:
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            return value[7:].strip()
+        if name == b"x-api-key":
+            key = value.strip()
+    return key
+
+
+def _read_keys(path: Path) -> dict[str, bytes]:
+    # A Secret's volume keeps its versions in folders whose names begin with two dots.
+    files = [file for file in path.iterdir() if file.is_file() and file.name[:1] != "."] if path.is_dir() else [path]
+    keys = {file.name: file.read_bytes().strip() for file in files}
+    return {name: key for name, key in keys.items() if key}

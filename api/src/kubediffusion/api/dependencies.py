@@ -1,0 +1,127 @@
+"""What routes are given: the parts that the app was built with, and who asks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Header
+from fastapi.routing import APIRoute
+from pydantic_core import from_json
+from starlette.requests import Request
+from starlette.responses import Response
+
+from kubediffusion.api.auth import ApiKeys
+from kubediffusion.api.cache import JobCache
+from kubediffusion.api.images import Images
+from kubediffusion.api.metrics import Metrics
+from kubediffusion.api.models import ModelCache
+from kubediffusion.api.service import JobService
+from kubediffusion.api.settings import Settings
+from kubediffusion.api.watches import Watches
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an app is built of, before it connects to anything."""
+
+    settings: Settings
+    keys: ApiKeys
+    metrics: Metrics
+    jobs: JobCache
+    models: ModelCache
+    watches: Watches
+
+
+@dataclass(frozen=True)
+class Connected:
+    """What exists while an app runs."""
+
+    service: JobService
+    images: Images
+
+
+async def _parts(request: Request) -> Parts:
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+# All of them coroutines: FastAPI would run plain functions in threads.
+def _connected(request: Request) -> Connected:
+    connected: Connected = request.state.connected
+    return connected
+
+
+async def _service(request: Request) -> JobService:
+    return _connected(request).service
+
+
+async def _images(request: Request) -> Images:
+    return _connected(request).images
+
+
+async def _client(request: Request) -> str:
+    client: str = request.state.client
+    return client
+
+
+async def _key_name(request: Request) -> str:
+    name: str = request.state.key_name
+    return name
+
+
+PartsOf = Annotated[Parts, Depends(_parts)]
+ServiceOf = Annotated[JobService, Depends(_service)]
+ImagesOf = Annotated[Images, Depends(_images)]
+Client = Annotated[str, Depends(_client)]
+"""Who asks, for limits and logs: the API key's name, else the address."""
+KeyName = Annotated[str, Depends(_key_name)]
+"""The API key's name; empty where no key is needed."""
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        description="Any unique text. Sent again with the same request, it gives the same task, and no second one.",
+    ),
+]
+
+
+class JsonRequest(Request):
+    """A request whose JSON is read strictly by RFC 8259.
+
+    Python's own parser lets lone surrogates through, which fail much later, when the prompt is encoded for the API
+    server; and it recurses as deep as a body tells it to. NaN and Infinity do pass here: the field that holds one is
+    refused by name.
+    """
+
+    async def json(self) -> object:
+        """Give the decoded body.
+
+        Raises:
+            json.JSONDecodeError: It is not JSON.
+        """
+        body = await self.body()
+        try:
+            return from_json(body)
+        except ValueError as error:
+            # The error that FastAPI expects of its parser.
+            raise json.JSONDecodeError(str(error), "", 0) from error
+
+
+class JsonRoute(APIRoute):
+    """A route whose requests are :class:`JsonRequest`."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Give the handler of the route."""
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            return await handler(JsonRequest(request.scope, request.receive))
+
+        return handle

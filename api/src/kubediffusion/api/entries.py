@@ -1,0 +1,146 @@
+"""What the API keeps in memory of a job: little enough that a hundred thousand of them are no burden.
+
+A :class:`GenerationJob` as a Python object takes some 12 KB. Its entry takes about 2: the few values that polling,
+lists and the queue need, and the rest as the JSON text that it came in.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+from pydantic import ConfigDict
+
+from kubediffusion.resources.base import ObjectMeta, Schema
+from kubediffusion.resources.generation_job import GenerationJob, Phase
+from kubediffusion.resources.transitions import TERMINAL
+
+
+@dataclass(slots=True, frozen=True)
+class StoredImage:
+    """One image in storage."""
+
+    index: int
+    uri: str
+    sha256: str
+    size: int
+    width: int
+    height: int
+    flagged: bool
+
+
+class QueueKey(NamedTuple):
+    """Orders the jobs that wait, as the operator takes them: by priority, then age, then name.
+
+    ``creationTimestamp`` has whole seconds; the names that the API gives sort by time within one.
+    """
+
+    priority: int
+    created: float
+    name: str
+
+
+@dataclass(slots=True)
+class Entry:
+    """One job at one resource version.
+
+    Attributes:
+        created: Seconds since the epoch.
+        document: ``metadata``, ``spec`` and ``status`` as JSON, for the detailed view.
+        answer: The finished response of ``GET /results``, kept once it has been asked for; see
+            :mod:`kubediffusion.api.answers`.
+    """
+
+    name: str
+    uid: str
+    version: int
+    created: float
+    phase: Phase
+    model: str | None
+    prompt: str
+    priority: int
+    suspended: bool
+    worker: str | None
+    progress: str | None
+    images: tuple[StoredImage, ...]
+    error_code: str | None
+    error_message: str | None
+    warnings: tuple[str, ...]
+    document: bytes
+    answer: tuple[list[tuple[bytes, bytes]], bytes] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the job has its outcome."""
+        return self.phase in TERMINAL
+
+    @property
+    def queue_key(self) -> QueueKey | None:
+        """Where the job stands among those that wait; None when it does not wait for a worker."""
+        if self.phase is not Phase.PENDING or self.suspended:
+            return None
+        return QueueKey(-self.priority, self.created, self.name)
+
+    def job(self) -> GenerationJob:
+        """Give the whole job."""
+        return GenerationJob.from_wire(json.loads(self.document))
+
+
+def entry_of(body: dict[str, Any]) -> Entry:
+    """Make the entry of a GenerationJob as the API server sends it."""
+    job = GenerationJob.from_wire(body)
+    metadata, spec, status = job.metadata, job.spec, job.status
+    images = (
+        StoredImage(image.index, image.uri, image.sha256, image.bytes, image.width, image.height, image.flagged)
+        for image in sorted(status.images, key=lambda image: image.index)
+    )
+    return Entry(
+        name=metadata.name,
+        uid=metadata.uid,
+        version=int(metadata.resource_version or 0),
+        created=metadata.creation_timestamp.timestamp() if metadata.creation_timestamp else 0.0,
+        phase=status.phase,
+        model=spec.model,
+        prompt=spec.prompt,
+        priority=spec.priority or 0,
+        suspended=bool(spec.suspend),
+        worker=status.worker,
+        progress=status.progress.summary if status.progress else None,
+        images=tuple(images),
+        error_code=status.error.code if status.error else None,
+        error_message=status.error.message if status.error else None,
+        warnings=status.warnings,
+        document=_document(body),
+    )
+
+
+def _document(body: dict[str, Any]) -> bytes:
+    # Annotations and managedFields repeat the spec, and nothing here shows them.
+    kept = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp")
+    metadata = {key: value for key, value in body["metadata"].items() if key in kept}
+    content = {"metadata": metadata, "spec": body["spec"], "status": body.get("status", {})}
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+class JobRecord(Schema):
+    """A GenerationJob as the typed client gives it to this process: its entry, and what the Reflector needs."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    metadata: ObjectMeta
+    entry: Entry
+
+    @classmethod
+    def from_wire(cls, body: Any) -> Self:
+        """Parse an object of the API server.
+
+        Raises:
+            pydantic.ValidationError: It is no GenerationJob.
+        """
+        entry = entry_of(body)
+        # Constructed, not validated: the values have just been, and the Reflector keeps one of these for each job.
+        metadata = ObjectMeta.model_construct(
+            _fields_set=None, name=entry.name, uid=entry.uid, resource_version=str(entry.version)
+        )
+        return cls(metadata=metadata, entry=entry)

@@ -1,0 +1,268 @@
+"""Every way a request can fail, and the response that each becomes. Nothing else decides a status code of an error."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import math
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from slowapi.errors import RateLimitExceeded
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from kubediffusion.api.schemas import JobRequest
+from kubediffusion.resources.client import ConflictError, ForbiddenError, InvalidError, KubernetesError
+from kubediffusion.resources.storage import StorageError
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 2
+"""When to try again where nobody knows better."""
+
+Problem = dict[str, Any]
+"""One entry of a 422's ``detail``: ``loc``, ``msg`` and ``type``, as FastAPI has it."""
+
+
+class ApiError(Exception):
+    """A request cannot be answered as asked.
+
+    Attributes:
+        status: HTTP status of the response.
+        detail: What the client reads: a sentence, or the problems of a 422.
+        headers: Headers of the response.
+    """
+
+    status = 500
+
+    def __init__(self, detail: str | list[Problem], headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(str(detail))
+        self.detail = detail
+        self.headers = dict(headers or {})
+
+    def response(self) -> Response:
+        """Give the response."""
+        return JSONResponse({"detail": self.detail}, status_code=self.status, headers=self.headers)
+
+
+class UnauthorizedError(ApiError):
+    """401: no API key."""
+
+    status = 401
+
+
+class WrongKeyError(ApiError):
+    """403: an API key that is none of ours."""
+
+    status = 403
+
+
+class TaskNotFoundError(ApiError):
+    """404: there is no such job."""
+
+    status = 404
+
+    def __init__(self) -> None:
+        super().__init__("Task ID not found.")
+
+
+class ImageNotFoundError(ApiError):
+    """404: the job has no such image."""
+
+    status = 404
+
+
+class StateConflictError(ApiError):
+    """409: the job's state does not allow it."""
+
+    status = 409
+
+
+class ImageGoneError(ApiError):
+    """410: the image has been deleted from storage."""
+
+    status = 410
+
+
+class InvalidRequestError(ApiError):
+    """422: fields of the request are refused."""
+
+    status = 422
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        super().__init__(list(problems))
+
+
+class TooManyRequestsError(ApiError):
+    """429: over a limit.
+
+    Args:
+        detail: Which limit.
+        retry_after: Seconds after which it may be tried again.
+    """
+
+    status = 429
+
+    def __init__(self, detail: str, retry_after: int = RETRY_SECONDS) -> None:
+        super().__init__(detail, {"Retry-After": str(retry_after)})
+
+    @classmethod
+    def until(cls, detail: str, moment: float) -> TooManyRequestsError:
+        """Make one that lasts until a moment of the clock."""
+        return cls(detail, max(1, math.ceil(moment - time.time())))
+
+
+class CorruptImageError(ApiError):
+    """502: storage gave other bytes than the worker stored."""
+
+    status = 502
+
+
+class UnavailableError(ApiError):
+    """503: a part that is needed is away for now.
+
+    Args:
+        detail: Which, and why.
+        retry_after: Seconds after which it may be back.
+    """
+
+    status = 503
+
+    def __init__(self, detail: str, retry_after: float | None = None) -> None:
+        super().__init__(detail, {"Retry-After": str(math.ceil(retry_after or RETRY_SECONDS))})
+
+
+def problem(field: str | None, message: str, kind: str = "value_error", where: str = "body") -> Problem:
+    """Describe one refused field; the whole body where it is None."""
+    return {"loc": [where] if field is None else [where, field], "msg": message, "type": kind}
+
+
+def from_kubernetes(error: KubernetesError) -> ApiError:
+    """Say what a refusal of the API server means to our client."""
+    match error:
+        case InvalidError():
+            return InvalidRequestError(_problems_of(error))
+        case ConflictError():
+            return StateConflictError(f"The job has changed meanwhile: {error.message}")
+        case ForbiddenError() if "exceeded quota" in error.message:
+            # The tenant's quota of jobs: like our own cap, it has room again when jobs finish and are deleted.
+            return TooManyRequestsError(f"The namespace's quota is used up: {error.message}", 10)
+        case _ if error.status in {0, 408, 429} or error.status >= 500:
+            return UnavailableError("The Kubernetes API server is not available; try again shortly.", error.retry_after)
+        case _:
+            # Our own installation is at fault (a missing role, namespace or CRD), and only the operator can help.
+            return UnavailableError(f"The Kubernetes API server refuses this service: {error.message}", 10)
+
+
+def from_storage(error: StorageError) -> ApiError:
+    """Say what a failure of storage means to our client."""
+    if error.missing:
+        return ImageGoneError("The image has been deleted from storage.")
+    # The error names buckets and addresses: that is for the log.
+    return UnavailableError("Image storage is not available; try again shortly.")
+
+
+def _problems_of(error: KubernetesError) -> list[Problem]:
+    causes: Sequence[Mapping[str, str]] = error.details.get("causes") or [{"message": error.message}]
+    return [_problem_of(cause.get("field", ""), cause.get("message", "")) for cause in causes]
+
+
+def _problem_of(field: str, message: str) -> Problem:
+    # An admission policy has no field to name, and says it in its message instead.
+    match = re.match(r"spec\.(\w+)", field) or re.search(r"\bspec\.(\w+)", message)
+    return problem(_snake(match[1]) if match else None, message, "refused_by_kubernetes")
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", name).lower()
+
+
+def nearest_field(name: str, known: Iterable[str]) -> str | None:
+    """Give the field that a mistyped name most likely means."""
+    names = list(known)
+    spelled = _snake(name)
+    close = difflib.get_close_matches(spelled, names, n=1)
+    # ``steps`` is far from ``num_inference_steps`` by letters, and yet there is no doubt.
+    return next(iter(close), None) or next((known for known in names if spelled in known.split("_")), None)
+
+
+def validation_problems(errors: Iterable[Mapping[str, Any]]) -> list[Problem]:
+    """Write pydantic's errors for clients: what was sent is not echoed, and a mistyped field gets a suggestion."""
+    return [_validation_problem(error) for error in errors]
+
+
+def _validation_problem(error: Mapping[str, Any]) -> Problem:
+    loc, message = list(error["loc"]), error["msg"]
+    match error["type"]:
+        case "extra_forbidden":
+            nearest = nearest_field(str(loc[-1]), JobRequest.model_fields)
+            message = f"Unknown field {str(loc[-1])[:100]!r}" + (f"; did you mean {nearest!r}?" if nearest else "")
+        case "json_invalid":
+            loc = ["body"]
+            message = f"The body is not valid JSON: {error['ctx']['error']}"
+        case "model_attributes_type":
+            message = "The body must be a JSON object, sent with Content-Type: application/json"
+        case "finite_number":
+            message = "Input should be a finite number, not NaN or Infinity"
+    # A mistyped name comes from the client, and may be as long as a body.
+    return {"loc": [part if isinstance(part, int) else part[:100] for part in loc], "msg": message,
+            "type": error["type"]}  # fmt: skip
+
+
+def install(app: FastAPI) -> None:
+    """Make an app answer with these responses."""
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)
+
+
+async def _on_api_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)  # noqa: S101 - Starlette's type for handlers is wider than what it calls them with
+    return error.response()
+
+
+async def _on_kubernetes_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, KubernetesError)  # noqa: S101 - as above
+    answer = from_kubernetes(error)
+    if answer.status >= 500:
+        logger.warning("API server: %s", error)
+    return answer.response()
+
+
+async def _on_storage_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, StorageError)  # noqa: S101 - as above
+    logger.warning("storage: %s", error)
+    return from_storage(error).response()
+
+
+async def _on_invalid_request(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - as above
+    return InvalidRequestError(validation_problems(error.errors())).response()
+
+
+async def _on_http_exception(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - as above
+    detail = "The request body is too large." if error.status_code == 413 else error.detail
+    return JSONResponse({"detail": detail}, status_code=error.status_code, headers=error.headers)
+
+
+async def _on_rate_limit(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RateLimitExceeded)  # noqa: S101 - as above
+    limit, key = request.state.view_rate_limit
+    reset = request.app.state.limiter.limiter.get_window_stats(limit, *key).reset_time
+    return TooManyRequestsError.until(f"Too many jobs created: at most {error.detail}.", reset).response()
+
+
+_HANDLERS = {
+    ApiError: _on_api_error,
+    KubernetesError: _on_kubernetes_error,
+    StorageError: _on_storage_error,
+    RequestValidationError: _on_invalid_request,
+    HTTPException: _on_http_exception,
+    RateLimitExceeded: _on_rate_limit,
+}

@@ -1,0 +1,112 @@
+"""Images out of storage: read once, checked against the hash in the job's status, kept for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections import OrderedDict
+
+from kubediffusion.api.entries import StoredImage
+from kubediffusion.api.errors import CorruptImageError, UnavailableError
+from kubediffusion.api.metrics import Metrics
+from kubediffusion.resources.storage import ImageStorage, StorageError
+
+logger = logging.getLogger(__name__)
+
+
+class ImageCache:
+    """The images used last, by the hash of their bytes, up to a number of bytes.
+
+    Args:
+        capacity: Bytes to keep.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._images: OrderedDict[str, bytes] = OrderedDict()
+        self.size = 0
+
+    def get(self, sha256: str) -> bytes | None:
+        """Give an image, which then counts as just used."""
+        data = self._images.get(sha256)
+        if data is not None:
+            self._images.move_to_end(sha256)
+        return data
+
+    def put(self, sha256: str, data: bytes) -> None:
+        """Keep an image, and drop those unused for longest while there are too many bytes."""
+        if sha256 in self._images or len(data) > self._capacity:
+            return
+        self._images[sha256] = data
+        self.size += len(data)
+        while self.size > self._capacity:
+            _, dropped = self._images.popitem(last=False)
+            self.size -= len(dropped)
+
+
+class Images:
+    """Reads images for clients.
+
+    Args:
+        storage: Where they lie; None when the API is not told.
+        cache_bytes: Memory for images that were read lately.
+        metrics: Where reads are counted.
+    """
+
+    def __init__(self, storage: ImageStorage | None, cache_bytes: int, metrics: Metrics) -> None:
+        self._storage = storage
+        self._cache = ImageCache(cache_bytes)
+        self._reading: dict[str, asyncio.Task[bytes | StorageError]] = {}
+        self._metrics = metrics
+
+    async def read(self, image: StoredImage) -> bytes:
+        """Give the bytes of an image.
+
+        Raises:
+            StorageError: Storage is away, or the image is not there.
+            CorruptImageError: The bytes are not those that the worker stored.
+            UnavailableError: No storage is configured.
+        """
+        data = self._cache.get(image.sha256)
+        self._metrics.image_reads.labels("cache" if data is not None else "storage").inc()
+        if data is not None:
+            return data
+        # Many who wait for the same job ask at the same moment, when it is done: they share one read.
+        task = self._reading.get(image.sha256)
+        if task is None:
+            task = asyncio.create_task(self._fetch(self._configured(), image))
+            self._reading[image.sha256] = task
+        # Shielded: when this request is given up, others may still wait for the same read.
+        data_or_error = await asyncio.shield(task)
+        if isinstance(data_or_error, StorageError):
+            raise data_or_error
+        if hashlib.sha256(data_or_error).hexdigest() != image.sha256:
+            logger.error("stored image does not match its hash", extra={"uri": image.uri, "sha256": image.sha256})
+            raise CorruptImageError("The stored image is not the one that was generated: its hash differs.")
+        self._cache.put(image.sha256, data_or_error)
+        return data_or_error
+
+    async def url(self, image: StoredImage, seconds: int) -> str:
+        """Give a presigned URL of an image.
+
+        Raises:
+            StorageError: The image lies elsewhere than this API is told.
+            UnavailableError: No storage is configured.
+        """
+        # Signed locally; but credentials of a role may have to be fetched first.
+        return await asyncio.to_thread(self._configured().presign, image.uri, seconds)
+
+    async def _fetch(self, storage: ImageStorage, image: StoredImage) -> bytes | StorageError:
+        try:
+            return await asyncio.to_thread(storage.get, image.uri)
+        except StorageError as error:
+            # A value, as nobody may be left to take an exception.
+            return error
+        finally:
+            del self._reading[image.sha256]
+
+    def _configured(self) -> ImageStorage:
+        if self._storage is None:
+            raise UnavailableError("This server has no image storage configured (KUBEDIFFUSION_S3_BUCKET).", 60)
+        return self._storage

@@ -1,0 +1,56 @@
+"""How much one client may ask for: slowapi on creation, an allowance on lookups of what does not exist."""
+
+from __future__ import annotations
+
+from limits import RateLimitItem, parse_many
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+from slowapi import Limiter
+from starlette.requests import Request
+
+from kubediffusion.api.errors import TooManyRequestsError
+from kubediffusion.api.settings import Settings
+
+STRATEGY = "moving-window"
+"""Exact: no burst of twice the limit around the turn of a fixed window."""
+
+
+def client_of(request: Request) -> str:
+    """Name who asks: the API key's client, else the address. It is what limits are counted by."""
+    client: str = request.state.client
+    return client
+
+
+def creation_limiter(settings: Settings) -> Limiter:
+    """Give the limiter of job creation; it counts in this process's memory."""
+    return Limiter(key_func=client_of, strategy=STRATEGY, enabled=bool(settings.rate_limit))
+
+
+class Allowance:
+    """A rate at which one client may do something that is only known afterwards to count.
+
+    Args:
+        limit: The rate as slowapi spells it; empty for any.
+        message: What a client reads that has used it up.
+    """
+
+    def __init__(self, limit: str, message: str) -> None:
+        self._limits: list[RateLimitItem] = parse_many(limit) if limit else []
+        self._message = message
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+
+    def check(self, client: str) -> None:
+        """Let pass a client that has something left.
+
+        Raises:
+            TooManyRequestsError: It has not.
+        """
+        for limit in self._limits:
+            if not self._limiter.test(limit, client):
+                reset = self._limiter.get_window_stats(limit, client).reset_time
+                raise TooManyRequestsError.until(self._message, reset)
+
+    def spend(self, client: str) -> None:
+        """Count one use."""
+        for limit in self._limits:
+            self._limiter.hit(limit, client)

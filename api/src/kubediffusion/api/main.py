@@ -1,0 +1,63 @@
+"""Run the API: ``kubediffusion-api``."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+
+import uvicorn
+from kubernetes.aio.config import ConfigException
+from pydantic import ValidationError
+
+from kubediffusion.api.app import create_app
+from kubediffusion.api.settings import Settings
+from kubediffusion.resources.runtime import logs
+
+logger = logging.getLogger(__name__)
+
+EX_CONFIG = 78
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT, then answer what is under way and go."""
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        # One line a variable, without what it holds: it may be a secret in the wrong place.
+        for problem in error.errors():
+            name = "_".join(("KUBEDIFFUSION", *map(str, problem["loc"]))).upper()
+            sys.stderr.write(f"{name}: {problem['msg']}\n")
+        sys.exit(EX_CONFIG)
+    logs.configure(settings.log_level)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings),
+            host=settings.bind_address,
+            port=settings.port,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=settings.trusted_proxies or None,
+            timeout_graceful_shutdown=settings.shutdown_seconds,
+        )
+    )
+    # uvicorn raises the signal again when it is done; the process has then done what was asked, and exits with 0.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    try:
+        server.run()
+    except ConfigException as error:
+        logger.critical("no Kubernetes API server is configured: %s", error)
+        sys.exit(EX_CONFIG)
+    if not server.started:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

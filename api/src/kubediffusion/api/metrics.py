@@ -1,0 +1,52 @@
+"""What Prometheus may ask: requests, jobs, cache and watch."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, PlatformCollector
+from prometheus_client import ProcessCollector as ProcessMetrics
+
+from kubediffusion.api.cache import JobCache
+
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Metrics:
+    """The metrics of one app, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessMetrics(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        prefix = "kubediffusion_api"
+        self._requests = Counter(
+            f"{prefix}_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            f"{prefix}_request_seconds", "Time to answer.", ["route"], buckets=SECONDS, registry=self.registry
+        )
+        self.jobs_created = Counter(f"{prefix}_jobs_created", "Jobs accepted.", registry=self.registry)
+        self.lookups = Counter(
+            f"{prefix}_lookups", "Reads of jobs that the watch had not shown.", ["found"], registry=self.registry
+        )
+        self.image_reads = Counter(
+            f"{prefix}_image_reads", "Images wanted, by where they were found.", ["source"], registry=self.registry
+        )
+        self.watch_lag = Histogram(
+            f"{prefix}_watch_lag_seconds",
+            "Time from this process's own write to the watch showing it.",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self._cached_jobs = Gauge(f"{prefix}_cached_jobs", "Jobs in the watch cache.", registry=self.registry)
+        self._unfinished_jobs = Gauge(f"{prefix}_unfinished_jobs", "Jobs without an outcome.", registry=self.registry)
+
+    def follow(self, jobs: JobCache) -> None:
+        """Show the state of the cache."""
+        self._cached_jobs.set_function(lambda: len(jobs))
+        self._unfinished_jobs.set_function(lambda: jobs.unfinished)
+
+    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one answered request."""
+        self._requests.labels(method, route, status).inc()
+        self._seconds.labels(route).observe(seconds)

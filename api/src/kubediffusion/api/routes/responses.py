@@ -1,0 +1,33 @@
+"""The error responses that routes declare in the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kubediffusion.api.schemas import ErrorBody, ValidationBody
+
+Responses = dict[int | str, dict[str, Any]]
+
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
+
+_ALL: Responses = {
+    401: {"model": ErrorBody, "description": "An API key is needed."},
+    403: {"model": ErrorBody, "description": "The API key is not valid."},
+    404: {"model": ErrorBody, "description": "There is no such task, or no such image."},
+    409: {"model": ErrorBody, "description": "The job's state does not allow it."},
+    410: {"model": ErrorBody, "description": "The image has been deleted from storage."},
+    413: {"model": ErrorBody, "description": "The request body is too large."},
+    422: {"model": ValidationBody, "description": "The request is not valid; each problem names its field."},
+    429: {"model": ErrorBody, "description": "Over a limit; try again later.", "headers": _RETRY_AFTER},
+    502: {"model": ErrorBody, "description": "The stored image is not the one that was generated."},
+    503: {
+        "model": ErrorBody,
+        "description": "The model, the Kubernetes API server or storage is not available; try again later.",
+        "headers": _RETRY_AFTER,
+    },
+}
+
+
+def errors(*statuses: int) -> Responses:
+    """Give the declarations of these statuses, and of those that every route with a key has."""
+    return {status: _ALL[status] for status in sorted({401, 403, *statuses})}

@@ -1,0 +1,172 @@
+"""``/v1``: jobs with all that there is to say about them, their images, and the models."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Path, Query
+from slowapi import Limiter
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from kubediffusion.api.answers import warning_headers
+from kubediffusion.api.cache import AgeKey
+from kubediffusion.api.dependencies import (
+    Client,
+    IdempotencyKey,
+    ImagesOf,
+    JsonRoute,
+    KeyName,
+    PartsOf,
+    ServiceOf,
+)
+from kubediffusion.api.entries import Entry
+from kubediffusion.api.errors import InvalidRequestError, UnavailableError, problem
+from kubediffusion.api.routes.responses import errors
+from kubediffusion.api.routes.seed import CREATION
+from kubediffusion.api.schemas import JobList, JobRequest, JobView, ModelList
+from kubediffusion.api.settings import ImageForm, Settings
+from kubediffusion.api.translate import model_view
+from kubediffusion.resources.generation_job import Phase
+from kubediffusion.resources.storage import PNG
+
+MAX_PAGE = 500
+
+Name = Annotated[str, Path(description="The job's name, which is the task id.")]
+
+
+def v1_routes(settings: Settings, limiter: Limiter) -> APIRouter:
+    """Build the router."""
+    router = APIRouter(prefix="/v1", route_class=JsonRoute)
+    limited = limiter.shared_limit(settings.rate_limit or "1/second", scope=CREATION)
+    router.post(
+        "/jobs",
+        status_code=201,
+        tags=["jobs"],
+        summary="Create a job",
+        responses=errors(413, 422, 429, 503),
+        max_body_size=settings.max_body_bytes,
+    )(limited(create_job))
+    router.get("/jobs", tags=["jobs"], summary="List jobs", responses=errors(422, 503))(list_jobs)
+    router.get("/jobs/{name}", tags=["jobs"], summary="Show a job", responses=errors(404, 429, 503))(show_job)
+    router.post(
+        "/jobs/{name}/cancel",
+        status_code=202,
+        tags=["jobs"],
+        summary="Cancel a job",
+        responses=errors(404, 409, 429, 503),
+    )(cancel_job)
+    router.delete("/jobs/{name}", status_code=204, tags=["jobs"], summary="Delete a job", responses=errors(404, 503))(
+        delete_job
+    )
+    router.get(
+        "/jobs/{name}/images/{index}",
+        tags=["jobs"],
+        summary="Get an image",
+        response_class=Response,
+        responses={
+            200: {"content": {PNG: {"schema": {"type": "string", "format": "binary"}}}, "description": "The PNG."},
+            304: {"description": "The client has it already."},
+            307: {"description": "To the image's presigned address, with `?image=url`."},
+            **errors(404, 410, 422, 429, 502, 503),
+        },
+    )(get_image)
+    router.get("/models", tags=["models"], summary="List models", responses=errors())(list_models)
+    return router
+
+
+async def create_job(
+    request: Request,  # noqa: ARG001 - slowapi asks for it
+    response: Response,
+    body: JobRequest,
+    service: ServiceOf,
+    client: Client,
+    key_name: KeyName,
+    idempotency_key: IdempotencyKey = None,
+) -> JobView:
+    """Create a job and show it."""
+    entry = await service.submit(body, client, key_name, idempotency_key)
+    response.headers["Location"] = f"/v1/jobs/{entry.name}"
+    return service.view(entry)
+
+
+async def list_jobs(
+    service: ServiceOf,
+    parts: PartsOf,
+    phase: Annotated[list[Phase] | None, Query(description="Only jobs in these phases.")] = None,
+    model: Annotated[str | None, Query(description="Only jobs of this model.")] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Jobs in a page.")] = 100,
+    continue_token: Annotated[
+        str | None, Query(alias="continue", description="`continue_token` of the page before.")
+    ] = None,
+) -> JobList:
+    """List the namespace's jobs, newest first."""
+    if not parts.watches.ready:
+        raise UnavailableError("The server is starting and has not seen all jobs yet.", 1)
+    default = parts.models.default_name
+
+    def matches(entry: Entry) -> bool:
+        return (phase is None or entry.phase in phase) and (model is None or (entry.model or default) == model)
+
+    jobs, end = service.page(matches, limit, _decoded(continue_token))
+    return JobList(jobs=jobs, continue_token=_encoded(end))
+
+
+async def show_job(name: Name, service: ServiceOf, client: Client, response: Response) -> JobView:
+    """Show what was asked for, where it stands and why it waits, and how it was run."""
+    entry = await service.read(name, client)
+    response.headers.update(warning_headers(entry))
+    return service.view(entry)
+
+
+async def cancel_job(name: Name, service: ServiceOf, client: Client) -> JobView:
+    """Ask for the job to stop: at once if it waits, at the next denoising step if it runs."""
+    return service.view(await service.cancel(name, client))
+
+
+async def delete_job(name: Name, service: ServiceOf, client: Client) -> None:
+    """Delete the job, whatever it is doing; its images too, if its `deletion_policy` is `Delete`."""
+    await service.delete(name, client)
+
+
+async def get_image(
+    name: Name,
+    index: Annotated[int, Path(ge=0, description="Which of the job's images, from 0.")],
+    service: ServiceOf,
+    images: ImagesOf,
+    parts: PartsOf,
+    client: Client,
+    image: Annotated[ImageForm | None, Query(description="`url` redirects to storage.")] = None,
+    if_none_match: Annotated[str | None, Header(description="The ETag of a copy that the client has.")] = None,
+) -> Response:
+    """Give the PNG. Its ETag is the SHA-256 of its bytes, as in the job's status."""
+    stored = service.image(await service.read(name, client), index)
+    if (image or parts.settings.image_form) is ImageForm.URL:
+        return RedirectResponse(await images.url(stored, parts.settings.presign_seconds), 307)
+    tag = f'"{stored.sha256}"'
+    headers = {"ETag": tag, "Cache-Control": "private, max-age=31536000, immutable"}
+    if if_none_match is not None and (if_none_match.strip() == "*" or tag in if_none_match):
+        return Response(status_code=304, headers=headers)
+    return Response(await images.read(stored), media_type=PNG, headers=headers)
+
+
+async def list_models(parts: PartsOf) -> ModelList:
+    """List the namespace's models: whether each is available, its defaults and its limits."""
+    return ModelList(models=[model_view(model) for model in parts.models.all()])
+
+
+def _encoded(end: AgeKey | None) -> str | None:
+    return None if end is None else base64.urlsafe_b64encode(json.dumps(end).encode()).decode().rstrip("=")
+
+
+def _decoded(token: str | None) -> AgeKey | None:
+    if token is None:
+        return None
+    try:
+        created, name = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+        return AgeKey(float(created), str(name))
+    except (ValueError, TypeError) as error:
+        message = "This is no continue_token of a list"
+        raise InvalidRequestError([problem("continue", message, where="query")]) from error

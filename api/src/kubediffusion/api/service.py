@@ -1,0 +1,242 @@
+"""What the API does, whatever the route: submit, read, list, cancel, delete."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+from kubediffusion.api import translate
+from kubediffusion.api.cache import AgeKey, JobCache
+from kubediffusion.api.entries import Entry, JobRecord, StoredImage
+from kubediffusion.api.errors import (
+    ImageNotFoundError,
+    InvalidRequestError,
+    StateConflictError,
+    TaskNotFoundError,
+    TooManyRequestsError,
+    problem,
+)
+from kubediffusion.api.limits import Allowance
+from kubediffusion.api.lookups import Lookups
+from kubediffusion.api.metrics import Metrics
+from kubediffusion.api.models import ModelCache
+from kubediffusion.api.schemas import JobRequest, JobSummary, JobView
+from kubediffusion.api.settings import Settings
+from kubediffusion.resources import meta, recipe
+from kubediffusion.resources.client import ConflictError, KubernetesError, NotFoundError, Resource
+from kubediffusion.resources.generation_job import GenerationJobSpec
+
+logger = logging.getLogger(__name__)
+
+NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+"""What the API server takes as an object's name (RFC 1123 subdomain), roughly: nothing else can exist."""
+
+MAX_NAME = 253
+
+
+class JobService:
+    """The jobs of one namespace.
+
+    Args:
+        settings: Settings of the API.
+        resource: GenerationJobs at the API server.
+        jobs: GenerationJobs as the watch shows them.
+        models: DiffusionModels as the watch shows them.
+        metrics: Where creations and lookups are counted.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        resource: Resource[JobRecord],
+        jobs: JobCache,
+        models: ModelCache,
+        metrics: Metrics,
+    ) -> None:
+        self._settings = settings
+        self._namespace = settings.namespace
+        self._resource = resource
+        self._jobs = jobs
+        self._models = models
+        self._metrics = metrics
+        self._lookups = Lookups(
+            self._look_up,
+            Allowance(settings.unknown_task_limit, "Too many requests for task ids that do not exist; slow down."),
+        )
+
+    async def submit(self, request: JobRequest, client: str, owner: str, idempotency_key: str | None) -> Entry:
+        """Accept a job: once this returns, it exists in the cluster.
+
+        Args:
+            request: What to generate.
+            client: Who asks, for the log.
+            owner: Whose the idempotency key is: the name of the API key, not an address, which may change.
+            idempotency_key: Two requests of an owner with the same key are one job.
+
+        Raises:
+            InvalidRequestError: The model or its limits refuse it, or the key belongs to another request.
+            UnavailableError: The model cannot be used.
+            TooManyRequestsError: There are too many unfinished jobs.
+            KubernetesError: The API server refused it.
+        """
+        spec = translate.to_spec(request)
+        if idempotency_key is None:
+            name = meta.new_task_id()
+        else:
+            name = translate.idempotent_name(owner, idempotency_key)
+            if (known := self._jobs.get(name)) is not None:
+                return _repeated(known, spec)
+        model = self._models.usable(spec.model)
+        if errors := [problem(error.field, error.message) for error in recipe.check_limits(spec, model)]:
+            raise InvalidRequestError(errors)
+        self._check_room()
+        entry = await self._create(name, spec)
+        self._jobs.remember(entry)
+        extra = {"job": name, "client": client}
+        if self._settings.log_prompts:
+            extra["prompt"] = spec.prompt
+        logger.info("job accepted", extra=extra)
+        return entry
+
+    async def read(self, name: str, client: str) -> Entry:
+        """Give a job, also one that another replica accepted a moment ago.
+
+        Args:
+            name: Its name.
+            client: Who asks.
+
+        Raises:
+            TaskNotFoundError: There is none.
+            TooManyRequestsError: This client has asked for too many jobs that do not exist.
+            KubernetesError: It is not known here, and the API server cannot be asked.
+        """
+        if (entry := self._jobs.get(name)) is not None:
+            return entry
+        if len(name) > MAX_NAME or not NAME.fullmatch(name):
+            raise TaskNotFoundError
+        found = await self._lookups.find(name, client)
+        if found is None:
+            raise TaskNotFoundError
+        return found
+
+    def page(
+        self, matches: Callable[[Entry], bool], limit: int, before: AgeKey | None
+    ) -> tuple[list[JobSummary], AgeKey | None]:
+        """List jobs, newest first.
+
+        Args:
+            matches: Which jobs to list.
+            limit: How many at most.
+            before: Where the last page ended.
+
+        Returns:
+            The jobs, and where the next page begins; None when there is none.
+        """
+        found: Iterator[Entry] = filter(matches, self._jobs.newest_first(before))
+        page = list(islice(found, limit))
+        more = len(page) == limit and next(found, None) is not None
+        summaries = [translate.summary(entry, self._position(entry)) for entry in page]
+        return summaries, AgeKey(page[-1].created, page[-1].name) if more else None
+
+    def view(self, entry: Entry) -> JobView:
+        """Show all that there is to say about a job."""
+        return translate.view(entry, self._position(entry))
+
+    def image(self, entry: Entry, index: int) -> StoredImage:
+        """Find an image of a job.
+
+        Raises:
+            ImageNotFoundError: It has none of that index, or none yet.
+        """
+        image = next((image for image in entry.images if image.index == index), None)
+        if image is None:
+            raise ImageNotFoundError(f"The job has no image {index}; it is {entry.phase}.")
+        return image
+
+    async def cancel(self, name: str, client: str) -> Entry:
+        """Ask for a job to be cancelled. A waiting one is at once, a running one at its next step.
+
+        Raises:
+            TaskNotFoundError: There is none.
+            StateConflictError: It has finished already.
+            KubernetesError: The API server refused it.
+        """
+        entry = await self.read(name, client)
+        if entry.finished:
+            raise StateConflictError(f"The job has finished already: it is {entry.phase}.")
+        try:
+            record = await self._resource.patch(self._namespace, name, {"spec": {"cancel": True}})
+        except NotFoundError:
+            self._jobs.forget(name)
+            raise TaskNotFoundError from None
+        self._jobs.remember(record.entry)
+        logger.info("job cancelled by a client", extra={"job": name, "client": client})
+        return record.entry
+
+    async def delete(self, name: str, client: str) -> None:
+        """Delete a job; its images go with it if its ``deletionPolicy`` says so.
+
+        Raises:
+            TaskNotFoundError: There is none.
+            KubernetesError: The API server refused it.
+        """
+        if not NAME.fullmatch(name):
+            raise TaskNotFoundError
+        try:
+            await self._resource.delete(self._namespace, name)
+        except NotFoundError:
+            self._jobs.forget(name)
+            raise TaskNotFoundError from None
+        # Gone; or held by its finalizer for a while, which the watch will say.
+        self._jobs.forget(name)
+        logger.info("job deleted by a client", extra={"job": name, "client": client})
+
+    def _position(self, entry: Entry) -> int | None:
+        return self._jobs.queue_position(entry, self._models.default_name)
+
+    def _check_room(self) -> None:
+        cap = self._settings.max_unfinished_jobs
+        if cap and self._jobs.unfinished >= cap:
+            raise TooManyRequestsError(f"{cap} jobs are unfinished already; try again when some have finished.", 5)
+
+    async def _create(self, name: str, spec: GenerationJobSpec) -> Entry:
+        body = translate.manifest(name, spec)
+        try:
+            record = await self._resource.create(self._namespace, body)
+        except ConflictError:
+            return await self._existing(name, spec)
+        except KubernetesError as error:
+            if error.status:
+                raise
+            # No answer: the API server may have created it or not. The name is ours, so asking again is safe.
+            try:
+                record = await self._resource.create(self._namespace, body)
+            except ConflictError:
+                return await self._existing(name, spec)
+        self._metrics.jobs_created.inc()
+        return record.entry
+
+    async def _existing(self, name: str, spec: GenerationJobSpec) -> Entry:
+        return _repeated((await self._resource.get(self._namespace, name)).entry, spec)
+
+    async def _look_up(self, name: str) -> Entry | None:
+        # The watch may have brought it while this read waited for its turn.
+        if (known := self._jobs.get(name)) is not None:
+            return known
+        try:
+            entry = (await self._resource.get(self._namespace, name)).entry
+        except NotFoundError:
+            self._metrics.lookups.labels("no").inc()
+            return None
+        self._metrics.lookups.labels("yes").inc()
+        self._jobs.remember(entry)
+        return entry
+
+
+def _repeated(known: Entry, spec: GenerationJobSpec) -> Entry:
+    if not translate.same_request(known.job().spec, spec):
+        message = "This key has been used with another request; choose a new key for a new job"
+        raise InvalidRequestError([problem("Idempotency-Key", message, "idempotency_key_reused", where="header")])
+    return known

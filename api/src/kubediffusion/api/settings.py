@@ -1,0 +1,93 @@
+"""Every knob of the API, read once from the environment at start."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from limits import parse_many
+from pydantic import AfterValidator, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ImageForm(StrEnum):
+    """How ``GET /results`` hands out an image."""
+
+    BASE64 = "base64"
+    """The PNG itself, base64 in ``image_base64``, as the seed's server does."""
+    URL = "url"
+    """A presigned URL in ``image_url``; the bytes then do not pass through the API."""
+
+
+def _check_limit(limit: str) -> str:
+    if limit:
+        parse_many(limit)
+    return limit
+
+
+RateLimit = Annotated[str, AfterValidator(_check_limit)]
+"""A rate as slowapi spells it, for example ``600/minute`` or ``10/second;5000/hour``; empty for none."""
+
+
+class Settings(BaseSettings):
+    """Settings, each from the environment variable of its name in capitals with the prefix ``KUBEDIFFUSION_``.
+
+    Storage's endpoint, region and credentials are boto3's own settings (``AWS_ENDPOINT_URL_S3``, ``AWS_REGION``,
+    ``AWS_ACCESS_KEY_ID``, …), the API server is the Pod's or the one of ``KUBECONFIG``.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="KUBEDIFFUSION_", frozen=True, use_attribute_docstrings=True, env_ignore_empty=False
+    )
+
+    namespace: Annotated[str, Field(min_length=1)] = "default"
+    """Namespace whose jobs and models are served. Tenants are namespaces: each has an API of its own."""
+
+    bind_address: str = "0.0.0.0"  # noqa: S104 - in a Pod, everything comes in from outside
+    """Address to listen on."""
+
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port to listen on; 0 for any free one."""
+
+    trusted_proxies: str = ""
+    """Addresses or networks, separated by commas, whose ``X-Forwarded-For`` is believed; ``*`` for all, empty for
+    none. Without it every client behind a proxy shares the proxy's rate limit."""
+
+    shutdown_seconds: Annotated[int, Field(ge=0)] = 20
+    """How long requests under way may take once SIGTERM has come."""
+
+    log_level: str = "INFO"
+    """The least severe level to log."""
+
+    log_prompts: bool = False
+    """Whether prompts may be logged. They are often personal, so only when asked."""
+
+    s3_bucket: str = ""
+    """Bucket that the workers upload to. Without it, images cannot be read through the API."""
+
+    image_form: ImageForm = ImageForm.BASE64
+    """How ``GET /results`` hands out an image where the client does not say."""
+
+    presign_seconds: Annotated[int, Field(ge=1, le=604_800)] = 3600
+    """How long a presigned URL is valid; S3 takes a week at most."""
+
+    image_cache_bytes: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024
+    """Memory for images that were read lately."""
+
+    api_keys_file: Path | None = None
+    """Folder with one file a client (file name: the client's name, content: its key), as a mounted Secret is, or one
+    such file. Read again when it changes. Without it anybody who reaches the port may use the API."""
+
+    rate_limit: RateLimit = "600/minute"
+    """How many jobs one client may create, counted in each replica: by API key, else by address."""
+
+    unknown_task_limit: RateLimit = "20/second"
+    """How many lookups of task ids that do not exist one client may cause at the API server."""
+
+    max_unfinished_jobs: Annotated[int, Field(ge=0)] = 10_000
+    """With so many jobs unfinished in the namespace, further ones are refused with 429; 0 for no cap. It is read from
+    the watch, so replicas may exceed it by what they accept within a watch's delay; a ResourceQuota is exact."""
+
+    max_body_bytes: Annotated[int, Field(ge=1)] = 64 * 1024
+    """A longer request is refused with 413 before it has been read to its end."""

@@ -1,0 +1,140 @@
+"""Between the HTTP API's models and the resources. Pure: no clock, no client, no environment."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from typing import Any
+
+from kubediffusion.api.entries import Entry, StoredImage
+from kubediffusion.api.schemas import (
+    ImageView,
+    JobError,
+    JobRequest,
+    JobSummary,
+    JobView,
+    ModelDefaults,
+    ModelLimits,
+    ModelView,
+    ModelWorkers,
+    ParametersView,
+    TimingsView,
+    Waiting,
+)
+from kubediffusion.resources import meta, recipe
+from kubediffusion.resources.conditions import ConditionStatus, JobCondition, ModelCondition, find
+from kubediffusion.resources.diffusion_model import DiffusionModel
+from kubediffusion.resources.generation_job import GenerationJob, GenerationJobSpec
+
+_IDEMPOTENCY_NAMESPACE = uuid.UUID("3c1f7f0e-6f0c-5d0a-9a6b-7d1f1c0e2b55")
+"""Where the names of idempotent requests live (RFC 9562, version 5). It must never change."""
+
+
+def to_spec(request: JobRequest) -> GenerationJobSpec:
+    """Give the spec of the job that a request asks for. What the client left out stays unset."""
+    return GenerationJobSpec(**request.model_dump(exclude_none=True))
+
+
+def manifest(name: str, spec: GenerationJobSpec) -> dict[str, Any]:
+    """Give the GenerationJob to create."""
+    return {
+        "apiVersion": meta.API_VERSION,
+        "kind": GenerationJob.KIND,
+        "metadata": {"name": name},
+        "spec": spec.to_wire(),
+    }
+
+
+def idempotent_name(client: str, key: str) -> str:
+    """Name the job of an ``Idempotency-Key``: the same key of the same client always gives the same job."""
+    return str(uuid.uuid5(_IDEMPOTENCY_NAMESPACE, f"{client}\0{key}"))
+
+
+def same_request(one: GenerationJobSpec, other: GenerationJobSpec) -> bool:
+    """Tell whether two specs ask for the same: what may have been changed since creation does not count."""
+    return one.model_dump(exclude=set(GenerationJobSpec.MUTABLE)) == other.model_dump(
+        exclude=set(GenerationJobSpec.MUTABLE)
+    )
+
+
+def image_path(name: str, index: int) -> str:
+    """Give the path under which this API serves an image."""
+    return f"/v1/jobs/{name}/images/{index}"
+
+
+def summary(entry: Entry, queue_position: int | None) -> JobSummary:
+    """Show a job in a list."""
+    return JobSummary(**_summary_fields(entry, queue_position))
+
+
+def view(entry: Entry, queue_position: int | None) -> JobView:
+    """Show a job with all that there is to say."""
+    job = entry.job()
+    spec, status = job.spec, job.status
+    scheduled = find(status.conditions, JobCondition.SCHEDULED)
+    waits = scheduled is not None and scheduled.status == ConditionStatus.FALSE and not entry.finished
+    asked = {field: getattr(spec, field) for field in JobRequest.model_fields}
+    return JobView(
+        **_summary_fields(entry, queue_position),
+        # Not validated: the API server has done so, and a job must stay readable after a range has become tighter.
+        request=JobRequest.model_construct(_fields_set=None, **asked),
+        cancel_requested=bool(spec.cancel),
+        suspended=entry.suspended,
+        attempt=status.attempt,
+        retries=status.retries,
+        waiting=Waiting(reason=scheduled.reason, message=scheduled.message) if waits and scheduled else None,
+        parameters=ParametersView.model_validate(status.parameters) if status.parameters else None,
+        queued_at=status.queued_at,
+        started_at=status.start_time,
+        completed_at=status.completion_time,
+        timings=TimingsView.model_validate(status.timings) if status.timings else None,
+    )
+
+
+def _summary_fields(entry: Entry, queue_position: int | None) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "phase": entry.phase,
+        "model": entry.model,
+        "prompt": entry.prompt,
+        "priority": entry.priority,
+        "created_at": dt.datetime.fromtimestamp(entry.created, dt.UTC),
+        "progress": entry.progress,
+        "worker": entry.worker,
+        "queue_position": queue_position,
+        "images": [_image_view(entry.name, image) for image in entry.images],
+        "error": JobError(code=entry.error_code, message=entry.error_message or "") if entry.error_code else None,
+        "warnings": list(entry.warnings),
+    }
+
+
+def _image_view(name: str, image: StoredImage) -> ImageView:
+    return ImageView(
+        index=image.index,
+        path=image_path(name, image.index),
+        uri=image.uri,
+        sha256=image.sha256,
+        bytes=image.size,
+        width=image.width,
+        height=image.height,
+        flagged=image.flagged,
+    )
+
+
+def model_view(model: DiffusionModel) -> ModelView:
+    """Show a model."""
+    condition = find(model.status.conditions, ModelCondition.AVAILABLE)
+    # The defaults as a job without any wish gets them; the prompt and the seed do not matter here.
+    defaults = recipe.resolve(GenerationJobSpec(prompt="-"), model, seed=0)
+    return ModelView(
+        name=model.name,
+        default=model.is_default,
+        available=model.unavailable is None,
+        reason=condition.reason if condition else None,
+        message=condition.message if condition else None,
+        limits=ModelLimits.model_validate(model.spec.limits),
+        defaults=ModelDefaults.model_validate(defaults),
+        workers=ModelWorkers.model_validate(model.status.workers),
+        queued=model.status.queued,
+        revision=model.status.revision,
+    )

@@ -1,0 +1,269 @@
+"""The jobs that are bound to this worker, and how far each is.
+
+:class:`Assignments` follows the watch; :class:`Assignment` is one binding of one job (an attempt), from the moment it
+is seen until its outcome is reported or somebody took it away. Nothing here talks to anybody.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kubediffusion.resources.diffusion_model import DiffusionModel, DiffusionModelSpec, ModelSource
+from kubediffusion.resources.generation_job import MAX_SEED, GenerationJob, Image, Parameters, Progress
+from kubediffusion.resources.recipe import resolve
+from kubediffusion.resources.transitions import BOUND
+from kubediffusion.worker.batching import Candidate
+from kubediffusion.worker.engine import ImageTask, Picture, Shape, Ticket
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What fences every report: the job, and which binding of it.
+
+    Attributes:
+        uid: The job.
+        attempt: The binding.
+    """
+
+    uid: str
+    attempt: int
+
+
+class Cancellable(Protocol):
+    """Work that can be stopped, for example an :class:`asyncio.Task`."""
+
+    def cancel(self) -> object:
+        """Stop it."""
+
+
+@dataclass
+class Span:
+    """Seconds on the monotonic clock in which the engine had images of a job."""
+
+    began: float
+    ended: float
+
+
+@dataclass(eq=False)
+class Assignment:
+    """One binding of one job to this worker.
+
+    Attributes:
+        job: The job as last seen.
+        binding: What fences its reports.
+        parameters: The recipe, as the operator resolved it.
+        taken: How many of its images the engine has been given.
+        steps: Denoising steps done, by index of the image. Written by the engine's thread.
+        pictures: What came out, by index, without the pixels.
+        images: What storage has confirmed, by index.
+        warnings: What the reader of the image should know, in order, each once.
+        start_time: When the engine got the first image.
+        spans: When the engine had its images.
+        dropped: Somebody took the job away: no more work, no report. Read by the engine's thread.
+        closing: The outcome is on its way: that the job now leaves the watch is our own doing.
+        left: The job left the watch while closing.
+        work: What goes on for it outside the engine; cancelled when it is dropped.
+    """
+
+    job: GenerationJob
+    binding: Binding
+    parameters: Parameters
+    taken: int = 0
+    steps: dict[int, int] = field(default_factory=dict)
+    pictures: dict[int, Picture] = field(default_factory=dict)
+    images: dict[int, Image] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    start_time: dt.datetime | None = None
+    spans: list[Span] = field(default_factory=list)
+    dropped: bool = False
+    closing: bool = False
+    left: bool = False
+    work: set[Cancellable] = field(default_factory=set)
+
+    @property
+    def name(self) -> str:
+        """Name of the job."""
+        return self.job.name
+
+    @property
+    def remaining(self) -> int:
+        """Images that the engine has not been given."""
+        return self.parameters.num_images - self.taken
+
+    @property
+    def computing(self) -> bool:
+        """Whether the engine has images of it, or will get more."""
+        return bool(self.spans) and len(self.pictures) < self.parameters.num_images
+
+    @property
+    def inference(self) -> float:
+        """Seconds in the engine."""
+        return sum(span.ended - span.began for span in self.spans)
+
+    @property
+    def shape(self) -> Shape:
+        """What batch mates must share."""
+        p = self.parameters
+        return Shape(
+            steps=p.num_inference_steps,
+            guidance=p.guidance_scale,
+            width=p.width,
+            height=p.height,
+            scheduler=p.scheduler,
+            deterministic=p.deterministic,
+        )
+
+    @property
+    def progress(self) -> Progress:
+        """Denoising steps done of an image, averaged over the job's images."""
+        total = self.parameters.num_inference_steps
+        done = sum(self.steps.values())
+        return Progress.of(min(done // self.parameters.num_images, total), total)
+
+    def candidate(self) -> Candidate[str]:
+        """Give what batching needs to know."""
+        created = self.job.metadata.creation_timestamp or dt.datetime.fromtimestamp(0, dt.UTC)
+        return Candidate(
+            key=self.binding.uid,
+            shape=self.shape,
+            first=self.taken,
+            images=self.parameters.num_images,
+            priority=self.job.spec.priority or 0,
+            created=created,
+            name=self.name,
+            deterministic=self.parameters.deterministic,
+        )
+
+    def take(self, count: int, now: dt.datetime, clock: float) -> tuple[ImageTask, ...]:
+        """Give the engine the next images.
+
+        Args:
+            count: How many.
+            now: Wall-clock time, for the status.
+            clock: Monotonic time, for the durations.
+        """
+        self.start_time = self.start_time or now
+        self.spans.append(Span(clock, clock))
+        first, self.taken = self.taken, self.taken + count
+        # The engine's thread replaces these values; only the event loop adds keys.
+        self.steps |= dict.fromkeys(range(first, self.taken), 0)
+        return tuple(
+            ImageTask(
+                ticket=Ticket(self.binding.uid, self.binding.attempt, index),
+                prompt=self.job.spec.prompt,
+                negative_prompt=self.parameters.negative_prompt,
+                seed=self.seed(index),
+                shape=self.shape,
+            )
+            for index in range(first, self.taken)
+        )
+
+    def seed(self, index: int) -> int:
+        """Give the seed of an image: the job's, counted up; it wraps at the largest that status can hold."""
+        return (self.parameters.seed + index) % (MAX_SEED + 1)
+
+    def made(self, index: int, picture: Picture, clock: float) -> None:
+        """Note that the engine made an image; its pixels are not kept here."""
+        self.pictures[index] = Picture(
+            picture.width, picture.height, b"", picture.scheduler, picture.flagged, picture.warnings
+        )
+        self.steps[index] = self.parameters.num_inference_steps
+        self.spans[-1].ended = clock
+        self.warnings += [warning for warning in picture.warnings if warning not in self.warnings]
+
+    def saw(self, job: GenerationJob) -> None:
+        """Take in a newer state of the job; an older one, from a watch that lags behind our own writes, is ignored."""
+        if _version(job) >= _version(self.job):
+            self.job = job
+
+    def drop(self) -> None:
+        """Stop all work on it."""
+        self.dropped = True
+        self.cancel_work()
+
+    def cancel_work(self) -> None:
+        """Cancel what goes on for it outside the engine."""
+        for work in list(self.work):
+            work.cancel()
+
+
+class Assignments:
+    """All jobs bound to this worker, kept equal to the cluster's picture.
+
+    Args:
+        worker: This worker's Pod.
+    """
+
+    def __init__(self, worker: str) -> None:
+        self._worker = worker
+        self._live: dict[str, Assignment] = {}
+        # What we ended ourselves: a late event of such a binding must not start it again.
+        self._ended: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __iter__(self) -> Iterator[Assignment]:
+        return iter(list(self._live.values()))
+
+    def get(self, uid: str) -> Assignment | None:
+        """Give the live assignment of a job."""
+        return self._live.get(uid)
+
+    def observe(self, job: GenerationJob, gone: bool) -> Assignment | None:
+        """Take in one event of the watch, and give the assignment that it dropped, if any.
+
+        Args:
+            job: The job as it is now.
+            gone: It is deleted, or no longer ours.
+        """
+        dropped = None
+        known = self._live.get(job.uid)
+        ours = not gone and self._is_ours(job)
+        if known is not None and not ours and known.closing:
+            # Most likely our own report. If it is not, the report's fence finds out.
+            known.left = gone
+        elif known is not None and (not ours or job.status.attempt != known.binding.attempt):
+            del self._live[job.uid]
+            known.drop()
+            known, dropped = None, known
+        if gone:
+            self._ended.pop(job.uid, None)
+        if ours:
+            if known is not None:
+                known.saw(job)
+            elif job.status.attempt > self._ended.get(job.uid, -1):
+                self._live[job.uid] = _assignment(job)
+        return dropped
+
+    def close(self, assignment: Assignment) -> None:
+        """Forget an assignment that ended: reported, or found to be somebody else's."""
+        uid = assignment.binding.uid
+        if self._live.get(uid) is assignment:
+            del self._live[uid]
+            if not assignment.left:
+                self._ended[uid] = assignment.binding.attempt
+
+    def _is_ours(self, job: GenerationJob) -> bool:
+        return (
+            job.status.worker == self._worker
+            and job.status.phase in BOUND
+            and not job.spec.cancel
+            and job.metadata.deletion_timestamp is None
+        )
+
+
+def _assignment(job: GenerationJob) -> Assignment:
+    parameters = job.status.parameters
+    if parameters is None:
+        # The operator writes them with the binding; another binder may not know. Then the job's own words count.
+        parameters = resolve(job.spec, DiffusionModel(spec=DiffusionModelSpec(source=ModelSource())), seed=0)
+    return Assignment(job=job, binding=Binding(job.uid, job.status.attempt), parameters=parameters)
+
+
+def _version(job: GenerationJob) -> int:
+    # Resource versions are ordered numbers: https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions
+    return int(job.metadata.resource_version or 0)

@@ -1,0 +1,86 @@
+"""Which images run together next: a function of the jobs at hand.
+
+Priority, then age, then name decides the head of the queue, and the head is in every batch: nobody passes it over. The
+rest of the batch is filled, in the same order, with whole jobs of the same shape.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Candidate(Generic[K]):
+    """A job with images to make.
+
+    Attributes:
+        key: Names the job; comes back in the batch.
+        shape: What mates must share.
+        first: Index of the first image that is not made yet.
+        images: Images of the job in all; more than ``first``.
+        priority: Higher goes first.
+        created: When the job was created.
+        name: Breaks ties: names of jobs sort by creation within the second that ``created`` resolves.
+        deterministic: Runs alone, image by image: a fixed shape gives the same bytes on every attempt.
+    """
+
+    key: K
+    shape: Hashable
+    first: int
+    images: int
+    priority: int
+    created: dt.datetime
+    name: str
+    deterministic: bool = False
+
+    @property
+    def remaining(self) -> int:
+        """Images still to make."""
+        return self.images - self.first
+
+
+@dataclass(frozen=True)
+class Portion(Generic[K]):
+    """The part that one job has in a batch.
+
+    Attributes:
+        key: The job.
+        first: Index of its first image in the batch.
+        count: How many of its images are in the batch.
+    """
+
+    key: K
+    first: int
+    count: int
+
+
+def next_batch(candidates: Iterable[Candidate[K]], max_images: int) -> tuple[Portion[K], ...]:
+    """Choose the next batch; empty when there are no candidates.
+
+    A head with more images than fit runs in several batches. Mates come whole or not at all: a job that has started
+    is not kept waiting half-done behind newer heads.
+
+    Args:
+        candidates: Jobs with images to make, in any order.
+        max_images: The most images in a batch, at least 1.
+    """
+    queue = sorted(candidates, key=lambda c: (-c.priority, c.created, c.name))
+    if not queue:
+        return ()
+    head, *others = queue
+    if head.deterministic:
+        return (Portion(head.key, head.first, 1),)
+    batch = [Portion(head.key, head.first, min(head.remaining, max_images))]
+    room = max_images - batch[0].count
+    for mate in others:
+        if room == 0:
+            break
+        if mate.shape == head.shape and not mate.deterministic and mate.remaining <= room:
+            batch.append(Portion(mate.key, mate.first, mate.remaining))
+            room -= mate.remaining
+    return tuple(batch)

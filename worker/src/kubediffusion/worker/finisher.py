@@ -1,0 +1,210 @@
+"""From the end of an image to the end of its job: encode, upload, report, beside the engine's next batch."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor
+from dataclasses import replace
+from typing import Any
+
+from kubediffusion.resources import meta
+from kubediffusion.resources.errors import ErrorCode, JobFailure
+from kubediffusion.resources.generation_job import Image
+from kubediffusion.worker import images, reports
+from kubediffusion.worker.announcer import Announcer
+from kubediffusion.worker.assignments import Assignment, Assignments
+from kubediffusion.worker.engine import EngineInfo, Outcome, Picture
+from kubediffusion.worker.metrics import Metrics
+from kubediffusion.worker.reporter import Build, Reporter, ReportRefusedError, Verdict
+from kubediffusion.worker.uploads import Uploader
+
+logger = logging.getLogger(__name__)
+
+
+class Finisher:
+    """Takes in what the engine made.
+
+    Args:
+        engine: What made it, for the recipe.
+        assignments: The jobs.
+        announcer: Told to be silent before an outcome is reported.
+        reporter: Where outcomes go.
+        uploader: Where images go.
+        encoders: Threads that encode.
+        prefix: What the keys of images begin with.
+        metrics: Told about everything.
+        on_progress: Called when room was made in the buffer.
+
+    Attributes:
+        buffered: Bytes of finished images that are held.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: EngineInfo,
+        assignments: Assignments,
+        announcer: Announcer,
+        reporter: Reporter,
+        uploader: Uploader,
+        encoders: Executor,
+        prefix: str,
+        metrics: Metrics,
+        on_progress: Callable[[], None],
+    ) -> None:
+        self._engine = engine
+        self._assignments = assignments
+        self._announcer = announcer
+        self._reporter = reporter
+        self._uploader = uploader
+        self._encoders = encoders
+        self._prefix = prefix
+        self._metrics = metrics
+        self._on_progress = on_progress
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.buffered = 0
+
+    def ended(self, assignment: Assignment, index: int, outcome: Outcome) -> None:
+        """Take in the end of an image."""
+        if assignment.dropped or assignment.closing:
+            return
+        if isinstance(outcome, JobFailure):
+            self._close(assignment, self._fail(assignment, outcome))
+        else:
+            assignment.made(index, outcome, time.monotonic())
+            task = self._spawn(self._store(assignment, index, outcome))
+            assignment.work.add(task)
+            task.add_done_callback(assignment.work.discard)
+
+    def lost(self, assignment: Assignment) -> None:
+        """Stop working on a job that is no longer ours."""
+        logger.info("job is no longer ours", extra={"job": assignment.name, "attempt": assignment.binding.attempt})
+        assignment.drop()
+        self.forget(assignment)
+        self._assignments.close(assignment)
+
+    def forget(self, assignment: Assignment) -> None:
+        """Note that a job was taken away."""
+        self._announcer.hush(assignment)
+        self._metrics.jobs.labels("dropped").inc()
+
+    async def drain(self) -> None:
+        """Wait until everything that the engine made is stored and reported."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _store(self, assignment: Assignment, index: int, picture: Picture) -> None:
+        ready = time.monotonic()
+        with _Held(self, len(picture.rgb)) as held:
+            png = await self._encode(assignment, index, picture)
+            held.resize(len(png.data))
+            # Only the PNG is held while storage is waited for.
+            picture = replace(picture, rgb=b"")
+            key = meta.image_key(self._prefix, assignment.job.metadata.namespace, assignment.binding.uid, index)
+            try:
+                uri = await self._uploader.put(
+                    key, png.data, lambda problem: self._announcer.trouble(assignment, problem)
+                )
+            except JobFailure as failure:
+                self._close(assignment, self._fail(assignment, failure))
+                return
+        self._metrics.upload.observe(time.monotonic() - ready)
+        assignment.images[index] = Image(
+            index=index,
+            uri=uri,
+            sha256=png.sha256,
+            bytes=len(png.data),
+            width=picture.width,
+            height=picture.height,
+            seed=assignment.seed(index),
+            flagged=picture.flagged,
+        )
+        if len(assignment.images) == assignment.parameters.num_images:
+            seconds = time.monotonic() - assignment.spans[-1].ended
+            self._close(assignment, self._succeed(assignment, seconds))
+
+    async def _encode(self, assignment: Assignment, index: int, picture: Picture) -> images.Png:
+        recipe = reports.recipe(assignment.parameters, self._engine, picture)
+        own = recipe.model_copy(update={"seed": assignment.seed(index), "num_images": 1}).to_wire()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._encoders, images.encode, picture, assignment.job.spec.prompt, own)
+
+    def _close(self, assignment: Assignment, report: Coroutine[Any, Any, None]) -> None:
+        """Begin to report the outcome, unless somebody was faster."""
+        if assignment.dropped or assignment.closing:
+            report.close()
+            return
+        assignment.closing = True
+        self._announcer.hush(assignment)
+        self._spawn(report)
+        # After a failure the job's other images are not wanted; after a success there are none.
+        assignment.work.discard(asyncio.current_task())
+        assignment.cancel_work()
+
+    async def _succeed(self, assignment: Assignment, upload_seconds: float) -> None:
+        now = dt.datetime.now(dt.UTC)
+        try:
+            await self._deliver(
+                assignment,
+                "succeeded",
+                lambda job: reports.succeeded(job, assignment, self._engine, upload_seconds, now),
+            )
+        except ReportRefusedError as error:
+            logger.exception("the report of a success is refused", extra={"job": assignment.name})
+            await self._fail(assignment, JobFailure(ErrorCode.INTERNAL, f"the report was refused: {error}"))
+
+    async def _fail(self, assignment: Assignment, failure: JobFailure) -> None:
+        now = dt.datetime.now(dt.UTC)
+        await self._deliver(
+            assignment, "failed", lambda job: reports.failed(job, assignment, failure, now), insist=True
+        )
+
+    async def _deliver(self, assignment: Assignment, outcome: str, build: Build, *, insist: bool = False) -> None:
+        verdict = await self._reporter.deliver(assignment, build, insist=insist)
+        if verdict is Verdict.FENCED:
+            self.lost(assignment)
+            return
+        self._assignments.close(assignment)
+        self._metrics.jobs.labels(outcome).inc()
+        logger.info("job %s", outcome, extra={"job": assignment.name, "seconds": round(assignment.inference, 3)})
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._on_progress()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("an upload or report broke off", exc_info=error)
+
+    def hold(self, more: int) -> None:
+        """Count bytes that are held."""
+        self.buffered += more
+        self._metrics.buffered.set(self.buffered)
+        self._on_progress()
+
+
+class _Held:
+    """Counts the bytes of one image while it waits."""
+
+    def __init__(self, finisher: Finisher, size: int) -> None:
+        self._finisher = finisher
+        self._size = 0
+        self.resize(size)
+
+    def resize(self, size: int) -> None:
+        self._finisher.hold(size - self._size)
+        self._size = size
+
+    def __enter__(self) -> _Held:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.resize(0)

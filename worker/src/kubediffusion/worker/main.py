@@ -1,0 +1,229 @@
+"""The worker's process: reads the settings, loads the model, and joins the parts. Nothing happens on import."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from prometheus_client import REGISTRY, CollectorRegistry
+
+from kubediffusion.resources.client import KubernetesClient
+from kubediffusion.resources.errors import BAD_MODEL_EXIT_CODE
+from kubediffusion.resources.generation_job import GenerationJob, Phase
+from kubediffusion.resources.runtime import logs
+from kubediffusion.resources.runtime.probes import serve_probes
+from kubediffusion.resources.storage import ImageStorage
+from kubediffusion.resources.transitions import TERMINAL
+from kubediffusion.resources.watching import Reflector
+from kubediffusion.worker.announcer import Announcer
+from kubediffusion.worker.assignments import Assignments
+from kubediffusion.worker.cpus import usable_cpus
+from kubediffusion.worker.engine import BadModelError, Engine
+from kubediffusion.worker.finisher import Finisher
+from kubediffusion.worker.health import Health
+from kubediffusion.worker.metrics import Metrics
+from kubediffusion.worker.reporter import Reporter
+from kubediffusion.worker.runner import Limits, Runner
+from kubediffusion.worker.settings import Settings
+from kubediffusion.worker.termination import scrubbed, write_reason
+from kubediffusion.worker.uploads import Uploader
+
+logger = logging.getLogger(__name__)
+
+UPLOADS = 16
+"""Uploads that may be under way at the same time."""
+
+LoadEngine = Callable[[Settings], Engine]
+"""Loads the model; called in the engine's thread, so it may take its time."""
+
+
+def load_pipeline(settings: Settings) -> Engine:
+    """Load the diffusers pipeline: see :func:`kubediffusion.worker.pipeline.loading.load_engine`."""
+    # Late: the probes answer while torch is imported, which takes seconds.
+    from kubediffusion.worker.pipeline.loading import load_engine
+
+    return load_engine(settings)
+
+
+def main() -> None:
+    """Run the worker until it is told to stop; the console script ``kubediffusion-worker``."""
+    settings = Settings()
+    logs.configure(settings.log_level)
+    code = asyncio.run(serve(settings, load_pipeline))
+    logging.shutdown()
+    sys.stderr.flush()
+    # Not sys.exit: a model that is still loading, in its thread, would be waited for.
+    os._exit(code)
+
+
+async def serve(settings: Settings, load: LoadEngine, registry: CollectorRegistry = REGISTRY) -> int:
+    """Run a worker, and give the process's exit code.
+
+    Args:
+        settings: Every knob.
+        load: Loads the engine.
+        registry: Where metrics are registered.
+
+    Returns:
+        0 after it was told to stop; 78 when the model cannot be loaded for good; 1 for anything that may pass.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    health, metrics = Health(settings.stuck_seconds), Metrics(registry)
+    engine_thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+    try:
+        async with serve_probes(settings.bind_address, settings.port, live=health.live, ready=health.ready) as port:
+            logger.info("worker starts", extra={"model": settings.model_name, "port": port})
+            engine = await _load(settings, load, engine_thread, health, metrics, stop)
+            if engine is None:
+                return 0
+            await _work(settings, engine, engine_thread, health, metrics, stop)
+    except BadModelError as error:
+        reason = scrubbed(str(error), settings)
+        logger.error("the model cannot be loaded: %s", reason)  # noqa: TRY400 - the message is the whole story
+        write_reason(settings.termination_log, reason)
+        return BAD_MODEL_EXIT_CODE
+    except Exception as error:
+        logger.exception("the worker fails")
+        write_reason(settings.termination_log, scrubbed(f"{type(error).__name__}: {error}", settings))
+        return 1
+    else:
+        logger.info("worker ends")
+        return 0
+    finally:
+        engine_thread.shutdown(wait=False, cancel_futures=True)
+
+
+async def _load(
+    settings: Settings,
+    load: LoadEngine,
+    thread: ThreadPoolExecutor,
+    health: Health,
+    metrics: Metrics,
+    stop: asyncio.Event,
+) -> Engine | None:
+    """Load the model; None when the worker is told to stop meanwhile."""
+    health.waits_for("loading the model")
+    began = time.monotonic()
+    loading = asyncio.get_running_loop().run_in_executor(thread, load, settings)
+    if not await _first(loading, stop):
+        loading.add_done_callback(lambda future: future.cancelled() or future.exception())
+        return None
+    engine = loading.result()
+    seconds = time.monotonic() - began
+    metrics.load.set(seconds)
+    logger.info("model loaded", extra={"seconds": round(seconds, 3), "revision": engine.info.revision})
+    return engine
+
+
+async def _work(
+    settings: Settings,
+    engine: Engine,
+    engine_thread: ThreadPoolExecutor,
+    health: Health,
+    metrics: Metrics,
+    stop: asyncio.Event,
+) -> None:
+    """Run the jobs that are bound to this worker until told to stop."""
+    health.waits_for("waiting for the API server")
+    work = asyncio.Event()
+    assignments = Assignments(settings.pod_name)
+    client = await KubernetesClient.connect(f"kubediffusion-worker/{settings.pod_name}")
+    storage = ImageStorage(settings.bucket, UPLOADS)
+    with contextlib.ExitStack() as stack:
+        stack.callback(storage.close)
+        uploads = stack.enter_context(ThreadPoolExecutor(UPLOADS, thread_name_prefix="upload"))
+        encoders = stack.enter_context(ThreadPoolExecutor(usable_cpus(), thread_name_prefix="encode"))
+        async with client:
+            reporter = Reporter(client, settings.pod_namespace)
+            announcer = Announcer(assignments, reporter, lambda assignment: finisher.lost(assignment))
+            finisher = Finisher(
+                engine=engine.info,
+                assignments=assignments,
+                announcer=announcer,
+                reporter=reporter,
+                uploader=Uploader(storage, uploads),
+                encoders=encoders,
+                prefix=settings.prefix,
+                metrics=metrics,
+                on_progress=work.set,
+            )
+            runner = Runner(
+                engine=engine,
+                engine_thread=engine_thread,
+                assignments=assignments,
+                finisher=finisher,
+                announcer=announcer,
+                limits=Limits(settings.spec.workers.max_batch_size, settings.upload_buffer_mib * 2**20),
+                health=health,
+                metrics=metrics,
+                work=work,
+            )
+
+            def on_change(job: GenerationJob, gone: bool) -> None:
+                dropped = assignments.observe(job, gone)
+                if dropped is not None:
+                    logger.info("job taken away", extra={"job": dropped.name, "attempt": dropped.binding.attempt})
+                    finisher.forget(dropped)
+                work.set()
+
+            watch = Reflector(
+                client.generation_jobs,
+                settings.pod_namespace,
+                on_change,
+                field_selector=_selector(settings.pod_name),
+            )
+            await _run(watch, runner, announcer, health, stop)
+
+
+async def _run(
+    watch: Reflector[GenerationJob], runner: Runner, announcer: Announcer, health: Health, stop: asyncio.Event
+) -> None:
+    """Run the parts until the runner has ended; a part that breaks ends the worker."""
+    async with asyncio.TaskGroup() as parts:
+        background = [parts.create_task(watch.run()), parts.create_task(announcer.run())]
+
+        background += [
+            parts.create_task(_ready(watch, health)),
+            parts.create_task(_stop(runner, health, stop)),
+        ]
+        try:
+            await runner.run()
+        finally:
+            for task in background:
+                task.cancel()
+
+
+async def _ready(watch: Reflector[GenerationJob], health: Health) -> None:
+    await watch.synced.wait()
+    health.waits_for(None)
+    logger.info("worker ready")
+
+
+async def _stop(runner: Runner, health: Health, stop: asyncio.Event) -> None:
+    await stop.wait()
+    logger.info("worker stops: what has begun is finished")
+    health.waits_for("stopping")
+    runner.stop()
+
+
+def _selector(pod: str) -> str:
+    """Give the field selector of the jobs that this worker has."""
+    return ",".join([f"status.worker={pod}", *(f"status.phase!={phase}" for phase in sorted(TERMINAL, key=Phase))])
+
+
+async def _first(future: asyncio.Future[Engine], stop: asyncio.Event) -> bool:
+    """Wait for a future or the signal to stop, and tell whether the future is done."""
+    stopped = asyncio.create_task(stop.wait())
+    future.add_done_callback(lambda _: stopped.cancel())
+    await asyncio.wait([stopped])
+    return future.done()

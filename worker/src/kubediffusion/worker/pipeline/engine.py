@@ -1,0 +1,218 @@
+"""Runs batches through a diffusers pipeline's own ``__call__``."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from kubediffusion.resources.errors import ErrorCode, JobFailure
+from kubediffusion.worker.calls import Callback, CallPlan
+from kubediffusion.worker.engine import EngineInfo, EngineLostError, ImageTask, Monitor, Outcome, Picture, described
+from kubediffusion.worker.pipeline.schedulers import Schedulers
+from kubediffusion.worker.prompts import cut_warnings, text_encoders
+
+logger = logging.getLogger(__name__)
+
+NAME = "diffusers"
+"""What ``status.parameters.engine`` says."""
+
+
+class _NobodyWaits(Exception):  # noqa: N818 - it ends a call that is no longer wanted; nothing went wrong
+    """Every image of the running call has been dropped."""
+
+
+class PipelineEngine:
+    """An engine for any text-to-image pipeline of diffusers: see :class:`kubediffusion.worker.engine.Engine`.
+
+    Args:
+        pipeline: The pipeline, on its device.
+        info: What it is.
+    """
+
+    def __init__(self, pipeline: Any, info: EngineInfo) -> None:
+        self._pipeline = pipeline
+        self._info = info
+        self._plan = CallPlan.of(type(pipeline))
+        self._schedulers = Schedulers(getattr(pipeline, "scheduler", None))
+        self._encoders = text_encoders(pipeline.components.items(), self._plan.max_sequence_length)
+        self._zeroes_missing_negative = bool(getattr(pipeline.config, "force_zeros_for_empty_prompt", False))
+        pipeline.set_progress_bar_config(disable=True)
+
+    @property
+    def info(self) -> EngineInfo:
+        """What this engine is."""
+        return self._info
+
+    @property
+    def schedulers(self) -> list[str]:
+        """The schedulers that jobs may ask for."""
+        return self._schedulers.names
+
+    def run(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> None:
+        """Make the images of one batch: see :meth:`kubediffusion.worker.engine.Engine.run`.
+
+        When a call of several images raises, each is called alone, so that only the culprit fails; when it does not
+        fit the device's memory, it is halved.
+        """
+        groups = self._alike(tasks)
+        while groups:
+            group = tuple(task for task in groups.pop(0) if monitor.wanted(task.ticket))
+            if not group:
+                continue
+            try:
+                outcomes = self._call(group, monitor)
+            except _NobodyWaits:
+                continue
+            except JobFailure as failure:
+                outcomes = [failure] * len(group)
+            except Exception as error:  # noqa: BLE001 - what a pipeline raises is the outcome of its images
+                # The text of the error goes to the status of the job alone.
+                logger.warning("the pipeline raised", extra={"images": len(group), **described(error)})
+                self._check_device(error)
+                if len(group) > 1:
+                    half = len(group) // 2 if _is_out_of_memory(error) else 1
+                    groups[0:0] = [group[start : start + half] for start in range(0, len(group), half)]
+                    continue
+                outcomes = [_failure(error)]
+            for task, outcome in zip(group, outcomes, strict=True):
+                monitor.ended(task.ticket, outcome)
+
+    def _alike(self, tasks: tuple[ImageTask, ...]) -> list[tuple[ImageTask, ...]]:
+        """Split a batch where images with and without a negative prompt cannot share a call.
+
+        Some pipelines (Stable Diffusion XL) take zeros where there is no negative prompt, which is not what an empty
+        one gives. A job's picture must not depend on its neighbours.
+        """
+        if not self._zeroes_missing_negative:
+            return [tasks]
+        without = tuple(task for task in tasks if task.negative_prompt is None)
+        given = tuple(task for task in tasks if task.negative_prompt is not None)
+        return [group for group in (without, given) if group]
+
+    def _call(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> list[Outcome]:
+        shape = tasks[0].shape
+        scheduler = self._schedulers.get(shape.scheduler)
+        if scheduler is not None:
+            self._pipeline.scheduler = scheduler
+        arguments = self._plan.arguments(tasks)
+        self._complete_size(arguments)
+        if "generator" in self._plan.parameters:
+            # Noise from a generator of its own on the CPU: the same on every device, in any batch.
+            arguments["generator"] = [torch.Generator("cpu").manual_seed(task.seed) for task in tasks]
+        if "output_type" in self._plan.parameters:
+            arguments["output_type"] = "np"
+        arguments |= self._callback(tasks, monitor)
+        with torch.inference_mode():
+            output = self._pipeline(**arguments)
+        flags = getattr(output, "nsfw_content_detected", None) or [False] * len(tasks)
+        return [
+            self._outcome(task, image, bool(flagged), type(scheduler).__name__)
+            for task, image, flagged in zip(tasks, output.images, flags, strict=True)
+        ]
+
+    def _complete_size(self, arguments: dict[str, Any]) -> None:
+        """Give both sides when a job gives one: Stable Diffusion's call ignores one that comes alone."""
+        given = {side: arguments[side] for side in ("width", "height") if side in arguments}
+        if len(given) != 1:
+            return
+        own = _own_size(self._pipeline) or (next(iter(given.values())),) * 2
+        arguments |= {"width": own[0], "height": own[1]} | given
+
+    def _callback(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> dict[str, Any]:
+        steps = tasks[0].shape.steps
+
+        def note(index: int) -> None:
+            if not any(monitor.wanted(task.ticket) for task in tasks):
+                raise _NobodyWaits
+            # Some schedulers call the model more often than there are steps (Heun, PNDM's first steps).
+            calls = max(int(getattr(self._pipeline, "num_timesteps", None) or steps), 1)
+            done = min(math.ceil((index + 1) * steps / calls), steps)
+            for task in tasks:
+                monitor.stepped(task.ticket, done, steps)
+
+        def on_step_end(_pipeline: Any, index: int, _timestep: Any, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+            note(index)
+            return tensors
+
+        def on_step(index: int, _timestep: Any, _latents: Any) -> None:
+            note(index)
+
+        if self._plan.callback is Callback.STEP_END:
+            arguments: dict[str, Any] = {"callback_on_step_end": on_step_end}
+            if "callback_on_step_end_tensor_inputs" in self._plan.parameters:
+                arguments["callback_on_step_end_tensor_inputs"] = []
+            return arguments
+        if self._plan.callback is Callback.LEGACY:
+            return {"callback": on_step, "callback_steps": 1}
+        return {}
+
+    def _outcome(self, task: ImageTask, image: Any, flagged: bool, scheduler: str) -> Outcome:
+        pixels = np.asarray(image)
+        if pixels.dtype != np.uint8:
+            if not np.isfinite(pixels).all():
+                return JobFailure(
+                    ErrorCode.INVALID_IMAGE,
+                    f"the pipeline gave pixels that are not numbers, in {self._info.torch_dtype}; other parameters, or "
+                    "torchDtype float32 or bfloat16 for the model, may help",
+                )
+            pixels = (pixels * 255).round().clip(0, 255).astype(np.uint8)
+        if pixels.ndim == 2:
+            pixels = pixels[..., None]
+        # Grey becomes RGB, and an alpha channel is left out.
+        pixels = np.repeat(pixels, 3, axis=2) if pixels.shape[2] < 3 else pixels[..., :3]
+        height, width = pixels.shape[:2]
+        warnings = [*cut_warnings(task, self._encoders), *self._plan.ignored(task)]
+        for side, asked, got in (("width", task.shape.width, width), ("height", task.shape.height, height)):
+            if asked is not None and asked != got and side in self._plan.parameters:
+                warnings.append(f"{side} is {got}, not {asked}: {self._plan.pipeline} rounds sizes")
+        return Picture(
+            width=width,
+            height=height,
+            rgb=np.ascontiguousarray(pixels).tobytes(),
+            scheduler=scheduler,
+            flagged=flagged,
+            warnings=tuple(warnings),
+        )
+
+    def _check_device(self, error: Exception) -> None:
+        """Raise if the device is beyond repair: after some CUDA errors every later call of the process fails."""
+        if self._pipeline.device.type != "cuda":
+            return
+        try:
+            torch.cuda.synchronize()
+            if _is_out_of_memory(error):
+                torch.cuda.empty_cache()
+        except Exception as broken:
+            raise EngineLostError(f"the CUDA device is lost: {broken}") from broken
+
+
+def _own_size(pipeline: Any) -> tuple[int, int] | None:
+    """Give the width and height that a pipeline makes by itself, as far as pipelines have a common way to say."""
+    scale = getattr(pipeline, "vae_scale_factor", None)
+    size = getattr(pipeline, "default_sample_size", None)
+    if size is None:
+        denoiser = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+        size = getattr(getattr(denoiser, "config", None), "sample_size", None)
+    if scale is None or size is None:
+        return None
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return int(width * scale), int(height * scale)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # On the CPU PyTorch raises a plain RuntimeError: "[enforce fail at alloc_cpu.cpp] … not enough memory".
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+
+
+def _failure(error: Exception) -> JobFailure:
+    if _is_out_of_memory(error):
+        return JobFailure(
+            ErrorCode.OUT_OF_MEMORY,
+            f"the image does not fit the device's memory, even alone; ask for a smaller one ({error})",
+        )
+    return JobFailure(ErrorCode.PIPELINE_FAILED, f"{type(error).__name__}: {error}")

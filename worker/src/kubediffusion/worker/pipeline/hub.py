@@ -1,0 +1,78 @@
+"""Brings a repository of the Hugging Face Hub to this machine's cache, or finds it there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffusers import DiffusionPipeline
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from kubediffusion.resources.diffusion_model import DiffusionModelSpec, HuggingFaceSource
+from kubediffusion.worker.engine import BadModelError
+
+_REFUSED = frozenset({400, 401, 403, 404, 410})
+
+
+def fetch(source: HuggingFaceSource, spec: DiffusionModelSpec, token: str | None) -> tuple[Path, str]:
+    """Give the local folder of a repository and the commit that it holds.
+
+    With ``HF_HUB_OFFLINE=1``, or while the Hub is away, what the cache has is used.
+
+    Args:
+        source: Repository, revision and variant.
+        spec: The rules for weights and code.
+        token: For repositories that are not public.
+
+    Raises:
+        BadModelError: The repository, the revision or the right to read it does not exist.
+        OSError: The Hub cannot be reached; another try may help.
+    """
+    try:
+        folder = DiffusionPipeline.download(
+            source.repository,
+            revision=source.revision,
+            variant=source.variant,
+            token=token,
+            use_safetensors=True if spec.use_safetensors else None,
+            trust_remote_code=spec.trust_remote_code,
+        )
+    except Exception as error:
+        if (reason := _permanent(error)) is not None:
+            name = f"{source.repository} at {source.revision}"
+            raise BadModelError(f"cannot fetch {name} from the Hugging Face Hub: {reason}") from None
+        raise
+    # The cache's layout: …/snapshots/<commit>.
+    return Path(folder), Path(folder).name
+
+
+def _permanent(error: Exception) -> str | None:
+    """Say why no restart helps; None when one may."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    if any(isinstance(link, OfflineModeIsEnabled) for link in chain):
+        return "HF_HUB_OFFLINE is set, and the cache does not hold it"
+    for link in chain:
+        if isinstance(link, GatedRepoError):
+            return "access is restricted; accept the model's terms and give a token by tokenSecretRef"
+        if isinstance(link, RepositoryNotFoundError):
+            return "there is no such repository, or the token may not read it"
+        if isinstance(link, RevisionNotFoundError):
+            return "there is no such revision"
+        if isinstance(link, HFValidationError):
+            return "the repository's name is not valid"
+        if isinstance(link, EntryNotFoundError) and not isinstance(link, LocalEntryNotFoundError):
+            return "it holds no model_index.json: it is not a diffusers pipeline"
+        if isinstance(link, HfHubHTTPError) and link.response is not None and link.response.status_code in _REFUSED:
+            return f"the Hub answers {link.response.status_code}"
+    # Raised before anything is fetched: a format or code that the rules forbid.
+    return str(error) if isinstance(error, ValueError) else None

@@ -1,0 +1,143 @@
+"""Loads the pipeline that a DiffusionModel names and makes it an engine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import DiffusionPipeline
+
+from kubediffusion.resources.diffusion_model import DiffusionModelSpec, TorchDtype
+from kubediffusion.worker import s3models
+from kubediffusion.worker.calls import CallPlan
+from kubediffusion.worker.cpus import usable_cpus
+from kubediffusion.worker.engine import BadModelError, EngineInfo
+from kubediffusion.worker.pipeline import hub
+from kubediffusion.worker.pipeline.engine import NAME, PipelineEngine
+from kubediffusion.worker.settings import Settings
+from kubediffusion.worker.sources import LocalModel, check_folder, content_revision
+
+logger = logging.getLogger(__name__)
+
+VERSIONED = ("torch", "diffusers", "transformers", "kubediffusion-worker")
+"""Packages whose version decides pixels."""
+
+_DTYPES = {
+    TorchDtype.FLOAT32: torch.float32,
+    TorchDtype.FLOAT16: torch.float16,
+    TorchDtype.BFLOAT16: torch.bfloat16,
+}
+
+
+def load_engine(settings: Settings) -> PipelineEngine:
+    """Load the model, once.
+
+    Raises:
+        BadModelError: It cannot be loaded, and a restart would not change that.
+        Exception: It cannot be loaded now.
+    """
+    _quiet_libraries(settings)
+    torch.set_num_threads(settings.torch_threads or usable_cpus())
+    model = locate(settings)
+    index = check_folder(model.folder, settings.spec)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = _dtype(settings.spec.torch_dtype, device)
+    pipeline = _load(model.folder, index, settings.spec, dtype)
+    CallPlan.of(type(pipeline))
+    pipeline.to(device)
+    if settings.spec.compile:
+        _compile(pipeline)
+    info = EngineInfo(
+        name=f"{NAME}+compile" if settings.spec.compile else NAME,
+        pipeline=type(pipeline).__name__,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        torch_dtype=str(dtype).removeprefix("torch."),
+        revision=model.revision,
+        versions={name: importlib.metadata.version(name) for name in VERSIONED},
+    )
+    logger.info("pipeline loaded: %s", info.pipeline, extra={"engine": info.name, "device": info.device})
+    return PipelineEngine(pipeline, info)
+
+
+def locate(settings: Settings) -> LocalModel:
+    """Bring the model to this machine.
+
+    Raises:
+        BadModelError: There is no such model.
+    """
+    source = settings.spec.source
+    if source.hugging_face is not None:
+        token = settings.hf_token.get_secret_value() if settings.hf_token is not None else ""
+        folder, commit = hub.fetch(source.hugging_face, settings.spec, token or None)
+        return LocalModel(folder, commit)
+    if source.s3 is not None:
+        cache = settings.cache_dir or Path(tempfile.gettempdir()) / "kubediffusion-models"
+        folder = s3models.fetch(source.s3.uri, cache)
+    elif source.path is not None:
+        folder = Path(source.path)
+    elif source.persistent_volume_claim is not None and settings.model_path is not None:
+        folder = settings.model_path
+    else:
+        raise BadModelError("spec.source names no place to load the model from")
+    if not folder.is_dir():
+        raise BadModelError(f"the model folder {folder} does not exist on the worker")
+    return LocalModel(folder, content_revision(folder))
+
+
+def _load(folder: Path, index: dict[str, Any], spec: DiffusionModelSpec, dtype: torch.dtype) -> Any:
+    options: dict[str, Any] = {}
+    if not spec.safety_checker and "safety_checker" in index:
+        options = {"safety_checker": None, "requires_safety_checker": False}
+    if spec.source.hugging_face is not None and spec.source.hugging_face.variant is not None:
+        options["variant"] = spec.source.hugging_face.variant
+    try:
+        return DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
+            str(folder),
+            dtype=dtype,
+            use_safetensors=True if spec.use_safetensors else None,
+            trust_remote_code=spec.trust_remote_code,
+            local_files_only=True,
+            **options,
+        )
+    except Exception as error:
+        if _may_pass(error):
+            raise
+        raise BadModelError(f"the pipeline cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def _may_pass(error: Exception) -> bool:
+    """Tell whether loading may work on another try: no memory now, a device or disk in trouble."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError | TimeoutError | ConnectionError):
+        return True
+    if isinstance(error, OSError) and error.errno is not None:
+        return not isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError)
+    return isinstance(error, RuntimeError) and "CUDA" in str(error)
+
+
+def _dtype(wish: TorchDtype, device: torch.device) -> torch.dtype:
+    if wish is TorchDtype.AUTO:
+        return torch.float16 if device.type == "cuda" else torch.float32
+    return _DTYPES[wish]
+
+
+def _compile(pipeline: Any) -> None:
+    for name in ("unet", "transformer"):
+        denoiser = getattr(pipeline, name, None)
+        if denoiser is not None:
+            denoiser.compile(dynamic=False)
+
+
+def _quiet_libraries(settings: Settings) -> None:
+    """Keep the libraries' chatter out of the log: it quotes prompts, and comes with handlers of its own."""
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.disable_default_handler()
+        library.enable_propagation()
+        if not settings.log_prompts:
+            library.set_verbosity_error()
+        library.disable_progress_bar()

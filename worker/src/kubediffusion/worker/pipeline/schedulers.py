@@ -1,0 +1,53 @@
+"""Switches a pipeline between noise schedulers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+
+from kubediffusion.resources.errors import ErrorCode, JobFailure
+
+
+class Schedulers:
+    """The schedulers that one pipeline can run with, each made once from the pipeline's own configuration.
+
+    Args:
+        own: The scheduler that the pipeline was loaded with.
+    """
+
+    def __init__(self, own: Any) -> None:
+        self._own = own
+        self._made: dict[str, Any] = {type(own).__name__: own}
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the classes that fit."""
+        if self._own is None:
+            return []
+        return sorted({type(self._own).__name__} | {cls.__name__ for cls in getattr(self._own, "compatibles", ())})
+
+    def get(self, name: str | None) -> Any:
+        """Give the scheduler of that class; the pipeline's own for None.
+
+        Raises:
+            JobFailure: It does not fit the pipeline.
+        """
+        if name is None or self._own is None:
+            if name is not None:
+                raise JobFailure(ErrorCode.PIPELINE_FAILED, f"scheduler {name}: this pipeline has no scheduler to set")
+            return self._own
+        if name not in self._made:
+            if name not in self.names:
+                raise JobFailure(
+                    ErrorCode.PIPELINE_FAILED,
+                    f"scheduler {name} does not fit this model, whose own is {type(self._own).__name__}; "
+                    f"it takes {', '.join(self.names)}",
+                )
+            try:
+                self._made[name] = getattr(diffusers, name).from_config(self._own.config)
+            except Exception as error:
+                raise JobFailure(
+                    ErrorCode.PIPELINE_FAILED, f"scheduler {name} cannot be made from this model's: {error}"
+                ) from error
+        return self._made[name]

@@ -1,0 +1,74 @@
+"""Finds prompts that a pipeline's text encoders cut, as the pipelines do it: by their own tokenizers.
+
+diffusers says so in its log, with the text that was cut. A job must say it in its status, and no prompt belongs in a
+log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kubediffusion.worker.engine import ImageTask
+
+UNLIMITED = 100_000
+"""transformers gives an astronomic number where a tokenizer has no limit."""
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """How much text one encoder of a pipeline takes.
+
+    Attributes:
+        name: Component of the pipeline, for example ``tokenizer_2``.
+        limit: Tokens that it takes, marks of start and end included.
+        count: Counts the tokens of a text, marks included.
+    """
+
+    name: str
+    limit: int
+    count: Callable[[str], int]
+
+
+def text_encoders(components: Iterable[tuple[str, Any]], max_sequence_length: int | None) -> tuple[TextEncoder, ...]:
+    """Find the tokenizers among a pipeline's components.
+
+    Args:
+        components: Name and object of each component.
+        max_sequence_length: What the pipeline's call takes by default of encoders that are not CLIP's.
+    """
+    found = []
+    for name, component in components:
+        if not name.startswith("tokenizer") or component is None:
+            continue
+        limit = int(getattr(component, "model_max_length", UNLIMITED))
+        # Pipelines that mix encoders cut CLIP's text at its own length and the others' at max_sequence_length.
+        if max_sequence_length is not None and not type(component).__name__.startswith("CLIP"):
+            limit = max_sequence_length
+        if limit < UNLIMITED:
+            found.append(TextEncoder(name, limit, _counter(component)))
+    return tuple(found)
+
+
+def _counter(tokenizer: Any) -> Callable[[str], int]:
+    def count(text: str) -> int:
+        return len(tokenizer(text, truncation=False, verbose=False).input_ids)
+
+    return count
+
+
+def cut_warnings(task: ImageTask, encoders: Sequence[TextEncoder]) -> list[str]:
+    """Give a warning for each text of a task that an encoder cuts."""
+    warnings = []
+    for field, text in (("prompt", task.prompt), ("negativePrompt", task.negative_prompt)):
+        for encoder in encoders:
+            if not text or (cut := encoder.count(text) - encoder.limit) <= 0:
+                continue
+            which = f" ({encoder.name})" if len(encoders) > 1 else ""
+            tokens = "the last token was" if cut == 1 else f"the last {cut} tokens were"
+            warnings.append(
+                f"{field} is too long for the text encoder{which}: {tokens} cut, it takes {encoder.limit} tokens with "
+                "the marks of start and end"
+            )
+    return warnings

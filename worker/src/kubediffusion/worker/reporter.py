@@ -1,0 +1,135 @@
+"""Sends reports to the API server until they are accepted, or until it is clear that the job is no longer ours."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from enum import StrEnum
+
+from kubediffusion.resources.client import (
+    JSON_PATCH,
+    ForbiddenError,
+    InvalidError,
+    KubernetesClient,
+    KubernetesError,
+    NotFoundError,
+)
+from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus
+from kubediffusion.resources.transitions import TERMINAL
+from kubediffusion.worker.assignments import Assignment
+from kubediffusion.worker.reports import fenced_patch
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 5.0
+
+Build = Callable[[GenerationJob], GenerationJobStatus]
+"""Makes the status to report from the job as last seen."""
+
+
+class Verdict(StrEnum):
+    """What became of a report."""
+
+    ACCEPTED = "accepted"
+    FENCED = "fenced"
+    """The job is not ours any more: nothing was changed."""
+    UNSENT = "unsent"
+    """The API server did not take it now."""
+
+
+class ReportRefusedError(Exception):
+    """The job is ours, and yet the API server refuses what the report says: a defect of the report."""
+
+
+class Reporter:
+    """Writes the status of jobs.
+
+    Args:
+        client: The API server.
+        namespace: Namespace of the jobs.
+    """
+
+    def __init__(self, client: KubernetesClient, namespace: str) -> None:
+        self._jobs = client.generation_jobs
+        self._namespace = namespace
+
+    async def deliver(self, assignment: Assignment, build: Build, *, insist: bool = False) -> Verdict:
+        """Report an outcome: tried until the API server has accepted or fenced it.
+
+        Args:
+            assignment: Whose outcome.
+            build: The report.
+            insist: Go on even when the content is refused.
+
+        Raises:
+            ReportRefusedError: The API server refuses the report's content.
+        """
+        pause = FIRST_PAUSE
+        while True:
+            job = assignment.job
+            try:
+                verdict, problem = await self._try(assignment, build)
+            except KubernetesError as error:
+                verdict, problem = Verdict.UNSENT, error
+            if verdict is not Verdict.UNSENT or problem is None:
+                return verdict
+            if isinstance(problem, InvalidError) and assignment.job == job and not insist:
+                # The report fits what is there, so the fence held and the content did not pass.
+                raise ReportRefusedError(str(problem)) from problem
+            logger.warning(
+                "report not accepted yet, trying again: %s", problem, extra={"job": assignment.name, "pause": pause}
+            )
+            # Jitter: after an outage all workers come back, and should not all come at once.
+            await asyncio.sleep(problem.retry_after or pause * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def try_once(self, assignment: Assignment, build: Build) -> Verdict:
+        """Report something that the next report would say as well: one try."""
+        try:
+            verdict, _ = await self._try(assignment, build)
+        except KubernetesError:
+            return Verdict.UNSENT
+        return verdict
+
+    async def _try(self, assignment: Assignment, build: Build) -> tuple[Verdict, KubernetesError | None]:
+        """Send a report, and where it is refused find out why; a refusal comes back beside the verdict."""
+        job = assignment.job
+        after = build(job)
+        patch = fenced_patch(job, after)
+        try:
+            answer = await self._jobs.patch(
+                self._namespace, job.name, patch, content_type=JSON_PATCH, subresource="status"
+            )
+        except NotFoundError:
+            return Verdict.FENCED, None
+        except (InvalidError, ForbiddenError) as error:
+            current = await self._read(assignment)
+            verdict = _verdict(assignment, current, after)
+            if verdict is Verdict.UNSENT and current is not None:
+                assignment.saw(current)
+            return verdict, error
+        assignment.saw(answer)
+        return Verdict.ACCEPTED, None
+
+    async def _read(self, assignment: Assignment) -> GenerationJob | None:
+        try:
+            return await self._jobs.get(self._namespace, assignment.name)
+        except NotFoundError:
+            return None
+
+
+def _verdict(assignment: Assignment, current: GenerationJob | None, after: GenerationJobStatus) -> Verdict:
+    """Judge a refused report by the job as it is now; UNSENT when the job is still ours to report on."""
+    if current is None or current.uid != assignment.binding.uid:
+        return Verdict.FENCED
+    status = current.status
+    if (status.worker, status.attempt) != (assignment.job.status.worker, assignment.binding.attempt):
+        return Verdict.FENCED
+    if status.phase in TERMINAL:
+        # An earlier try of this very report may have been accepted, and only its answer lost.
+        same = (status.phase, status.completion_time) == (after.phase, after.completion_time)
+        return Verdict.ACCEPTED if same else Verdict.FENCED
+    return Verdict.UNSENT

@@ -1,0 +1,185 @@
+"""What the worker writes into a job's status: typed values, and the fenced JSON Patch that carries them.
+
+A patch tests the job's uid, the worker and the attempt before it changes anything, so that the report of a zombie (a
+worker that was given up and lives on) is refused whole. That a terminal phase is never left needs no test: the CRD's
+own rule refuses it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+from kubediffusion.resources.conditions import Condition, ConditionStatus, JobCondition, find, with_condition
+from kubediffusion.resources.errors import JobFailure
+from kubediffusion.resources.generation_job import (
+    GenerationJob,
+    GenerationJobStatus,
+    JobError,
+    Parameters,
+    Phase,
+    Progress,
+    Timings,
+)
+from kubediffusion.worker.assignments import Assignment
+from kubediffusion.worker.engine import EngineInfo, Picture
+
+UPLOADED = "ImagesUploaded"
+"""Reason of Complete=True, and of Uploaded=True after an outage."""
+
+STORAGE_UNAVAILABLE = "StorageUnavailable"
+"""Reason of Uploaded=False."""
+
+MAX_MESSAGE = 4096
+"""Characters of an error's message: a library's exception can be as long as it likes."""
+
+Patch = list[dict[str, Any]]
+"""A JSON Patch (RFC 6902)."""
+
+
+def fenced_patch(before: GenerationJob, after: GenerationJobStatus) -> Patch:
+    """Give the patch of the status subresource that turns the job's status into ``after``.
+
+    Only fields that differ are written, and conditions one by one, so that what the operator writes at the same time
+    stays. Nothing is ever removed: a report adds to what is known.
+
+    Args:
+        before: The job as last seen; its uid, worker and attempt are the fence.
+        after: The status to report.
+    """
+    fence = {
+        "/metadata/uid": before.uid,
+        "/status/worker": before.status.worker,
+        "/status/attempt": before.status.attempt,
+    }
+    patch: Patch = [{"op": "test", "path": path, "value": value} for path, value in fence.items()]
+    old, new = before.status.to_wire(), after.to_wire()
+    patch += [
+        {"op": "add", "path": f"/status/{key}", "value": value}
+        for key, value in new.items()
+        if key != "conditions" and old.get(key) != value
+    ]
+    return patch + _condition_patch(before.status.conditions, after.conditions)
+
+
+def _condition_patch(before: tuple[Condition, ...], after: tuple[Condition, ...]) -> Patch:
+    if not before:
+        # There may be no list yet to append to.
+        return [{"op": "add", "path": "/status/conditions", "value": [c.to_wire() for c in after]}] if after else []
+    patch: Patch = []
+    places = {condition.type: place for place, condition in enumerate(before)}
+    for condition in after:
+        place = places.get(condition.type)
+        if place is None:
+            patch.append({"op": "add", "path": "/status/conditions/-", "value": condition.to_wire()})
+        elif before[place] != condition:
+            path = f"/status/conditions/{place}"
+            patch.append({"op": "test", "path": f"{path}/type", "value": condition.type})
+            patch.append({"op": "replace", "path": path, "value": condition.to_wire()})
+    return patch
+
+
+def running(before: GenerationJob, assignment: Assignment) -> GenerationJobStatus:
+    """Report that the engine works on the job, and how far it is."""
+    return before.status.model_copy(
+        update={
+            "phase": Phase.RUNNING,
+            "start_time": assignment.start_time,
+            "progress": assignment.progress,
+            "observed_generation": before.metadata.generation,
+        }
+    )
+
+
+def waiting_for_storage(
+    before: GenerationJob, assignment: Assignment, message: str, now: dt.datetime
+) -> GenerationJobStatus:
+    """Report that images are ready and storage does not take them."""
+    conditions = _condition(before, JobCondition.UPLOADED, ConditionStatus.FALSE, STORAGE_UNAVAILABLE, message, now)
+    return running(before, assignment).model_copy(update={"conditions": conditions})
+
+
+def succeeded(
+    before: GenerationJob, assignment: Assignment, engine: EngineInfo, upload_seconds: float, now: dt.datetime
+) -> GenerationJobStatus:
+    """Report that every image is in storage.
+
+    Args:
+        before: The job as last seen.
+        assignment: What was done.
+        engine: What did it.
+        upload_seconds: From the pixels to the last confirmation.
+        now: When the last image was confirmed.
+    """
+    images = tuple(assignment.images[index] for index in sorted(assignment.images))
+    message = f"{len(images)} image{'s' if len(images) != 1 else ''} uploaded"
+    conditions = _condition(before, JobCondition.COMPLETE, ConditionStatus.TRUE, UPLOADED, message, now)
+    if find(conditions, JobCondition.UPLOADED) is not None:
+        conditions = with_condition(
+            conditions, JobCondition.UPLOADED, ConditionStatus.TRUE, UPLOADED, message, now, before.metadata.generation
+        )
+    start = assignment.start_time or now
+    queued = before.status.queued_at or before.metadata.creation_timestamp or start
+    steps = assignment.parameters.num_inference_steps
+    return before.status.model_copy(
+        update={
+            "phase": Phase.SUCCEEDED,
+            "conditions": conditions,
+            "progress": Progress.of(steps, steps),
+            "images": images,
+            "parameters": recipe(assignment.parameters, engine, assignment.pictures[0]),
+            "warnings": _merged(before.status.warnings, assignment.warnings),
+            "start_time": start,
+            "completion_time": now,
+            "timings": Timings(
+                # Two clocks of two machines: a queue time is never negative.
+                queue=round(max((start - queued).total_seconds(), 0.0), 6),
+                inference=round(assignment.inference, 6),
+                upload=round(upload_seconds, 6),
+            ),
+            "observed_generation": before.metadata.generation,
+        }
+    )
+
+
+def failed(before: GenerationJob, assignment: Assignment, failure: JobFailure, now: dt.datetime) -> GenerationJobStatus:
+    """Report that the job cannot be completed."""
+    message = failure.message[:MAX_MESSAGE]
+    update: dict[str, Any] = {
+        "phase": Phase.FAILED,
+        "conditions": _condition(before, JobCondition.FAILED, ConditionStatus.TRUE, failure.code, message, now),
+        "error": JobError(code=failure.code, message=message),
+        "warnings": _merged(before.status.warnings, assignment.warnings),
+        "completion_time": now,
+        "observed_generation": before.metadata.generation,
+    }
+    if assignment.start_time is not None:
+        update["start_time"] = assignment.start_time
+    return before.status.model_copy(update=update)
+
+
+def recipe(parameters: Parameters, engine: EngineInfo, picture: Picture) -> Parameters:
+    """Complete a recipe with what really ran: sizes and scheduler that were left open, model, engine and versions."""
+    return parameters.model_copy(
+        update={
+            "width": picture.width,
+            "height": picture.height,
+            "scheduler": picture.scheduler,
+            "model_revision": engine.revision,
+            "pipeline": engine.pipeline,
+            "engine": engine.name,
+            "device": engine.device,
+            "torch_dtype": engine.torch_dtype,
+            "versions": engine.versions,
+        }
+    )
+
+
+def _condition(
+    before: GenerationJob, kind: JobCondition, status: ConditionStatus, reason: str, message: str, now: dt.datetime
+) -> tuple[Condition, ...]:
+    return with_condition(before.status.conditions, kind, status, reason, message, now, before.metadata.generation)
+
+
+def _merged(known: tuple[str, ...], more: list[str]) -> tuple[str, ...]:
+    return (*known, *(warning for warning in more if warning not in known))

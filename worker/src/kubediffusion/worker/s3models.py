@@ -1,0 +1,108 @@
+"""Brings a model's folder from S3 to this machine.
+
+A folder appears under its final name only when every file is there in full size, so a worker that died while
+downloading leaves nothing that a later one would load.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from kubediffusion.worker.engine import BadModelError
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+
+_PERMANENT = frozenset({"NoSuchBucket", "InvalidBucketName"})
+
+
+class DownloadError(Exception):
+    """The model could not be fetched this time."""
+
+
+@dataclass(frozen=True)
+class _File:
+    key: str
+    name: str
+    size: int
+    etag: str
+
+
+def fetch(uri: str, cache_dir: Path) -> Path:
+    """Give the local folder that holds what lies below ``s3://bucket/prefix``, downloading it unless it is there.
+
+    Args:
+        uri: The folder in S3.
+        cache_dir: Where folders are kept, each under a hash of its listing.
+
+    Raises:
+        BadModelError: There is no such bucket or folder.
+        DownloadError: Storage did not answer, or the folder changed meanwhile; another try may help.
+    """
+    config = Config(connect_timeout=5, read_timeout=60, retries={"total_max_attempts": 5, "mode": "standard"})
+    client = boto3.session.Session().client("s3", config=config)
+    try:
+        return _fetch(client, uri, cache_dir)
+    except ClientError as error:
+        code = error.response["Error"].get("Code", "")
+        if code in _PERMANENT:
+            raise BadModelError(f"cannot read {uri}: {code}") from None
+        raise DownloadError(f"cannot read {uri}: {code} {error.response['Error'].get('Message', '')}") from error
+    except BotoCoreError as error:
+        raise DownloadError(f"cannot read {uri}: {error}") from error
+    finally:
+        client.close()
+
+
+def _fetch(client: S3Client, uri: str, cache_dir: Path) -> Path:
+    parts = urlsplit(uri)
+    files = _listing(client, parts.netloc, parts.path.strip("/") + "/")
+    if not files:
+        raise BadModelError(f"{uri} holds no files")
+    digest = hashlib.sha256(uri.encode())
+    for file in files:
+        digest.update(f"\0{file.name}\0{file.size}\0{file.etag}".encode())
+    folder = cache_dir / digest.hexdigest()[:32]
+    if folder.is_dir():
+        return folder
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=cache_dir))
+    try:
+        for file in files:
+            target = partial / file.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            client.download_file(parts.netloc, file.key, str(target))
+            if target.stat().st_size != file.size:
+                raise DownloadError(f"{file.key} changed while it was downloaded")
+        try:
+            partial.rename(folder)
+        except OSError:
+            # Another worker of this machine was faster; its folder holds the same.
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _listing(client: S3Client, bucket: str, prefix: str) -> list[_File]:
+    files = []
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        for item in page.get("Contents", ()):
+            name = item["Key"].removeprefix(prefix)
+            if not name or name.endswith("/"):
+                continue  # a folder's own marker
+            if ".." in PurePosixPath(name).parts or name.startswith("/"):
+                raise BadModelError(f"the key {item['Key']!r} leads out of the model's folder")
+            files.append(_File(item["Key"], name, item["Size"], item["ETag"]))
+    return sorted(files, key=lambda file: file.name)

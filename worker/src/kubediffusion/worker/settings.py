@@ -1,0 +1,80 @@
+"""Every knob of the worker: one object, read from the environment once, in :mod:`kubediffusion.worker.main`.
+
+The operator sets these on the worker's Pod. Storage's endpoint and credentials are boto3's own settings (``AWS_*``),
+and the API server is found by service account or ``KUBECONFIG``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from kubediffusion.resources.diffusion_model import DiffusionModelSpec
+
+
+class Settings(BaseSettings):
+    """Settings of one worker process."""
+
+    model_config = SettingsConfigDict(frozen=True, use_attribute_docstrings=True, extra="ignore", populate_by_name=True)
+
+    pod_name: Annotated[str, Field(alias="POD_NAME", min_length=1)]
+    """Name of the Pod: jobs whose ``status.worker`` says so are ours."""
+
+    pod_namespace: Annotated[str, Field(alias="POD_NAMESPACE", min_length=1)]
+    """Namespace of the Pod, of its DiffusionModel and of the jobs."""
+
+    model_name: Annotated[str, Field(alias="KUBEDIFFUSION_MODEL", min_length=1)]
+    """Name of the DiffusionModel."""
+
+    # The alias generator of the resources names the JSON's fields, so the variable holds spec as kubectl shows it.
+    spec: Annotated[DiffusionModelSpec, Field(alias="KUBEDIFFUSION_MODEL_SPEC")]
+    """The DiffusionModel's ``spec`` as JSON: what to load, and how."""
+
+    model_path: Annotated[Path | None, Field(alias="KUBEDIFFUSION_MODEL_PATH")] = None
+    """Where a ``persistentVolumeClaim`` source is mounted, the source's own path included."""
+
+    cache_dir: Annotated[Path | None, Field(alias="KUBEDIFFUSION_CACHE_DIR")] = None
+    """Where models from S3 are kept; a folder of the temporary directory by default. The Hugging Face cache has its
+    own setting, ``HF_HOME``."""
+
+    hf_token: Annotated[SecretStr | None, Field(alias="HF_TOKEN")] = None
+    """Token of the Hugging Face Hub, from the Secret that the source names."""
+
+    aws_secret_access_key: Annotated[SecretStr | None, Field(alias="AWS_SECRET_ACCESS_KEY")] = None
+    """Read by boto3 itself; here only so that it can be kept out of messages."""
+
+    aws_session_token: Annotated[SecretStr | None, Field(alias="AWS_SESSION_TOKEN")] = None
+    """The same."""
+
+    bind_address: Annotated[str, Field(alias="KUBEDIFFUSION_BIND_ADDRESS")] = "0.0.0.0"  # noqa: S104 - the kubelet probes the Pod's address
+    """Address that probes and metrics are served on."""
+
+    port: Annotated[int, Field(alias="KUBEDIFFUSION_PORT", ge=0, le=65535)] = 8080
+    """Port that probes and metrics are served on; 0 for any free one."""
+
+    log_level: Annotated[str, Field(alias="KUBEDIFFUSION_LOG_LEVEL")] = "INFO"
+    """The least severe level to log."""
+
+    log_prompts: Annotated[bool, Field(alias="KUBEDIFFUSION_LOG_PROMPTS")] = False
+    """Log prompts, and messages of libraries that may quote them. Off: prompts are private."""
+
+    termination_log: Annotated[Path | None, Field(alias="KUBEDIFFUSION_TERMINATION_LOG")] = None
+    """File that says why the worker ended, as the Pod's ``terminationMessagePath``; nothing is written without it."""
+
+    bucket: Annotated[str, Field(alias="KUBEDIFFUSION_S3_BUCKET", min_length=1)]
+    """Bucket for images."""
+
+    prefix: Annotated[str, Field(alias="KUBEDIFFUSION_S3_PREFIX")] = ""
+    """What the keys of images begin with."""
+
+    torch_threads: Annotated[int | None, Field(alias="KUBEDIFFUSION_TORCH_THREADS", ge=1)] = None
+    """CPU threads for the pipeline; by default as many as the container may use."""
+
+    upload_buffer_mib: Annotated[int, Field(alias="KUBEDIFFUSION_UPLOAD_BUFFER_MIB", ge=1)] = 256
+    """MiB of finished images that may wait for storage or the API server before the engine pauses."""
+
+    stuck_seconds: Annotated[float, Field(alias="KUBEDIFFUSION_STUCK_SECONDS", gt=0)] = 900.0
+    """``/livez`` fails when a batch shows no sign of life for this long. Longer than a compilation takes."""

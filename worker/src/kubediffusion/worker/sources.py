@@ -1,0 +1,142 @@
+"""From a model's source to a folder on this machine, checked before anything of it is loaded.
+
+What a restart cannot cure is a :class:`~kubediffusion.worker.engine.BadModelError`: a missing folder, weights in a
+format that can run code, code of the repository without permission. Everything else raises as it comes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kubediffusion.resources.diffusion_model import DiffusionModelSpec
+from kubediffusion.worker.engine import BadModelError
+
+INDEX = "model_index.json"
+"""The file that makes a folder a diffusers pipeline."""
+
+PICKLED = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".msgpack", ".h5"})
+"""Suffixes of weights that are no safetensors."""
+
+WHOLE_HASH_BYTES = 8 * 2**30
+"""Folders up to this size are hashed whole (about a second a GiB); of larger ones, see :func:`content_revision`."""
+
+_SAMPLE = 2**20
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A model that lies on this machine.
+
+    Attributes:
+        folder: Holds ``model_index.json``.
+        revision: Commit of the repository, or hash of the content.
+    """
+
+    folder: Path
+    revision: str
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Read ``model_index.json``.
+
+    Raises:
+        BadModelError: The folder is missing, or is no diffusers pipeline.
+    """
+    if not folder.is_dir():
+        raise BadModelError(f"the model folder {folder} does not exist on the worker")
+    try:
+        index = json.loads((folder / INDEX).read_text())
+    except FileNotFoundError:
+        raise BadModelError(f"{folder} holds no {INDEX}: it is not a diffusers pipeline folder") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise BadModelError(f"{folder / INDEX} is not JSON: {error}") from None
+    if not isinstance(index, dict) or "_class_name" not in index:
+        raise BadModelError(f"{folder / INDEX} names no pipeline class (_class_name)")
+    return index
+
+
+def check_folder(folder: Path, spec: DiffusionModelSpec) -> dict[str, Any]:
+    """Check that a folder may be loaded under the model's rules, and give its index.
+
+    Raises:
+        BadModelError: It may not; the message names the file and the remedy.
+    """
+    index = read_index(folder)
+    if not spec.trust_remote_code:
+        for code in _own_code(folder, index):
+            raise BadModelError(
+                f"the model brings Python code of its own ({code}); set spec.trustRemoteCode to allow it to run"
+            )
+    if spec.use_safetensors:
+        for component in _components(index):
+            _check_weights(folder / component)
+    if spec.safety_checker and not _is_loaded(index.get("safety_checker")):
+        raise BadModelError("spec.safetyChecker is true, but the pipeline has no safety checker; set it to false")
+    return index
+
+
+def _components(index: dict[str, Any]) -> dict[str, list[Any]]:
+    return {name: value for name, value in index.items() if not name.startswith("_") and _is_loaded(value)}
+
+
+def _is_loaded(value: object) -> bool:
+    """Tell whether an entry of the index names a component: ``[library, class]``, both null when it is left out."""
+    return isinstance(value, list) and len(value) == 2 and None not in value
+
+
+def _own_code(folder: Path, index: dict[str, Any]) -> list[str]:
+    """Give what diffusers would import from the folder: a custom pipeline, or a component's module."""
+    code = []
+    if not isinstance(index["_class_name"], str):
+        code.append(f"{index['_class_name'][0]}.py")
+    for name, (library, _) in _components(index).items():
+        if (folder / name / f"{library}.py").exists():
+            code.append(f"{name}/{library}.py")
+    # Transformers imports what a config's auto_map names.
+    for config in sorted(folder.glob("*/config.json")):
+        try:
+            names_code = "auto_map" in json.loads(config.read_text())
+        except (ValueError, OSError):
+            continue  # the loader gives a better message
+        if names_code and any(config.parent.glob("*.py")):
+            code.append(f"{config.parent.name}/config.json (auto_map)")
+    return code
+
+
+def _check_weights(component: Path) -> None:
+    if not component.is_dir():
+        return
+    files = [file for file in sorted(component.iterdir()) if file.is_file()]
+    pickled = [file.name for file in files if file.suffix in PICKLED]
+    if pickled and not any(file.suffix == ".safetensors" for file in files):
+        raise BadModelError(
+            f"{component.name}/ has weights only as {pickled[0]}, which can run code when loaded; convert the model to "
+            "safetensors, or set spec.useSafetensors to false"
+        )
+
+
+def content_revision(folder: Path) -> str:
+    """Name the content of a folder: ``sha256:`` and a hash over the names and bytes of its files.
+
+    Of a folder beyond ``WHOLE_HASH_BYTES`` each file gives its size, its first and its last MiB: a safetensors header
+    and any retraining change these, and a start is not delayed by minutes.
+    """
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    whole = sum(file.stat().st_size for file in files) <= WHOLE_HASH_BYTES
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(folder).as_posix()}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            if whole or size <= 2 * _SAMPLE:
+                while block := stream.read(_SAMPLE):
+                    digest.update(block)
+            else:
+                digest.update(stream.read(_SAMPLE))
+                stream.seek(-_SAMPLE, 2)
+                digest.update(stream.read(_SAMPLE))
+    return f"sha256:{digest.hexdigest()}"

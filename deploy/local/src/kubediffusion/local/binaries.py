@@ -16,7 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +77,7 @@ class Module:
         return (self.folder / "go.mod").read_text()
 
 
-MODULES = (
+CLUSTER = (
     Module("etcd", {"etcd": "go.etcd.io/etcd/server/v3"}),
     Module("versitygw", {"versitygw": "github.com/versity/versitygw/cmd/versitygw"}),
     Module(
@@ -89,6 +89,23 @@ MODULES = (
         version_of="k8s.io/kubernetes",
     ),
 )
+"""What a local cluster consists of: all that `make up` and `make demo` need."""
+
+HELM = Module("helm", {"helm": "helm.sh/helm/v4/cmd/helm"})
+"""What the chart's tests need besides."""
+
+NODE = (
+    Module(
+        "node",
+        {name: f"k8s.io/kubernetes/cmd/{name}" for name in ("kubelet", "kube-proxy")},
+        version_of="k8s.io/kubernetes",
+    ),
+    Module("coredns", {"coredns": "github.com/coredns/coredns"}),
+)
+"""What a real node needs besides, for the end-to-end tests."""
+
+SETS = {"cluster": CLUSTER, "tests": (*CLUSTER, HELM), "e2e": (*CLUSTER, HELM, *NODE)}
+"""Which modules serve a purpose, by its name."""
 
 
 class Binaries:
@@ -102,16 +119,17 @@ class Binaries:
         return self._paths[name]
 
 
-def provide(environment: Mapping[str, str] | None = None) -> Binaries:
-    """Finds every program, building those that are neither in KUBEBUILDER_ASSETS nor in the cache.
+def provide(environment: Mapping[str, str] | None = None, modules: Iterable[Module] = CLUSTER) -> Binaries:
+    """Finds every program of some modules, building those that are neither in KUBEBUILDER_ASSETS nor in the cache.
 
     Raises:
         LocalError: The machine is of a kind that we do not support, or a build failed.
     """
     environment = os.environ if environment is None else environment
     require_supported_machine()
-    paths = _assets(environment)
-    for module in MODULES:
+    modules = tuple(modules)
+    paths = _assets(environment, modules)
+    for module in modules:
         missing = sorted(module.programs.keys() - paths.keys())
         if missing:
             folder = _built(module, missing, environment)
@@ -128,14 +146,14 @@ def require_supported_machine() -> None:
         )
 
 
-def _assets(environment: Mapping[str, str]) -> dict[str, Path]:
+def _assets(environment: Mapping[str, str], modules: Iterable[Module]) -> dict[str, Path]:
     folder = environment.get(ASSETS)
     if not folder:
         return {}
     if not Path(folder).is_dir():
         raise LocalError(f"{ASSETS} is {folder}, which is no folder; unset it to build the programs instead")
     return {
-        name: Path(folder) / name for module in MODULES for name in module.programs if (Path(folder) / name).exists()
+        name: Path(folder) / name for module in modules for name in module.programs if (Path(folder) / name).exists()
     }
 
 

@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Does what the command line says; a failure is a message and exit code 1."""
     parser = argparse.ArgumentParser(prog="kubediffusion-local", description="KubeDiffusion on this machine.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("build", help="build the server programs, which up and demo do when needed")
+    build = commands.add_parser("build", help="build the programs, which up and demo do when needed")
+    build.add_argument("purpose", nargs="?", choices=binaries.SETS, default="cluster", help="what for (%(default)s)")
     for name, text in (("up", "serve until Ctrl-C"), ("demo", "generate one image, show how, and stop")):
         command = commands.add_parser(name, help=text)
         command.add_argument("--port", type=int, default=API_PORT, help="port of the HTTP API (%(default)s)")
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         signal.signal(number, _interrupt)
     try:
         if told.command == "build":
-            binaries.provide()
+            binaries.provide(modules=binaries.SETS[told.purpose])
             return
         with serving(Offer(told.port, told.model.absolute())) as service:
             if told.command == "demo":

@@ -11,6 +11,9 @@ SOURCES := resources/src operator/src worker/src api/src deploy/local/src
 # Options for pytest, as in `make integration PYTEST="-k zombie"`.
 PYTEST ?=
 
+# A network may have a certificate authority of its own, which the machine knows and uv's built-in list does not.
+export UV_SYSTEM_CERTS ?= $(if $(wildcard /etc/ssl/certs/ca-certificates.crt),true,false)
+
 .PHONY: help
 help: ## Say what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

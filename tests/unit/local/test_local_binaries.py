@@ -1,0 +1,82 @@
+"""Which programs are built, and under which name they are kept."""
+
+import pytest
+
+from kubediffusion.local import binaries, toolchain
+from kubediffusion.local.binaries import MODULES, Module
+from kubediffusion.local.errors import LocalError
+from kubediffusion.local.layout import cache_folder
+
+KUBERNETES = next(module for module in MODULES if module.name == "kubernetes")
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
+def test_every_program_is_a_tool_of_its_module(module):
+    definition = (module.folder / "go.mod").read_text()
+    assert all(package in definition for package in module.programs.values())
+
+
+def test_kubernetes_is_told_its_version():
+    assert "-X k8s.io/component-base/version.gitVersion=v1.36.3 " in KUBERNETES.linker_flags()
+    assert "version.gitMinor=36" in KUBERNETES.linker_flags()
+
+
+def test_the_result_s_name_changes_with_what_goes_into_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(binaries, "BINARIES", tmp_path)
+    module = Module("m", {"p": "example.com/p"})
+    module.folder.mkdir()
+    (module.folder / "go.mod").write_text("go 1.26.0\n")
+    (module.folder / "go.sum").write_text("one")
+    first = module.fingerprint(["p"])
+    assert module.fingerprint(["p"]) == first
+    assert module.fingerprint(["p", "q"]) != first
+    (module.folder / "go.sum").write_text("two")
+    assert module.fingerprint(["p"]) != first
+
+
+def test_programs_of_the_given_folder_are_taken_and_not_built(tmp_path, monkeypatch):
+    built = []
+    monkeypatch.setattr(binaries, "_built", lambda _module, programs, _environment: built.append(programs) or tmp_path)
+    for name in ("etcd", "kube-apiserver", "kubectl"):
+        (tmp_path / name).touch()
+    found = binaries.provide({"KUBEBUILDER_ASSETS": str(tmp_path), "HOME": "/nowhere"})
+    assert found.path("etcd") == tmp_path / "etcd"
+    assert built == [["versitygw"], ["kube-controller-manager", "kube-scheduler"]]
+
+
+def test_a_given_folder_that_is_none_is_an_error():
+    with pytest.raises(LocalError, match="KUBEBUILDER_ASSETS is /nowhere"):
+        binaries.provide({"KUBEBUILDER_ASSETS": "/nowhere"})
+
+
+@pytest.mark.parametrize(("platform", "machine"), [("darwin", "arm64"), ("linux", "riscv64")])
+def test_another_kind_of_machine_is_refused_at_once(monkeypatch, platform, machine):
+    monkeypatch.setattr("sys.platform", platform)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    with pytest.raises(LocalError, match=f"this is {platform} on {machine}"):
+        binaries.provide({})
+
+
+@pytest.mark.parametrize(
+    ("environment", "folder"),
+    [
+        ({"HOME": "/home/a"}, "/home/a/.cache/kubediffusion"),
+        ({"HOME": "/home/a", "XDG_CACHE_HOME": "/cache"}, "/cache/kubediffusion"),
+        ({"XDG_CACHE_HOME": "/cache", "KUBEDIFFUSION_CACHE": "/mine"}, "/mine"),
+    ],
+)
+def test_the_cache_lies_where_the_user_wants_it(environment, folder):
+    assert str(cache_folder(environment)) == folder
+
+
+def test_versions_are_compared_as_numbers():
+    assert toolchain.parse_version("1.26.10") > toolchain.parse_version("1.26.9")
+    assert toolchain.parse_version("") < toolchain.parse_version("1.0")
+
+
+def test_a_build_depends_on_our_pins_alone(tmp_path):
+    own = toolchain.Toolchain(tmp_path / "go").environment({"GOFLAGS": "-mod=mod", "GOPROXY": "kept"})
+    assert own["GOTOOLCHAIN"] == "local"
+    assert "-mod=readonly" in own["GOFLAGS"]
+    assert own["GOPROXY"] == "kept"
+    assert "GOPATH" not in own

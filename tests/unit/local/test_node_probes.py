@@ -1,0 +1,46 @@
+"""Probe thresholds count answers in a row."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kubediffusion.local.node.objects import Probe
+from kubediffusion.local.node.probes import ProbeState
+
+PROBE = Probe(success_threshold=2, failure_threshold=3)
+
+
+def verdicts(answers, probe=PROBE):
+    state, seen = ProbeState(), []
+    for answer in answers:
+        state = state.observe(answer, probe)
+        seen.append(state.verdict)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ("+", [None]),
+        ("++", [None, True]),
+        ("+-+", [None, None, None]),
+        ("++--", [None, True, True, True]),
+        ("++---", [None, True, True, True, False]),
+        ("++--+--", [None, True, True, True, True, True, True]),
+        ("---++", [None, None, False, False, True]),
+    ],
+)
+def test_a_verdict_takes_as_many_equal_answers_as_its_threshold(answers, expected):
+    assert verdicts(answer == "+" for answer in answers) == expected
+
+
+@given(st.lists(st.booleans()), st.integers(min_value=1, max_value=4), st.integers(min_value=1, max_value=4))
+def test_a_verdict_changes_only_at_the_end_of_a_long_enough_run(answers, success, failure):
+    seen = [None, *verdicts(answers, Probe(success_threshold=success, failure_threshold=failure))]
+    for index, (before, after) in enumerate(pairwise(seen), start=1):
+        if before != after:
+            threshold = success if after else failure
+            assert index >= threshold
+            assert all(answer == after for answer in answers[index - threshold : index])

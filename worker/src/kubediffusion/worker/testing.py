@@ -1,0 +1,204 @@
+"""Tiny real pipelines for tests: seeded weights of a true architecture, a tokenizer made on the spot, no network.
+
+They make noise, not pictures, in a few milliseconds a step, by the very code that runs the large ones.
+"""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+from typing import Any
+
+SIZE = 64
+"""Pixels of a side that the tiny pipelines make by themselves."""
+
+MAX_TOKENS = 16
+"""Tokens that their text encoder takes, marks included: a word has one token for each of its letters."""
+
+
+def save_stable_diffusion(folder: Path, *, safety_checker: bool = False) -> Path:
+    """Save a tiny StableDiffusionPipeline, and give its folder."""
+    import torch
+    from diffusers import PNDMScheduler, StableDiffusionPipeline
+
+    torch.manual_seed(0)
+    pipeline = StableDiffusionPipeline(
+        vae=_vae(),
+        text_encoder=_clip(),
+        tokenizer=_tokenizer(),
+        unet=_unet(),
+        scheduler=PNDMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            skip_prk_steps=True,
+            set_alpha_to_one=False,
+            steps_offset=1,
+        ),
+        safety_checker=_safety_checker() if safety_checker else None,
+        feature_extractor=_feature_extractor() if safety_checker else None,
+        requires_safety_checker=safety_checker,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def save_stable_diffusion_xl(folder: Path) -> Path:
+    """Save a tiny StableDiffusionXLPipeline with two text encoders, and give its folder."""
+    import torch
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+    from transformers import CLIPTextModelWithProjection
+
+    torch.manual_seed(0)
+    width = 32
+    pipeline = StableDiffusionXLPipeline(
+        vae=_vae(),
+        text_encoder=_clip(),
+        tokenizer=_tokenizer(),
+        text_encoder_2=CLIPTextModelWithProjection(_clip_config()),
+        tokenizer_2=_tokenizer(),
+        unet=_unet(
+            cross_attention_dim=2 * width,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + width,
+        ),
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
+        ),
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def save_flux(folder: Path) -> Path:
+    """Save a tiny FluxPipeline: a transformer, flow matching, and no classifier-free guidance by default."""
+    import torch
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from transformers import T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    width = 32
+    pipeline = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=AutoencoderKL(
+            block_out_channels=(8,),
+            norm_num_groups=4,
+            latent_channels=1,
+            sample_size=32,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            shift_factor=0.0609,
+            scaling_factor=1.5035,
+        ),
+        text_encoder=_clip(),
+        tokenizer=_tokenizer(),
+        text_encoder_2=T5EncoderModel(
+            T5Config(vocab_size=_VOCABULARY, d_model=width, d_kv=8, d_ff=37, num_layers=1, num_heads=4)
+        ),
+        tokenizer_2=_tokenizer(t5=True),
+        transformer=FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=4,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=width,
+            pooled_projection_dim=width,
+            axes_dims_rope=(4, 4, 8),
+        ),
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+_MARKS = ("<|startoftext|>", "<|endoftext|>")
+_LETTERS = string.ascii_lowercase + string.digits + string.punctuation
+_VOCABULARY = 2 * len(_LETTERS) + len(_MARKS)
+
+
+def _tokenizer(*, t5: bool = False) -> Any:
+    from transformers import CLIPTokenizer, PreTrainedTokenizerFast
+
+    # Each letter is a token, and so is each letter at the end of a word; nothing is merged.
+    words = [*_LETTERS, *(f"{letter}</w>" for letter in _LETTERS), *_MARKS]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=MAX_TOKENS)
+    if not t5:
+        return tokenizer
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, pad_token=_MARKS[1], eos_token=_MARKS[1], unk_token=_MARKS[1]
+    )
+
+
+def _clip_config() -> Any:
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=_VOCABULARY,
+        bos_token_id=_VOCABULARY - 2,
+        eos_token_id=_VOCABULARY - 1,
+        pad_token_id=_VOCABULARY - 1,
+        hidden_size=32,
+        intermediate_size=37,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        max_position_embeddings=MAX_TOKENS,
+        projection_dim=32,
+        hidden_act="gelu",
+    )
+
+
+def _clip() -> Any:
+    from transformers import CLIPTextModel
+
+    return CLIPTextModel(_clip_config())
+
+
+def _vae() -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        sample_size=SIZE,
+    )
+
+
+def _unet(cross_attention_dim: int = 32, **more: Any) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        layers_per_block=1,
+        sample_size=SIZE // 2,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=4,
+        cross_attention_dim=cross_attention_dim,
+        **more,
+    )
+
+
+def _safety_checker() -> Any:
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPVisionConfig
+
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16
+    )
+    config = CLIPConfig(text_config=_clip_config().to_dict(), vision_config=vision.to_dict(), projection_dim=16)
+    return StableDiffusionSafetyChecker(config)
+
+
+def _feature_extractor() -> Any:
+    from transformers import CLIPImageProcessor
+
+    return CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})

@@ -3,14 +3,14 @@
 import pytest
 
 from kubediffusion.local import binaries, toolchain
-from kubediffusion.local.binaries import MODULES, Module
+from kubediffusion.local.binaries import CLUSTER, SETS, Module
 from kubediffusion.local.errors import LocalError
 from kubediffusion.local.layout import cache_folder
 
-KUBERNETES = next(module for module in MODULES if module.name == "kubernetes")
+KUBERNETES = next(module for module in CLUSTER if module.name == "kubernetes")
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
+@pytest.mark.parametrize("module", SETS["e2e"], ids=lambda module: module.name)
 def test_every_program_is_a_tool_of_its_module(module):
     definition = (module.folder / "go.mod").read_text()
     assert all(package in definition for package in module.programs.values())

@@ -1,0 +1,322 @@
+"""An API server process against a real cluster, and somebody who plays operator and worker behind it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import io
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import boto3
+import httpx
+import yaml
+from botocore.config import Config
+from PIL import Image
+
+from kubediffusion.local import installation
+from kubediffusion.local.cluster import LocalCluster
+from kubediffusion.local.testing import Namespace, wait_for
+from kubediffusion.resources import meta
+
+MODEL = "tiny"
+WORKER = "tiny-worker"
+COMMAND = Path(sys.executable).with_name("kubediffusion-api")
+
+
+def png(color: str = "red", size: int = 16) -> bytes:
+    """Make a small PNG."""
+    file = io.BytesIO()
+    Image.new("RGB", (size, size), color).save(file, "PNG")
+    return file.getvalue()
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port
+
+
+class Api:
+    """The API as a process of its own, under the rights of its service account.
+
+    Attributes:
+        url: Where it serves.
+        http: A client of it.
+    """
+
+    def __init__(self, namespace: Namespace, folder: Path, environment: Mapping[str, str]) -> None:
+        self.namespace = namespace
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.http = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+        self.log = folder / f"api-{self.port}.log"
+        plane = namespace.cluster.control_plane
+        identity = plane.kubeconfig(f"system:serviceaccount:{namespace.name}:{installation.API}")
+        self._environment = {
+            "PATH": os.environ["PATH"],
+            "KUBECONFIG": str(identity),
+            "KUBEDIFFUSION_NAMESPACE": namespace.name,
+            "KUBEDIFFUSION_BIND_ADDRESS": "127.0.0.1",
+            "KUBEDIFFUSION_PORT": str(self.port),
+            "KUBEDIFFUSION_S3_BUCKET": installation.BUCKET,
+            **namespace.cluster.store.settings,
+            **environment,
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it, and wait until it is ready."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen([COMMAND], env=self._environment, stdout=log, stderr=log)
+        wait_for("the API to be ready", self.ready, 60)
+
+    def ready(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self.log.read_text()
+        with contextlib.suppress(httpx.TransportError):
+            return self.http.get("/readyz").status_code == 200
+        return False
+
+    def stop(self) -> int:
+        """End it by SIGTERM, and give its exit code."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(30)
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def close(self) -> None:
+        self.http.close()
+        if self._process is not None and self._process.poll() is None:
+            self.kill()
+
+    def generate(self, prompt: str = "a cat", **fields: Any) -> str:
+        """Submit a task and give its id."""
+        answer = self.http.post("/generate", json={"prompt": prompt, **fields})
+        assert answer.status_code == 202, answer.text
+        task_id: str = answer.json()["task_id"]
+        return task_id
+
+    def result(self, task_id: str, **query: str) -> dict[str, Any]:
+        answer = self.http.get(f"/results/{task_id}", params=query)
+        assert answer.status_code == 200, answer.text
+        body: dict[str, Any] = answer.json()
+        return body
+
+    def wait_status(self, task_id: str, status: str) -> dict[str, Any]:
+        """Poll until a task has a status."""
+
+        def reached() -> dict[str, Any] | None:
+            body = self.result(task_id)
+            return body if body["status"] == status else None
+
+        return wait_for(f"task {task_id} {status}", reached, 30)
+
+    def metric(self, name: str) -> float:
+        """Read a metric, summed over its labels."""
+        lines = self.http.get("/metrics").text.splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
+
+
+class Stage:
+    """Operator and worker, played by hand through the API server: it holds them to the same rules."""
+
+    def __init__(self, namespace: Namespace, folder: Path) -> None:
+        self.namespace = namespace
+        cluster = namespace.cluster
+        self._http = httpx.Client(
+            base_url=cluster.control_plane.url, verify=_identity(cluster, folder), timeout=30, trust_env=False
+        )
+        self._s3 = boto3.client(
+            "s3",
+            endpoint_url=cluster.store.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=cluster.store.access_key,
+            aws_secret_access_key=cluster.store.secret_key,
+            config=Config(proxies={}, s3={"addressing_style": "path"}),
+        )
+
+    def close(self) -> None:
+        self._http.close()
+        self._s3.close()
+
+    def model(self, name: str = MODEL, *, default: bool = True, **spec: Any) -> None:
+        """Apply a DiffusionModel."""
+        annotations = {meta.DEFAULT_MODEL_ANNOTATION: "true"} if default else {}
+        self.namespace.apply(
+            {
+                "apiVersion": meta.API_VERSION,
+                "kind": "DiffusionModel",
+                "metadata": {"name": name, "annotations": annotations},
+                "spec": {"source": {"path": "/models/tiny"}, **spec},
+            }
+        )
+
+    def available(self, status: str, reason: str, message: str = "", model: str = MODEL) -> None:
+        """Say whether a model can be used, as the operator does."""
+        condition = {
+            "type": "Available",
+            "status": status,
+            "reason": reason,
+            "message": message,
+            "lastTransitionTime": now(),
+        }
+        self._patch(f"diffusionmodels/{model}/status", {"status": {"conditions": [condition]}})
+
+    def job(self, name: str) -> dict[str, Any]:
+        answer = self._http.get(self._path(f"generationjobs/{name}"))
+        answer.raise_for_status()
+        body: dict[str, Any] = answer.json()
+        return body
+
+    def bind(self, name: str, worker: str = WORKER) -> None:
+        """Bind a job to a worker, as the operator does."""
+        scheduled = {"type": "Scheduled", "status": "True", "reason": "Bound", "lastTransitionTime": now()}
+        self._status(name, phase="Scheduled", worker=worker, attempt=1, conditions=[scheduled])
+
+    def waits(self, name: str, reason: str, message: str) -> None:
+        """Say why a job waits, as the operator does."""
+        condition = {
+            "type": "Scheduled",
+            "status": "False",
+            "reason": reason,
+            "message": message,
+            "lastTransitionTime": now(),
+        }
+        self._status(name, phase="Pending", conditions=[condition])
+
+    def cancelled(self, name: str) -> None:
+        self._status(name, phase="Cancelled", completionTime=now())
+
+    def run(self, name: str, step: int = 1, total: int = 25) -> None:
+        """Report that a job runs, as its worker does."""
+        progress = {"step": step, "total": total, "summary": f"{step}/{total}"}
+        self._status(name, as_worker=True, phase="Running", progress=progress)
+
+    def fail(self, name: str, code: str, message: str) -> None:
+        error = {"code": code, "message": message}
+        self._status(name, as_worker=True, phase="Failed", error=error, completionTime=now())
+
+    def succeed(self, name: str, *images: bytes, warnings: tuple[str, ...] = ()) -> None:
+        """Store images and report them, as the worker does."""
+        uid = self.job(name)["metadata"]["uid"]
+        listed = []
+        for index, data in enumerate(images):
+            key = meta.image_key(installation.PREFIX, self.namespace.name, uid, index)
+            self._s3.put_object(Bucket=installation.BUCKET, Key=key, Body=data, ContentType="image/png")
+            listed.append(
+                {
+                    "index": index,
+                    "uri": f"s3://{installation.BUCKET}/{key}",
+                    "sha256": hashlib.sha256(data).hexdigest(),
+                    "bytes": len(data),
+                    "width": 16,
+                    "height": 16,
+                    "seed": 7 + index,
+                }
+            )
+        parameters = {
+            "model": MODEL,
+            "numInferenceSteps": 25,
+            "guidanceScale": 9.0,
+            "seed": 7,
+            "numImages": len(images),
+        }
+        self._status(
+            name,
+            as_worker=True,
+            phase="Succeeded",
+            images=listed,
+            parameters=parameters,
+            warnings=list(warnings),
+            completionTime=now(),
+        )
+
+    def complete(self, name: str, *images: bytes, warnings: tuple[str, ...] = ()) -> None:
+        """Take a job through its whole life."""
+        self.bind(name)
+        self.run(name)
+        self.succeed(name, *images, warnings=warnings)
+
+    def overwrite(self, uri: str, data: bytes) -> None:
+        """Replace the bytes of a stored image."""
+        bucket, key = uri.removeprefix("s3://").split("/", 1)
+        self._s3.put_object(Bucket=bucket, Key=key, Body=data)
+
+    def remove(self, uri: str) -> None:
+        """Delete a stored image."""
+        bucket, key = uri.removeprefix("s3://").split("/", 1)
+        self._s3.delete_object(Bucket=bucket, Key=key)
+
+    def _status(self, name: str, *, as_worker: bool = False, **status: Any) -> None:
+        headers = {}
+        if as_worker:
+            # What a Pod-bound token says of its bearer.
+            headers = {
+                "Impersonate-User": f"system:serviceaccount:{self.namespace.name}:{installation.WORKER}",
+                "Impersonate-Extra-authentication.kubernetes.io%2fpod-name": WORKER,
+            }
+        self._patch(f"generationjobs/{name}/status", {"status": status}, headers)
+
+    def _patch(self, what: str, patch: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> None:
+        headers = {"Content-Type": "application/merge-patch+json", **(headers or {})}
+        answer = self._http.patch(self._path(what), json=patch, headers=headers)
+        assert answer.status_code == 200, answer.text
+
+    def _path(self, what: str) -> str:
+        return f"/apis/{meta.API_VERSION}/namespaces/{self.namespace.name}/{what}"
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S.000000Z", time.gmtime())
+
+
+def _identity(cluster: LocalCluster, folder: Path) -> ssl.SSLContext:
+    config = yaml.safe_load(cluster.admin.read_text())
+    user = config["users"][0]["user"]
+    files = []
+    for part in ("client-certificate-data", "client-key-data"):
+        file = folder / f"{part}.pem"
+        file.write_bytes(base64.b64decode(user[part]))
+        files.append(str(file))
+    context = ssl.create_default_context(cafile=str(cluster.control_plane.authority))
+    context.load_cert_chain(*files)
+    return context
+
+
+@contextlib.contextmanager
+def apis(namespace: Namespace, folder: Path) -> Iterator[Callable[..., Api]]:
+    """Give a way to start APIs with settings of their own; all are ended in the end."""
+    started: list[Api] = []
+
+    def start(**environment: str) -> Api:
+        api = Api(namespace, folder, {f"KUBEDIFFUSION_{name}": value for name, value in environment.items()})
+        started.append(api)
+        api.start()
+        return api
+
+    try:
+        yield start
+    finally:
+        for api in started:
+            api.close()

@@ -1,0 +1,171 @@
+"""Workers as real Pods, and the operator's side played by hand: what these tests share."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+from kubediffusion.local import installation
+from kubediffusion.local.testing import Namespace, eventually
+from kubediffusion.resources import meta
+from kubediffusion.resources.base import format_time
+from kubediffusion.resources.client import KubernetesClient
+from kubediffusion.resources.generation_job import GenerationJob, Phase
+from kubediffusion.resources.transitions import TERMINAL
+
+MODEL = "tiny"
+PORT = 8080
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A namespace in which workers run and jobs are bound by hand.
+
+    Attributes:
+        namespace: Where.
+        client: An administrator, who may do what the operator may.
+        model: Folder of the pipeline.
+    """
+
+    namespace: Namespace
+    client: KubernetesClient
+    model: Path
+
+    def start(self, name: str, *, max_batch_size: int = 4, model: Path | None = None, **environment: str) -> None:
+        """Start a worker's Pod as the operator does, without waiting for it."""
+        spec = {
+            "source": {"path": str(model or self.model)},
+            "workers": {"maxBatchSize": max_batch_size},
+        }
+        settings = {
+            "KUBEDIFFUSION_MODEL": MODEL,
+            "KUBEDIFFUSION_MODEL_SPEC": json.dumps(spec),
+            "KUBEDIFFUSION_PORT": str(PORT),
+            "KUBEDIFFUSION_TERMINATION_LOG": "/dev/termination-log",
+            "KUBEDIFFUSION_TORCH_THREADS": "1",
+            **environment,
+        }
+        fields = {
+            "POD_NAME": "metadata.name",
+            "POD_NAMESPACE": "metadata.namespace",
+            "POD_IP": "status.podIP",
+            "KUBEDIFFUSION_BIND_ADDRESS": "status.podIP",
+        }
+        container = {
+            "name": "worker",
+            "image": "none",
+            "command": ["kubediffusion-worker"],
+            "env": [
+                *({"name": key, "valueFrom": {"fieldRef": {"fieldPath": path}}} for key, path in fields.items()),
+                *({"name": key, "value": value} for key, value in settings.items()),
+            ],
+            "envFrom": [{"secretRef": {"name": installation.S3_SECRET}}],
+            "readinessProbe": {"httpGet": {"path": "/readyz", "port": PORT}, "periodSeconds": 1},
+        }
+        self.namespace.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": name},
+                "spec": {
+                    "restartPolicy": "Never",
+                    "serviceAccountName": installation.WORKER,
+                    "terminationGracePeriodSeconds": 60,
+                    "containers": [container],
+                },
+            }
+        )
+
+    def worker(self, name: str, **options: Any) -> str:
+        """Start a worker's Pod and wait until it is ready."""
+        self.start(name, **options)
+        self.namespace.wait_ready(name)
+        return name
+
+    async def submit(self, name: str, **spec: Any) -> GenerationJob:
+        """Create a job."""
+        body = {
+            "apiVersion": meta.API_VERSION,
+            "kind": "GenerationJob",
+            "metadata": {"name": name},
+            "spec": {"prompt": "a cat", "model": MODEL, **spec},
+        }
+        return await self.client.generation_jobs.create(self.namespace.name, body)
+
+    async def bind(self, job: GenerationJob, worker: str, **parameters: Any) -> GenerationJob:
+        """Bind a job as the operator does: one write, with the recipe resolved and the attempt counted."""
+        spec = job.spec
+        recipe = {
+            "model": MODEL,
+            "numInferenceSteps": spec.num_inference_steps or 2,
+            "guidanceScale": 7.5,
+            "seed": spec.seed or 0,
+            "numImages": spec.num_images or 1,
+            "deterministic": bool(spec.deterministic),
+            **({"negativePrompt": spec.negative_prompt} if spec.negative_prompt is not None else {}),
+            **({"scheduler": str(spec.scheduler)} if spec.scheduler else {}),
+            **parameters,
+        }
+        status = {
+            "phase": "Scheduled",
+            "worker": worker,
+            "attempt": job.status.attempt + 1,
+            "parameters": recipe,
+            "queuedAt": format_time(dt.datetime.now(dt.UTC)),
+        }
+        return await self.client.generation_jobs.patch(
+            self.namespace.name, job.name, {"status": status}, subresource="status"
+        )
+
+    async def run(self, name: str, worker: str, **spec: Any) -> GenerationJob:
+        """Create a job and bind it."""
+        return await self.bind(await self.submit(name, **spec), worker)
+
+    async def get(self, name: str) -> GenerationJob:
+        """Read a job."""
+        return await self.client.generation_jobs.get(self.namespace.name, name)
+
+    async def reached(self, name: str, *phases: Phase, seconds: float = 60.0) -> GenerationJob:
+        """Wait until a job is in one of these phases; in a terminal one by default."""
+        wanted = phases or tuple(TERMINAL)
+
+        async def there() -> GenerationJob | None:
+            job = await self.get(name)
+            return job if job.status.phase in wanted else None
+
+        return await eventually(f"job {name} {' or '.join(wanted)}", there, seconds)
+
+    def log(self, worker: str) -> list[dict[str, Any]]:
+        """Give the lines of a worker's log."""
+        return [json.loads(line) for line in self.namespace.kubectl("logs", worker).splitlines()]
+
+    def stored(self, uri: str) -> bytes:
+        """Read an object with the store's own key."""
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
+        store = self.namespace.cluster.store
+        client = boto3.client(
+            "s3",
+            endpoint_url=store.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=store.access_key,
+            aws_secret_access_key=store.secret_key,
+            config=Config(proxies={}, s3={"addressing_style": "path"}),
+        )
+        try:
+            return bytes(client.get_object(Bucket=bucket, Key=key)["Body"].read())
+        finally:
+            client.close()
+
+    def check_images(self, job: GenerationJob) -> None:
+        """Check that storage holds exactly the bytes that status names."""
+        assert len(job.status.images) == job.status.parameters.num_images
+        for image in job.status.images:
+            data = self.stored(image.uri)
+            assert (len(data), hashlib.sha256(data).hexdigest()) == (image.bytes, image.sha256)

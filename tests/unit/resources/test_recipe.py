@@ -1,0 +1,107 @@
+"""What a job runs with: its own word, else its model's, else the project's; and what is too much."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kubediffusion.resources.diffusion_model import Defaults, Limits
+from kubediffusion.resources.generation_job import MAX_SEED, GenerationJobSpec
+from kubediffusion.resources.recipe import check_limits, draw_seed, resolve
+from kubediffusion.resources.testing import model
+
+LIMITED = ("num_inference_steps", "width", "height", "num_images")
+FULL = {
+    "num_inference_steps": 30,
+    "guidance_scale": 3.0,
+    "negative_prompt": "blurry",
+    "width": 256,
+    "height": 512,
+    "scheduler": "DDIMScheduler",
+}
+
+
+def spec(**fields):
+    return GenerationJobSpec(prompt="a fox", **fields)
+
+
+def resolved(defaults=None, **fields):
+    return resolve(spec(**fields), model(defaults=defaults), seed=7)
+
+
+def test_a_prompt_alone_runs_with_the_projects_defaults():
+    parameters = resolved()
+    assert (parameters.num_inference_steps, parameters.guidance_scale, parameters.num_images) == (50, 7.5, 1)
+    assert (parameters.model, parameters.deterministic) == ("emoji", False)
+
+
+def test_what_only_the_pipeline_knows_stays_open():
+    parameters = resolved()
+    assert (parameters.width, parameters.height, parameters.scheduler, parameters.negative_prompt) == (None,) * 4
+
+
+def test_the_models_defaults_come_before_the_projects():
+    parameters = resolved(Defaults(**FULL))
+    assert {name: getattr(parameters, name) for name in FULL} == FULL
+
+
+def test_the_jobs_own_word_comes_first():
+    other = Defaults(
+        num_inference_steps=4,
+        guidance_scale=1,
+        negative_prompt="x",
+        width=64,
+        height=64,
+        scheduler="LMSDiscreteScheduler",
+    )
+    parameters = resolved(other, **FULL)
+    assert {name: getattr(parameters, name) for name in FULL} == FULL
+
+
+def test_no_guidance_and_no_negative_prompt_are_words_too():
+    parameters = resolved(Defaults(guidance_scale=5.0, negative_prompt="blurry"), guidance_scale=0, negative_prompt="")
+    assert (parameters.guidance_scale, parameters.negative_prompt) == (0, "")
+
+
+def test_a_job_that_names_no_steps_never_runs_more_than_its_model_allows():
+    few = model(limits=Limits(num_inference_steps=8))
+    assert resolve(spec(), few, seed=7).num_inference_steps == 8
+
+
+@given(st.integers(0, MAX_SEED), st.integers(0, MAX_SEED))
+def test_a_seed_that_is_named_is_kept_and_one_that_is_not_is_the_drawn_one(named, drawn):
+    assert resolve(spec(seed=named), model(), drawn).seed == named
+    assert resolve(spec(), model(), drawn).seed == drawn
+
+
+def test_drawn_seeds_differ_and_every_tool_can_show_them():
+    drawn = {draw_seed() for _ in range(100)}
+    assert len(drawn) > 90
+    assert all(0 <= seed < 2**32 for seed in drawn)
+
+
+@given(st.sampled_from(LIMITED), st.integers(1, 16), st.integers(1, 16))
+def test_a_field_is_refused_exactly_when_it_exceeds_its_limit(field, asked, limit):
+    unit = 64 if field in {"width", "height"} else 1
+    limited = model(limits=Limits(**{field: limit * unit}))
+    problems = list(check_limits(spec(**{field: asked * unit}), limited))
+    assert bool(problems) == (asked > limit)
+    for problem in problems:
+        assert problem.field == field
+        assert f"{asked * unit} exceeds the limit {limit * unit} of model 'emoji'" in problem.message
+
+
+def test_every_field_that_is_too_much_is_named():
+    problems = check_limits(spec(num_inference_steps=151, width=2048, height=2048, num_images=5), model())
+    assert {problem.field for problem in problems} == set(LIMITED)
+
+
+def test_a_job_that_asks_for_nothing_special_is_within_every_limit():
+    assert list(check_limits(spec(), model(limits=Limits(num_inference_steps=1, width=64, height=64)))) == []
+
+
+@given(st.integers(1, 4), st.integers(-8, 0))
+def test_the_seed_of_every_image_is_a_seed(images, below):
+    seed = MAX_SEED + below
+    problems = [problem.field for problem in check_limits(spec(seed=seed, num_images=images), model())]
+    assert problems == (["seed"] if seed + images - 1 > MAX_SEED else [])

@@ -14,6 +14,9 @@ PYTEST ?=
 # A network may have a certificate authority of its own, which the machine knows and uv's built-in list does not.
 export UV_SYSTEM_CERTS ?= $(if $(wildcard /etc/ssl/certs/ca-certificates.crt),true,false)
 
+# Threads that wait for each other sleep instead of spinning: what else runs here needs the processors.
+export OMP_WAIT_POLICY := PASSIVE
+
 .PHONY: help
 help: ## Say what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -52,6 +52,8 @@ STUCK_SECONDS = 60.0
 REPORT_PERIOD = dt.timedelta(seconds=1)
 RETRY_PERIOD = dt.timedelta(seconds=1)
 ORPHANS_A_PASS = 200
+FRESH = dt.timedelta(seconds=2)
+"""A job seen within so long of its creation is new: the moment it is seen says more than its timestamp."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ class Controller:
         self._looks: dict[str, dt.datetime] = {}
         self._assumed: dict[str, _Told] = {}
         """Jobs that a write is under way for, by uid, with what the watch has told of them since."""
+        self._arrived: dict[str, dt.datetime] = {}
+        """When a job was first seen, by uid, until it is first written: its own timestamp has whole seconds only."""
         self._busy: set[str] = set()
         """Workers and models that a write is under way for."""
         self._reported: dict[str, dt.datetime] = {}
@@ -117,6 +121,7 @@ class Controller:
         known = self._state(job).jobs.get(job.uid)
         if gone:
             self._state(job).drop_job(job.uid)
+            self._arrived.pop(job.uid, None)
         elif known is None or known.metadata.version <= job.metadata.version:
             self._take(job, known)
         self._touch(job.metadata.namespace)
@@ -276,6 +281,7 @@ class Controller:
 
     def _take(self, job: GenerationJob, known: GenerationJob | None) -> None:
         """Keep a job as it is now, and see to what that asks for."""
+        now = dt.datetime.now(dt.UTC)
         self._state(job).put_job(job)
         if job.status.phase in TERMINAL:
             self._tell_of_end(job, known)
@@ -285,9 +291,13 @@ class Controller:
             elif (due := expiry(job)) is not None:
                 self._agenda.add(due, job)
             return
-        if (due := deadline(job)) is not None and known is None:
-            self._agenda.add(due, job)
-        self._judge(job, dt.datetime.now(dt.UTC))
+        if known is None:
+            created = job.metadata.creation_timestamp
+            if created is not None and now - created < FRESH and job.status.queued_at is None:
+                self._arrived[job.uid] = now
+            if (due := deadline(job)) is not None:
+                self._agenda.add(due, job)
+        self._judge(job, now)
 
     def _judge(self, job: GenerationJob, now: dt.datetime) -> None:
         verdict = judge(job, now)
@@ -332,7 +342,8 @@ class Controller:
             return None
         if isinstance(action, Explain):
             self._explanations -= 1
-        status = next_status(action, dt.datetime.now(dt.UTC), recipe.draw_seed())
+        arrived = self._arrived.pop(action.job.uid, None)
+        status = next_status(action, dt.datetime.now(dt.UTC), recipe.draw_seed(), arrived)
         if isinstance(action, Bind | Explain):
             state.put_job(action.job.model_copy(update={"status": status}))
         else:

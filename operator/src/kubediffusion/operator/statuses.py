@@ -16,19 +16,23 @@ from kubediffusion.resources.generation_job import (
 from kubediffusion.resources.transitions import Writer, allowed
 
 
-def next_status(action: Bind | Requeue | Finish | Explain, now: dt.datetime, seed: int) -> GenerationJobStatus:
+def next_status(
+    action: Bind | Requeue | Finish | Explain, now: dt.datetime, seed: int, arrived: dt.datetime | None = None
+) -> GenerationJobStatus:
     """Give the status that an action leads to.
 
     Args:
         action: What was decided.
         now: The time to write.
         seed: Seed for a job that has none yet.
+        arrived: When the job was first seen, where that is known more exactly than from its creation timestamp.
 
     Raises:
         ValueError: The table of transitions forbids it; a defect of the scheduler, found before the API server does.
     """
-    new = _next(action, now, seed)
     old = action.job.status
+    queued_at = old.queued_at or arrived or action.job.metadata.creation_timestamp or now
+    new = _next(action, now, seed).model_copy(update={"queued_at": queued_at})
     if not isinstance(action, Explain) and not allowed(Writer.OPERATOR, old.phase, new.phase):
         raise ValueError(f"{action.job.name}: the operator may not take a job from {old.phase} to {new.phase}")
     return new
@@ -64,7 +68,6 @@ def _bound(action: Bind, now: dt.datetime, seed: int) -> GenerationJobStatus:
             "progress": None,
             "start_time": None,
             "parameters": _parameters(action, seed),
-            "queued_at": old.queued_at or job.metadata.creation_timestamp or now,
             "observed_generation": job.metadata.generation,
         }
     )
@@ -118,6 +121,5 @@ def _explained(action: Explain, now: dt.datetime) -> GenerationJobStatus:
             "conditions": with_condition(
                 old.conditions, JobCondition.SCHEDULED, ConditionStatus.FALSE, action.reason, action.message, now
             ),
-            "queued_at": old.queued_at or action.job.metadata.creation_timestamp or now,
         }
     )

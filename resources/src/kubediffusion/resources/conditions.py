@@ -80,11 +80,17 @@ class Condition(Schema):
     """One condition, in the shape of ``metav1.Condition``."""
 
     type: Annotated[str, Field(max_length=316)]
+    """What it speaks of."""
     status: ConditionStatus
+    """Whether it holds: True, False or Unknown."""
     reason: Annotated[str, Field(max_length=1024)]
+    """Why, as one word for programs."""
     message: Annotated[str, Field(max_length=32768)] = ""
+    """Why, for people."""
     last_transition_time: Time
+    """When status last changed."""
     observed_generation: int | None = None
+    """The generation of the spec that it speaks of."""
 
 
 def find(conditions: Iterable[Condition], kind: str) -> Condition | None:

@@ -41,24 +41,29 @@ class SecretKeyRef(Schema):
     """A key of a Secret in the model's namespace."""
 
     name: Annotated[str, Field(min_length=1, max_length=253)]
+    """The Secret."""
     key: Annotated[str, Field(min_length=1, max_length=253)] = "token"
+    """The key within it."""
 
 
 class HuggingFaceSource(Schema):
     """A repository of the Hugging Face Hub (or of the mirror that HF_ENDPOINT names)."""
 
     repository: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$", max_length=200)]
+    """Owner and name."""
     revision: Annotated[str, Field(min_length=1, max_length=200)] = "main"
     """A commit, tag or branch; pin a commit to get the same weights always."""
     variant: Annotated[str, Field(min_length=1, max_length=40)] | None = None
     """Which files to take where a repository has several, for example fp16."""
     token_secret_ref: SecretKeyRef | None = None
+    """The token to read it with, where it is not public."""
 
 
 class PersistentVolumeClaimSource(Schema):
     """A folder on a PersistentVolumeClaim, mounted read-only."""
 
     claim_name: Annotated[str, Field(min_length=1, max_length=253)]
+    """The PersistentVolumeClaim."""
     path: Annotated[str, Field(max_length=1024)] = ""
     """Folder within the volume; the root when empty."""
 
@@ -67,6 +72,7 @@ class S3Source(Schema):
     """A folder in S3-compatible storage, read with the worker's own credentials."""
 
     uri: Annotated[str, Field(pattern=r"^s3://[^/]+/.+$", max_length=1024)]
+    """Where the folder lies: s3://bucket/folder."""
 
 
 class ModelSource(Schema):
@@ -97,27 +103,39 @@ class Defaults(Schema):
     """What a job gets that does not say otherwise."""
 
     num_inference_steps: Steps | None = None
+    """Denoising steps; 50 when absent, or the limit where that is lower."""
     guidance_scale: Guidance | None = None
+    """Classifier-free guidance; 7.5 when absent."""
     negative_prompt: NegativePrompt | None = None
+    """What images should not show."""
     width: Size | None = None
+    """Pixels; the model's own size when absent."""
     height: Size | None = None
+    """Pixels; the model's own size when absent."""
     scheduler: Scheduler | None = None
+    """Noise scheduler, a diffusers class; the model's own when absent."""
 
 
 class Limits(Schema):
     """The most that one job may ask for."""
 
     num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 150
+    """Denoising steps; 150 when absent."""
     width: Annotated[int, Field(ge=64, le=MAX_SIZE)] = 1024
+    """Pixels; 1024 when absent."""
     height: Annotated[int, Field(ge=64, le=MAX_SIZE)] = 1024
+    """Pixels; 1024 when absent."""
     num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = 4
+    """Images of one job; 4 when absent."""
 
 
 class ResourceRequirements(Schema):
     """Resources of the worker's container, as in the Pod API; ``nvidia.com/gpu`` asks for a GPU."""
 
     requests: dict[str, str | int] = {}
+    """What a node must have free."""
     limits: dict[str, str | int] = {}
+    """What the container may use at most."""
 
 
 class WorkerSettings(Schema):
@@ -137,6 +155,7 @@ class WorkerSettings(Schema):
     min_replicas: Annotated[int, Field(ge=0, le=1000)] = 0
     """Workers kept warm even when nothing waits."""
     max_replicas: Annotated[int, Field(ge=1, le=1000)] = 1
+    """The most workers at a time; 1 when absent."""
     idle_seconds: Annotated[int, Field(ge=0, le=31_536_000)] = 300
     """A worker above minReplicas goes after this long without work."""
     max_batch_size: Annotated[int, Field(ge=1, le=64)] = 4
@@ -144,14 +163,21 @@ class WorkerSettings(Schema):
     image: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     """Container image; by default the one that the operator is configured with."""
     resources: ResourceRequirements = ResourceRequirements()
+    """Resources of the worker's container."""
     node_selector: dict[str, str] = {}
+    """Labels that a node must have, as in the Pod API."""
     tolerations: tuple[AnyObject, ...] = ()
+    """Taints of nodes that are no hindrance, as in the Pod API."""
     affinity: AnyObject | None = None
+    """Which nodes are wanted, as in the Pod API."""
     runtime_class_name: str | None = None
+    """RuntimeClass of the Pod."""
     priority_class_name: str | None = None
+    """PriorityClass of the Pod."""
     service_account_name: str | None = None
     """By default the one that the operator is configured with."""
     image_pull_secrets: tuple[AnyObject, ...] = ()
+    """Secrets to pull the image with, as in the Pod API."""
     env: tuple[AnyObject, ...] = ()
     """More environment variables of the container, as in the Pod API."""
     termination_grace_period_seconds: Annotated[int, Field(ge=0, le=86_400)] = 120
@@ -182,15 +208,20 @@ class WorkerCounts(Schema):
     """Workers by what they do."""
 
     ready: int = 0
+    """Workers that hold the model."""
     busy: int = 0
+    """Those of them that run jobs."""
     starting: int = 0
+    """Workers that are not ready yet."""
 
 
 class DiffusionModelStatus(Schema):
     """What the operator observes of the model. Counts are refreshed at most once a second."""
 
     conditions: tuple[Condition, ...] = ()
+    """Available says whether the model can be used."""
     workers: WorkerCounts = WorkerCounts()
+    """Workers by what they do."""
     queued: int = 0
     """Jobs that wait for a worker."""
     revision: str | None = None
@@ -198,6 +229,7 @@ class DiffusionModelStatus(Schema):
     template_hash: str | None = None
     """Names the worker template that this status speaks of."""
     observed_generation: int | None = None
+    """The generation of the spec that this status speaks of."""
 
 
 class DiffusionModel(Schema):

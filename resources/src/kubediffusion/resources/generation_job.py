@@ -112,7 +112,9 @@ class Progress(Schema):
     """How far the denoising is."""
 
     step: Annotated[int, Field(ge=0)]
+    """Steps done."""
     total: Annotated[int, Field(ge=0)]
+    """Steps in all."""
     summary: str = ""
     """Both as one word, for kubectl's table: a printer column shows one field only."""
 
@@ -126,14 +128,19 @@ class Image(Schema):
     """One uploaded image. It is listed only after storage has confirmed it."""
 
     index: Annotated[int, Field(ge=0)]
+    """Its place among the job's images, from 0."""
     uri: str
     """Where it lies: s3://bucket/key."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Hash of the PNG's bytes, in hexadecimal."""
     bytes: Annotated[int, Field(ge=0)]
+    """Size of the PNG."""
     width: int
+    """Pixels."""
     height: int
+    """Pixels."""
     seed: Seed
+    """The noise seed that it was made from."""
     flagged: bool = False
     """The safety checker flagged it, and it has been blanked."""
 
@@ -142,21 +149,35 @@ class Parameters(Schema):
     """The recipe as it was really run: every default and the seed resolved, and what ran it."""
 
     model: str
+    """The DiffusionModel."""
     num_inference_steps: int
+    """Denoising steps."""
     guidance_scale: float
+    """Classifier-free guidance."""
     seed: Seed
+    """Noise seed of the first image."""
     num_images: int
+    """Images generated."""
     negative_prompt: str | None = None
+    """What the image should not show."""
     width: int | None = None
+    """Pixels."""
     height: int | None = None
+    """Pixels."""
     scheduler: str | None = None
+    """Noise scheduler, a diffusers class."""
     deterministic: bool = False
+    """Whether it ran in a fixed shape."""
     model_revision: str | None = None
+    """The revision of the weights that were loaded."""
     pipeline: str | None = None
     """The diffusers pipeline class."""
     engine: str | None = None
+    """What drove the denoising."""
     device: str | None = None
+    """What it ran on."""
     torch_dtype: str | None = None
+    """In which numbers the weights were held."""
     versions: dict[str, str] | None = None
     """Versions of the libraries that decide pixels, by package name."""
 
@@ -185,7 +206,9 @@ class GenerationJobStatus(Schema):
     """Where the job stands. Written by the operator and by the worker that ``worker`` names, never by users."""
 
     phase: Phase = Phase.PENDING
+    """Where the job stands."""
     conditions: tuple[Condition, ...] = ()
+    """Complete and Failed say how it ended; Scheduled, why it waits; Uploaded, whether storage takes its images."""
     worker: str | None = None
     """The Pod that the job is bound to."""
     attempt: Annotated[int, Field(ge=0)] = 0
@@ -193,16 +216,25 @@ class GenerationJobStatus(Schema):
     retries: Annotated[int, Field(ge=0)] = 0
     """Attempts that ended with the worker's death; compared with spec.backoffLimit."""
     progress: Progress | None = None
+    """How far the denoising is."""
     images: tuple[Image, ...] = ()
+    """The uploaded images."""
     parameters: Parameters | None = None
+    """The recipe as it was really run."""
     error: JobError | None = None
+    """Why it failed or was cancelled."""
     warnings: tuple[str, ...] = ()
     """What the reader of the image should know, for example a prompt that was cut."""
     queued_at: Time | None = None
+    """When it began to wait for a worker."""
     start_time: Time | None = None
+    """When the attempt that runs began."""
     completion_time: Time | None = None
+    """When it finished."""
     timings: Timings | None = None
+    """Seconds spent."""
     observed_generation: int | None = None
+    """The generation of the spec that this status speaks of."""
 
 
 class GenerationJob(Schema):

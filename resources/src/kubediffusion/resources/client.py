@@ -104,7 +104,7 @@ _BY_STATUS: dict[int, type[KubernetesError]] = {
 
 def error_from_status(status: int, body: Mapping[str, Any], retry_after: str | None = None) -> KubernetesError:
     """Turn a ``Status`` object of the API server into the error of its class."""
-    seconds = body.get("details", {}).get("retryAfterSeconds") or (
+    seconds = (body.get("details") or {}).get("retryAfterSeconds") or (
         int(retry_after) if retry_after and retry_after.isdigit() else None
     )
     return _BY_STATUS.get(status, KubernetesError)(

@@ -1,0 +1,72 @@
+"""An answer of the API server becomes one class of error, and the class says what to do."""
+
+from __future__ import annotations
+
+import pytest
+
+from kubediffusion.resources.client import (
+    ConflictError,
+    ForbiddenError,
+    GoneError,
+    InvalidError,
+    KubernetesError,
+    NotFoundError,
+    _decode_status,
+    error_from_status,
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, InvalidError),
+        (403, ForbiddenError),
+        (404, NotFoundError),
+        (409, ConflictError),
+        (410, GoneError),
+        (422, InvalidError),
+        (429, KubernetesError),
+        (503, KubernetesError),
+    ],
+)
+def test_each_refusal_has_its_class(status, kind):
+    assert type(error_from_status(status, {})) is kind
+
+
+@pytest.mark.parametrize("status", [0, 408, 429, 500, 502, 503, 504])
+def test_what_may_pass_is_transient(status):
+    assert error_from_status(status, {}).transient
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 410, 422])
+def test_what_will_not_pass_is_not(status):
+    assert not error_from_status(status, {}).transient
+
+
+def test_the_servers_words_are_kept():
+    body = {"reason": "AlreadyExists", "message": 'jobs "x" already exists', "details": {"name": "x"}}
+    error = error_from_status(409, body)
+    assert (error.reason, error.message, error.details) == ("AlreadyExists", 'jobs "x" already exists', {"name": "x"})
+    assert str(error) == '409 AlreadyExists: jobs "x" already exists'
+
+
+@pytest.mark.parametrize(
+    ("body", "header", "seconds"),
+    [
+        ({"details": {"retryAfterSeconds": 3}}, None, 3),
+        ({}, "7", 7),
+        ({"details": {"retryAfterSeconds": 3}}, "7", 3),
+        ({}, "Wed, 21 Oct 2030 07:28:00 GMT", None),
+        ({}, None, None),
+        ({"details": None}, None, None),
+    ],
+)
+def test_the_server_may_say_when_to_come_back(body, header, seconds):
+    assert error_from_status(429, body, header).retry_after == seconds
+
+
+@pytest.mark.parametrize("answer", [b"", b"upstream is down", b"[]", b'"text"', b"\xff\xfe"])
+def test_an_answer_that_is_no_status_object_is_still_an_error_with_its_text(answer):
+    error = error_from_status(502, _decode_status(answer))
+    assert error.transient
+    assert error.message == answer.decode(errors="replace")

@@ -1,0 +1,138 @@
+"""What is generated: schemas that a CustomResourceDefinition takes, and files that equal the committed ones."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kubediffusion.resources import crd
+from kubediffusion.resources.base import Schema
+from kubediffusion.resources.generation_job import GenerationJobSpec
+from kubediffusion.resources.schema import structural_schema
+
+CHART = Path(__file__).parents[3] / "charts" / "kubediffusion"
+DEFINITIONS = {"GenerationJob": crd.generation_job_crd(), "DiffusionModel": crd.diffusion_model_crd()}
+NO_PART_OF_THE_DIALECT = {"$ref", "$defs", "title", "allOf", "oneOf", "const", "examples", "exclusiveMinimum"}
+"""Of JSON Schema, not of structural schemas (or not of use there)."""
+THE_SERVERS_OWN = {".apiVersion", ".kind", ".metadata"}
+
+
+def version(kind):
+    (only,) = DEFINITIONS[kind]["spec"]["versions"]
+    return only
+
+
+def nodes(kind):
+    """Every schema node with its path."""
+
+    def walk(node, path):
+        yield path, node
+        for name, part in node.get("properties", {}).items():
+            yield from walk(part, f"{path}.{name}")
+        if "items" in node:
+            yield from walk(node["items"], f"{path}[]")
+        if isinstance(node.get("additionalProperties"), dict):
+            yield from walk(node["additionalProperties"], f"{path}{{}}")
+
+    return list(walk(version(kind)["schema"]["openAPIV3Schema"], ""))
+
+
+def at(kind, path):
+    return dict(nodes(kind))[path]
+
+
+@pytest.mark.parametrize("kind", DEFINITIONS)
+def test_the_schema_is_structural(kind):
+    for path, node in nodes(kind):
+        assert not NO_PART_OF_THE_DIALECT & node.keys(), path
+        integer_or_string = node.get("x-kubernetes-int-or-string", False)
+        assert ("type" in node) is not integer_or_string, path
+        assert node.get("type") != "null", path
+        assert ("anyOf" in node) is integer_or_string, path
+        # Unknown fields are refused unless a part of the Pod API is passed through.
+        if node.get("type") == "object" and path not in THE_SERVERS_OWN:
+            assert {"properties", "additionalProperties", "x-kubernetes-preserve-unknown-fields"} & node.keys(), path
+
+
+@pytest.mark.parametrize("kind", DEFINITIONS)
+def test_every_field_is_described(kind):
+    undescribed = [
+        path
+        for path, node in nodes(kind)
+        if not path.endswith(("[]", "{}")) and path not in THE_SERVERS_OWN and not node.get("description")
+    ]
+    assert undescribed == []
+
+
+@pytest.mark.parametrize("kind", DEFINITIONS)
+def test_printer_columns_and_selectable_fields_name_fields_that_exist(kind):
+    known = {path for path, _ in nodes(kind)} | {".metadata.creationTimestamp"}
+    columns = [column["jsonPath"].split("[?")[0] for column in version(kind)["additionalPrinterColumns"]]
+    fields = [field["jsonPath"] for field in version(kind).get("selectableFields", [])]
+    assert not {*columns, *fields} - known
+
+
+def test_kubectl_shows_what_a_person_asks_first():
+    shown = [c["name"] for c in version("GenerationJob")["additionalPrinterColumns"] if not c.get("priority")]
+    assert shown == ["Model", "Phase", "Progress", "Worker", "Age"]
+
+
+def test_jobs_can_be_selected_by_worker_phase_and_model():
+    fields = [field["jsonPath"] for field in version("GenerationJob")["selectableFields"]]
+    assert fields == [".status.worker", ".status.phase", ".spec.model"]
+
+
+def test_a_prompt_is_all_that_a_job_must_have():
+    assert at("GenerationJob", ".spec")["required"] == ["prompt"]
+    assert at("GenerationJob", "")["required"] == ["spec"]
+
+
+def test_status_is_pending_from_the_first_moment():
+    assert at("GenerationJob", ".status")["default"] == {"phase": "Pending", "attempt": 0, "retries": 0}
+
+
+def test_every_field_of_a_job_is_either_mutable_or_guarded():
+    rules = at("GenerationJob", ".spec")["x-kubernetes-validations"]
+    guarded = {rule["fieldPath"].removeprefix(".") for rule in rules if "cannot be changed" in rule["message"]}
+    mutable = {GenerationJobSpec.model_fields[name].alias for name in GenerationJobSpec.MUTABLE}
+    assert guarded == set(at("GenerationJob", ".spec")["properties"]) - mutable
+
+
+def test_a_union_that_no_structural_schema_has_is_refused_when_generating():
+    class Odd(Schema):
+        value: int | list[str]
+
+    with pytest.raises(TypeError, match="no such union"):
+        structural_schema(Odd)
+
+
+@pytest.mark.parametrize("path", crd.render())
+def test_the_committed_files_are_the_generated_ones(path):
+    assert (CHART / path).read_text() == crd.render()[path], "run `make generate` and commit the result"
+
+
+def test_what_is_generated_is_valid_yaml_of_what_was_meant():
+    files = crd.render()
+    assert list(yaml.safe_load_all(files["crds/generationjobs.yaml"])) == [DEFINITIONS["GenerationJob"]]
+    assert list(yaml.safe_load_all(files["crds/diffusionmodels.yaml"])) == [DEFINITIONS["DiffusionModel"]]
+
+
+def generate(*arguments):
+    command = [sys.executable, "-m", "kubediffusion.resources.crd", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_check_names_what_is_stale_and_changes_nothing(tmp_path):
+    assert generate(str(tmp_path)).returncode == 0
+    assert generate(str(tmp_path), "--check").returncode == 0
+    stale = tmp_path / "crds" / "generationjobs.yaml"
+    stale.write_text("old")
+    answer = generate(str(tmp_path), "--check")
+    assert answer.returncode == 1
+    assert str(stale) in answer.stderr
+    assert "make generate" in answer.stderr
+    assert stale.read_text() == "old"

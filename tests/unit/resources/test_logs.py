@@ -1,0 +1,76 @@
+"""A log line is one JSON object, whatever is logged."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kubediffusion.resources.runtime import logs
+
+
+def line(message="done", *arguments, **extra):
+    logger = logging.getLogger("kubediffusion.test")
+    return logger.makeRecord(logger.name, logging.INFO, __file__, 1, message, arguments, None, extra=extra)
+
+
+def written(record):
+    text = logs.JsonFormatter().format(record)
+    assert "\n" not in text
+    return json.loads(text)
+
+
+@given(st.text())
+def test_any_message_is_one_line_of_json(message):
+    assert written(line("%s", message))["message"] == message
+
+
+def test_a_line_says_when_how_severe_who_and_what():
+    record = line("%d of %d", 1, 2)
+    record.created = 1893499200.25
+    assert written(record) == {
+        "time": "2030-01-01T12:00:00.250000Z",
+        "level": "info",
+        "logger": "kubediffusion.test",
+        "message": "1 of 2",
+    }
+
+
+def test_what_a_line_concerns_is_a_field_of_its_own():
+    assert written(line(job="0190-abc", namespace="studio"))["job"] == "0190-abc"
+
+
+def test_what_json_cannot_say_is_written_as_text():
+    assert written(line(path={1}))["path"] == "{1}"
+
+
+def test_a_traceback_stays_within_its_line():
+    record = line()
+    try:
+        int("broken")
+    except ValueError:
+        record.exc_info = sys.exc_info()
+    assert "ValueError: invalid literal" in written(record)["exception"]
+
+
+@pytest.fixture
+def root():
+    """The root logger, put back afterwards."""
+    logger = logging.getLogger()
+    handlers, level = logger.handlers[:], logger.level
+    yield logger
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+
+
+def test_requests_of_the_libraries_are_no_lines(root, capsys):
+    logs.configure("info")
+    logging.getLogger("botocore").info("a request")
+    logging.getLogger("kubediffusion").debug("a detail")
+    logging.getLogger("kubediffusion").info("an event")
+    (only,) = capsys.readouterr().err.splitlines()
+    assert json.loads(only)["message"] == "an event"

@@ -1,0 +1,76 @@
+"""Names that the parts agree on."""
+
+from __future__ import annotations
+
+import re
+import string
+import time
+import uuid
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kubediffusion.resources import meta
+from kubediffusion.resources.generation_job import MAX_IMAGES
+
+LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+POD_SUFFIX = "-abcde"
+"""What the Job controller adds."""
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def test_a_task_id_is_a_uuid_of_version_7_that_tells_the_time():
+    before = time.time_ns() // 1_000_000
+    task = uuid.UUID(meta.new_task_id())
+    after = time.time_ns() // 1_000_000
+    assert (task.version, task.variant) == (7, uuid.RFC_4122)
+    assert before <= task.int >> 80 <= after
+
+
+def test_task_ids_sort_by_the_time_of_their_making():
+    made = []
+    for _ in range(20):
+        made.append(meta.new_task_id())
+        time.sleep(0.002)
+    assert made == sorted(made)
+
+
+def test_task_ids_of_one_moment_differ():
+    assert len({meta.new_task_id() for _ in range(1000)}) == 1000
+
+
+def test_a_task_id_is_a_name_that_kubernetes_takes():
+    assert LABEL.fullmatch(meta.new_task_id())
+
+
+@given(
+    st.text(string.ascii_lowercase + string.digits, min_size=1, max_size=meta.MAX_MODEL_NAME),
+    json_values,
+    st.integers(0, 9999),
+)
+def test_the_names_of_a_workers_job_and_pod_fit_a_label(model, content, ordinal):
+    name = meta.worker_job_name(model, meta.content_hash(content), ordinal)
+    assert LABEL.fullmatch(name + POD_SUFFIX)
+
+
+@given(json_values)
+def test_a_hash_depends_on_the_value_and_not_on_the_order_of_its_keys(content):
+    assert meta.content_hash({"a": content, "b": 1}) == meta.content_hash({"b": 1, "a": content})
+    assert meta.content_hash({"a": content}) != meta.content_hash({"b": content})
+
+
+@given(st.sampled_from(["", "images", "/images/", "a/b"]))
+def test_the_keys_of_a_jobs_images_differ_and_lie_in_one_folder(prefix):
+    keys = [meta.image_key(prefix, "studio", "uid-1", index) for index in range(MAX_IMAGES)]
+    assert len(set(keys)) == MAX_IMAGES
+    assert {key.rpartition("/")[0] for key in keys} == {f"{prefix.strip('/')}/studio/uid-1".lstrip("/")}
+
+
+def test_an_images_key_is_a_function_of_its_job():
+    assert meta.image_key("images", "studio", "uid-1", 0) == "images/studio/uid-1/0.png"
+    assert meta.image_key("", "studio", "uid-1", 3) == "studio/uid-1/3.png"

@@ -1,0 +1,220 @@
+"""A studio: operator, API and a tiny model in a namespace, and the words that the system's tests are told in."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import boto3
+import httpx
+from botocore.config import Config
+
+from kubediffusion.local import installation
+from kubediffusion.local.testing import Namespace, eventually, is_true, wait_for
+from kubediffusion.resources import meta
+from kubediffusion.resources.client import KubernetesClient
+from kubediffusion.resources.generation_job import GenerationJob, Phase
+from kubediffusion.resources.transitions import TERMINAL
+from kubediffusion.resources.watching import Reflector
+
+MODEL = "tiny"
+JOB_SECONDS = 180.0
+"""For a job to end, a worker's start with all its imports included, on two cores that others use too."""
+
+STEPS = 2
+LONG = {"numInferenceSteps": 150, "numImages": 4, "deterministic": True}
+"""A job that computes long enough to be disturbed: image by image."""
+
+
+class Studio:
+    """KubeDiffusion in one namespace.
+
+    Args:
+        namespace: The namespace, with everything installed.
+        client: A client with the rights of an administrator.
+    """
+
+    def __init__(self, namespace: Namespace, client: KubernetesClient) -> None:
+        self.namespace = namespace
+        self.jobs = client.generation_jobs
+        self.models = client.diffusion_models
+
+    @property
+    def name(self) -> str:
+        """Name of the namespace."""
+        return self.namespace.name
+
+    @property
+    def url(self) -> str:
+        """Where the API answers."""
+        pod = self.pod("kubediffusion-api")
+        return f"http://{self.namespace.pod_status(pod)['podIP']}:{installation.API_PORT}"
+
+    def http(self) -> httpx.AsyncClient:
+        """Give an HTTP client of the API."""
+        return httpx.AsyncClient(base_url=self.url, timeout=30, trust_env=False)
+
+    # Jobs.
+
+    async def submit(self, name: str, **spec: Any) -> GenerationJob:
+        """Create a job, as ``kubectl apply`` does."""
+        body = {
+            "apiVersion": meta.API_VERSION,
+            "kind": "GenerationJob",
+            "metadata": {"name": name},
+            "spec": {"prompt": "a fox in the snow", "numInferenceSteps": STEPS, **spec},
+        }
+        return await self.jobs.create(self.name, body)
+
+    async def job(self, name: str) -> GenerationJob:
+        """Read a job."""
+        return await self.jobs.get(self.name, name)
+
+    async def change(self, name: str, **spec: Any) -> GenerationJob:
+        """Change fields of a job's spec."""
+        return await self.jobs.patch(self.name, name, {"spec": spec})
+
+    async def until(
+        self, name: str, what: str, condition: Callable[[GenerationJob], object], seconds: float = JOB_SECONDS
+    ) -> GenerationJob:
+        """Wait until something holds of a job, and give the job."""
+
+        async def holds() -> GenerationJob | None:
+            job = await self.job(name)
+            return job if condition(job) else None
+
+        return await eventually(f"{name}: {what}", holds, seconds)
+
+    async def phase(self, name: str, *phases: Phase) -> GenerationJob:
+        """Wait until a job is in one of the phases; one that ended otherwise fails the test at once."""
+
+        def reached(job: GenerationJob) -> bool:
+            ended_otherwise = job.status.phase in TERMINAL and job.status.phase not in phases
+            assert not ended_otherwise, f"{name} is {job.status.phase}, not {phases}: {job.status.error}"
+            return job.status.phase in phases
+
+        return await self.until(name, " or ".join(phases), reached)
+
+    async def finished(self, name: str) -> GenerationJob:
+        """Wait until a job has ended, however."""
+        return await self.until(name, "finished", lambda job: job.status.phase in TERMINAL)
+
+    # Images.
+
+    def stored(self, uri: str) -> bytes:
+        """Read an image from storage."""
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
+        body: bytes = self._s3().get_object(Bucket=bucket, Key=key)["Body"].read()
+        return body
+
+    def stored_keys(self, job: GenerationJob) -> list[str]:
+        """Give the keys of all that storage has of a job."""
+        prefix = f"{installation.PREFIX}/{self.name}/{job.uid}/"
+        found = self._s3().list_objects_v2(Bucket=installation.BUCKET, Prefix=prefix)
+        return [item["Key"] for item in found.get("Contents", [])]
+
+    def assert_images_are_true(self, job: GenerationJob) -> None:
+        """Check that a job succeeded, and that every image in storage is the one that its status names."""
+        assert job.status.phase is Phase.SUCCEEDED, job.status.error
+        assert len(job.status.images) == (job.spec.num_images or 1)
+        for image in job.status.images:
+            data = self.stored(image.uri)
+            assert data.startswith(b"\x89PNG")
+            assert (hashlib.sha256(data).hexdigest(), len(data)) == (image.sha256, image.bytes)
+
+    def _s3(self) -> Any:
+        settings = self.namespace.cluster.store.settings
+        return boto3.client(
+            "s3",
+            endpoint_url=settings["AWS_ENDPOINT_URL_S3"],
+            region_name=settings["AWS_REGION"],
+            aws_access_key_id=settings["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=settings["AWS_SECRET_ACCESS_KEY"],
+            config=Config(proxies={}, s3={"addressing_style": "path"}),
+        )
+
+    # Parts.
+
+    def pod(self, prefix: str) -> str:
+        """Wait for the one ready Pod whose name begins so, and give its name."""
+        return self.ready_pods(prefix, 1)[0]
+
+    def ready_pods(self, prefix: str, count: int, seconds: float = JOB_SECONDS) -> list[str]:
+        """Wait until exactly so many Pods are ready whose names begin so, and give their names."""
+
+        def ready() -> list[str] | None:
+            pods = [pod for pod in self.namespace.list("pods") if pod["metadata"]["name"].startswith(prefix)]
+            names = [
+                pod["metadata"]["name"]
+                for pod in pods
+                if is_true(pod["status"], "Ready") and "deletionTimestamp" not in pod["metadata"]
+            ]
+            return names if len(names) == count else None
+
+        return wait_for(f"{count} ready Pods {prefix}…", ready, seconds)
+
+    def kill(self, pod: str) -> None:
+        """End a Pod's process as ``kill -9`` does."""
+        self.namespace.signal(pod, signal.SIGKILL)
+
+    async def model_says(self, name: str, status: str, seconds: float = JOB_SECONDS) -> Any:
+        """Wait until a model's Available condition has this status, and give the condition."""
+
+        async def says() -> Any:
+            model = await self.models.get(self.name, name)
+            found = [c for c in model.status.conditions if c.type == "Available" and c.status == status]
+            return found[0] if found else None
+
+        return await eventually(f"model {name} Available={status}", says, seconds)
+
+
+class Witness:
+    """Watches every job of a namespace and keeps what it saw: the record that invariants are checked against."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.phases: dict[str, list[Phase]] = defaultdict(list)
+        self.attempts: dict[str, list[int]] = defaultdict(list)
+        self.latest: dict[str, GenerationJob] = {}
+        self.reflector = Reflector(studio.jobs, studio.name, self._saw)
+
+    def _saw(self, job: GenerationJob, gone: bool) -> None:
+        if gone:
+            return
+        if not self.phases[job.uid] or self.phases[job.uid][-1] != job.status.phase:
+            self.phases[job.uid].append(job.status.phase)
+        self.attempts[job.uid].append(job.status.attempt)
+        self.latest[job.uid] = job
+
+    def assert_each_ended_once(self, uids: Iterable[str]) -> None:
+        """Check that each job reached one terminal phase, never left it, and that its attempts only grew."""
+        for uid in uids:
+            terminal = [phase for phase in self.phases[uid] if phase in TERMINAL]
+            assert len(terminal) == 1, f"{self.latest[uid].name} went through {self.phases[uid]}"
+            assert self.phases[uid][-1] in TERMINAL
+            assert self.attempts[uid] == sorted(self.attempts[uid])
+
+
+def tiny_model(folder: Path, **workers: Any) -> dict[str, Any]:
+    """Give the manifest of the default model."""
+    return {
+        "apiVersion": meta.API_VERSION,
+        "kind": "DiffusionModel",
+        "metadata": {"name": MODEL, "annotations": {meta.DEFAULT_MODEL_ANNOTATION: "true"}},
+        "spec": {
+            "source": {"path": str(folder)},
+            "workers": {
+                "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}},
+                "minReplicas": 1,
+                "maxReplicas": 1,
+                "maxBatchSize": 4,
+                "terminationGracePeriodSeconds": 30,
+                # Tests share two cores: one thread a worker.
+                "env": [{"name": "KUBEDIFFUSION_TORCH_THREADS", "value": "1"}],
+                **workers,
+            },
+        },
+    }

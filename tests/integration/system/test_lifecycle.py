@@ -1,0 +1,116 @@
+"""What the fields of a job's life do: cancel, suspend, priority, deadlines, time to live, deletion."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from studio import LONG
+
+from kubediffusion.local.testing import eventually
+from kubediffusion.resources.client import NotFoundError
+from kubediffusion.resources.generation_job import Phase
+
+
+async def test_a_pending_job_is_cancelled_at_once(studio):
+    await studio.submit("waits", suspend=True)
+    await studio.change("waits", cancel=True)
+    job = await studio.phase("waits", Phase.CANCELLED)
+    assert job.status.attempt == 0
+    async with studio.http() as http:
+
+        async def failed():
+            answer = (await http.get("/results/waits")).json()
+            return answer if answer["status"] == "failed" else None
+
+        assert "ancel" in (await eventually("the API sees it", failed))["error_message"]
+
+
+async def test_a_running_job_is_cancelled_at_its_next_step_and_frees_the_worker(studio):
+    await studio.submit("long", **LONG)
+    await studio.phase("long", Phase.RUNNING)
+    await studio.submit("next")
+    await studio.change("long", cancel=True)
+    cancelled = await studio.phase("long", Phase.CANCELLED)
+    studio.assert_images_are_true(await studio.phase("next", Phase.SUCCEEDED))
+    assert cancelled.status.images == ()
+
+
+async def test_deleting_a_running_job_frees_the_worker(studio):
+    await studio.submit("long", **LONG)
+    await studio.phase("long", Phase.RUNNING)
+    studio.namespace.kubectl("delete", "gj", "long")
+    await studio.submit("next")
+    await studio.phase("next", Phase.SUCCEEDED)
+
+
+async def test_a_suspended_job_waits_says_so_and_resumes(studio):
+    await studio.submit("suspended", suspend=True)
+    job = await studio.until("suspended", "says why", lambda job: job.status.conditions)
+    assert (job.status.phase, job.status.conditions[0].reason) == (Phase.PENDING, "Suspended")
+    await studio.change("suspended", suspend=False)
+    await studio.phase("suspended", Phase.SUCCEEDED)
+
+
+async def test_priority_goes_before_age(studio):
+    """The worker has two batches at hand: what comes after waits in the operator's queue, where priority counts."""
+    await studio.submit("busy", **LONG)
+    for number in range(8):
+        await studio.submit(f"filler-{number}", **{**LONG, "numInferenceSteps": 1})
+    await studio.submit("low", priority=-5)
+    await studio.submit("high", priority=5)
+    await studio.change("busy", cancel=True)
+    for number in range(8):
+        await studio.change(f"filler-{number}", cancel=True)
+    low, high = await studio.phase("low", Phase.SUCCEEDED), await studio.phase("high", Phase.SUCCEEDED)
+    assert high.status.start_time <= low.status.start_time
+
+
+async def test_a_deadline_ends_a_job_wherever_it_is(studio):
+    await studio.submit("too-late", activeDeadlineSeconds=1, suspend=True)
+    await studio.submit("too-long", activeDeadlineSeconds=3, **LONG)
+    for name in ("too-late", "too-long"):
+        job = await studio.phase(name, Phase.FAILED)
+        assert job.status.error.code == "DeadlineExceeded"
+        assert "activeDeadlineSeconds" in job.status.error.message
+
+
+async def test_a_finished_job_is_deleted_after_its_time_to_live(studio):
+    await studio.submit("brief", ttlSecondsAfterFinished=1)
+
+    async def gone():
+        try:
+            await studio.job("brief")
+        except NotFoundError:
+            return True
+        return False
+
+    await eventually("the job is deleted", gone)
+
+
+async def test_images_go_with_the_job_or_stay_as_it_says(studio):
+    await studio.submit("goes", deletionPolicy="Delete")
+    await studio.submit("stays")
+    goes, stays = await studio.phase("goes", Phase.SUCCEEDED), await studio.phase("stays", Phase.SUCCEEDED)
+    assert len(studio.stored_keys(goes)) == len(studio.stored_keys(stays)) == 1
+    studio.namespace.kubectl("delete", "gj", "goes", "stays", "--wait=true")
+    assert studio.stored_keys(goes) == []
+    assert len(studio.stored_keys(stays)) == 1
+
+
+async def test_a_job_beyond_the_models_limits_is_refused_at_the_door(studio):
+    async with studio.http() as http:
+        refused = await http.post("/generate", json={"prompt": "x", "num_inference_steps": 151})
+    assert refused.status_code == 422
+    assert "num_inference_steps" in refused.text
+
+
+async def test_compatible_jobs_share_a_batch(studio):
+    """They wait behind a long one, then run together: their inference spans overlap."""
+    await studio.submit("first", **{**LONG, "numImages": 1})
+    await studio.phase("first", Phase.RUNNING)
+    names = [f"mate-{number}" for number in range(4)]
+    for name in names:
+        await studio.submit(name, prompt=name)
+    jobs = [await studio.phase(name, Phase.SUCCEEDED) for name in names]
+    starts = [job.status.start_time for job in jobs]
+    assert max(starts) - min(starts) < dt.timedelta(seconds=0.5)

@@ -1,0 +1,92 @@
+"""Models that come, go, cannot be loaded, and scale."""
+
+from __future__ import annotations
+
+import httpx
+
+from kubediffusion.local.testing import eventually
+from kubediffusion.resources import meta
+from kubediffusion.resources.generation_job import Phase
+
+
+async def test_a_model_that_cannot_be_loaded_says_why_and_recovers(open_studio, tiny_folder, tmp_path):
+    studio = open_studio(folder=tmp_path / "nothing-here", minReplicas=0)
+    await studio.submit("hopeless")
+    job = await studio.phase("hopeless", Phase.FAILED)
+    assert job.status.error.code == "ModelNotAvailable"
+    assert job.status.error.message.startswith("Model not available: ")
+    assert "nothing-here" in job.status.error.message
+    condition = await studio.model_says("tiny", "False")
+    assert condition.reason == "LoadFailed"
+    async with studio.http() as http:
+
+        async def refused():
+            answer = await http.post("/generate", json={"prompt": "x"})
+            return answer if answer.status_code == 503 else None
+
+        assert "nothing-here" in (await eventually("503", refused)).json()["detail"]
+        assert (await http.get("/health")).json() == {"status": "ok", "model_status": "unavailable"}
+        await studio.models.patch(studio.name, "tiny", {"spec": {"source": {"path": str(tiny_folder)}}})
+
+        async def accepted():
+            answer = await http.post("/generate", json={"prompt": "x", "num_inference_steps": 1})
+            return answer if answer.status_code == 202 else None
+
+        task = (await eventually("202", accepted)).json()["task_id"]
+    studio.assert_images_are_true(await studio.phase(task, Phase.SUCCEEDED))
+    assert (await studio.model_says("tiny", "True")).reason == "Ready"
+
+
+async def test_a_job_without_a_model_waits_a_moment_and_fails(open_studio):
+    studio = open_studio({"KUBEDIFFUSION_MODEL_GRACE_SECONDS": "3"}, minReplicas=0)
+    await studio.submit("lost", model="no-such-model")
+    says = await studio.until("lost", "says why", lambda job: job.status.conditions)
+    assert says.status.conditions[0].reason == "ModelNotFound"
+    job = await studio.phase("lost", Phase.FAILED)
+    assert job.status.error.code == "ModelNotFound"
+    assert "tiny" in job.status.error.message
+    studio.namespace.kubectl("delete", "diffusionmodel", "tiny")
+    async with studio.http() as http:
+
+        async def refused() -> httpx.Response | None:
+            answer = await http.post("/generate", json={"prompt": "x"})
+            return answer if answer.status_code == 503 else None
+
+        await eventually("503 without any model", refused)
+
+
+async def test_workers_scale_from_zero_to_the_gpus_and_back(open_studio):
+    """Two GPUs: the third worker waits, and says why; all go when there is nothing to do."""
+    studio = open_studio(
+        minReplicas=0, maxReplicas=3, idleSeconds=1, maxBatchSize=1, resources={"limits": {"nvidia.com/gpu": 1}}
+    )
+    assert studio.namespace.list("pods", meta.WORKER_SELECTOR) == []
+    names = [f"job-{number}" for number in range(12)]
+    for name in names:
+        await studio.submit(name, numInferenceSteps=150)
+    waiting = await studio.until(
+        names[-1], "says what it waits for", lambda job: job.status.conditions and job.status.phase is Phase.PENDING
+    )
+    assert waiting.status.conditions[0].reason in {"WorkerStarting", "WorkerUnschedulable", "WorkersBusy"}
+
+    async def third_waits():
+        pods = studio.namespace.list("pods", meta.WORKER_SELECTOR)
+        pending = [
+            condition["message"]
+            for pod in pods
+            for condition in pod["status"].get("conditions", [])
+            if condition["type"] == "PodScheduled" and condition["status"] == "False"
+        ]
+        return pending if len(pods) == 3 and pending else None
+
+    assert "nvidia.com/gpu" in (await eventually("a third worker without a GPU", third_waits))[0]
+    for name in names[6:]:
+        await studio.change(name, cancel=True)
+    for name in names[:6]:
+        studio.assert_images_are_true(await studio.phase(name, Phase.SUCCEEDED))
+
+    async def none_left():
+        return not studio.namespace.list("pods", meta.WORKER_SELECTOR)
+
+    await eventually("scaled to zero", none_left)
+    assert (await studio.model_says("tiny", "True")).reason == "ScaledToZero"

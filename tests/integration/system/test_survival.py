@@ -1,0 +1,132 @@
+"""Kill anything, at any time: no accepted job is lost, none ends twice, every image hashes to its status."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from studio import LONG, STEPS, Witness
+
+from kubediffusion.local.testing import eventually
+from kubediffusion.resources.client import ConflictError, InvalidError
+from kubediffusion.resources.generation_job import Phase
+
+
+async def test_a_job_survives_the_death_of_its_worker_and_gives_the_same_pixels(studio):
+    await studio.submit("undisturbed", seed=11, **{**LONG, "numInferenceSteps": 20, "numImages": 2})
+    await studio.submit("disturbed", seed=11, **{**LONG, "numInferenceSteps": 20, "numImages": 2})
+    undisturbed = await studio.phase("undisturbed", Phase.SUCCEEDED)
+    await studio.submit("long", seed=11, **LONG)
+    running = await studio.phase("long", Phase.RUNNING)
+    studio.kill(running.status.worker)
+    again = await studio.until("long", "bound again", lambda job: job.status.attempt > running.status.attempt)
+    assert again.status.retries == 1
+    assert again.status.parameters.seed == 11
+    await studio.change("long", cancel=True)
+    disturbed = await studio.phase("disturbed", Phase.SUCCEEDED)
+    assert [i.sha256 for i in disturbed.status.images] == [i.sha256 for i in undisturbed.status.images]
+
+
+async def test_a_job_that_may_not_be_tried_again_fails_with_its_worker(studio):
+    await studio.submit("once", backoffLimit=0, **LONG)
+    running = await studio.phase("once", Phase.RUNNING)
+    studio.kill(running.status.worker)
+    job = await studio.phase("once", Phase.FAILED)
+    assert job.status.error.code == "BackoffLimitExceeded"
+    assert "137" in job.status.error.message
+    studio.ready_pods("tiny", 1)
+
+
+async def test_the_operator_dies_with_jobs_in_every_phase(studio):
+    await studio.submit("finished")
+    finished = await studio.phase("finished", Phase.SUCCEEDED)
+    await studio.submit("suspended", suspend=True)
+    await studio.submit("running", **{**LONG, "numInferenceSteps": 30})
+    await studio.phase("running", Phase.RUNNING)
+    await studio.submit("bound")
+    await studio.phase("bound", Phase.SCHEDULED, Phase.RUNNING)
+    studio.kill(studio.pod("kubediffusion-operator"))
+    await studio.submit("meanwhile")
+    await studio.change("suspended", suspend=False)
+    for name in ("running", "bound", "meanwhile", "suspended"):
+        studio.assert_images_are_true(await studio.phase(name, Phase.SUCCEEDED))
+    assert (await studio.job("finished")) == finished
+    assert (await studio.job("running")).status.attempt == 1
+
+
+async def test_the_api_dies_between_request_and_poll(studio):
+    async with studio.http() as http:
+        task = (await http.post("/generate", json={"prompt": "x", "num_inference_steps": STEPS})).json()["task_id"]
+    before = studio.pod("kubediffusion-api")
+    restarts = studio.namespace.container(before)["restartCount"]
+    studio.kill(before)
+
+    async def back():
+        found = studio.namespace.container(before)
+        return found["restartCount"] > restarts and found["ready"]
+
+    await eventually("the API is back", back)
+    async with studio.http() as http:
+
+        async def completed():
+            answer = (await http.get(f"/results/{task}")).json()
+            return answer if answer["status"] == "completed" else None
+
+        assert (await eventually("the image", completed))["image_base64"]
+
+
+async def test_storage_goes_and_comes_back_and_nothing_is_computed_twice(studio):
+    store = studio.namespace.cluster.store.process
+    store.stop()
+    try:
+        await studio.submit("patient")
+        says = await studio.until(
+            "patient", "says that storage is away", lambda job: any(c.type == "Uploaded" for c in job.status.conditions)
+        )
+        condition = next(c for c in says.status.conditions if c.type == "Uploaded")
+        assert (condition.status, condition.reason) == ("False", "StorageUnavailable")
+    finally:
+        store.start()
+        store.wait_ready()
+    job = await studio.phase("patient", Phase.SUCCEEDED)
+    studio.assert_images_are_true(job)
+    assert (job.status.attempt, job.status.retries) == (1, 0)
+    assert job.status.start_time == says.status.start_time
+
+
+async def test_two_hundred_jobs_and_cancels_each_end_exactly_once(studio):
+    """A quarter is cancelled at random moments, the worker and the operator die on the way."""
+    dice = random.Random(7)  # noqa: S311 - a reproducible test, no secret
+    witness = Witness(studio)
+    watching = asyncio.create_task(witness.reflector.run())
+    await witness.reflector.synced.wait()
+    jobs = [await studio.submit(f"many-{n:03}", priority=n % 3, numImages=1 + n % 2) for n in range(100)]
+    async with studio.http() as http:
+        for _ in range(100):
+            accepted = await http.post("/generate", json={"prompt": "a cat", "num_inference_steps": 1})
+            jobs.append(await studio.job(accepted.json()["task_id"]))
+    studio.kill(studio.pod("tiny"))
+    cancelled = dice.sample(jobs, 50)
+    for count, job in enumerate(cancelled):
+        try:
+            await studio.change(job.name, cancel=True)
+        except (ConflictError, InvalidError):  # pragma: no cover - nothing forbids cancelling a finished job
+            raise AssertionError(f"cancelling {job.name} was refused") from None
+        if count == 25:
+            studio.kill(studio.pod("kubediffusion-operator"))
+
+    async def all_ended():
+        return all(witness.latest[job.uid].status.phase in {"Succeeded", "Failed", "Cancelled"} for job in jobs)
+
+    await eventually("all 200 jobs end", all_ended, seconds=280)
+    watching.cancel()
+    witness.assert_each_ended_once(job.uid for job in jobs)
+    ends = [witness.latest[job.uid] for job in jobs]
+    asked = {job.uid for job in cancelled}
+    for job in ends:
+        if job.status.phase is Phase.SUCCEEDED:
+            studio.assert_images_are_true(job)
+        else:
+            assert job.status.phase is Phase.CANCELLED, (job.name, job.status.error)
+            assert job.uid in asked
+    assert sum(job.status.phase is Phase.SUCCEEDED for job in ends) >= 150

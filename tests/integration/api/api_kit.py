@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,14 @@ class Api:
         assert self._process is not None
         return self._process.pid
 
-    def start(self) -> None:
-        """Start it, and wait until it is ready."""
+    def launch(self) -> None:
+        """Start it, whether it gets ready or not."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen([COMMAND], env=self._environment, stdout=log, stderr=log)
+
+    def start(self) -> None:
+        """Start it, and wait until it is ready."""
+        self.launch()
         wait_for("the API to be ready", self.ready, 60)
 
     def ready(self) -> bool:
@@ -305,6 +310,22 @@ def _identity(cluster: LocalCluster, folder: Path) -> ssl.SSLContext:
 
 
 @contextlib.contextmanager
+def api_server_away(namespace: Namespace) -> Iterator[None]:
+    """Kill the API server, and bring it back in the end, with the controllers that later tests need."""
+    cluster = namespace.cluster
+    server = cluster.control_plane.apiserver
+    server.kill()
+    try:
+        yield
+    finally:
+        server.start()
+        server.wait_ready()
+        # The controllers come back to it after a pause of their own.
+        cluster.kubectl("--namespace", namespace.name, "delete", "configmap", "kube-root-ca.crt")
+        wait_for("the controllers", lambda: namespace.get("configmap", "kube-root-ca.crt"))
+
+
+@contextlib.contextmanager
 def apis(namespace: Namespace, folder: Path) -> Iterator[Callable[..., Api]]:
     """Give a way to start APIs with settings of their own; all are ended in the end."""
     started: list[Api] = []
@@ -320,3 +341,31 @@ def apis(namespace: Namespace, folder: Path) -> Iterator[Callable[..., Api]]:
     finally:
         for api in started:
             api.close()
+
+
+StartApi = Callable[..., Api]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A namespace that is served.
+
+    Attributes:
+        stage: Whoever plays operator and worker; there is one model, and it is the default.
+        start: Starts an API; keyword arguments are settings.
+    """
+
+    stage: Stage
+    start: StartApi
+
+
+@contextlib.contextmanager
+def serving(namespace: Namespace, folder: Path) -> Iterator[Site]:
+    namespace.install()
+    stage = Stage(namespace, folder)
+    stage.model()
+    try:
+        with apis(namespace, folder) as start:
+            yield Site(stage, start)
+    finally:
+        stage.close()

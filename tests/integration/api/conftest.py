@@ -3,39 +3,50 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import Namespace
 
 # Tests are no packages, and conformance uses the same kit.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from api_kit import Api, Stage, apis
-
-StartApi = Callable[..., Api]
+from api_kit import Api, Site, Stage, StartApi, serving
 
 
-@pytest.fixture
-def stage(namespace: Namespace, tmp_path: Path) -> Iterator[Stage]:
-    """Whoever plays operator and worker; there is one model, and it is the default."""
-    namespace.install()
-    played = Stage(namespace, tmp_path)
-    played.model()
-    yield played
-    played.close()
+@pytest.fixture(scope="session")
+def shared(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A namespace for the tests that leave its model as it is and do not count its jobs."""
+    namespace = Namespace(cluster, "shared-api")
+    namespace.create()
+    with serving(namespace, tmp_path_factory.mktemp("api")) as site:
+        yield site
+    namespace.delete()
 
 
 @pytest.fixture
-def start_api(namespace: Namespace, stage: Stage, tmp_path: Path) -> Iterator[StartApi]:
-    """Starts an API; keyword arguments are settings."""
-    with apis(namespace, tmp_path) as start:
-        yield start
+def stage(shared: Site) -> Stage:
+    """Operator and worker of the shared namespace."""
+    return shared.stage
+
+
+@pytest.fixture(scope="session")
+def api(shared: Site) -> Api:
+    """An API with the default settings in the shared namespace."""
+    return shared.start()
 
 
 @pytest.fixture
-def api(start_api: StartApi) -> Api:
-    """An API with the default settings."""
-    return start_api()
+def start_api(shared: Site) -> StartApi:
+    """Starts another API in the shared namespace."""
+    return shared.start
+
+
+@pytest.fixture
+def site(namespace: Namespace, tmp_path: Path) -> Iterator[Site]:
+    """A namespace of the test's own."""
+    with serving(namespace, tmp_path) as own:
+        yield own

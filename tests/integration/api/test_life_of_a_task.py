@@ -8,9 +8,9 @@ import json
 import subprocess
 
 import httpx
-from api_kit import Api, Stage, png
+from api_kit import Api, Site, Stage, StartApi, png
 
-from kubediffusion.local.testing import Namespace, wait_for
+from kubediffusion.local.testing import wait_for
 
 SEED_FIELDS = ["task_id", "status", "prompt", "image_base64", "error_message"]
 
@@ -65,8 +65,8 @@ def test_a_failed_task_says_why(api: Api, stage: Stage) -> None:
     assert failed["image_base64"] is None
 
 
-def test_a_job_of_kubectl_is_a_task(api: Api, stage: Stage, namespace: Namespace) -> None:
-    namespace.kubectl("apply", "--filename=-", stdin="""
+def test_a_job_of_kubectl_is_a_task(api: Api, stage: Stage) -> None:
+    stage.namespace.kubectl("apply", "--filename=-", stdin="""
 apiVersion: kubediffusion.io/v1alpha1
 kind: GenerationJob
 metadata: {name: by-hand}
@@ -133,7 +133,7 @@ def test_every_image_and_its_hash(api: Api, stage: Stage) -> None:
     assert api.http.get(f"/v1/jobs/{task_id}/images/2").status_code == 404
 
 
-def test_a_stored_image_that_is_gone_or_altered(start_api, stage: Stage) -> None:
+def test_a_stored_image_that_is_gone_or_altered(start_api: StartApi, stage: Stage) -> None:
     api = start_api(IMAGE_CACHE_BYTES="0")
     task_id = api.generate()
     stage.complete(task_id, png())
@@ -146,7 +146,8 @@ def test_a_stored_image_that_is_gone_or_altered(start_api, stage: Stage) -> None
     assert (gone.status_code, gone.json()) == (410, {"detail": "The image has been deleted from storage."})
 
 
-def test_health_follows_the_model(api: Api, stage: Stage) -> None:
+def test_health_follows_the_model(site: Site) -> None:
+    api, stage = site.start(), site.stage
     assert api.http.get("/health").json() == {"status": "ok", "model_status": "available"}
     stage.available("False", "LoadFailed", "no such folder: /models/tiny")
     wait_for("the model to be unavailable", lambda: health(api) == "unavailable")
@@ -165,8 +166,9 @@ def health(api: Api) -> str:
     return status
 
 
-def test_without_any_model_there_is_503(api: Api, stage: Stage, namespace: Namespace) -> None:
-    namespace.kubectl("delete", "diffusionmodels", "--all")
+def test_without_any_model_there_is_503(site: Site) -> None:
+    api = site.start()
+    site.stage.namespace.kubectl("delete", "diffusionmodels", "--all")
     wait_for("the model to be gone", lambda: health(api) == "unavailable")
     refused = api.http.post("/generate", json={"prompt": "a cat"})
     assert refused.status_code == 503

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Header
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -93,12 +94,31 @@ IdempotencyKey = Annotated[
 
 
 class JsonRequest(Request):
-    """A request whose JSON is read strictly by RFC 8259.
+    """A request whose body is bounded, and whose JSON is read strictly by RFC 8259.
 
     Python's own parser lets lone surrogates through, which fail much later, when the prompt is encoded for the API
     server; and it recurses as deep as a body tells it to. NaN and Infinity do pass here: the field that holds one is
     refused by name.
     """
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """Give the body in pieces, up to the limit.
+
+        Starlette has a limit of its own; it answers in plain text, where every other error here is JSON.
+
+        Raises:
+            HTTPException: 413, the body is longer; what is left of it is not read.
+        """
+        limit = (await _parts(self)).settings.max_body_bytes
+        length = self.headers.get("content-length", "")
+        if length.isdigit() and int(length) > limit:
+            raise _too_large(limit)
+        size = 0
+        async for piece in super().stream():
+            size += len(piece)
+            if size > limit:
+                raise _too_large(limit)
+            yield piece
 
     async def json(self) -> object:
         """Give the decoded body.
@@ -112,6 +132,11 @@ class JsonRequest(Request):
         except ValueError as error:
             # The error that FastAPI expects of its parser.
             raise json.JSONDecodeError(str(error), "", 0) from error
+
+
+def _too_large(limit: int) -> HTTPException:
+    # Starlette's own kind: FastAPI lets it pass while it reads a body, and takes any other for a broken one.
+    return HTTPException(413, f"The request body is too large: at most {limit} bytes are taken.")
 
 
 class JsonRoute(APIRoute):

@@ -247,8 +247,7 @@ async def _on_invalid_request(_: Request, error: Exception) -> Response:
 
 async def _on_http_exception(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - as above
-    detail = "The request body is too large." if error.status_code == 413 else error.detail
-    return JSONResponse({"detail": detail}, status_code=error.status_code, headers=error.headers)
+    return JSONResponse({"detail": error.detail}, status_code=error.status_code, headers=error.headers)
 
 
 async def _on_rate_limit(request: Request, error: Exception) -> Response:

@@ -37,7 +37,6 @@ def seed_routes(settings: Settings, limiter: Limiter) -> APIRouter:
         status_code=202,
         summary="Generate an image",
         responses=errors(413, 422, 429, 503),
-        max_body_size=settings.max_body_bytes,
     )
     @limiter.shared_limit(settings.rate_limit or "1/second", scope=CREATION)
     async def generate(

@@ -47,7 +47,6 @@ def v1_routes(settings: Settings, limiter: Limiter) -> APIRouter:
         tags=["jobs"],
         summary="Create a job",
         responses=errors(413, 422, 429, 503),
-        max_body_size=settings.max_body_bytes,
     )(limited(create_job))
     router.get("/jobs", tags=["jobs"], summary="List jobs", responses=errors(422, 503))(list_jobs)
     router.get("/jobs/{name}", tags=["jobs"], summary="Show a job", responses=errors(404, 429, 503))(show_job)

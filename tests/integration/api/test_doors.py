@@ -1,0 +1,288 @@
+"""Who gets in and what is refused: keys, limits, sizes, fields, and what the cluster itself refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx
+import pytest
+from api_kit import COMMAND, Api, Site, StartApi
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kubediffusion.local.testing import wait_for
+
+OPEN = ("/health", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/docs/assets/swagger-ui.css")
+
+
+def problems(answer: httpx.Response) -> dict[str, str]:
+    """Give the fields that a 422 names, and what it says of each."""
+    assert answer.status_code == 422, answer.text
+    return {".".join(map(str, problem["loc"])): problem["msg"] for problem in answer.json()["detail"]}
+
+
+def generate(api: Api, **body: object) -> httpx.Response:
+    return api.http.post("/generate", json={"prompt": "a cat", **body})
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "reason"),
+    [
+        ({"prompt": ""}, "body.prompt", "at least 1"),
+        ({"prompt": "x" * 4001}, "body.prompt", "at most 4000"),
+        ({"negative_prompt": "x" * 4001}, "body.negative_prompt", "at most 4000"),
+        ({"num_inference_steps": 0}, "body.num_inference_steps", "greater than or equal to 1"),
+        ({"num_inference_steps": 151}, "body.num_inference_steps", "exceeds the limit 150"),
+        ({"num_inference_steps": 2.5}, "body.num_inference_steps", "valid integer"),
+        ({"guidance_scale": -1}, "body.guidance_scale", "greater than or equal to 0"),
+        ({"guidance_scale": 50.5}, "body.guidance_scale", "less than or equal to 50"),
+        ({"seed": -1}, "body.seed", "greater than or equal to 0"),
+        ({"seed": 2**63}, "body.seed", "less than or equal to 9223372036854775807"),
+        ({"seed": 2**63 - 1, "num_images": 2}, "body.seed", "beyond 9223372036854775807"),
+        ({"width": 513}, "body.width", "multiple of 8"),
+        ({"height": 2048}, "body.height", "exceeds the limit 1024"),
+        ({"num_images": 5}, "body.num_images", "exceeds the limit 4"),
+        ({"scheduler": "Nonsense"}, "body.scheduler", "DDIMScheduler"),
+        ({"model": "unknown"}, "body.model", "known models: tiny"),
+        ({"numInferenceSteps": 5}, "body.numInferenceSteps", "did you mean 'num_inference_steps'?"),
+        ({"promt": "x"}, "body.promt", "did you mean 'prompt'?"),
+        ({"steps": 5}, "body.steps", "did you mean 'num_inference_steps'?"),
+        ({"cfg_scale_xyz": 5}, "body.cfg_scale_xyz", "Unknown field"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(api: Api, body: dict[str, object], field: str, reason: str) -> None:
+    assert reason in problems(generate(api, **body))[field]
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize("field", ["guidance_scale", "num_inference_steps", "seed", "prompt"])
+def test_what_is_no_number_is_refused(api: Api, field: str, value: str) -> None:
+    body = f'{{"prompt": "a cat", "{field}": {value}}}'
+    answer = api.http.post("/generate", content=body, headers={"Content-Type": "application/json"})
+    assert f"body.{field}" in problems(answer)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b'"text"', b"null", b"\xff\xfe", b'{"prompt": "\\ud800"}', b"[" * 5000]
+)
+def test_what_is_no_json_object_is_refused(api: Api, body: bytes) -> None:
+    answer = api.http.post("/generate", content=body, headers={"Content-Type": "application/json"})
+    assert "body" in problems(answer)
+
+
+def test_another_content_type_is_refused(api: Api) -> None:
+    answer = api.http.post("/generate", content=b'{"prompt": "a cat"}', headers={"Content-Type": "text/plain"})
+    assert "application/json" in problems(answer)["body"]
+
+
+def test_an_answer_does_not_echo_what_was_sent(api: Api) -> None:
+    answer = generate(api, prompt="x" * 4001, seed="my secret")
+    assert "xxx" not in answer.text
+    assert "my secret" not in answer.text
+
+
+def test_a_body_over_64_kib_is_413(api: Api) -> None:
+    answer = generate(api, prompt="x" * 70_000)
+    assert (answer.status_code, answer.json()) == (
+        413,
+        {"detail": "The request body is too large: at most 65536 bytes are taken."},
+    )
+
+    def endless() -> Iterator[bytes]:
+        yield b'{"prompt": "'
+        for _ in range(20):
+            yield b"x" * 10_000
+
+    chunked = api.http.post("/generate", content=endless(), headers={"Content-Type": "application/json"})
+    assert chunked.status_code == 413
+
+
+def test_a_body_that_never_ends_is_413_before_its_end(api: Api) -> None:
+    with socket.create_connection(("127.0.0.1", api.port), timeout=10) as connection:
+        connection.sendall(
+            b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n"
+        )
+        chunk = b"x" * 32_768
+        for _ in range(3):
+            connection.sendall(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+        assert connection.recv(1024).startswith(b"HTTP/1.1 413")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=st.data())
+def test_any_body_is_accepted_or_refused_never_an_error(api: Api, body: st.DataObject) -> None:
+    known = ["prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "seed", "width", "model", "other"]
+    values = st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.integers(), max_size=2)
+    )
+    content = body.draw(
+        st.one_of(
+            st.binary(max_size=200),
+            st.dictionaries(st.sampled_from(known), values, max_size=5).map(lambda value: json.dumps(value).encode()),
+            st.fixed_dictionaries({"prompt": st.text(max_size=20)}, optional={"seed": st.integers(0, 2**63)}).map(
+                lambda value: json.dumps(value).encode()
+            ),
+        )
+    )
+    answer = api.http.post("/generate", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code in {202, 422}, answer.text
+    assert "detail" in answer.json() or "task_id" in answer.json()
+
+
+@given(task_id=st.text(st.characters(exclude_characters="/", exclude_categories=["Cs"]), min_size=1, max_size=40))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_task_id_is_answered(api: Api, task_id: str) -> None:
+    assert api.http.get(f"/results/{quote(task_id, safe='')}").status_code in {200, 404, 429}
+
+
+def test_keys(start_api: StartApi, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    (keys / "alice").write_text("alice-key\n")
+    api = start_api(API_KEYS_FILE=str(keys))
+    for path in OPEN:
+        assert api.http.get(path).status_code == 200, path
+    missing = api.http.post("/generate", json={"prompt": "a cat"})
+    assert missing.status_code == 401
+    assert missing.headers["WWW-Authenticate"] == "Bearer"
+    assert missing.headers["X-Request-ID"]
+    for path in ("/results/x", "/v1/jobs", "/v1/models", "/nowhere"):
+        assert api.http.get(path).status_code == 401, path
+        assert api.http.get(path, headers={"X-API-Key": "wrong"}).status_code == 403, path
+    for headers in ({"Authorization": "Bearer alice-key"}, {"X-API-Key": "alice-key"}):
+        accepted = api.http.post("/generate", json={"prompt": "a cat"}, headers=headers)
+        assert accepted.status_code == 202
+        assert api.http.get(f"/results/{accepted.json()['task_id']}", headers=headers).status_code == 200
+
+    # Another client is let in, and the first one locked out, without a restart.
+    (keys / "bob").write_text("bob-key")
+    (keys / "alice").unlink()
+    wait_for("the new key", lambda: _allowed(api, "bob-key"))
+    wait_for("the old key's end", lambda: not _allowed(api, "alice-key"))
+    assert "alice-key" not in api.log.read_text()
+
+
+def _allowed(api: Api, key: str) -> bool:
+    return api.http.get("/v1/models", headers={"X-API-Key": key}).status_code == 200
+
+
+def test_the_rate_limit_is_each_clients_own(start_api: StartApi, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    for name in ("alice", "bob"):
+        (keys / name).write_text(f"{name}-key")
+    api = start_api(API_KEYS_FILE=str(keys), RATE_LIMIT="3/hour")
+    alice, bob = {"X-API-Key": "alice-key"}, {"X-API-Key": "bob-key"}
+    # Both doors count, and polling does not.
+    statuses = [
+        api.http.post(path, json={"prompt": "a cat"}, headers=alice).status_code
+        for path in ("/generate", "/v1/jobs", "/generate", "/generate", "/v1/jobs")
+    ]
+    assert statuses == [202, 201, 202, 429, 429]
+    limited = api.http.post("/generate", json={"prompt": "a cat"}, headers=alice)
+    assert 3000 < int(limited.headers["Retry-After"]) <= 3600
+    assert api.http.post("/generate", json={"prompt": "a cat"}, headers=bob).status_code == 202
+    assert api.http.get("/v1/jobs", headers=alice).status_code == 200
+
+
+def test_addresses_behind_a_trusted_proxy_count_apart(start_api: StartApi) -> None:
+    api = start_api(RATE_LIMIT="1/hour", TRUSTED_PROXIES="127.0.0.1")
+    for address in ("192.0.2.1", "192.0.2.2"):
+        headers = {"X-Forwarded-For": address}
+        statuses = [api.http.post("/generate", json={"prompt": "x"}, headers=headers).status_code for _ in range(2)]
+        assert statuses == [202, 429]
+    unbelieved = start_api(RATE_LIMIT="1/hour")
+    statuses = [
+        unbelieved.http.post("/generate", json={"prompt": "x"}, headers={"X-Forwarded-For": address}).status_code
+        for address in ("192.0.2.1", "192.0.2.2")
+    ]
+    assert statuses == [202, 429]
+
+
+def test_the_cap_on_unfinished_jobs(site: Site) -> None:
+    api = site.start(MAX_UNFINISHED_JOBS="2")
+    first = api.generate()
+    api.generate()
+    full = generate(api)
+    assert full.status_code == 429
+    assert full.headers["Retry-After"]
+    site.stage.cancelled(first)
+    wait_for("room", lambda: generate(api).status_code == 202)
+    assert generate(api).status_code == 429
+
+
+def test_a_quota_of_the_namespace_is_429(site: Site) -> None:
+    api = site.start()
+    site.stage.namespace.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "ResourceQuota",
+            "metadata": {"name": "jobs"},
+            "spec": {"hard": {"count/generationjobs.kubediffusion.io": "1"}},
+        }
+    )
+    refused = wait_for("the quota", lambda: _refused(api))
+    assert refused.status_code == 429, refused.text
+    assert "quota" in refused.json()["detail"]
+
+
+def _refused(api: Api) -> httpx.Response | None:
+    answer = generate(api)
+    return None if answer.status_code == 202 else answer
+
+
+def test_a_key_of_idempotency_gives_one_job(api: Api, start_api: StartApi) -> None:
+    other = start_api()
+    headers = {"Idempotency-Key": "order-66"}
+    first = api.http.post("/generate", json={"prompt": "a cat", "seed": 1}, headers=headers)
+    assert first.status_code == 202
+    for replica in (api, other):
+        for path, status in (("/generate", 202), ("/v1/jobs", 201)):
+            again = replica.http.post(path, json={"prompt": "a cat", "seed": 1}, headers=headers)
+            assert again.status_code == status, again.text
+            assert again.json().get("task_id", again.json().get("name")) == first.json()["task_id"]
+        changed = replica.http.post("/generate", json={"prompt": "a dog"}, headers=headers)
+        assert "another request" in problems(changed)["header.Idempotency-Key"]
+
+
+def test_prompts_stay_out_of_the_log(start_api: StartApi) -> None:
+    silent, talking = start_api(), start_api(LOG_PROMPTS="true")
+    for api in (silent, talking):
+        task_id = api.generate("a very personal prompt")
+        assert task_id in api.log.read_text()
+    assert "personal" not in silent.log.read_text()
+    assert "personal" in talking.log.read_text()
+    assert all(json.loads(line) for line in talking.log.read_text().splitlines())
+
+
+def test_a_requests_id_comes_back(api: Api) -> None:
+    assert api.http.get("/health", headers={"X-Request-ID": "mine"}).headers["X-Request-ID"] == "mine"
+    assert api.http.get("/health", headers={"X-Request-ID": "x" * 200}).headers["X-Request-ID"] != "x" * 200
+    ids = {api.http.get("/nowhere").headers["X-Request-ID"] for _ in range(5)}
+    assert len(ids) == 5
+
+
+def test_the_documentation_needs_no_internet(api: Api) -> None:
+    page = api.http.get("/docs").text
+    assert "http" not in page.replace("http-equiv", "")
+    assert api.http.get("/docs/assets/swagger-ui-bundle.js").status_code == 200
+    document = api.http.get("/openapi.json").json()
+    assert document["openapi"].startswith("3.0")
+    request = document["components"]["schemas"]["JobRequest"]["properties"]
+    assert (request["num_inference_steps"]["default"], request["guidance_scale"]["default"]) == (50, 7.5)
+    assert all(field.get("description") for field in request.values())
+
+
+def test_wrong_settings_are_named() -> None:
+    environment = {"PATH": os.environ["PATH"], "KUBEDIFFUSION_PORT": "none", "KUBEDIFFUSION_RATE_LIMIT": "fast"}
+    done = subprocess.run([COMMAND], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 78
+    assert "KUBEDIFFUSION_PORT" in done.stderr
+    assert "KUBEDIFFUSION_RATE_LIMIT" in done.stderr

@@ -1,0 +1,188 @@
+"""What the API promises while its neighbours, or it, come and go."""
+
+from __future__ import annotations
+
+import base64
+import concurrent.futures
+import threading
+import time
+
+import httpx
+from api_kit import Api, Stage, StartApi, api_server_away, png
+
+from kubediffusion.local.testing import wait_for
+
+
+def test_replicas_read_each_others_writes(api: Api, start_api: StartApi) -> None:
+    """A GET straight after the 202 never answers 404, whichever replica it reaches."""
+    other = start_api()
+    for number in range(50):
+        writer, reader = (api, other) if number % 2 else (other, api)
+        task_id = writer.generate(f"number {number}")
+        assert reader.result(task_id)["prompt"] == f"number {number}"
+        assert writer.result(task_id)["status"] == "pending"
+
+
+def test_a_restart_loses_nothing(start_api: StartApi, stage: Stage) -> None:
+    api = start_api()
+    pending, done = api.generate("pending"), api.generate("done")
+    stage.complete(done, png())
+    api.wait_status(done, "completed")
+    api.kill()
+    api.start()
+    assert api.result(pending)["status"] == "pending"
+    assert base64.b64decode(api.result(done)["image_base64"]) == png()
+
+
+def test_sigterm_ends_it_in_order(start_api: StartApi) -> None:
+    api = start_api()
+    task_id = api.generate()
+    assert api.stop() == 0
+    assert '"job": "' + task_id in api.log.read_text()
+
+
+def test_it_starts_without_an_api_server_and_recovers(start_api: StartApi, stage: Stage) -> None:
+    api = start_api()
+    task_id = api.generate()
+    api.kill()
+    with api_server_away(stage.namespace):
+        api.launch()
+        wait_for("the API to serve", lambda: _serves(api))
+        assert api.http.get("/livez").status_code == 200
+        assert api.http.get("/readyz").status_code == 503
+        assert api.http.get("/health").status_code == 200
+        for answer in (api.http.get(f"/results/{task_id}"), api.http.post("/generate", json={"prompt": "a cat"})):
+            assert answer.status_code == 503
+            assert int(answer.headers["Retry-After"]) >= 1
+    wait_for("the API to be ready", api.ready)
+    assert api.result(task_id)["status"] == "pending"
+
+
+def _serves(api: Api) -> bool:
+    try:
+        return api.http.get("/livez").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_polls_go_on_while_the_api_server_restarts(api: Api, stage: Stage) -> None:
+    task_ids = [api.generate(f"number {number}") for number in range(10)]
+    wrong: list[httpx.Response] = []
+    polls = 0
+    over = threading.Event()
+
+    def poll() -> None:
+        nonlocal polls
+        with httpx.Client(base_url=api.url, trust_env=False) as http:
+            while not over.is_set():
+                for task_id in task_ids:
+                    answer = http.get(f"/results/{task_id}")
+                    polls += 1
+                    if answer.status_code != 200:
+                        wrong.append(answer)
+
+    poller = threading.Thread(target=poll)
+    poller.start()
+    try:
+        with api_server_away(stage.namespace):
+            refused = api.http.post("/generate", json={"prompt": "a cat"})
+            assert refused.status_code == 503
+        stage.complete(task_ids[0], png())
+        api.wait_status(task_ids[0], "completed")
+        api.generate("after the restart")
+    finally:
+        over.set()
+        poller.join()
+    assert not wrong, wrong[0].text
+    assert polls > 100
+
+
+def test_storage_away_is_503_and_passes(start_api: StartApi, stage: Stage) -> None:
+    api = start_api(IMAGE_CACHE_BYTES="0")
+    task_id = api.generate()
+    stage.complete(task_id, png())
+    api.wait_status(task_id, "completed")
+    store = stage.namespace.cluster.store.process
+    store.kill()
+    try:
+        answer = api.http.get(f"/results/{task_id}")
+        assert answer.status_code == 503
+        assert answer.headers["Retry-After"]
+        assert "storage" in answer.json()["detail"]
+        # Signing asks nobody, and who only wants to know how far it is needs no image.
+        assert api.result(task_id, image="url")["status"] == "completed"
+        assert api.http.get(f"/v1/jobs/{task_id}").status_code == 200
+    finally:
+        store.start()
+        store.wait_ready()
+    assert base64.b64decode(api.result(task_id)["image_base64"]) == png()
+
+
+def test_polling_costs_the_api_server_nothing(api: Api, stage: Stage) -> None:
+    task_ids = [api.generate(f"number {number}") for number in range(20)]
+    done = api.generate("done")
+    stage.complete(done, png())
+    api.wait_status(done, "completed")
+    before = api.metric("kubediffusion_api_lookups_total")
+    reads = api.metric('kubediffusion_api_image_reads_total{source="storage"}')
+    for _ in range(10):
+        for task_id in [*task_ids, done]:
+            api.result(task_id)
+    assert api.metric("kubediffusion_api_lookups_total") == before
+    assert api.metric('kubediffusion_api_image_reads_total{source="storage"}') == reads
+
+
+def test_probing_for_tasks_is_bounded_and_never_hides_one(start_api: StartApi, stage: Stage) -> None:
+    api = start_api(UNKNOWN_TASK_LIMIT="5/minute")
+
+    def probe(number: int) -> int:
+        return api.http.get(f"/results/nothing-{number}").status_code
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(probe, range(60)))
+    assert set(statuses) == {404, 429}
+    # A few may have been under way when the allowance ran out.
+    assert api.metric("kubediffusion_api_lookups_total") <= 5 + 8
+    # Whoever has used it up still sees what exists, once the watch has brought it.
+    stage.namespace.kubectl("apply", "--filename=-", stdin=_job("late"))
+    wait_for("the job", lambda: api.http.get("/results/late").status_code == 200)
+
+
+def test_one_unknown_task_is_asked_for_seldom_and_found_at_once(start_api: StartApi, stage: Stage) -> None:
+    """Those who wait for a job that does not exist yet share reads, and none is told 404 after it was created."""
+    api = start_api(UNKNOWN_TASK_LIMIT="")
+    created = threading.Event()
+    late: list[int] = []
+    polls = 0
+
+    def poll() -> None:
+        nonlocal polls
+        with httpx.Client(base_url=api.url, trust_env=False, timeout=30) as http:
+            for _ in range(8):
+                exists = created.is_set()
+                status = http.get("/results/awaited").status_code
+                polls += 1
+                if exists:
+                    late.append(status)
+
+    began = time.monotonic()
+    pollers = [threading.Thread(target=poll) for _ in range(20)]
+    for poller in pollers:
+        poller.start()
+    stage.namespace.kubectl("apply", "--filename=-", stdin=_job("awaited"))
+    created.set()
+    for poller in pollers:
+        poller.join()
+    assert set(late) <= {200}
+    assert polls == 160
+    # One each half second, and the one that found it.
+    assert api.metric("kubediffusion_api_lookups_total") <= 2 + 2 * (time.monotonic() - began)
+
+
+def _job(name: str) -> str:
+    return f"""
+apiVersion: kubediffusion.io/v1alpha1
+kind: GenerationJob
+metadata: {{name: {name}}}
+spec: {{prompt: a dog}}
+"""

@@ -100,7 +100,9 @@ def model_limits() -> list[dict[str, Any]]:
             }
         )
     spec = {
-        "failurePolicy": "Fail",
+        # For up to 30 s after its own restart an API server does not know the custom resources that policies take
+        # parameters from, and Fail would refuse every job meanwhile. The operator checks the same limits again.
+        "failurePolicy": "Ignore",
         "paramKind": {"apiVersion": meta.API_VERSION, "kind": DiffusionModel.KIND},
         "matchConstraints": {"resourceRules": [_rule(meta.GENERATION_JOBS, "CREATE")]},
         "variables": [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,70 @@ from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.resources.transitions import TERMINAL
 
 MODEL = "tiny"
+LONG = 900
+"""Steps of a job that takes several seconds on the tiny pipeline; its schedulers go no further than 1000."""
 PORT = 8080
+
+
+def start(
+    namespace: Namespace,
+    name: str,
+    model: Path | None = None,
+    *,
+    max_batch_size: int = 4,
+    source: dict[str, Any] | None = None,
+    **environment: str,
+) -> None:
+    """Start a worker's Pod as the operator does, without waiting for it.
+
+    Args:
+        namespace: Where.
+        name: The Pod's name.
+        model: Folder of the pipeline.
+        max_batch_size: Images that run together.
+        source: The model's source, if it is not a folder.
+        environment: More settings.
+    """
+    spec = {"source": source or {"path": str(model)}, "workers": {"maxBatchSize": max_batch_size}}
+    settings = {
+        "KUBEDIFFUSION_MODEL": MODEL,
+        "KUBEDIFFUSION_MODEL_SPEC": json.dumps(spec),
+        "KUBEDIFFUSION_PORT": str(PORT),
+        "KUBEDIFFUSION_TERMINATION_LOG": "/dev/termination-log",
+        # Workers of these tests share two cores with the control plane.
+        "KUBEDIFFUSION_TORCH_THREADS": "1",
+        **environment,
+    }
+    fields = {
+        "POD_NAME": "metadata.name",
+        "POD_NAMESPACE": "metadata.namespace",
+        "POD_IP": "status.podIP",
+        "KUBEDIFFUSION_BIND_ADDRESS": "status.podIP",
+    }
+    container = {
+        "name": "worker",
+        "image": "none",
+        "command": ["kubediffusion-worker"],
+        "env": [
+            *({"name": key, "valueFrom": {"fieldRef": {"fieldPath": path}}} for key, path in fields.items()),
+            *({"name": key, "value": value} for key, value in settings.items()),
+        ],
+        "envFrom": [{"secretRef": {"name": installation.S3_SECRET}}],
+        "readinessProbe": {"httpGet": {"path": "/readyz", "port": PORT}, "periodSeconds": 1},
+    }
+    namespace.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name},
+            "spec": {
+                "restartPolicy": "Never",
+                "serviceAccountName": installation.WORKER,
+                "terminationGracePeriodSeconds": 60,
+                "containers": [container],
+            },
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -38,54 +102,9 @@ class Bench:
     client: KubernetesClient
     model: Path
 
-    def start(self, name: str, *, max_batch_size: int = 4, model: Path | None = None, **environment: str) -> None:
-        """Start a worker's Pod as the operator does, without waiting for it."""
-        spec = {
-            "source": {"path": str(model or self.model)},
-            "workers": {"maxBatchSize": max_batch_size},
-        }
-        settings = {
-            "KUBEDIFFUSION_MODEL": MODEL,
-            "KUBEDIFFUSION_MODEL_SPEC": json.dumps(spec),
-            "KUBEDIFFUSION_PORT": str(PORT),
-            "KUBEDIFFUSION_TERMINATION_LOG": "/dev/termination-log",
-            "KUBEDIFFUSION_TORCH_THREADS": "1",
-            **environment,
-        }
-        fields = {
-            "POD_NAME": "metadata.name",
-            "POD_NAMESPACE": "metadata.namespace",
-            "POD_IP": "status.podIP",
-            "KUBEDIFFUSION_BIND_ADDRESS": "status.podIP",
-        }
-        container = {
-            "name": "worker",
-            "image": "none",
-            "command": ["kubediffusion-worker"],
-            "env": [
-                *({"name": key, "valueFrom": {"fieldRef": {"fieldPath": path}}} for key, path in fields.items()),
-                *({"name": key, "value": value} for key, value in settings.items()),
-            ],
-            "envFrom": [{"secretRef": {"name": installation.S3_SECRET}}],
-            "readinessProbe": {"httpGet": {"path": "/readyz", "port": PORT}, "periodSeconds": 1},
-        }
-        self.namespace.apply(
-            {
-                "apiVersion": "v1",
-                "kind": "Pod",
-                "metadata": {"name": name},
-                "spec": {
-                    "restartPolicy": "Never",
-                    "serviceAccountName": installation.WORKER,
-                    "terminationGracePeriodSeconds": 60,
-                    "containers": [container],
-                },
-            }
-        )
-
     def worker(self, name: str, **options: Any) -> str:
         """Start a worker's Pod and wait until it is ready."""
-        self.start(name, **options)
+        start(self.namespace, name, self.model, **options)
         self.namespace.wait_ready(name)
         return name
 
@@ -138,9 +157,24 @@ class Bench:
 
         async def there() -> GenerationJob | None:
             job = await self.get(name)
-            return job if job.status.phase in wanted else None
+            if job.status.phase in wanted:
+                return job
+            assert job.status.phase not in TERMINAL, job.status
+            return None
 
         return await eventually(f"job {name} {' or '.join(wanted)}", there, seconds)
+
+    async def patch(self, name: str, patch: dict[str, Any], subresource: str = "") -> GenerationJob:
+        """Change a job as a user or, in its status, as the operator does."""
+        return await self.client.generation_jobs.patch(self.namespace.name, name, patch, subresource=subresource)
+
+    def metric(self, worker: str, name: str) -> float:
+        """Read a metric of a worker; 0 while it has no value."""
+        address = self.namespace.pod_status(worker)["podIP"]
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with direct.open(f"http://{address}:{PORT}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        return next((float(line.split()[-1]) for line in lines if line.startswith(f"{name} ")), 0.0)
 
     def log(self, worker: str) -> list[dict[str, Any]]:
         """Give the lines of a worker's log."""

@@ -2,25 +2,143 @@
 
 from __future__ import annotations
 
-from bench_of_workers import Bench
+import asyncio
 
+from bench_of_workers import LONG, MODEL, Bench
+
+from kubediffusion.local.testing import eventually
+from kubediffusion.resources.client import Change
 from kubediffusion.resources.conditions import ConditionStatus, find
-from kubediffusion.resources.generation_job import Phase
+from kubediffusion.resources.generation_job import GenerationJob, Phase
+from kubediffusion.worker.images import read_recipe
 
 
-async def test_a_job_becomes_an_image_in_storage(bench: Bench) -> None:
-    worker = bench.worker("worker")
-    await bench.run("first", worker, numImages=3, seed=7)
-    job = await bench.reached("first")
+async def history(bench: Bench, name: str, since: GenerationJob) -> list[GenerationJob]:
+    """Give every state that the API server wrote of a job after ``since``, up to the terminal one."""
+    states = []
+    async for event in bench.client.generation_jobs.watch(
+        bench.namespace.name, since.metadata.resource_version, field_selector=f"metadata.name={name}"
+    ):
+        if event.change is Change.MODIFIED:
+            states.append(event.item)
+            if event.item.status.completion_time is not None:
+                return states
+    return states
+
+
+async def test_a_job_becomes_images_in_storage(bench: Bench, warm: str) -> None:
+    await bench.run("images", warm, numImages=3, seed=7)
+    job = await bench.reached("images")
     status = job.status
     assert status.phase is Phase.SUCCEEDED, status.error
     bench.check_images(job)
     assert [image.seed for image in status.images] == [7, 8, 9]
     assert find(status.conditions, "Complete").status is ConditionStatus.TRUE
     assert status.progress.summary == "2/2"
-    assert status.parameters.pipeline == "StableDiffusionPipeline"
-    assert status.parameters.scheduler == "PNDMScheduler"
-    assert (status.parameters.width, status.parameters.height) == (64, 64)
-    assert status.parameters.model_revision.startswith("sha256:")
+    assert status.observed_generation == job.metadata.generation
     assert status.queued_at <= status.start_time <= status.completion_time
     assert status.timings.inference > 0
+    parameters = status.parameters
+    assert (parameters.pipeline, parameters.engine) == ("StableDiffusionPipeline", "diffusers")
+    assert (parameters.scheduler, parameters.width, parameters.height) == ("PNDMScheduler", 64, 64)
+    assert parameters.model_revision.startswith("sha256:")
+    assert "torch" in parameters.versions
+    prompt, recipe = read_recipe(bench.stored(status.images[1].uri))
+    assert (prompt, recipe["seed"], recipe["model"]) == ("a cat", 8, MODEL)
+
+
+async def test_a_short_job_is_written_once(bench: Bench, warm: str) -> None:
+    bound = await bench.run("short", warm)
+    states = await history(bench, "short", bound)
+    assert [state.status.phase for state in states] == [Phase.SUCCEEDED]
+
+
+async def test_a_long_job_tells_its_progress_once_a_second(bench: Bench, warm: str) -> None:
+    bound = await bench.run("long", warm, numInferenceSteps=LONG)
+    states = await history(bench, "long", bound)
+    running = [state.status for state in states if state.status.phase is Phase.RUNNING]
+    assert states[-1].status.phase is Phase.SUCCEEDED
+    assert running
+    steps = [status.progress.step for status in running]
+    assert steps == sorted(set(steps))
+    seconds = (states[-1].status.completion_time - running[0].start_time).total_seconds()
+    assert len(running) <= seconds
+
+
+async def test_jobs_that_fit_run_together(bench: Bench, warm: str) -> None:
+    before = bench.metric(warm, "kubediffusion_worker_batch_images_count")
+    # While this one runs, the others gather.
+    await bench.run("first", warm, numInferenceSteps=300)
+    jobs = [await bench.run(f"mate-{n}", warm, seed=n, prompt=f"cat {n}") for n in range(4)]
+    done = [await bench.reached(job.name) for job in jobs]
+    assert all(job.status.phase is Phase.SUCCEEDED for job in done)
+    assert len({job.status.images[0].sha256 for job in done}) == 4
+    assert bench.metric(warm, "kubediffusion_worker_batch_images_count") - before <= 3
+
+
+async def test_a_deterministic_job_gives_the_same_bytes_beside_others(bench: Bench, warm: str) -> None:
+    same = {"deterministic": True, "seed": 11, "numImages": 2}
+    await bench.run("alone", warm, **same)
+    alone = await bench.reached("alone")
+    await bench.run("other-1", warm)
+    await bench.run("beside", warm, **same)
+    await bench.run("other-2", warm)
+    beside = await bench.reached("beside")
+    assert [image.sha256 for image in beside.status.images] == [image.sha256 for image in alone.status.images]
+
+
+async def test_what_the_pipeline_refuses_fails_that_job_alone(bench: Bench, warm: str) -> None:
+    await bench.run("misfit", warm, scheduler="FlowMatchEulerDiscreteScheduler")
+    await bench.run("neighbour", warm)
+    misfit, neighbour = await bench.reached("misfit"), await bench.reached("neighbour")
+    assert misfit.status.error.code == "PipelineFailed"
+    assert "PNDMScheduler" in misfit.status.error.message
+    assert find(misfit.status.conditions, "Failed").reason == "PipelineFailed"
+    assert neighbour.status.phase is Phase.SUCCEEDED
+
+
+async def test_a_prompt_that_was_cut_is_told(bench: Bench, warm: str) -> None:
+    await bench.run("wordy", warm, prompt="a very long sentence about a cat")
+    job = await bench.reached("wordy")
+    assert len(job.status.warnings) == 1
+    assert job.status.warnings[0].startswith("prompt is too long for the text encoder: the last 12 tokens were cut")
+
+
+async def test_a_cancelled_job_stops_at_the_next_step(bench: Bench, warm: str) -> None:
+    await bench.run("doomed", warm, numInferenceSteps=LONG)
+    await bench.reached("doomed", Phase.RUNNING)
+    steps = bench.metric(warm, "kubediffusion_worker_steps_total")
+    await bench.patch("doomed", {"spec": {"cancel": True}})
+    # The next job shows that the engine is free.
+    await bench.run("next", warm)
+    assert (await bench.reached("next")).status.phase is Phase.SUCCEEDED
+    doomed = await bench.get("doomed")
+    assert (doomed.status.phase, doomed.status.images) == (Phase.RUNNING, ())
+    assert bench.metric(warm, "kubediffusion_worker_steps_total") - steps < LONG / 2
+    cancelled = await bench.patch("doomed", {"status": {"phase": "Cancelled"}}, "status")
+    assert cancelled.status.phase is Phase.CANCELLED
+
+
+async def test_a_deleted_job_frees_the_worker(bench: Bench, warm: str) -> None:
+    await bench.run("deleted", warm, numInferenceSteps=LONG)
+    await bench.reached("deleted", Phase.RUNNING)
+    dropped = bench.metric(warm, 'kubediffusion_worker_jobs_total{outcome="dropped"}')
+    await bench.client.generation_jobs.delete(bench.namespace.name, "deleted")
+
+    async def told() -> bool:
+        return bench.metric(warm, 'kubediffusion_worker_jobs_total{outcome="dropped"}') == dropped + 1
+
+    await eventually("the worker to drop the job", told)
+    await bench.run("after", warm)
+    assert (await bench.reached("after")).status.phase is Phase.SUCCEEDED
+
+
+async def test_prompts_stay_out_of_the_log(bench: Bench, warm: str) -> None:
+    secret = "zyxwv a very private wish of mine"
+    await bench.run("private", warm, prompt=secret)
+    await bench.run("private-too", warm, prompt=secret, scheduler="FlowMatchEulerDiscreteScheduler")
+    await asyncio.gather(bench.reached("private"), bench.reached("private-too"))
+    lines = bench.log(warm)
+    assert any(line.get("job") == "private" for line in lines)
+    assert "zyxwv" not in str(lines)
+    assert "private wish" not in str(lines)

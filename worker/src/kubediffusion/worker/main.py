@@ -32,6 +32,7 @@ from kubediffusion.worker.metrics import Metrics
 from kubediffusion.worker.reporter import Reporter
 from kubediffusion.worker.runner import Limits, Runner
 from kubediffusion.worker.settings import Settings
+from kubediffusion.worker.sources import check_folder, local_folder
 from kubediffusion.worker.termination import scrubbed, write_reason
 from kubediffusion.worker.uploads import Uploader
 
@@ -46,7 +47,10 @@ LoadEngine = Callable[[Settings], Engine]
 
 def load_pipeline(settings: Settings) -> Engine:
     """Load the diffusers pipeline: see :func:`kubediffusion.worker.pipeline.loading.load_engine`."""
-    # Late: the probes answer while torch is imported, which takes seconds.
+    folder = local_folder(settings.spec.source, settings.model_path)
+    if folder is not None:
+        check_folder(folder, settings.spec)
+    # Late: torch takes seconds, in which the probes answer; and a folder that may not be loaded is refused at once.
     from kubediffusion.worker.pipeline.loading import load_engine
 
     return load_engine(settings)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kubediffusion.resources.diffusion_model import DiffusionModelSpec
+from kubediffusion.resources.diffusion_model import DiffusionModelSpec, ModelSource
 from kubediffusion.worker.engine import BadModelError
 
 INDEX = "model_index.json"
@@ -38,6 +38,18 @@ class LocalModel:
 
     folder: Path
     revision: str
+
+
+def local_folder(source: ModelSource, mounted: Path | None) -> Path | None:
+    """Give the folder of a source that lies on this machine already; None for one that must be fetched.
+
+    Args:
+        source: The model's source.
+        mounted: Where a volume is mounted, the source's own path included.
+    """
+    if source.path is not None:
+        return Path(source.path)
+    return mounted if source.persistent_volume_claim is not None else None
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from kubediffusion.worker.engine import BadModelError, EngineInfo
 from kubediffusion.worker.pipeline import hub
 from kubediffusion.worker.pipeline.engine import NAME, PipelineEngine
 from kubediffusion.worker.settings import Settings
-from kubediffusion.worker.sources import LocalModel, check_folder, content_revision
+from kubediffusion.worker.sources import LocalModel, check_folder, content_revision, local_folder
 
 logger = logging.getLogger(__name__)
 
@@ -76,17 +76,12 @@ def locate(settings: Settings) -> LocalModel:
         token = settings.hf_token.get_secret_value() if settings.hf_token is not None else ""
         folder, commit = hub.fetch(source.hugging_face, settings.spec, token or None)
         return LocalModel(folder, commit)
+    folder = local_folder(source, settings.model_path)
     if source.s3 is not None:
         cache = settings.cache_dir or Path(tempfile.gettempdir()) / "kubediffusion-models"
         folder = s3models.fetch(source.s3.uri, cache)
-    elif source.path is not None:
-        folder = Path(source.path)
-    elif source.persistent_volume_claim is not None and settings.model_path is not None:
-        folder = settings.model_path
-    else:
+    if folder is None:
         raise BadModelError("spec.source names no place to load the model from")
-    if not folder.is_dir():
-        raise BadModelError(f"the model folder {folder} does not exist on the worker")
     return LocalModel(folder, content_revision(folder))
 
 

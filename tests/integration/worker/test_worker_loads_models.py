@@ -1,0 +1,79 @@
+"""Where models come from, and what a worker does with one that it cannot load."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import boto3
+from bench_of_workers import Bench, start
+from botocore.config import Config
+
+from kubediffusion.local import installation
+from kubediffusion.resources.errors import BAD_MODEL_EXIT_CODE
+from kubediffusion.resources.generation_job import Phase
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+async def test_a_repository_comes_from_the_local_cache_while_the_network_is_off(bench: Bench, tmp_path: Path) -> None:
+    cache = tmp_path / "hub" / "models--somebody--tiny"
+    shutil.copytree(bench.model, cache / "snapshots" / COMMIT)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(COMMIT)
+    start(
+        bench.namespace,
+        "offline",
+        source={"huggingFace": {"repository": "somebody/tiny"}},
+        HF_HOME=str(tmp_path),
+        HF_HUB_OFFLINE="1",
+    )
+    bench.namespace.wait_ready("offline")
+    await bench.run("from-the-hub", "offline")
+    job = await bench.reached("from-the-hub")
+    assert job.status.phase is Phase.SUCCEEDED
+    assert job.status.parameters.model_revision == COMMIT
+
+
+async def test_a_model_comes_from_s3(bench: Bench, tmp_path: Path) -> None:
+    store = bench.namespace.cluster.store
+    client = boto3.client(
+        "s3",
+        endpoint_url=store.endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=store.access_key,
+        aws_secret_access_key=store.secret_key,
+        config=Config(proxies={}, s3={"addressing_style": "path"}),
+    )
+    for file in (file for file in bench.model.rglob("*") if file.is_file()):
+        name = file.relative_to(bench.model).as_posix()
+        client.upload_file(str(file), installation.BUCKET, f"models/tiny/{name}")
+    client.close()
+    uri = f"s3://{installation.BUCKET}/models/tiny"
+    start(bench.namespace, "from-s3", source={"s3": {"uri": uri}}, KUBEDIFFUSION_CACHE_DIR=str(tmp_path))
+    bench.namespace.wait_ready("from-s3")
+    await bench.run("made-from-s3", "from-s3")
+    assert (await bench.reached("made-from-s3")).status.phase is Phase.SUCCEEDED
+    left = sorted(tmp_path.iterdir())  # noqa: ASYNC240 - a look at a folder
+    assert [folder.name.startswith(".partial") for folder in left] == [False]
+
+
+def test_a_model_that_is_not_there_ends_the_worker_with_the_reason(bench: Bench, tmp_path: Path) -> None:
+    start(bench.namespace, "lost", tmp_path / "nowhere")
+    status = bench.namespace.wait_phase("lost", "Failed")
+    end = status["containerStatuses"][0]["state"]["terminated"]
+    assert end["exitCode"] == BAD_MODEL_EXIT_CODE
+    assert end["message"] == f"the model folder {tmp_path / 'nowhere'} does not exist on the worker"
+
+
+def test_a_model_that_torch_cannot_load_ends_the_worker_with_the_reason(bench: Bench, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(bench.model, broken)
+    config = broken / "unet" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "block_out_channels": [4, 8]}))
+    start(bench.namespace, "broken", broken)
+    status = bench.namespace.wait_phase("broken", "Failed")
+    end = status["containerStatuses"][0]["state"]["terminated"]
+    assert end["exitCode"] == BAD_MODEL_EXIT_CODE
+    assert end["message"].startswith("the pipeline cannot be loaded: ")

@@ -1,0 +1,109 @@
+"""What a worker does when something around it breaks, and what becomes of its jobs when it breaks itself."""
+
+from __future__ import annotations
+
+import signal
+
+from bench_of_workers import LONG, Bench
+
+from kubediffusion.local.testing import eventually
+from kubediffusion.resources.conditions import ConditionStatus, find
+from kubediffusion.resources.generation_job import GenerationJob, Phase
+from kubediffusion.worker.assignments import Assignments
+from kubediffusion.worker.engine import Picture
+from kubediffusion.worker.reporter import Reporter, Verdict
+from kubediffusion.worker.reports import running
+
+
+async def test_an_image_waits_for_storage_and_is_not_made_again(bench: Bench, warm: str) -> None:
+    store = bench.namespace.cluster.store.process
+    batches = bench.metric(warm, "kubediffusion_worker_batch_images_count")
+    store.stop()
+    try:
+        await bench.run("patient", warm)
+
+        async def told() -> GenerationJob | None:
+            job = await bench.get("patient")
+            return job if find(job.status.conditions, "Uploaded") else None
+
+        waiting = await eventually("the job to say that storage is away", told)
+        condition = find(waiting.status.conditions, "Uploaded")
+        assert (condition.status, condition.reason) == (ConditionStatus.FALSE, "StorageUnavailable")
+        assert (waiting.status.phase, waiting.status.images) == (Phase.RUNNING, ())
+    finally:
+        store.start()
+        store.wait_ready()
+    job = await bench.reached("patient")
+    assert job.status.phase is Phase.SUCCEEDED
+    assert find(job.status.conditions, "Uploaded").status is ConditionStatus.TRUE
+    bench.check_images(job)
+    assert bench.metric(warm, "kubediffusion_worker_batch_images_count") == batches + 1
+
+
+async def test_a_report_waits_for_the_api_server(bench: Bench, warm: str) -> None:
+    apiserver = bench.namespace.cluster.control_plane.apiserver
+    await bench.run("reported-late", warm, numInferenceSteps=LONG)
+    await bench.reached("reported-late", Phase.RUNNING)
+    apiserver.stop()
+    apiserver.start()
+    bench.namespace.cluster.control_plane.wait_ready()
+    job = await bench.reached("reported-late")
+    assert job.status.phase is Phase.SUCCEEDED
+    bench.check_images(job)
+    # The watch has come back too.
+    await bench.run("after-the-restart", warm)
+    assert (await bench.reached("after-the-restart")).status.phase is Phase.SUCCEEDED
+
+
+async def test_a_zombie_changes_nothing(bench: Bench, warm: str) -> None:
+    """A worker is frozen while its job is given to another, and then thawed."""
+    await bench.run("undead", warm, numInferenceSteps=LONG)
+    running_job = await bench.reached("undead", Phase.RUNNING)
+    bench.namespace.signal(warm, signal.SIGSTOP)
+    try:
+        rebound = await bench.bind(running_job, "somebody-else")
+    finally:
+        bench.namespace.signal(warm, signal.SIGCONT)
+    await bench.run("proof", warm)
+    assert (await bench.reached("proof")).status.phase is Phase.SUCCEEDED
+    assert (await bench.get("undead")) == rebound
+
+
+async def test_the_fence_refuses_a_late_report_whole(bench: Bench) -> None:
+    """The same at the level of one report, by a writer whom no policy holds back."""
+    bound = await bench.run("fenced", "worker-a")
+    assignments = Assignments("worker-a")
+    assignments.observe(bound, False)
+    assignment = assignments.get(bound.uid)
+    assignment.take(1, bound.status.queued_at, 0.0)
+    assignment.made(0, Picture(8, 8, b"", "DDIMScheduler"), 1.0)
+    rebound = await bench.bind(bound, "worker-a")
+    reporter = Reporter(bench.client, bench.namespace.name)
+    for report in (reporter.try_once, reporter.deliver):
+        assert await report(assignment, lambda job: running(job, assignment)) is Verdict.FENCED
+    assert await bench.get("fenced") == rebound
+
+
+async def test_a_killed_workers_job_runs_elsewhere(bench: Bench, warm: str) -> None:
+    victim = bench.worker("victim")
+    await bench.run("orphan", victim, numInferenceSteps=LONG)
+    orphan = await bench.reached("orphan", Phase.RUNNING)
+    bench.namespace.signal(victim, signal.SIGKILL)
+    bench.namespace.wait_phase(victim, "Failed")
+    await bench.bind(orphan, warm, numInferenceSteps=2)
+    job = await bench.reached("orphan")
+    assert (job.status.phase, job.status.attempt) == (Phase.SUCCEEDED, 2)
+    bench.check_images(job)
+
+
+async def test_sigterm_finishes_the_batch_and_starts_nothing(bench: Bench) -> None:
+    leaving = bench.worker("leaving")
+    await bench.run("begun", leaving, numInferenceSteps=LONG // 2)
+    await bench.reached("begun", Phase.RUNNING)
+    await bench.run("not-begun", leaving)
+    bench.namespace.signal(leaving, signal.SIGTERM)
+    bench.namespace.wait_phase(leaving, "Succeeded")
+    begun = await bench.get("begun")
+    assert begun.status.phase is Phase.SUCCEEDED
+    bench.check_images(begun)
+    assert (await bench.get("not-begun")).status.phase is Phase.SCHEDULED

@@ -51,7 +51,7 @@ async def studio(installed: Namespace, cluster: LocalCluster) -> AsyncIterator[S
         shared.ready_pods("kubediffusion-operator", 1)
         shared.ready_pods("tiny", 1)
         yield shared
-        installed.kubectl("delete", "generationjobs", "--all", "--wait=true")
+        await shared.clear()
 
 
 @pytest.fixture

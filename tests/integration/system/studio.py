@@ -40,6 +40,7 @@ class Studio:
 
     def __init__(self, namespace: Namespace, client: KubernetesClient) -> None:
         self.namespace = namespace
+        self._client = client
         self.jobs = client.generation_jobs
         self.models = client.diffusion_models
 
@@ -102,6 +103,15 @@ class Studio:
     async def finished(self, name: str) -> GenerationJob:
         """Wait until a job has ended, however."""
         return await self.until(name, "finished", lambda job: job.status.phase in TERMINAL)
+
+    async def clear(self) -> None:
+        """Delete all jobs, in one request, and wait until they are gone."""
+        await self._client.request("DELETE", self.jobs.path(self.name))
+
+        async def gone() -> bool:
+            return not (await self.jobs.list(self.name))[0]
+
+        await eventually("no job is left", gone)
 
     # Images.
 

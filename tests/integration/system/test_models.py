@@ -61,9 +61,9 @@ async def test_workers_scale_from_zero_to_the_gpus_and_back(open_studio):
         minReplicas=0, maxReplicas=3, idleSeconds=1, maxBatchSize=1, resources={"limits": {"nvidia.com/gpu": 1}}
     )
     assert studio.namespace.list("pods", meta.WORKER_SELECTOR) == []
-    names = [f"job-{number}" for number in range(12)]
+    names = [f"job-{number}" for number in range(8)]
     for name in names:
-        await studio.submit(name, numInferenceSteps=150)
+        await studio.submit(name, numInferenceSteps=60)
     waiting = await studio.until(
         names[-1], "says what it waits for", lambda job: job.status.conditions and job.status.phase is Phase.PENDING
     )
@@ -80,9 +80,9 @@ async def test_workers_scale_from_zero_to_the_gpus_and_back(open_studio):
         return pending if len(pods) == 3 and pending else None
 
     assert "nvidia.com/gpu" in (await eventually("a third worker without a GPU", third_waits))[0]
-    for name in names[6:]:
+    for name in names[3:]:
         await studio.change(name, cancel=True)
-    for name in names[:6]:
+    for name in names[:3]:
         studio.assert_images_are_true(await studio.phase(name, Phase.SUCCEEDED))
 
     async def none_left():

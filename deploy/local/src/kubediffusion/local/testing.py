@@ -86,7 +86,8 @@ class Namespace:
     def create(self) -> None:
         """Creates it, and waits until pods can be created in it."""
         self.cluster.kubectl("create", "namespace", self.name)
-        self.kubectl("wait", "--for=create", "serviceaccount/default", "configmap/kube-root-ca.crt", "--timeout=60s")
+        wait_for(f"a service account in {self.name}", lambda: self.get("serviceaccount", "default"))
+        wait_for(f"the authority's certificate in {self.name}", lambda: self.get("configmap", "kube-root-ca.crt"))
 
     def delete(self) -> None:
         """Deletes it, and does not wait for that."""

@@ -60,7 +60,9 @@ class Access:
 
     async def write_status(self, pod: Pod, status: Mapping[str, Any]) -> None:
         """Writes a pod's status; refused when another pod has taken its name."""
-        patch = {"metadata": {"uid": pod.metadata.uid}, "status": status}
+        # Lists are merged: without this, a pod whose address has changed would have both.
+        addresses = {"podIPs": [{"$patch": "replace"}, *status["podIPs"]]} if "podIPs" in status else {}
+        patch = {"metadata": {"uid": pod.metadata.uid}, "status": {**status, **addresses}}
         await self._client.request("PATCH", f"{_path(pod)}/status", body=patch, content_type=STRATEGIC_MERGE)
 
     async def remove(self, pod: Pod) -> None:

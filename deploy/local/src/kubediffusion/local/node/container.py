@@ -73,11 +73,11 @@ class ContainerRunner:
                 started_at=status.state.running.started_at,
                 finished_at=_now(),
             )
-        last = _terminated(ended or status.last_state.terminated)
+        last = _terminated(status.last_state.terminated)
         self.report = replace(self.report, restarts=status.restart_count, last=last)
-        if ended and last:
+        if end := _terminated(ended):
             self._crashes = 1
-            self.report = replace(self.report, state=last)
+            self.report = replace(self.report, state=end)
 
     def wait_because(self, reason: str, message: str) -> None:
         """Says why it does not run yet."""

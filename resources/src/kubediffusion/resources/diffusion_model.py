@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field
+from pydantic.config import JsonDict
 
 from kubediffusion.resources import meta
 from kubediffusion.resources.base import ObjectMeta, Schema
@@ -145,8 +146,8 @@ class WorkerSettings(Schema):
         json_schema_extra={
             "x-kubernetes-validations": [
                 {
-                    "rule": "!has(self.minReplicas) || !has(self.maxReplicas) || self.minReplicas <= self.maxReplicas",
-                    "message": "minReplicas must not exceed maxReplicas",
+                    "rule": "self.?minReplicas.orValue(0) <= self.?maxReplicas.orValue(1)",
+                    "message": "minReplicas must not exceed maxReplicas, which is 1 when absent",
                 }
             ]
         }
@@ -186,8 +187,25 @@ class WorkerSettings(Schema):
     """LocalQueue of Kueue: the worker Job is labelled for it and starts suspended."""
 
 
+def _default_within_limit(field: str) -> JsonDict:
+    name, ordinary = Limits.model_fields[field].alias, Limits.model_fields[field].default
+    return {
+        "rule": f"self.?defaults.?{name}.orValue(1) <= self.?limits.?{name}.orValue({ordinary})",
+        "message": f"defaults.{name} must not exceed limits.{name}, which is {ordinary} when absent",
+    }
+
+
 class DiffusionModelSpec(Schema):
     """What to load and how to run it. A change of anything but defaults and limits replaces the workers."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            # A default that jobs may not ask for themselves would be run by every job that asks for nothing.
+            "x-kubernetes-validations": [
+                _default_within_limit(field) for field in ("num_inference_steps", "width", "height")
+            ]
+        }
+    )
 
     source: ModelSource
     torch_dtype: TorchDtype = TorchDtype.AUTO

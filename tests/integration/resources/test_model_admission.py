@@ -1,0 +1,121 @@
+"""What the API server takes as a DiffusionModel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from identities import Room, refusal
+
+from kubediffusion.resources.client import InvalidError
+from kubediffusion.resources.diffusion_model import DiffusionModel
+
+SOURCES: dict[str, Any] = {
+    "huggingFace": {"repository": "stabilityai/sd-turbo", "tokenSecretRef": {"name": "hub", "key": "token"}},
+    "persistentVolumeClaim": {"claimName": "weights", "path": "sd"},
+    "s3": {"uri": "s3://models/sd"},
+    "path": "/models/sd",
+}
+
+
+def a_model(name: str = "emoji", source: Any = None, **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "kubediffusion.io/v1alpha1",
+        "kind": "DiffusionModel",
+        "metadata": {"name": name},
+        "spec": {"source": source or {"path": "/models/sd"}, **spec},
+    }
+
+
+async def answer(room: Room, body: dict[str, Any]) -> str:
+    """Give why a model is refused; empty when it is taken."""
+    error = await refusal(room.try_create(body, "diffusionmodels"))
+    assert error is None or isinstance(error, InvalidError)
+    return error.message if error is not None else ""
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+async def test_each_source_is_enough(room: Room, kind: str) -> None:
+    created = await room.try_create(a_model(source={kind: SOURCES[kind]}), "diffusionmodels")
+    model = DiffusionModel.from_wire(created)
+    assert set(model.spec.source.to_wire()) == {kind}
+
+
+@pytest.mark.parametrize("kinds", [(), ("path", "s3"), ("huggingFace", "persistentVolumeClaim"), tuple(SOURCES)])
+async def test_no_source_and_two_sources_are_refused(room: Room, kinds: tuple[str, ...]) -> None:
+    body = a_model()
+    body["spec"]["source"] = {kind: SOURCES[kind] for kind in kinds}
+    assert "exactly one of huggingFace, persistentVolumeClaim, s3 and path" in await answer(room, body)
+
+
+@pytest.mark.parametrize("name", ["a" * 40, "sd-1-5", "2fast"])
+async def test_a_name_that_workers_names_can_begin_with_is_taken(room: Room, name: str) -> None:
+    assert await answer(room, a_model(name)) == ""
+
+
+@pytest.mark.parametrize("name", ["a" * 41, "sd.1"])
+async def test_a_name_that_is_too_long_or_has_a_dot_is_refused(room: Room, name: str) -> None:
+    assert "at most 40 characters and no dot" in await answer(room, a_model(name))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("source.huggingFace.repository", "sd-turbo"),
+        ("source.huggingFace.repository", "a/b; rm -rf"),
+        ("source.s3.uri", "https://models/sd"),
+        ("source.s3.uri", "s3://models"),
+        ("torchDtype", "float64"),
+        ("limits.numInferenceSteps", 1001),
+        ("limits.numImages", 0),
+        ("defaults.guidanceScale", -1),
+        ("defaults.scheduler", "Fast"),
+        ("workers.maxReplicas", 0),
+        ("workers.minReplicas", -1),
+        ("workers.maxBatchSize", 65),
+        ("workers.idleSeconds", -1),
+    ],
+)
+async def test_a_value_out_of_range_is_refused_by_name(room: Room, path: str, value: Any) -> None:
+    inner: Any = value
+    for part in reversed(path.split(".")):
+        inner = {part: inner}
+    source = inner.pop("source", None)
+    assert f"spec.{path}" in await answer(room, a_model(source=source, **inner))
+
+
+async def test_an_unknown_field_is_refused_by_name(room: Room) -> None:
+    assert 'unknown field "spec.workers.replicas"' in await answer(room, a_model(workers={"replicas": 2}))
+
+
+async def test_fewer_workers_at_most_than_at_least_are_refused(room: Room) -> None:
+    message = await answer(room, a_model(workers={"minReplicas": 3, "maxReplicas": 2}))
+    assert "minReplicas must not exceed maxReplicas" in message
+
+
+async def test_more_workers_kept_warm_than_the_ordinary_most_are_refused(room: Room) -> None:
+    """``maxReplicas`` is 1 where it is not given."""
+    assert "minReplicas must not exceed maxReplicas" in await answer(room, a_model(workers={"minReplicas": 2}))
+
+
+@pytest.mark.parametrize("field", ["numInferenceSteps", "width", "height"])
+async def test_a_default_that_the_models_own_limits_refuse_is_refused(room: Room, field: str) -> None:
+    fits = a_model(defaults={field: 128}, limits={field: 128})
+    assert await answer(room, fits) == ""
+    too_much = a_model(defaults={field: 192}, limits={field: 128})
+    assert f"defaults.{field} must not exceed limits.{field}" in await answer(room, too_much)
+    beyond_the_ordinary = a_model(defaults={field: 1000 if field == "numInferenceSteps" else 2048})
+    assert f"defaults.{field} must not exceed limits.{field}" in await answer(room, beyond_the_ordinary)
+
+
+async def test_parts_of_the_pod_api_are_passed_through_as_they_are(room: Room) -> None:
+    workers = {
+        "resources": {"limits": {"nvidia.com/gpu": 1, "memory": "24Gi"}},
+        "tolerations": [{"key": "gpu", "operator": "Exists"}],
+        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}},
+        "env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
+        "imagePullSecrets": [{"name": "registry"}],
+    }
+    created = await room.try_create(a_model(workers=workers), "diffusionmodels")
+    assert created["spec"]["workers"] == workers
+    assert set(workers) <= set(DiffusionModel.from_wire(created).spec.workers.to_wire())

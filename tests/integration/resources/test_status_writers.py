@@ -1,0 +1,192 @@
+"""Two writers with disjoint rights, as the API server keeps them apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from identities import Room, SignIn, a_job, refusal
+
+from kubediffusion.resources.client import ForbiddenError, InvalidError, KubernetesClient
+from kubediffusion.resources.generation_job import GenerationJob, Phase
+from kubediffusion.resources.transitions import BOUND, TERMINAL, Writer, allowed
+
+WORKER = "worker-a"
+OTHER_WORKER = "worker-b"
+WAYS: dict[Phase, tuple[tuple[Writer, Phase], ...]] = {
+    Phase.PENDING: (),
+    Phase.SCHEDULED: ((Writer.OPERATOR, Phase.SCHEDULED),),
+    Phase.RUNNING: ((Writer.OPERATOR, Phase.SCHEDULED), (Writer.WORKER, Phase.RUNNING)),
+    Phase.SUCCEEDED: ((Writer.OPERATOR, Phase.SCHEDULED), (Writer.WORKER, Phase.SUCCEEDED)),
+    Phase.FAILED: ((Writer.OPERATOR, Phase.SCHEDULED), (Writer.WORKER, Phase.FAILED)),
+    Phase.CANCELLED: ((Writer.OPERATOR, Phase.SCHEDULED), (Writer.OPERATOR, Phase.CANCELLED)),
+}
+"""By which writes a job gets to each phase."""
+
+ONE_MORE_WORD = {"warnings": ["a word more"]}
+"""Makes a write of the same phase a change."""
+
+Clients = dict[Writer, KubernetesClient]
+
+
+@pytest.fixture
+def clients(operator: KubernetesClient, worker: KubernetesClient) -> Clients:
+    return {Writer.OPERATOR: operator, Writer.WORKER: worker}
+
+
+async def in_phase(room: Room, clients: Clients, phase: Phase) -> GenerationJob:
+    job = await room.create()
+    for writer, step in WAYS[phase]:
+        binding = {"worker": WORKER, "attempt": 1} if step is Phase.SCHEDULED else {}
+        job = await room.write(clients[writer], job, phase=step, **binding)
+    assert job.status.phase is phase
+    return job
+
+
+def may(writer: Writer, old: Phase, new: Phase) -> bool:
+    """Tell what the table says, writes that leave the phase as it is included."""
+    if old is new:
+        return old not in TERMINAL and (writer is Writer.OPERATOR or old in BOUND)
+    return allowed(writer, old, new)
+
+
+@pytest.mark.parametrize("old", Phase)
+async def test_the_api_server_answers_as_the_table_of_transitions_says(
+    room: Room, clients: Clients, old: Phase
+) -> None:
+    job = await in_phase(room, clients, old)
+    table, answers = {}, {}
+    for writer in Writer:
+        for new in Phase:
+            patch = {"status": {"phase": new} | ONE_MORE_WORD}
+            error = await refusal(room.try_patch(job.name, patch, clients[writer], "status"))
+            assert error is None or isinstance(error, ForbiddenError | InvalidError)
+            answers[writer, new], table[writer, new] = error is None, may(writer, old, new)
+    assert answers == table
+
+
+@pytest.mark.parametrize("phase", sorted(TERMINAL))
+async def test_nobody_changes_a_word_of_a_finished_jobs_status(room: Room, clients: Clients, phase: Phase) -> None:
+    job = await in_phase(room, clients, phase)
+    for change in (ONE_MORE_WORD, {"worker": None}, {"attempt": 2}, {"phase": Phase.PENDING}, {"images": []}):
+        for client in (room.client, *clients.values()):
+            assert await refusal(room.try_patch(job.name, {"status": change}, client, "status")) is not None
+    assert await room.client.generation_jobs.get(room.namespace, job.name) == job
+
+
+async def test_a_worker_reports_on_its_own_job(room: Room, clients: Clients) -> None:
+    job = await in_phase(room, clients, Phase.RUNNING)
+    progress = {"step": 3, "total": 25, "summary": "3/25"}
+    reported = await room.write(clients[Writer.WORKER], job, progress=progress)
+    assert reported.status.progress is not None
+    assert reported.status.progress.step == 3
+
+
+async def test_a_worker_has_no_word_on_another_workers_job(
+    room: Room, clients: Clients, other_worker: KubernetesClient
+) -> None:
+    job = await in_phase(room, clients, Phase.RUNNING)
+    error = await refusal(room.write(other_worker, job, phase=Phase.SUCCEEDED))
+    assert isinstance(error, ForbiddenError)
+    assert "only the worker that status.worker names" in error.message
+
+
+async def test_a_worker_cannot_take_a_job_that_nobody_gave_it(room: Room, worker: KubernetesClient) -> None:
+    job = await room.create()
+    for status in ({"phase": Phase.SCHEDULED, "worker": WORKER, "attempt": 1}, {"worker": WORKER}, ONE_MORE_WORD):
+        assert isinstance(await refusal(room.write(worker, job, **status)), ForbiddenError)
+
+
+async def test_a_workers_account_without_its_pod_writes_nothing(room: Room, clients: Clients, sign_in: SignIn) -> None:
+    job = await in_phase(room, clients, Phase.SCHEDULED)
+    async with sign_in("kubediffusion-worker") as anybody:
+        assert isinstance(await refusal(room.write(anybody, job, phase=Phase.RUNNING)), ForbiddenError)
+
+
+@pytest.mark.parametrize(
+    "status", [{"worker": OTHER_WORKER}, {"worker": None}, {"attempt": 2}, {"retries": 1}], ids=str
+)
+async def test_binding_and_counting_are_not_the_workers(room: Room, clients: Clients, status: dict[str, Any]) -> None:
+    job = await in_phase(room, clients, Phase.SCHEDULED)
+    error = await refusal(room.write(clients[Writer.WORKER], job, phase=Phase.RUNNING, **status))
+    assert isinstance(error, ForbiddenError)
+    assert "the operator's" in error.message
+
+
+async def test_a_worker_that_lost_its_job_is_heard_no_more(room: Room, clients: Clients) -> None:
+    job = await in_phase(room, clients, Phase.RUNNING)
+    rebound = {"phase": Phase.SCHEDULED, "worker": OTHER_WORKER, "attempt": 2}
+    await room.write(clients[Writer.OPERATOR], job, **rebound)
+    assert isinstance(await refusal(room.write(clients[Writer.WORKER], job, phase=Phase.SUCCEEDED)), ForbiddenError)
+
+
+async def test_a_report_of_an_earlier_attempt_changes_nothing(room: Room, clients: Clients) -> None:
+    """Bound to the same worker again, only the attempt tells the two apart."""
+    job = await in_phase(room, clients, Phase.RUNNING)
+    rebound = await room.write(clients[Writer.OPERATOR], job, phase=Phase.SCHEDULED, attempt=2)
+
+    def report(attempt: int) -> list[dict[str, Any]]:
+        return [
+            {"op": "test", "path": "/status/attempt", "value": attempt},
+            {"op": "replace", "path": "/status/phase", "value": Phase.SUCCEEDED},
+        ]
+
+    late = room.try_patch(job.name, report(1), clients[Writer.WORKER], "status")
+    assert isinstance(await refusal(late), InvalidError)
+    assert await room.client.generation_jobs.get(room.namespace, job.name) == rebound
+    await room.try_patch(job.name, report(2), clients[Writer.WORKER], "status")
+
+
+async def test_attempts_never_count_backwards(room: Room, clients: Clients) -> None:
+    job = await in_phase(room, clients, Phase.SCHEDULED)
+    error = await refusal(room.write(clients[Writer.OPERATOR], job, attempt=0))
+    assert isinstance(error, InvalidError)
+    assert "attempt never goes back" in error.message
+
+
+async def test_a_write_over_a_state_that_was_never_seen_is_a_conflict(room: Room, clients: Clients) -> None:
+    job = await room.create()
+    await room.write(clients[Writer.OPERATOR], job, **ONE_MORE_WORD)
+    patch = {"metadata": {"resourceVersion": job.metadata.resource_version}, "status": {"phase": Phase.FAILED}}
+    error = await refusal(room.try_patch(job.name, patch, clients[Writer.OPERATOR], "status"))
+    assert error is not None
+    assert error.status == 409
+
+
+async def test_a_worker_may_read_jobs_and_nothing_beside(room: Room, worker: KubernetesClient) -> None:
+    jobs, _ = await worker.generation_jobs.list(room.namespace, field_selector=f"status.worker={WORKER}")
+    assert all(job.status.worker == WORKER for job in jobs)
+    job = await room.bound(room.client, WORKER)
+    core = {"group": "api/v1"}
+    refused = {
+        "create a job": worker.generation_jobs.create(room.namespace, a_job()),
+        "change a spec": worker.generation_jobs.patch(room.namespace, job.name, {"spec": {"priority": 9}}),
+        "delete a job": worker.generation_jobs.delete(room.namespace, job.name),
+        "read its Secret": worker.request("GET", room.path("secrets", "kubediffusion-s3", **core)),
+        "list Secrets": worker.request("GET", room.path("secrets", **core)),
+        "list Pods": worker.request("GET", room.path("pods", **core)),
+        "read models": worker.diffusion_models.list(room.namespace),
+        "read another namespace": worker.generation_jobs.list("default"),
+        "read all namespaces": worker.generation_jobs.list(None),
+    }
+    answers = {what: type(await refusal(request)) for what, request in refused.items()}
+    assert answers == dict.fromkeys(refused, ForbiddenError)
+
+
+async def test_the_operator_neither_makes_jobs_nor_reads_secrets(room: Room, operator: KubernetesClient) -> None:
+    refused = {
+        "create a job": operator.generation_jobs.create(room.namespace, a_job()),
+        "read Secrets": operator.request("GET", room.path("secrets", group="api/v1")),
+        "make a Pod": operator.request("POST", room.path("pods", group="api/v1"), body={}),
+    }
+    answers = {what: type(await refusal(request)) for what, request in refused.items()}
+    assert answers == dict.fromkeys(refused, ForbiddenError)
+
+
+async def test_the_api_submits_and_cancels_and_writes_no_status(room: Room, sign_in: SignIn) -> None:
+    async with sign_in("kubediffusion-api") as api:
+        job = await api.generation_jobs.create(room.namespace, a_job())
+        cancelled = await api.generation_jobs.patch(room.namespace, job.name, {"spec": {"cancel": True}})
+        assert cancelled.spec.cancel
+        assert isinstance(await refusal(room.write(api, job, phase=Phase.CANCELLED)), ForbiddenError)
+        await api.generation_jobs.delete(room.namespace, job.name)

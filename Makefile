@@ -84,8 +84,8 @@ bootstrap: ## Make .venv, if it is not there and up to date
 	@./deploy/local/bootstrap
 
 .PHONY: binaries
-binaries: bootstrap ## Build the control plane and the S3 server, if they are not in the cache
-	@$(BIN)/kubediffusion-local build
+binaries: bootstrap ## Build the control plane, the S3 server and Helm, if they are not in the cache
+	@$(BIN)/kubediffusion-local build tests
 
 .PHONY: clean
 clean: ## Remove what was made in this checkout; the cache of binaries is shared and stays

@@ -1,0 +1,103 @@
+"""Renders the chart and takes the result apart."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kubediffusion.local.layout import CHART
+
+Object = dict[str, Any]
+
+RELEASE = "kubediffusion"
+
+
+class HelmError(Exception):
+    """Helm refused; its message is what a person would read."""
+
+
+@dataclass(frozen=True)
+class Helm:
+    """A Helm program with a home of its own."""
+
+    program: Path
+    home: Path
+
+    def run(self, *arguments: str, stdin: str | None = None) -> str:
+        environment = {"HOME": str(self.home), "PATH": "/usr/bin:/bin"}
+        answer = subprocess.run(
+            [str(self.program), *arguments], env=environment, input=stdin, capture_output=True, text=True, check=False
+        )
+        if answer.returncode != 0:
+            raise HelmError(answer.stderr + answer.stdout)
+        return answer.stdout
+
+    def template(self, values: Object | None = None, *arguments: str, namespace: str = "chart") -> list[Object]:
+        rendered = self.run(
+            "template",
+            RELEASE,
+            str(CHART),
+            f"--namespace={namespace}",
+            "--values=-",
+            *arguments,
+            stdin=json.dumps(values or {}),
+        )
+        return [document for document in yaml.safe_load_all(rendered) if document]
+
+
+def kinds(objects: list[Object]) -> list[str]:
+    return sorted(f"{found['kind']}/{found['metadata']['name']}" for found in objects)
+
+
+def pick(objects: list[Object], kind: str, name: str) -> Object:
+    (found,) = (o for o in objects if o["kind"] == kind and o["metadata"]["name"] == name)
+    return found
+
+
+def pod_specs(objects: list[Object]) -> Iterator[tuple[str, Object]]:
+    """The pod of each object that has one."""
+    for found in objects:
+        if found["kind"] == "Pod":
+            yield found["metadata"]["name"], found["spec"]
+        elif template := found.get("spec", {}).get("template"):
+            yield found["metadata"]["name"], template["spec"]
+
+
+def rules(objects: list[Object]) -> Iterator[tuple[str, Object]]:
+    """Every rule of every role."""
+    for found in objects:
+        for rule in found.get("rules", []):
+            yield f"{found['kind']}/{found['metadata']['name']}", rule
+
+
+def restricted_namespace(name: str) -> Object:
+    labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+
+
+def monitoring_crds() -> list[Object]:
+    """Kinds of the Prometheus operator, of any shape: only that they are served matters here."""
+    return [_crd(kind) for kind in ("ServiceMonitor", "PodMonitor", "PrometheusRule")]
+
+
+def _crd(kind: str) -> Object:
+    group, plural = "monitoring.coreos.com", f"{kind.lower()}s"
+    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.{group}"},
+        "spec": {
+            "group": group,
+            "scope": "Namespaced",
+            "names": {"kind": kind, "plural": plural, "singular": kind.lower()},
+            "versions": [version],
+        },
+    }

@@ -1,0 +1,96 @@
+"""Installations that people make, as values of the chart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+EVERYTHING: dict[str, Any] = {
+    "commonLabels": {"team": "images"},
+    "image": {
+        "registry": "registry.example.com/team",
+        "pullPolicy": "Always",
+        "pullSecrets": [{"name": "registry"}],
+    },
+    "operator": {
+        "image": {"digest": "sha256:" + "0" * 64},
+        "serviceAccount": {"name": "op", "annotations": {"example.com/identity": "op"}},
+        "extraEnv": [{"name": "AWS_CA_BUNDLE", "value": "/etc/s3/ca.crt"}],
+        "extraVolumes": [{"name": "ca", "configMap": {"name": "s3-ca"}}],
+        "extraVolumeMounts": [{"name": "ca", "mountPath": "/etc/s3", "readOnly": True}],
+        "podLabels": {"a": "b"},
+        "podAnnotations": {"c": "d"},
+        "nodeSelector": {"kubernetes.io/os": "linux"},
+        "tolerations": [{"key": "control", "operator": "Exists"}],
+        "affinity": {"nodeAffinity": {}},
+        "priorityClassName": "system-cluster-critical",
+    },
+    "api": {
+        "apiKeys": {"existingSecret": "api-keys"},
+        "ingress": {
+            "enabled": True,
+            "className": "nginx",
+            "annotations": {"example.com/size": "64k"},
+            "hosts": [{"host": "images.example.com", "paths": ["/"]}, {"host": "other.example.com"}],
+            "tls": [{"secretName": "images-tls", "hosts": ["images.example.com"]}],
+        },
+        "autoscaling": {"enabled": True, "minReplicas": 2, "maxReplicas": 5},
+        "podDisruptionBudget": {"maxUnavailable": "25%"},
+        "service": {"type": "NodePort", "nodePort": 30080, "annotations": {"e": "f"}},
+        "trustedProxies": "*",
+        "rateLimit": "10/second;5000/hour",
+        "imageForm": "url",
+        "priorityClassName": "system-cluster-critical",
+    },
+    "defaultModel": {
+        "create": True,
+        "spec": {
+            "source": {
+                "huggingFace": {"repository": "org/model", "revision": "main", "tokenSecretRef": {"name": "hf"}}
+            },
+            "workers": {"maxReplicas": 4, "resources": {"limits": {"memory": "24Gi"}}},
+        },
+        "gpus": 1,
+        "nodeSelector": {"nvidia.com/gpu.present": "true"},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "affinity": {"podAntiAffinity": {}},
+        "runtimeClassName": "nvidia",
+        "priorityClassName": "images",
+    },
+    "networkPolicy": {
+        "dns": {"to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}}]},
+        "apiServer": {"to": [{"ipBlock": {"cidr": "192.0.2.1/32"}}], "ports": [6443]},
+        "s3": {"to": [{"ipBlock": {"cidr": "198.51.100.0/24"}}], "ports": [443, 9000]},
+        "modelHub": {"to": [{"ipBlock": {"cidr": "203.0.113.0/24"}}]},
+        "api": {"from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress"}}}]},
+        "metrics": {"from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]},
+        "extraEgress": [{"ports": [{"port": 3128}]}],
+    },
+    "metrics": {
+        "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+        "podMonitor": {"enabled": True, "interval": "15s"},
+        "prometheusRule": {"enabled": True},
+        "dashboard": {"enabled": True},
+    },
+    "tests": {"apiKeyName": "tester"},
+}
+
+MATRIX: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "everything": EVERYTHING,
+    "whole cluster": {"clusterWide": True},
+    "two tenants": {"namespaces": ["chart", "tenant"], "image": {"pullSecrets": [{"name": "registry"}]}},
+    "whole cluster and everything": EVERYTHING | {"clusterWide": True, "namespaces": ["chart", "tenant"]},
+    "no network policies": {"networkPolicy": {"enabled": False}},
+    "no model hub": {"networkPolicy": {"modelHub": {"enabled": False}}},
+    "another API only": {
+        "operator": {"enabled": False},
+        "crds": {"upgrade": False},
+        "admissionPolicies": {"create": False},
+        "aggregatedRoles": {"create": False},
+    },
+    "no API": {"api": {"enabled": False}},
+    "one replica without drain": {
+        "api": {"replicas": 1, "drainSeconds": 0, "podDisruptionBudget": {"enabled": False}, "rateLimit": ""},
+        "fullnameOverride": "kd",
+    },
+}

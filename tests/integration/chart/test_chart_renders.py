@@ -1,0 +1,253 @@
+"""What the chart renders: for whom, with which rights, and what it refuses."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from typing import Any
+
+import pytest
+import yaml
+from helm_kit import Helm, HelmError, Object, kinds, pick, pod_specs, rules
+from matrix import EVERYTHING, MATRIX
+from prometheus_client import REGISTRY, CollectorRegistry
+
+from kubediffusion.api.metrics import Metrics as ApiMetrics
+from kubediffusion.api.settings import Settings as ApiSettings
+from kubediffusion.local.layout import CHART
+from kubediffusion.operator import metrics as operator_metrics
+from kubediffusion.operator.settings import Settings as OperatorSettings
+from kubediffusion.resources import meta
+from kubediffusion.worker.metrics import Metrics as WorkerMetrics
+
+VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
+SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+
+every_case = pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX.keys())
+
+
+def source_rules(name: str) -> Any:
+    return yaml.safe_load((CHART / "files" / "rbac" / f"{name}.yaml").read_text())
+
+
+@every_case
+def test_lint_has_nothing_to_say(helm: Helm, values: Object):
+    said = helm.run("lint", "--strict", str(CHART), "--values=-", stdin=json.dumps(values))
+    assert "0 chart(s) failed" in said
+
+
+def test_defaults_render_what_an_installation_needs(helm: Helm):
+    assert kinds(helm.template()) == [
+        "ClusterRole/kubediffusion-crds",
+        "ClusterRole/kubediffusion-editor",
+        "ClusterRole/kubediffusion-viewer",
+        "ClusterRoleBinding/kubediffusion-crds",
+        "Deployment/kubediffusion-api",
+        "Deployment/kubediffusion-operator",
+        "Job/kubediffusion-crds",
+        "NetworkPolicy/kubediffusion-api",
+        "NetworkPolicy/kubediffusion-operator",
+        "NetworkPolicy/kubediffusion-worker",
+        "Pod/kubediffusion-test",
+        "PodDisruptionBudget/kubediffusion-api",
+        "Role/kubediffusion-api",
+        "Role/kubediffusion-operator",
+        "Role/kubediffusion-worker",
+        "RoleBinding/kubediffusion-api",
+        "RoleBinding/kubediffusion-operator",
+        "RoleBinding/kubediffusion-worker",
+        "Service/kubediffusion-api",
+        "ServiceAccount/kubediffusion-api",
+        "ServiceAccount/kubediffusion-crds",
+        "ServiceAccount/kubediffusion-operator",
+        "ServiceAccount/kubediffusion-worker",
+        "ValidatingAdmissionPolicy/model-limits.kubediffusion.io",
+        "ValidatingAdmissionPolicy/status-writers.kubediffusion.io",
+        "ValidatingAdmissionPolicyBinding/model-limits.kubediffusion.io",
+        "ValidatingAdmissionPolicyBinding/status-writers.kubediffusion.io",
+    ]
+
+
+def test_everything_adds_what_was_asked_for(helm: Helm):
+    added = set(kinds(helm.template(EVERYTHING))) - set(kinds(helm.template()))
+    assert added == {
+        "ConfigMap/kubediffusion-dashboard",
+        "DiffusionModel/default",
+        "HorizontalPodAutoscaler/kubediffusion-api",
+        "Ingress/kubediffusion-api",
+        "PodMonitor/kubediffusion-operator",
+        "PodMonitor/kubediffusion-worker",
+        "PrometheusRule/kubediffusion",
+        "ServiceAccount/op",
+        "ServiceMonitor/kubediffusion-api",
+    }
+
+
+@every_case
+def test_nobody_has_a_wildcard_or_reads_secrets(helm: Helm, values: Object):
+    for who, rule in rules(helm.template(values)):
+        words = [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
+        assert not any("*" in word for word in words), who
+        assert "secrets" not in rule["resources"], who
+        assert not {"escalate", "impersonate"} & set(rule["verbs"]), who
+
+
+@pytest.mark.parametrize("cluster_wide", [False, True])
+def test_rights_are_those_of_the_one_source(helm: Helm, cluster_wide: bool):
+    objects = helm.template({"clusterWide": cluster_wide})
+    operator = pick(objects, "ClusterRole" if cluster_wide else "Role", "kubediffusion-operator")
+    assert operator["rules"] == source_rules("operator")
+    assert pick(objects, "Role", "kubediffusion-api")["rules"] == source_rules("api")
+    assert pick(objects, "Role", "kubediffusion-worker")["rules"] == source_rules("worker")
+    assert pick(objects, "ClusterRole", "kubediffusion-crds")["rules"] == source_rules("crds")
+    assert pick(objects, "ClusterRole", "kubediffusion-viewer")["rules"] == source_rules("viewer")
+    assert pick(objects, "ClusterRole", "kubediffusion-editor")["rules"] == source_rules("editor")
+
+
+def test_policies_are_those_of_the_one_source(helm: Helm):
+    rendered = [o for o in helm.template() if o["kind"].startswith("ValidatingAdmissionPolicy")]
+    files = sorted((CHART / "files" / "policies").glob("*.yaml"))
+    source = [o for file in files for o in yaml.safe_load_all(file.read_text()) if o]
+    assert sorted(rendered, key=json.dumps) == sorted(source, key=json.dumps)
+
+
+def test_each_tenant_has_workers_and_one_operator_serves_all(helm: Helm):
+    objects = helm.template({"namespaces": ["chart", "tenant"]})
+    workers = [o for o in objects if o["metadata"]["name"] == "kubediffusion-worker"]
+    assert [o["metadata"]["namespace"] for o in workers if o["kind"] == "ServiceAccount"] == ["chart", "tenant"]
+    bindings = [o for o in objects if o["kind"] == "RoleBinding" and o["metadata"]["name"] == "kubediffusion-operator"]
+    assert [o["metadata"]["namespace"] for o in bindings] == ["chart", "tenant"]
+    assert all(o["subjects"][0]["namespace"] == "chart" for o in bindings)
+    (operator,) = pick(objects, "Deployment", "kubediffusion-operator")["spec"]["template"]["spec"]["containers"]
+    assert {"name": "KUBEDIFFUSION_NAMESPACES", "value": "chart,tenant"} in operator["env"]
+
+
+@every_case
+def test_every_pod_is_of_the_restricted_profile(helm: Helm, values: Object):
+    for name, spec in pod_specs(helm.template(values)):
+        assert spec["securityContext"]["runAsNonRoot"] is True, name
+        assert spec["securityContext"]["runAsUser"] == 65532, name
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        for container in spec["containers"]:
+            context = container["securityContext"]
+            assert context["readOnlyRootFilesystem"] is True, name
+            assert context["allowPrivilegeEscalation"] is False, name
+            assert context["capabilities"] == {"drop": ["ALL"]}, name
+            assert container["resources"]["requests"], name
+            assert container["resources"]["limits"]["memory"], name
+
+
+@every_case
+def test_every_variable_is_a_setting(helm: Helm, values: Object):
+    prefix = "KUBEDIFFUSION_"
+    for component, settings in {"operator": OperatorSettings, "api": ApiSettings}.items():
+        for found in helm.template(values):
+            if found["kind"] == "Deployment" and found["metadata"]["name"].endswith(component):
+                (container,) = found["spec"]["template"]["spec"]["containers"]
+                names = {v["name"] for v in container["env"] if v["name"].startswith(prefix)}
+                assert {name.removeprefix(prefix).lower() for name in names} <= settings.model_fields.keys()
+
+
+def test_the_default_model_goes_where_the_gpus_are(helm: Helm):
+    model = pick(helm.template(EVERYTHING), "DiffusionModel", "default")
+    assert model["metadata"]["annotations"] == {meta.DEFAULT_MODEL_ANNOTATION: "true"}
+    workers = model["spec"]["workers"]
+    assert workers["resources"] == {"limits": {"nvidia.com/gpu": 1, "memory": "24Gi"}}
+    assert workers["maxReplicas"] == 4
+    assert workers["runtimeClassName"] == "nvidia"
+    assert workers["tolerations"] == EVERYTHING["defaultModel"]["tolerations"]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"api": {"replica": 2}}, "additional properties 'replica' not allowed"),
+        ({"api": {"replicas": "two"}}, "got string, want integer"),
+        ({"api": {"port": 80}}, "minimum: got 80, want 1,024"),
+        ({"api": {"imageForm": "png"}}, "value must be one of 'base64', 'url'"),
+        ({"api": {"rateLimit": "often"}}, "does not match pattern"),
+        ({"api": {"ingress": {"enabled": True}}}, "minItems: got 0, want 1"),
+        ({"api": {"service": {"type": "Public"}}}, "value must be one of"),
+        ({"operator": {"resources": {"limit": {}}}}, "additional properties 'limit' not allowed"),
+        ({"operator": {"logLevel": "LOUD"}}, "value must be one of"),
+        ({"s3": {"existingSecret": ""}}, "does not match pattern"),
+        ({"s3": {"secretKey": "x"}}, "additional properties 'secretKey' not allowed"),
+        ({"image": {"registry": "https://registry.example.com"}}, "does not match pattern"),
+        ({"image": {"pullSecrets": ["registry"]}}, "got string, want object"),
+        ({"worker": {"image": {"digest": "latest"}}}, "does not match pattern"),
+        ({"defaultModel": {"create": True}}, "missing property 'source'"),
+        ({"defaultModel": {"name": "a.b"}}, "does not match pattern"),
+        ({"networkPolicy": {"s3": {"ports": []}}}, "minItems: got 0, want 1"),
+        ({"networkPolicy": {"s3": {"ports": ["443"]}}}, "got string, want integer"),
+        ({"namespaces": "all"}, "got string, want array"),
+        ({"unknown": 1}, "additional properties 'unknown' not allowed"),
+        ({"api": {"apiKeys": {"existingSecret": "keys"}}}, "tests.apiKeyName must name an entry"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(helm: Helm, values: Object, said: str):
+    with pytest.raises(HelmError) as refusal:
+        helm.template(values)
+    assert said in str(refusal.value)
+
+
+def test_an_older_kubernetes_is_refused(helm: Helm):
+    with pytest.raises(HelmError, match="incompatible with Kubernetes"):
+        helm.template({}, "--kube-version=1.31.9")
+
+
+def test_every_value_is_documented():
+    lines = (CHART / "values.yaml").read_text().splitlines()
+    undocumented = []
+    for above, line in itertools.pairwise(lines):
+        if re.match(r"\s*[A-Za-z0-9]+:", line) and not above.strip().startswith("#"):
+            opens_group = re.fullmatch(r"\s*[A-Za-z0-9]+:", line) is not None
+            inside = line.lstrip().split(":")[0] in {"requests", "limits", "topologyKey", "whenUnsatisfiable"}
+            label = line.strip().startswith("grafana_dashboard")
+            if not (opens_group or inside or label):
+                undocumented.append(line)
+    assert not undocumented
+
+
+def test_the_schema_knows_every_value_and_no_other():
+    def compare(values: Any, schema: Any, path: str) -> None:
+        while "$ref" in schema:
+            schema = SCHEMA["definitions"][schema["$ref"].rsplit("/", 1)[1]]
+        if "properties" not in schema or not isinstance(values, dict):
+            return
+        assert schema["additionalProperties"] is False, path
+        optional = {"global"} if path == "" else {"requests", "limits", "claims"}
+        assert values.keys() | optional == schema["properties"].keys() | optional, path
+        for name, value in values.items():
+            compare(value, schema["properties"][name], f"{path}.{name}")
+
+    compare(VALUES, SCHEMA, "")
+
+
+def metric_names() -> set[str]:
+    """Every name that a part's endpoint can show."""
+    registry = CollectorRegistry()
+    WorkerMetrics(registry)
+    assert operator_metrics.LAST_PASS
+    families = [f for r in (REGISTRY, registry, ApiMetrics().registry) for f in r.collect()]
+    suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
+    return {family.name + suffix for family in families for suffix in suffixes.get(family.type, ())}
+
+
+@pytest.mark.parametrize("name", ["alerts.yaml", "dashboard.json"])
+def test_alerts_and_dashboard_speak_of_metrics_that_exist(name: str):
+    text = (CHART / "files" / "monitoring" / name).read_text()
+    used = set(re.findall(r"\bkubediffusion_(?:operator|api|worker|jobs|job|workers)\w*", text))
+    assert used
+    assert used <= metric_names()
+
+
+def test_alerts_reach_the_cluster_as_they_are_written(helm: Helm):
+    rendered = pick(helm.template(EVERYTHING), "PrometheusRule", "kubediffusion")
+    assert rendered["spec"]["groups"] == yaml.safe_load((CHART / "files" / "monitoring" / "alerts.yaml").read_text())
+
+
+def test_the_dashboard_reaches_grafana_as_it_is_written(helm: Helm):
+    rendered = pick(helm.template(EVERYTHING), "ConfigMap", "kubediffusion-dashboard")
+    source = json.loads((CHART / "files" / "monitoring" / "dashboard.json").read_text())
+    assert json.loads(rendered["data"]["kubediffusion.json"]) == source

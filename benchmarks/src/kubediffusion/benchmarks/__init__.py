@@ -1,0 +1,1 @@
+"""Benchmarks of the control path: the real parts, with an engine that only waits."""

@@ -1,0 +1,86 @@
+"""A worker whose engine waits as long as told and gives a tiny picture that its seed decides.
+
+All else is the worker itself: watch, batches, PNG, upload, reports. It stands on the PATH of worker Pods that a
+benchmark's DiffusionModel asks for (``spec.workers.env``), under the worker's name; no installation has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from kubediffusion.resources import meta
+from kubediffusion.worker.engine import EngineInfo, ImageTask, Monitor, Picture
+from kubediffusion.worker.main import serve
+from kubediffusion.worker.settings import Settings
+
+SIZE = 8
+"""Pixels of a side."""
+
+FOLDER = Path(__file__).resolve().parents[3]
+"""The folder ``benchmarks``."""
+
+
+class StandInEngine:
+    """Waits for each batch.
+
+    Args:
+        seconds: How long a batch takes.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.info = EngineInfo(
+            name="stand-in", pipeline="none", device="none", torch_dtype="none", revision="stand-in", versions={}
+        )
+
+    def run(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> None:
+        """Wait, then give every image of the batch."""
+        time.sleep(self._seconds)
+        for task in tasks:
+            monitor.stepped(task.ticket, task.shape.steps, task.shape.steps)
+            monitor.ended(task.ticket, Picture(SIZE, SIZE, pixels(task.seed), "none"))
+
+
+def pixels(seed: int) -> bytes:
+    """Give the picture of a seed: ``SIZE * SIZE * 3`` bytes, the same for the same seed."""
+    return hashlib.shake_256(str(seed).encode()).digest(SIZE * SIZE * 3)
+
+
+def model(name: str, *, seconds: float, **workers: Any) -> dict[str, Any]:
+    """Give the manifest of a DiffusionModel that the stand-in serves.
+
+    Args:
+        name: Its name.
+        seconds: How long a batch takes.
+        **workers: Fields of ``spec.workers``.
+    """
+    scripts = Path(sys.executable).parent
+    return {
+        "apiVersion": meta.API_VERSION,
+        "kind": "DiffusionModel",
+        "metadata": {"name": name, "annotations": {meta.DEFAULT_MODEL_ANNOTATION: "true"}},
+        "spec": {
+            "source": {"path": f"stand-in:{seconds}"},
+            "workers": {
+                "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}},
+                "env": [{"name": "PATH", "value": f"{FOLDER / 'bin'}:{scripts}:/usr/bin:/bin"}],
+                **workers,
+            },
+        },
+    }
+
+
+def main() -> None:
+    """Run the worker with the stand-in."""
+    from kubediffusion.resources.runtime import logs
+
+    settings = Settings()
+    logs.configure(settings.log_level)
+    seconds = float((settings.spec.source.path or "").removeprefix("stand-in:"))
+    os._exit(asyncio.run(serve(settings, lambda _: StandInEngine(seconds))))

@@ -1,0 +1,138 @@
+"""``/v1``: jobs in full, lists, the queue, cancelling and deleting, models."""
+
+from __future__ import annotations
+
+from api_kit import MODEL, WORKER, Api, Site, Stage, png
+
+from kubediffusion.local.testing import wait_for
+
+
+def show(api: Api, name: str) -> dict:
+    answer = api.http.get(f"/v1/jobs/{name}")
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def create(api: Api, **fields: object) -> dict:
+    answer = api.http.post("/v1/jobs", json={"prompt": "a cat", **fields})
+    assert answer.status_code == 201, answer.text
+    assert answer.headers["Location"] == f"/v1/jobs/{answer.json()['name']}"
+    return answer.json()
+
+
+def test_a_job_in_full(api: Api, stage: Stage) -> None:
+    asked = {"num_inference_steps": 25, "width": 64, "height": 128, "scheduler": "DDIMScheduler", "priority": 3,
+             "deterministic": True, "ttl_seconds_after_finished": 600, "deletion_policy": "Delete"}  # fmt: skip
+    created = create(api, **asked)
+    name = created["name"]
+    assert created["phase"] == "Pending"
+    assert {field: value for field, value in created["request"].items() if value is not None} == {
+        "prompt": "a cat",
+        **asked,
+    }
+
+    stage.waits(name, "WorkersBusy", "all 2 workers have their fill")
+    wait_for("the reason", lambda: show(api, name)["waiting"])
+    assert show(api, name)["waiting"] == {"reason": "WorkersBusy", "message": "all 2 workers have their fill"}
+    stage.bind(name)
+    stage.run(name, 12, 25)
+    wait_for("progress", lambda: show(api, name)["progress"] == "12/25")
+    running = show(api, name)
+    assert (running["phase"], running["worker"], running["attempt"]) == ("Running", WORKER, 1)
+    assert (running["queue_position"], running["waiting"]) == (None, None)
+
+    stage.succeed(name, png(), warnings=("cut",))
+    wait_for("the end", lambda: show(api, name)["phase"] == "Succeeded")
+    done = show(api, name)
+    image = done["images"][0]
+    assert api.http.get(image["path"]).content == png()
+    assert done["parameters"]["seed"] == 7
+    assert done["completed_at"]
+    assert done["warnings"] == ["cut"]
+    assert done["error"] is None
+
+
+def test_the_queue_is_by_priority_then_age(site: Site) -> None:
+    api = site.start()
+    first, second = create(api), create(api, model=MODEL)
+    urgent = create(api, priority=5)
+    assert urgent["queue_position"] == 1
+    assert [show(api, job["name"])["queue_position"] for job in (urgent, first, second)] == [1, 2, 3]
+    site.stage.bind(urgent["name"])
+    wait_for("the queue to move", lambda: show(api, first["name"])["queue_position"] == 1)
+    assert show(api, second["name"])["queue_position"] == 2
+    assert show(api, urgent["name"])["queue_position"] is None
+
+
+def test_lists_page_by_page(site: Site) -> None:
+    api, stage = site.start(), site.stage
+    stage.model("other", default=False)
+    wait_for("the model", lambda: len(api.http.get("/v1/models").json()["models"]) == 2)
+    names = [create(api, model="other" if number % 3 == 0 else None)["name"] for number in range(7)]
+    stage.complete(names[1], png())
+    api.wait_status(names[1], "completed")
+
+    def pages(**query: object) -> list[list[str]]:
+        found, token = [], None
+        while True:
+            answer = api.http.get("/v1/jobs", params={**query, **({"continue": token} if token else {})}).json()
+            found.append([job["name"] for job in answer["jobs"]])
+            token = answer["continue_token"]
+            if token is None:
+                return found
+
+    newest_first = pages(limit=100)[0]
+    assert sorted(newest_first) == sorted(names)
+    # Within a second the names decide, which sort by time.
+    assert newest_first == sorted(names, reverse=True)
+    assert pages(limit=3) == [newest_first[:3], newest_first[3:6], newest_first[6:]]
+    assert pages(limit=7) == [newest_first]
+    assert pages(phase="Succeeded") == [[names[1]]]
+    assert pages(phase=["Succeeded", "Pending"]) == [newest_first]
+    assert sorted(pages(model="other")[0]) == sorted(names[::3])
+    assert len(pages(model=MODEL)[0]) == 4
+    for wrong in ({"phase": "Nonsense"}, {"limit": 0}, {"continue": "!"}, {"continue": "e30"}):
+        assert api.http.get("/v1/jobs", params=wrong).status_code == 422
+
+
+def test_cancelling(api: Api, stage: Stage) -> None:
+    name = api.generate()
+    cancelled = api.http.post(f"/v1/jobs/{name}/cancel")
+    assert cancelled.status_code == 202
+    assert cancelled.json()["cancel_requested"] is True
+    assert stage.job(name)["spec"]["cancel"] is True
+    assert api.http.post(f"/v1/jobs/{name}/cancel").status_code == 202
+    stage.cancelled(name)
+    assert api.wait_status(name, "failed")["error_message"].startswith("Cancelled")
+    assert api.http.post(f"/v1/jobs/{name}/cancel").status_code == 409
+    assert api.http.post("/v1/jobs/nothing/cancel").status_code == 404
+
+
+def test_deleting(api: Api) -> None:
+    name = api.generate()
+    assert api.http.delete(f"/v1/jobs/{name}").status_code == 204
+    assert api.http.get(f"/v1/jobs/{name}").status_code == 404
+    assert api.http.delete(f"/v1/jobs/{name}").status_code == 404
+    assert name not in api.http.get("/v1/jobs").text
+
+
+def test_models(api: Api) -> None:
+    models = api.http.get("/v1/models").json()["models"]
+    assert [model["name"] for model in models] == [MODEL]
+    assert models[0]["default"] is True
+    assert models[0]["available"] is True
+    assert models[0]["limits"]["num_inference_steps"] == 150
+    assert (models[0]["defaults"]["num_inference_steps"], models[0]["defaults"]["guidance_scale"]) == (50, 7.5)
+
+
+def test_metrics(api: Api) -> None:
+    name = api.generate()
+    api.result(name)
+    assert api.metric('kubediffusion_api_requests_total{method="GET",route="/results/{task_id}",status="200"}') >= 1
+    assert api.metric('kubediffusion_api_requests_total{method="POST",route="/generate",status="202"}') >= 1
+    assert api.metric("kubediffusion_api_cached_jobs") >= 1
+    assert api.metric("kubediffusion_api_unfinished_jobs") >= 1
+    wait_for("the watch's delay", lambda: api.metric("kubediffusion_api_watch_lag_seconds_count") >= 1)
+    # No route of a client's choosing becomes a label.
+    api.http.get("/nowhere/at/all")
+    assert "nowhere" not in api.http.get("/metrics").text

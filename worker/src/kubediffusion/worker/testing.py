@@ -5,6 +5,7 @@ They make noise, not pictures, in a few milliseconds a step, by the very code th
 
 from __future__ import annotations
 
+import importlib
 import string
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,13 @@ MAX_TOKENS = 16
 
 def save_stable_diffusion(folder: Path, *, safety_checker: bool = False) -> Path:
     """Save a tiny StableDiffusionPipeline, and give its folder."""
-    import torch
-    from diffusers import PNDMScheduler, StableDiffusionPipeline
-
-    torch.manual_seed(0)
-    pipeline = StableDiffusionPipeline(
+    _library("torch").manual_seed(0)
+    pipeline = _library("diffusers").StableDiffusionPipeline(
         vae=_vae(),
         text_encoder=_clip(),
         tokenizer=_tokenizer(),
         unet=_unet(),
-        scheduler=PNDMScheduler(
+        scheduler=_library("diffusers").PNDMScheduler(
             beta_start=0.00085,
             beta_end=0.012,
             beta_schedule="scaled_linear",
@@ -45,17 +43,13 @@ def save_stable_diffusion(folder: Path, *, safety_checker: bool = False) -> Path
 
 def save_stable_diffusion_xl(folder: Path) -> Path:
     """Save a tiny StableDiffusionXLPipeline with two text encoders, and give its folder."""
-    import torch
-    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
-    from transformers import CLIPTextModelWithProjection
-
-    torch.manual_seed(0)
+    _library("torch").manual_seed(0)
     width = 32
-    pipeline = StableDiffusionXLPipeline(
+    pipeline = _library("diffusers").StableDiffusionXLPipeline(
         vae=_vae(),
         text_encoder=_clip(),
         tokenizer=_tokenizer(),
-        text_encoder_2=CLIPTextModelWithProjection(_clip_config()),
+        text_encoder_2=_library("transformers").CLIPTextModelWithProjection(_clip_config()),
         tokenizer_2=_tokenizer(),
         unet=_unet(
             cross_attention_dim=2 * width,
@@ -63,7 +57,7 @@ def save_stable_diffusion_xl(folder: Path) -> Path:
             addition_time_embed_dim=8,
             projection_class_embeddings_input_dim=6 * 8 + width,
         ),
-        scheduler=EulerDiscreteScheduler(
+        scheduler=_library("diffusers").EulerDiscreteScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
         ),
     )
@@ -73,15 +67,11 @@ def save_stable_diffusion_xl(folder: Path) -> Path:
 
 def save_flux(folder: Path) -> Path:
     """Save a tiny FluxPipeline: a transformer, flow matching, and no classifier-free guidance by default."""
-    import torch
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-    from transformers import T5Config, T5EncoderModel
-
-    torch.manual_seed(0)
+    _library("torch").manual_seed(0)
     width = 32
-    pipeline = FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=AutoencoderKL(
+    pipeline = _library("diffusers").FluxPipeline(
+        scheduler=_library("diffusers").FlowMatchEulerDiscreteScheduler(),
+        vae=_library("diffusers").AutoencoderKL(
             block_out_channels=(8,),
             norm_num_groups=4,
             latent_channels=1,
@@ -93,11 +83,13 @@ def save_flux(folder: Path) -> Path:
         ),
         text_encoder=_clip(),
         tokenizer=_tokenizer(),
-        text_encoder_2=T5EncoderModel(
-            T5Config(vocab_size=_VOCABULARY, d_model=width, d_kv=8, d_ff=37, num_layers=1, num_heads=4)
+        text_encoder_2=_library("transformers").T5EncoderModel(
+            _library("transformers").T5Config(
+                vocab_size=_VOCABULARY, d_model=width, d_kv=8, d_ff=37, num_layers=1, num_heads=4
+            )
         ),
         tokenizer_2=_tokenizer(t5=True),
-        transformer=FluxTransformer2DModel(
+        transformer=_library("diffusers").FluxTransformer2DModel(
             patch_size=1,
             in_channels=4,
             num_layers=1,
@@ -113,29 +105,30 @@ def save_flux(folder: Path) -> Path:
     return folder
 
 
+def _library(name: str) -> Any:
+    """Import a library late, and untyped: these publish no types that hold."""
+    return importlib.import_module(name)
+
+
 _MARKS = ("<|startoftext|>", "<|endoftext|>")
 _LETTERS = string.ascii_lowercase + string.digits + string.punctuation
 _VOCABULARY = 2 * len(_LETTERS) + len(_MARKS)
 
 
 def _tokenizer(*, t5: bool = False) -> Any:
-    from transformers import CLIPTokenizer, PreTrainedTokenizerFast
-
     # Each letter is a token, and so is each letter at the end of a word; nothing is merged.
     words = [*_LETTERS, *(f"{letter}</w>" for letter in _LETTERS), *_MARKS]
     vocabulary = {word: number for number, word in enumerate(words)}
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=MAX_TOKENS)
+    tokenizer = _library("transformers").CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=MAX_TOKENS)
     if not t5:
         return tokenizer
-    return PreTrainedTokenizerFast(
+    return _library("transformers").PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer, pad_token=_MARKS[1], eos_token=_MARKS[1], unk_token=_MARKS[1]
     )
 
 
 def _clip_config() -> Any:
-    from transformers import CLIPTextConfig
-
-    return CLIPTextConfig(
+    return _library("transformers").CLIPTextConfig(
         vocab_size=_VOCABULARY,
         bos_token_id=_VOCABULARY - 2,
         eos_token_id=_VOCABULARY - 1,
@@ -151,15 +144,11 @@ def _clip_config() -> Any:
 
 
 def _clip() -> Any:
-    from transformers import CLIPTextModel
-
-    return CLIPTextModel(_clip_config())
+    return _library("transformers").CLIPTextModel(_clip_config())
 
 
 def _vae() -> Any:
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL(
+    return _library("diffusers").AutoencoderKL(
         block_out_channels=(8, 16),
         norm_num_groups=4,
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -170,9 +159,7 @@ def _vae() -> Any:
 
 
 def _unet(cross_attention_dim: int = 32, **more: Any) -> Any:
-    from diffusers import UNet2DConditionModel
-
-    return UNet2DConditionModel(
+    return _library("diffusers").UNet2DConditionModel(
         block_out_channels=(8, 16),
         norm_num_groups=4,
         layers_per_block=1,
@@ -188,17 +175,16 @@ def _unet(cross_attention_dim: int = 32, **more: Any) -> Any:
 
 
 def _safety_checker() -> Any:
-    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-    from transformers import CLIPConfig, CLIPVisionConfig
-
-    vision = CLIPVisionConfig(
+    vision = _library("transformers").CLIPVisionConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16
     )
-    config = CLIPConfig(text_config=_clip_config().to_dict(), vision_config=vision.to_dict(), projection_dim=16)
-    return StableDiffusionSafetyChecker(config)
+    config = _library("transformers").CLIPConfig(
+        text_config=_clip_config().to_dict(), vision_config=vision.to_dict(), projection_dim=16
+    )
+    return _library("diffusers.pipelines.stable_diffusion.safety_checker").StableDiffusionSafetyChecker(config)
 
 
 def _feature_extractor() -> Any:
-    from transformers import CLIPImageProcessor
-
-    return CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    return _library("transformers").CLIPImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -131,7 +130,7 @@ class PipelineEngine:
                 raise _NobodyWaits
             # Some schedulers call the model more often than there are steps (Heun, PNDM's first steps).
             calls = max(int(getattr(self._pipeline, "num_timesteps", None) or steps), 1)
-            done = min(math.ceil((index + 1) * steps / calls), steps)
+            done = min((index + 1) * steps // calls, steps)
             for task in tasks:
                 monitor.stepped(task.ticket, done, steps)
 

@@ -76,13 +76,13 @@ def locate(settings: Settings) -> LocalModel:
         token = settings.hf_token.get_secret_value() if settings.hf_token is not None else ""
         folder, commit = hub.fetch(source.hugging_face, settings.spec, token or None)
         return LocalModel(folder, commit)
-    folder = local_folder(source, settings.model_path)
     if source.s3 is not None:
         cache = settings.cache_dir or Path(tempfile.gettempdir()) / "kubediffusion-models"
-        folder = s3models.fetch(source.s3.uri, cache)
-    if folder is None:
+        fetched = s3models.fetch(source.s3.uri, cache)
+        return LocalModel(fetched, content_revision(fetched))
+    if (local := local_folder(source, settings.model_path)) is None:
         raise BadModelError("spec.source names no place to load the model from")
-    return LocalModel(folder, content_revision(folder))
+    return LocalModel(local, content_revision(local))
 
 
 def _load(folder: Path, index: dict[str, Any], spec: DiffusionModelSpec, dtype: torch.dtype) -> Any:

@@ -1,0 +1,92 @@
+"""Settings, health, processors, last words, and what may be imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from worker_builders import settings
+
+from kubediffusion.worker import cpus
+from kubediffusion.worker.health import Health
+from kubediffusion.worker.settings import Settings
+from kubediffusion.worker.termination import LIMIT, scrubbed, write_reason
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = {"source": {"huggingFace": {"repository": "a/b"}}, "torchDtype": "bfloat16", "workers": {"maxBatchSize": 8}}
+    for name, value in {
+        "POD_NAME": "p",
+        "POD_NAMESPACE": "ns",
+        "KUBEDIFFUSION_MODEL": "m",
+        "KUBEDIFFUSION_MODEL_SPEC": json.dumps(spec),
+        "KUBEDIFFUSION_S3_BUCKET": "b",
+        "HF_TOKEN": "hf_secret",
+    }.items():
+        monkeypatch.setenv(name, value)
+    read = Settings()
+    assert (read.spec.torch_dtype, read.spec.workers.max_batch_size) == ("bfloat16", 8)
+    assert (read.port, read.log_prompts) == (8080, False)
+    assert "hf_secret" not in repr(read)
+
+
+def test_the_environment_is_read_in_one_place() -> None:
+    package = Path(cpus.__file__).parent
+    readers = {
+        file.name for file in package.rglob("*.py") if "environ" in file.read_text() or "getenv" in file.read_text()
+    }
+    assert readers <= {"settings.py"}
+
+
+def test_a_silent_engine_is_not_alive() -> None:
+    now = 0.0
+    health = Health(60.0, lambda: now)
+    assert (health.live(), health.ready()) == (None, "starting")
+    health.waits_for(None)
+    health.beat()
+    now = 59.0
+    assert (health.live(), health.ready()) == (None, None)
+    now = 61.0
+    assert "no sign of life for 61 s" in health.live()
+    health.rest()
+    assert health.live() is None
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"), [("max 100000", 3), ("150000 100000", 2), ("50000 100000", 1), ("?", 3)]
+)
+def test_a_quota_limits_the_threads(quota: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "cpu.max"
+    file.write_text(quota)
+    monkeypatch.setattr(cpus, "CPU_MAX", file)
+    monkeypatch.setattr(cpus.os, "sched_getaffinity", lambda _: {0, 1, 2})
+    assert cpus.usable_cpus() == expected
+
+
+def test_last_words_hold_no_secret_and_fit(tmp_path: Path) -> None:
+    told = settings(tmp_path).model_copy(update={"hf_token": Settings.model_fields["hf_token"].default})
+    assert scrubbed("token abc", told) == "token abc"
+    told = Settings(**{**settings(tmp_path).model_dump(), "hf_token": "abc"})
+    assert scrubbed("token abc", told) == "token ***"
+    path = tmp_path / "log"
+    write_reason(path, "ä" * LIMIT)
+    assert path.read_text() == "ä" * (LIMIT // 2)
+
+
+def test_only_the_pipeline_needs_torch() -> None:
+    program = """
+import pkgutil, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "diffusers", "transformers", "accelerate"}:
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+import kubediffusion.worker as worker
+for module in pkgutil.iter_modules(worker.__path__):
+    if module.name != "pipeline":
+        __import__(f"kubediffusion.worker.{module.name}")
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -7,9 +7,11 @@ generic call, so that one decoding, straight into typed resources, serves every 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
@@ -19,11 +21,14 @@ from urllib.parse import urlencode
 import aiohttp
 from kubernetes.aio import client as kubernetes_client
 from kubernetes.aio import config as kubernetes_config
+from pydantic import ValidationError
 
 from kubediffusion.resources import meta
 from kubediffusion.resources.base import Schema
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob
+
+logger = logging.getLogger(__name__)
 
 MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
@@ -185,7 +190,7 @@ class KubernetesClient:
 
     async def stream(
         self, path: str, query: Mapping[str, str | int], idle_timeout: float
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """Give the events of a watch until the server ends it.
 
         Args:
@@ -212,6 +217,10 @@ class KubernetesClient:
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise KubernetesError(0, "Unreachable", f"the watch broke off: {error!r}") from error
         finally:
+            connection = response.response.connection
+            if connection is not None and connection.transport is not None:
+                # Closed politely, it would wait for the server's farewell beyond the end of this program.
+                connection.transport.abort()
             response.response.close()
 
     async def _send(
@@ -359,7 +368,7 @@ class Resource(Generic[T]):
         query: dict[str, str | int] = {"limit": PAGE_SIZE, **_selectors(field_selector, label_selector)}
         while True:
             page = await self._client.request("GET", self.path(namespace), query=query)
-            items.extend(self.kind.from_wire(item) for item in page["items"])
+            items.extend(item for body in page["items"] if (item := self._read(body)) is not None)
             token = page["metadata"].get("continue")
             if not token:
                 return items, page["metadata"]["resourceVersion"]
@@ -373,21 +382,35 @@ class Resource(Generic[T]):
         field_selector: str = "",
         label_selector: str = "",
         idle_timeout: float = 90.0,
-    ) -> AsyncIterator[WatchEvent[T]]:
-        """Give the changes after a resource version, until the server ends the watch."""
+    ) -> AsyncGenerator[WatchEvent[T], None]:
+        """Give the changes after a resource version, until the server ends the watch.
+
+        Who leaves it earlier closes it (:func:`contextlib.aclosing`), and its connection with it.
+        """
         query: dict[str, str | int] = {
             "watch": "true",
             "resourceVersion": resource_version,
             "allowWatchBookmarks": "true",
             **_selectors(field_selector, label_selector),
         }
-        async for event in self._client.stream(self.path(namespace), query, idle_timeout):
-            version = event["object"]["metadata"]["resourceVersion"]
-            if event["type"] == "BOOKMARK":
-                # A bookmark's object has a resource version and nothing else.
-                yield WatchEvent(Change.BOOKMARK, version, None)
-            else:
-                yield WatchEvent(Change(event["type"]), version, self.kind.from_wire(event["object"]))
+        async with aclosing(self._client.stream(self.path(namespace), query, idle_timeout)) as events:
+            async for event in events:
+                version = event["object"]["metadata"]["resourceVersion"]
+                if event["type"] == "BOOKMARK":
+                    # A bookmark's object has a resource version and nothing else.
+                    yield WatchEvent(Change.BOOKMARK, version, None)
+                elif (item := self._read(event["object"])) is not None:
+                    yield WatchEvent(Change(event["type"]), version, item)
+
+    def _read(self, body: Any) -> T | None:
+        """Read one object of many; None where it has a shape of another version, as one must not stop the others."""
+        try:
+            return self.kind.from_wire(body)
+        except ValidationError:
+            metadata = body.get("metadata", {})
+            place = f"{metadata.get('namespace', '')}/{metadata.get('name', '')}"
+            logger.exception("cannot read %s %s; is the CRD of this version?", self.kind.__name__, place)
+            return None
 
 
 def _selectors(field_selector: str, label_selector: str) -> dict[str, str | int]:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
+from contextlib import aclosing
 from typing import Generic, TypeVar
 
 from kubediffusion.resources.base import ObjectMeta, Schema
@@ -103,19 +104,20 @@ class Reflector(Generic[T]):
             field_selector=self._field_selector,
             label_selector=self._label_selector,
         )
-        async for event in events:
-            lively = True
-            self._version = event.resource_version
-            if event.item is None:
-                continue
-            uid = _meta(event.item).uid
-            if event.change is Change.DELETED:
-                self._known.pop(uid, None)
-                self._on_change(event.item, True)
-            else:
-                self._known[uid] = event.item
-                self._on_change(event.item, False)
+        async with aclosing(events):
+            async for event in events:
+                lively = True
+                self._version = event.resource_version
+                if event.item is not None:
+                    self._take(event.item, event.change is Change.DELETED)
         return lively
+
+    def _take(self, item: T, gone: bool) -> None:
+        if gone:
+            self._known.pop(_meta(item).uid, None)
+        else:
+            self._known[_meta(item).uid] = item
+        self._on_change(item, gone)
 
 
 def _meta(item: Schema) -> ObjectMeta:

@@ -1,0 +1,190 @@
+"""The Reflector's picture equals the cluster, through every interruption."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Literal
+
+import pytest
+from gate import gated
+from identities import Room, a_job
+
+from kubediffusion.local.cluster import LocalCluster
+from kubediffusion.local.testing import eventually
+from kubediffusion.resources import client as client_module
+from kubediffusion.resources.client import KubernetesClient, Resource
+from kubediffusion.resources.generation_job import GenerationJob, GenerationJobSpec
+from kubediffusion.resources.watching import Reflector
+
+
+class CountingLists(Resource[GenerationJob]):
+    """GenerationJobs, and how often they were listed."""
+
+    lists = 0
+
+    async def list(self, *arguments: Any, **selectors: Any) -> tuple[list[GenerationJob], str]:
+        self.lists += 1
+        return await super().list(*arguments, **selectors)
+
+
+class Picture:
+    """What a Reflector told: every change in order, and what is there now."""
+
+    def __init__(
+        self,
+        client: KubernetesClient,
+        namespace: str,
+        kind: type[GenerationJob] = GenerationJob,
+        **selectors: str,
+    ) -> None:
+        self.told: list[tuple[str, bool]] = []
+        self.there: dict[str, GenerationJob] = {}
+        self.jobs = CountingLists(client, kind, "/apis/kubediffusion.io/v1alpha1", "generationjobs")
+        self.reflector = Reflector(self.jobs, namespace, self._tell, **selectors)
+
+    def _tell(self, job: GenerationJob, gone: bool) -> None:
+        self.told.append((job.name, gone))
+        if gone:
+            del self.there[job.name]
+        else:
+            self.there[job.name] = job
+
+    async def shows(self, *names: str) -> None:
+        async def equal() -> bool:
+            return set(self.there) == set(names)
+
+        await eventually(f"a picture of {names}, instead of {sorted(self.there)}", equal, 30)
+
+
+@asynccontextmanager
+async def watching(picture: Picture) -> AsyncIterator[Picture]:
+    task = asyncio.create_task(picture.reflector.run())
+    try:
+        await asyncio.wait_for(picture.reflector.synced.wait(), 30)
+        yield picture
+        assert not task.done()
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_it_tells_what_is_there_and_every_change_in_order(own_room: Room) -> None:
+    await own_room.create("first")
+    async with watching(Picture(own_room.client, own_room.namespace)) as picture:
+        assert picture.told == [("first", False)]
+        second = await own_room.create("second")
+        await own_room.write(own_room.client, second, phase="Cancelled")
+        await own_room.client.generation_jobs.delete(own_room.namespace, "second")
+        await picture.shows("first")
+        await own_room.create("third")
+        await picture.shows("first", "third")
+    assert picture.told == [("first", False), ("second", False), ("second", False), ("second", True), ("third", False)]
+    assert picture.jobs.lists == 1
+
+
+async def test_an_empty_collection_is_a_complete_picture_too(own_room: Room) -> None:
+    async with watching(Picture(own_room.client, own_room.namespace)) as picture:
+        assert picture.told == []
+        await own_room.create("first")
+        await picture.shows("first")
+
+
+async def test_what_stops_matching_a_selector_counts_as_gone(own_room: Room) -> None:
+    job = await own_room.bound(own_room.client, "w-1")
+    selector = {"field_selector": "status.worker=w-1"}
+    async with watching(Picture(own_room.client, own_room.namespace, **selector)) as picture:
+        await picture.shows(job.name)
+        await own_room.write(own_room.client, job, worker="w-2", attempt=2)
+        await picture.shows()
+
+
+async def test_pages_are_put_together(own_room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "PAGE_SIZE", 2)
+    names = [f"job-{n}" for n in range(5)]
+    for name in names:
+        await own_room.create(name)
+    async with watching(Picture(own_room.client, own_room.namespace)) as picture:
+        assert sorted(picture.told) == [(name, False) for name in names]
+
+
+async def test_an_object_of_any_size_can_be_watched(own_room: Room) -> None:
+    async with watching(Picture(own_room.client, own_room.namespace)) as picture:
+        body = a_job("large")
+        body["metadata"]["annotations"] = {"note": "x" * 250_000}
+        await own_room.client.generation_jobs.create(own_room.namespace, body)
+        await own_room.create("next")
+        await picture.shows("large", "next")
+
+
+async def test_after_an_interruption_it_goes_on_where_it_was(own_room: Room, cluster: LocalCluster) -> None:
+    await own_room.create("kept")
+    await own_room.create("deleted")
+    async with gated(cluster) as (gate, client), watching(Picture(client, own_room.namespace)) as picture:
+        gate.close()
+        await own_room.client.generation_jobs.delete(own_room.namespace, "deleted")
+        await own_room.create("new")
+        gate.open()
+        await picture.shows("kept", "new")
+        assert picture.told[2:] == [("deleted", True), ("new", False)]
+        assert picture.jobs.lists == 1
+
+
+class OlderSpec(GenerationJobSpec):
+    """The spec of a version that knew one scheduler only."""
+
+    scheduler: Literal["DDIMScheduler"] | None = None  # type: ignore[assignment] # narrower on purpose
+
+
+class OlderJob(GenerationJob):
+    """A job as that version reads it."""
+
+    spec: OlderSpec
+
+
+async def test_an_object_of_a_newer_version_stops_nothing(own_room: Room) -> None:
+    """While an upgrade is under way, a part meets values that only the next version of it knows."""
+    await own_room.create("old", scheduler="DDIMScheduler")
+    await own_room.create("newer", scheduler="LMSDiscreteScheduler")
+    async with watching(Picture(own_room.client, own_room.namespace, kind=OlderJob)) as picture:
+        assert picture.told == [("old", False)]
+        await own_room.create("newest", scheduler="UniPCMultistepScheduler")
+        await own_room.create("plain")
+        await picture.shows("old", "plain")
+        await own_room.client.generation_jobs.delete(own_room.namespace, "newer")
+        await own_room.client.generation_jobs.delete(own_room.namespace, "old")
+        await picture.shows("plain")
+    assert picture.jobs.lists == 1
+
+
+async def test_a_deletion_is_seen_after_the_api_server_was_restarted(own_room: Room, cluster: LocalCluster) -> None:
+    """A restarted API server knows no history: it answers 410, and the difference of two lists tells of the rest."""
+    await own_room.create("kept")
+    await own_room.create("deleted")
+    changed = await own_room.create("changed")
+    async with gated(cluster) as (gate, client), watching(Picture(client, own_room.namespace)) as picture:
+        gate.close()
+        await own_room.client.generation_jobs.delete(own_room.namespace, "deleted")
+        await own_room.write(own_room.client, changed, phase="Cancelled")
+        server = cluster.control_plane.apiserver
+        server.kill()
+        server.start()
+        await asyncio.to_thread(server.wait_ready)
+        await eventually("a namespace that takes jobs", lambda: created(own_room, "new"))
+        gate.open()
+        await picture.shows("kept", "changed", "new")
+        assert picture.jobs.lists == 2
+        assert sorted(picture.told[3:]) == [("changed", False), ("deleted", True), ("new", False)]
+        assert picture.there["changed"].status.phase == "Cancelled"
+        # The watch that follows is a live one.
+        await own_room.create("last")
+        await picture.shows("kept", "changed", "new", "last")
+
+
+async def created(room: Room, name: str) -> bool:
+    with suppress(client_module.KubernetesError):
+        await room.create(name)
+        return True
+    return False

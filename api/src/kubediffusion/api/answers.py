@@ -43,8 +43,9 @@ def warning_headers(entry: Entry) -> dict[str, str]:
     """Give the header that carries a job's warnings, such as a prompt that was cut."""
     if not entry.warnings:
         return {}
-    # A header is one line of ASCII, and a warning may quote a prompt.
-    text = " ".join("; ".join(entry.warnings).split()).encode("ascii", "backslashreplace").decode()
+    # A header is one line of printable ASCII, and a warning may quote a prompt.
+    printable = "".join(letter if letter.isprintable() else " " for letter in "; ".join(entry.warnings))
+    text = " ".join(printable.split()).encode("ascii", "backslashreplace").decode()
     return {WARNING_HEADER: text[:MAX_WARNING_LENGTH]}
 
 

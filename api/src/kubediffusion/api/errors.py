@@ -146,6 +146,9 @@ def problem(field: str | None, message: str, kind: str = "value_error", where: s
 def from_kubernetes(error: KubernetesError) -> ApiError:
     """Say what a refusal of the API server means to our client."""
     match error:
+        case InvalidError() if "failed to configure policy" in error.message:
+            # An API server that has just started and does not know the policy's resources yet; no fault of the job.
+            return UnavailableError("The Kubernetes API server is starting; try again shortly.", 5)
         case InvalidError():
             return InvalidRequestError(_problems_of(error))
         case ConflictError():

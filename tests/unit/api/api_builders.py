@@ -1,0 +1,26 @@
+"""GenerationJobs as the API server sends them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kubediffusion.api.entries import Entry, entry_of
+
+
+def body(name: str = "job", version: int = 1, phase: str = "Pending", **changes: Any) -> dict[str, Any]:
+    """Build a job's JSON; ``spec``, ``status`` and ``metadata`` are added to what it has."""
+    metadata = {
+        "name": name,
+        "namespace": "default",
+        "uid": f"uid-of-{name}",
+        "resourceVersion": str(version),
+        "creationTimestamp": "2026-11-23T10:00:00Z",
+        **changes.get("metadata", {}),
+    }
+    spec = {"prompt": "a cat", **changes.get("spec", {})}
+    return {"metadata": metadata, "spec": spec, "status": {"phase": phase, **changes.get("status", {})}}
+
+
+def entry(name: str = "job", version: int = 1, phase: str = "Pending", **changes: Any) -> Entry:
+    """Build the entry of such a job."""
+    return entry_of(body(name, version, phase, **changes))

@@ -1,0 +1,131 @@
+"""Keys, images, documents and settings, each by itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from kubediffusion.api.app import create_app
+from kubediffusion.api.auth import ApiKeys
+from kubediffusion.api.docs import downgraded
+from kubediffusion.api.errors import UnauthorizedError, WrongKeyError
+from kubediffusion.api.images import ImageCache
+from kubediffusion.api.settings import Settings
+
+
+def keys_in(folder: Path, **keys: str) -> ApiKeys:
+    for name, key in keys.items():
+        (folder / name).write_text(key)
+    keys_read = ApiKeys(folder)
+    keys_read.reload()
+    return keys_read
+
+
+def test_a_key_names_its_client(tmp_path: Path) -> None:
+    keys = keys_in(tmp_path, alice="a-key\n", bob="b-key")
+    assert keys.client([(b"authorization", b"Bearer a-key")]) == "alice"
+    assert keys.client([(b"authorization", b"bearer   b-key")]) == "bob"
+    assert keys.client([(b"x-api-key", b"b-key")]) == "bob"
+
+
+@pytest.mark.parametrize("headers", [[], [(b"authorization", b"Basic eDp5")], [(b"x-api-key", b"")]])
+def test_no_key(tmp_path: Path, headers: list[tuple[bytes, bytes]]) -> None:
+    with pytest.raises(UnauthorizedError):
+        keys_in(tmp_path, alice="a-key").client(headers)
+
+
+@pytest.mark.parametrize("key", [b"wrong", b"a-ke", b"a-key2", b"\xff", b"alice"])
+def test_a_wrong_key(tmp_path: Path, key: bytes) -> None:
+    with pytest.raises(WrongKeyError):
+        keys_in(tmp_path, alice="a-key").client([(b"x-api-key", key)])
+
+
+def test_an_empty_file_is_no_key(tmp_path: Path) -> None:
+    keys = keys_in(tmp_path, alice="\n")
+    assert keys.required
+    with pytest.raises(UnauthorizedError):
+        keys.client([(b"x-api-key", b"")])
+
+
+def test_a_secrets_volume_has_hidden_folders(tmp_path: Path) -> None:
+    (tmp_path / "..2026").mkdir()
+    (tmp_path / "..2026" / "alice").write_text("a-key")
+    (tmp_path / "..data").symlink_to("..2026")
+    (tmp_path / "alice").symlink_to("..data/alice")
+    keys = keys_in(tmp_path)
+    assert keys.client([(b"x-api-key", b"a-key")]) == "alice"
+
+
+def test_keys_that_cannot_be_read_stay_valid(tmp_path: Path) -> None:
+    keys = keys_in(tmp_path, alice="a-key")
+    (tmp_path / "alice").unlink()
+    tmp_path.rmdir()
+    keys.reload()
+    assert keys.client([(b"x-api-key", b"a-key")]) == "alice"
+
+
+def test_without_a_folder_everybody_may() -> None:
+    keys = ApiKeys(None)
+    assert not keys.required
+    assert keys.client([]) is None
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 40)), max_size=40))
+def test_the_image_cache_stays_within_its_bytes(puts: list[tuple[str, int]]) -> None:
+    cache = ImageCache(100)
+    sizes: dict[str, int] = {}
+    for name, size in puts:
+        sizes.setdefault(name, size)
+        cache.put(name, b"x" * sizes[name])
+        kept = {name for name in sizes if cache.get(name) is not None}
+        assert cache.size == sum(sizes[name] for name in kept) <= 100
+        assert name in kept
+
+
+def test_what_was_unused_for_longest_goes_first() -> None:
+    cache = ImageCache(3)
+    for name in "abc":
+        cache.put(name, b"x")
+    cache.get("a")
+    cache.put("d", b"x")
+    assert [cache.get(name) is not None for name in "abcd"] == [True, False, True, True]
+
+
+def test_the_document_is_of_the_dialect_that_the_page_renders() -> None:
+    document = json.dumps(create_app(Settings()).openapi())
+    assert '"3.0.3"' in document
+    for word in ('"type": "null"', '"const"', "exclusiveMinimum"):
+        assert word not in document
+
+
+def test_an_optional_reference_becomes_nullable() -> None:
+    assert downgraded({"anyOf": [{"$ref": "#/x"}, {"type": "null"}], "title": "T"}) == {
+        "allOf": [{"$ref": "#/x"}],
+        "title": "T",
+        "nullable": True,
+    }
+
+
+def test_every_setting_is_documented() -> None:
+    undocumented = [name for name, field in Settings.model_fields.items() if not field.description]
+    assert undocumented == []
+
+
+@pytest.mark.parametrize("limit", ["fast", "10/fortnight", "-1/minute"])
+def test_a_rate_that_is_none_is_refused_at_start(limit: str) -> None:
+    with pytest.raises(ValidationError):
+        Settings(rate_limit=limit)
+
+
+def test_nothing_reads_the_environment_but_the_settings() -> None:
+    import kubediffusion.api
+
+    for folder in kubediffusion.api.__path__:
+        for file in Path(folder).rglob("*.py"):
+            assert "os.environ" not in file.read_text(), file
+            assert "getenv" not in file.read_text(), file

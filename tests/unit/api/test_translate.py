@@ -1,0 +1,103 @@
+"""Requests become specs and jobs become views, without loss."""
+
+from __future__ import annotations
+
+import pytest
+from api_builders import body, entry
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kubediffusion.api import translate
+from kubediffusion.api.schemas import JobRequest
+from kubediffusion.resources.diffusion_model import DiffusionModel
+from kubediffusion.resources.generation_job import GenerationJobSpec, Scheduler
+
+requests = st.builds(
+    JobRequest,
+    prompt=st.text(min_size=1, max_size=50),
+    negative_prompt=st.none() | st.text(max_size=50),
+    num_inference_steps=st.none() | st.integers(1, 1000),
+    guidance_scale=st.none() | st.floats(0, 50),
+    seed=st.none() | st.integers(0, 2**63 - 1),
+    width=st.none() | st.integers(8, 512).map(lambda size: size * 8),
+    num_images=st.none() | st.integers(1, 16),
+    scheduler=st.none() | st.sampled_from(Scheduler),
+    priority=st.none() | st.integers(-1_000_000, 1_000_000),
+    deterministic=st.none() | st.booleans(),
+)
+
+
+@given(requests)
+def test_a_spec_says_what_the_request_says_and_nothing_else(request: JobRequest) -> None:
+    spec = translate.to_spec(request)
+    assert spec.model_dump(exclude_none=True) == request.model_dump(exclude_none=True)
+    # What the API server stores, read back, is the same.
+    assert GenerationJobSpec.from_wire(translate.manifest("x", spec)["spec"]) == spec
+
+
+def test_every_field_of_a_request_is_one_of_the_spec() -> None:
+    assert set(JobRequest.model_fields) <= set(GenerationJobSpec.model_fields)
+
+
+def test_what_is_left_out_stays_out() -> None:
+    assert translate.manifest("x", translate.to_spec(JobRequest(prompt="a cat")))["spec"] == {"prompt": "a cat"}
+
+
+@given(st.text(), st.text())
+def test_an_idempotent_name_depends_on_client_and_key(client: str, key: str) -> None:
+    name = translate.idempotent_name(client, key)
+    assert name == translate.idempotent_name(client, key)
+    assert name != translate.idempotent_name(client + "x", key)
+    assert name != translate.idempotent_name(client, key + "x")
+
+
+def test_a_request_is_the_same_whatever_may_change_later() -> None:
+    spec = GenerationJobSpec(prompt="a cat")
+    assert translate.same_request(spec, spec.model_copy(update={"cancel": True, "priority": 5}))
+    assert not translate.same_request(spec, GenerationJobSpec(prompt="a cat", seed=1))
+
+
+def test_a_view_says_why_a_job_waits_only_while_it_does() -> None:
+    waiting = {
+        "conditions": [
+            {
+                "type": "Scheduled",
+                "status": "False",
+                "reason": "WorkersBusy",
+                "message": "busy",
+                "lastTransitionTime": "2026-11-23T10:00:00Z",
+            }
+        ]
+    }
+    view = translate.view(entry(status=waiting), 3)
+    assert view.waiting is not None
+    assert (view.waiting.reason, view.queue_position) == ("WorkersBusy", 3)
+    assert translate.view(entry(phase="Cancelled", status=waiting), None).waiting is None
+
+
+def test_a_view_survives_ranges_that_became_tighter() -> None:
+    view = translate.view(entry(spec={"numInferenceSteps": 5}), None)
+    assert view.request.num_inference_steps == 5
+
+
+@pytest.mark.parametrize(("status", "available"), [(None, True), ("Unknown", True), ("True", True), ("False", False)])
+def test_a_model_is_available_until_it_is_said_not_to_be(status: str | None, available: bool) -> None:
+    condition = {"type": "Available", "status": status, "reason": "R", "lastTransitionTime": "2026-11-23T10:00:00Z"}
+    model = DiffusionModel.from_wire(
+        {
+            "metadata": {"name": "m"},
+            "spec": {"source": {"path": "/m"}, "defaults": {"width": 64}},
+            "status": {"conditions": [condition] if status else []},
+        }
+    )
+    view = translate.model_view(model)
+    assert (view.available, view.defaults.width, view.defaults.num_inference_steps) == (available, 64, 50)
+
+
+def test_a_document_leaves_out_what_nobody_shows() -> None:
+    annotated = body(metadata={"annotations": {"x": "y" * 1000}, "managedFields": [{"manager": "z" * 1000}]})
+    from kubediffusion.api.entries import entry_of
+
+    made = entry_of(annotated)
+    assert len(made.document) < 400
+    assert made.job().spec.prompt == "a cat"

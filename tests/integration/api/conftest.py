@@ -35,8 +35,8 @@ def stage(shared: Site) -> Stage:
 
 @pytest.fixture(scope="session")
 def api(shared: Site) -> Api:
-    """An API with the default settings in the shared namespace."""
-    return shared.start()
+    """An API in the shared namespace; no rate limit, as all tests together are one busy client."""
+    return shared.start(RATE_LIMIT="")
 
 
 @pytest.fixture

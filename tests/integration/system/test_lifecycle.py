@@ -53,16 +53,16 @@ async def test_a_suspended_job_waits_says_so_and_resumes(studio):
 
 async def test_priority_goes_before_age(studio):
     """The worker has two batches at hand: what comes after waits in the operator's queue, where priority counts."""
-    await studio.submit("busy", **LONG)
-    for number in range(8):
-        await studio.submit(f"filler-{number}", **{**LONG, "numInferenceSteps": 1})
-    await studio.submit("low", priority=-5)
-    await studio.submit("high", priority=5)
-    await studio.change("busy", cancel=True)
-    for number in range(8):
-        await studio.change(f"filler-{number}", cancel=True)
+    for name in ("busy-0", "busy-1"):
+        await studio.submit(name, **LONG)
+        await studio.phase(name, Phase.SCHEDULED, Phase.RUNNING)
+    await studio.submit("low", priority=-5, numInferenceSteps=2)
+    await studio.submit("high", priority=5, numInferenceSteps=3)
+    assert (await studio.job("low")).status.phase is Phase.PENDING
+    for name in ("busy-0", "busy-1"):
+        await studio.change(name, cancel=True)
     low, high = await studio.phase("low", Phase.SUCCEEDED), await studio.phase("high", Phase.SUCCEEDED)
-    assert high.status.start_time <= low.status.start_time
+    assert high.status.start_time < low.status.start_time
 
 
 async def test_a_deadline_ends_a_job_wherever_it_is(studio):
@@ -74,8 +74,20 @@ async def test_a_deadline_ends_a_job_wherever_it_is(studio):
         assert "activeDeadlineSeconds" in job.status.error.message
 
 
+async def test_a_deadline_does_nothing_to_a_job_that_has_finished(studio):
+    await studio.submit("in-time", activeDeadlineSeconds=4)
+    in_time = await studio.phase("in-time", Phase.SUCCEEDED)
+    await studio.submit("clock", activeDeadlineSeconds=4, suspend=True)
+    await studio.phase("clock", Phase.FAILED)
+    assert await studio.job("in-time") == in_time
+
+
 async def test_a_finished_job_is_deleted_after_its_time_to_live(studio):
-    await studio.submit("brief", ttlSecondsAfterFinished=1)
+    """Which may be changed as long as the job is there."""
+    await studio.submit("reprieved", ttlSecondsAfterFinished=2)
+    await studio.phase("reprieved", Phase.SUCCEEDED)
+    await studio.change("reprieved", ttlSecondsAfterFinished=3600)
+    await studio.submit("brief", ttlSecondsAfterFinished=2)
 
     async def gone():
         try:
@@ -85,6 +97,7 @@ async def test_a_finished_job_is_deleted_after_its_time_to_live(studio):
         return False
 
     await eventually("the job is deleted", gone)
+    assert (await studio.job("reprieved")).status.phase is Phase.SUCCEEDED
 
 
 async def test_images_go_with_the_job_or_stay_as_it_says(studio):

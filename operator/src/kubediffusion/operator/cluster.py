@@ -91,11 +91,11 @@ class Cluster:
             patch = {"metadata": {"finalizers": finalizers, "uid": job.uid}}
             await self._client.generation_jobs.patch(job.metadata.namespace, job.name, patch)
 
-    async def delete_job(self, namespace: str, name: str, uid: str) -> None:
+    async def delete_job(self, job: GenerationJob) -> None:
         """Delete a job; that it is gone, or another has its name, is no error."""
         async with self._gate:
             try:
-                await self._client.generation_jobs.delete(namespace, name, uid)
+                await self._client.generation_jobs.delete(job.metadata.namespace, job.name, job.uid)
             except (NotFoundError, ConflictError):
                 return
 

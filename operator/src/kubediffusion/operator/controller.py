@@ -39,7 +39,7 @@ from kubediffusion.operator.statuses import next_status
 from kubediffusion.operator.workers import BatchJob, Pod, WorkerState
 from kubediffusion.resources import recipe
 from kubediffusion.resources.client import ConflictError, KubernetesError, NotFoundError
-from kubediffusion.resources.conditions import ModelCondition, ModelReason, WaitingReason, find
+from kubediffusion.resources.conditions import JobCondition, ModelCondition, ModelReason, WaitingReason, find
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.errors import ErrorCode
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Phase
@@ -94,7 +94,8 @@ class Controller:
             model_grace=dt.timedelta(seconds=settings.model_grace_seconds),
         )
         self._namespaces: dict[str, NamespaceState] = {}
-        self._agenda = Agenda()
+        self._deadlines = Agenda()
+        self._expiries = Agenda()
         self._dirty: dict[str, None] = {}
         self._looks: dict[str, dt.datetime] = {}
         self._assumed: dict[str, _Told] = {}
@@ -102,7 +103,7 @@ class Controller:
         self._arrived: dict[str, dt.datetime] = {}
         """When a job was first seen, by uid, until it is first written: its own timestamp has whole seconds only."""
         self._busy: set[str] = set()
-        """Workers and models that a write is under way for."""
+        """Workers, models and images that something is under way for."""
         self._reported: dict[str, dt.datetime] = {}
         self._explanations = settings.explanations_per_second
         self._refilled = time.monotonic()
@@ -188,7 +189,8 @@ class Controller:
             self._pass(namespace, now)
         self._turned = time.monotonic()
         metrics.LAST_PASS.set_to_current_time()
-        moments = [*self._looks.values(), *([self._agenda.next_due] if self._agenda.next_due else [])]
+        dues = (self._deadlines.next_due, self._expiries.next_due)
+        moments = [*self._looks.values(), *(due for due in dues if due is not None)]
         pause = (min(moments) - dt.datetime.now(dt.UTC)).total_seconds() if moments else STUCK_SECONDS / 4
         try:
             async with asyncio.timeout(min(max(pause, 0), STUCK_SECONDS / 4)):
@@ -198,13 +200,14 @@ class Controller:
         self._wake.clear()
 
     def _do_what_is_due(self, now: dt.datetime) -> None:
-        for namespace, name, uid in self._agenda.pop_due(now):
+        for namespace, _, uid in self._deadlines.pop_due(now):
             state = self._namespaces.get(namespace)
             job = state.jobs.get(uid) if state is not None else None
+            # One that a write is under way for is judged when that is done.
             if job is not None and uid not in self._assumed:
                 self._judge(job, now)
-            elif job is None:
-                self._spawn(self._expire(namespace, name, uid))
+        for namespace, name, uid in self._expiries.pop_due(now):
+            self._spawn(self._expire(namespace, name, uid))
         for namespace, look in list(self._looks.items()):
             if look <= now:
                 self._dirty[namespace] = None
@@ -217,7 +220,7 @@ class Controller:
             del self._namespaces[namespace]
             return
         with metrics.PASS_SECONDS.time():
-            looks = [self._pass_orphans(state, now), self._pass_suspended(state)]
+            looks = [self._pass_orphans(state, now), self._pass_suspended(state, now)]
             for view in list(state.views(now)):
                 plan = plan_model(view, now, self._knobs, self._budget())
                 looks.append(plan.next_look)
@@ -229,25 +232,27 @@ class Controller:
             self._looks[namespace] = min(pending)
 
     def _pass_orphans(self, state: NamespaceState, now: dt.datetime) -> dt.datetime | None:
+        """See to the jobs whose model does not exist, and give when the first of them has waited long enough."""
         look: dt.datetime | None = None
-        for job in state.orphans(ORPHANS_A_PASS):
+        for job, missing_since in state.orphans(now, ORPHANS_A_PASS):
             wanted = f"DiffusionModel {job.spec.model!r}" if job.spec.model else "default DiffusionModel"
-            due = (job.metadata.creation_timestamp or now) + self._knobs.model_grace
+            due = missing_since + self._knobs.model_grace
             if now >= due:
                 there = ", ".join(sorted(state.models)) or "none"
                 message = f"Model not available: no {wanted} in namespace {state.name} (there: {there})"
                 self._start(Finish(job, Phase.FAILED, ErrorCode.MODEL_NOT_FOUND, message))
                 continue
             look = min(look or due, due)
-            if find(job.status.conditions, "Scheduled") is None and self._budget():
+            if find(job.status.conditions, JobCondition.SCHEDULED) is None and self._budget():
                 self._start(Explain(job, WaitingReason.MODEL_NOT_FOUND, f"no {wanted} exists in {state.name} yet"))
         return look
 
-    def _pass_suspended(self, state: NamespaceState) -> dt.datetime | None:
-        for job in state.suspended:
-            said = find(job.status.conditions, "Scheduled")
-            if (said is None or said.reason != WaitingReason.SUSPENDED) and self._budget():
-                self._start(Explain(job, WaitingReason.SUSPENDED, "spec.suspend is true"))
+    def _pass_suspended(self, state: NamespaceState, now: dt.datetime) -> dt.datetime | None:
+        """Have suspended jobs say so, and give when to go on where not all may yet."""
+        for job in state.silently_suspended:
+            if not self._budget():
+                return now + RETRY_PERIOD
+            self._start(Explain(job, WaitingReason.SUSPENDED, "spec.suspend is true"))
         return None
 
     def _report(self, view: ModelView, now: dt.datetime) -> dt.datetime | None:
@@ -287,16 +292,16 @@ class Controller:
             self._tell_of_end(job, known)
             self._learn_revision(job)
             if awaits_image_deletion(job):
-                self._spawn(self._release(job))
+                self._remove_images(job)
             elif (due := expiry(job)) is not None:
-                self._agenda.add(due, job)
+                self._expiries.add(due, job)
             return
         if known is None:
             created = job.metadata.creation_timestamp
             if created is not None and now - created < FRESH and job.status.queued_at is None:
                 self._arrived[job.uid] = now
             if (due := deadline(job)) is not None:
-                self._agenda.add(due, job)
+                self._deadlines.add(due, job)
         self._judge(job, now)
 
     def _judge(self, job: GenerationJob, now: dt.datetime) -> None:
@@ -441,23 +446,47 @@ class Controller:
         self._events.note(Event(action.model, "Warning" if bad else "Normal", after.reason, after.message))
 
     async def _expire(self, namespace: str, name: str, uid: str) -> None:
-        try:
-            await self._cluster.delete_job(namespace, name, uid)
-        except KubernetesError as error:
-            logger.warning("cannot delete an expired job, trying again: %s", error, extra={"job": name})
-            await asyncio.sleep(error.retry_after or RETRY_PERIOD.total_seconds())
-            self._spawn(self._expire(namespace, name, uid))
+        """Delete a job whose time to live is over; its spec may have got another one since it was noted."""
+        while True:
+            try:
+                job = await self._cluster.get_job(namespace, name)
+                due = expiry(job)
+                if job.uid != uid or due is None:
+                    return
+                if due > dt.datetime.now(dt.UTC):
+                    self._expiries.add(due, job)
+                    self._wake.set()
+                    return
+                await self._cluster.delete_job(job)
+            except NotFoundError:
+                return
+            except KubernetesError as error:
+                logger.warning("cannot delete an expired job, trying again: %s", error, extra={"job": name})
+                await asyncio.sleep(error.retry_after or RETRY_PERIOD.total_seconds())
+            else:
+                return
 
-    async def _release(self, job: GenerationJob) -> None:
-        await self._images.remove(job)
+    def _remove_images(self, job: GenerationJob) -> None:
+        if (key := f"images/{job.uid}") not in self._busy:
+            self._busy.add(key)
+            self._spawn(self._release(job, key))
+
+    async def _release(self, job: GenerationJob, key: str) -> None:
+        """Delete a job's images, then let the job itself go."""
         try:
-            await self._cluster.release_images(job)
-        except NotFoundError:
-            return
-        except KubernetesError as error:
-            logger.warning("cannot release a deleted job, trying again: %s", error, extra={"job": job.name})
-            await asyncio.sleep(error.retry_after or RETRY_PERIOD.total_seconds())
-            self._spawn(self._release(job))
+            await self._images.remove(job)
+            while True:
+                try:
+                    await self._cluster.release_images(job)
+                except NotFoundError:
+                    return
+                except KubernetesError as error:
+                    logger.warning("cannot release a deleted job, trying again: %s", error, extra={"job": job.name})
+                    await asyncio.sleep(error.retry_after or RETRY_PERIOD.total_seconds())
+                else:
+                    return
+        finally:
+            self._busy.discard(key)
 
     # Housekeeping.
 

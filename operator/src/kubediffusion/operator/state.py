@@ -18,6 +18,7 @@ from sortedcontainers import SortedKeyList
 
 from kubediffusion.operator.scheduling import ModelView, order_key
 from kubediffusion.operator.workers import BatchJob, Pod, Worker, WorkerState
+from kubediffusion.resources.conditions import JobCondition, WaitingReason, find
 from kubediffusion.resources.diffusion_model import DiffusionModel, choose_model
 from kubediffusion.resources.generation_job import GenerationJob
 from kubediffusion.resources.transitions import BOUND, TERMINAL
@@ -78,7 +79,8 @@ class NamespaceState:
         self._hash_of = hash_of
         self._hashes: dict[str, str] = {}
         self._queues: dict[ModelKey, SortedKeyList] = defaultdict(lambda: SortedKeyList(key=order_key))
-        self._suspended: dict[str, GenerationJob] = {}
+        self._silently_suspended: dict[str, GenerationJob] = {}
+        self._missing_since: dict[ModelKey, dt.datetime] = {}
         self._bound: dict[str, dict[str, dict[str, GenerationJob]]] = defaultdict(lambda: defaultdict(dict))
         self._batch_jobs: dict[str, BatchJob] = {}
         self._pods: dict[str, Pod] = {}
@@ -93,7 +95,9 @@ class NamespaceState:
         if job.status.phase in BOUND and job.status.worker:
             self._bound[_bound_model(job)][job.status.worker][job.uid] = job
         elif job.spec.suspend:
-            self._suspended[job.uid] = job
+            said = find(job.status.conditions, JobCondition.SCHEDULED)
+            if said is None or said.reason != WaitingReason.SUSPENDED:
+                self._silently_suspended[job.uid] = job
         else:
             self._queues[job.spec.model].add(job)
 
@@ -107,8 +111,8 @@ class NamespaceState:
             del pods[job.status.worker][uid]
             if not pods[job.status.worker]:
                 del pods[job.status.worker]
-        elif uid in self._suspended:
-            del self._suspended[uid]
+        elif job.spec.suspend:
+            self._silently_suspended.pop(uid, None)
         else:
             self._queues[job.spec.model].remove(job)
 
@@ -147,6 +151,7 @@ class NamespaceState:
         """Take in the full lists of workers: what is not in them is gone, unless a watch has told of it since."""
         self._batch_jobs = jobs.merged_into(self._batch_jobs)
         self._pods = pods.merged_into(self._pods)
+        self._idle_since = {name: since for name, since in self._idle_since.items() if name in self._pods}
 
     def replace_jobs(self, unfinished: Listing[GenerationJob]) -> None:
         """Take in the full list of unfinished jobs, in the same way."""
@@ -179,28 +184,31 @@ class NamespaceState:
                 bound={pod: tuple(jobs.values()) for pod, jobs in self._bound[model.name].items()},
             )
 
-    def orphans(self, most: int) -> list[GenerationJob]:
-        """Give unfinished jobs whose model does not exist: those that wait, at most so many, and all that are bound."""
-        named = set(self.models)
+    def orphans(self, now: dt.datetime, most: int) -> list[tuple[GenerationJob, dt.datetime]]:
+        """Give unfinished jobs whose model does not exist, and since when it has been missed.
+
+        Args:
+            now: The time, from which a model that is first missed now is missing.
+            most: The most of those that wait; those that are bound are few, and all given.
+        """
         default = choose_model(self.models, None)
-        waiting = itertools.chain.from_iterable(
-            queue
-            for model, queue in self._queues.items()
-            if (model is None and default is None) or (model is not None and model not in named)
-        )
-        bound = [
-            job
-            for model, pods in self._bound.items()
-            if model not in named
-            for jobs in pods.values()
-            for job in jobs.values()
+        there: set[ModelKey] = {*self.models, *([None] if default is not None else [])}
+        waiting = {model: queue for model, queue in self._queues.items() if queue and model not in there}
+        bound = {model: pods for model, pods in self._bound.items() if pods and model not in there}
+        self._missing_since = {model: self._missing_since.get(model, now) for model in waiting.keys() | bound.keys()}
+        found = [
+            (job, self._missing_since[model])
+            for model, queue in waiting.items()
+            for job in itertools.islice(queue, most)
         ]
-        return [*itertools.islice(waiting, most), *bound]
+        for model, pods in bound.items():
+            found += [(job, self._missing_since[model]) for jobs in pods.values() for job in jobs.values()]
+        return found
 
     @property
-    def suspended(self) -> list[GenerationJob]:
-        """Jobs that are suspended and not bound."""
-        return list(self._suspended.values())
+    def silently_suspended(self) -> list[GenerationJob]:
+        """Jobs that are suspended and not bound, and whose status does not say so yet."""
+        return list(self._silently_suspended.values())
 
     @property
     def settled(self) -> bool:

@@ -23,11 +23,11 @@ help: ## Say what can be made
 
 .PHONY: demo
 demo: bootstrap ## Generate one image by the whole path and show how; starts and stops everything
-	@$(BIN)/kubediffusion-local demo --port $(PORT) --model $(MODEL)
+	@$(BIN)/python -m kubediffusion.local demo --port $(PORT) --model $(MODEL)
 
 .PHONY: up
 up: bootstrap ## Serve on http://localhost:8000 until Ctrl-C (PORT=, MODEL= a diffusers folder)
-	@$(BIN)/kubediffusion-local up --port $(PORT) --model $(MODEL)
+	@$(BIN)/python -m kubediffusion.local up --port $(PORT) --model $(MODEL)
 
 .PHONY: test
 test: verify unit conformance integration ## Run every check and every test
@@ -85,7 +85,7 @@ bootstrap: ## Make .venv, if it is not there and up to date
 
 .PHONY: binaries
 binaries: bootstrap ## Build the control plane, the S3 server and Helm, if they are not in the cache
-	@$(BIN)/kubediffusion-local build tests
+	@$(BIN)/python -m kubediffusion.local build tests
 
 .PHONY: clean
 clean: ## Remove what was made in this checkout; the cache of binaries is shared and stays

@@ -22,13 +22,15 @@ from kubediffusion.local.controlplane import ControlPlane
 from kubediffusion.local.errors import LocalError
 from kubediffusion.local.node.restarts import Backoff
 from kubediffusion.local.node.settings import NodeSettings
-from kubediffusion.local.processes import Process, Program
+from kubediffusion.local.processes import STOP_SECONDS, Process, Program
 from kubediffusion.local.s3 import ObjectStore
 
 FIELD_MANAGER = "kubediffusion-local"
 NODE_NAME = "this-machine"
 NODES_GROUP = "system:nodes"
 KUBECTL_SECONDS = 120.0
+HASTY_SECONDS = 1.0
+GET_SECONDS = 10
 
 Manifest = Mapping[str, Any]
 
@@ -94,12 +96,16 @@ class LocalCluster:
         self.store.process.wait_ready()
         self.node.wait_ready()
 
-    def stop(self) -> None:
-        """Stops everything: pods with the node first, so that nobody sees the rest disappear."""
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """Stops everything: pods with the node first, so that nobody sees the rest disappear.
+
+        Args:
+            seconds: How long each part may take before it is killed.
+        """
         with ExitStack() as all_of_them:  # each is stopped, also when stopping another is interrupted
             all_of_them.callback(self._claims.release)
             for process in self.processes:
-                all_of_them.callback(process.stop)
+                all_of_them.callback(process.stop, seconds)
 
     def check(self) -> None:
         """Raises `PartFailedError` if any part has ended."""
@@ -109,15 +115,19 @@ class LocalCluster:
     def __enter__(self) -> Self:
         try:
             self.start()
-        except BaseException:
-            self.stop()
+        except BaseException as error:
+            self._leave(error)
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        self._leave(error)
+
+    def _leave(self, error: BaseException | None) -> None:
+        # Where a part has failed, others wait for it in vain.
+        self.stop(HASTY_SECONDS if isinstance(error, LocalError) else STOP_SECONDS)
         if error is None or isinstance(error, KeyboardInterrupt):
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -157,7 +167,9 @@ class LocalCluster:
 
     def get(self, *arguments: str) -> dict[str, Any]:
         """Returns what ``kubectl get`` finds, as objects."""
-        found: dict[str, Any] = json.loads(self.kubectl("get", *arguments, "--output=json"))
+        # An API server without its store lets its clients wait for a minute.
+        output = self.kubectl("get", *arguments, "--output=json", f"--request-timeout={GET_SECONDS}s")
+        found: dict[str, Any] = json.loads(output)
         return found
 
     def _node(self, settings: ClusterSettings) -> Process:

@@ -48,7 +48,7 @@ def run(service: Service) -> None:
         raise LocalError(f"the image was not generated: {result['error_message']}")
     save(IMAGE, base64.b64decode(result["image_base64"]))
     say(f"\n$ curl {service.url}/results/{task}")
-    say(json.dumps({**result, "image_base64": f"{result['image_base64'][:24]}…"}))
+    say(json.dumps({**result, "image_base64": f"{result['image_base64'][:24]}…"}, ensure_ascii=False))
     say(f"\n$ kubectl get {SHOWN}")
     say(service.cluster.kubectl("get", SHOWN, f"--namespace={NAMESPACE}").rstrip())
     say(f"\nThe image is {IMAGE}")

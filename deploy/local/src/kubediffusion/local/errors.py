@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 TAIL_LINES = 15
+LINE_CHARACTERS = 240
 
 
 class LocalError(Exception):
@@ -22,7 +23,8 @@ class PartFailedError(LocalError):
     def __init__(self, part: str, what: str, log: Path) -> None:
         self.part = part
         self.log = log
-        tail = log_tail(log)
+        # Some parts log whole stack traces on a line.
+        tail = "\n".join(line[:LINE_CHARACTERS] for line in log_tail(log).splitlines())
         super().__init__(f"{part} {what}; its log is {log}" + (f" and ends with:\n{tail}" if tail else ""))
 
 

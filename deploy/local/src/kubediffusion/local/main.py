@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from kubediffusion.local import binaries, demo
-from kubediffusion.local.errors import LocalError
+from kubediffusion.local.errors import LocalError, PartFailedError
 from kubediffusion.local.installation import API_PORT, DEFAULT_MODEL
 from kubediffusion.local.layout import MODELS
 from kubediffusion.local.progress import say
@@ -56,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             else:
                 _stay(service)
     except LocalError as error:
-        sys.stderr.write(f"kubediffusion-local: {error}\n")
+        sys.stderr.write(f"\nkubediffusion-local: {error}\n")
+        if isinstance(error, PartFailedError):
+            sys.stderr.write("Everything else was stopped. Start again; if that fails too, the log says more.\n")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         sys.stderr.write("\nStopped.\n")

@@ -140,12 +140,16 @@ def serving(offer: Offer) -> Iterator[Service]:
             progress.detail = f"logs in {cluster.logs}"
             stack.enter_context(cluster)
         service = Service(cluster, programs, offer)
-        with step("Starting operator and API"):
-            service.install()
-            service.wait_served()
-        with step("Loading the model"):
-            service.wait_model()
-        yield service
+        try:
+            with step("Starting operator and API"):
+                service.install()
+                service.wait_served()
+            with step("Loading the model"):
+                service.wait_model()
+            yield service
+        except LocalError:
+            cluster.check()  # a part that has ended explains more than what failed without it
+            raise
 
 
 def require_free(port: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import sys
@@ -10,8 +11,9 @@ import uvicorn
 from kubernetes.aio.config import ConfigException
 from pydantic import ValidationError
 
-from kubediffusion.api.app import create_app
+from kubediffusion.api.app import AGENT, create_app
 from kubediffusion.api.settings import Settings
+from kubediffusion.resources.client import KubernetesClient
 from kubediffusion.resources.runtime import logs
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,11 @@ def main() -> None:
             sys.stderr.write(f"{name}: {problem['msg']}\n")
         sys.exit(EX_CONFIG)
     logs.configure(settings.log_level)
+    try:
+        asyncio.run(_find_cluster())
+    except ConfigException as error:
+        logger.critical("no Kubernetes API server is configured, neither a Pod's nor by KUBECONFIG: %s", error)
+        sys.exit(EX_CONFIG)
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(settings),
@@ -50,13 +57,13 @@ def main() -> None:
     # uvicorn raises the signal again when it is done; the process has then done what was asked, and exits with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    try:
-        server.run()
-    except ConfigException as error:
-        logger.critical("no Kubernetes API server is configured: %s", error)
-        sys.exit(EX_CONFIG)
-    if not server.started:
-        sys.exit(1)
+    server.run()
+
+
+async def _find_cluster() -> None:
+    # Once for nothing: within uvicorn's start a mistake here would be a traceback, not a line.
+    async with await KubernetesClient.connect(AGENT):
+        pass
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ class ErrorCode(StrEnum):
     """A defect of KubeDiffusion; the worker's log has the traceback."""
 
 
-@dataclass(frozen=True)
+# Not frozen: contextlib and others set an exception's traceback as it passes.
+@dataclass(unsafe_hash=True)
 class JobFailure(Exception):  # noqa: N818 - it is an outcome of a job that travels as an exception, not a defect
     """One job cannot be completed; its batch mates are not concerned.
 

@@ -240,6 +240,12 @@ def test_a_batch_goes_on_for_those_who_want_it(engine: PipelineEngine) -> None:
     assert isinstance(seen.outcomes[1], Picture)
 
 
+def test_a_warm_up_changes_nothing(engine: PipelineEngine) -> None:
+    before = pictures(engine, image_task())[0]
+    engine.warm_up()
+    assert pictures(engine, image_task())[0] == before
+
+
 def test_a_lost_device_ends_the_engine(engine: PipelineEngine, monkeypatch: pytest.MonkeyPatch, sabotaged: Any) -> None:
     def deed(_tokens: Any) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")

@@ -7,7 +7,7 @@ them in a thread.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import boto3
 from botocore.config import Config
@@ -19,6 +19,27 @@ if TYPE_CHECKING:
 PNG = "image/png"
 
 _PERMANENT = frozenset({"NoSuchBucket", "InvalidBucketName", "InvalidArgument", "EntityTooLarge", "InvalidRequest"})
+
+_MISSING = frozenset({"NoSuchKey", "404"})
+
+_CONDITION_FAILED = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
+
+_PUT_TRIES = 5
+"""Tries of one put against other writers of the same key; there is hardly ever one."""
+
+ATTEMPT = "attempt"
+"""Metadata of an image: the attempt of the job that stored it."""
+
+
+class Condition(TypedDict, total=False):
+    """When a put may happen (RFC 9110, section 13.1)."""
+
+    IfMatch: str
+    IfNoneMatch: str
+
+
+class SupersededError(Exception):
+    """A later attempt of the job has stored its image already."""
 
 
 class StorageError(Exception):
@@ -72,17 +93,54 @@ class ImageStorage:
             raise StorageError(f"{uri} is not in the configured bucket {self.bucket!r}", permanent=True)
         return uri.removeprefix(scheme)
 
-    def put(self, key: str, data: bytes) -> str:
-        """Store a PNG and give its address once storage has confirmed it; the same key is overwritten.
+    def put(self, key: str, data: bytes, attempt: int) -> str:
+        """Store a PNG and give its address once storage has confirmed it; an earlier attempt's is overwritten.
+
+        The attempt fences here as it does in status: the write of a worker that was frozen while its job ran
+        elsewhere would else replace the image whose hash the status names. Storage without conditional writes is
+        written to all the same.
 
         Raises:
+            SupersededError: A later attempt has stored its image; it stays.
             StorageError: It was not confirmed.
         """
+        condition: Condition = {"IfNoneMatch": "*"}
         try:
-            self._client.put_object(Bucket=self.bucket, Key=key, Body=data, ContentType=PNG)
+            for _ in range(_PUT_TRIES):
+                try:
+                    self._client.put_object(
+                        Bucket=self.bucket,
+                        Key=key,
+                        Body=data,
+                        ContentType=PNG,
+                        Metadata={ATTEMPT: str(attempt)},
+                        **condition,
+                    )
+                except ClientError as error:
+                    code = error.response["Error"].get("Code", "")
+                    if code == "NotImplemented" and condition:
+                        condition = {}
+                    elif code in _CONDITION_FAILED:
+                        condition = self._to_replace(key, attempt)
+                    else:
+                        raise
+                else:
+                    return self.uri(key)
         except (ClientError, BotoCoreError) as error:
             raise _translated(error, f"cannot store {self.uri(key)}") from error
-        return self.uri(key)
+        raise StorageError(f"cannot store {self.uri(key)}: it changes all the time")
+
+    def _to_replace(self, key: str, attempt: int) -> Condition:
+        """Give the condition under which this attempt may replace what is stored."""
+        try:
+            stored = self._client.head_object(Bucket=self.bucket, Key=key)
+        except ClientError as error:
+            if error.response["Error"].get("Code") in _MISSING:
+                return {"IfNoneMatch": "*"}
+            raise
+        if int(stored.get("Metadata", {}).get(ATTEMPT, "0")) > attempt:
+            raise SupersededError(f"{self.uri(key)} was stored by a later attempt")
+        return {"IfMatch": stored["ETag"]}
 
     def get(self, uri: str) -> bytes:
         """Read an image.
@@ -124,6 +182,6 @@ def _translated(error: ClientError | BotoCoreError, what: str) -> StorageError:
         return StorageError(
             f"{what}: {code} {message}".strip(),
             permanent=code in _PERMANENT,
-            missing=code in {"NoSuchKey", "404"},
+            missing=code in _MISSING,
         )
     return StorageError(f"{what}: {error}")

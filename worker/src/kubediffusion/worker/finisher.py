@@ -14,6 +14,7 @@ from typing import Any
 from kubediffusion.resources import meta
 from kubediffusion.resources.errors import ErrorCode, JobFailure
 from kubediffusion.resources.generation_job import Image
+from kubediffusion.resources.storage import SupersededError
 from kubediffusion.worker import images, reports
 from kubediffusion.worker.announcer import Announcer
 from kubediffusion.worker.assignments import Assignment, Assignments
@@ -107,10 +108,17 @@ class Finisher:
             key = meta.image_key(self._prefix, assignment.job.metadata.namespace, assignment.binding.uid, index)
             try:
                 uri = await self._uploader.put(
-                    key, png.data, lambda problem: self._announcer.trouble(assignment, problem)
+                    key,
+                    png.data,
+                    assignment.binding.attempt,
+                    lambda problem: self._announcer.trouble(assignment, problem),
                 )
             except JobFailure as failure:
                 self._close(assignment, self._fail(assignment, failure))
+                return
+            except SupersededError:
+                assignment.work.discard(asyncio.current_task())
+                self.lost(assignment)
                 return
         self._metrics.upload.observe(time.monotonic() - ready)
         assignment.images[index] = Image(

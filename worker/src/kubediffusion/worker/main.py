@@ -60,6 +60,7 @@ def main() -> None:
     """Run the worker until it is told to stop; the console script ``kubediffusion-worker``."""
     settings = Settings()
     logs.configure(settings.log_level)
+    logging.captureWarnings(True)
     code = asyncio.run(serve(settings, load_pipeline))
     logging.shutdown()
     sys.stderr.flush()
@@ -98,7 +99,7 @@ async def serve(settings: Settings, load: LoadEngine, registry: CollectorRegistr
         return BAD_MODEL_EXIT_CODE
     except Exception as error:
         logger.exception("the worker fails")
-        write_reason(settings.termination_log, scrubbed(f"{type(error).__name__}: {error}", settings))
+        write_reason(settings.termination_log, scrubbed(_reason(error), settings))
         return 1
     else:
         logger.info("worker ends")
@@ -218,6 +219,13 @@ async def _stop(runner: Runner, health: Health, stop: asyncio.Event) -> None:
     logger.info("worker stops: what has begun is finished")
     health.waits_for("stopping")
     runner.stop()
+
+
+def _reason(error: BaseException) -> str:
+    """Say what went wrong: of a group of parts that ended together, the first that broke."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"
 
 
 def _selector(pod: str) -> str:

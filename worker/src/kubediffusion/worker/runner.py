@@ -136,6 +136,7 @@ class Runner:
             await loop.run_in_executor(self._engine_thread, self._engine.run, tuple(tasks), monitor)
         except EngineLostError:
             logger.exception("the engine is lost", extra=about)
+            self._health.waits_for("the engine is lost")
             raise
         except Exception as error:  # noqa: BLE001 - a defect of the engine fails its batch, not the worker
             logger.warning("the engine raised", extra={**about, **described(error)})

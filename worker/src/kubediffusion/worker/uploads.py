@@ -8,10 +8,9 @@ import random
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Protocol
 
 from kubediffusion.resources.errors import ErrorCode, JobFailure
-from kubediffusion.resources.storage import StorageError
+from kubediffusion.resources.storage import ImageStorage, StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -21,44 +20,41 @@ LONGEST_PAUSE = 10.0
 GRACE = 1.0
 """Seconds of trouble before it is worth telling."""
 
-
-class Store(Protocol):
-    """The part of storage that uploads need: :class:`kubediffusion.resources.storage.ImageStorage`."""
-
-    def put(self, key: str, data: bytes) -> str:
-        """Store a PNG and give its address; raises StorageError."""
+SLOW = 5.0
+"""Seconds without an answer that are trouble: an upload takes a fraction of one."""
 
 
 class Uploader:
     """Uploads images, each until storage has confirmed it.
 
     Args:
-        store: Where to.
+        storage: Where to.
         executor: Threads for the blocking calls.
     """
 
-    def __init__(self, store: Store, executor: Executor) -> None:
-        self._store = store
+    def __init__(self, storage: ImageStorage, executor: Executor) -> None:
+        self._storage = storage
         self._executor = executor
         self._answered = asyncio.Event()
 
-    async def put(self, key: str, data: bytes, on_trouble: Callable[[str], None]) -> str:
+    async def put(self, key: str, data: bytes, attempt: int, on_trouble: Callable[[str], None]) -> str:
         """Store a PNG and give its address once storage has confirmed it.
 
         Args:
             key: Where in the bucket.
             data: The file.
+            attempt: The binding of the job; storage keeps the latest one's file.
             on_trouble: Called with what is wrong, from the first second of trouble on and then at every failed try.
 
         Raises:
             JobFailure: Storage refuses it for good.
+            SupersededError: A later attempt has stored its own.
         """
-        loop = asyncio.get_running_loop()
         pause, failing_since = FIRST_PAUSE, None
         while True:
             answered = self._answered
             try:
-                uri = await loop.run_in_executor(self._executor, self._store.put, key, data)
+                uri = await self._try(key, data, attempt, on_trouble)
             except StorageError as error:
                 if error.permanent:
                     raise JobFailure(ErrorCode.STORAGE_FAILED, str(error)) from error
@@ -77,6 +73,19 @@ class Uploader:
                     await answered.wait()
             except TimeoutError:
                 pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _try(self, key: str, data: bytes, attempt: int, on_trouble: Callable[[str], None]) -> str:
+        """Try once; a try that hangs is trouble too."""
+        loop = asyncio.get_running_loop()
+        trying = loop.run_in_executor(self._executor, self._storage.put, key, data, attempt)
+        try:
+            done, _ = await asyncio.wait([trying], timeout=SLOW)
+            if not done:
+                on_trouble(f"storage has not answered for {SLOW:.0f} s")
+            return await trying
+        finally:
+            # Whoever drops the job stops waiting; the thread ends by itself, and its outcome is of no interest.
+            trying.cancel()
 
     def _wake_others(self) -> None:
         self._answered.set()

@@ -11,7 +11,17 @@ import torch
 
 from kubediffusion.resources.errors import ErrorCode, JobFailure
 from kubediffusion.worker.calls import Callback, CallPlan
-from kubediffusion.worker.engine import EngineInfo, EngineLostError, ImageTask, Monitor, Outcome, Picture, described
+from kubediffusion.worker.engine import (
+    EngineInfo,
+    EngineLostError,
+    ImageTask,
+    Monitor,
+    Outcome,
+    Picture,
+    Shape,
+    Ticket,
+    described,
+)
 from kubediffusion.worker.pipeline.schedulers import Schedulers
 from kubediffusion.worker.prompts import cut_warnings, text_encoders
 
@@ -21,8 +31,25 @@ NAME = "diffusers"
 """What ``status.parameters.engine`` says."""
 
 
+WARM_UP_STEPS = 2
+"""A scheduler's second step takes other ways than its first."""
+
+
 class _NobodyWaits(Exception):  # noqa: N818 - it ends a call that is no longer wanted; nothing went wrong
     """Every image of the running call has been dropped."""
+
+
+class _Nobody:
+    """Watches the image of the warm-up: what goes wrong there, the first job tells."""
+
+    def wanted(self, _ticket: Ticket) -> bool:
+        return True
+
+    def stepped(self, _ticket: Ticket, _step: int, _total: int) -> None:
+        pass
+
+    def ended(self, _ticket: Ticket, _outcome: Outcome) -> None:
+        pass
 
 
 class PipelineEngine:
@@ -80,6 +107,11 @@ class PipelineEngine:
                 outcomes = [_failure(error)]
             for task, outcome in zip(group, outcomes, strict=True):
                 monitor.ended(task.ticket, outcome)
+
+    def warm_up(self) -> None:
+        """Make one image of the pipeline's own size and throw it away: the first call loads and chooses kernels."""
+        shape = Shape(steps=WARM_UP_STEPS, guidance=7.5)
+        self.run((ImageTask(Ticket("", 0, 0), "", None, 0, shape),), _Nobody())
 
     def _alike(self, tasks: tuple[ImageTask, ...]) -> list[tuple[ImageTask, ...]]:
         """Split a batch where images with and without a negative prompt cannot share a call.

@@ -62,7 +62,10 @@ def load_engine(settings: Settings) -> PipelineEngine:
         versions={name: importlib.metadata.version(name) for name in VERSIONED},
     )
     logger.info("pipeline loaded: %s", info.pipeline, extra={"engine": info.name, "device": info.device})
-    return PipelineEngine(pipeline, info)
+    engine = PipelineEngine(pipeline, info)
+    if device.type == "cuda":
+        engine.warm_up()
+    return engine
 
 
 def locate(settings: Settings) -> LocalModel:

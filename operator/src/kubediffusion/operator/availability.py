@@ -39,7 +39,7 @@ def model_status(view: ModelView, revision: str | None, now: dt.datetime) -> Dif
 
 def _availability(view: ModelView) -> tuple[ConditionStatus, ModelReason, str]:
     old = find(view.model.status.conditions, ModelCondition.AVAILABLE)
-    failures = view.current(WorkerState.FAILED)
+    failures = view.failures
     if ready := view.current(WorkerState.READY):
         count = f"{len(ready)} worker{'s' if len(ready) > 1 else ''}"
         return ConditionStatus.TRUE, ModelReason.READY, f"{count} ready"

@@ -101,6 +101,13 @@ class ModelView:
         """Give the workers of today's template that are in one of the states."""
         return [w for w in self.workers if w.template_hash == self.template_hash and w.state in states]
 
+    @property
+    def failures(self) -> list[Worker]:
+        """The crashed workers of today's template, the latest last."""
+        failed = self.current(WorkerState.FAILED)
+        # What its Job does not say yet has just happened.
+        return sorted(failed, key=lambda w: (w.failed_at or _NEVER, w.name))
+
     def slots(self, job: GenerationJob) -> int:
         """Give the places of a batch that a job takes."""
         return min(job.spec.num_images or 1, self.batch)
@@ -305,7 +312,7 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, newly_bound: frozense
     load = sum(view.load(w) for w in live)
     wanted = min(max(math.ceil((backlog + load) / view.batch), settings.min_replicas), settings.max_replicas)
 
-    failures = view.current(WorkerState.FAILED)
+    failures = view.failures
     actions += _forget_failures(view, failures)
     missing = min(wanted - len(live), settings.max_replicas - len(held))
     if missing > 0 and bad_model(view) is None:
@@ -330,7 +337,10 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, newly_bound: frozense
     idle = [
         (w.idle_since, w)
         for w in view.current(WorkerState.READY)
-        if w.idle_since is not None and w.pod is not None and w.pod.metadata.name not in newly_bound
+        if w.idle_since is not None
+        and w.pod is not None
+        and w.pod.metadata.name not in newly_bound
+        and not view.jobs_of(w)
     ]
     surplus = len(live) - wanted
     for since, worker in sorted(idle, key=lambda pair: pair[0])[: max(surplus, 0)]:
@@ -396,7 +406,7 @@ def waiting_reason(view: ModelView, now: dt.datetime) -> tuple[WaitingReason, st
     settings = view.model.spec.workers
     ready = view.current(WorkerState.READY)
     starting = view.current(WorkerState.STARTING)
-    failures = view.current(WorkerState.FAILED)
+    failures = view.failures
     stuck = next((w.pod.unschedulable for w in starting if w.pod is not None and w.pod.unschedulable), "")
     if ready:
         message = f"all {len(ready)} ready workers of model {view.model.name} have their fill"

@@ -1,0 +1,116 @@
+"""What a DiffusionModel says of itself."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import replace
+
+import pytest
+from builders import HASH, OLD_HASH, pod_name, view, worker
+
+from kubediffusion.operator.availability import model_status
+from kubediffusion.operator.workers import WorkerState
+from kubediffusion.resources.conditions import ConditionStatus, ModelReason, find
+from kubediffusion.resources.diffusion_model import WorkerCounts
+from kubediffusion.resources.testing import NOW, bound_job, job
+
+TRUE, FALSE, UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
+LATER = NOW + dt.timedelta(minutes=1)
+
+
+def status_of(seen, revision=None, now=NOW):
+    return model_status(seen, revision, now)
+
+
+def available(status):
+    condition = find(status.conditions, "Available")
+    return condition.status, condition.reason
+
+
+def told(seen, status):
+    """The same view, once its model carries a status."""
+    return replace(seen, model=seen.model.model_copy(update={"status": status}))
+
+
+def test_nobody_knows_of_a_model_that_was_never_loaded():
+    assert available(status_of(view())) == (UNKNOWN, ModelReason.NOT_YET_LOADED)
+    assert available(status_of(view(workers=[worker(0, WorkerState.STARTING)]))) == (UNKNOWN, "NotYetLoaded")
+
+
+def test_a_model_that_a_worker_holds_is_available():
+    status = status_of(view(workers=[worker(0, WorkerState.READY), worker(1, WorkerState.FAILED)]))
+    assert available(status) == (TRUE, ModelReason.READY)
+    assert find(status.conditions, "Available").message == "1 worker ready"
+
+
+def test_a_model_that_was_loaded_before_is_available_without_a_worker():
+    was_ready = status_of(view(workers=[worker(0, WorkerState.READY)]))
+    idle = status_of(told(view(), was_ready))
+    assert available(idle) == (TRUE, ModelReason.SCALED_TO_ZERO)
+    assert available(status_of(told(view(), idle))) == (TRUE, ModelReason.SCALED_TO_ZERO)
+
+
+def test_what_was_loaded_under_another_template_says_nothing_of_todays():
+    was_ready = status_of(view(workers=[worker(0, WorkerState.READY)]), "rev-1")
+    changed = replace(told(view(), was_ready), template_hash="other")
+    status = status_of(changed)
+    assert available(status) == (UNKNOWN, ModelReason.NOT_YET_LOADED)
+    assert status.revision is None
+
+
+def test_workers_of_another_template_do_not_count():
+    status = status_of(view(workers=[worker(0, WorkerState.READY, template=OLD_HASH)]))
+    assert available(status) == (UNKNOWN, ModelReason.NOT_YET_LOADED)
+    assert status.workers == WorkerCounts()
+
+
+def test_a_model_that_cannot_be_loaded_says_why():
+    bad = worker(0, WorkerState.FAILED, exit_code=78, message="no model_index.json in /models/emoji")
+    status = status_of(view(workers=[bad]))
+    assert available(status) == (FALSE, ModelReason.LOAD_FAILED)
+    assert find(status.conditions, "Available").message == "no model_index.json in /models/emoji"
+
+
+def test_one_crash_says_nothing_of_the_model():
+    assert available(status_of(view(workers=[worker(0, WorkerState.FAILED)]))) == (UNKNOWN, ModelReason.NOT_YET_LOADED)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_crashes_in_a_row_do_and_the_last_one_is_told(order):
+    crashed = [
+        worker(0, WorkerState.FAILED, exit_code=1, message="the last", failed=1),
+        worker(1, WorkerState.FAILED, exit_code=1, message="the first", failed=60),
+    ]
+    status = status_of(view(workers=crashed[::order]))
+    assert available(status) == (FALSE, ModelReason.WORKER_FAILED)
+    assert (
+        find(status.conditions, "Available").message
+        == "2 workers crashed in a row, the last with exit code 1: the last"
+    )
+
+
+def test_workers_are_counted_by_what_they_do():
+    states = [WorkerState.READY, WorkerState.READY, WorkerState.STARTING, WorkerState.QUEUED, WorkerState.GOING]
+    workers = [worker(n, state) for n, state in enumerate(states)]
+    status = status_of(view([job("a"), job("b")], workers, {pod_name(0): [bound_job(worker=pod_name(0))]}))
+    assert status.workers == WorkerCounts(ready=2, busy=1, starting=2)
+    assert status.queued == 2
+
+
+def test_the_revision_is_kept_until_another_is_told_of():
+    ready = view(workers=[worker(0, WorkerState.READY)])
+    first = status_of(ready, "rev-1")
+    assert status_of(told(ready, first)).revision == "rev-1"
+    assert status_of(told(ready, first), "rev-2").revision == "rev-2"
+
+
+def test_nothing_new_gives_an_equal_status_so_nothing_is_written():
+    ready = view([job()], [worker(0, WorkerState.READY)])
+    first = status_of(ready, "rev-1")
+    assert status_of(told(ready, first), "rev-1", LATER) == first
+
+
+def test_the_status_says_which_template_and_generation_it_speaks_of():
+    status = status_of(view())
+    assert (status.template_hash, status.observed_generation) == (HASH, 1)
+    assert find(status.conditions, "Available").observed_generation == 1

@@ -1,0 +1,256 @@
+"""The batch/v1 Job of a worker. That the API server takes it is tests/integration/operator's to show."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from kubediffusion.operator.manifests import WorkerDefaults, template_hash, worker_job
+from kubediffusion.resources import meta
+from kubediffusion.resources.diffusion_model import Defaults, Limits, ModelSource, TorchDtype
+from kubediffusion.resources.errors import BAD_MODEL_EXIT_CODE
+from kubediffusion.resources.testing import NAMESPACE, model
+
+DEFAULTS = WorkerDefaults(
+    image="registry/worker:1",
+    service_account="kubediffusion-worker",
+    port=8080,
+    s3_secret="kubediffusion-s3",
+    log_level="INFO",
+)
+
+
+def with_source(**source):
+    base = model()
+    return base.model_copy(update={"spec": base.spec.model_copy(update={"source": ModelSource(**source)})})
+
+
+def manifest(item=None, ordinal=0):
+    item = item or model()
+    return worker_job(item, template_hash(item, DEFAULTS), ordinal, DEFAULTS)
+
+
+def pod_spec(item=None):
+    return manifest(item)["spec"]["template"]["spec"]
+
+
+def container(item=None):
+    (only,) = pod_spec(item)["containers"]
+    return only
+
+
+def environment(item=None):
+    return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in container(item)["env"]}
+
+
+def test_the_same_worker_has_the_same_name_and_another_another():
+    assert manifest()["metadata"]["name"] == manifest()["metadata"]["name"]
+    assert manifest(ordinal=0)["metadata"]["name"] != manifest(ordinal=1)["metadata"]["name"]
+
+
+def test_the_worker_belongs_to_its_model_and_goes_with_it():
+    metadata = manifest()["metadata"]
+    assert metadata["namespace"] == NAMESPACE
+    (owner,) = metadata["ownerReferences"]
+    assert (owner["kind"], owner["name"], owner["uid"], owner["controller"]) == (
+        "DiffusionModel",
+        "emoji",
+        "uid-emoji",
+        True,
+    )
+
+
+def test_job_and_pod_carry_the_labels_that_the_operator_finds_them_by():
+    job = manifest()
+    for labels in (job["metadata"]["labels"], job["spec"]["template"]["metadata"]["labels"]):
+        selected = dict(term.split("=") for term in meta.WORKER_SELECTOR.split(","))
+        assert selected.items() <= labels.items()
+        assert labels[meta.MODEL_LABEL] == "emoji"
+        assert labels[meta.TEMPLATE_HASH_LABEL] == template_hash(model(), DEFAULTS)
+
+
+def test_the_pod_meets_the_restricted_security_standard():
+    pod, own = pod_spec(), container()
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] != 0
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert own["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+    assert {kind for volume in pod["volumes"] for kind in volume if kind != "name"} <= {
+        "emptyDir",
+        "persistentVolumeClaim",
+    }
+
+
+def test_a_crash_ends_the_job_a_disruption_does_not_and_a_bad_model_is_told_apart():
+    spec = manifest()["spec"]
+    assert (spec["backoffLimit"], spec["completions"], spec["parallelism"]) == (0, 1, 1)
+    assert spec["podReplacementPolicy"] == "Failed"
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"
+    disrupted, bad_model = spec["podFailurePolicy"]["rules"]
+    assert disrupted == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    assert bad_model["action"] == "FailJob"
+    assert bad_model["onExitCodes"]["values"] == [BAD_MODEL_EXIT_CODE]
+    assert bad_model["onExitCodes"]["containerName"] == container()["name"]
+
+
+def test_kueue_starts_a_worker_that_is_for_a_queue():
+    queued = manifest(model(queue_name="gpus"))
+    assert queued["spec"]["suspend"] is True
+    assert queued["metadata"]["labels"][meta.KUEUE_QUEUE_LABEL] == "gpus"
+    plain = manifest()
+    assert plain["spec"]["suspend"] is False
+    assert meta.KUEUE_QUEUE_LABEL not in plain["metadata"]["labels"]
+
+
+def test_a_worker_always_says_what_it_needs():
+    assert container()["resources"] == {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {}}
+
+
+def test_a_gpu_is_asked_for_as_the_model_says():
+    resources = container(model(resources={"limits": {"nvidia.com/gpu": 1, "memory": "24Gi"}}))["resources"]
+    assert resources["limits"] == {"nvidia.com/gpu": 1, "memory": "24Gi"}
+    # A request above its limit would be refused; left out, it is its limit.
+    assert resources["requests"] == {"cpu": "1"}
+
+
+def test_the_models_own_requests_win():
+    resources = container(model(resources={"requests": {"cpu": "4", "memory": "16Gi"}}))["resources"]
+    assert resources["requests"] == {"cpu": "4", "memory": "16Gi"}
+
+
+def test_the_models_own_placement_is_passed_on():
+    placed = model(
+        node_selector={"gpu": "a100"},
+        tolerations=[{"key": "gpu", "operator": "Exists"}],
+        affinity={"podAntiAffinity": {}},
+        runtime_class_name="nvidia",
+        priority_class_name="batch",
+        image_pull_secrets=[{"name": "registry"}],
+        service_account_name="special",
+        termination_grace_period_seconds=600,
+        image="own/worker:2",
+    )
+    pod = pod_spec(placed)
+    assert pod["nodeSelector"] == {"gpu": "a100"}
+    assert pod["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
+    assert pod["affinity"] == {"podAntiAffinity": {}}
+    assert (pod["runtimeClassName"], pod["priorityClassName"]) == ("nvidia", "batch")
+    assert pod["imagePullSecrets"] == [{"name": "registry"}]
+    assert (pod["serviceAccountName"], pod["terminationGracePeriodSeconds"]) == ("special", 600)
+    assert container(placed)["image"] == "own/worker:2"
+
+
+def test_what_the_model_leaves_open_is_the_operators_or_absent():
+    pod = pod_spec()
+    assert (pod["serviceAccountName"], container()["image"]) == ("kubediffusion-worker", "registry/worker:1")
+    assert not {"nodeSelector", "tolerations", "affinity", "runtimeClassName", "imagePullSecrets"} & pod.keys()
+
+
+def test_the_worker_is_told_what_to_load_and_who_it_is():
+    told = environment()
+    spec = json.loads(told["KUBEDIFFUSION_MODEL_SPEC"])
+    assert told["KUBEDIFFUSION_MODEL"] == "emoji"
+    assert spec["source"] == {"path": "/models/emoji"}
+    assert spec["useSafetensors"] is True
+    assert spec["trustRemoteCode"] is False
+    assert told["POD_NAME"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+    assert told["KUBEDIFFUSION_BIND_ADDRESS"] == "$(POD_IP)"
+
+
+def test_an_address_is_named_before_it_is_used():
+    names = [entry["name"] for entry in container()["env"]]
+    assert names.index("POD_IP") < names.index("KUBEDIFFUSION_BIND_ADDRESS")
+
+
+def test_storage_comes_from_its_secret_and_no_secret_is_in_the_manifest():
+    assert container()["envFrom"] == [{"secretRef": {"name": "kubediffusion-s3"}}]
+
+
+def test_a_token_of_the_hub_is_a_reference():
+    item = with_source(hugging_face={"repository": "a/b", "token_secret_ref": {"name": "hub", "key": "t"}})
+    assert environment(item)["HF_TOKEN"] == {"secretKeyRef": {"name": "hub", "key": "t"}}
+    assert "HF_TOKEN" not in environment()
+
+
+@pytest.mark.parametrize(("path", "there"), [("", "/models"), ("sd/turbo", "/models/sd/turbo"), ("/sd/", "/models/sd")])
+def test_a_volume_is_mounted_read_only(path, there):
+    item = with_source(persistent_volume_claim={"claim_name": "weights", "path": path})
+    (volume,) = [v for v in pod_spec(item)["volumes"] if "persistentVolumeClaim" in v]
+    assert volume["persistentVolumeClaim"] == {"claimName": "weights", "readOnly": True}
+    (mount,) = [m for m in container(item)["volumeMounts"] if m["name"] == volume["name"]]
+    assert (mount["mountPath"], mount["readOnly"]) == ("/models", True)
+    assert environment(item)["KUBEDIFFUSION_MODEL_PATH"] == there
+
+
+def test_what_libraries_write_goes_to_the_one_writable_folder():
+    (cache,) = [m for m in container()["volumeMounts"] if not m.get("readOnly")]
+    told = environment()
+    assert all(told[name].startswith(cache["mountPath"]) for name in ("HOME", "TMPDIR", "HF_HOME"))
+
+
+def test_the_models_own_environment_comes_last_and_so_wins():
+    own = {"name": "KUBEDIFFUSION_LOG_LEVEL", "value": "DEBUG"}
+    assert container(model(env=[own]))["env"][-1] == own
+
+
+SAME_WORKERS = {
+    "limits": {"limits": Limits(num_inference_steps=10)},
+    "defaults": {"defaults": Defaults(guidance_scale=1.0)},
+    "more workers": {"max_replicas": 8},
+    "warm workers": {"min_replicas": 1},
+    "idle time": {"idle_seconds": 5},
+}
+OTHER_WORKERS = {
+    "image": {"image": "own/worker:2"},
+    "resources": {"resources": {"limits": {"nvidia.com/gpu": 1}}},
+    "batch size": {"max_batch_size": 1},
+    "environment": {"env": [{"name": "A", "value": "b"}]},
+    "placement": {"node_selector": {"gpu": "a100"}},
+    "queue": {"queue_name": "gpus"},
+    "grace": {"termination_grace_period_seconds": 5},
+}
+
+
+@pytest.mark.parametrize("change", SAME_WORKERS)
+def test_what_only_jobs_or_the_operator_read_replaces_no_worker(change):
+    assert template_hash(model(**SAME_WORKERS[change]), DEFAULTS) == template_hash(model(), DEFAULTS)
+
+
+@pytest.mark.parametrize("change", OTHER_WORKERS)
+def test_what_the_worker_is_made_from_replaces_it(change):
+    assert template_hash(model(**OTHER_WORKERS[change]), DEFAULTS) != template_hash(model(), DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"source": ModelSource(path="/models/other")},
+        {"torch_dtype": TorchDtype.FLOAT32},
+        {"compile": True},
+        {"safety_checker": True},
+    ],
+    ids=str,
+)
+def test_another_way_to_load_the_model_replaces_its_workers(change):
+    base = model()
+    changed = base.model_copy(update={"spec": base.spec.model_copy(update=change)})
+    assert template_hash(changed, DEFAULTS) != template_hash(base, DEFAULTS)
+
+
+def test_a_restart_can_be_asked_for():
+    base = model()
+    annotations = base.metadata.annotations | {meta.RESTARTED_AT_ANNOTATION: "now"}
+    restarted = base.model_copy(update={"metadata": base.metadata.model_copy(update={"annotations": annotations})})
+    assert template_hash(restarted, DEFAULTS) != template_hash(base, DEFAULTS)
+
+
+def test_the_hash_is_of_the_model_as_it_is_written_and_not_of_the_order_of_its_words():
+    one = model(node_selector={"a": "1", "b": "2"})
+    two = model(node_selector={"b": "2", "a": "1"})
+    assert template_hash(one, DEFAULTS) == template_hash(two, DEFAULTS)

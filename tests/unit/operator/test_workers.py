@@ -1,0 +1,150 @@
+"""What a batch/v1 Job and its Pod add up to."""
+
+from __future__ import annotations
+
+import pytest
+from builders import worker
+
+from kubediffusion.operator.workers import (
+    BatchJob,
+    ContainerState,
+    ContainerStatus,
+    PlatformCondition,
+    Pod,
+    PodStatus,
+    Terminated,
+    Worker,
+    WorkerState,
+)
+from kubediffusion.resources.base import ObjectMeta
+from kubediffusion.resources.testing import NOW
+
+
+def condition(kind, status="True", **more):
+    return PlatformCondition(type=kind, status=status, **more)
+
+
+def a_pod(phase="Running", *conditions, going=False, exit_code=None, message="", reason=""):
+    ended = Terminated(exit_code=exit_code, message=message, reason=reason) if exit_code is not None else None
+    return Pod(
+        metadata=ObjectMeta(name="pod", deletion_timestamp=NOW if going else None),
+        status=PodStatus(
+            phase=phase,
+            conditions=conditions,
+            container_statuses=(ContainerStatus(name="worker", state=ContainerState(terminated=ended)),),
+        ),
+    )
+
+
+def a_job(*conditions, going=False, suspend=False):
+    return BatchJob.from_wire(
+        {
+            "metadata": {"name": "job"} | ({"deletionTimestamp": "2030-01-01T12:00:00Z"} if going else {}),
+            "spec": {"suspend": suspend},
+            "status": {"conditions": [c.to_wire() for c in conditions]},
+        }
+    )
+
+
+READY = condition("Ready")
+FAILED = condition("Failed", reason="BackoffLimitExceeded", message="Job has reached the specified backoff limit")
+
+
+@pytest.mark.parametrize(
+    ("job", "pod", "state"),
+    [
+        (a_job(), None, WorkerState.STARTING),
+        (a_job(suspend=True), None, WorkerState.QUEUED),
+        (a_job(), a_pod("Pending"), WorkerState.STARTING),
+        (a_job(), a_pod("Running"), WorkerState.STARTING),
+        (a_job(), a_pod("Running", READY), WorkerState.READY),
+        (a_job(), a_pod("Running", condition("Ready", "False")), WorkerState.STARTING),
+        (a_job(), a_pod("Running", READY, going=True), WorkerState.STARTING),
+        (a_job(going=True), a_pod("Running", READY), WorkerState.GOING),
+        (a_job(condition("Complete")), a_pod("Succeeded"), WorkerState.GOING),
+        (a_job(FAILED), a_pod("Failed", exit_code=1), WorkerState.FAILED),
+        (a_job(FAILED), None, WorkerState.FAILED),
+        # The Pod tells first, its Job a moment later.
+        (a_job(), a_pod("Failed", exit_code=137), WorkerState.FAILED),
+        # What the platform ended is replaced by the Job, and no crash.
+        (a_job(), a_pod("Failed", condition("DisruptionTarget"), exit_code=143), WorkerState.STARTING),
+        (a_job(FAILED), a_pod("Failed", condition("DisruptionTarget"), exit_code=143), WorkerState.FAILED),
+        (a_job(FAILED, going=True), a_pod("Failed", exit_code=1), WorkerState.GOING),
+    ],
+)
+def test_the_state_of_a_worker(job, pod, state):
+    assert Worker(job, pod).state is state
+
+
+@pytest.mark.parametrize("state", WorkerState)
+def test_builders_build_every_state(state):
+    assert worker(0, state).state is state
+
+
+def test_a_bad_model_is_known_by_its_exit_code_and_says_why():
+    bad = Worker(a_job(FAILED), a_pod("Failed", exit_code=78, message="no model_index.json\n"))
+    assert bad.bad_model == "no model_index.json"
+    assert Worker(a_job(FAILED), a_pod("Failed", exit_code=78)).bad_model == "the worker gave no reason; see its log"
+
+
+@pytest.mark.parametrize("code", [0, 1, 137, 143])
+def test_any_other_end_is_no_bad_model(code):
+    assert Worker(a_job(FAILED), a_pod("Failed", exit_code=code, message="boom")).bad_model is None
+
+
+def test_a_bad_model_is_still_known_when_its_pod_is_gone():
+    failed = condition("Failed", reason="PodFailurePolicy", message="Container worker failed with exit code 78")
+    assert Worker(a_job(failed), None).bad_model == "Container worker failed with exit code 78"
+    assert Worker(a_job(FAILED), None).bad_model is None
+
+
+@pytest.mark.parametrize(
+    ("pod", "words"),
+    [
+        (a_pod("Failed", exit_code=137, reason="OOMKilled"), "exit code 137: OOMKilled"),
+        (a_pod("Failed", exit_code=1, message="CUDA error\n", reason="Error"), "exit code 1: CUDA error"),
+        (a_pod("Failed", exit_code=3), "exit code 3"),
+        (None, "Job has reached the specified backoff limit"),
+    ],
+)
+def test_a_crash_is_told_in_words(pod, words):
+    assert Worker(a_job(FAILED), pod).crash == words
+
+
+def test_a_worker_whose_pod_vanished_says_so():
+    assert Worker(a_job(), None).crash == "its Pod is gone"
+
+
+def test_why_no_node_takes_a_pod():
+    message = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    waiting = a_pod("Pending", condition("PodScheduled", "False", reason="Unschedulable", message=message))
+    assert waiting.unschedulable == message
+    assert a_pod("Pending", condition("PodScheduled")).unschedulable == ""
+    assert a_pod("Pending").unschedulable == ""
+
+
+def test_a_sidecars_end_is_not_the_workers():
+    pod = Pod.from_wire(
+        {
+            "metadata": {"name": "pod"},
+            "status": {
+                "phase": "Running",
+                "containerStatuses": [{"name": "sidecar", "state": {"terminated": {"exitCode": 78}}}],
+            },
+        }
+    )
+    assert pod.terminated is None
+
+
+def test_a_pod_names_the_job_that_made_it():
+    owners = [
+        {"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "1"},
+        {"apiVersion": "batch/v1", "kind": "Job", "name": "emoji-0", "uid": "2"},
+    ]
+    assert Pod.from_wire({"metadata": {"name": "p", "ownerReferences": owners}}).batch_job == "emoji-0"
+    assert Pod.from_wire({"metadata": {"name": "p"}}).batch_job == ""
+
+
+def test_what_kubernetes_adds_to_its_objects_is_read_over():
+    pod = Pod.from_wire({"kind": "Pod", "metadata": {"name": "p", "managedFields": []}, "spec": {}, "status": {}})
+    assert (pod.status.phase, pod.ready) == ("Pending", False)

@@ -14,18 +14,19 @@ FINAL = {"Succeeded", "Failed", "Cancelled"}
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def request(method, path, body=None):
+def request(method: str, path: str, body: object = None) -> bytes:
     """Make one request; give its body."""
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get("API_KEY"):
         headers["X-API-Key"] = key
     data = None if body is None else json.dumps(body).encode()
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(urllib.request.Request(URL + path, data, headers, method=method), timeout=30) as answer:
-        return answer.read()
+    asked = urllib.request.Request(URL + path, data, headers, method=method)  # noqa: S310 - the Service of this release
+    with opener.open(asked, timeout=30) as answer:
+        return bytes(answer.read())
 
 
-def submitted():
+def submitted() -> str:
     """Send the job; a server that is not there yet, or has no model yet, is asked again."""
     wanted = {"prompt": os.environ["PROMPT"], "num_inference_steps": int(os.environ["STEPS"])}
     while True:
@@ -40,7 +41,7 @@ def submitted():
         pause(f"POST /generate: {problem}")
 
 
-def pause(problem):
+def pause(problem: str) -> None:
     """Wait a moment, or give up saying what went wrong last."""
     if time.monotonic() > deadline:
         sys.exit(f"Not in {os.environ['TIMEOUT_SECONDS']} s. {problem}")

@@ -130,23 +130,19 @@ class Controller:
     def observe_model(self, model: DiffusionModel, gone: bool) -> None:
         """Take in a DiffusionModel as it is now, or that it is gone."""
         state = self._state(model)
-        known = state.models.get(model.name)
-        if gone:
-            state.drop_model(model.name)
-        elif known is None or known.metadata.version <= model.metadata.version:
-            state.put_model(model)
+        state.drop_model(model) if gone else state.put_model(model)
         self._touch(model.metadata.namespace)
 
     def observe_batch_job(self, job: BatchJob, gone: bool) -> None:
         """Take in a worker's batch/v1 Job as it is now, or that it is gone."""
         state = self._state(job)
-        state.drop_batch_job(job.metadata.name) if gone else state.put_batch_job(job)
+        state.drop_batch_job(job) if gone else state.put_batch_job(job)
         self._touch(job.metadata.namespace)
 
     def observe_pod(self, pod: Pod, gone: bool) -> None:
         """Take in a worker's Pod as it is now, or that it is gone."""
         state = self._state(pod)
-        state.drop_pod(pod.metadata.name) if gone else state.put_pod(pod)
+        state.drop_pod(pod) if gone else state.put_pod(pod)
         self._touch(pod.metadata.namespace)
 
     # The loop.
@@ -429,7 +425,8 @@ class Controller:
             # The answer comes before the watch tells: without it, the next pass would decide the same again.
             if isinstance(written, BatchJob):
                 self.observe_batch_job(written, gone=False)
-            elif isinstance(written, DiffusionModel):
+            elif isinstance(written, DiffusionModel) and written.name in self._state(written).models:
+                # One that the watch has told to be gone meanwhile stays gone.
                 self.observe_model(written, gone=False)
             if isinstance(action, ReportModel):
                 self._tell_of_model(action)

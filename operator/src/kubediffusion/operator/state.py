@@ -10,7 +10,7 @@ import datetime as dt
 import heapq
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -23,7 +23,7 @@ from kubediffusion.resources.diffusion_model import DiffusionModel, choose_model
 from kubediffusion.resources.generation_job import GenerationJob
 from kubediffusion.resources.transitions import BOUND, TERMINAL
 
-T = TypeVar("T", BatchJob, Pod, GenerationJob)
+T = TypeVar("T", BatchJob, Pod, GenerationJob, DiffusionModel)
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,48 @@ class Listing(Generic[T]):
         """Give the part of the list that is in one namespace."""
         return Listing(tuple(item for item in self.items if item.metadata.namespace == namespace), self.version)
 
-    def merged_into(self, known: Mapping[str, T]) -> dict[str, T]:
-        """Give what is known once the list is taken in: of each object the newer, by name."""
-        newer = {name: item for name, item in known.items() if item.metadata.version > self.version}
-        listed = {item.metadata.name: item for item in self.items}
-        return listed | newer
+
+class Latest(Generic[T]):
+    """Objects of one kind by name, each in its newest known state.
+
+    Lists, watches and the answers to writes overlap in time: what comes later may be older.
+
+    Attributes:
+        items: The objects by name.
+    """
+
+    def __init__(self) -> None:
+        self.items: dict[str, T] = {}
+        self._gone: dict[str, int] = {}
+
+    def put(self, item: T) -> bool:
+        """Take in an object, and tell whether that was news."""
+        name, version = item.metadata.name, item.metadata.version
+        known = self.items.get(name)
+        if version <= self._gone.get(name, -1) or (known is not None and version < known.metadata.version):
+            return False
+        self.items[name] = item
+        return True
+
+    def drop(self, item: T) -> bool:
+        """Forget an object that is gone, and tell whether that was news; ``item`` has the version of its deletion."""
+        name, version = item.metadata.name, item.metadata.version
+        known = self.items.get(name)
+        if known is not None and version < known.metadata.version:
+            return False
+        self._gone[name] = version
+        return self.items.pop(name, None) is not None
+
+    def replace(self, listing: Listing[T]) -> None:
+        """Take in a full list: what is not in it is gone, unless a watch has told of it since."""
+        listed = {item.metadata.name for item in listing.items}
+        self.items = {
+            name: item for name, item in self.items.items() if name in listed or item.metadata.version > listing.version
+        }
+        for item in listing.items:
+            self.put(item)
+        # The next list is asked for after these deletions.
+        self._gone.clear()
 
 
 ModelKey = str | None
@@ -66,14 +103,12 @@ class NamespaceState:
         hash_of: Gives the hash of the worker template of a model.
 
     Attributes:
-        models: DiffusionModels by name.
         jobs: Unfinished GenerationJobs by uid.
         revisions: What workers last reported to have loaded, by model.
     """
 
     def __init__(self, name: str, hash_of: Callable[[DiffusionModel], str]) -> None:
         self.name = name
-        self.models: dict[str, DiffusionModel] = {}
         self.jobs: dict[str, GenerationJob] = {}
         self.revisions: dict[str, str] = {}
         self._hash_of = hash_of
@@ -82,8 +117,9 @@ class NamespaceState:
         self._silently_suspended: dict[str, GenerationJob] = {}
         self._missing_since: dict[ModelKey, dt.datetime] = {}
         self._bound: dict[str, dict[str, dict[str, GenerationJob]]] = defaultdict(lambda: defaultdict(dict))
-        self._batch_jobs: dict[str, BatchJob] = {}
-        self._pods: dict[str, Pod] = {}
+        self._models = Latest[DiffusionModel]()
+        self._batch_jobs = Latest[BatchJob]()
+        self._pods = Latest[Pod]()
         self._idle_since: dict[str, dt.datetime] = {}
 
     def put_job(self, job: GenerationJob) -> None:
@@ -116,52 +152,48 @@ class NamespaceState:
         else:
             self._queues[job.spec.model].remove(job)
 
+    @property
+    def models(self) -> dict[str, DiffusionModel]:
+        """DiffusionModels by name."""
+        return self._models.items
+
     def put_model(self, model: DiffusionModel) -> None:
         """Take in a model as it is now."""
-        self.models[model.name] = model
+        if not self._models.put(model):
+            return
         name_hash = self._hash_of(model)
         if self._hashes.get(model.name) != name_hash:
             # What workers of another template reported says nothing of today's.
             self._hashes[model.name] = name_hash
             self.revisions.pop(model.name, None)
 
-    def drop_model(self, name: str) -> None:
+    def drop_model(self, model: DiffusionModel) -> None:
         """Forget a model."""
-        self.models.pop(name, None)
-        self._hashes.pop(name, None)
+        if self._models.drop(model):
+            self._hashes.pop(model.name, None)
 
     def put_batch_job(self, job: BatchJob) -> None:
         """Take in a worker's batch/v1 Job as it is now."""
-        self._batch_jobs[job.metadata.name] = job
+        self._batch_jobs.put(job)
 
-    def drop_batch_job(self, name: str) -> None:
+    def drop_batch_job(self, job: BatchJob) -> None:
         """Forget a worker's batch/v1 Job."""
-        self._batch_jobs.pop(name, None)
+        self._batch_jobs.drop(job)
 
     def put_pod(self, pod: Pod) -> None:
         """Take in a worker's Pod as it is now."""
-        self._pods[pod.metadata.name] = pod
+        self._pods.put(pod)
 
-    def drop_pod(self, name: str) -> None:
+    def drop_pod(self, pod: Pod) -> None:
         """Forget a worker's Pod."""
-        self._pods.pop(name, None)
-        self._idle_since.pop(name, None)
+        if self._pods.drop(pod):
+            self._idle_since.pop(pod.metadata.name, None)
 
     def replace_workers(self, jobs: Listing[BatchJob], pods: Listing[Pod]) -> None:
         """Take in the full lists of workers: what is not in them is gone, unless a watch has told of it since."""
-        self._batch_jobs = jobs.merged_into(self._batch_jobs)
-        self._pods = pods.merged_into(self._pods)
-        self._idle_since = {name: since for name, since in self._idle_since.items() if name in self._pods}
-
-    def replace_jobs(self, unfinished: Listing[GenerationJob]) -> None:
-        """Take in the full list of unfinished jobs, in the same way."""
-        by_name = {job.name: job for job in self.jobs.values()}
-        merged = unfinished.merged_into(by_name)
-        for name in by_name.keys() - merged.keys():
-            self.drop_job(by_name[name].uid)
-        for name, job in merged.items():
-            if by_name.get(name) is not job:
-                self.put_job(job)
+        self._batch_jobs.replace(jobs)
+        self._pods.replace(pods)
+        self._idle_since = {name: since for name, since in self._idle_since.items() if name in self._pods.items}
 
     def views(self, now: dt.datetime) -> Iterator[ModelView]:
         """Give the view of each model.
@@ -213,18 +245,18 @@ class NamespaceState:
     @property
     def settled(self) -> bool:
         """Whether there is nothing left to look after."""
-        return not (self.models or self.jobs or self._batch_jobs or self._pods)
+        return not (self.models or self.jobs or self._batch_jobs.items or self._pods.items)
 
     def _workers(self, now: dt.datetime) -> dict[str, list[Worker]]:
         pods: dict[str, Pod] = {}
-        for pod in self._pods.values():
+        for pod in self._pods.items.values():
             other = pods.get(pod.batch_job)
             # A replaced Pod may linger: the newest is the one that counts.
             if other is None or _age(pod) > _age(other):
                 pods[pod.batch_job] = pod
         busy = {name for by_pod in self._bound.values() for name, jobs in by_pod.items() if jobs}
         workers = defaultdict(list)
-        for job in self._batch_jobs.values():
+        for job in self._batch_jobs.items.values():
             pod_of_job = pods.pop(job.metadata.name, None)
             worker = Worker(job, pod_of_job)
             workers[job.model].append(self._with_idleness(worker, busy, now))

@@ -1,0 +1,320 @@
+"""What the operator knows equals what it was told, in whatever order that came."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import defaultdict
+
+from builders import HASH, pod_name, worker
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from kubediffusion.operator.scheduling import order_key
+from kubediffusion.operator.state import Agenda, Latest, Listing, NamespaceState
+from kubediffusion.operator.workers import Pod, WorkerState
+from kubediffusion.resources.base import ObjectMeta
+from kubediffusion.resources.conditions import ConditionStatus, WaitingReason, with_condition
+from kubediffusion.resources.generation_job import GenerationJobStatus, Parameters, Phase
+from kubediffusion.resources.testing import NAMESPACE, NOW, job, model
+from kubediffusion.resources.transitions import BOUND, TERMINAL
+
+MODELS = ("emoji", "other")
+PODS = ("pod-1", "pod-2")
+
+
+def recipe(name):
+    return Parameters(model=name, num_inference_steps=1, guidance_scale=1, seed=1, num_images=1)
+
+
+@st.composite
+def jobs(draw):
+    phase = draw(st.sampled_from(Phase))
+    said = draw(st.booleans())
+    conditions = with_condition((), "Scheduled", ConditionStatus.FALSE, WaitingReason.SUSPENDED, "", NOW)
+    status = GenerationJobStatus(
+        phase=phase,
+        worker=draw(st.sampled_from(PODS)) if phase in BOUND else None,
+        parameters=recipe(draw(st.sampled_from(MODELS))) if phase in BOUND else None,
+        conditions=conditions if said else (),
+    )
+    return job(
+        draw(st.sampled_from("abcdef")),
+        age=draw(st.integers(0, 3)),
+        status=status,
+        model=draw(st.sampled_from([None, *MODELS])),
+        priority=draw(st.sampled_from([None, 0, 1])),
+        suspend=draw(st.sampled_from([None, False, True])),
+    )
+
+
+class Knowledge(RuleBasedStateMachine):
+    """Put and drop in any order, beside a model that looks at everything anew each time."""
+
+    def __init__(self):
+        super().__init__()
+        self.state = NamespaceState(NAMESPACE, lambda _: HASH)
+        self.jobs = {}
+        self.models = {}
+
+    @rule(item=jobs())
+    def a_job_is_told(self, item):
+        self.state.put_job(item)
+        self.jobs.pop(item.uid, None)
+        if item.status.phase not in TERMINAL:
+            self.jobs[item.uid] = item
+
+    @rule(name=st.sampled_from("abcdef"))
+    def a_job_is_gone(self, name):
+        self.state.drop_job(f"uid-{name}")
+        self.jobs.pop(f"uid-{name}", None)
+
+    @rule(name=st.sampled_from(MODELS), default=st.booleans())
+    def a_model_is_told(self, name, default):
+        self.models[name] = model(name, default=default)
+        self.state.put_model(self.models[name])
+
+    @rule(name=st.sampled_from(MODELS))
+    def a_model_is_gone(self, name):
+        if name in self.models:
+            self.state.drop_model(versioned(self.models.pop(name), 1))
+            self.state._models._gone.clear()  # it may come back under the same version here
+
+    def waiting(self):
+        return [j for j in self.jobs.values() if j.status.phase not in BOUND and not j.spec.suspend]
+
+    def default(self):
+        defaults = [m for m in self.models.values() if m.is_default]
+        return max(defaults, key=lambda m: m.name, default=None)
+
+    @invariant()
+    def unfinished_jobs_are_kept(self):
+        assert self.state.jobs == self.jobs
+        assert self.state.settled == (not self.jobs and not self.models)
+
+    @invariant()
+    def each_model_sees_its_queue_in_order_and_what_its_workers_have(self):
+        default = self.default()
+        views = {view.model.name: view for view in self.state.views(NOW)}
+        assert views.keys() == self.models.keys()
+        for name, view in views.items():
+            named = {name, None} if default is not None and default.name == name else {name}
+            queue = sorted((j for j in self.waiting() if j.spec.model in named), key=order_key)
+            assert list(view.waiting) == queue
+            assert view.waiting_count == len(queue)
+            bound = defaultdict(set)
+            for item in self.jobs.values():
+                if item.status.phase in BOUND and item.status.parameters.model == name:
+                    bound[item.status.worker].add(item.uid)
+            assert {pod: {j.uid for j in held} for pod, held in view.bound.items()} == bound
+
+    @invariant()
+    def jobs_whose_model_is_missing_are_orphans(self):
+        default = self.default()
+        missing = {j.uid for j in self.waiting() if j.spec.model is None and default is None}
+        missing |= {j.uid for j in self.waiting() if j.spec.model is not None and j.spec.model not in self.models}
+        missing |= {
+            j.uid
+            for j in self.jobs.values()
+            if j.status.phase in BOUND and j.status.parameters.model not in self.models
+        }
+        orphans = [item.uid for item, _ in self.state.orphans(NOW, 100)]
+        assert sorted(orphans) == sorted(missing)
+
+    @invariant()
+    def suspended_jobs_that_do_not_say_so_are_known(self):
+        silent = {
+            j.uid
+            for j in self.jobs.values()
+            if j.status.phase not in BOUND and j.spec.suspend and not j.status.conditions
+        }
+        assert {j.uid for j in self.state.silently_suspended} == silent
+
+
+TestKnowledge = Knowledge.TestCase
+TestKnowledge.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+
+
+def versioned(item, version, name=None):
+    update = {"resource_version": str(version)} | ({"name": name} if name else {})
+    return item.model_copy(update={"metadata": item.metadata.model_copy(update=update)})
+
+
+def a_pod(name, version):
+    return Pod(metadata=ObjectMeta(name=name, resource_version=str(version)))
+
+
+histories = st.dictionaries(
+    st.sampled_from("abc"),
+    st.lists(st.tuples(st.integers(1, 30), st.booleans()), min_size=1, max_size=4, unique_by=lambda step: step[0]).map(
+        sorted
+    ),
+    min_size=1,
+)
+"""Of each object, its states in order: a version, and whether that was its deletion."""
+
+
+def at(history, version):
+    """What a list of that version has of an object."""
+    past = [step for step in history if step[0] <= version]
+    return past[-1][0] if past and not past[-1][1] else None
+
+
+@given(histories, st.integers(1, 30), st.data())
+def test_a_list_that_crosses_a_watch_never_takes_anything_back(objects, listed_at, data):
+    """The list is as of one moment and arrives at another; the watch has gone on meanwhile."""
+    told_until = data.draw(st.integers(listed_at, 31))
+    known = Latest()
+    for name, history in objects.items():
+        for version, deleted in history:
+            if version <= told_until:
+                (known.drop if deleted else known.put)(a_pod(name, version))
+    listed = {name: at(history, listed_at) for name, history in objects.items()}
+    items = tuple(a_pod(name, version) for name, version in listed.items() if version is not None)
+    known.replace(Listing(items, listed_at))
+    now = {name: at(history, told_until) for name, history in objects.items()}
+    assert {name: item.metadata.version for name, item in known.items.items()} == {
+        name: version for name, version in now.items() if version is not None
+    }
+
+
+@given(histories, st.integers(1, 30))
+def test_a_list_brings_what_a_broken_watch_missed(objects, listed_at):
+    known = Latest()
+    for name in objects:
+        known.put(a_pod(name, 0))
+    listed = {name: at(history, listed_at) for name, history in objects.items()}
+    items = tuple(a_pod(name, version) for name, version in listed.items() if version is not None)
+    known.replace(Listing(items, listed_at))
+    assert tuple(known.items.values()) == items
+
+
+@given(st.permutations(range(1, 6)))
+def test_of_all_that_is_told_of_an_object_the_newest_stays(order):
+    known = Latest()
+    for version in order:
+        known.put(a_pod("a", version))
+    assert known.items["a"].metadata.version == 5
+
+
+def test_the_late_answer_to_a_creation_does_not_bring_a_deleted_worker_back():
+    known = Latest()
+    known.drop(a_pod("a", 7))
+    assert not known.put(a_pod("a", 5))
+    assert known.put(a_pod("a", 9))
+
+
+def test_the_late_news_of_a_deletion_does_not_take_the_next_of_that_name():
+    known = Latest()
+    known.put(a_pod("a", 9))
+    assert not known.drop(a_pod("a", 7))
+    assert "a" in known.items
+
+
+def state_of(*workers, models=()):
+    state = NamespaceState(NAMESPACE, lambda _: HASH)
+    for item in models or (model(),):
+        state.put_model(item)
+    for each in workers:
+        state.put_batch_job(each.job)
+        if each.pod is not None:
+            state.put_pod(each.pod)
+    return state
+
+
+def only_view(state, now=NOW):
+    (view,) = state.views(now)
+    return view
+
+
+def after(seconds):
+    return NOW + dt.timedelta(seconds=seconds)
+
+
+def bound(name, pod):
+    status = GenerationJobStatus(phase=Phase.RUNNING, worker=pod, attempt=1, parameters=recipe("emoji"))
+    return job(name, status=status)
+
+
+def test_a_worker_is_its_job_and_its_pod():
+    (seen,) = only_view(state_of(worker(0, WorkerState.READY))).workers
+    assert (seen.name, seen.pod.metadata.name, seen.state) == (f"emoji-{HASH}-0", pod_name(0), WorkerState.READY)
+
+
+def test_a_worker_is_idle_since_its_last_job_left_it():
+    state = state_of(worker(0, WorkerState.READY))
+    assert only_view(state, after(0)).workers[0].idle_since == after(0)
+    assert only_view(state, after(5)).workers[0].idle_since == after(0)
+    state.put_job(bound("a", pod_name(0)))
+    assert only_view(state, after(6)).workers[0].idle_since is None
+    state.drop_job("uid-a")
+    assert only_view(state, after(9)).workers[0].idle_since == after(9)
+
+
+def test_a_worker_that_is_not_ready_is_not_idle():
+    assert only_view(state_of(worker(0, WorkerState.STARTING))).workers[0].idle_since is None
+
+
+def test_a_pod_whose_job_is_gone_is_a_worker_that_is_going():
+    """It holds its GPU until it has ended."""
+    state = state_of(worker(0, WorkerState.READY))
+    state.drop_batch_job(worker(0, WorkerState.READY).job)
+    (seen,) = only_view(state).workers
+    assert (seen.state, seen.pod.metadata.name) == (WorkerState.GOING, pod_name(0))
+    state.drop_pod(worker(0, WorkerState.READY).pod)
+    assert only_view(state).workers == ()
+
+
+def test_of_two_pods_of_a_job_the_newer_one_counts():
+    ready = worker(0, WorkerState.READY)
+    state = state_of(ready)
+    metadata = ready.pod.metadata.model_copy(update={"name": "replacement", "creation_timestamp": NOW})
+    state.put_pod(ready.pod.model_copy(update={"metadata": metadata}))
+    (seen,) = only_view(state).workers
+    assert seen.pod.metadata.name == "replacement"
+
+
+def test_workers_are_those_of_their_model():
+    state = state_of(worker(0, WorkerState.READY), models=(model(), model("other", default=False)))
+    assert {view.model.name: len(view.workers) for view in state.views(NOW)} == {"emoji": 1, "other": 0}
+
+
+def test_what_workers_loaded_is_forgotten_with_the_template_that_they_loaded_it_by():
+    hashes = iter(["one", "one", "two"])
+    state = NamespaceState(NAMESPACE, lambda _: next(hashes))
+    state.put_model(versioned(model(), 1))
+    state.revisions["emoji"] = "rev-1"
+    state.put_model(versioned(model(), 2))
+    assert state.revisions == {"emoji": "rev-1"}
+    state.put_model(versioned(model(), 3))
+    assert state.revisions == {}
+
+
+def test_a_model_is_missed_from_when_it_was_first_looked_for():
+    state = NamespaceState(NAMESPACE, lambda _: HASH)
+    state.put_job(job("a", model="later", age=1000))
+    assert state.orphans(after(0), 10) == [(state.jobs["uid-a"], after(0))]
+    assert state.orphans(after(7), 10)[0][1] == after(0)
+    state.put_model(model("later"))
+    assert state.orphans(after(8), 10) == []
+    state.drop_model(versioned(model("later"), 5))
+    assert state.orphans(after(9), 10)[0][1] == after(9)
+
+
+def test_a_long_queue_of_orphans_is_given_in_parts():
+    state = NamespaceState(NAMESPACE, lambda _: HASH)
+    for n in range(10):
+        state.put_job(job(f"j-{n}", model="later"))
+    assert len(state.orphans(NOW, 4)) == 4
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.sampled_from("abc")), max_size=12), st.integers(0, 20))
+def test_an_agenda_gives_what_is_due_in_order_and_once(entries, now):
+    agenda = Agenda()
+    for due, name in entries:
+        agenda.add(after(due), job(name))
+    due_now = [name for _, name, _ in agenda.pop_due(after(now))]
+    assert due_now == [name for due, name in sorted(entries) if due <= now]
+    assert list(agenda.pop_due(after(now))) == []
+    left = [due for due, _ in entries if due > now]
+    assert agenda.next_due == (after(min(left)) if left else None)

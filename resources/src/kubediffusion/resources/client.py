@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from kubernetes.aio import client as kubernetes_client
@@ -125,6 +126,9 @@ class KubernetesClient:
 
     def __init__(self, configuration: kubernetes_client.Configuration) -> None:
         configuration.connection_pool_maxsize = 64
+        # The HTTP client would look the proxy up for every request, in a thread of its own.
+        configuration.proxy = configuration.proxy or _proxy(configuration.host)
+        configuration.client_session_kwargs = {"trust_env": False}
         self._api = kubernetes_client.ApiClient(configuration)
         self.generation_jobs = Resource(self, GenerationJob, f"/apis/{meta.API_VERSION}", meta.GENERATION_JOBS)
         self.diffusion_models = Resource(self, DiffusionModel, f"/apis/{meta.API_VERSION}", meta.DIFFUSION_MODELS)
@@ -275,6 +279,14 @@ def _renew_from_kubeconfig() -> Callable[[kubernetes_client.Configuration], Awai
         configuration.api_key = fresh.api_key
 
     return renew
+
+
+def _proxy(url: str) -> str | None:
+    """Give the proxy that the environment names for an address (``HTTPS_PROXY``, ``NO_PROXY``), as curl takes it."""
+    address = urlsplit(url)
+    if proxy_bypass(address.hostname or ""):
+        return None
+    return getproxies().get(address.scheme)
 
 
 def _decode_status(data: bytes) -> dict[str, Any]:

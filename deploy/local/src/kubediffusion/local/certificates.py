@@ -52,9 +52,10 @@ class Authority:
         )
         self.certificate = write_secret(folder / f"{name}.crt", certificate.public_bytes(serialization.Encoding.PEM))
 
-    def server(self, name: str) -> KeyPair:
-        """Issues a certificate for a server on this machine."""
-        return self._issue(name, [x509.NameAttribute(NameOID.COMMON_NAME, name)], ExtendedKeyUsageOID.SERVER_AUTH)
+    def server(self, name: str, *addresses: str) -> KeyPair:
+        """Issues a certificate for a server on this machine, which answers at further addresses if any are named."""
+        subject = [x509.NameAttribute(NameOID.COMMON_NAME, name)]
+        return self._issue(name, subject, ExtendedKeyUsageOID.SERVER_AUTH, addresses)
 
     def client(self, user: str, groups: tuple[str, ...] = ()) -> KeyPair:
         """Issues a certificate whose common name is a Kubernetes user and whose organisations are groups."""
@@ -62,9 +63,16 @@ class Authority:
         attributes.append(x509.NameAttribute(NameOID.COMMON_NAME, user))
         return self._issue(user.replace(":", "-"), attributes, ExtendedKeyUsageOID.CLIENT_AUTH)
 
-    def _issue(self, name: str, subject: list[x509.NameAttribute[str]], usage: x509.ObjectIdentifier) -> KeyPair:
+    def _issue(
+        self,
+        name: str,
+        subject: list[x509.NameAttribute[str]],
+        usage: x509.ObjectIdentifier,
+        addresses: tuple[str, ...] = (),
+    ) -> KeyPair:
         key = ec.generate_private_key(ec.SECP256R1())
-        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        numbers = dict.fromkeys(("127.0.0.1", *addresses))
+        names = [x509.DNSName("localhost"), *(x509.IPAddress(ipaddress.ip_address(number)) for number in numbers)]
         certificate = (
             _builder(x509.Name(subject), self._name, key.public_key())
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)

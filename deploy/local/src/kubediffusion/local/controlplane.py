@@ -16,6 +16,8 @@ from kubediffusion.local.processes import Process, Program, answers
 
 ISSUER = "https://kubernetes.default.svc"
 SERVICE_RANGE = "10.96.0.0/16"
+SERVICE_ADDRESS = "10.96.0.1"
+"""Of the service "kubernetes": the first of the range."""
 ADMINISTRATORS = "system:masters"
 
 
@@ -28,7 +30,17 @@ class ControlPlane:
         admin: The kubeconfig of an administrator.
     """
 
-    def __init__(self, folder: Path, binaries: Binaries, claims: Claims) -> None:
+    def __init__(self, folder: Path, binaries: Binaries, claims: Claims, address: str = LOOPBACK) -> None:
+        """Prepares it; nothing runs yet.
+
+        Args:
+            folder: Where its data, keys and logs lie.
+            binaries: Its programs.
+            claims: Where its ports come from.
+            address: Where the API server listens. One that is no loopback address is published as the endpoint of the
+                service "kubernetes", as pods with a network of their own need it.
+        """
+        self._address = address
         self._folder = folder
         self._binaries = binaries
         self._keys = _folder(folder / "certificates")
@@ -36,9 +48,9 @@ class ControlPlane:
         self._kubeconfigs = _folder(folder / "kubeconfigs")
         self._authority = Authority("kubernetes-ca", self._keys)
         self.authority = self._authority.certificate
-        self._server = self._authority.server("kubernetes")
+        self._server = self._authority.server("kubernetes", address, SERVICE_ADDRESS)
         self._port = claims.port()
-        self.url = f"https://{LOOPBACK}:{self._port}"
+        self.url = f"https://{address}:{self._port}"
         self.etcd = self._etcd(claims)
         self.apiserver = self._apiserver()
         self.admin = self.kubeconfig("kubernetes-admin", (ADMINISTRATORS,))
@@ -73,9 +85,9 @@ class ControlPlane:
         path = self._kubeconfigs / f"{user.replace(':', '-')}.yaml"
         return kubeconfig.with_certificate(path, self.url, self.authority, self._authority.client(user, groups))
 
-    def server_certificate(self, name: str) -> KeyPair:
+    def server_certificate(self, name: str, *addresses: str) -> KeyPair:
         """Issues a certificate for a server that the API server talks to."""
-        return self._authority.server(name)
+        return self._authority.server(name, *addresses)
 
     def _etcd(self, claims: Claims) -> Process:
         # An authority of its own: a certificate for Kubernetes must not open the store beneath it.
@@ -118,12 +130,12 @@ class ControlPlane:
         return self._process(
             "kube-apiserver",
             [
-                f"--bind-address={LOOPBACK}",
+                f"--bind-address={self._address}",
                 f"--secure-port={self._port}",
-                f"--advertise-address={LOOPBACK}",
+                f"--advertise-address={self._address}",
                 # Publishing a loopback address as the endpoint of the service "kubernetes" is refused; pods are
                 # told the address by the node.
-                "--endpoint-reconciler-type=none",
+                *(["--endpoint-reconciler-type=none"] if self._address == LOOPBACK else []),
                 f"--service-cluster-ip-range={SERVICE_RANGE}",
                 f"--cert-dir={self._keys}",
                 f"--tls-cert-file={self._server.certificate}",

@@ -27,14 +27,14 @@ class ObjectStore:
         folder: Where a bucket is a folder and an object a file.
     """
 
-    def __init__(self, folder: Path, log: Path, binaries: Binaries, claims: Claims) -> None:
+    def __init__(self, folder: Path, log: Path, binaries: Binaries, claims: Claims, address: str = LOOPBACK) -> None:
         port = claims.port()
         self.folder = folder / "buckets"
         self.folder.mkdir(mode=0o700, parents=True)
         # Not every file system of a temporary folder has extended attributes, so metadata gets a folder too.
         metadata = folder / "metadata"
         metadata.mkdir(mode=0o700)
-        self.endpoint = f"http://{LOOPBACK}:{port}"
+        self.endpoint = f"http://{address}:{port}"
         self.access_key = f"local{secrets.token_hex(8)}"
         self.secret_key = secrets.token_urlsafe(30)
         self.process = Process(
@@ -42,7 +42,7 @@ class ObjectStore:
                 name="S3 server",
                 command=[
                     str(binaries.path("versitygw")),
-                    f"--port={LOOPBACK}:{port}",
+                    f"--port={address}:{port}",
                     f"--region={REGION}",
                     f"--health={HEALTH_PATH}",
                     "--keep-alive",

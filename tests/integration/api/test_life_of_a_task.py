@@ -115,6 +115,18 @@ def test_a_presigned_url_gives_the_image_to_anybody(api: Api, stage: Stage) -> N
     assert httpx.get(body["image_url"], trust_env=False).content == png("green")
 
 
+def test_a_presigned_url_is_for_the_address_that_clients_know(start_api: StartApi, stage: Stage) -> None:
+    store = stage.namespace.cluster.store.endpoint
+    api = start_api(S3_PUBLIC_ENDPOINT=store.replace("127.0.0.1", "localhost"), IMAGE_FORM="url")
+    task_id = api.generate()
+    stage.complete(task_id, png("green"))
+    body = api.wait_status(task_id, "completed")
+    assert body["image_url"].startswith("http://localhost:")
+    assert httpx.get(body["image_url"], trust_env=False).content == png("green")
+    # Who wants the bytes themselves still gets them.
+    assert base64.b64decode(api.result(task_id, image="base64")["image_base64"]) == png("green")
+
+
 def test_every_image_and_its_hash(api: Api, stage: Stage) -> None:
     task_id = api.generate(num_images=2)
     stage.complete(task_id, png("red"), png("blue"))

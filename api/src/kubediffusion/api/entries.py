@@ -139,8 +139,5 @@ class JobRecord(Schema):
             pydantic.ValidationError: It is no GenerationJob.
         """
         entry = entry_of(body)
-        # Constructed, not validated: the values have just been, and the Reflector keeps one of these for each job.
-        metadata = ObjectMeta.model_construct(
-            _fields_set=None, name=entry.name, uid=entry.uid, resource_version=str(entry.version)
-        )
+        metadata = ObjectMeta(name=entry.name, uid=entry.uid, resource_version=str(entry.version))
         return cls(metadata=metadata, entry=entry)

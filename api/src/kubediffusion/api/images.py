@@ -50,12 +50,16 @@ class Images:
 
     Args:
         storage: Where they lie; None when the API is not told.
+        public: The same storage by the address that clients reach it by, for URLs.
         cache_bytes: Memory for images that were read lately.
         metrics: Where reads are counted.
     """
 
-    def __init__(self, storage: ImageStorage | None, cache_bytes: int, metrics: Metrics) -> None:
+    def __init__(
+        self, storage: ImageStorage | None, public: ImageStorage | None, cache_bytes: int, metrics: Metrics
+    ) -> None:
         self._storage = storage
+        self._public = public
         self._cache = ImageCache(cache_bytes)
         self._reading: dict[str, asyncio.Task[bytes | StorageError]] = {}
         self._metrics = metrics
@@ -75,7 +79,7 @@ class Images:
         # Many who wait for the same job ask at the same moment, when it is done: they share one read.
         task = self._reading.get(image.sha256)
         if task is None:
-            task = asyncio.create_task(self._fetch(self._configured(), image))
+            task = asyncio.create_task(self._fetch(_configured(self._storage), image))
             self._reading[image.sha256] = task
         # Shielded: when this request is given up, others may still wait for the same read.
         data_or_error = await asyncio.shield(task)
@@ -95,7 +99,7 @@ class Images:
             UnavailableError: No storage is configured.
         """
         # Signed locally; but credentials of a role may have to be fetched first.
-        return await asyncio.to_thread(self._configured().presign, image.uri, seconds)
+        return await asyncio.to_thread(_configured(self._public).presign, image.uri, seconds)
 
     async def _fetch(self, storage: ImageStorage, image: StoredImage) -> bytes | StorageError:
         try:
@@ -106,7 +110,8 @@ class Images:
         finally:
             del self._reading[image.sha256]
 
-    def _configured(self) -> ImageStorage:
-        if self._storage is None:
-            raise UnavailableError("This server has no image storage configured (KUBEDIFFUSION_S3_BUCKET).", 60)
-        return self._storage
+
+def _configured(storage: ImageStorage | None) -> ImageStorage:
+    if storage is None:
+        raise UnavailableError("This server has no image storage configured (KUBEDIFFUSION_S3_BUCKET).", 60)
+    return storage

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from limits import RateLimitItem, parse_many
-from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
+from limits.strategies import FixedWindowRateLimiter
 from slowapi import Limiter
 from starlette.requests import Request
 
+from kubediffusion.api.counters import SCHEME, CounterStorage
 from kubediffusion.api.errors import TooManyRequestsError
 from kubediffusion.api.settings import Settings
 
-STRATEGY = "moving-window"
-"""Exact: no burst of twice the limit around the turn of a fixed window."""
+STRATEGY = "fixed-window"
+"""Two numbers a client, where a moving window keeps the time of every request. Around the turn of a window a client
+may get through twice the limit at once, which does no harm here."""
 
 
 def client_of(request: Request) -> str:
@@ -23,7 +24,12 @@ def client_of(request: Request) -> str:
 
 def creation_limiter(settings: Settings) -> Limiter:
     """Give the limiter of job creation; it counts in this process's memory."""
-    return Limiter(key_func=client_of, strategy=STRATEGY, enabled=bool(settings.rate_limit))
+    return Limiter(
+        key_func=client_of,
+        strategy=STRATEGY,
+        storage_uri=f"{SCHEME}://",
+        enabled=bool(settings.rate_limit),
+    )
 
 
 class Allowance:
@@ -37,7 +43,7 @@ class Allowance:
     def __init__(self, limit: str, message: str) -> None:
         self._limits: list[RateLimitItem] = parse_many(limit) if limit else []
         self._message = message
-        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        self._limiter = FixedWindowRateLimiter(CounterStorage())
 
     def check(self, client: str) -> None:
         """Let pass a client that has something left.

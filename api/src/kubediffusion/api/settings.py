@@ -66,6 +66,9 @@ class Settings(BaseSettings):
     s3_bucket: str = ""
     """Bucket that the workers upload to. Without it, images cannot be read through the API."""
 
+    s3_public_endpoint: str = ""
+    """Address of storage as clients reach it, for presigned URLs. Empty where it is the same for them as for us."""
+
     image_form: ImageForm = ImageForm.BASE64
     """How ``GET /results`` hands out an image where the client does not say."""
 

@@ -62,9 +62,10 @@ class ImageStorage:
     Args:
         bucket: Name of the bucket.
         connections: Requests that may be under way at the same time.
+        endpoint: Address of the server, where it is not the one of the AWS settings.
     """
 
-    def __init__(self, bucket: str, connections: int = 16) -> None:
+    def __init__(self, bucket: str, connections: int = 16, endpoint: str | None = None) -> None:
         self.bucket = bucket
         # One quick second try here; callers pace longer outages, since they can say so in a job's status meanwhile.
         config = Config(
@@ -76,7 +77,7 @@ class ImageStorage:
             # no longer take.
             signature_version="s3v4",
         )
-        self._client: S3Client = boto3.session.Session().client("s3", config=config)
+        self._client: S3Client = boto3.session.Session().client("s3", config=config, endpoint_url=endpoint)
 
     def uri(self, key: str) -> str:
         """Give the s3:// address of a key."""

@@ -15,13 +15,16 @@ from kubediffusion.resources import meta
 from kubediffusion.resources.base import merge_patch
 from kubediffusion.resources.client import ConflictError, KubernetesClient, NotFoundError, Resource
 from kubediffusion.resources.diffusion_model import DiffusionModel
-from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus
-from kubediffusion.resources.transitions import TERMINAL
+from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Phase
+from kubediffusion.resources.transitions import BOUND, TERMINAL
 
 logger = logging.getLogger(__name__)
 
 UNFINISHED = ",".join(f"status.phase!={phase}" for phase in sorted(TERMINAL))
 """Field selector of jobs that have not finished."""
+
+HELD = ",".join(f"status.phase!={phase}" for phase in sorted(set(Phase) - BOUND))
+"""Field selector of jobs that workers have."""
 
 
 class Cluster:
@@ -44,15 +47,20 @@ class Cluster:
         self._batch_jobs = Resource(client, BatchJob, "/apis/batch/v1", "jobs")
         self._pods = Resource(client, Pod, "/api/v1", "pods")
 
-    async def models(self) -> list[DiffusionModel]:
+    async def models(self) -> Listing[DiffusionModel]:
         """List all models."""
         lists = [await self._client.diffusion_models.list(ns) for ns in self._namespaces]
-        return [model for models, _ in lists for model in models]
+        return Listing(
+            tuple(model for models, _ in lists for model in models), min(int(version) for _, version in lists)
+        )
 
     async def unfinished_jobs(self) -> Listing[GenerationJob]:
         """List all jobs that have not finished: what a restart must know, however many others are kept."""
-        lists = [await self._client.generation_jobs.list(ns, field_selector=UNFINISHED) for ns in self._namespaces]
-        return Listing(tuple(job for jobs, _ in lists for job in jobs), min(int(version) for _, version in lists))
+        return await self._jobs(UNFINISHED)
+
+    async def held_jobs(self) -> Listing[GenerationJob]:
+        """List the jobs that workers have: few, however many wait."""
+        return await self._jobs(HELD)
 
     async def batch_jobs(self) -> Listing[BatchJob]:
         """List the batch/v1 Jobs of workers."""
@@ -114,6 +122,10 @@ class Cluster:
                     return None
                 case ReportModel():
                     return await self._report_model(action)
+
+    async def _jobs(self, selector: str) -> Listing[GenerationJob]:
+        lists = [await self._client.generation_jobs.list(ns, field_selector=selector) for ns in self._namespaces]
+        return Listing(tuple(job for jobs, _ in lists for job in jobs), min(int(version) for _, version in lists))
 
     async def _patch_job(self, job: GenerationJob, patch: dict[str, Any], subresource: str) -> GenerationJob:
         # The resource version makes the API server refuse a write over a state that was never seen here.

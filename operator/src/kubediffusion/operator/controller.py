@@ -153,8 +153,7 @@ class Controller:
         Jobs come before workers: a job's Pod that the later list does not have is surely gone.
         """
         jobs = await self._cluster.unfinished_jobs()
-        for model in await self._cluster.models():
-            self.observe_model(model, gone=False)
+        await self._list_models()
         for job in jobs.items:
             self.observe_job(job, gone=False)
         await self._list_workers()
@@ -488,12 +487,18 @@ class Controller:
     # Housekeeping.
 
     async def _resync(self) -> None:
+        """List anew what a watch does not tell of: kopf's, after an outage, tells what is there, not what is gone.
+
+        A job that waits needs none of this: that it is gone shows when it is bound.
+        """
         while True:
             await asyncio.sleep(self._settings.resync_seconds)
             try:
+                await self._list_models()
                 await self._list_workers()
+                await self._check_held_jobs()
             except KubernetesError as error:
-                logger.warning("cannot list workers: %s", error)
+                logger.warning("cannot list the cluster anew: %s", error)
 
     async def _list_workers(self) -> None:
         batch_jobs, pods = await self._cluster.batch_jobs(), await self._cluster.pods()
@@ -501,6 +506,27 @@ class Controller:
         for name in names:
             self._namespace(name).replace_workers(batch_jobs.within(name), pods.within(name))
             self._touch(name)
+
+    async def _list_models(self) -> None:
+        models = await self._cluster.models()
+        for name in set(self._namespaces) | models.namespaces:
+            self._namespace(name).replace_models(models.within(name))
+            self._touch(name)
+
+    async def _check_held_jobs(self) -> None:
+        """Look at jobs that workers should have and, as the cluster says, have not."""
+        listing = await self._cluster.held_jobs()
+        listed = {job.uid for job in listing.items}
+        for job in [job for state in self._namespaces.values() for job in state.held]:
+            if job.uid in listed or job.metadata.version > listing.version or job.uid in self._assumed:
+                continue
+            found = await self._read_again(job)
+            if job.uid in self._assumed:
+                continue
+            if found is None or found.uid != job.uid:
+                self.observe_job(job, gone=True)
+            else:
+                self.observe_job(found, gone=False)
 
     def _namespace(self, name: str) -> NamespaceState:
         if name not in self._namespaces:

@@ -172,6 +172,13 @@ class NamespaceState:
         if self._models.drop(model):
             self._hashes.pop(model.name, None)
 
+    def replace_models(self, models: Listing[DiffusionModel]) -> None:
+        """Take in the full list of models, as :meth:`replace_workers` does."""
+        for model in models.items:
+            self.put_model(model)
+        self._models.replace(models)
+        self._hashes = {name: name_hash for name, name_hash in self._hashes.items() if name in self.models}
+
     def put_batch_job(self, job: BatchJob) -> None:
         """Take in a worker's batch/v1 Job as it is now."""
         self._batch_jobs.put(job)
@@ -241,6 +248,11 @@ class NamespaceState:
     def silently_suspended(self) -> list[GenerationJob]:
         """Jobs that are suspended and not bound, and whose status does not say so yet."""
         return list(self._silently_suspended.values())
+
+    @property
+    def held(self) -> list[GenerationJob]:
+        """Jobs that workers have."""
+        return [job for pods in self._bound.values() for jobs in pods.values() for job in jobs.values()]
 
     @property
     def settled(self) -> bool:

@@ -1,0 +1,131 @@
+"""The loop's picture follows the cluster even where no watch told it: restarts and outages lose nothing but time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from kubediffusion.local.testing import Namespace, eventually
+from kubediffusion.operator.cluster import Cluster
+from kubediffusion.operator.controller import Controller
+from kubediffusion.operator.events import Events
+from kubediffusion.operator.manifests import WorkerDefaults
+from kubediffusion.operator.retention import ImageRemover
+from kubediffusion.operator.settings import Settings
+from kubediffusion.resources.client import KubernetesClient, KubernetesError
+from kubediffusion.resources.generation_job import Phase
+
+DEFAULTS = WorkerDefaults(image="none", service_account="default", port=8080, s3_secret="none", log_level="INFO")
+MODEL: dict[str, Any] = {
+    "apiVersion": "kubediffusion.io/v1alpha1",
+    "kind": "DiffusionModel",
+    "metadata": {"name": "emoji", "annotations": {"kubediffusion.io/is-default": "true"}},
+    # Its workers find no node: they are starting for ever.
+    "spec": {"source": {"path": "/models/emoji"}, "workers": {"minReplicas": 1, "nodeSelector": {"nowhere": "true"}}},
+}
+
+
+@asynccontextmanager
+async def without_watches(namespace: Namespace, client: KubernetesClient) -> AsyncIterator[Controller]:
+    """Run an operator's loop that is told of nothing: what it knows, it has listed."""
+    settings = Settings(resync_seconds=0.3)
+    cluster = Cluster(client, [namespace.name], DEFAULTS, 4)
+    controller = Controller(cluster, Events(client, "test"), ImageRemover(None, ""), settings, DEFAULTS)
+    await eventually("the first list", lambda: synced(controller))
+    task = asyncio.create_task(controller.run())
+    try:
+        yield controller
+        assert not task.done()
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def synced(controller: Controller) -> bool:
+    try:
+        await controller.sync()
+    except KubernetesError as error:
+        # The storage of a kind that was just defined is being set up.
+        if not error.transient:
+            raise
+        return False
+    return True
+
+
+async def bound_to(namespace: Namespace, client: KubernetesClient, pod: str) -> str:
+    body = {
+        "apiVersion": "kubediffusion.io/v1alpha1",
+        "kind": "GenerationJob",
+        "metadata": {"generateName": "job-"},
+        "spec": {"prompt": "a fox"},
+    }
+    job = await client.generation_jobs.create(namespace.name, body)
+    parameters = {"model": "emoji", "numInferenceSteps": 1, "guidanceScale": 1, "seed": 1, "numImages": 1}
+    status = {"phase": Phase.SCHEDULED, "worker": pod, "attempt": 1, "parameters": parameters}
+    await client.generation_jobs.patch(namespace.name, job.name, {"status": status}, subresource="status")
+    return job.name
+
+
+async def workers_pod(namespace: Namespace) -> str:
+    async def found() -> str:
+        pods = await asyncio.to_thread(namespace.list, "pod", "kubediffusion.io/model=emoji")
+        return str(pods[0]["metadata"]["name"]) if pods else ""
+
+    return await eventually("the worker's Pod", found)
+
+
+async def known(controller: Controller, namespace: Namespace) -> set[str]:
+    state = controller._namespaces.get(namespace.name)
+    return {job.name for job in state.jobs.values()} if state is not None else set()
+
+
+async def test_a_restarted_operator_knows_what_is_bound_and_a_deletion_is_noticed_without_a_watch(
+    namespace: Namespace, client: KubernetesClient
+) -> None:
+    await client.diffusion_models.create(namespace.name, MODEL)
+    async with without_watches(namespace, client):
+        pod = await workers_pod(namespace)
+    kept, deleted = await bound_to(namespace, client, pod), await bound_to(namespace, client, pod)
+
+    async with without_watches(namespace, client) as controller:
+        assert await known(controller, namespace) == {kept, deleted}
+        await client.generation_jobs.delete(namespace.name, deleted)
+
+        async def only_the_kept() -> bool:
+            return await known(controller, namespace) == {kept}
+
+        await eventually("the deletion to be noticed", only_the_kept, 10)
+        job = await client.generation_jobs.get(namespace.name, kept)
+        assert (job.status.worker, job.status.attempt) == (pod, 1)
+
+
+async def test_a_model_that_was_deleted_while_nobody_watched_gets_no_more_workers(
+    namespace: Namespace, client: KubernetesClient
+) -> None:
+    await client.diffusion_models.create(namespace.name, MODEL)
+    async with without_watches(namespace, client) as controller:
+        await workers_pod(namespace)
+        await client.diffusion_models.delete(namespace.name, "emoji")
+
+        async def forgotten() -> bool:
+            return namespace.name not in controller._namespaces
+
+        await eventually("the model and its workers to be forgotten", forgotten, 30)
+        # Owned by the model, they went with it.
+        assert await asyncio.to_thread(namespace.list, "job") == []
+
+
+async def test_the_operator_reports_what_it_sees_of_a_model(namespace: Namespace, client: KubernetesClient) -> None:
+    await client.diffusion_models.create(namespace.name, MODEL)
+    async with without_watches(namespace, client):
+
+        async def starting() -> bool:
+            status = (await client.diffusion_models.get(namespace.name, "emoji")).status
+            return status.workers.starting == 1 and status.observed_generation == 1
+
+        await eventually("the model's status", starting, 10)
+    status = (await client.diffusion_models.get(namespace.name, "emoji")).status
+    assert [(c.type, c.status, c.reason) for c in status.conditions] == [("Available", "Unknown", "NotYetLoaded")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -30,7 +29,6 @@ NODE_NAME = "this-machine"
 NODES_GROUP = "system:nodes"
 KUBECTL_SECONDS = 120.0
 HASTY_SECONDS = 1.0
-GET_SECONDS = 10
 
 Manifest = Mapping[str, Any]
 
@@ -154,23 +152,17 @@ class LocalCluster:
         return answer.stdout
 
     def apply(self, manifests: Iterable[Manifest]) -> None:
-        """Applies manifests on the server's side; what another manager changed is taken back."""
-        items = {"apiVersion": "v1", "kind": "List", "items": list(manifests)}
-        self.kubectl(
-            "apply",
-            "--server-side",
-            "--force-conflicts",
-            f"--field-manager={FIELD_MANAGER}",
-            "--filename=-",
-            stdin=json.dumps(items),
-        )
+        """Applies manifests, one after the other; what another manager changed is taken back."""
+        for manifest in manifests:
+            self.control_plane.rest.apply(manifest, FIELD_MANAGER)
 
-    def get(self, *arguments: str) -> dict[str, Any]:
-        """Returns what ``kubectl get`` finds, as objects."""
-        # An API server without its store lets its clients wait for a minute.
-        output = self.kubectl("get", *arguments, "--output=json", f"--request-timeout={GET_SECONDS}s")
-        found: dict[str, Any] = json.loads(output)
-        return found
+    def get(self, kind: str, name: str, namespace: str | None = None) -> dict[str, Any]:
+        """Returns an object."""
+        return self.control_plane.rest.get(kind, name, namespace)
+
+    def list(self, kind: str, namespace: str | None = None, selector: str = "") -> list[dict[str, Any]]:
+        """Returns objects."""
+        return self.control_plane.rest.list(kind, namespace, selector)
 
     def _node(self, settings: ClusterSettings) -> Process:
         plane = self.control_plane

@@ -13,11 +13,13 @@ from kubediffusion.local.binaries import Binaries
 from kubediffusion.local.certificates import Authority, KeyPair
 from kubediffusion.local.claims import LOOPBACK, Claims
 from kubediffusion.local.processes import Process, Program, answers
+from kubediffusion.local.rest import Rest
 
 ISSUER = "https://kubernetes.default.svc"
 SERVICE_RANGE = "10.96.0.0/16"
 SERVICE_ADDRESS = "10.96.0.1"
 """Of the service "kubernetes": the first of the range."""
+ADMINISTRATOR = "kubernetes-admin"
 ADMINISTRATORS = "system:masters"
 
 
@@ -28,6 +30,7 @@ class ControlPlane:
         url: Where the API server answers.
         authority: The file of the authority that signed its certificate.
         admin: The kubeconfig of an administrator.
+        rest: The API server, for an administrator.
     """
 
     def __init__(self, folder: Path, binaries: Binaries, claims: Claims, address: str = LOOPBACK) -> None:
@@ -53,7 +56,8 @@ class ControlPlane:
         self.url = f"https://{address}:{self._port}"
         self.etcd = self._etcd(claims)
         self.apiserver = self._apiserver()
-        self.admin = self.kubeconfig("kubernetes-admin", (ADMINISTRATORS,))
+        self.admin = self.kubeconfig(ADMINISTRATOR, (ADMINISTRATORS,))
+        self.rest = Rest(self.url, self.authority, self._authority.client(ADMINISTRATOR, (ADMINISTRATORS,)))
         self.controller_manager = self._controller_manager(claims)
         self.scheduler = self._scheduler(claims)
 

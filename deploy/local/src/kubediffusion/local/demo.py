@@ -31,8 +31,12 @@ POLL_SECONDS = 0.3
 SHOWN = f"{meta.GENERATION_JOBS},{meta.DIFFUSION_MODELS},jobs,pods"
 
 
-def run(service: Service) -> None:
+def run(service: Service, image: Path) -> None:
     """Generates the image and shows how.
+
+    Args:
+        service: What generates it.
+        image: The file that it goes to.
 
     Raises:
         LocalError: It did not come about.
@@ -46,12 +50,12 @@ def run(service: Service) -> None:
         result = _finished(service, task)
     if result["status"] != "completed":
         raise LocalError(f"the image was not generated: {result['error_message']}")
-    save(IMAGE, base64.b64decode(result["image_base64"]))
+    save(image, base64.b64decode(result["image_base64"]))
     say(f"\n$ curl {service.url}/results/{task}")
     say(json.dumps({**result, "image_base64": f"{result['image_base64'][:24]}…"}, ensure_ascii=False))
     say(f"\n$ kubectl get {SHOWN}")
     say(service.cluster.kubectl("get", SHOWN, f"--namespace={NAMESPACE}").rstrip())
-    say(f"\nThe image is {IMAGE}")
+    say(f"\nThe image is {image}")
 
 
 def exchange(url: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:

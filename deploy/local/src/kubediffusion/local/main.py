@@ -42,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command.add_argument(
             "--model", type=Path, default=MODELS / DEFAULT_MODEL, help="folder of a diffusers pipeline (%(default)s)"
         )
+        if name == "demo":
+            command.add_argument("--image", type=Path, default=demo.IMAGE, help="where the image goes (%(default)s)")
     told = parser.parse_args(arguments)
     # A terminal that closes and `kill` end it as Ctrl-C does: with everything that it started.
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         with serving(Offer(told.port, told.model.absolute())) as service:
             if told.command == "demo":
-                demo.run(service)
+                demo.run(service, told.image.absolute())
             else:
                 _stay(service)
     except LocalError as error:

@@ -76,7 +76,7 @@ class Service:
         """Waits until operator and API are ready."""
 
         def served() -> bool:
-            found = self.cluster.get("deployments", f"--namespace={NAMESPACE}")["items"]
+            found = self.cluster.list("deployments", NAMESPACE)
             return all(deployment.get("status", {}).get("readyReplicas") for deployment in found)
 
         self._wait("operator and API", served, PARTS_SECONDS)
@@ -89,8 +89,7 @@ class Service:
         """
 
         def loaded() -> bool:
-            kind = f"{meta.DIFFUSION_MODELS}.{meta.GROUP}"
-            model = self.cluster.get(kind, installation.DEFAULT_MODEL, f"--namespace={NAMESPACE}")
+            model = self.cluster.get(meta.DIFFUSION_MODELS, installation.DEFAULT_MODEL, NAMESPACE)
             status = model.get("status", {})
             for condition in status.get("conditions", []):
                 if condition["type"] == "Available" and condition["status"] == "False":
@@ -102,7 +101,7 @@ class Service:
     def check(self) -> None:
         """Raises `PartFailedError` if a process of the cluster has ended or a pod of ours keeps ending."""
         self.cluster.check()
-        for pod in self.cluster.get("pods", f"--namespace={NAMESPACE}")["items"]:
+        for pod in self.cluster.list("pods", NAMESPACE):
             for container in pod.get("status", {}).get("containerStatuses", []):
                 if container["restartCount"] >= PATIENCE:
                     raise PartFailedError(pod["metadata"]["name"], "keeps ending", self._log(pod, container))

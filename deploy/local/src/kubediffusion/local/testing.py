@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import time
@@ -85,13 +84,13 @@ class Namespace:
 
     def create(self) -> None:
         """Creates it, and waits until pods can be created in it."""
-        self.cluster.kubectl("create", "namespace", self.name)
+        self.cluster.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.name}}])
         wait_for(f"a service account in {self.name}", lambda: self.get("serviceaccount", "default"))
         wait_for(f"the authority's certificate in {self.name}", lambda: self.get("configmap", "kube-root-ca.crt"))
 
     def delete(self) -> None:
         """Deletes it, and does not wait for that."""
-        self.cluster.kubectl("delete", "namespace", self.name, "--wait=false")
+        self.cluster.control_plane.rest.request("DELETE", f"/api/v1/namespaces/{self.name}")
 
     def install(self, *parts: Manifest) -> None:
         """Gives KubeDiffusion's parts their service accounts, rights and storage here, and runs those given."""
@@ -109,14 +108,11 @@ class Namespace:
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
         """Returns an object."""
-        found: dict[str, Any] = json.loads(self.kubectl("get", kind, name, "--output=json"))
-        return found
+        return self.cluster.get(kind, name, self.name)
 
     def list(self, kind: str, selector: str = "") -> list[dict[str, Any]]:
         """Returns objects."""
-        found = self.kubectl("get", kind, f"--selector={selector}", "--output=json")
-        items: list[dict[str, Any]] = json.loads(found)["items"]
-        return items
+        return self.cluster.list(kind, self.name, selector)
 
     def pod_status(self, name: str) -> dict[str, Any]:
         """Returns the status of a pod."""

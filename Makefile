@@ -8,6 +8,8 @@ PORT ?= 8000
 MODEL ?= models/kubediffusion-emoji
 BIN := .venv/bin
 SOURCES := resources/src operator/src worker/src api/src deploy/local/src
+# How images are named and what they stand on; deploy/images/build says more.
+export REGISTRY TAG BASE_IMAGE BUILDER
 # Options for pytest, as in `make integration PYTEST="-k zombie"`.
 PYTEST ?=
 
@@ -86,6 +88,14 @@ bootstrap: ## Make .venv, if it is not there and up to date
 .PHONY: binaries
 binaries: bootstrap ## Build the control plane, the S3 server and Helm, if they are not in the cache
 	@$(BIN)/python -m kubediffusion.local build tests
+
+.PHONY: images
+images: ## Build the container images with docker or buildah (REGISTRY=, TAG=, BASE_IMAGE=, BUILDER=)
+	@./deploy/images/build
+
+.PHONY: sbom
+sbom: ## List what the images hold, as CycloneDX, in dist/sbom
+	@./deploy/images/sbom
 
 .PHONY: clean
 clean: ## Remove what was made in this checkout; the cache of binaries is shared and stays

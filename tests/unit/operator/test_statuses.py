@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kubediffusion.operator.actions import Bind, Explain, Finish, Requeue
 from kubediffusion.operator.statuses import next_status
-from kubediffusion.resources.conditions import ConditionStatus, WaitingReason, find
+from kubediffusion.resources.conditions import ConditionStatus, WaitingReason, find, with_condition
 from kubediffusion.resources.diffusion_model import Defaults
 from kubediffusion.resources.errors import ErrorCode
 from kubediffusion.resources.generation_job import GenerationJobStatus, Phase, Progress
@@ -120,6 +120,14 @@ def test_a_job_that_goes_straight_to_another_worker_starts_over_too():
     status = bound_after(taken, counted=True).status
     assert (status.phase, status.worker, status.attempt, status.retries) == (Phase.SCHEDULED, "pod-2", 2, 1)
     assert (status.progress, status.start_time) == (None, None)
+
+
+def test_what_an_attempt_said_of_its_images_goes_with_it():
+    conditions = with_condition((), "Uploaded", ConditionStatus.FALSE, "StorageUnavailable", "trying again", NOW)
+    taken = bound_job(worker="pod-1", phase=Phase.RUNNING)
+    taken = resting(taken, taken.status.model_copy(update={"conditions": conditions}))
+    for status in (after(Requeue(taken, True, "Retrying", "it is gone")), bound_after(taken).status):
+        assert find(status.conditions, "Uploaded") is None
 
 
 def test_a_failed_job_says_why_to_programs_people_and_kubectl_wait():

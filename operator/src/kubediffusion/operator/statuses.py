@@ -6,7 +6,7 @@ import datetime as dt
 
 from kubediffusion.operator.actions import Bind, Explain, Finish, Requeue
 from kubediffusion.resources import recipe
-from kubediffusion.resources.conditions import ConditionStatus, JobCondition, with_condition
+from kubediffusion.resources.conditions import Condition, ConditionStatus, JobCondition, with_condition
 from kubediffusion.resources.generation_job import (
     GenerationJobStatus,
     JobError,
@@ -52,7 +52,7 @@ def _next(action: Bind | Requeue | Finish | Explain, now: dt.datetime, seed: int
 
 def _bound(action: Bind, now: dt.datetime, seed: int) -> GenerationJobStatus:
     job, old = action.job, action.job.status
-    conditions = old.conditions
+    conditions = _lasting(old.conditions)
     if conditions:
         # A job that was bound at once never had a Scheduled condition, and needs none.
         conditions = with_condition(
@@ -73,6 +73,11 @@ def _bound(action: Bind, now: dt.datetime, seed: int) -> GenerationJobStatus:
     )
 
 
+def _lasting(conditions: tuple[Condition, ...]) -> tuple[Condition, ...]:
+    """Leave out what an attempt said of its images: the next one has none yet."""
+    return tuple(condition for condition in conditions if condition.type != JobCondition.UPLOADED)
+
+
 def _parameters(action: Bind, seed: int) -> Parameters:
     """Resolve the recipe once, before the first attempt; a retry runs the same one."""
     earlier = action.job.status.parameters
@@ -87,7 +92,12 @@ def _requeued(action: Requeue, now: dt.datetime) -> GenerationJobStatus:
         update={
             "phase": Phase.PENDING,
             "conditions": with_condition(
-                old.conditions, JobCondition.SCHEDULED, ConditionStatus.FALSE, action.reason, action.message, now
+                _lasting(old.conditions),
+                JobCondition.SCHEDULED,
+                ConditionStatus.FALSE,
+                action.reason,
+                action.message,
+                now,
             ),
             "worker": None,
             "retries": old.retries + int(action.counted),

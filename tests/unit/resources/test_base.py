@@ -25,7 +25,7 @@ scalars = st.booleans() | st.integers(2, 9) | st.text(max_size=3)
 values = st.recursive(
     scalars | st.lists(scalars, max_size=3),
     lambda inner: st.dictionaries(st.sampled_from("abcd"), inner, max_size=4),
-    max_leaves=12,
+    max_leaves=6,
 )
 documents = st.dictionaries(st.sampled_from("abcd"), values, max_size=4)
 moments = st.datetimes(

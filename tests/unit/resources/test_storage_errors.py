@@ -11,16 +11,19 @@ SECRET = "wJalrXUtnFEMI"
 URI = "s3://pictures/studio/uid/0.png"
 
 
-@pytest.fixture
-def storage(monkeypatch):
-    for name, value in {
+@pytest.fixture(scope="module")
+def storage():
+    """Storage where nobody listens. One for all: to make a client takes a second."""
+    settings = {
         "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9",
         "AWS_REGION": "us-east-1",
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": SECRET,
-    }.items():
-        monkeypatch.setenv(name, value)
-    opened = ImageStorage("pictures")
+    }
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in settings.items():
+            environment.setenv(name, value)
+        opened = ImageStorage("pictures")
     yield opened
     opened.close()
 

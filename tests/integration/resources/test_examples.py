@@ -1,0 +1,16 @@
+"""The published examples are taken by the API server as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kubediffusion.local.testing import Namespace
+
+EXAMPLES = Path(__file__).parents[3] / "deploy" / "examples"
+
+
+@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
+def test_an_example_is_taken(namespace: Namespace, example: Path):
+    namespace.kubectl("create", "--validate=strict", "--dry-run=server", f"--filename={example}")

@@ -141,8 +141,7 @@ def started(command: Command, part: str) -> Callable[[], dict[int, str] | None]:
     [
         (signal.SIGINT, "etcd"),
         (signal.SIGTERM, "etcd"),
-        (signal.SIGKILL, "kube-scheduler"),
-        (signal.SIGINT, "kubediffusion-operator"),
+        (signal.SIGINT, "kube-scheduler"),
         (signal.SIGKILL, "kubediffusion-operator"),
     ],
 )
@@ -160,8 +159,8 @@ def test_a_part_that_ends_is_named_and_takes_the_rest_along(
     run: Callable[..., Command], model: Path, port: int
 ) -> None:
     command = run("up", f"--port={port}", f"--model={model}")
-    processes = wait_for("the operator to run", started(command, "kubediffusion-operator"), START_SECONDS)
-    (victim,) = (pid for pid, process in processes.items() if "kube-scheduler" in process)
+    processes = wait_for("the scheduler to run", started(command, "/kube-scheduler "), START_SECONDS)
+    (victim,) = (pid for pid, process in processes.items() if "/kube-scheduler " in process)
     os.kill(victim, signal.SIGKILL)
     assert command.wait() == 1
     assert "kube-scheduler was killed by SIGKILL; its log is" in command.output

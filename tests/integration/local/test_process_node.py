@@ -28,6 +28,11 @@ def restarted(namespace: Namespace, name: str, times: int = 1) -> dict[str, Any]
     return container if container["restartCount"] >= times and "running" in container["state"] else None
 
 
+def warnings(namespace: Namespace, name: str) -> set[str]:
+    """Give the reasons of the events on a pod."""
+    return {event["reason"] for event in namespace.list("events") if event["involvedObject"]["name"] == name}
+
+
 def test_a_job_ends(namespace: Namespace) -> None:
     namespace.apply(job("hello", shell("unused", "echo done")))
     namespace.kubectl("wait", "--for=condition=Complete", "job/hello", "--timeout=60s")
@@ -70,6 +75,7 @@ def test_a_container_that_keeps_crashing_waits_between_its_starts(namespace: Nam
 
     wait_for("a back-off", backing_off)
     assert namespace.pod_status("looping")["phase"] == "Running"
+    wait_for("an event that says so", lambda: "BackOff" in warnings(namespace, "looping"))
 
 
 def test_what_succeeded_is_not_started_again_on_failure_only(namespace: Namespace) -> None:
@@ -215,6 +221,7 @@ def test_an_unhealthy_container_is_restarted(namespace: Namespace) -> None:
     home = namespace.cluster.folder / "pods" / namespace.get("pod", "sick")["metadata"]["uid"]
     (home / "healthy").unlink()
     wait_for("a restart", lambda: restarted(namespace, "sick"))
+    assert "Unhealthy" in warnings(namespace, "sick")
 
 
 def test_a_process_that_is_frozen_is_found_unhealthy(namespace: Namespace) -> None:
@@ -238,7 +245,7 @@ def test_a_process_that_is_frozen_is_found_unhealthy(namespace: Namespace) -> No
 
 def test_logs_of_the_run_before_are_kept(namespace: Namespace) -> None:
     namespace.apply(shell("twice", "echo run; exec sleep 1000", spec={"restartPolicy": "Always"}))
-    namespace.wait_ready("twice")
+    wait_for("it to speak", lambda: namespace.kubectl("logs", "twice"))
     namespace.signal("twice", signal.SIGKILL)
     wait_for("a restart", lambda: restarted(namespace, "twice"))
     assert namespace.kubectl("logs", "twice", "--previous") == "run\n"

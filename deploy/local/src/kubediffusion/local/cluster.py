@@ -58,6 +58,7 @@ class LocalCluster:
 
     Attributes:
         folder: Where everything lies.
+        keep: Whether the folder stays in any case.
         logs: Where the logs of its parts are, and those of its pods in a folder ``pods``.
         control_plane: etcd, the API server, the controllers and the scheduler.
         store: The S3 server.
@@ -68,6 +69,7 @@ class LocalCluster:
         settings = settings or ClusterSettings()
         self._binaries = programs or binaries.provide()
         self._claims = Claims()
+        self.keep = False
         self.folder = settings.folder or Path(tempfile.mkdtemp(prefix="kubediffusion-"))
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.logs = self.folder / "logs"
@@ -126,7 +128,7 @@ class LocalCluster:
     def _leave(self, error: BaseException | None) -> None:
         # Where a part has failed, others wait for it in vain.
         self.stop(HASTY_SECONDS if isinstance(error, LocalError) else STOP_SECONDS)
-        if error is None or isinstance(error, KeyboardInterrupt):
+        if not self.keep and (error is None or isinstance(error, KeyboardInterrupt)):
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:

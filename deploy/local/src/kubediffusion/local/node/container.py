@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from kubediffusion.local.errors import log_tail
-from kubediffusion.local.node import probing
+from kubediffusion.local.node import events, probing
 from kubediffusion.local.node.checks import Target
 from kubediffusion.local.node.environment import ConfigurationError
 from kubediffusion.local.node.objects import Container, ContainerStatus, TerminatedState
@@ -28,8 +27,6 @@ from kubediffusion.local.node.stopping import Stop
 from kubediffusion.local.node.workplace import Workplace
 from kubediffusion.resources.client import KubernetesError
 
-logger = logging.getLogger(__name__)
-
 MESSAGE_BYTES = 4096
 LOG_MESSAGE_BYTES = 2048
 LOG_MESSAGE_LINES = 80
@@ -40,11 +37,19 @@ UNKNOWN = "ContainerStatusUnknown"
 
 @dataclass(frozen=True)
 class Terms:
-    """How a container of this pod is treated."""
+    """How a container of this pod is treated.
+
+    Attributes:
+        restart_policy: The pod's.
+        backoff: How long it waits after crashes.
+        grace_seconds: How long it may take to end.
+        warn: Tells a person a reason and a message.
+    """
 
     restart_policy: str
     backoff: Backoff
     grace_seconds: float
+    warn: Callable[[str, str], None]
 
 
 class ContainerRunner:
@@ -115,6 +120,7 @@ class ContainerRunner:
         if delay:
             message = f"back-off {delay:g}s restarting failed container={self._container.name}"
             self._update(state=Waiting(CRASH_LOOP, message), last=end)
+            self._terms.warn(events.BACK_OFF, message)
         if await self._stop.asked_within(delay):
             self._update(state=end)
             return False
@@ -128,6 +134,7 @@ class ContainerRunner:
                 return await workplace.launch(self._container, self.report.restarts)
             except (ConfigurationError, KubernetesError) as error:
                 self.wait_because(CONFIGURATION_ERROR, str(error))
+                self._terms.warn(events.FAILED, str(error))
             if await self._stop.asked_within(RETRY_SECONDS):
                 return None
 
@@ -136,6 +143,7 @@ class ContainerRunner:
         try:
             process = ContainerProcess(launch)
         except (CannotStartError, OSError) as error:
+            self._terms.warn(events.FAILED, str(error))
             return Terminated(CANNOT_START, "StartError", str(error), started, _now(), "")
         identity = f"process://{process.pid}"
         self._update(state=Running(started), container_id=identity)
@@ -151,7 +159,7 @@ class ContainerRunner:
         unhealthy = asyncio.Event()
 
         def end(reason: str) -> None:
-            logger.info("container %s is unhealthy and is ended: %s", self._container.name, reason)
+            self._terms.warn(events.UNHEALTHY, f"container {self._container.name} is ended: {reason}")
             unhealthy.set()
 
         findings = Findings(

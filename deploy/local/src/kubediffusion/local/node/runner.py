@@ -15,6 +15,7 @@ from kubediffusion.local.node.access import Access
 from kubediffusion.local.node.container import ContainerRunner, Terms
 from kubediffusion.local.node.devices import Addresses, Devices
 from kubediffusion.local.node.environment import ConfigurationError, Facts
+from kubediffusion.local.node.events import Events
 from kubediffusion.local.node.objects import Pod
 from kubediffusion.local.node.restarts import NEVER, Backoff
 from kubediffusion.local.node.status import CREATING, PENDING, RUNNING, PodReport, Waiting, phase, pod_status
@@ -27,6 +28,9 @@ from kubediffusion.resources.client import KubernetesError, NotFoundError
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
+FAILED_MOUNT = "FailedMount"
+# What only needs time: the Node authorizer learns of a binding a moment after we do, and the API server may be away.
+PASSING = frozenset({0, 403, 429, 503})
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,9 @@ class PodRunner:
         self._ip = ""
         self._logs = node.logs / f"{pod.metadata.namespace}_{pod.metadata.name}_{pod.metadata.uid}"
         self._written: dict[str, Any] = {}
-        terms = Terms(pod.spec.restart_policy, node.backoff, pod.spec.termination_grace_period_seconds)
+        self._events = Events(node.access, pod, node.name)
+        grace = pod.spec.termination_grace_period_seconds
+        terms = Terms(pod.spec.restart_policy, node.backoff, grace, self._events.warn)
         self._containers = [
             ContainerRunner(container, terms, self._stop, self._news.set) for container in pod.spec.containers
         ]
@@ -167,9 +173,10 @@ class PodRunner:
             try:
                 await workplace.prepare()
             except (ConfigurationError, KubernetesError, OSError) as error:
-                # Also what only needs time: the Node authorizer learns of a binding a moment after we do.
                 logger.info("pod %s waits: %s", self._pod, error)
                 self._wait_because(str(error))
+                if not (isinstance(error, KubernetesError) and error.status in PASSING):
+                    self._events.warn(FAILED_MOUNT, str(error))
             else:
                 return True
             await self._stop.asked_within(RETRY_SECONDS)
@@ -191,7 +198,15 @@ class PodRunner:
     async def _renew(self, workplace: Workplace, token: RenewedToken) -> None:
         while True:
             await asyncio.sleep(token.seconds)
-            await self._persist(lambda: workplace.volumes.renew(token))
+            while True:
+                try:
+                    await workplace.volumes.renew(token)
+                except KubernetesError as error:
+                    # The old token is good for a while; that its account is gone is no reason to end the pod.
+                    logger.warning("pod %s: its token was not renewed: %s", self._pod, error)
+                    await asyncio.sleep(RETRY_SECONDS)
+                else:
+                    break
 
     async def _report(self) -> None:
         """Writes the status after each change. Changes that come while one is written are written together."""

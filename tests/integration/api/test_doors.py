@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
 import socket
@@ -252,6 +253,19 @@ def test_a_key_of_idempotency_gives_one_job(api: Api, start_api: StartApi) -> No
         assert "another request" in problems(changed)["header.Idempotency-Key"]
 
 
+def test_a_key_of_idempotency_at_the_same_moment_on_two_replicas(api: Api, start_api: StartApi) -> None:
+    other = start_api(RATE_LIMIT="")
+
+    def send(number: int) -> httpx.Response:
+        replica = (api, other)[number % 2]
+        return replica.http.post("/generate", json={"prompt": "a cat"}, headers={"Idempotency-Key": "order-67"})
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(send, range(16)))
+    assert {answer.status_code for answer in answers} == {202}
+    assert len({answer.json()["task_id"] for answer in answers}) == 1
+
+
 def test_prompts_stay_out_of_the_log(start_api: StartApi) -> None:
     silent, talking = start_api(), start_api(LOG_PROMPTS="true")
     for api in (silent, talking):
@@ -265,6 +279,9 @@ def test_prompts_stay_out_of_the_log(start_api: StartApi) -> None:
 def test_a_requests_id_comes_back(api: Api) -> None:
     assert api.http.get("/health", headers={"X-Request-ID": "mine"}).headers["X-Request-ID"] == "mine"
     assert api.http.get("/health", headers={"X-Request-ID": "x" * 200}).headers["X-Request-ID"] != "x" * 200
+    accepted = api.http.post("/generate", json={"prompt": "a cat"}, headers={"X-Request-ID": "order-7"}).json()
+    lines = [json.loads(line) for line in api.log.read_text().splitlines()]
+    assert [line["job"] for line in lines if line.get("request_id") == "order-7"] == [accepted["task_id"]]
     ids = {api.http.get("/nowhere").headers["X-Request-ID"] for _ in range(5)}
     assert len(ids) == 5
 

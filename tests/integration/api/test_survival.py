@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import os
+import signal
+import socket
 import threading
 import time
 
@@ -32,6 +35,19 @@ def test_a_restart_loses_nothing(start_api: StartApi, stage: Stage) -> None:
     api.start()
     assert api.result(pending)["status"] == "pending"
     assert base64.b64decode(api.result(done)["image_base64"]) == png()
+
+
+def test_sigterm_lets_what_is_under_way_finish(start_api: StartApi) -> None:
+    """Its client gets an answer, and what was accepted exists."""
+    api = start_api()
+    body = b'{"prompt": "a cat"}'
+    head = f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    with socket.create_connection(("127.0.0.1", api.port), timeout=20) as connection:
+        connection.sendall(head.encode() + b"\r\n\r\n" + body[:5])
+        wait_for("the request to be under way", lambda: api.http.get("/livez").status_code == 200)
+        os.kill(api.pid, signal.SIGTERM)
+        connection.sendall(body[5:])
+        assert connection.recv(4096).startswith(b"HTTP/1.1 202")
 
 
 def test_sigterm_ends_it_in_order(start_api: StartApi) -> None:
@@ -116,6 +132,28 @@ def test_storage_away_is_503_and_passes(start_api: StartApi, stage: Stage) -> No
         store.start()
         store.wait_ready()
     assert base64.b64decode(api.result(task_id)["image_base64"]) == png()
+
+
+def test_storage_that_hangs_holds_up_nothing_else(start_api: StartApi, stage: Stage) -> None:
+    api = start_api(IMAGE_CACHE_BYTES="0")
+    done, pending = api.generate("done"), api.generate("pending")
+    stage.complete(done, png())
+    api.wait_status(done, "completed")
+    store = stage.namespace.cluster.store.process
+    store.signal(signal.SIGSTOP)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(40) as pool:
+            hanging = [pool.submit(api.http.get, f"/results/{done}") for _ in range(40)]
+            for _ in range(20):
+                assert api.result(pending)["status"] == "pending"
+                assert api.result(done, image="url")["image_url"]
+            api.generate("another")
+            answers = [future.result() for future in hanging]
+    finally:
+        store.signal(signal.SIGCONT)
+    assert {answer.status_code for answer in answers} == {503}
+    assert "storage" in answers[0].json()["detail"]
+    wait_for("the image", lambda: api.http.get(f"/results/{done}").status_code == 200)
 
 
 def test_polling_costs_the_api_server_nothing(api: Api, stage: Stage) -> None:

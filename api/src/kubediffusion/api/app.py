@@ -93,15 +93,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
             public = await asyncio.to_thread(ImageStorage, settings.s3_bucket, endpoint=settings.s3_public_endpoint)
     else:
         logger.warning("no image storage is configured (KUBEDIFFUSION_S3_BUCKET): images cannot be handed out")
+    images = Images(storage, public, settings.image_cache_bytes, parts.metrics)
     try:
         async with await KubernetesClient.connect(AGENT) as client:
             jobs = Resource(client, JobRecord, f"/apis/{meta.API_VERSION}", meta.GENERATION_JOBS)
             service = JobService(settings, jobs, parts.jobs, parts.models, parts.metrics)
-            images = Images(storage, public, settings.image_cache_bytes, parts.metrics)
             async with parts.watches.running(jobs, client.diffusion_models, parts.keys.keep_current()):
                 logger.info("serving", extra={"namespace": settings.namespace, "ready": parts.watches.ready})
                 yield {"connected": Connected(service, images)}
     finally:
+        images.close()
         for opened in (storage, public):
             if opened is not None:
                 opened.close()

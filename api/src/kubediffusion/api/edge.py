@@ -10,6 +10,7 @@ import logging
 import random
 import re
 import time
+from contextvars import ContextVar
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,6 +26,19 @@ REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 
 UNROUTED = "none"
 """The route that is counted where no route matches: labels must not be the client's to choose."""
+
+
+_current: ContextVar[str] = ContextVar("request_id", default="")
+
+
+class RequestIds(logging.Filter):
+    """Write the request's id into each record that is logged while it is handled."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let every record pass."""
+        if request_id := _current.get():
+            record.request_id = request_id
+        return True
 
 
 class Edge:
@@ -48,6 +62,8 @@ class Edge:
             return
         began = time.perf_counter()
         request_id = _request_id(scope)
+        # Each request is handled in a task, and so in a context, of its own.
+        _current.set(request_id.decode())
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -63,7 +79,7 @@ class Edge:
         except ApiError as error:
             await error.response()(scope, receive, send_with_id)
         except Exception:
-            logger.exception("request failed", extra={"request_id": request_id.decode(), "path": scope["path"]})
+            logger.exception("request failed", extra={"path": scope["path"]})
             if status:
                 raise
             answer = JSONResponse({"detail": "Internal error; the server's log has the reason."}, status_code=500)

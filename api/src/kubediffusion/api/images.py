@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 
 from kubediffusion.api.entries import StoredImage
 from kubediffusion.api.errors import CorruptImageError, UnavailableError
@@ -13,6 +14,15 @@ from kubediffusion.api.metrics import Metrics
 from kubediffusion.resources.storage import ImageStorage, StorageError
 
 logger = logging.getLogger(__name__)
+
+THREADS = 16
+"""Images that are read from storage at the same time."""
+
+MOST_READS = 128
+"""Reads under way or waiting for a thread. Beyond it storage is too slow to make anybody wait for it."""
+
+READ_SECONDS = 10.0
+"""How long a request waits for storage. A read that takes longer goes on, and its image is there for the next one."""
 
 
 class ImageCache:
@@ -61,7 +71,9 @@ class Images:
         self._storage = storage
         self._public = public
         self._cache = ImageCache(cache_bytes)
-        self._reading: dict[str, asyncio.Task[bytes | StorageError]] = {}
+        # Threads of its own: storage that hangs must hold up nothing else.
+        self._threads = ThreadPoolExecutor(THREADS, "storage")
+        self._reading: dict[str, asyncio.Task[bytes | StorageError | CorruptImageError]] = {}
         self._metrics = metrics
 
     async def read(self, image: StoredImage) -> bytes:
@@ -70,7 +82,7 @@ class Images:
         Raises:
             StorageError: Storage is away, or the image is not there.
             CorruptImageError: The bytes are not those that the worker stored.
-            UnavailableError: No storage is configured.
+            UnavailableError: Storage does not answer, or none is configured.
         """
         data = self._cache.get(image.sha256)
         self._metrics.image_reads.labels("cache" if data is not None else "storage").inc()
@@ -79,17 +91,19 @@ class Images:
         # Many who wait for the same job ask at the same moment, when it is done: they share one read.
         task = self._reading.get(image.sha256)
         if task is None:
-            task = asyncio.create_task(self._fetch(_configured(self._storage), image))
+            storage = _configured(self._storage)
+            if len(self._reading) >= MOST_READS:
+                raise UnavailableError("Image storage does not keep up; try again shortly.")
+            task = asyncio.create_task(self._fetch(storage, image))
             self._reading[image.sha256] = task
-        # Shielded: when this request is given up, others may still wait for the same read.
-        data_or_error = await asyncio.shield(task)
-        if isinstance(data_or_error, StorageError):
-            raise data_or_error
-        if hashlib.sha256(data_or_error).hexdigest() != image.sha256:
-            logger.error("stored image does not match its hash", extra={"uri": image.uri, "sha256": image.sha256})
-            raise CorruptImageError("The stored image is not the one that was generated: its hash differs.")
-        self._cache.put(image.sha256, data_or_error)
-        return data_or_error
+        try:
+            # Shielded: when this request is given up, others may still wait for the same read.
+            result = await asyncio.wait_for(asyncio.shield(task), READ_SECONDS)
+        except TimeoutError:
+            raise UnavailableError("Image storage does not answer; try again shortly.") from None
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     async def url(self, image: StoredImage, seconds: int) -> str:
         """Give a presigned URL of an image.
@@ -99,16 +113,26 @@ class Images:
             UnavailableError: No storage is configured.
         """
         # Signed locally; but credentials of a role may have to be fetched first.
-        return await asyncio.to_thread(_configured(self._public).presign, image.uri, seconds)
+        sign = _configured(self._public).presign
+        return await asyncio.get_running_loop().run_in_executor(self._threads, sign, image.uri, seconds)
 
-    async def _fetch(self, storage: ImageStorage, image: StoredImage) -> bytes | StorageError:
+    def close(self) -> None:
+        """Let go of the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _fetch(self, storage: ImageStorage, image: StoredImage) -> bytes | StorageError | CorruptImageError:
+        # Errors are values here, as nobody may be left to take an exception.
         try:
-            return await asyncio.to_thread(storage.get, image.uri)
+            data = await asyncio.get_running_loop().run_in_executor(self._threads, storage.get, image.uri)
         except StorageError as error:
-            # A value, as nobody may be left to take an exception.
             return error
         finally:
             del self._reading[image.sha256]
+        if hashlib.sha256(data).hexdigest() != image.sha256:
+            logger.error("stored image does not match its hash", extra={"uri": image.uri, "sha256": image.sha256})
+            return CorruptImageError("The stored image is not the one that was generated: its hash differs.")
+        self._cache.put(image.sha256, data)
+        return data
 
 
 def _configured(storage: ImageStorage | None) -> ImageStorage:

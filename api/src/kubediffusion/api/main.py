@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -12,6 +13,7 @@ from kubernetes.aio.config import ConfigException
 from pydantic import ValidationError
 
 from kubediffusion.api.app import AGENT, create_app
+from kubediffusion.api.edge import RequestIds
 from kubediffusion.api.settings import Settings
 from kubediffusion.resources.client import KubernetesClient
 from kubediffusion.resources.runtime import logs
@@ -32,6 +34,8 @@ def main() -> None:
             sys.stderr.write(f"{name}: {problem['msg']}\n")
         sys.exit(EX_CONFIG)
     logs.configure(settings.log_level)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(RequestIds())
     try:
         asyncio.run(_find_cluster())
     except ConfigException as error:
@@ -57,6 +61,9 @@ def main() -> None:
     # uvicorn raises the signal again when it is done; the process has then done what was asked, and exits with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
+    # What is there by now stays: the garbage collector need not look at it again and again.
+    gc.collect()
+    gc.freeze()
     server.run()
 
 

@@ -165,6 +165,14 @@ async def test_a_value_at_the_edge_of_its_range_is_taken(room: Room, field: str,
     assert created["spec"][field] == value
 
 
+async def test_the_seed_of_the_last_image_must_be_a_seed_too(room: Room) -> None:
+    last = 2**63 - 1
+    assert await refusal(room.try_create(a_job(seed=last - 3, numImages=4))) is None
+    error = await refusal(room.try_create(a_job(seed=last - 2, numImages=4)))
+    assert isinstance(error, InvalidError)
+    assert "spec.seed: image n uses seed + n" in error.message
+
+
 async def test_an_unknown_field_is_refused_by_name(room: Room) -> None:
     error = await refusal(room.try_create(a_job(steps=20)))
     assert isinstance(error, InvalidError)

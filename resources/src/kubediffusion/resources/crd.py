@@ -17,7 +17,7 @@ import yaml
 from kubediffusion.resources import meta, policies, upgrade
 from kubediffusion.resources.client import KubernetesClient, KubernetesError
 from kubediffusion.resources.diffusion_model import DiffusionModel
-from kubediffusion.resources.generation_job import GenerationJob, GenerationJobSpec
+from kubediffusion.resources.generation_job import MAX_SEED, GenerationJob, GenerationJobSpec
 from kubediffusion.resources.schema import structural_schema
 from kubediffusion.resources.transitions import terminal_rule, transition_rule
 
@@ -30,7 +30,7 @@ def generation_job_crd() -> dict[str, Any]:
     """Give the CustomResourceDefinition of GenerationJob, immutability and transitions included."""
     schema = _root_schema(GenerationJob)
     spec, status = schema["properties"]["spec"], schema["properties"]["status"]
-    spec["x-kubernetes-validations"] = [*_immutability(spec["properties"]), _cancel_is_final()]
+    spec["x-kubernetes-validations"] = [*_immutability(spec["properties"]), _cancel_is_final(), _seeds_fit()]
     status["x-kubernetes-validations"] = [
         {"rule": terminal_rule(), "message": "the job has finished: a terminal phase is never left"},
         {
@@ -120,6 +120,14 @@ def _cancel_is_final() -> dict[str, Any]:
         "rule": "!has(oldSelf.cancel) || !oldSelf.cancel || (has(self.cancel) && self.cancel)",
         "message": "spec.cancel cannot be taken back; create another GenerationJob instead",
         "fieldPath": ".cancel",
+    }
+
+
+def _seeds_fit() -> dict[str, Any]:
+    return {
+        "rule": f"!has(self.seed) || !has(self.numImages) || self.seed <= {MAX_SEED} - self.numImages + 1",
+        "message": f"spec.seed: image n uses seed + n, which would be beyond {MAX_SEED}; lower the seed",
+        "fieldPath": ".seed",
     }
 
 

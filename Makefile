@@ -59,7 +59,7 @@ unit: bootstrap ## Run the tests that need no cluster
 	$(BIN)/pytest tests/unit $(PYTEST)
 
 .PHONY: conformance
-conformance: bootstrap ## Run the tests of the seed's HTTP interface
+conformance: binaries ## Run the tests of the seed's HTTP interface
 	$(BIN)/pytest tests/conformance $(PYTEST)
 
 .PHONY: integration
@@ -75,11 +75,9 @@ format: bootstrap ## Format the code
 generate: bootstrap ## Generate CRDs and admission policies from the typed models
 	$(BIN)/kubediffusion-crds
 
-.PHONY: lock
-lock: bootstrap ## Pin the newest allowed versions of all dependencies
-	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes requirements/dev.in -o requirements/dev.txt
-	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes requirements/go.in -o requirements/go.txt
-	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes requirements/uv.in -o requirements/uv.txt
+.PHONY: requirements
+requirements: ## Pin every requirement with its hashes (UPGRADE=--upgrade moves what is pinned); needs uv
+	bash requirements/compile.sh $(UPGRADE)
 
 .PHONY: bootstrap
 bootstrap: ## Make .venv, if it is not there and up to date

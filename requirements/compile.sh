@@ -8,3 +8,6 @@ for part in operator worker api build; do
   # The images get what the tests ran with.
   compile "$part.in" -c dev.txt -o "$part.txt" "$@"
 done
+# What the bootstrap installs where a machine has none.
+compile go.in -o go.txt "$@"
+compile uv.in -o uv.txt "$@"

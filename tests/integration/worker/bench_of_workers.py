@@ -26,6 +26,9 @@ LONG = 900
 """Steps of a job that takes several seconds on the tiny pipeline; its schedulers go no further than 1000."""
 PORT = 8080
 
+START_SECONDS = 150.0
+"""For a worker to become ready: importing torch takes seconds of two cores that do much else."""
+
 
 def start(
     namespace: Namespace,
@@ -34,6 +37,7 @@ def start(
     *,
     max_batch_size: int = 4,
     source: dict[str, Any] | None = None,
+    command: list[str] | None = None,
     **environment: str,
 ) -> None:
     """Start a worker's Pod as the operator does, without waiting for it.
@@ -44,6 +48,7 @@ def start(
         model: Folder of the pipeline.
         max_batch_size: Images that run together.
         source: The model's source, if it is not a folder.
+        command: What to run instead of the worker's own command.
         environment: More settings.
     """
     spec = {"source": source or {"path": str(model)}, "workers": {"maxBatchSize": max_batch_size}}
@@ -65,7 +70,7 @@ def start(
     container = {
         "name": "worker",
         "image": "none",
-        "command": ["kubediffusion-worker"],
+        "command": command or ["kubediffusion-worker"],
         "env": [
             *({"name": key, "valueFrom": {"fieldRef": {"fieldPath": path}}} for key, path in fields.items()),
             *({"name": key, "value": value} for key, value in settings.items()),
@@ -105,7 +110,7 @@ class Bench:
     def worker(self, name: str, **options: Any) -> str:
         """Start a worker's Pod and wait until it is ready."""
         start(self.namespace, name, self.model, **options)
-        self.namespace.wait_ready(name)
+        self.namespace.wait_ready(name, START_SECONDS)
         return name
 
     async def submit(self, name: str, **spec: Any) -> GenerationJob:

@@ -16,7 +16,7 @@ from kubediffusion.resources.client import KubernetesClient
 # Tests are no packages.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from bench_of_workers import Bench, start
+from bench_of_workers import START_SECONDS, Bench, start
 
 SHARED = "workers"
 WARM = "warm"
@@ -33,13 +33,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def workplace(cluster: LocalCluster, tiny_model: Path) -> Iterator[Namespace]:
-    """A namespace with the worker's rights and storage, and one worker that is ready."""
+def workplace(cluster: LocalCluster) -> Iterator[Namespace]:
+    """A namespace with the worker's rights and storage."""
     namespace = Namespace(cluster, SHARED)
     namespace.create()
     namespace.install()
-    start(namespace, WARM, tiny_model)
-    namespace.wait_ready(WARM)
     yield namespace
     namespace.delete()
 
@@ -50,7 +48,9 @@ def bench(workplace: Namespace, client: KubernetesClient, tiny_model: Path) -> B
     return Bench(workplace, client, tiny_model)
 
 
-@pytest.fixture
-def warm(workplace: Namespace) -> str:
-    """The worker that is ready. Leave it alive."""
+@pytest.fixture(scope="session")
+def warm(workplace: Namespace, tiny_model: Path) -> str:
+    """A worker that is ready. Leave it alive."""
+    start(workplace, WARM, tiny_model)
+    workplace.wait_ready(WARM, START_SECONDS)
     return WARM

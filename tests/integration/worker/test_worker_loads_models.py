@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import boto3
-from bench_of_workers import Bench, start
+from bench_of_workers import START_SECONDS, Bench, start
 from botocore.config import Config
 
 from kubediffusion.local import installation
@@ -29,7 +29,7 @@ async def test_a_repository_comes_from_the_local_cache_while_the_network_is_off(
         HF_HOME=str(tmp_path),
         HF_HUB_OFFLINE="1",
     )
-    bench.namespace.wait_ready("offline")
+    bench.namespace.wait_ready("offline", START_SECONDS)
     await bench.run("from-the-hub", "offline")
     job = await bench.reached("from-the-hub")
     assert job.status.phase is Phase.SUCCEEDED
@@ -52,7 +52,7 @@ async def test_a_model_comes_from_s3(bench: Bench, tmp_path: Path) -> None:
     client.close()
     uri = f"s3://{installation.BUCKET}/models/tiny"
     start(bench.namespace, "from-s3", source={"s3": {"uri": uri}}, KUBEDIFFUSION_CACHE_DIR=str(tmp_path))
-    bench.namespace.wait_ready("from-s3")
+    bench.namespace.wait_ready("from-s3", START_SECONDS)
     await bench.run("made-from-s3", "from-s3")
     assert (await bench.reached("made-from-s3")).status.phase is Phase.SUCCEEDED
     left = sorted(tmp_path.iterdir())  # noqa: ASYNC240 - a look at a folder
@@ -61,7 +61,7 @@ async def test_a_model_comes_from_s3(bench: Bench, tmp_path: Path) -> None:
 
 def test_a_model_that_is_not_there_ends_the_worker_with_the_reason(bench: Bench, tmp_path: Path) -> None:
     start(bench.namespace, "lost", tmp_path / "nowhere")
-    status = bench.namespace.wait_phase("lost", "Failed")
+    status = bench.namespace.wait_phase("lost", "Failed", START_SECONDS)
     end = status["containerStatuses"][0]["state"]["terminated"]
     assert end["exitCode"] == BAD_MODEL_EXIT_CODE
     assert end["message"] == f"the model folder {tmp_path / 'nowhere'} does not exist on the worker"
@@ -73,7 +73,7 @@ def test_a_model_that_torch_cannot_load_ends_the_worker_with_the_reason(bench: B
     config = broken / "unet" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "block_out_channels": [4, 8]}))
     start(bench.namespace, "broken", broken)
-    status = bench.namespace.wait_phase("broken", "Failed")
+    status = bench.namespace.wait_phase("broken", "Failed", START_SECONDS)
     end = status["containerStatuses"][0]["state"]["terminated"]
     assert end["exitCode"] == BAD_MODEL_EXIT_CODE
     assert end["message"].startswith("the pipeline cannot be loaded: ")

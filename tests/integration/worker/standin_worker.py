@@ -1,0 +1,50 @@
+"""A worker whose engine obeys the prompt: the worker's own process around it, without torch.
+
+The prompt ``lose the engine`` ends it as a broken device does, ``raise`` is a defect of the engine, ``nothing`` gives
+no image. Any other waits for as many milliseconds as there are steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import sys
+import time
+
+from kubediffusion.resources.runtime import logs
+from kubediffusion.worker.engine import EngineInfo, EngineLostError, ImageTask, Monitor, Picture
+from kubediffusion.worker.main import serve
+from kubediffusion.worker.settings import Settings
+
+SIDE = 256
+
+
+class ObedientEngine:
+    """Does what prompts say."""
+
+    info = EngineInfo(name="stand-in", pipeline="-", device="-", torch_dtype="-", revision="-", versions={})
+
+    def run(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> None:
+        for step in range(tasks[0].shape.steps):
+            if not any(monitor.wanted(task.ticket) for task in tasks):
+                return
+            time.sleep(0.001)
+            for task in tasks:
+                monitor.stepped(task.ticket, step + 1, task.shape.steps)
+        for task in tasks:
+            if task.prompt == "lose the engine":
+                raise EngineLostError("the device is gone")
+            if task.prompt == "raise":
+                raise ZeroDivisionError("a defect")
+            if task.prompt != "nothing":
+                monitor.ended(task.ticket, Picture(SIDE, SIDE, self.noise(task.seed), f"batch of {len(tasks)}"))
+
+    def noise(self, seed: int) -> bytes:
+        """Pixels that do not compress."""
+        return hashlib.shake_128(str(seed).encode()).digest(SIDE * SIDE * 3)
+
+
+if __name__ == "__main__":
+    settings = Settings()
+    logs.configure(settings.log_level)
+    sys.exit(asyncio.run(serve(settings, lambda _: ObedientEngine())))

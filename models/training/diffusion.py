@@ -1,0 +1,206 @@
+"""The diffusion model: a UNet that predicts velocity, trained together with its text encoder."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F  # noqa: N812 - the name everyone reads
+from diffusers import DPMSolverMultistepScheduler, UNet2DConditionModel
+
+from .loop import Average, Pace, cosine, load_checkpoint, save_checkpoint
+from .text import LENGTH, new_text_encoder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .settings import Settings
+
+log = logging.getLogger(__name__)
+STEPS = 1000  # of the training schedule
+
+
+def new_unet(settings: Settings) -> Any:
+    """Return an untrained UNet with text attention at a half and a quarter of the latent's side."""
+    shape = settings.diffusion
+    return UNet2DConditionModel(
+        sample_size=settings.data.size // 8,
+        in_channels=settings.vae.latent_channels,
+        out_channels=settings.vae.latent_channels,
+        block_out_channels=tuple(shape.channels),
+        layers_per_block=tuple(shape.layers),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=shape.text_width,
+        attention_head_dim=shape.heads,  # diffusers' old name for the number of heads
+        norm_num_groups=16,
+    )
+
+
+def new_scheduler(settings: Settings) -> Any:
+    """Return the scheduler that ships: DPM-Solver++ of second order (Lu et al., 2022), good at 25 steps."""
+    config: dict[str, Any] = {
+        "num_train_timesteps": STEPS,
+        "beta_start": settings.diffusion.beta_start,
+        "beta_end": settings.diffusion.beta_end,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": "v_prediction",
+        "algorithm_type": "dpmsolver++",
+        "solver_order": 2,
+        "solver_type": "midpoint",
+        "timestep_spacing": "trailing",
+        "lower_order_final": True,
+        "euler_at_final": True,
+        # Not for this scheduler, but for others that a job makes from this configuration (DDIM, DDPM, PNDM).
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "skip_prk_steps": True,
+        "steps_offset": 1,
+    }
+    return DPMSolverMultistepScheduler.from_config(config)
+
+
+def noise_levels(settings: Settings, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return sqrt(ᾱ) and sqrt(1 - ᾱ) for each of the 1,000 steps: shares of signal and noise."""
+    alphas = new_scheduler(settings).alphas_cumprod.to(device)
+    return alphas.sqrt(), (1 - alphas).sqrt()
+
+
+def share_gradients(parameters: list[Any]) -> None:
+    """Average the gradients of all processes, in one message."""
+    flat = torch.cat([p.grad.flatten() for p in parameters])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    at = 0
+    for p in parameters:
+        p.grad.copy_(flat[at : at + p.numel()].view_as(p))
+        at += p.numel()
+
+
+def train(settings: Settings, latents: Tensor, ids: Tensor, tokenizer: Any, seconds: float | None = None) -> tuple[Any, Any]:
+    """Train text encoder and UNet, or resume them.
+
+    v-prediction (Salimans & Ho, 2022): with x_t = a·x + s·e, the target is v = a·e - s·x, where a = sqrt(ᾱ_t), s = sqrt(1 - ᾱ_t).
+
+    Args:
+        settings: The configuration.
+        latents: float16 [n, channels, side, side].
+        ids: int16 [n, captions, 77].
+        tokenizer: Gives the empty caption.
+        seconds: Time to fill instead of the configured steps.
+
+    Returns:
+        The averaged text encoder and UNet.
+    """
+    device, shape = latents.device, settings.diffusion
+    fast = device.type == "cuda"
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    batch = shape.batch // world  # the configured batch is that of all devices together
+    torch.manual_seed(settings.seed + 2)
+    text = new_text_encoder(settings, tokenizer).to(device)
+    unet = new_unet(settings).to(device, memory_format=torch.channels_last)
+    averages = Average(text, shape.ema), Average(unet, shape.ema)
+    parameters = [*text.parameters(), *unet.parameters()]
+    opt = torch.optim.AdamW(parameters, lr=shape.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=fast)
+    state = {"text": text, "unet": unet, "text_average": averages[0], "unet_average": averages[1], "opt": opt}
+    path = settings.work / "diffusion.pt"
+    start = load_checkpoint(path, state, device)
+    forward = torch.compile(unet, disable=not fast, dynamic=False)
+    signal, noise = noise_levels(settings, device)
+    empty = torch.tensor(tokenizer("", padding="max_length", max_length=LENGTH).input_ids, device=device)
+    spread = torch.arange(batch, device=device) / batch
+    torch.manual_seed(settings.seed + 3 + rank)
+    pace = Pace(shape.steps, seconds, start)
+    saved = time.monotonic()
+    seen = torch.zeros((), device=device)
+    for step in pace:
+        opt.param_groups[0]["lr"] = shape.rate * cosine(step, pace.steps, warmup=400)
+        rows = torch.randint(len(latents), (batch,), device=device)
+        x = latents[rows].float().contiguous(memory_format=torch.channels_last)
+        tokens = ids[rows, torch.randint(ids.shape[1], (batch,), device=device)].long()
+        tokens = torch.where(torch.rand(batch, 1, device=device) < shape.empty, empty, tokens)
+        t = (((spread + torch.rand((), device=device)) % 1.0) * STEPS).long()
+        a, s = signal[t].view(-1, 1, 1, 1), noise[t].view(-1, 1, 1, 1)
+        e = torch.randn_like(x)
+        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
+            words = text(tokens).last_hidden_state
+            guess = forward(a * x + s * e, t, words).sample
+        loss = F.mse_loss(guess.float(), a * e - s * x)
+        opt.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if world > 1:
+            share_gradients(parameters)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
+        opt.step()
+        share = min(shape.ema, (1 + step) / (10 + step))
+        averages[0].update(text, share)
+        averages[1].update(unet, share)
+        seen += loss.detach()
+        if step % 200 == 0 or step == pace.steps - 1:
+            log.info("diffusion %d/%d loss %.4f, %.0f s", step, pace.steps, seen.item() / (200 if step % 200 == 0 else 1), pace.elapsed)
+            seen.zero_()
+        if rank == 0 and (time.monotonic() - saved > 100 or step == pace.steps - 1):  # noqa: PLR2004 - now and then
+            save_checkpoint(path, state, step + 1)
+            saved = time.monotonic()
+    averages[0].into(text)
+    averages[1].into(unet)
+    return text.eval(), unet.eval()
+
+
+def calibrate(settings: Settings, text: Any, unet: Any, latents: Tensor, ids: Tensor, tokenizer: Any) -> Any:
+    """Make the usual guidance scales (7.5, 9) act as gentler ones, by distilling a share of the guidance away.
+
+    With u and c the predictions without and with the caption, guidance draws u + g·(c - u). A student whose captioned prediction is
+    u + k·(c - u) turns a scale of g into k·g: a strong scale follows the prompt without burning the colours or losing variety.
+    The text encoder stays as it is.
+
+    Returns:
+        The student UNet.
+    """
+    shape = settings.guidance
+    if not shape.steps:
+        return unet
+    device = latents.device
+    fast = device.type == "cuda"
+    path = settings.work / "guidance.pt"
+    teacher = copy.deepcopy(unet).eval().requires_grad_(requires_grad=False)
+    average = Average(unet, 0.999)
+    opt = torch.optim.AdamW(unet.parameters(), lr=shape.rate, betas=(0.9, 0.99), weight_decay=0.0, fused=fast)
+    state = {"unet": unet, "average": average, "opt": opt}
+    start = load_checkpoint(path, state, device)
+    signal, noise = noise_levels(settings, device)
+    empty = torch.tensor(tokenizer("", padding="max_length", max_length=LENGTH).input_ids, device=device)
+    batch = settings.diffusion.batch // 2
+    began = time.monotonic()
+    for step in range(start, shape.steps):
+        opt.param_groups[0]["lr"] = shape.rate * cosine(step, shape.steps, warmup=50)
+        rows = torch.randint(len(latents), (batch,), device=device)
+        x = latents[rows].float().contiguous(memory_format=torch.channels_last)
+        tokens = ids[rows, torch.randint(ids.shape[1], (batch,), device=device)].long()
+        t = torch.randint(STEPS, (batch,), device=device)
+        a, s = signal[t].view(-1, 1, 1, 1), noise[t].view(-1, 1, 1, 1)
+        noisy = a * x + s * torch.randn_like(x)
+        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
+            with torch.no_grad():
+                words = text(tokens).last_hidden_state
+                blank = text(empty[None]).last_hidden_state.expand_as(words)
+                c, u = teacher(noisy, t, words).sample.float(), teacher(noisy, t, blank).sample.float()
+            mute = torch.rand(batch, device=device) < 0.25  # noqa: PLR2004 - the empty caption must stay what it was
+            given = torch.where(mute.view(-1, 1, 1), blank, words)
+            target = torch.where(mute.view(-1, 1, 1, 1), u, u + shape.factor * (c - u))
+            guess = unet(noisy, t, given).sample
+        loss = F.mse_loss(guess.float(), target)
+        opt.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0, foreach=True)
+        opt.step()
+        average.update(unet, min(0.999, (1 + step) / (10 + step)))
+        if step % 200 == 0 or step == shape.steps - 1:
+            log.info("guidance %d/%d loss %.5f, %.0f s", step, shape.steps, loss.item(), time.monotonic() - began)
+    save_checkpoint(path, state, shape.steps)
+    average.into(unet)
+    return unet.eval()

@@ -1,0 +1,116 @@
+"""What every training loop needs: a schedule, averaged weights, checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+
+def cosine(step: int, steps: int, warmup: int = 500, floor: float = 0.01) -> float:
+    """Return the factor on the learning rate: a linear start, then half a cosine down to `floor`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    part = (step - warmup) / max(steps - warmup, 1)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(part, 1.0)))
+
+
+class Pace:
+    """Counts the steps of a loop; with a time to fill, it measures the first steps and then decides how many there are.
+
+    Args:
+        steps: How many steps, where no time is given.
+        seconds: Time to fill.
+        start: First step.
+    """
+
+    SETTLE, MEASURE = 40, 200
+
+    def __init__(self, steps: int, seconds: float | None = None, start: int = 0) -> None:
+        self.steps, self.seconds, self.start = steps, seconds, start
+        self.began = time.monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the loop began."""
+        return time.monotonic() - self.began
+
+    def __iter__(self) -> Iterator[int]:
+        step, settled = self.start, 0.0
+        while step < self.steps:
+            if self.seconds is not None and step == self.start + self.SETTLE:
+                settled = self.elapsed
+            if self.seconds is not None and step == self.start + self.MEASURE:
+                each = (self.elapsed - settled) / (self.MEASURE - self.SETTLE)
+                self.steps = step + max(int((self.seconds - self.elapsed) / each), 1)
+                log.info("%.1f ms a step: %d steps", 1000 * each, self.steps)
+            yield step
+            step += 1
+
+
+class Average:
+    """Exponential moving average of a module's parameters and buffers.
+
+    Args:
+        module: What to follow.
+        decay: Share of the old average that a step keeps.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = {k: v.detach().clone().float() for k, v in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, decay: float | None = None) -> None:
+        """Take in the module's present weights."""
+        share = 1 - (self.decay if decay is None else decay)
+        now = module.state_dict()
+        keys = [k for k in self.weights if now[k].is_floating_point()]
+        torch._foreach_lerp_([self.weights[k] for k in keys], [now[k].float() for k in keys], share)  # noqa: SLF001
+
+    def into(self, module: nn.Module) -> None:
+        """Put the averaged weights into a module."""
+        module.load_state_dict({k: v.to(module.state_dict()[k].dtype) for k, v in self.weights.items()})
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the averaged weights."""
+        return self.weights
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Set the averaged weights."""
+        for key, value in state.items():
+            self.weights[key].copy_(value)
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Any], step: int) -> None:
+    """Write everything that a loop resumes from, in one rename."""
+    parts = {name: part.state_dict() for name, part in state.items()}
+    fresh = path.with_suffix(".new")
+    torch.save({"step": step, **parts}, fresh)
+    fresh.replace(path)
+
+
+def load_checkpoint(path: Path, state: Mapping[str, Any], device: torch.device) -> int:
+    """Restore a loop, if it has a checkpoint.
+
+    Returns:
+        The step to go on with.
+    """
+    if not path.exists():
+        return 0
+    saved = torch.load(path, map_location=device, weights_only=True)
+    for name, part in state.items():
+        part.load_state_dict(saved[name])
+    log.info("resuming %s at step %d", path.name, saved["step"])
+    return int(saved["step"])

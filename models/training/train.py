@@ -1,0 +1,167 @@
+"""Trains, scores and writes the embedded model: `python -m models.training.train`.
+
+Stages: tokenizer, vae, judge, diffusion, guidance, export, evaluate. Each leaves a checkpoint in the work folder and is skipped, or
+resumed, when that is there. Delete the work folder to start afresh.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import pickle
+import time
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import data, dataset, diffusion, evaluate, export, judging, text, vae
+from .compose import Composer
+from .settings import ROOT, Settings, read
+
+if TYPE_CHECKING:
+    from .data import Sprites
+    from .dataset import Pool
+
+log = logging.getLogger(__name__)
+HERE = Path(__file__).parent
+
+
+class Run:
+    """One training run.
+
+    Args:
+        settings: The configuration.
+        out: Where the pipeline folder is written.
+        judge: Where the judge is written.
+        device: Where to train.
+        seconds: Times to fill, by stage, instead of the configured steps.
+    """
+
+    def __init__(self, settings: Settings, out: Path, judge: Path, device: str, seconds: dict[str, float]) -> None:
+        self.settings = settings
+        self.out, self.judge, self.device, self.seconds = out, judge, device, seconds
+
+    @cached_property
+    def sprites(self) -> Sprites:
+        """The pictures, decoded once and kept in the work folder."""
+        path = self.settings.work / "sprites.pickle"
+        if path.exists():
+            return pickle.loads(path.read_bytes())  # type: ignore[no-any-return]  # noqa: S301 - our own file
+        sprites = data.load(data.fetch(self.settings.cache))
+        path.write_bytes(pickle.dumps(sprites))
+        return sprites
+
+    @cached_property
+    def composer(self) -> Composer:
+        """The composer on the training device."""
+        return Composer(self.sprites, self.device, self.settings.data.size)
+
+    @cached_property
+    def pool(self) -> Pool:
+        """Scenes for the VAE."""
+        began = time.monotonic()
+        pool = dataset.compose_pool(self.composer, self.sprites, self.settings.data.pool, self.settings.seed + 11)
+        log.info("composed %d scenes in %.0f s", len(pool.images), time.monotonic() - began)
+        return pool
+
+    @cached_property
+    def held(self) -> Pool:
+        """Scenes of held-out combinations, for measuring."""
+        number = min(4000, self.settings.data.pool)
+        return dataset.compose_pool(self.composer, self.sprites, number, self.settings.seed + 12, unseen=True)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer, trained when it is not there."""
+        folder = self.settings.work / "tokenizer"
+        if not (folder / "merges.txt").exists():
+            text.train_tokenizer(self.sprites, self.settings, folder)
+        return text.load_tokenizer(folder)
+
+    @cached_property
+    def vae(self) -> Any:
+        """The trained autoencoder."""
+        folder = self.settings.work / "vae"
+        if (folder / "config.json").exists():
+            return vae.lean(vae.AutoencoderKL.from_pretrained(folder).to(self.device))
+        trained = vae.train(self.settings, self.pool.images, self.held.images[:500], self.seconds.get("vae"))
+        trained.save_pretrained(folder)
+        return trained
+
+    def train_judge(self) -> None:
+        """Train the judge unless it is there."""
+        if not (self.judge / "judge.safetensors").exists():
+            pool = dataset.compose_pool(self.composer, self.sprites, self.settings.judge.scenes, self.settings.seed + 14)
+            judging.train(self.settings, pool, self.held, self.judge)
+
+    @cached_property
+    def latents(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The training set of the diffusion model."""
+        began, shape = time.monotonic(), self.settings.data
+        autoencoder = self.vae
+        result = dataset.encode_scenes(
+            self.composer,
+            self.sprites,
+            shape.scenes,
+            self.settings.seed + 13,
+            shape.captions,
+            lambda images: vae.encode(autoencoder, images),
+            text.encoder_of(self.tokenizer),
+        )
+        z = result[0][:2000].float()
+        log.info("encoded %d scenes in %.0f s; mean %.3f std %.3f", len(result[0]), time.monotonic() - began, z.mean(), z.std())
+        return result
+
+    def train_all(self) -> None:
+        """Run every stage."""
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+        autoencoder = self.vae
+        self.__dict__.pop("pool", None)
+        self.train_judge()
+        encoder, unet = diffusion.train(self.settings, *self.latents, self.tokenizer, self.seconds.get("diffusion"))
+        if self.settings.guidance.steps:
+            self.finish(autoencoder, encoder, unet, self.settings.work / "before", quick=True)
+            encoder, unet = encoder.to(self.device, torch.float32), unet.to(self.device, torch.float32)
+            unet = diffusion.calibrate(self.settings, encoder, unet, *self.latents, self.tokenizer)
+        self.finish(autoencoder, encoder, unet, self.out)
+
+    def finish(self, autoencoder: Any, encoder: Any, unet: Any, folder: Path, *, quick: bool = False) -> None:
+        """Write the folder, score it and draw its sheets."""
+        torch.backends.cudnn.benchmark = False  # many shapes, few calls each
+        export.export(self.settings, autoencoder, encoder, self.tokenizer, unet, folder)
+        scores = evaluate.Scores(self.settings, self.sprites, folder, self.judge, self.device)
+        export.sheets(scores.paint, folder)
+        table = scores.glance() if quick else scores.everything()
+        (folder / "scores.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        log.info("scores of %s\n%s", folder.name, table if quick else evaluate.report(table))
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, default=HERE / "config.toml")
+    parser.add_argument("--work", type=Path, default=ROOT / ".cache" / "model" / "work", help="checkpoints")
+    parser.add_argument("--out", type=Path, default=ROOT / "models" / "kubediffusion-emoji")
+    parser.add_argument("--judge", type=Path, default=ROOT / "models" / "judge")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--only", choices=("all", "evaluate"), default="all", help="evaluate: score the folder that is there")
+    parser.add_argument("--seconds", action="append", default=[], metavar="STAGE=N", help="fill a time (vae, diffusion)")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    seconds = {name: float(value) for name, value in (pair.split("=") for pair in args.seconds)}
+    run = Run(read(args.config, args.work), args.out, args.judge, args.device, seconds)
+    if args.only == "evaluate":
+        scores = evaluate.Scores(run.settings, run.sprites, args.out, args.judge, args.device)
+        table = scores.everything()
+        (args.out / "scores.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        log.info("scores\n%s", evaluate.report(table))
+        return
+    run.train_all()
+
+
+if __name__ == "__main__":
+    main()

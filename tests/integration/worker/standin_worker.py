@@ -1,7 +1,7 @@
 """A worker whose engine obeys the prompt: the worker's own process around it, without torch.
 
-The prompt ``lose the engine`` ends it as a broken device does, ``raise`` is a defect of the engine, ``nothing`` gives
-no image. Any other waits for as many milliseconds as there are steps.
+The prompt ``lose the engine`` ends it as a broken device does; ``raise``, ``nothing`` (no image) and ``too few pixels``
+are defects of the engine. Any other waits for as many milliseconds as there are steps.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ class ObedientEngine:
                 raise EngineLostError("the device is gone")
             if task.prompt == "raise":
                 raise ZeroDivisionError("a defect")
+            side = 2 * SIDE if task.prompt == "too few pixels" else SIDE
             if task.prompt != "nothing":
-                monitor.ended(task.ticket, Picture(SIDE, SIDE, self.noise(task.seed), f"batch of {len(tasks)}"))
+                monitor.ended(task.ticket, Picture(side, side, self.noise(task.seed), f"batch of {len(tasks)}"))
 
     def noise(self, seed: int) -> bytes:
         """Pixels that do not compress."""

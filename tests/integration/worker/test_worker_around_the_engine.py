@@ -83,15 +83,16 @@ async def test_the_engine_pauses_when_too_much_waits_for_storage(bench: Bench, w
     assert bench.metric(worker, "kubediffusion_worker_buffered_bytes") == 0
 
 
-@pytest.mark.parametrize("prompt", ["raise", "nothing"])
+@pytest.mark.parametrize("prompt", ["raise", "nothing", "too few pixels"])
 async def test_a_defect_of_the_engine_fails_its_batch_and_not_the_worker(
     bench: Bench, worker: str, prompt: str
 ) -> None:
-    await bench.run(f"defect-{prompt}", worker, prompt=prompt)
-    failed = await bench.reached(f"defect-{prompt}")
+    name = f"defect-{prompt.replace(' ', '-')}"
+    await bench.run(name, worker, prompt=prompt)
+    failed = await bench.reached(name)
     assert (failed.status.phase, failed.status.error.code) == (Phase.FAILED, "Internal")
-    await bench.run(f"after-defect-{prompt}", worker)
-    assert (await bench.reached(f"after-defect-{prompt}")).status.phase is Phase.SUCCEEDED
+    await bench.run(f"after-{name}", worker)
+    assert (await bench.reached(f"after-{name}")).status.phase is Phase.SUCCEEDED
 
 
 async def test_a_lost_engine_ends_the_process_after_what_is_made_is_reported(bench: Bench) -> None:

@@ -42,6 +42,7 @@ class Finisher:
 
     Attributes:
         buffered: Bytes of finished images that are held.
+        defect: What broke a report off. The job has no outcome then, and only the end of this process gives it one.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Finisher:
         self._on_progress = on_progress
         self._tasks: set[asyncio.Task[None]] = set()
         self.buffered = 0
+        self.defect: BaseException | None = None
 
     def ended(self, assignment: Assignment, index: int, outcome: Outcome) -> None:
         """Take in the end of an image."""
@@ -100,28 +102,41 @@ class Finisher:
 
     async def _store(self, assignment: Assignment, index: int, picture: Picture) -> None:
         ready = time.monotonic()
+        try:
+            image = await self._upload(assignment, index, picture)
+        except JobFailure as failure:
+            self._close(assignment, self._fail(assignment, failure))
+            return
+        except SupersededError:
+            assignment.work.discard(asyncio.current_task())
+            self.lost(assignment)
+            return
+        except Exception as error:
+            # A defect of ours; the job must end all the same.
+            logger.exception("an image cannot be stored", extra={"job": assignment.name})
+            defect = JobFailure(ErrorCode.INTERNAL, f"the image cannot be stored: {type(error).__name__}: {error}")
+            self._close(assignment, self._fail(assignment, defect))
+            return
+        self._metrics.upload.observe(time.monotonic() - ready)
+        assignment.images[index] = image
+        if len(assignment.images) == assignment.parameters.num_images:
+            seconds = time.monotonic() - assignment.spans[-1].ended
+            self._close(assignment, self._succeed(assignment, seconds))
+
+    async def _upload(self, assignment: Assignment, index: int, picture: Picture) -> Image:
         with _Held(self, len(picture.rgb)) as held:
             png = await self._encode(assignment, index, picture)
             held.resize(len(png.data))
             # Only the PNG is held while storage is waited for.
             picture = replace(picture, rgb=b"")
             key = meta.image_key(self._prefix, assignment.job.metadata.namespace, assignment.binding.uid, index)
-            try:
-                uri = await self._uploader.put(
-                    key,
-                    png.data,
-                    assignment.binding.attempt,
-                    lambda problem: self._announcer.trouble(assignment, problem),
-                )
-            except JobFailure as failure:
-                self._close(assignment, self._fail(assignment, failure))
-                return
-            except SupersededError:
-                assignment.work.discard(asyncio.current_task())
-                self.lost(assignment)
-                return
-        self._metrics.upload.observe(time.monotonic() - ready)
-        assignment.images[index] = Image(
+            uri = await self._uploader.put(
+                key,
+                png.data,
+                assignment.binding.attempt,
+                lambda problem: self._announcer.trouble(assignment, problem),
+            )
+        return Image(
             index=index,
             uri=uri,
             sha256=png.sha256,
@@ -131,9 +146,6 @@ class Finisher:
             seed=assignment.seed(index),
             flagged=picture.flagged,
         )
-        if len(assignment.images) == assignment.parameters.num_images:
-            seconds = time.monotonic() - assignment.spans[-1].ended
-            self._close(assignment, self._succeed(assignment, seconds))
 
     async def _encode(self, assignment: Assignment, index: int, picture: Picture) -> images.Png:
         recipe = reports.recipe(assignment.parameters, self._engine, picture)
@@ -188,9 +200,9 @@ class Finisher:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._on_progress()
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("an upload or report broke off", exc_info=error)
+            self.defect = error
+        self._on_progress()
 
     def hold(self, more: int) -> None:
         """Count bytes that are held."""

@@ -100,6 +100,8 @@ class Runner:
         while True:
             self._work.clear()
             self._metrics.bound.set(len(self._assignments))
+            if self._finisher.defect is not None:
+                raise self._finisher.defect
             runnable = self._runnable()
             if runnable and self._finisher.buffered < self._limits.buffer_bytes:
                 return True

@@ -20,6 +20,7 @@ from kubediffusion.resources.diffusion_model import DiffusionModelSpec, HuggingF
 from kubediffusion.worker.engine import BadModelError
 
 _REFUSED = frozenset({400, 401, 403, 404, 410})
+_NO_ACCESS = 401
 
 
 def fetch(source: HuggingFaceSource, spec: DiffusionModelSpec, token: str | None) -> tuple[Path, str]:
@@ -73,6 +74,7 @@ def _permanent(error: Exception) -> str | None:
         if isinstance(link, EntryNotFoundError) and not isinstance(link, LocalEntryNotFoundError):
             return "it holds no model_index.json: it is not a diffusers pipeline"
         if isinstance(link, HfHubHTTPError) and link.response is not None and link.response.status_code in _REFUSED:
-            return f"the Hub answers {link.response.status_code}"
+            status = link.response.status_code
+            return f"the Hub answers {status}" + (": the token is missing or not valid" if status == _NO_ACCESS else "")
     # Raised before anything is fetched: a format or code that the rules forbid.
     return str(error) if isinstance(error, ValueError) else None

@@ -1,0 +1,92 @@
+"""Which answers of the Hugging Face Hub no restart cures, as its own client takes them from a real HTTP server."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+from huggingface_hub import hf_api
+
+from kubediffusion.resources.diffusion_model import DiffusionModelSpec
+from kubediffusion.worker.engine import BadModelError
+from kubediffusion.worker.pipeline import hub
+
+SPEC = DiffusionModelSpec.from_wire({"source": {"huggingFace": {"repository": "somebody/model", "revision": "v1"}}})
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers everything alike."""
+
+    status = 500
+    code = ""
+
+    def do_GET(self) -> None:
+        self.send_response(self.status)
+        if self.code:
+            self.send_header("X-Error-Code", self.code)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    do_HEAD = do_GET  # noqa: N815 - the base class has it so
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(hf_api.api, "endpoint", url)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    yield
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def fetch() -> None:
+    hub.fetch(SPEC.source.hugging_face, SPEC, "hf_token_of_ours")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [
+        (401, "", "the Hub answers 401: the token is missing or not valid"),
+        (404, "RepoNotFound", "no such repository"),
+        (404, "RevisionNotFound", "no such revision"),
+        (403, "GatedRepo", "accept the model's terms"),
+    ],
+)
+def test_what_the_hub_refuses_is_a_bad_model(
+    endpoint: None, monkeypatch: pytest.MonkeyPatch, status: int, code: str, words: str
+) -> None:
+    monkeypatch.setattr(Hub, "status", status)
+    monkeypatch.setattr(Hub, "code", code)
+    with pytest.raises(BadModelError, match=words) as error:
+        fetch()
+    assert "somebody/model at v1" in str(error.value)
+    assert "hf_token" not in str(error.value)
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_hub_in_trouble_may_pass(endpoint: None, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    monkeypatch.setattr(Hub, "status", status)
+    monkeypatch.setattr(Hub, "code", "")
+    with pytest.raises(OSError, match="not fully cached"):
+        fetch()
+
+
+def test_an_empty_cache_while_offline_is_a_bad_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(BadModelError, match="HF_HUB_OFFLINE is set"):
+        fetch()

@@ -42,7 +42,10 @@ RUN --mount=type=secret,id=ca,target=/run/ca.crt --mount=type=cache,id=uv,target
     rm -rf /tmp/uv
 COPY --from=packages /opt/packages /opt/packages
 COPY LICENSE /usr/share/doc/kubediffusion/
-ENV PATH=/opt/packages/bin:/opt/kubediffusion/bin:/usr/local/bin:/usr/bin:/bin \
+# A user without an entry in passwd has a name and a home all the same: libraries ask for them.
+ENV USER=kubediffusion \
+    HOME=/tmp \
+    PATH=/opt/packages/bin:/opt/kubediffusion/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONPATH=/opt/packages \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1

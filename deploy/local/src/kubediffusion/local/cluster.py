@@ -18,7 +18,7 @@ from kubediffusion.local import binaries
 from kubediffusion.local.binaries import Binaries
 from kubediffusion.local.claims import Claims
 from kubediffusion.local.controlplane import ControlPlane
-from kubediffusion.local.errors import LocalError
+from kubediffusion.local.errors import LocalError, NotInTimeError
 from kubediffusion.local.node.restarts import Backoff
 from kubediffusion.local.node.settings import NodeSettings
 from kubediffusion.local.processes import STOP_SECONDS, Process, Program
@@ -140,15 +140,13 @@ class LocalCluster:
         command = [str(self._binaries.path("kubectl")), *arguments]
         # kubectl keeps what it discovers in HOME; another run's is another cluster's.
         environment = {"KUBECONFIG": str(self.admin), "HOME": str(self.folder), "PATH": os.environ.get("PATH", "")}
-        answer = subprocess.run(
-            command,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=KUBECTL_SECONDS,
-            check=False,
-            **({"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}),
-        )
+        given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
+        try:
+            answer: subprocess.CompletedProcess[str] = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=KUBECTL_SECONDS, check=False, **given
+            )
+        except subprocess.TimeoutExpired as error:
+            raise NotInTimeError(f"kubectl {' '.join(arguments)}", KUBECTL_SECONDS) from error
         if answer.returncode != 0:
             raise LocalError(f"kubectl {' '.join(arguments)}: {answer.stderr.strip()}")
         return answer.stdout

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kubediffusion.local import certificates, kubeconfig
+from kubediffusion.local import certificates, etcd, kubeconfig
 from kubediffusion.local.binaries import Binaries
 from kubediffusion.local.certificates import Authority, KeyPair
 from kubediffusion.local.claims import LOOPBACK, Claims
+from kubediffusion.local.etcd import Etcd
 from kubediffusion.local.processes import Process, Program, answers
 from kubediffusion.local.rest import Rest
 
@@ -54,8 +55,10 @@ class ControlPlane:
         self._server = self._authority.server("kubernetes", address, SERVICE_ADDRESS)
         self._port = claims.port()
         self.url = f"https://{address}:{self._port}"
-        self.etcd = self._etcd(claims)
-        self.apiserver = self._apiserver()
+        self._tokens = certificates.signing_key(self._keys)
+        store = etcd.prepare(binaries.path("etcd"), folder / "etcd", self._keys, self._logs / "etcd.log", claims)
+        self.etcd = store.process
+        self.apiserver = self._apiserver(store)
         self.admin = self.kubeconfig(ADMINISTRATOR, (ADMINISTRATORS,))
         self.rest = Rest(self.url, self.authority, self._authority.client(ADMINISTRATOR, (ADMINISTRATORS,)))
         self.controller_manager = self._controller_manager(claims)
@@ -93,43 +96,7 @@ class ControlPlane:
         """Issues a certificate for a server that the API server talks to."""
         return self._authority.server(name, *addresses)
 
-    def _etcd(self, claims: Claims) -> Process:
-        # An authority of its own: a certificate for Kubernetes must not open the store beneath it.
-        authority = Authority("etcd-ca", self._keys)
-        server = authority.server("etcd")
-        self._etcd_client = authority.client("kube-apiserver-etcd")
-        self._etcd_authority = authority.certificate
-        client, peer, metrics = (claims.port() for _ in range(3))
-        self._etcd_url = f"https://{LOOPBACK}:{client}"
-        peer_url = f"https://{LOOPBACK}:{peer}"
-        return self._process(
-            "etcd",
-            [
-                f"--data-dir={self._folder / 'etcd'}",
-                f"--listen-client-urls={self._etcd_url}",
-                f"--advertise-client-urls={self._etcd_url}",
-                f"--cert-file={server.certificate}",
-                f"--key-file={server.key}",
-                f"--trusted-ca-file={authority.certificate}",
-                "--client-cert-auth",
-                f"--listen-peer-urls={peer_url}",
-                f"--initial-advertise-peer-urls={peer_url}",
-                f"--initial-cluster=default={peer_url}",
-                f"--peer-cert-file={server.certificate}",
-                f"--peer-key-file={server.key}",
-                f"--peer-trusted-ca-file={authority.certificate}",
-                "--peer-client-cert-auth",
-                f"--listen-metrics-urls=http://{LOOPBACK}:{metrics}",
-                # A process that is killed loses nothing by this; only the machine's power could take the data along.
-                "--unsafe-no-fsync",
-                "--log-level=warn",
-            ],
-            health=f"http://{LOOPBACK}:{metrics}/readyz",
-        )
-
-    def _apiserver(self) -> Process:
-        tokens = certificates.signing_key(self._keys)
-        self._token_key = tokens.key
+    def _apiserver(self, store: Etcd) -> Process:
         to_nodes = self._authority.client("kube-apiserver-kubelet-client", (ADMINISTRATORS,))
         return self._process(
             "kube-apiserver",
@@ -145,15 +112,12 @@ class ControlPlane:
                 f"--tls-cert-file={self._server.certificate}",
                 f"--tls-private-key-file={self._server.key}",
                 f"--client-ca-file={self.authority}",
-                f"--etcd-servers={self._etcd_url}",
-                f"--etcd-cafile={self._etcd_authority}",
-                f"--etcd-certfile={self._etcd_client.certificate}",
-                f"--etcd-keyfile={self._etcd_client.key}",
+                *store.flags(),
                 "--authorization-mode=Node,RBAC",
                 "--enable-admission-plugins=NodeRestriction",
                 f"--service-account-issuer={ISSUER}",
-                f"--service-account-key-file={tokens.certificate}",
-                f"--service-account-signing-key-file={tokens.key}",
+                f"--service-account-key-file={self._tokens.certificate}",
+                f"--service-account-signing-key-file={self._tokens.key}",
                 f"--kubelet-certificate-authority={self.authority}",
                 f"--kubelet-client-certificate={to_nodes.certificate}",
                 f"--kubelet-client-key={to_nodes.key}",
@@ -169,7 +133,7 @@ class ControlPlane:
             [
                 *self._follower("kube-controller-manager", port),
                 "--use-service-account-credentials",
-                f"--service-account-private-key-file={self._token_key}",
+                f"--service-account-private-key-file={self._tokens.key}",
                 f"--root-ca-file={self.authority}",
             ],
             health=f"https://{LOOPBACK}:{port}/healthz",
@@ -201,7 +165,7 @@ class ControlPlane:
                 name=name,
                 command=[str(self._binaries.path(name)), *arguments],
                 log=self._logs / f"{name}.log",
-                healthy=answers(health, self.authority if health.startswith("https") else None),
+                healthy=answers(health, self.authority),
             )
         )
 

@@ -23,6 +23,11 @@ class Step:
         self._stream = stream
         self._started = time.monotonic()
 
+    @property
+    def pause(self) -> float:
+        """The seconds between two showings."""
+        return TERMINAL_SECONDS if self._stream.isatty() else LOG_SECONDS
+
     def line(self) -> str:
         """Returns the step's present line."""
         detail = f"{self.detail}, " if self.detail else ""
@@ -44,10 +49,9 @@ def step(title: str, stream: TextIO | None = None) -> Iterator[Step]:
     """Shows a step's progress for as long as the block runs."""
     running = Step(title, stream or sys.stderr)
     done = threading.Event()
-    seconds = TERMINAL_SECONDS if running._stream.isatty() else LOG_SECONDS  # noqa: SLF001 # two halves of one thing
 
     def tick() -> None:
-        while not done.wait(seconds):
+        while not done.wait(running.pause):
             running.show()
 
     ticker = threading.Thread(target=tick, daemon=True)

@@ -46,14 +46,16 @@ class ContainerProcess:
     """A process in a session of its own, which dies with the node."""
 
     def __init__(self, launch: Launch) -> None:
-        program = shutil.which(launch.command[0], path=launch.environment.get("PATH"))
+        name = launch.command[0]
+        # A path is one from the working directory on; a name is looked for.
+        program = shutil.which(launch.folder / name if "/" in name else name, path=launch.environment.get("PATH"))
         if program is None:
-            raise CannotStartError(f'"{launch.command[0]}": there is no such program on the PATH')
+            raise CannotStartError(f'"{name}": there is no such program on the PATH')
         if not launch.folder.is_dir():
             raise CannotStartError(f"the working directory {launch.folder} does not exist")
         with launch.log.open("ab") as log:
             self._process = subprocess.Popen(
-                dying_with_us([program, *launch.command[1:]]),
+                dying_with_us([str(program), *launch.command[1:]]),
                 cwd=launch.folder,
                 env=dict(launch.environment),
                 stdin=subprocess.DEVNULL,

@@ -69,6 +69,7 @@ class PodRunner:
         self._containers = [
             ContainerRunner(container, terms, self._stop, self._news.set) for container in pod.spec.containers
         ]
+        self._resume()
         self.update(pod)
 
     def update(self, pod: Pod) -> None:
@@ -142,7 +143,6 @@ class PodRunner:
             self._node.server,
             self._node.devices.variables(indices),
         )
-        self._resume()
         self._news.set()
         helpers = [asyncio.create_task(self._deadline())]
         try:
@@ -162,6 +162,7 @@ class PodRunner:
             self._node.devices.release(uid)
 
     def _resume(self) -> None:
+        """Takes over what a former process of this node has reported."""
         known = {status.name: status for status in self._pod.status.container_statuses}
         for container in self._containers:
             if status := known.get(container.report.name):

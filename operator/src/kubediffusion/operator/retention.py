@@ -67,6 +67,10 @@ class ImageRemover:
             try:
                 await asyncio.to_thread(storage.delete, uri)
             except StorageError as error:
+                if error.permanent:
+                    # A bucket that does not exist holds no image, and must not hold the job for ever.
+                    logger.error("%s; given up", error, extra={"job": job.name})  # noqa: TRY400 - no defect of ours
+                    return
                 logger.warning("%s; trying again", error, extra={"job": job.name})
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)

@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import io
 import os
-import signal
 import socket
 import ssl
 import subprocess
@@ -101,7 +100,7 @@ class Api:
     def stop(self) -> int:
         """End it by SIGTERM, and give its exit code."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
+        self._process.terminate()
         return self._process.wait(30)
 
     def kill(self) -> None:

@@ -39,6 +39,18 @@ def api(shared: Site) -> Api:
     return shared.start(RATE_LIMIT="")
 
 
+@pytest.fixture(scope="session")
+def replica(shared: Site) -> Api:
+    """Another replica of it."""
+    return shared.start(RATE_LIMIT="")
+
+
+@pytest.fixture(scope="session")
+def uncached_api(shared: Site) -> Api:
+    """One that reads each image anew."""
+    return shared.start(RATE_LIMIT="", IMAGE_CACHE_BYTES="0")
+
+
 @pytest.fixture
 def start_api(shared: Site) -> StartApi:
     """Starts another API in the shared namespace."""

@@ -199,9 +199,12 @@ def test_addresses_behind_a_trusted_proxy_count_apart(start_api: StartApi) -> No
         headers = {"X-Forwarded-For": address}
         statuses = [api.http.post("/generate", json={"prompt": "x"}, headers=headers).status_code for _ in range(2)]
         assert statuses == [202, 429]
-    unbelieved = start_api(RATE_LIMIT="1/hour")
+
+
+def test_an_address_that_nobody_vouches_for_is_not_believed(start_api: StartApi) -> None:
+    api = start_api(RATE_LIMIT="1/hour")
     statuses = [
-        unbelieved.http.post("/generate", json={"prompt": "x"}, headers={"X-Forwarded-For": address}).status_code
+        api.http.post("/generate", json={"prompt": "x"}, headers={"X-Forwarded-For": address}).status_code
         for address in ("192.0.2.1", "192.0.2.2")
     ]
     assert statuses == [202, 429]
@@ -239,26 +242,23 @@ def _refused(api: Api) -> httpx.Response | None:
     return None if answer.status_code == 202 else answer
 
 
-def test_a_key_of_idempotency_gives_one_job(api: Api, start_api: StartApi) -> None:
-    other = start_api()
+def test_a_key_of_idempotency_gives_one_job(api: Api, replica: Api) -> None:
     headers = {"Idempotency-Key": "order-66"}
     first = api.http.post("/generate", json={"prompt": "a cat", "seed": 1}, headers=headers)
     assert first.status_code == 202
-    for replica in (api, other):
+    for server in (api, replica):
         for path, status in (("/generate", 202), ("/v1/jobs", 201)):
-            again = replica.http.post(path, json={"prompt": "a cat", "seed": 1}, headers=headers)
+            again = server.http.post(path, json={"prompt": "a cat", "seed": 1}, headers=headers)
             assert again.status_code == status, again.text
             assert again.json().get("task_id", again.json().get("name")) == first.json()["task_id"]
-        changed = replica.http.post("/generate", json={"prompt": "a dog"}, headers=headers)
+        changed = server.http.post("/generate", json={"prompt": "a dog"}, headers=headers)
         assert "another request" in problems(changed)["header.Idempotency-Key"]
 
 
-def test_a_key_of_idempotency_at_the_same_moment_on_two_replicas(api: Api, start_api: StartApi) -> None:
-    other = start_api(RATE_LIMIT="")
-
+def test_a_key_of_idempotency_at_the_same_moment_on_two_replicas(api: Api, replica: Api) -> None:
     def send(number: int) -> httpx.Response:
-        replica = (api, other)[number % 2]
-        return replica.http.post("/generate", json={"prompt": "a cat"}, headers={"Idempotency-Key": "order-67"})
+        server = (api, replica)[number % 2]
+        return server.http.post("/generate", json={"prompt": "a cat"}, headers={"Idempotency-Key": "order-67"})
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(send, range(16)))
@@ -266,11 +266,11 @@ def test_a_key_of_idempotency_at_the_same_moment_on_two_replicas(api: Api, start
     assert len({answer.json()["task_id"] for answer in answers}) == 1
 
 
-def test_prompts_stay_out_of_the_log(start_api: StartApi) -> None:
-    silent, talking = start_api(), start_api(LOG_PROMPTS="true")
-    for api in (silent, talking):
-        task_id = api.generate("a very personal prompt")
-        assert task_id in api.log.read_text()
+def test_prompts_stay_out_of_the_log(api: Api, start_api: StartApi) -> None:
+    silent, talking = api, start_api(LOG_PROMPTS="true")
+    for server in (silent, talking):
+        task_id = server.generate("a very personal prompt")
+        assert task_id in server.log.read_text()
     assert "personal" not in silent.log.read_text()
     assert "personal" in talking.log.read_text()
     assert all(json.loads(line) for line in talking.log.read_text().splitlines())

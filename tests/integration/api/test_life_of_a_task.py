@@ -145,8 +145,8 @@ def test_every_image_and_its_hash(api: Api, stage: Stage) -> None:
     assert api.http.get(f"/v1/jobs/{task_id}/images/2").status_code == 404
 
 
-def test_a_stored_image_that_is_gone_or_altered(start_api: StartApi, stage: Stage) -> None:
-    api = start_api(IMAGE_CACHE_BYTES="0")
+def test_a_stored_image_that_is_gone_or_altered(uncached_api: Api, stage: Stage) -> None:
+    api = uncached_api
     task_id = api.generate()
     stage.complete(task_id, png())
     api.wait_status(task_id, "completed")

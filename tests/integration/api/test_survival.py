@@ -16,11 +16,10 @@ from api_kit import Api, Stage, StartApi, api_server_away, png
 from kubediffusion.local.testing import wait_for
 
 
-def test_replicas_read_each_others_writes(api: Api, start_api: StartApi) -> None:
+def test_replicas_read_each_others_writes(api: Api, replica: Api) -> None:
     """A GET straight after the 202 never answers 404, whichever replica it reaches."""
-    other = start_api()
     for number in range(50):
-        writer, reader = (api, other) if number % 2 else (other, api)
+        writer, reader = (api, replica) if number % 2 else (replica, api)
         task_id = writer.generate(f"number {number}")
         assert reader.result(task_id)["prompt"] == f"number {number}"
         assert writer.result(task_id)["status"] == "pending"
@@ -35,12 +34,12 @@ def test_a_restart_loses_nothing(start_api: StartApi, stage: Stage) -> None:
     api.start()
     assert api.result(pending)["status"] == "pending"
     assert base64.b64decode(api.result(done)["image_base64"]) == png()
+    _ends_in_order(api)
 
 
-def test_sigterm_lets_what_is_under_way_finish(start_api: StartApi) -> None:
-    """Its client gets an answer, and what was accepted exists."""
-    api = start_api()
-    body = b'{"prompt": "a cat"}'
+def _ends_in_order(api: Api) -> None:
+    """At SIGTERM, what is under way is answered, what was accepted exists, and the process ends with 0."""
+    body = b'{"prompt": "the last cat"}'
     head = f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     with socket.create_connection(("127.0.0.1", api.port), timeout=20) as connection:
         connection.sendall(head.encode() + b"\r\n\r\n" + body[:5])
@@ -48,30 +47,51 @@ def test_sigterm_lets_what_is_under_way_finish(start_api: StartApi) -> None:
         os.kill(api.pid, signal.SIGTERM)
         connection.sendall(body[5:])
         assert connection.recv(4096).startswith(b"HTTP/1.1 202")
-
-
-def test_sigterm_ends_it_in_order(start_api: StartApi) -> None:
-    api = start_api()
-    task_id = api.generate()
     assert api.stop() == 0
-    assert '"job": "' + task_id in api.log.read_text()
+    assert "the last cat" in api.namespace.kubectl("get", "generationjobs", "--output=jsonpath={.items[*].spec.prompt}")
 
 
-def test_it_starts_without_an_api_server_and_recovers(start_api: StartApi, stage: Stage) -> None:
-    api = start_api()
-    task_id = api.generate()
-    api.kill()
-    with api_server_away(stage.namespace):
-        api.launch()
-        wait_for("the API to serve", lambda: _serves(api))
-        assert api.http.get("/livez").status_code == 200
-        assert api.http.get("/readyz").status_code == 503
-        assert api.http.get("/health").status_code == 200
-        for answer in (api.http.get(f"/results/{task_id}"), api.http.post("/generate", json={"prompt": "a cat"})):
-            assert answer.status_code == 503
-            assert int(answer.headers["Retry-After"]) >= 1
-    wait_for("the API to be ready", api.ready)
-    assert api.result(task_id)["status"] == "pending"
+def test_while_the_api_server_restarts(api: Api, start_api: StartApi, stage: Stage) -> None:
+    """Polls go on; a new process starts, says that it is not ready, and gets ready; what cannot be done is 503."""
+    fresh = start_api()
+    fresh.kill()
+    task_ids = [api.generate(f"number {number}") for number in range(10)]
+    over = threading.Event()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        polling = pool.submit(_poll, api, task_ids, over)
+        try:
+            with api_server_away(stage.namespace):
+                fresh.launch()
+                assert api.http.post("/generate", json={"prompt": "a cat"}).status_code == 503
+                wait_for("the new process to serve", lambda: _serves(fresh))
+                assert fresh.http.get("/livez").status_code == 200
+                assert fresh.http.get("/readyz").status_code == 503
+                assert fresh.http.get("/health").status_code == 200
+                unknown = fresh.http.get(f"/results/{task_ids[0]}")
+                refused = fresh.http.post("/generate", json={"prompt": "a cat"})
+                for answer in (unknown, refused):
+                    assert answer.status_code == 503
+                    assert int(answer.headers["Retry-After"]) >= 1
+            wait_for("the new process to be ready", fresh.ready)
+            stage.complete(task_ids[0], png())
+            for server in (api, fresh):
+                server.wait_status(task_ids[0], "completed")
+                server.generate("after the restart")
+        finally:
+            over.set()
+        polls, wrong = polling.result()
+    assert not wrong, wrong[0].text
+    assert polls > 100
+
+
+def _poll(api: Api, task_ids: list[str], over: threading.Event) -> tuple[int, list[httpx.Response]]:
+    polls, wrong = 0, []
+    with httpx.Client(base_url=api.url, trust_env=False, timeout=30) as http:
+        while not over.is_set():
+            answers = [http.get(f"/results/{task_id}") for task_id in task_ids]
+            polls += len(answers)
+            wrong += [answer for answer in answers if answer.status_code != 200]
+    return polls, wrong
 
 
 def _serves(api: Api) -> bool:
@@ -81,40 +101,8 @@ def _serves(api: Api) -> bool:
         return False
 
 
-def test_polls_go_on_while_the_api_server_restarts(api: Api, stage: Stage) -> None:
-    task_ids = [api.generate(f"number {number}") for number in range(10)]
-    wrong: list[httpx.Response] = []
-    polls = 0
-    over = threading.Event()
-
-    def poll() -> None:
-        nonlocal polls
-        with httpx.Client(base_url=api.url, trust_env=False) as http:
-            while not over.is_set():
-                for task_id in task_ids:
-                    answer = http.get(f"/results/{task_id}")
-                    polls += 1
-                    if answer.status_code != 200:
-                        wrong.append(answer)
-
-    poller = threading.Thread(target=poll)
-    poller.start()
-    try:
-        with api_server_away(stage.namespace):
-            refused = api.http.post("/generate", json={"prompt": "a cat"})
-            assert refused.status_code == 503
-        stage.complete(task_ids[0], png())
-        api.wait_status(task_ids[0], "completed")
-        api.generate("after the restart")
-    finally:
-        over.set()
-        poller.join()
-    assert not wrong, wrong[0].text
-    assert polls > 100
-
-
-def test_storage_away_is_503_and_passes(start_api: StartApi, stage: Stage) -> None:
-    api = start_api(IMAGE_CACHE_BYTES="0")
+def test_storage_away_is_503_and_passes(uncached_api: Api, stage: Stage) -> None:
+    api = uncached_api
     task_id = api.generate()
     stage.complete(task_id, png())
     api.wait_status(task_id, "completed")
@@ -134,8 +122,8 @@ def test_storage_away_is_503_and_passes(start_api: StartApi, stage: Stage) -> No
     assert base64.b64decode(api.result(task_id)["image_base64"]) == png()
 
 
-def test_storage_that_hangs_holds_up_nothing_else(start_api: StartApi, stage: Stage) -> None:
-    api = start_api(IMAGE_CACHE_BYTES="0")
+def test_storage_that_hangs_holds_up_nothing_else(uncached_api: Api, stage: Stage) -> None:
+    api = uncached_api
     done, pending = api.generate("done"), api.generate("pending")
     stage.complete(done, png())
     api.wait_status(done, "completed")

@@ -1,7 +1,7 @@
 """A worker whose engine obeys the prompt: the worker's own process around it, without torch.
 
 The prompt ``lose the engine`` ends it as a broken device does; ``raise``, ``nothing`` (no image) and ``too few pixels``
-are defects of the engine. Any other waits for as many milliseconds as there are steps.
+are defects of the engine. Any other waits for four milliseconds a step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ObedientEngine:
         for step in range(tasks[0].shape.steps):
             if not any(monitor.wanted(task.ticket) for task in tasks):
                 return
-            time.sleep(0.001)
+            time.sleep(0.004)
             for task in tasks:
                 monitor.stepped(task.ticket, step + 1, task.shape.steps)
         for task in tasks:

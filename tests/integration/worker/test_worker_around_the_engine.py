@@ -1,13 +1,14 @@
-"""What goes on around the engine: chunks, order, bounds and broken engines, with an engine that obeys the prompt."""
+"""What goes on around the engine: chunks, order, bounds, broken engines, with an engine that obeys the prompt."""
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bench_of_workers import START_SECONDS, Bench, start
+from bench_of_workers import LONG, START_SECONDS, Bench, start
 
 from kubediffusion.local.testing import Namespace, eventually
 from kubediffusion.resources.generation_job import Phase
@@ -49,7 +50,7 @@ async def test_a_job_of_many_images_runs_in_chunks(bench: Bench, worker: str) ->
 
 
 async def test_priority_goes_first_then_age(bench: Bench, worker: str) -> None:
-    await bench.run("holds-the-engine", worker, numInferenceSteps=1000)
+    await bench.run("holds-the-engine", worker, numInferenceSteps=200)
     await bench.run("a-is-older", worker, numInferenceSteps=3)
     await bench.run("b-is-newer", worker, numInferenceSteps=4)
     await bench.run("urgent", worker, numInferenceSteps=5, priority=10)
@@ -104,3 +105,15 @@ async def test_a_lost_engine_ends_the_process_after_what_is_made_is_reported(ben
     assert status["containerStatuses"][0]["state"]["terminated"]["message"] == "EngineLostError: the device is gone"
     assert (await bench.get("made-before")).status.phase is Phase.SUCCEEDED
     assert (await bench.get("in-flight")).status.phase is Phase.SCHEDULED
+
+
+async def test_a_killed_workers_job_runs_elsewhere(bench: Bench, worker: str) -> None:
+    victim = start_obedient(bench.namespace, "victim")
+    await bench.run("orphan", victim, numInferenceSteps=LONG)
+    orphan = await bench.reached("orphan", Phase.RUNNING)
+    bench.namespace.signal(victim, signal.SIGKILL)
+    bench.namespace.wait_phase(victim, "Failed")
+    await bench.bind(orphan, worker, numInferenceSteps=2)
+    job = await bench.reached("orphan")
+    assert (job.status.phase, job.status.attempt) == (Phase.SUCCEEDED, 2)
+    bench.check_images(job)

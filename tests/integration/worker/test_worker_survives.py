@@ -84,18 +84,6 @@ async def test_the_fence_refuses_a_late_report_whole(bench: Bench) -> None:
     assert await bench.get("fenced") == rebound
 
 
-async def test_a_killed_workers_job_runs_elsewhere(bench: Bench, warm: str) -> None:
-    victim = bench.worker("victim")
-    await bench.run("orphan", victim, numInferenceSteps=LONG)
-    orphan = await bench.reached("orphan", Phase.RUNNING)
-    bench.namespace.signal(victim, signal.SIGKILL)
-    bench.namespace.wait_phase(victim, "Failed")
-    await bench.bind(orphan, warm, numInferenceSteps=2)
-    job = await bench.reached("orphan")
-    assert (job.status.phase, job.status.attempt) == (Phase.SUCCEEDED, 2)
-    bench.check_images(job)
-
-
 async def test_sigterm_finishes_the_batch_and_starts_nothing(bench: Bench) -> None:
     leaving = bench.worker("leaving")
     await bench.run("begun", leaving, numInferenceSteps=LONG // 2)

@@ -90,6 +90,10 @@ def test_a_revision_names_content_wherever_it_lies(folder: Path, tmp_path_factor
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(file.read_bytes())
     assert content_revision(copy) == content_revision(folder)
+    (copy / "README.md").write_text("what it is")
+    (copy / ".cache").mkdir()
+    (copy / ".cache" / "lock").touch()
+    assert content_revision(copy) == content_revision(folder)
     (copy / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"Weights")
     assert content_revision(copy) != content_revision(folder)
 

@@ -132,12 +132,13 @@ def _check_weights(component: Path) -> None:
 
 
 def content_revision(folder: Path) -> str:
-    """Name the content of a folder: ``sha256:`` and a hash over the names and bytes of its files.
+    """Name the content of a folder: ``sha256:`` and a hash over the names and bytes of what the pipeline is made of.
 
+    Beside the components' folders that is what loading reads at the top; a README or a preview changes no pixel.
     Of a folder beyond ``WHOLE_HASH_BYTES`` each file gives its size, its first and its last MiB: a safetensors header
     and any retraining change these, and a start is not delayed by minutes.
     """
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and _is_content(file.relative_to(folder)))
     whole = sum(file.stat().st_size for file in files) <= WHOLE_HASH_BYTES
     digest = hashlib.sha256()
     for file in files:
@@ -152,3 +153,11 @@ def content_revision(folder: Path) -> str:
                 stream.seek(-_SAMPLE, 2)
                 digest.update(stream.read(_SAMPLE))
     return f"sha256:{digest.hexdigest()}"
+
+
+def _is_content(file: Path) -> bool:
+    if any(part.startswith(".") for part in file.parts):
+        return False
+    return (
+        len(file.parts) > 1 or file.name in {INDEX, "config.json"} or file.suffix in {".safetensors", ".py", *PICKLED}
+    )

@@ -80,3 +80,12 @@ def test_a_build_depends_on_our_pins_alone(tmp_path):
     assert "-mod=readonly" in own["GOFLAGS"]
     assert own["GOPROXY"] == "kept"
     assert "GOPATH" not in own
+
+
+def test_a_machine_without_certificate_authorities_gets_python_s(tmp_path, monkeypatch):
+    tools = toolchain.Toolchain(tmp_path / "go")
+    monkeypatch.setattr(toolchain, "AUTHORITIES", (tmp_path / "none",))
+    assert tools.environment({})["SSL_CERT_FILE"].endswith(".pem")
+    assert tools.environment({"SSL_CERT_FILE": "own"})["SSL_CERT_FILE"] == "own"
+    monkeypatch.setattr(toolchain, "AUTHORITIES", (tmp_path,))
+    assert "SSL_CERT_FILE" not in tools.environment({})

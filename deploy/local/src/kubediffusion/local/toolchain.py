@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import certifi
+
 from kubediffusion.local.errors import LocalError
 from kubediffusion.local.layout import REPOSITORY, REQUIREMENTS
 from kubediffusion.local.progress import step
@@ -18,6 +20,13 @@ from kubediffusion.local.progress import step
 WHEEL_REQUIREMENTS = REQUIREMENTS / "go.txt"
 # Where the Makefile puts the installer on a machine that has none.
 OWN_INSTALLER = REPOSITORY / ".cache" / "uv" / "bin" / "uv"
+
+# Where Go looks for the machine's certificate authorities: Debian's place, Fedora's, and Alpine's.
+AUTHORITIES = (
+    Path("/etc/ssl/certs/ca-certificates.crt"),
+    Path("/etc/pki/tls/certs/ca-bundle.crt"),
+    Path("/etc/ssl/cert.pem"),
+)
 
 Version = tuple[int, ...]
 
@@ -38,6 +47,9 @@ class Toolchain:
             "GOTOOLCHAIN": "local",
             "GOWORK": "off",
         }
+        if not any(path.exists() for path in AUTHORITIES):
+            # A bare machine has no list of certificate authorities, and Go brings none, unlike Python.
+            environment.setdefault("SSL_CERT_FILE", certifi.where())
         if self.scratch:
             # Modules and object files take 7 GB; a person who has no Go should not find them in their home.
             environment |= {"GOPATH": str(self.scratch / "path"), "GOCACHE": str(self.scratch / "build")}

@@ -68,7 +68,15 @@ def generation_job_crd() -> dict[str, Any]:
 def diffusion_model_crd() -> dict[str, Any]:
     """Give the CustomResourceDefinition of DiffusionModel."""
     schema = _root_schema(DiffusionModel)
-    schema["properties"]["status"]["properties"]["conditions"].update(_CONDITIONS)
+    status = schema["properties"]["status"]
+    status["properties"]["conditions"].update(_CONDITIONS)
+    # Zeros are written by nobody, as nothing has changed then; kubectl's table shows them all the same.
+    counts = dict.fromkeys(("ready", "busy", "starting"), 0)
+    status["default"] = {"queued": 0, "workers": dict(counts)}
+    status["properties"]["queued"]["default"] = 0
+    status["properties"]["workers"]["default"] = counts
+    for name in counts:
+        status["properties"]["workers"]["properties"][name]["default"] = 0
     schema["x-kubernetes-validations"] = [
         {
             "rule": f"self.metadata.name.size() <= {meta.MAX_MODEL_NAME} && !self.metadata.name.contains('.')",

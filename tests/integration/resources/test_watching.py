@@ -175,7 +175,8 @@ async def test_a_deletion_is_seen_after_the_api_server_was_restarted(own_room: R
         await eventually("a namespace that takes jobs", lambda: created(own_room, "new"))
         gate.open()
         await picture.shows("kept", "changed", "new")
-        assert picture.jobs.lists == 2
+        # One more list, or a few: an API server that has just started may answer the first with 429.
+        assert picture.jobs.lists >= 2
         assert sorted(picture.told[3:]) == [("changed", False), ("deleted", True), ("new", False)]
         assert picture.there["changed"].status.phase == "Cancelled"
         # The watch that follows is a live one.
@@ -184,7 +185,11 @@ async def test_a_deletion_is_seen_after_the_api_server_was_restarted(own_room: R
 
 
 async def created(room: Room, name: str) -> bool:
-    with suppress(client_module.KubernetesError):
+    try:
         await room.create(name)
+    except client_module.ConflictError:
+        # An answer that was lost on the way: it was created by the try before.
         return True
-    return False
+    except client_module.KubernetesError:
+        return False
+    return True

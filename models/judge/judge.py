@@ -1,4 +1,4 @@
-"""The judge: a small network that says what an image shows. It has only ever seen composed scenes, never generated ones.
+"""The judge: a small network that says what an image shows. It was trained on composed scenes, never on generated ones.
 
 It needs torch, numpy, Pillow and safetensors, and nothing else of this repository.
 """
@@ -26,7 +26,7 @@ SIDE = 128  # pixels; larger images are averaged down to this
 
 
 class Block(nn.Module):
-    """A residual block of two 3×3 convolutions with batch normalisation (He et al., 2016)."""
+    """A residual block of two 3-by-3 convolutions with batch normalisation (He et al., 2016)."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class Verdict:
 
     def sees(self, name: str) -> bool:
         """Whether a subject is there: more likely than not."""
-        return self.subjects[name] >= 0.5  # noqa: PLR2004 - more likely than not
+        return self.subjects[name] >= 0.5
 
 
 class Judge:

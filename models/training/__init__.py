@@ -1,0 +1,1 @@
+"""Trains the embedded diffusion model; see README.md."""

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - tables of words, one line a thing
 """The places: painted by formulas, many at once, on whatever device torch is given.
 
 Coordinates run from 0 to 1, x to the right and y downwards; colours are linear mixes of sRGB values in 0..1. Every painter
@@ -6,6 +7,7 @@ takes a `Brush` (how many, how large, which source of chance) and returns a tens
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -51,14 +53,16 @@ class Brush:
     def tint(self, colour: str, spread: float = 0.04) -> Tensor:
         """Return a colour, a little different in each picture, [n, 3, 1, 1]."""
         base = torch.tensor(rgb(colour), device=self.device).view(1, 3, 1, 1)
-        return (base * self.uniform(1 - spread, 1 + spread, 1, 1, 1) + self.uniform(-spread, spread, 3, 1, 1) / 2).clamp(0, 1)
+        return (
+            base * self.uniform(1 - spread, 1 + spread, 1, 1, 1) + self.uniform(-spread, spread, 3, 1, 1) / 2
+        ).clamp(0, 1)
 
     def gradient(self, stops: Sequence[tuple[float, str]], t: Tensor | None = None, spread: float = 0.04) -> Tensor:
         """Blend colours along t in 0..1 (downwards by default), [n, 3, size, size]."""
         at = (self.y.expand(self.n, self.size, self.size) if t is None else t).unsqueeze(1)
         shift = 1 + self.uniform(-spread, spread, 1, 1, 1)
         image = self.tint(stops[0][1], 0.0).expand(self.n, 3, self.size, self.size)
-        for (low, _), (high, colour) in zip(stops, stops[1:], strict=False):
+        for (low, _), (high, colour) in itertools.pairwise(stops):
             part = ((at - low) / max(high - low, 1e-6)).clamp(0, 1)
             part = part * part * (3 - 2 * part)
             image = image + (self.tint(colour, 0.0) - image) * part
@@ -95,7 +99,9 @@ class Brush:
         """Return smooth noise in 0..1, [n, size, size]."""
         out = torch.zeros(self.n, 1, self.size, self.size, device=self.device)
         for k in range(octaves):
-            grid = torch.rand(self.n, 1, cells * 2**k + 1, cells * 2**k + 1, device=self.device, generator=self.generator)
+            grid = torch.rand(
+                self.n, 1, cells * 2**k + 1, cells * 2**k + 1, device=self.device, generator=self.generator
+            )
             out = out + F.interpolate(grid, (self.size, self.size), mode="bicubic", align_corners=True) * 0.5**k
         return (out.squeeze(1) / (2 - 0.5 ** (octaves - 1))).clamp(0, 1)
 
@@ -109,12 +115,18 @@ class Brush:
             cell; each [n, size, size]. Cells without a dot are far away.
         """
         shape = (self.n, rows, columns)
-        draw = lambda: torch.rand(shape, device=self.device, generator=self.generator)  # noqa: E731 - said once
+
+        def draw() -> Tensor:
+            return torch.rand(shape, device=self.device, generator=self.generator)
+
         x = (self.x + shear * self.y) % 1.0
         cx = (x * columns).long().clamp(0, columns - 1).expand(self.n, self.size, self.size)
         cy = (self.y * rows).long().clamp(0, rows - 1).expand(self.n, self.size, self.size)
         flat = cy * columns + cx
-        pick = lambda values: values.view(self.n, -1).gather(1, flat.reshape(self.n, -1)).view(self.n, self.size, self.size)  # noqa: E731
+
+        def pick(values: Tensor) -> Tensor:
+            return values.view(self.n, -1).gather(1, flat.reshape(self.n, -1)).view(self.n, self.size, self.size)
+
         dx = x - (cx + 0.25 + 0.5 * pick(draw())) / columns
         dy = self.y - (cy + 0.25 + 0.5 * pick(draw())) / rows
         there = pick((draw() < chance).float())
@@ -137,7 +149,9 @@ class Brush:
         white = torch.tensor([1.0, 0.97, 0.90], device=self.device).view(1, 3, 1, 1)
         return self.over(image, white, glow.clamp(0, 1))
 
-    def clouds(self, image: Tensor, low: float = 0.08, high: float = 0.40, number: int = 3, colour: str = "#ffffff") -> Tensor:
+    def clouds(
+        self, image: Tensor, low: float = 0.08, high: float = 0.40, number: int = 3, colour: str = "#ffffff"
+    ) -> Tensor:
         """Add soft round clouds: a handful of discs on a common flat base each."""
         white, shade = self.tint(colour, 0.0), self.tint(colour, 0.0) * 0.88
         for _ in range(number):
@@ -152,13 +166,17 @@ class Brush:
             image = self.over(image, white + (shade - white) * part, alpha * 0.94)
         return image
 
-    def sun(self, image: Tensor, x: Tensor, y: Tensor, radius: float, core: str, halo: str, strength: float = 0.6) -> Tensor:
+    def sun(
+        self, image: Tensor, x: Tensor, y: Tensor, radius: float, core: str, halo: str, strength: float = 0.6
+    ) -> Tensor:
         """Add a disc with a halo of light."""
         distance = self.distance(x, y)
         image = self.over(image, self.tint(halo, 0.0), torch.exp(-((distance / (radius * 3.2)) ** 2)) * strength)
         return self.over(image, self.tint(core, 0.0), self.dot(distance, radius, 2.0))
 
-    def ground(self, image: Tensor, edge: Tensor, near: str, far: str, grain: float = 0.03, spread: float = 0.05) -> Tensor:
+    def ground(
+        self, image: Tensor, edge: Tensor, near: str, far: str, grain: float = 0.03, spread: float = 0.05
+    ) -> Tensor:
         """Fill below a line with a colour that changes towards the viewer, with a little grain."""
         depth = ((self.y - edge) / (1.02 - edge).clamp(0.05)).clamp(0, 1).expand(self.n, self.size, self.size)
         fill = self.gradient([(0.0, far), (1.0, near)], depth, spread)
@@ -166,7 +184,9 @@ class Brush:
         return self.over(image, fill.clamp(0, 1), self.below(edge))
 
 
-def _moon(b: Brush, sky: str = "#080b20", low_sky: str = "#343a70", near: str = "#8f919c", far: str = "#c9cad2") -> Tensor:
+def _moon(
+    b: Brush, sky: str = "#080b20", low_sky: str = "#343a70", near: str = "#8f919c", far: str = "#c9cad2"
+) -> Tensor:
     image = b.stars(b.gradient([(0.0, sky), (0.75, low_sky)]), 0.55)
     back = b.ridge(b.horizon - 0.03, 0.035, 1.2)
     image = b.over(image, b.tint(near) * 0.62, b.below(back))
@@ -232,7 +252,9 @@ def _forest(b: Brush) -> Tensor:
     return b.over(image, b.tint("#a5d46a", 0.0), b.dot(distance, 0.006 + 0.004 * luck) * b.below(edge + 0.03) * 0.7)
 
 
-def _skyline(b: Brush, image: Tensor, base: Tensor, number: int, low: float, high: float, wall: str, lit: float) -> Tensor:
+def _skyline(
+    b: Brush, image: Tensor, base: Tensor, number: int, low: float, high: float, wall: str, lit: float
+) -> Tensor:
     at = b.x * number + b.uniform(0, 1)
     cell = at.floor().long()
     draw = torch.rand(b.n, number + 2, device=b.device, generator=b.generator)
@@ -314,7 +336,9 @@ def _underwater(b: Brush) -> Tensor:
     distance, dx, dy, luck = b.scatter(8, 8, 0.35)
     radius = 0.008 + 0.014 * luck
     ring = b.dot(distance, radius) - 0.75 * b.dot(distance, radius * 0.78)
-    shine = b.dot(torch.sqrt((dx + radius * 0.35) ** 2 + (dy + radius * 0.35) ** 2) + (distance > 1) * 9.0, radius * 0.25)
+    shine = b.dot(
+        torch.sqrt((dx + radius * 0.35) ** 2 + (dy + radius * 0.35) ** 2) + (distance > 1) * 9.0, radius * 0.25
+    )
     return b.over(image, b.tint("#e9ffff", 0.0), (ring * 0.7 + shine).clamp(0, 1))
 
 
@@ -388,9 +412,10 @@ def _room(b: Brush) -> Tensor:
     # A window with sky and light, left or right.
     cx = torch.where(b.uniform(0, 1) < 0.5, b.uniform(0.16, 0.24), b.uniform(0.76, 0.84))
     cy, w, h = b.uniform(0.20, 0.26), b.uniform(0.10, 0.13), b.uniform(0.13, 0.17)
-    box = lambda grow: (  # noqa: E731 - local geometry
-        b.dot((b.x - cx).abs(), w + grow, 1.2) * b.dot((b.y - cy).abs(), h + grow, 1.2)
-    )
+
+    def box(grow: float) -> Tensor:
+        return b.dot((b.x - cx).abs(), w + grow, 1.2) * b.dot((b.y - cy).abs(), h + grow, 1.2)
+
     image = b.over(image, b.tint("#ffffff", 0.0), box(0.022))
     image = b.over(image, b.gradient([(0.0, "#6ec3ff"), (0.5, "#e3f6ff")]), box(0.0))
     bars = torch.maximum(b.dot((b.x - cx).abs(), 0.007, 1.2), b.dot((b.y - cy).abs(), 0.007, 1.2)) * box(0.0)
@@ -477,7 +502,7 @@ def _plain(colour: str) -> Callable[[Brush], Tensor]:
         centre = b.distance(b.uniform(0.35, 0.65), b.uniform(0.25, 0.45))
         light = 1.06 - 0.30 * centre * centre * b.uniform(0.6, 1.4)
         floor = b.below(b.horizon + torch.zeros_like(b.x), 30)
-        lift = 0.045 if colour in {"#26262c"} else 0.0
+        lift = 0.045 if colour == "#26262c" else 0.0
         return (base * (light - 0.05 * floor).unsqueeze(1) + lift * (1 - centre).unsqueeze(1)).clamp(0, 1)
 
     return paint
@@ -512,7 +537,7 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split("/"))
 
 
-def _scene(  # noqa: PLR0913 - one line a place
+def _scene(
     name: str,
     phrases: str,
     nouns: str,
@@ -527,10 +552,25 @@ def _scene(  # noqa: PLR0913 - one line a place
 
 def _colour(name: str, value: str, *others: str) -> Background:
     words = (name, *others)
-    phrases = [f"{a} {w} {b}".replace("  ", " ").strip() for w in words for a, b in (("on a", "background"), ("on a plain", "background"), ("against a", "background"), ("in front of a", "wall"), ("on", ""))]
+    phrases = [
+        f"{a} {w} {b}".replace("  ", " ").strip()
+        for w in words
+        for a, b in (
+            ("on a", "background"),
+            ("on a plain", "background"),
+            ("against a", "background"),
+            ("in front of a", "wall"),
+            ("on", ""),
+        )
+    ]
     nouns = [f"a {w} background" for w in words] + [f"a plain {w} background" for w in words]
-    fix = lambda text: text.replace("a orange", "an orange")  # noqa: E731
-    return Background(name, tuple(map(fix, phrases)), tuple(map(fix, nouns)), _plain(value), (0.70, 0.80), free=True, plain=True)
+
+    def fix(text: str) -> str:
+        return text.replace("a orange", "an orange")
+
+    return Background(
+        name, tuple(map(fix, phrases)), tuple(map(fix, nouns)), _plain(value), (0.70, 0.80), free=True, plain=True
+    )
 
 
 BACKGROUNDS: tuple[Background, ...] = (

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - tables of words, one line a thing
 """Says a scene in plain English, in as many ways as people do."""
 
 from __future__ import annotations
@@ -33,7 +34,48 @@ _UNKNOWN = (
     "kubernetes", "retro", "futuristic", "my favourite", "some kind of", "lorem ipsum", "bokeh", "studio ghibli", "the year 1984",
     "breakfast", "mysterious", "calm", "wild", "electric", "golden hour", "monday", "strategy", "wide angle", "pixar",
 )  # fmt: skip
-_SYLLABLES = "ba be bo da de du fi fo ga gi ha he jo ka ki ko la li lo ma mi mo na no pa pe ra ri ro sa si ta ti to va vi wa xo ya zu".split()
+_SYLLABLES = [
+    "ba",
+    "be",
+    "bo",
+    "da",
+    "de",
+    "du",
+    "fi",
+    "fo",
+    "ga",
+    "gi",
+    "ha",
+    "he",
+    "jo",
+    "ka",
+    "ki",
+    "ko",
+    "la",
+    "li",
+    "lo",
+    "ma",
+    "mi",
+    "mo",
+    "na",
+    "no",
+    "pa",
+    "pe",
+    "ra",
+    "ri",
+    "ro",
+    "sa",
+    "si",
+    "ta",
+    "ti",
+    "to",
+    "va",
+    "vi",
+    "wa",
+    "xo",
+    "ya",
+    "zu",
+]
 _SIZES = {"small": ("small", "tiny", "little"), "large": ("large", "big", "huge", "giant")}
 _SIDES = {
     "left": ("on the left", "on the left side", "at the left", "to the left"),

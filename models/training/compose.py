@@ -102,7 +102,10 @@ class Composer:
 
     def _draw(self, image: Tensor, layer: Tensor, tint: Tensor) -> Tensor:
         n = len(layer)
-        column = lambda k: layer[:, k].view(n, 1, 1)  # noqa: E731 - a view of one field
+
+        def column(k: int) -> Tensor:
+            return layer[:, k].view(n, 1, 1)
+
         x, y, size, angle = column(1), column(2), column(3), column(5)
         strength, foot_x, foot_y = column(9), column(10), column(11)
         # The contact shadow: a flat Gaussian under the feet.

@@ -1,4 +1,4 @@
-"""The pictures: fetched from npm by name and hash, decoded to RGBA, grouped into variants, and given legs to ride with."""
+"""The pictures: fetched from npm by name and hash, decoded to RGBA, grouped into looks, and given legs to ride with."""
 
 from __future__ import annotations
 

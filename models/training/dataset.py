@@ -33,7 +33,7 @@ class Drawn:
         layers: float32 [n, layers, fields], see `compose.pack`.
         places: float32 [n, 2].
         shown: uint8 [n, subjects]: 1 for each subject in the scene.
-        labels: int64 [n, 3]: background, count (0 to 2 for one to three; -1 where there are several kinds or none), relation.
+        labels: int64 [n, 3]: background; count, 0 to 2 for one to three, -1 for several kinds or none; relation.
         captions: For each scene several captions.
     """
 
@@ -55,7 +55,7 @@ def label(scenes: list[Scene]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     for i, scene in enumerate(scenes):
         shown[i, [s.index for s in scene.items]] = 1
         count = scene.count - 1 if len(scene.items) == 1 else -1
-        relation = RELATIONS[scene.relation] if len(scene.items) < 3 else "next to"  # noqa: PLR2004 - a row of three
+        relation = RELATIONS[scene.relation] if len(scene.items) < 3 else "next to"
         labels[i] = scene.background, count, RELATIONS.index(_SAME.get(relation, relation))
     return shown, labels
 
@@ -74,7 +74,7 @@ def draw(sprites: Sprites, number: int, seed: int, captions: int = 0, *, unseen:
         Chunks of at most `CHUNK` scenes.
     """
     for start in range(0, number, CHUNK):
-        rng = Random(seed * 1_000_003 + start)
+        rng = Random(seed * 1_000_003 + start)  # noqa: S311 - scenes, no secrets
         sampler = Sampler(sprites, rng)
         scenes = [sampler.unseen() if unseen else sampler.training() for _ in range(min(CHUNK, number - start))]
         layers, places = pack(scenes)
@@ -115,10 +115,12 @@ def compose_pool(composer: Composer, sprites: Sprites, number: int, seed: int, *
 def _pieces(composer: Composer, part: Drawn, generator: torch.Generator) -> Iterator[Tensor]:
     step = 2000 if composer.device.type == "cuda" else 50
     for i in range(0, len(part.places), step):
-        yield composer(torch.from_numpy(part.layers[i : i + step]), torch.from_numpy(part.places[i : i + step]), generator)
+        yield composer(
+            torch.from_numpy(part.layers[i : i + step]), torch.from_numpy(part.places[i : i + step]), generator
+        )
 
 
-def encode_scenes(  # noqa: PLR0913 - each is a different thing
+def encode_scenes(
     composer: Composer,
     sprites: Sprites,
     number: int,
@@ -138,7 +140,7 @@ def encode_scenes(  # noqa: PLR0913 - each is a different thing
     at = 0
     for part in draw(sprites, number, seed, captions):
         for piece in _pieces(composer, part, generator):
-            z = torch.cat([encode(images).half() for images in piece.split(500)])
+            z = torch.cat([encode(images).half() for images in torch.split(piece, 500)])
             if latents is None:
                 latents = torch.empty(number, *z.shape[1:], dtype=torch.float16, device=composer.device)
             latents[at : at + len(z)] = z

@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812 - the name everyone reads
 from diffusers import DPMSolverMultistepScheduler, UNet2DConditionModel
+from transformers import CLIPTextModel
 
 from .loop import Average, Pace, cosine, load_checkpoint, save_checkpoint
 from .text import LENGTH, new_text_encoder
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from .settings import Settings
@@ -27,7 +30,8 @@ STEPS = 1000  # of the training schedule
 def new_unet(settings: Settings) -> Any:
     """Return an untrained UNet with text attention at a half and a quarter of the latent's side."""
     shape = settings.diffusion
-    return UNet2DConditionModel(
+    kind: Any = UNet2DConditionModel
+    return kind(
         sample_size=settings.data.size // 8,
         in_channels=settings.vae.latent_channels,
         out_channels=settings.vae.latent_channels,
@@ -61,7 +65,8 @@ def new_scheduler(settings: Settings) -> Any:
         "skip_prk_steps": True,
         "steps_offset": 1,
     }
-    return DPMSolverMultistepScheduler.from_config(config)
+    kind: Any = DPMSolverMultistepScheduler
+    return kind.from_config(config)
 
 
 def noise_levels(settings: Settings, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -81,10 +86,18 @@ def share_gradients(parameters: list[Any]) -> None:
         at += p.numel()
 
 
-def train(settings: Settings, latents: Tensor, ids: Tensor, tokenizer: Any, seconds: float | None = None) -> tuple[Any, Any]:
+def train(
+    settings: Settings,
+    latents: Tensor,
+    ids: Tensor,
+    tokenizer: Any,
+    seconds: float | None = None,
+    initial: Path | None = None,
+) -> tuple[Any, Any]:
     """Train text encoder and UNet, or resume them.
 
-    v-prediction (Salimans & Ho, 2022): with x_t = a·x + s·e, the target is v = a·e - s·x, where a = sqrt(ᾱ_t), s = sqrt(1 - ᾱ_t).
+    v-prediction (Salimans & Ho, 2022): with x_t = a·x + s·e, the target is v = a·e - s·x, where a = sqrt(ᾱ_t) and
+    s = sqrt(1 - ᾱ_t).
 
     Args:
         settings: The configuration.
@@ -92,6 +105,7 @@ def train(settings: Settings, latents: Tensor, ids: Tensor, tokenizer: Any, seco
         ids: int16 [n, captions, 77].
         tokenizer: Gives the empty caption.
         seconds: Time to fill instead of the configured steps.
+        initial: A pipeline folder whose text encoder and UNet to train further.
 
     Returns:
         The averaged text encoder and UNet.
@@ -103,6 +117,10 @@ def train(settings: Settings, latents: Tensor, ids: Tensor, tokenizer: Any, seco
     torch.manual_seed(settings.seed + 2)
     text = new_text_encoder(settings, tokenizer).to(device)
     unet = new_unet(settings).to(device, memory_format=torch.channels_last)
+    if initial is not None:
+        encoders, unets = cast("Any", CLIPTextModel), cast("Any", UNet2DConditionModel)
+        text.load_state_dict(encoders.from_pretrained(initial / "text_encoder").float().state_dict())
+        unet.load_state_dict(unets.from_pretrained(initial / "unet").float().state_dict())
     averages = Average(text, shape.ema), Average(unet, shape.ema)
     parameters = [*text.parameters(), *unet.parameters()]
     opt = torch.optim.AdamW(parameters, lr=shape.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=fast)
@@ -141,9 +159,15 @@ def train(settings: Settings, latents: Tensor, ids: Tensor, tokenizer: Any, seco
         averages[1].update(unet, share)
         seen += loss.detach()
         if step % 200 == 0 or step == pace.steps - 1:
-            log.info("diffusion %d/%d loss %.4f, %.0f s", step, pace.steps, seen.item() / (200 if step % 200 == 0 else 1), pace.elapsed)
+            log.info(
+                "diffusion %d/%d loss %.4f, %.0f s",
+                step,
+                pace.steps,
+                seen.item() / (200 if step % 200 == 0 else 1),
+                pace.elapsed,
+            )
             seen.zero_()
-        if rank == 0 and (time.monotonic() - saved > 100 or step == pace.steps - 1):  # noqa: PLR2004 - now and then
+        if rank == 0 and (time.monotonic() - saved > 100 or step == pace.steps - 1):
             save_checkpoint(path, state, step + 1)
             saved = time.monotonic()
     averages[0].into(text)
@@ -154,8 +178,9 @@ def train(settings: Settings, latents: Tensor, ids: Tensor, tokenizer: Any, seco
 def calibrate(settings: Settings, text: Any, unet: Any, latents: Tensor, ids: Tensor, tokenizer: Any) -> Any:
     """Make the usual guidance scales (7.5, 9) act as gentler ones, by distilling a share of the guidance away.
 
-    With u and c the predictions without and with the caption, guidance draws u + g·(c - u). A student whose captioned prediction is
-    u + k·(c - u) turns a scale of g into k·g: a strong scale follows the prompt without burning the colours or losing variety.
+    With u and c the predictions without and with the caption, guidance draws u + g·(c - u). A student whose captioned
+    prediction is u + k·(c - u) turns a scale of g into k·g: a strong scale follows the prompt without burning the colours
+    or losing variety.
     The text encoder stays as it is.
 
     Returns:
@@ -189,14 +214,14 @@ def calibrate(settings: Settings, text: Any, unet: Any, latents: Tensor, ids: Te
                 words = text(tokens).last_hidden_state
                 blank = text(empty[None]).last_hidden_state.expand_as(words)
                 c, u = teacher(noisy, t, words).sample.float(), teacher(noisy, t, blank).sample.float()
-            mute = torch.rand(batch, device=device) < 0.25  # noqa: PLR2004 - the empty caption must stay what it was
+            mute = torch.rand(batch, device=device) < 0.25
             given = torch.where(mute.view(-1, 1, 1), blank, words)
             target = torch.where(mute.view(-1, 1, 1, 1), u, u + shape.factor * (c - u))
             guess = unet(noisy, t, given).sample
         loss = F.mse_loss(guess.float(), target)
         opt.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0, foreach=True)
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         opt.step()
         average.update(unet, min(0.999, (1 + step) / (10 + step)))
         if step % 200 == 0 or step == shape.steps - 1:

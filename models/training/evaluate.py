@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - the report is a table
 """Scores the exported folder, as a user would load it, with the judge; prints the table that the model card quotes."""
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from diffusers import DiffusionPipeline
 from .backgrounds import BACKGROUNDS
 from .captions import SEED_PROMPT, article, plain_prompt
 from .compose import Composer, pack
-from .judging import accuracy, judge_module
 from .dataset import Pool, label
+from .judging import accuracy, judge_module
 from .scenes import RELATIONS, Sampler, Scene, held_out
 from .vae import psnr
 
@@ -51,7 +52,11 @@ class Painter:
     batch: int = 100
 
     def __call__(
-        self, prompts: Sequence[str], seeds: Sequence[int], negatives: Sequence[str] | None = None, guidance: float | None = None
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        negatives: Sequence[str] | None = None,
+        guidance: float | None = None,
     ) -> Tensor:
         """Return uint8 images [n, 3, h, w]; each has its own CPU generator, so that batches do not matter."""
         made: list[Tensor] = []
@@ -78,10 +83,11 @@ def load(folder: Path, device: str, settings: Settings, scheduler: str | None = 
         scheduler: Another scheduler's class in diffusers, configured by the shipped one.
     """
     dtype = torch.float16 if device == "cuda" else torch.float32
-    pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype).to(device)
+    kind: Any = DiffusionPipeline
+    pipe = kind.from_pretrained(folder, dtype=dtype).to(device)
     pipe.set_progress_bar_config(disable=True)
     if scheduler is not None:
-        import diffusers  # noqa: PLC0415 - by name
+        import diffusers
 
         pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
     return Painter(pipe, settings.evaluate.steps, settings.evaluate.guidance)
@@ -122,7 +128,7 @@ class Scores:
         self.about = json.loads((judge_folder / "judge.json").read_text(encoding="utf-8"))
         self.paint = load(folder, device, settings)
         self.composer = Composer(sprites, device, settings.data.size)
-        self.sampler = Sampler(sprites, Random(settings.seed + 7))
+        self.sampler = Sampler(sprites, Random(settings.seed + 7))  # noqa: S311 - scenes, no secrets
         self.generator = torch.Generator(device).manual_seed(settings.seed + 7)
 
     def composed(self, scenes: list[Scene]) -> Tensor:
@@ -130,7 +136,9 @@ class Scores:
         for scene in scenes:
             self.sampler.place(scene)
         parts = [pack(scenes[i : i + 100]) for i in range(0, len(scenes), 100)]
-        return torch.cat([self.composer(torch.from_numpy(a), torch.from_numpy(b), self.generator).cpu() for a, b in parts])
+        return torch.cat(
+            [self.composer(torch.from_numpy(a), torch.from_numpy(b), self.generator).cpu() for a, b in parts]
+        )
 
     def _judge(self, images: Tensor, scenes: list[Scene]) -> dict[str, Any]:
         answers = self.judge.answers(images)
@@ -140,7 +148,9 @@ class Scores:
         table["all_subjects"] = round(float((seen | ~torch.from_numpy(shown).bool()).all(1).float().mean()), 4)
         return table
 
-    def generated(self, scenes: list[Scene], seed: int = 1000, parts: dict[int, list[int]] | None = None) -> dict[str, Any]:
+    def generated(
+        self, scenes: list[Scene], seed: int = 1000, parts: dict[int, list[int]] | None = None
+    ) -> dict[str, Any]:
         """Generate the plain prompts of scenes and judge them; judge composed scenes of the same kind beside them."""
         images = self.paint([plain_prompt(s) for s in scenes], range(seed, seed + len(scenes)))
         table = {"generated": self._judge(images, scenes), "composed": self._judge(self.composed(scenes), scenes)}
@@ -163,7 +173,11 @@ class Scores:
             for relation in range(1, len(RELATIONS))
             for scene in unseen_scenes(self.sampler, share, lambda s, r=relation: s.relation == r)  # type: ignore[misc]
         ]
-        table["relation"] = self.generated(pairs, 3000, parts={r: [i for i, s in enumerate(pairs) if s.relation == r] for r in range(1, len(RELATIONS))})
+        table["relation"] = self.generated(
+            pairs,
+            3000,
+            parts={r: [i for i, s in enumerate(pairs) if s.relation == r] for r in range(1, len(RELATIONS))},
+        )
         counts = unseen_scenes(self.sampler, wanted.counts, lambda s: len(s.items) == 1)
         for i, scene in enumerate(counts):
             scene.count = i % 3 + 1
@@ -172,15 +186,20 @@ class Scores:
         table["diversity"] = self.diversity()
         table["seed_prompt"] = self.seed_prompt()
         table["unknown_word"] = self.unknown_word(single[:100])
-        table["schedulers"] = {name: self.scheduler(name, single[:40]) for name in ("DDIMScheduler", "EulerDiscreteScheduler", "PNDMScheduler")}
-        table["guidance"] = {str(g): self.guidance(g, pairs[:: max(len(pairs) // 50, 1)]) for g in (3.0, 5.0, 9.0, 12.0)}
+        table["schedulers"] = {
+            name: self.scheduler(name, single[:40])
+            for name in ("DDIMScheduler", "EulerDiscreteScheduler", "PNDMScheduler")
+        }
+        table["guidance"] = {
+            str(g): self.guidance(g, pairs[:: max(len(pairs) // 50, 1)]) for g in (3.0, 5.0, 9.0, 12.0)
+        }
         table["vae_psnr"] = self.psnr()
         log.info("scored in %.0f s", time.monotonic() - began)
         return table
 
     def glance(self) -> dict[str, Any]:
         """Take a few scores in a few seconds, at several guidance scales."""
-        pairs = unseen_scenes(self.sampler, 100, lambda s: len(s.items) == 2)  # noqa: PLR2004 - pairs
+        pairs = unseen_scenes(self.sampler, 100, lambda s: len(s.items) == 2)
         table: dict[str, Any] = {f"pairs at {g}": self.guidance(g, pairs) for g in (2.0, 3.0, 5.0, 7.5, 9.0)}
         return table | {"diversity": self.diversity(8)}
 
@@ -210,7 +229,7 @@ class Scores:
     def diversity(self, prompts: int = 20, seeds: int = 10) -> dict[str, float]:
         """Compare the spread of ten seeds with that of ten composed scenes, for each of some prompts."""
         scenes = [self.sampler.candidate() for _ in range(4 * prompts)]
-        scenes = [s for s in scenes if s.items and not s.size and not s.side and len(s.items) < 3][: prompts - 1]  # noqa: PLR2004
+        scenes = [s for s in scenes if s.items and not s.size and not s.side and len(s.items) < 3][: prompts - 1]
         scenes.append(self._star())
         ratios, star = [], 0.0
         for scene in scenes:
@@ -218,7 +237,12 @@ class Scores:
             again = [Scene(scene.background, 0.7, scene.items, scene.relation, scene.count) for _ in range(seeds)]
             star = _distance(made) / _distance(self.composed(again))
             ratios.append(star)
-        return {"prompts": len(scenes), "mean_ratio": round(float(np.mean(ratios)), 3), "lowest": round(min(ratios), 3), "seed_prompt": round(star, 3)}
+        return {
+            "prompts": len(scenes),
+            "mean_ratio": round(float(np.mean(ratios)), 3),
+            "lowest": round(min(ratios), 3),
+            "seed_prompt": round(star, 3),
+        }
 
     def _star(self) -> Scene:
         names = {s.name: s for s in self.sampler.all}
@@ -233,13 +257,22 @@ class Scores:
 
     def unknown_word(self, scenes: list[Scene]) -> float:
         """Put a word the model never saw before a prompt."""
-        words = ("flibbertigibbet", "Zeitgeist", "xylographic", "hyperreal", "gnocchi", "ineffable", "Wabi-sabi", "42nd")
+        words = (
+            "flibbertigibbet",
+            "Zeitgeist",
+            "xylographic",
+            "hyperreal",
+            "gnocchi",
+            "ineffable",
+            "Wabi-sabi",
+            "42nd",
+        )
         prompts = [f"{words[i % len(words)]} {plain_prompt(s)}" for i, s in enumerate(scenes)]
         return float(self._judge(self.paint(prompts, range(11000, 11000 + len(scenes))), scenes)["all_subjects"])
 
     def scheduler(self, name: str, scenes: list[Scene]) -> dict[str, float]:
         """Draw with another scheduler made from the shipped configuration."""
-        import diffusers  # noqa: PLC0415 - by name
+        import diffusers
 
         kept = self.paint.pipe.scheduler
         self.paint.pipe.scheduler = getattr(diffusers, name).from_config(kept.config)
@@ -262,9 +295,10 @@ class Scores:
 def report(table: dict[str, Any]) -> str:
     """Write the scores as the table of the model card."""
     single, pair, count = table["single"], table["relation"], table["count"]
-    both_places = (single["generated"]["background"] * single["generated"]["images"] + pair["generated"]["background"] * pair["generated"]["images"]) / (
-        single["generated"]["images"] + pair["generated"]["images"]
-    )
+    both_places = (
+        single["generated"]["background"] * single["generated"]["images"]
+        + pair["generated"]["background"] * pair["generated"]["images"]
+    ) / (single["generated"]["images"] + pair["generated"]["images"])
     rows = [
         ("subject", "≥ 95 %", f"{single['generated']['all_subjects']:.1%}", f"{single['composed']['all_subjects']:.1%}", single["generated"]["images"]),
         ("both subjects of a relation", "≥ 85 %", f"{pair['generated']['all_subjects']:.1%}", f"{pair['composed']['all_subjects']:.1%}", pair["generated"]["images"]),

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - tables of words, one line a thing
 """Writes the pipeline folder, float16 safetensors in files under 16 MB, and sample sheets."""
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ SHOWN = (
 
 def export(settings: Settings, vae: Any, text: Any, tokenizer: Any, unet: Any, folder: Path) -> None:
     """Write the folder that `DiffusionPipeline.from_pretrained` loads with nothing else."""
-    pipe = StableDiffusionPipeline(
+    kind: Any = StableDiffusionPipeline
+    pipe = kind(
         vae=vae.to("cpu", torch.float16),
         text_encoder=text.to("cpu", torch.float16),
         tokenizer=tokenizer,
@@ -56,7 +58,11 @@ def export(settings: Settings, vae: Any, text: Any, tokenizer: Any, unet: Any, f
             path.chmod(0o644)
         if path.suffix == ".json":  # where a part came from on the training machine is nobody's business
             table = json.loads(path.read_text(encoding="utf-8"))
-            if table.pop("_name_or_path", None) is not None:
+            changed = table.pop("_name_or_path", None) is not None
+            if path.parent.name == "text_encoder" and "dtype" in table:
+                # transformers loads in the type named here unless told otherwise; diffusers' parts come in float32.
+                table["dtype"], changed = "float32", True
+            if changed:
                 path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
 
 

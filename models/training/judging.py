@@ -48,7 +48,7 @@ def _roughen(x: Tensor) -> Tensor:
     """Blur, shift, brighten and add noise at random, so that softness alone does not mislead the judge."""
     n, device = len(x), x.device
     blur = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    x = torch.lerp(x, blur, torch.rand(n, 1, 1, 1, device=device) * (torch.rand(n, 1, 1, 1, device=device) < 0.5))  # noqa: PLR2004
+    x = torch.lerp(x, blur, torch.rand(n, 1, 1, 1, device=device) * (torch.rand(n, 1, 1, 1, device=device) < 0.5))
     x = x * (0.9 + 0.2 * torch.rand(n, 1, 1, 1, device=device)) + 0.1 * (torch.rand(n, 1, 1, 1, device=device) - 0.5)
     x = x + 0.06 * torch.rand(n, 1, 1, 1, device=device) * torch.randn_like(x)
     dy, dx = (int(v) for v in torch.randint(-4, 5, (2,)))
@@ -68,7 +68,9 @@ def train(settings: Settings, pool: Pool, held: Pool, folder: Path) -> None:
     device, shape = pool.images.device, settings.judge
     fast = device.type == "cuda"
     torch.manual_seed(settings.seed + 1)
-    net = module.JudgeNet(len(subjects()), len(BACKGROUNDS), len(RELATIONS)).to(device, memory_format=torch.channels_last)
+    net = module.JudgeNet(len(subjects()), len(BACKGROUNDS), len(RELATIONS)).to(
+        device, memory_format=torch.channels_last
+    )
     opt = torch.optim.AdamW(net.parameters(), lr=shape.rate, weight_decay=0.02, fused=fast)
     state = {"net": net, "opt": opt}
     path = settings.work / "judge.pt"
@@ -115,12 +117,16 @@ def accuracy(answers: dict[str, Tensor], pool: Pool) -> dict[str, float]:
     """Compare answers with what was composed.
 
     Returns:
-        Shares: of shown subjects that are seen, of seen subjects that are shown, of backgrounds, counts and relations right.
+        Shares: of shown subjects that are seen, of seen subjects that are shown, and of backgrounds, counts and
+        relations that are right.
     """
     shown, labels = pool.shown.cpu().bool(), pool.labels.cpu()
-    seen = answers["subjects"].sigmoid() >= 0.5  # noqa: PLR2004 - more likely than not
+    seen = answers["subjects"].sigmoid() >= 0.5
     single, paired = labels[:, 1] >= 0, labels[:, 2] > 0
-    right = lambda name, k, rows: float((answers[name].argmax(1) == labels[:, k])[rows].float().mean())  # noqa: E731
+
+    def right(name: str, k: int, rows: Tensor) -> float:
+        return float((answers[name].argmax(1) == labels[:, k])[rows].float().mean())
+
     return {
         "images": len(shown),
         "subjects_seen": round(float((seen & shown).sum() / shown.sum()), 4),

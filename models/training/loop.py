@@ -77,7 +77,7 @@ class Average:
         share = 1 - (self.decay if decay is None else decay)
         now = module.state_dict()
         keys = [k for k in self.weights if now[k].is_floating_point()]
-        torch._foreach_lerp_([self.weights[k] for k in keys], [now[k].float() for k in keys], share)  # noqa: SLF001
+        torch._foreach_lerp_([self.weights[k] for k in keys], [now[k].float() for k in keys], share)
 
     def into(self, module: nn.Module) -> None:
         """Put the averaged weights into a module."""

@@ -118,10 +118,10 @@ def held_out(items: Sequence[Subject], background: int) -> bool:
     names = sorted(subject.name for subject in items)
     if STAR[0] in names and STAR[2] in names:
         return False
-    if len(names) == 2:  # noqa: PLR2004 - a pair
-        return _share(*names) < 10  # noqa: PLR2004 - one in ten
+    if len(names) == 2:
+        return _share(*names) < 10
     if len(names) == 1:
-        return _share(names[0], BACKGROUNDS[background].name) < 10  # noqa: PLR2004 - one in ten
+        return _share(names[0], BACKGROUNDS[background].name) < 10
     return False
 
 
@@ -295,7 +295,7 @@ class Sampler:
         index = variants[0] if self.rng.random() < 0.45 else self.rng.choice(variants)
         return self.sprites.seated.get(index, index) if seated else index
 
-    def _put(  # noqa: PLR0913 - a picture has that many degrees of freedom
+    def _put(
         self,
         subject: Subject,
         extent: float,
@@ -339,7 +339,13 @@ class Sampler:
         return self.rng.uniform(max(low, min(scene.horizon + 0.06, high)), high)
 
     def _stand(
-        self, scene: Scene, background: Background, subject: Subject, extent: float, x: float, floor: float | None = None
+        self,
+        scene: Scene,
+        background: Background,
+        subject: Subject,
+        extent: float,
+        x: float,
+        floor: float | None = None,
     ) -> Layer:
         """Put a subject where it belongs: on the floor, in the air, or as a portrait that begins at the lower edge."""
         rng = self.rng

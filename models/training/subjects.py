@@ -1,7 +1,7 @@
 """The subjects the model can draw: names, synonyms, plurals and how each behaves in a scene.
 
-Names and synonyms follow the labels and tags of emojibase-data 17.0.0 (MIT, from Unicode CLDR), picked by hand: a tag such
-as "animal" fits too many subjects to be a name. Pictures are named by code point, as in `@lobehub/fluent-emoji-3d`.
+Names and synonyms follow the labels and tags of emojibase-data 17.0.0 (MIT, from Unicode CLDR), picked by hand: a tag
+such as "animal" fits too many subjects to be a name. Pictures are named by code point, as in the picture package.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 _TABLE = """
 # code | name | synonyms (a / b=plural gives an irregular plural) | kind | flags
 # kind: person, animal, being, vehicle, food, plant, building, object
-# flags: m/f one gender only; air = floats freely; wall = no shadow; hand = can be held; mount:x,depth = can be ridden at
-# fraction x of its width, the rider sunk by depth; back = stands behind others well; full = a whole body, no seated form
+# flags: m/f one gender only; air = floats freely; hand = can be held; mount:x,depth = can be ridden at x of its width,
+# the rider sunk by depth; back = stands behind others well; full = a whole body, head = only a head
 1f9d1-200d-1f680|astronaut|spaceman=spacemen/cosmonaut|person|
 1f9d1-200d-2695|doctor|physician/nurse|person|
 1f9d1-200d-1f373|chef|cook|person|

@@ -29,20 +29,25 @@ _WORDS = Regex(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L
 
 
 def train_tokenizer(sprites: Sprites, settings: Settings, folder: Path) -> None:
-    """Learn a byte-level BPE (Sennrich et al., 2016) from captions, and write it as CLIP's `vocab.json` and `merges.txt`.
+    """Learn a byte-level BPE (Sennrich et al., 2016) from captions; write it as CLIP's `vocab.json` and `merges.txt`.
 
     Args:
         sprites: The pictures (scenes are drawn to be said).
         settings: The configuration.
         folder: Where to write.
     """
-    rng = Random(settings.seed)
+    rng = Random(settings.seed)  # noqa: S311 - captions, no secrets
     sampler = Sampler(sprites, rng)
     texts = [caption(sampler.training(), rng) for _ in range(20_000)] + [name for name in by_name() for _ in range(60)]
     bpe = Tokenizer(models.BPE(unk_token=END, continuing_subword_prefix="", end_of_word_suffix="</w>", fuse_unk=False))
-    bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
+    bpe.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(_WORDS, behavior="removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Split(_WORDS, behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     bpe.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -59,9 +64,11 @@ def train_tokenizer(sprites: Sprites, settings: Settings, folder: Path) -> None:
     # CLIP's order: bytes, bytes that end a word, merges, specials.
     words = [*alphabet, *(c + "</w>" for c in alphabet)]
     words += [w for pair in merges if (w := "".join(pair)) not in set(words)]
-    words = list(dict.fromkeys(words)) + [START, END]
+    words = [*dict.fromkeys(words), START, END]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}, ensure_ascii=False), encoding="utf-8")
+    (folder / "vocab.json").write_text(
+        json.dumps({w: i for i, w in enumerate(words)}, ensure_ascii=False), encoding="utf-8"
+    )
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -71,7 +78,8 @@ def load_tokenizer(folder: Path) -> Any:
     vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
     merges = [(a, b) for a, b in (line.split(" ") for line in lines)]
-    return CLIPTokenizer(
+    kind: Any = CLIPTokenizer
+    return kind(
         vocab=vocabulary,
         merges=merges,
         unk_token=END,

@@ -1,7 +1,7 @@
 """Trains, scores and writes the embedded model: `python -m models.training.train`.
 
-Stages: tokenizer, vae, judge, diffusion, guidance, export, evaluate. Each leaves a checkpoint in the work folder and is skipped, or
-resumed, when that is there. Delete the work folder to start afresh.
+Stages: tokenizer, vae, judge, diffusion, guidance, export, evaluate. Each leaves a checkpoint in the work folder and is
+skipped, or resumed, when that is there. Delete the work folder to start afresh.
 """
 
 from __future__ import annotations
@@ -38,10 +38,19 @@ class Run:
         judge: Where the judge is written.
         device: Where to train.
         seconds: Times to fill, by stage, instead of the configured steps.
+        further: A pipeline folder whose autoencoder is kept and whose text encoder and UNet are trained further.
     """
 
-    def __init__(self, settings: Settings, out: Path, judge: Path, device: str, seconds: dict[str, float]) -> None:
-        self.settings = settings
+    def __init__(
+        self,
+        settings: Settings,
+        out: Path,
+        judge: Path,
+        device: str,
+        seconds: dict[str, float],
+        further: Path | None = None,
+    ) -> None:
+        self.settings, self.further = settings, further
         self.out, self.judge, self.device, self.seconds = out, judge, device, seconds
 
     @cached_property
@@ -84,9 +93,9 @@ class Run:
     @cached_property
     def vae(self) -> Any:
         """The trained autoencoder."""
-        folder = self.settings.work / "vae"
+        folder = (self.further or self.settings.work) / "vae"
         if (folder / "config.json").exists():
-            return vae.lean(vae.AutoencoderKL.from_pretrained(folder).to(self.device))
+            return vae.lean(vae.load(folder).to(self.device))
         trained = vae.train(self.settings, self.pool.images, self.held.images[:500], self.seconds.get("vae"))
         trained.save_pretrained(folder)
         return trained
@@ -94,7 +103,9 @@ class Run:
     def train_judge(self) -> None:
         """Train the judge unless it is there."""
         if not (self.judge / "judge.safetensors").exists():
-            pool = dataset.compose_pool(self.composer, self.sprites, self.settings.judge.scenes, self.settings.seed + 14)
+            pool = dataset.compose_pool(
+                self.composer, self.sprites, self.settings.judge.scenes, self.settings.seed + 14
+            )
             judging.train(self.settings, pool, self.held, self.judge)
 
     @cached_property
@@ -112,7 +123,13 @@ class Run:
             text.encoder_of(self.tokenizer),
         )
         z = result[0][:2000].float()
-        log.info("encoded %d scenes in %.0f s; mean %.3f std %.3f", len(result[0]), time.monotonic() - began, z.mean(), z.std())
+        log.info(
+            "encoded %d scenes in %.0f s; mean %.3f std %.3f",
+            len(result[0]),
+            time.monotonic() - began,
+            z.mean(),
+            z.std(),
+        )
         return result
 
     def train_all(self) -> None:
@@ -122,7 +139,9 @@ class Run:
         autoencoder = self.vae
         self.__dict__.pop("pool", None)
         self.train_judge()
-        encoder, unet = diffusion.train(self.settings, *self.latents, self.tokenizer, self.seconds.get("diffusion"))
+        encoder, unet = diffusion.train(
+            self.settings, *self.latents, self.tokenizer, self.seconds.get("diffusion"), self.further
+        )
         if self.settings.guidance.steps:
             self.finish(autoencoder, encoder, unet, self.settings.work / "before", quick=True)
             encoder, unet = encoder.to(self.device, torch.float32), unet.to(self.device, torch.float32)
@@ -148,12 +167,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "models" / "kubediffusion-emoji")
     parser.add_argument("--judge", type=Path, default=ROOT / "models" / "judge")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--only", choices=("all", "evaluate"), default="all", help="evaluate: score the folder that is there")
-    parser.add_argument("--seconds", action="append", default=[], metavar="STAGE=N", help="fill a time (vae, diffusion)")
+    parser.add_argument(
+        "--only", choices=("all", "evaluate"), default="all", help="evaluate: score the folder that is there"
+    )
+    parser.add_argument(
+        "--seconds", action="append", default=[], metavar="STAGE=N", help="fill a time (vae, diffusion)"
+    )
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     seconds = {name: float(value) for name, value in (pair.split("=") for pair in args.seconds)}
-    run = Run(read(args.config, args.work), args.out, args.judge, args.device, seconds)
+    run = Run(read(args.config, args.work), args.out, args.judge, args.device, seconds, args.further)
     if args.only == "evaluate":
         scores = evaluate.Scores(run.settings, run.sprites, args.out, args.judge, args.device)
         table = scores.everything()

@@ -16,6 +16,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 from .loop import Average, Pace, cosine, load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .settings import Settings
 
 log = logging.getLogger(__name__)
@@ -25,7 +27,8 @@ def new_vae(settings: Settings) -> Any:
     """Return an untrained autoencoder without attention, so that any size that is a multiple of 8 works alike."""
     shape = settings.vae
     levels = len(shape.channels)
-    return AutoencoderKL(
+    kind: Any = AutoencoderKL
+    return kind(
         in_channels=3,
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -41,8 +44,14 @@ def new_vae(settings: Settings) -> Any:
     )
 
 
+def load(folder: Path) -> Any:
+    """Load a trained autoencoder, in float32."""
+    kind: Any = AutoencoderKL
+    return kind.from_pretrained(folder).float()
+
+
 def lean(module: Any) -> Any:
-    """Let group normalisation read and write bfloat16 under autocast, which would widen it to float32: half the memory traffic."""
+    """Let group normalisation keep bfloat16 under autocast, which would widen it to float32: half the traffic."""
 
     def forward(norm: nn.GroupNorm, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -55,7 +64,7 @@ def lean(module: Any) -> Any:
 
 
 class Critic(nn.Module):
-    """Says of each patch of 34×34 pixels how real it looks (PatchGAN, Isola et al., 2017), with spectral normalisation."""
+    """Says of each patch of 34 by 34 pixels how real it looks (PatchGAN, Isola et al., 2017)."""
 
     def __init__(self, width: int = 48) -> None:
         super().__init__()
@@ -82,7 +91,7 @@ def difference(made: Tensor, real: Tensor) -> Tensor:
     for scale in range(3):
         for axis in (2, 3):
             total = total + 0.5 * (made.diff(dim=axis) - real.diff(dim=axis)).abs().mean()
-        if scale < 2:  # noqa: PLR2004 - three scales
+        if scale < 2:
             made, real = F.avg_pool2d(made, 2), F.avg_pool2d(real, 2)
     return total
 
@@ -129,7 +138,9 @@ def train(settings: Settings, images: Tensor, held: Tensor, seconds: float | Non
             made = vae.decoder(vae.post_quant_conv(z)).float()
             kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
             extra = shape.kl * kl
-            if torch.rand(()).item() < shape.equivariance:  # EQ-VAE (Kouzelis et al., 2025): smaller latents, smaller image
+            if (
+                torch.rand(()).item() < shape.equivariance
+            ):  # EQ-VAE (Kouzelis et al., 2025): smaller latents, smaller image
                 small = vae.decoder(vae.post_quant_conv(F.avg_pool2d(z, 2))).float()
                 extra = extra + 0.25 * difference(small, F.avg_pool2d(real, 2))
         share = shape.adversarial if step >= shape.adversarial_from * pace.steps else 0.0
@@ -145,7 +156,7 @@ def train(settings: Settings, images: Tensor, held: Tensor, seconds: float | Non
         average.update(vae, min(0.999, (1 + step) / (10 + step)))
         if step % 200 == 0 or step == pace.steps - 1:
             log.info("vae %d/%d loss %.4f kl %.2f, %.0f s", step, pace.steps, loss.item(), kl.item(), pace.elapsed)
-        if time.monotonic() - saved > 60 or step == pace.steps - 1:  # noqa: PLR2004 - a minute
+        if time.monotonic() - saved > 60 or step == pace.steps - 1:
             save_checkpoint(path, state, step + 1)
             saved = time.monotonic()
     average.into(vae)
@@ -156,7 +167,7 @@ def train(settings: Settings, images: Tensor, held: Tensor, seconds: float | Non
 
 
 def _adversarial(critic: Critic, opt: torch.optim.Optimizer, made: Tensor, real: Tensor, toward: Tensor) -> Tensor:
-    """Teach the critic for a step (hinge loss) and return its gradient on the made images, scaled to `toward`'s norm."""
+    """Teach the critic for a step (hinge loss); return its gradient on the made images, scaled to `toward`'s norm."""
     with torch.autocast(made.device.type, torch.bfloat16, enabled=made.device.type == "cuda"):
         scores_made, scores_real = critic(made.detach()), critic(real)
         loss = F.relu(1 + scores_made.float()).mean() + F.relu(1 - scores_real.float()).mean()
@@ -190,14 +201,15 @@ def psnr(vae: Any, images: Tensor, batch: int = 50) -> float:
 def encode(vae: Any, images: Tensor) -> Tensor:
     """Return the latents' means, [n, channels, size / 8, size / 8]."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
-        return vae.encode(pixels(images)).latent_dist.mode().float()  # type: ignore[no-any-return]
+        latents: Tensor = vae.encode(pixels(images)).latent_dist.mode().float()
+    return latents
 
 
 @torch.no_grad()
 def normalise(vae: Any, images: Tensor) -> None:
-    """Give every latent channel mean 0 and variance 1, by folding an affine map into the two 1×1 convolutions.
+    """Give every latent channel mean 0 and variance 1, by folding an affine map into the two 1-by-1 convolutions.
 
-    Pipelines know one `scaling_factor` for all channels; this way it is 1 and every channel has the noise schedule's scale.
+    Pipelines know one `scaling_factor` for all channels; this way it is 1, and every channel has the same scale.
     """
     z = torch.cat([encode(vae, images[i : i + 100]) for i in range(0, len(images), 100)])
     mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))

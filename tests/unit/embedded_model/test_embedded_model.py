@@ -1,0 +1,64 @@
+"""The shipped folder draws what it is asked for: a broken text encoder, scheduler, UNet or VAE fails here."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[3]
+FOLDER = ROOT / "models" / "kubediffusion-emoji"
+PROMPTS = [
+    ("A photo of an astronaut riding a horse on the moon", 1, {"astronaut", "horse"}, "moon"),
+    ("a car in the desert", 1, {"car"}, "desert"),
+    ("a red balloon in the snow", 0, {"balloon"}, "snow"),
+]
+
+
+@pytest.fixture(scope="module")
+def judge():
+    spec = importlib.util.spec_from_file_location("embedded_model_judge", ROOT / "models" / "judge" / "judge.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module.Judge()
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        from diffusers import DiffusionPipeline
+
+        pipe = DiffusionPipeline.from_pretrained(FOLDER)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_the_folder_is_small_and_safe():
+    files = [p for p in FOLDER.rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) <= 40_000_000
+    assert max(p.stat().st_size for p in files) < 16_000_000
+    assert {p.suffix for p in files} <= {".json", ".safetensors", ".md", ".png"}
+
+
+@pytest.mark.parametrize(("prompt", "seed", "subjects", "background"), PROMPTS)
+def test_the_judge_sees_what_the_prompt_names(pipe, judge, prompt, seed, subjects, background):
+    result = pipe(
+        prompt, num_inference_steps=16, guidance_scale=7.5, generator=torch.Generator("cpu").manual_seed(seed)
+    )
+    image = result.images[0]
+    verdict = judge.look(image)
+    assert image.size == (256, 256)
+    assert verdict.background == background
+    assert {name for name in subjects if verdict.sees(name)} == subjects
+
+
+def test_the_judge_is_not_easily_pleased(judge):
+    from PIL import Image
+
+    verdict = judge.look(Image.effect_noise((256, 256), 80))
+    assert sum(chance >= 0.5 for chance in verdict.subjects.values()) == 0

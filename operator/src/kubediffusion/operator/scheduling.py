@@ -409,7 +409,7 @@ def waiting_reason(view: ModelView, now: dt.datetime) -> tuple[WaitingReason, st
     failures = view.failures
     stuck = next((w.pod.unschedulable for w in starting if w.pod is not None and w.pod.unschedulable), "")
     if ready:
-        message = f"all {len(ready)} ready workers of model {view.model.name} have their fill"
+        message = f"ready workers of model {view.model.name}: {len(ready)}, all with their fill"
         message += f"; maxReplicas is {settings.max_replicas}" + (f"; {len(starting)} starting" if starting else "")
         return WaitingReason.WORKERS_BUSY, message
     if stuck:

@@ -127,7 +127,7 @@ def train(
     state = {"text": text, "unet": unet, "text_average": averages[0], "unet_average": averages[1], "opt": opt}
     path = settings.work / "diffusion.pt"
     start = load_checkpoint(path, state, device)
-    forward = torch.compile(unet, disable=not fast, dynamic=False)
+    forward: Any = torch.compile(unet, disable=not fast, dynamic=False)
     signal, noise = noise_levels(settings, device)
     empty = torch.tensor(tokenizer("", padding="max_length", max_length=LENGTH).input_ids, device=device)
     spread = torch.arange(batch, device=device) / batch
@@ -179,8 +179,8 @@ def calibrate(settings: Settings, text: Any, unet: Any, latents: Tensor, ids: Te
     """Make the usual guidance scales (7.5, 9) act as gentler ones, by distilling a share of the guidance away.
 
     With u and c the predictions without and with the caption, guidance draws u + g·(c - u). A student whose captioned
-    prediction is u + k·(c - u) turns a scale of g into k·g: a strong scale follows the prompt without burning the colours
-    or losing variety.
+    prediction is u + k·(c - u) turns a scale of g into k·g: a strong scale follows the prompt without burning the
+    colours or losing variety.
     The text encoder stays as it is.
 
     Returns:

@@ -177,7 +177,8 @@ def _adversarial(critic: Critic, opt: torch.optim.Optimizer, made: Tensor, real:
     with torch.autocast(made.device.type, torch.bfloat16, enabled=made.device.type == "cuda"):
         wish = -critic(made).float().mean()
     (gradient,) = torch.autograd.grad(wish, made)
-    return gradient * (toward.norm() / gradient.norm().clamp(min=1e-12))
+    scaled: Tensor = gradient * (toward.norm() / gradient.norm().clamp(min=1e-12))
+    return scaled
 
 
 @torch.no_grad()

@@ -11,6 +11,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "models" / "kubediffusion-emoji"
+# diffusers hands torch tensors to numpy in a way that numpy 2 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 PROMPTS = [
     ("A photo of an astronaut riding a horse on the moon", 1, {"astronaut", "horse"}, "moon"),
     ("a car in the desert", 1, {"car"}, "desert"),
@@ -48,7 +50,7 @@ def test_the_folder_is_small_and_safe():
 @pytest.mark.parametrize(("prompt", "seed", "subjects", "background"), PROMPTS)
 def test_the_judge_sees_what_the_prompt_names(pipe, judge, prompt, seed, subjects, background):
     result = pipe(
-        prompt, num_inference_steps=16, guidance_scale=7.5, generator=torch.Generator("cpu").manual_seed(seed)
+        prompt, num_inference_steps=10, guidance_scale=7.5, generator=torch.Generator("cpu").manual_seed(seed)
     )
     image = result.images[0]
     verdict = judge.look(image)
@@ -60,5 +62,6 @@ def test_the_judge_sees_what_the_prompt_names(pipe, judge, prompt, seed, subject
 def test_the_judge_is_not_easily_pleased(judge):
     from PIL import Image
 
-    verdict = judge.look(Image.effect_noise((256, 256), 80))
-    assert sum(chance >= 0.5 for chance in verdict.subjects.values()) == 0
+    verdict = judge.look(Image.new("RGB", (256, 256), "#3f73e0"))
+    assert verdict.background == "blue"
+    assert not any(verdict.sees(name) for name in judge.subjects)

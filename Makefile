@@ -95,6 +95,10 @@ images: ## Build the container images with docker or buildah (REGISTRY=, TAG=, B
 sbom: ## List what the images hold, as CycloneDX, in dist/sbom
 	@./deploy/images/sbom
 
+.PHONY: e2e
+e2e: bootstrap ## Run the end-to-end tests on a real kubelet (root, Debian 12; PYTEST= options)
+	@./tests/e2e/run $(PYTEST)
+
 .PHONY: clean
 clean: ## Remove what was made in this checkout; the cache of binaries is shared and stays
 	rm -rf .venv .cache demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,117 @@
+"""Builds this checkout's images for the end-to-end tests, on a base image made here.
+
+Runs before the tests, where the network is: they themselves run in a network of their own. Everything is kept by
+buildah, so a second run builds only what the checkout has changed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from kubediffusion.local.layout import REPOSITORY
+
+TAG = "e2e"
+PARTS = ("operator", "api", "worker")
+BASE = "localhost/kubediffusion-e2e-base:bookworm"
+PAUSE = "localhost/kubediffusion-e2e-pause:1"
+"""What holds a pod's network while its containers come and go."""
+
+BUSYBOX = Path("/bin/busybox")
+PACKAGES = "python3,python3-venv,ca-certificates"
+MEGABYTES_ABOVE_BASE = {"operator": 250, "api": 250}
+
+
+def name(part: str, tag: str = TAG) -> str:
+    """Name of a part's image."""
+    return f"localhost/kubediffusion-{part}:{tag}"
+
+
+def run(command: Sequence[str | Path], environment: dict[str, str] | None = None) -> str:
+    """Run a command; its errors are the user's to see."""
+    return subprocess.run(
+        [str(word) for word in command],
+        env={**os.environ, **(environment or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout.strip()
+
+
+def identity(image: str) -> str:
+    """Give an image's ID; nothing where there is no such image."""
+    return next(iter(run(["buildah", "images", "--quiet", "--no-trunc", "--filter", f"reference={image}"]).split()), "")
+
+
+def build_all() -> None:
+    """Build every image that the tests need."""
+    base = os.environ.get("BASE_IMAGE") or BASE
+    if base == BASE and not identity(BASE):
+        say("Making a base image with debootstrap (once)")
+        make_base()
+    if not identity(PAUSE):
+        make_pause()
+    build = REPOSITORY / "deploy" / "images" / "build"
+    # One revision for all commits: what is the same shall have the same name, so that it is not loaded again.
+    run_loudly([build, *PARTS], {"BASE_IMAGE": base, "TAG": TAG, "BUILDER": "buildah", "REVISION": "e2e"})
+    check_sizes(base)
+
+
+def make_base() -> None:
+    """Make a slim Debian with Python, as none can be pulled everywhere."""
+    with tempfile.TemporaryDirectory(prefix="kubediffusion-e2e-base-", dir="/var/tmp") as folder:
+        root = Path(folder) / "root"
+        run(["debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", root])
+        for leftover in (root / "var/cache/apt", root / "var/lib/apt/lists"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        make(Path(folder), BASE, 'FROM scratch\nCOPY root /\nCMD ["python3"]\n')
+
+
+def make_pause() -> None:
+    """Make the image of pod sandboxes."""
+    with tempfile.TemporaryDirectory(prefix="kubediffusion-e2e-pause-") as folder:
+        shutil.copy(BUSYBOX, folder)
+        make(Path(folder), PAUSE, 'FROM scratch\nCOPY busybox /\nENTRYPOINT ["/busybox", "sleep", "2147483647"]\n')
+
+
+def make(folder: Path, image: str, dockerfile: str) -> None:
+    """Build an image from a folder."""
+    (folder / "Dockerfile").write_text(dockerfile)
+    run(["buildah", "build", "--quiet", "--isolation=chroot", f"--tag={image}", folder])
+
+
+def check_sizes(base: str) -> None:
+    """Fail where an image has grown beyond what it may add to its base."""
+    for part, most in MEGABYTES_ABOVE_BASE.items():
+        added = (size(name(part)) - size(base)) / 1e6
+        say(f"kubediffusion-{part}: {added:.0f} MB above its base")
+        if added > most:
+            sys.exit(f"the image of {part} adds {added:.0f} MB to its base; {most} MB are allowed")
+
+
+def size(image: str) -> float:
+    """Give an image's size in bytes, unpacked, to three digits."""
+    # A line for each of its names.
+    number, unit = run(["buildah", "images", "--format={{.Size}}", image]).splitlines()[0].split()
+    return float(number) * {"KB": 1e3, "MB": 1e6, "GB": 1e9}[unit]
+
+
+def run_loudly(command: Sequence[str | Path], environment: dict[str, str]) -> None:
+    """Run a command whose output the user sees."""
+    subprocess.run([str(word) for word in command], env={**os.environ, **environment}, check=True)
+
+
+def say(text: str) -> None:
+    """Tell the user."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    build_all()

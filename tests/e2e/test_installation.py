@@ -1,0 +1,273 @@
+"""The chart on a real node, from the first job to the uninstallation: the tests follow one installation.
+
+They run in the order in which they are written, and leave no jobs behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+
+import pytest
+import yaml
+from e2e_cluster import CommandError, Object, is_true, wait_for
+from e2e_node import NAME as NODE
+from e2e_studio import LONG, MISSING_COLUMN, MODEL, NAMESPACE, RELEASE, WORKERS, Studio
+
+from kubediffusion.local.layout import CHART
+from kubediffusion.resources import meta
+
+CRD = "customresourcedefinition/generationjobs.kubediffusion.io"
+
+
+@pytest.fixture(autouse=True)
+def _no_jobs_are_left(studio: Studio) -> Iterator[None]:
+    yield
+    if studio.installed:
+        studio.clear()
+
+
+def is_running(job: Object) -> bool:
+    return job["status"]["phase"] == "Running"
+
+
+def columns(studio: Studio) -> list[str]:
+    found = studio.cluster.get(*CRD.split("/"))["spec"]["versions"][0]["additionalPrinterColumns"]
+    return [column["name"] for column in found]
+
+
+def test_helm_test_sends_a_job_and_checks_the_image(studio: Studio):
+    said = studio.cluster.helm("test", RELEASE, f"--namespace={NAMESPACE}", "--logs", "--timeout=10m")
+    assert "as the job says" in said
+
+
+def test_a_job_over_http_through_the_service(studio: Studio):
+    task = studio.generate(seed=7)
+    image = studio.image(task)
+    (said,) = studio.job(task)["status"]["images"]
+    assert hashlib.sha256(image).hexdigest() == said["sha256"]
+    assert studio.stored(said["uri"]) == image
+
+
+def test_a_job_by_kubectl(studio: Studio):
+    studio.submit("by-kubectl")
+    studio.kubectl("wait", "--for=condition=Complete", "generationjob/by-kubectl", "--timeout=120s")
+    (job,) = studio.succeeded("by-kubectl")
+    assert studio.image("by-kubectl") == studio.stored(job["status"]["images"][0]["uri"])
+
+
+def test_every_pod_runs_as_the_restricted_profile_has_it(studio: Studio):
+    namespace = studio.cluster.get("namespace", NAMESPACE)
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    parts = {p["metadata"]["labels"][meta.COMPONENT_LABEL] for p in studio.cluster.list("pods", NAMESPACE)}
+    assert {"operator", "api", "worker"} <= parts
+    policies = [p["metadata"]["name"] for p in studio.cluster.list("networkpolicies", NAMESPACE)]
+    assert sorted(policies) == [f"{RELEASE}-{part}" for part in ("api", "operator", "worker")]
+    (worker, *_) = studio.ready_workers()
+    assert studio.kubectl("exec", worker, "--", "id", "-u").strip() == "65532"
+    with pytest.raises(CommandError, match="Read-only file system"):
+        studio.kubectl("exec", worker, "--", "touch", "/opt/packages/x")
+
+
+@pytest.mark.parametrize("part", ["operator", "api", "worker"])
+def test_an_account_may_do_what_its_rules_say_and_no_more(studio: Studio, part: str):
+    def rights(account: str) -> set[tuple[str, str]]:
+        pairs = set()
+        for line in studio.kubectl("auth", "can-i", "--list", "--no-headers", f"--as={account}").splitlines():
+            resource = "" if line.startswith(" ") else line.split()[0]
+            pairs |= {(resource, verb) for verb in line[line.rindex("[") + 1 : line.rindex("]")].split()}
+        return pairs
+
+    rules = yaml.safe_load((CHART / "files" / "rbac" / f"{part}.yaml").read_text())
+    wanted = {
+        (with_group(resource, group), verb)
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert rights(studio.account(part)) - rights("system:serviceaccount:default:nobody") == wanted
+
+
+def with_group(resource: str, group: str) -> str:
+    """`kubectl` prints the status of jobs as generationjobs.kubediffusion.io/status."""
+    name, slash, subresource = resource.partition("/")
+    return (f"{name}.{group}" if group else name) + slash + subresource
+
+
+def test_two_workers_on_two_gpus_and_a_third_that_says_why_it_waits(studio: Studio):
+    names = [f"crowd-{n}" for n in range(8)]
+    for name in names:
+        studio.submit(name, **LONG)
+    wait_for("two workers are ready", lambda: len(studio.ready_workers()) == 2)
+
+    def waiting() -> Object | None:
+        pods = [p for p in studio.workers() if p["status"]["phase"] == "Pending"]
+        return next((p for p in pods if not is_true(p, "PodScheduled")), None)
+
+    third = wait_for("a third worker waits", waiting)
+    (scheduled,) = (c for c in third["status"]["conditions"] if c["type"] == "PodScheduled")
+    assert scheduled["reason"] == "Unschedulable"
+    assert "Insufficient nvidia.com/gpu" in scheduled["message"]
+    workers = {job["status"]["worker"] for job in studio.succeeded(*names)}
+    assert len(workers) == 2
+
+
+def test_a_job_whose_worker_s_pod_is_deleted_is_bound_again(studio: Studio):
+    studio.submit("bereft", **LONG)
+    first = studio.running_on("bereft")
+    studio.kubectl("delete", "pod", first, "--grace-period=0", "--force", "--wait=false")
+    (job,) = studio.succeeded("bereft")
+    assert job["status"]["worker"] != first
+    assert job["status"]["attempt"] > 1
+
+
+def test_a_job_whose_worker_runs_out_of_memory_is_bound_again(studio: Studio):
+    studio.submit("starved", **LONG)
+    first = studio.running_on("starved")
+    # The kernel's choice falls on the worker itself, not on what fills the memory beside it.
+    fill = """
+import os, signal
+open('/proc/1/oom_score_adj', 'w').write('1000')
+for _ in range(48):
+    if os.fork() == 0:
+        held = bytearray(128 << 20)
+        held[::4096] = b'1' * len(held[::4096])
+        signal.pause()
+os.wait()
+"""
+    with pytest.raises(CommandError):
+        studio.kubectl("exec", first, "--", "python3", "-c", fill)
+
+    def killed() -> bool:
+        pods = studio.cluster.list("pods", NAMESPACE, WORKERS)
+        ends = [s["state"].get("terminated", {}) for p in pods for s in p["status"].get("containerStatuses", [])]
+        return any(end.get("reason") == "OOMKilled" for end in ends)
+
+    wait_for("the worker was killed for want of memory", killed)
+    (job,) = studio.succeeded("starved")
+    assert job["status"]["worker"] != first
+    assert job["status"]["retries"] == 1
+
+
+def test_a_drained_node_s_jobs_are_bound_again(studio: Studio):
+    names = [f"drained-{n}" for n in range(4)]
+    for name in names:
+        studio.submit(name, **LONG)
+    first = {studio.running_on(names[0])}
+    try:
+        studio.cluster.kubectl(
+            "drain", NODE, "--force", "--delete-emptydir-data", f"--pod-selector={WORKERS}", "--timeout=180s"
+        )
+        assert not first & set(studio.ready_workers())
+    finally:
+        studio.cluster.kubectl("uncordon", NODE)
+    assert max(job["status"]["attempt"] for job in studio.succeeded(*names)) > 1
+
+
+def test_operator_and_api_pods_may_be_killed(studio: Studio):
+    tasks = [studio.generate(num_inference_steps=100) for _ in range(4)]
+    for part in ("operator", "api"):
+        labels = f"{meta.COMPONENT_LABEL}={part}"
+        studio.kubectl("delete", "pods", f"--selector={labels}", "--grace-period=0", "--force", "--wait=false")
+    studio.submit("meanwhile")
+    for part in ("operator", "api"):
+        studio.kubectl("rollout", "status", f"deployment/{RELEASE}-{part}", "--timeout=120s")
+    studio.succeeded("meanwhile", *tasks)
+    for task in tasks:
+        assert studio.image(task)
+
+
+def test_a_worker_s_token_opens_nothing_but_its_own_jobs(studio: Studio):
+    names = [f"mine-{n}" for n in range(6)]
+    for name in names:
+        studio.submit(name, **LONG)
+
+    def on_two_workers() -> dict[str, str] | None:
+        running = {j["status"]["worker"]: j["metadata"]["name"] for j in map(studio.job, names) if is_running(j)}
+        return running if len(running) == 2 else None
+
+    (worker, mine), (_, other) = wait_for("two workers run jobs", on_two_workers).items()
+    patch = json.dumps({"status": {"warnings": ["written by another"]}})
+
+    def write(job: str) -> None:
+        studio.as_worker(
+            worker, "patch", "generationjob", job, "--subresource=status", "--type=merge", f"--patch={patch}"
+        )
+
+    write(mine)
+    with pytest.raises(CommandError, match=r"only the worker that status\.worker names"):
+        write(other)
+    for refused in (
+        ["get", "secrets"],
+        ["get", "secret", "kubediffusion-s3"],
+        ["create", "job", "more", "--image=none"],
+        ["delete", "generationjob", other],
+        ["get", "generationjobs", "--all-namespaces"],
+    ):
+        with pytest.raises(CommandError, match="forbidden"):
+            studio.as_worker(worker, *refused)
+    manifest = {
+        "apiVersion": meta.API_VERSION,
+        "kind": "GenerationJob",
+        "metadata": {"name": "no"},
+        "spec": {"prompt": "x"},
+    }
+    with pytest.raises(CommandError, match="forbidden"):
+        studio.as_worker(worker, "create", "--filename=-", stdin=json.dumps(manifest))
+
+
+def test_an_upgrade_under_load_loses_no_job_and_brings_the_crds_up_to_date(studio: Studio):
+    assert MISSING_COLUMN not in columns(studio)
+    tasks: list[str] = []
+    refusals: list[BaseException] = []
+    done = threading.Event()
+
+    def load() -> None:
+        while not done.is_set():
+            try:
+                tasks.append(studio.generate(num_inference_steps=20))
+            except Exception as error:  # noqa: BLE001 - whatever a client would have seen
+                refusals.append(error)
+            done.wait(0.5)
+
+    client = threading.Thread(target=load)
+    client.start()
+    try:
+        studio.submit("running", **LONG)
+        studio.running_on("running")
+        studio.upgrade()
+    finally:
+        done.set()
+        client.join()
+    assert not refusals
+    assert MISSING_COLUMN in columns(studio)
+    studio.succeeded("running", *tasks)
+    # Workers are of the new release by now, or will be as soon as they are idle.
+    studio.submit("afterwards")
+    worker = studio.succeeded("afterwards")[0]["status"]["worker"]
+    (container,) = studio.cluster.get("pod", worker, NAMESPACE)["spec"]["containers"]
+    assert container["image"].endswith(f":{studio.next_tag}")
+
+
+def test_an_uninstallation_keeps_jobs_and_images_and_says_so(studio: Studio):
+    studio.submit("kept")
+    (job,) = studio.succeeded("kept")
+    notes = studio.cluster.helm("get", "notes", RELEASE, f"--namespace={NAMESPACE}")
+    assert "keeps the CRDs" in notes
+    studio.cluster.helm("uninstall", RELEASE, f"--namespace={NAMESPACE}", "--wait", "--timeout=5m")
+    assert studio.job("kept")["status"]["phase"] == "Succeeded"
+    assert studio.stored(job["status"]["images"][0]["uri"])
+    wait_for("the workers are gone", lambda: not studio.workers())
+    left = [
+        o["metadata"]["name"]
+        for kind in ("deployments", "services", "roles", "serviceaccounts", "networkpolicies")
+        for o in studio.cluster.list(kind, NAMESPACE)
+    ]
+    assert left == ["default"]
+    assert MODEL not in [m["metadata"]["name"] for m in studio.cluster.list("diffusionmodels", NAMESPACE)]
+    assert not [r for r in studio.cluster.list("clusterroles") if r["metadata"]["name"].startswith(RELEASE)]
+    studio.kubectl("delete", "generationjob", "kept")
+    studio.installed = False

@@ -101,4 +101,4 @@ e2e: bootstrap ## Run the end-to-end tests on a real kubelet (root, Debian 12; P
 
 .PHONY: clean
 clean: ## Remove what was made in this checkout; the cache of binaries is shared and stays
-	rm -rf .venv .cache demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .cache demo dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

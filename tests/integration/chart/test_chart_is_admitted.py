@@ -107,7 +107,7 @@ def test_crds_are_brought_up_to_date_with_no_more_right_than_that(cluster: Local
         "generationjobs.kubediffusion.io: changed",
         "diffusionmodels.kubediffusion.io: up to date",
     ]
-    columns = cluster.get(CRD)["spec"]["versions"][0]["additionalPrinterColumns"]
+    columns = cluster.get(*CRD.split("/"))["spec"]["versions"][0]["additionalPrinterColumns"]
     assert [c["name"] for c in columns] == [
         c["name"] for c in definitions()[0]["spec"]["versions"][0]["additionalPrinterColumns"]
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 from collections.abc import Iterator
@@ -39,16 +40,20 @@ class Helm:
         return answer.stdout
 
     def template(self, values: Object | None = None, *arguments: str, namespace: str = "chart") -> list[Object]:
-        rendered = self.run(
+        rendered = self._rendered(json.dumps(values or {}), namespace, arguments)
+        return [document for document in yaml.load_all(rendered, yaml.CSafeLoader) if document]
+
+    @functools.cache  # noqa: B019 - one Helm lives as long as the tests
+    def _rendered(self, values: str, namespace: str, arguments: tuple[str, ...]) -> str:
+        return self.run(
             "template",
             RELEASE,
             str(CHART),
             f"--namespace={namespace}",
             "--values=-",
             *arguments,
-            stdin=json.dumps(values or {}),
+            stdin=values,
         )
-        return [document for document in yaml.safe_load_all(rendered) if document]
 
 
 def kinds(objects: list[Object]) -> list[str]:

@@ -1,9 +1,9 @@
 """The shipped folder draws what it is asked for: a broken text encoder, scheduler, UNet or VAE fails here.
 
-The judge alone forgives too much: it still sees the balloon when the scheduler mistakes velocity for noise. So the picture is
-also held against the one that the folder drew when it was committed (`expected/`, 64 by 64). On the balloon, mean differences were
-26 for the wrong prediction type, 8 for another end of the noise schedule, 11 for a wrong scaling factor, 0 for another number of
-threads. Whoever trains the weights anew replaces these pictures.
+The judge alone forgives too much: it still sees the balloon when the scheduler mistakes velocity for noise. So the
+picture is also held against the one that the folder drew when it was committed (`expected/`, 64 by 64). On the balloon,
+mean differences were 26 for the wrong prediction type, 8 for another end of the noise schedule, 11 for a wrong scaling
+factor, 0 for another number of threads. Whoever trains the weights anew replaces these pictures.
 """
 
 from __future__ import annotations

@@ -15,14 +15,8 @@ import pytest
 
 from kubediffusion.local.claims import Claims
 from kubediffusion.local.testing import wait_for
-from kubediffusion.worker.testing import save_stable_diffusion
 
 START_SECONDS = 180.0
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_stable_diffusion(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -102,11 +96,9 @@ def assert_all_end(processes: dict[int, str]) -> None:
     wait_for("every process to end", all_gone)
 
 
-def test_the_demo_writes_the_image_and_leaves_nothing(
-    run: Callable[..., Command], model: Path, port: int, tmp_path: Path
-) -> None:
+def test_the_demo_writes_the_image_and_leaves_nothing(run: Callable[..., Command], port: int, tmp_path: Path) -> None:
     image = tmp_path / "astronaut.png"
-    command = run("demo", f"--port={port}", f"--model={model}", f"--image={image}")
+    command = run("demo", f"--port={port}", f"--image={image}")
     seen: dict[int, str] = {}
 
     def ended() -> bool:
@@ -146,19 +138,17 @@ def started(command: Command, part: str) -> Callable[[], dict[int, str] | None]:
     ],
 )
 def test_whatever_ends_it_at_whatever_moment_nothing_is_left(
-    run: Callable[..., Command], model: Path, port: int, number: signal.Signals, part: str
+    run: Callable[..., Command], port: int, number: signal.Signals, part: str
 ) -> None:
-    command = run("up", f"--port={port}", f"--model={model}")
+    command = run("up", f"--port={port}")
     processes = wait_for(f"{part} to run", started(command, part), START_SECONDS)
     command.process.send_signal(number)
     command.wait()
     assert_all_end(processes)
 
 
-def test_a_part_that_ends_is_named_and_takes_the_rest_along(
-    run: Callable[..., Command], model: Path, port: int
-) -> None:
-    command = run("up", f"--port={port}", f"--model={model}")
+def test_a_part_that_ends_is_named_and_takes_the_rest_along(run: Callable[..., Command], port: int) -> None:
+    command = run("up", f"--port={port}")
     processes = wait_for("the scheduler to run", started(command, "/kube-scheduler "), START_SECONDS)
     (victim,) = (pid for pid, process in processes.items() if "/kube-scheduler " in process)
     os.kill(victim, signal.SIGKILL)
@@ -167,9 +157,9 @@ def test_a_part_that_ends_is_named_and_takes_the_rest_along(
     assert_all_end(processes)
 
 
-def test_a_port_that_is_taken_is_named(run: Callable[..., Command], model: Path, port: int) -> None:
+def test_a_port_that_is_taken_is_named(run: Callable[..., Command], port: int) -> None:
     with socket.create_server(("127.0.0.1", port)):
-        command = run("up", f"--port={port}", f"--model={model}")
+        command = run("up", f"--port={port}")
         assert command.wait() == 1
     assert f"port {port} is taken" in command.output
 

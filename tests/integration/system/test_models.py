@@ -90,3 +90,13 @@ async def test_workers_scale_from_zero_to_the_gpus_and_back(open_studio):
 
     await eventually("scaled to zero", none_left)
     assert (await studio.model_says("tiny", "True")).reason == "ScaledToZero"
+
+
+async def test_a_worker_that_the_api_server_refuses_is_what_the_job_waits_for(open_studio):
+    """A wrong toleration is found when the worker's Job is created; correcting the model is all that it takes."""
+    studio = open_studio(minReplicas=0, tolerations=[{"operator": "Maybe"}])
+    await studio.submit("waits")
+    job = await studio.until("waits", "says why", lambda job: "Maybe" in str(job.status.conditions))
+    assert job.status.conditions[0].reason == "WorkerRefused"
+    await studio.models.patch(studio.name, "tiny", {"spec": {"workers": {"tolerations": []}}})
+    studio.assert_images_are_true(await studio.phase("waits", Phase.SUCCEEDED))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from kubediffusion.operator.actions import Bind, CreateWorker, DeleteWorker, Explain, Finish, Requeue
 from kubediffusion.operator.scheduling import LIVE, Knobs, ModelView, order_key, plan_model
-from kubediffusion.operator.workers import Worker, WorkerState
+from kubediffusion.operator.workers import BatchJobStatus, PlatformCondition, Worker, WorkerState
 from kubediffusion.resources.errors import ErrorCode
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.resources.testing import NOW, bound_job, job
@@ -253,3 +254,22 @@ def test_outdated_workers_go_once_they_are_done():
     assert plan(view(workers=[old], bound=busy)) == ()
     (gone,) = plan(view(workers=[old]))
     assert isinstance(gone, DeleteWorker)
+
+
+def test_a_worker_that_ended_well_is_cleared_away():
+    """Somebody else told it to go, a drain for example; its finished Job would stay for ever."""
+    going = worker(0, WorkerState.GOING)
+    done = PlatformCondition(type="Complete", status="True")
+    metadata = going.job.metadata.model_copy(update={"deletion_timestamp": None})
+    ended = Worker(
+        going.job.model_copy(update={"metadata": metadata, "status": BatchJobStatus(conditions=(done,))}), None
+    )
+    (action,) = plan(view(workers=[ended]))
+    assert isinstance(action, DeleteWorker)
+
+
+def test_a_refused_worker_is_what_jobs_wait_for():
+    refused = dataclasses.replace(view([job(age=5)]), refusal="exceeded quota: gpus")
+    (said,) = [a for a in plan(refused) if isinstance(a, Explain)]
+    assert said.reason == "WorkerRefused"
+    assert "exceeded quota: gpus" in said.message

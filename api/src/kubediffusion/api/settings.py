@@ -38,7 +38,11 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="KUBEDIFFUSION_", frozen=True, use_attribute_docstrings=True, env_ignore_empty=False
+        env_prefix="KUBEDIFFUSION_",
+        frozen=True,
+        use_attribute_docstrings=True,
+        env_ignore_empty=False,
+        hide_input_in_errors=True,
     )
 
     namespace: Annotated[str, Field(min_length=1)] = "default"

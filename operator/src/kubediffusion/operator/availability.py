@@ -53,4 +53,6 @@ def _availability(view: ModelView) -> tuple[ConditionStatus, ModelReason, str]:
     loaded = old is not None and same and old.reason in {ModelReason.READY, ModelReason.SCALED_TO_ZERO}
     if loaded:
         return ConditionStatus.TRUE, ModelReason.SCALED_TO_ZERO, "no worker is ready; the next job gets one"
+    if view.refusal:
+        return ConditionStatus.UNKNOWN, ModelReason.NOT_YET_LOADED, f"no worker can be created: {view.refusal}"
     return ConditionStatus.UNKNOWN, ModelReason.NOT_YET_LOADED, "no worker has loaded the model with this spec so far"

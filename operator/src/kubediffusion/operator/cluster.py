@@ -74,7 +74,8 @@ class Cluster:
 
     async def get_job(self, namespace: str, name: str) -> GenerationJob:
         """Read one job."""
-        return await self._client.generation_jobs.get(namespace, name)
+        async with self._gate:
+            return await self._client.generation_jobs.get(namespace, name)
 
     async def write_status(self, job: GenerationJob, status: GenerationJobStatus) -> GenerationJob:
         """Write a job's status, only if the job is still as it was seen, and give it as it is then.
@@ -93,11 +94,15 @@ class Cluster:
         return await self._patch_job(job, patch, "")
 
     async def release_images(self, job: GenerationJob) -> None:
-        """Take the finalizer from a job whose images are gone."""
-        finalizers = [name for name in job.metadata.finalizers if name != meta.IMAGES_FINALIZER]
-        async with self._gate:
-            patch = {"metadata": {"finalizers": finalizers, "uid": job.uid}}
-            await self._client.generation_jobs.patch(job.metadata.namespace, job.name, patch)
+        """Take the finalizer from a job whose images are gone; raises as :meth:`write_status` does.
+
+        The job is read anew: other finalizers may have gone meanwhile, and writing them back is refused.
+        """
+        now = await self.get_job(job.metadata.namespace, job.name)
+        if now.uid != job.uid or meta.IMAGES_FINALIZER not in now.metadata.finalizers:
+            return
+        finalizers = [name for name in now.metadata.finalizers if name != meta.IMAGES_FINALIZER]
+        await self._patch_job(now, {"metadata": {"finalizers": finalizers}}, "")
 
     async def delete_job(self, job: GenerationJob) -> None:
         """Delete a job; that it is gone, or another has its name, is no error."""

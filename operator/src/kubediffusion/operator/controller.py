@@ -51,6 +51,8 @@ STUCK_SECONDS = 60.0
 """A loop that has not turned for so long is not alive."""
 REPORT_PERIOD = dt.timedelta(seconds=1)
 RETRY_PERIOD = dt.timedelta(seconds=1)
+LONGEST_REFUSAL_PAUSE = 60.0
+"""Seconds between tries to create a worker that the API server refuses, at most."""
 ORPHANS_A_PASS = 200
 FRESH = dt.timedelta(seconds=2)
 """A job seen within so long of its creation is new: the moment it is seen says more than its timestamp."""
@@ -105,6 +107,8 @@ class Controller:
         self._busy: set[str] = set()
         """Workers, models and images that something is under way for."""
         self._reported: dict[str, dt.datetime] = {}
+        self._refused: dict[str, int] = {}
+        """How often in a row a model's worker was refused by the API server, by the model's uid."""
         self._explanations = settings.explanations_per_second
         self._refilled = time.monotonic()
         self._wake = asyncio.Event()
@@ -131,6 +135,10 @@ class Controller:
         """Take in a DiffusionModel as it is now, or that it is gone."""
         state = self._state(model)
         state.drop_model(model) if gone else state.put_model(model)
+        if gone:
+            metrics.forget_model(model.metadata.namespace, model.name)
+            self._reported.pop(model.metadata.uid, None)
+            self._refused.pop(model.metadata.uid, None)
         self._touch(model.metadata.namespace)
 
     def observe_batch_job(self, job: BatchJob, gone: bool) -> None:
@@ -157,6 +165,7 @@ class Controller:
         for job in jobs.items:
             self.observe_job(job, gone=False)
         await self._list_workers()
+        self._turned = time.monotonic()
         self.synced = True
 
     async def run(self) -> None:
@@ -172,7 +181,9 @@ class Controller:
             await asyncio.gather(resync, *self._tasks, return_exceptions=True)
 
     def problem(self) -> str | None:
-        """Tell why the loop should be restarted; None while it turns."""
+        """Tell why the loop should be restarted; None while it turns, or waits for its first list."""
+        if not self.synced:
+            return None
         still = time.monotonic() - self._turned
         return f"no scheduling pass for {still:.0f} s" if still > STUCK_SECONDS else None
 
@@ -209,8 +220,11 @@ class Controller:
 
     def _pass(self, namespace: str, now: dt.datetime) -> None:
         """Decide on one namespace and start what is decided."""
-        state = self._namespaces[namespace]
         self._looks.pop(namespace, None)
+        state = self._namespaces.get(namespace)
+        if state is None:
+            # Nothing was left there when a write for it ended.
+            return
         if state.settled:
             del self._namespaces[namespace]
             return
@@ -238,7 +252,8 @@ class Controller:
                 self._start(Finish(job, Phase.FAILED, ErrorCode.MODEL_NOT_FOUND, message))
                 continue
             look = min(look or due, due)
-            if find(job.status.conditions, JobCondition.SCHEDULED) is None and self._budget():
+            silent = job.status.phase is Phase.PENDING and find(job.status.conditions, JobCondition.SCHEDULED) is None
+            if silent and self._budget():
                 self._start(Explain(job, WaitingReason.MODEL_NOT_FOUND, f"no {wanted} exists in {state.name} yet"))
         return look
 
@@ -285,7 +300,9 @@ class Controller:
         self._state(job).put_job(job)
         if job.status.phase in TERMINAL:
             self._tell_of_end(job, known)
-            self._learn_revision(job)
+            if known is not None:
+                # A job that had finished before this operator began may have run on another revision.
+                self._learn_revision(job)
             if awaits_image_deletion(job):
                 self._remove_images(job)
             elif (due := expiry(job)) is not None:
@@ -417,9 +434,11 @@ class Controller:
         except KubernetesError as error:
             metrics.ACTIONS.labels(name, "error").inc()
             logger.warning("%s failed, trying again: %s", name, error, extra={"key": key})
+            pause = RETRY_PERIOD.total_seconds()
             if isinstance(action, CreateWorker):
-                self._events.note(Event(action.model, "Warning", "CreateWorkerFailed", error.message))
-            await asyncio.sleep(error.retry_after or RETRY_PERIOD.total_seconds())
+                pause = self._note_refusal(action, error)
+            # The key stays busy meanwhile, so that no pass starts the same again.
+            await asyncio.sleep(error.retry_after or pause)
         else:
             # The answer comes before the watch tells: without it, the next pass would decide the same again.
             if isinstance(written, BatchJob):
@@ -429,9 +448,25 @@ class Controller:
                 self.observe_model(written, gone=False)
             if isinstance(action, ReportModel):
                 self._tell_of_model(action)
+            elif isinstance(action, CreateWorker):
+                self._refused.pop(action.model.metadata.uid, None)
+                self._state(action.model).refusals.pop(action.model.name, None)
         finally:
             self._busy.discard(key)
             self._touch(namespace)
+
+    def _note_refusal(self, action: CreateWorker, error: KubernetesError) -> float:
+        """Keep why a worker's Job was refused, for those who wait, and give the seconds until the next try.
+
+        An Event tells of it once, not at every try.
+        """
+        model = action.model
+        count = self._refused[model.metadata.uid] = self._refused.get(model.metadata.uid, 0) + 1
+        refusals = self._state(model).refusals
+        if refusals.get(model.name) != error.message:
+            refusals[model.name] = error.message
+            self._events.note(Event(model, "Warning", WaitingReason.WORKER_REFUSED, error.message))
+        return min(RETRY_PERIOD.total_seconds() * float(2 ** (count - 1)), LONGEST_REFUSAL_PAUSE)
 
     def _tell_of_model(self, action: ReportModel) -> None:
         before = find(action.model.status.conditions, ModelCondition.AVAILABLE)

@@ -20,3 +20,9 @@ PASS_SECONDS = Histogram(
     buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 0.5, 1),
 )
 LAST_PASS = Gauge("kubediffusion_operator_last_pass_timestamp_seconds", "When the last scheduling pass ended.")
+
+
+def forget_model(namespace: str, model: str) -> None:
+    """Drop the gauges of a model that is gone: they would tell of its last moment for ever."""
+    QUEUED.remove_by_labels({"namespace": namespace, "model": model})
+    WORKERS.remove_by_labels({"namespace": namespace, "model": model})

@@ -38,7 +38,7 @@ from kubediffusion.resources.generation_job import (
 
 FIRST_BACK_OFF = dt.timedelta(seconds=10)
 LONGEST_BACK_OFF = dt.timedelta(minutes=5)
-KEPT_FAILURES = 6
+KEPT_FAILURES = 7
 """Failed workers kept as the record of a model's crashes: their number sets the pause before the next."""
 
 MOST_FAILURES_A_PASS = 200
@@ -83,6 +83,7 @@ class ModelView:
         waiting_count: How many those are.
         workers: All its workers, of any template.
         bound: Jobs that workers have, by the name of the Pod.
+        refusal: Why the API server does not take a new worker's Job; empty while it does.
     """
 
     model: DiffusionModel
@@ -91,6 +92,7 @@ class ModelView:
     waiting_count: int = 0
     workers: tuple[Worker, ...] = ()
     bound: Mapping[str, tuple[GenerationJob, ...]] = field(default_factory=dict)
+    refusal: str = ""
 
     @property
     def batch(self) -> int:
@@ -331,6 +333,9 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, newly_bound: frozense
             ]
 
     for worker in view.workers:
+        if worker.job.complete and worker.job.metadata.deletion_timestamp is None and not view.jobs_of(worker):
+            # It was told to go by somebody else, and ended well: a drain, or a Pod that was deleted.
+            actions.append(_delete(worker, "it has ended"))
         outdated = worker.template_hash != view.template_hash and worker.state in LIVE
         if outdated and not view.jobs_of(worker):
             actions.append(_delete(worker, "the model's spec has changed"))
@@ -414,6 +419,8 @@ def waiting_reason(view: ModelView, now: dt.datetime) -> tuple[WaitingReason, st
         return WaitingReason.WORKERS_BUSY, message
     if stuck:
         return WaitingReason.WORKER_UNSCHEDULABLE, f"no node takes a worker of model {view.model.name}: {stuck}"
+    if view.refusal:
+        return WaitingReason.WORKER_REFUSED, f"no worker of model {view.model.name} can be created: {view.refusal}"
     if starting:
         return WaitingReason.WORKER_STARTING, f"a worker is loading model {view.model.name}"
     if view.current(WorkerState.QUEUED):

@@ -9,7 +9,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """Settings of the operator; each comes from ``KUBEDIFFUSION_<NAME>``."""
 
-    model_config = SettingsConfigDict(env_prefix="KUBEDIFFUSION_", frozen=True, use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        env_prefix="KUBEDIFFUSION_", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
     namespaces: str = ""
     """Namespaces to manage, separated by commas; empty for all of the cluster."""

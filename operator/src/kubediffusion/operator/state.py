@@ -105,12 +105,14 @@ class NamespaceState:
     Attributes:
         jobs: Unfinished GenerationJobs by uid.
         revisions: What workers last reported to have loaded, by model.
+        refusals: Why the API server last refused a worker's Job, by model.
     """
 
     def __init__(self, name: str, hash_of: Callable[[DiffusionModel], str]) -> None:
         self.name = name
         self.jobs: dict[str, GenerationJob] = {}
         self.revisions: dict[str, str] = {}
+        self.refusals: dict[str, str] = {}
         self._hash_of = hash_of
         self._hashes: dict[str, str] = {}
         self._queues: dict[ModelKey, SortedKeyList] = defaultdict(lambda: SortedKeyList(key=order_key))
@@ -220,6 +222,7 @@ class NamespaceState:
                 waiting=heapq.merge(*queues, key=order_key),
                 waiting_count=sum(map(len, queues)),
                 workers=tuple(workers.get(model.name, ())),
+                refusal=self.refusals.get(model.name, ""),
                 bound={pod: tuple(jobs.values()) for pod, jobs in self._bound[model.name].items()},
             )
 
@@ -240,8 +243,14 @@ class NamespaceState:
             for model, queue in waiting.items()
             for job in itertools.islice(queue, most)
         ]
-        for model, pods in bound.items():
-            found += [(job, self._missing_since[model]) for jobs in pods.values() for job in jobs.values()]
+        # A worker whose Pod is still there may finish what it runs: it goes with its model, but not at once.
+        found += [
+            (job, self._missing_since[model])
+            for model, pods in bound.items()
+            for pod, jobs in pods.items()
+            if pod not in self._pods.items
+            for job in jobs.values()
+        ]
         return found
 
     @property

@@ -38,6 +38,8 @@ class Schema(BaseModel):
         frozen=True,
         extra="ignore",
         use_attribute_docstrings=True,
+        # A value that is refused may be a prompt, and errors reach logs.
+        hide_input_in_errors=True,
     )
 
     def to_wire(self) -> dict[str, Any]:

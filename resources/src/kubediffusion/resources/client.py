@@ -209,10 +209,10 @@ class KubernetesClient:
         """
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=idle_timeout)
         response = await self._send("GET", path, query, None, "application/json", timeout)
-        if response.status >= 400:
-            data = await response.read()
-            raise error_from_status(response.status, _decode_status(data), response.getheader("Retry-After"))
         try:
+            if response.status >= 400:
+                data = await response.read()
+                raise error_from_status(response.status, _decode_status(data), response.getheader("Retry-After"))
             async for line in _lines(response.response.content):
                 event = json.loads(line)
                 if event["type"] == "ERROR":

@@ -53,6 +53,8 @@ class WaitingReason(StrEnum):
     """Every worker has its fill and maxReplicas is reached."""
     WORKER_UNSCHEDULABLE = "WorkerUnschedulable"
     """A worker Pod finds no node, for example because no GPU is free."""
+    WORKER_REFUSED = "WorkerRefused"
+    """The API server does not take the worker's Job, for example for a quota or a wrong toleration."""
     WORKER_QUEUED = "WorkerQueued"
     """The worker Job is suspended until Kueue admits it."""
     WORKER_BACK_OFF = "WorkerBackOff"

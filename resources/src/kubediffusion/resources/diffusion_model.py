@@ -196,7 +196,7 @@ def _default_within_limit(field: str) -> JsonDict:
 
 
 class DiffusionModelSpec(Schema):
-    """What to load and how to run it. A change of anything but defaults and limits replaces the workers."""
+    """What to load and how to run it. A change of the source or of the worker Pod replaces the workers."""
 
     model_config = ConfigDict(
         json_schema_extra={

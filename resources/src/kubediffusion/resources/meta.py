@@ -41,7 +41,8 @@ IMAGES_FINALIZER = f"{GROUP}/images"
 KUEUE_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 BIND_VERB = "bind"
-"""The RBAC verb on generationjobs that marks the operator: the admission policy asks for it, as no role has it else."""
+"""The RBAC verb on generationjobs that marks the operator: the admission policy asks for it. Apart from it only
+administrators with every verb have it."""
 
 MAX_MODEL_NAME = 40
 """Characters of a DiffusionModel's name: with hash and ordinal a worker Pod's name still fits a label's 63."""

@@ -64,7 +64,6 @@ class Reflector(Generic[T]):
             try:
                 if self._version is None:
                     await self._list()
-                    pause = FIRST_PAUSE
                 if await self._watch():
                     pause = FIRST_PAUSE
                 else:
@@ -73,6 +72,9 @@ class Reflector(Generic[T]):
                     pause = min(pause * 2, LONGEST_PAUSE)
             except GoneError:
                 self._version = None
+                # A server that answers 410 each time would else be listed at full speed.
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
             except KubernetesError as error:
                 logger.warning("watch of %s interrupted, trying again: %s", self._resource.kind.__name__, error)
                 # Jitter: after an outage all watchers come back, and should not all come at once.

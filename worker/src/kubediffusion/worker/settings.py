@@ -18,7 +18,9 @@ from kubediffusion.resources.diffusion_model import DiffusionModelSpec
 class Settings(BaseSettings):
     """Settings of one worker process."""
 
-    model_config = SettingsConfigDict(frozen=True, use_attribute_docstrings=True, extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        frozen=True, use_attribute_docstrings=True, extra="ignore", populate_by_name=True, hide_input_in_errors=True
+    )
 
     pod_name: Annotated[str, Field(alias="POD_NAME", min_length=1)]
     """Name of the Pod: jobs whose ``status.worker`` says so are ours."""

@@ -90,7 +90,7 @@ def _finished(service: Service, task: str) -> dict[str, Any]:
         result = exchange(f"{service.url}/results/{task}")
         if result["status"] in {"completed", "failed"}:
             return result
-        service.cluster.check()
+        service.check()
         time.sleep(POLL_SECONDS)
     raise NotInTimeError(f"task {task} neither completed nor failed", SECONDS)
 

@@ -94,12 +94,16 @@ runtime_type = "io.containerd.runc.v2"
 
     def _import(self, image: str, loaded: str) -> None:
         """Import an image; layers that are unpacked already are not unpacked again."""
-        push = ["buildah", "push", "--quiet", image, f"docker-archive:/dev/stdout:{loaded}"]
+        # An import that was interrupted leaves a name too, but not this one: it is given when all is unpacked.
+        arriving = loaded.replace("-id:", "-arriving:")
+        push = ["buildah", "push", "--quiet", image, f"docker-archive:/dev/stdout:{arriving}"]
         ctr = ["ctr", f"--address={self.socket}", f"--namespace={CONTAINERS}", "images", "import", "-"]
         with subprocess.Popen(push, stdout=subprocess.PIPE) as process:
             subprocess.run(ctr, stdin=process.stdout, capture_output=True, check=True)
         if process.returncode != 0:
             raise RuntimeError(f"buildah does not hand {image} over")
+        self.ctr("images", "tag", arriving, loaded)
+        self.ctr("images", "delete", arriving)
 
     def _forget_others(self, loaded: str, number: str) -> None:
         """Forget former builds of an image, and let their layers go."""

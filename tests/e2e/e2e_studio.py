@@ -74,6 +74,11 @@ class Studio:
         self._helm("install", self._previous_chart(), self.tag)
         self.installed = True
 
+    def reinstall(self) -> None:
+        """Install the chart of this checkout where CRDs and jobs of an earlier release are."""
+        self._helm("install", CHART, self.next_tag)
+        self.installed = True
+
     def upgrade(self) -> None:
         """Upgrade to the chart of this checkout."""
         self._helm("upgrade", CHART, self.next_tag)

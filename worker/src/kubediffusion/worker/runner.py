@@ -142,7 +142,8 @@ class Runner:
             raise
         except Exception as error:  # noqa: BLE001 - a defect of the engine fails its batch, not the worker
             logger.warning("the engine raised", extra={**about, **described(error)})
-            problem = JobFailure(ErrorCode.INTERNAL, f"the engine raised {type(error).__name__}: {error}")
+            # No text of the error: it may quote one job's prompt, and this reaches all of its batch mates.
+            problem = JobFailure(ErrorCode.INTERNAL, f"the engine raised {type(error).__name__}; see the worker's log")
         finally:
             self._health.rest()
         monitor.end_rest(problem)

@@ -192,7 +192,7 @@ def _environment(model: DiffusionModel, defaults: WorkerDefaults) -> list[dict[s
         _value("KUBEDIFFUSION_LOG_LEVEL", defaults.log_level),
         _value("KUBEDIFFUSION_TERMINATION_LOG", TERMINATION_LOG),
         # Threads that spin while they wait burn the CPU quota that the others need: on two busy cores a small UNet ran
-        # ten times faster with threads that sleep, and as fast on idle ones.
+        # several times faster with threads that sleep.
         _value("OMP_WAIT_POLICY", "PASSIVE"),
         # The root filesystem is read-only: whatever a library caches goes to the one writable folder.
         _value("HOME", CACHE_MOUNT),

@@ -232,6 +232,9 @@ def test_a_quota_of_the_namespace_is_429(site: Site) -> None:
             "spec": {"hard": {"count/generationjobs.kubediffusion.io": "1"}},
         }
     )
+    # Until the controller has counted once, the API server refuses everything: "status unknown for quota".
+    namespace = site.stage.namespace
+    wait_for("the quota's count", lambda: namespace.get("resourcequota", "jobs").get("status", {}).get("hard"))
     refused = wait_for("the quota", lambda: _refused(api))
     assert refused.status_code == 429, refused.text
     assert "quota" in refused.json()["detail"]

@@ -133,6 +133,8 @@ class ControlPlane:
             [
                 *self._follower("kube-controller-manager", port),
                 "--use-service-account-credentials",
+                # A quota over a kind that was defined a moment ago is counted at the next round, not minutes later.
+                "--resource-quota-sync-period=10s",
                 f"--service-account-private-key-file={self._tokens.key}",
                 f"--root-ca-file={self.authority}",
             ],

@@ -86,9 +86,8 @@ def model_limits() -> list[dict[str, Any]]:
     name = f"model-limits.{meta.GROUP}"
     used = "(variables.named ? object.spec.model == params.metadata.name : variables.isDefault)"
     validations = []
-    for field, info in Limits.model_fields.items():
+    for info in Limits.model_fields.values():
         alias, default = info.alias, info.default
-        del field
         limit = f"params.spec.?limits.?{alias}.orValue({default})"
         validations.append(
             {

@@ -176,7 +176,7 @@ class Assignment:
 
     def saw(self, job: GenerationJob) -> None:
         """Take in a newer state of the job; an older one, from a watch that lags behind our own writes, is ignored."""
-        if _version(job) >= _version(self.job):
+        if job.metadata.version >= self.job.metadata.version:
             self.job = job
 
     def drop(self) -> None:
@@ -262,8 +262,3 @@ def _assignment(job: GenerationJob) -> Assignment:
         # The operator writes them with the binding; another binder may not know. Then the job's own words count.
         parameters = resolve(job.spec, DiffusionModel(spec=DiffusionModelSpec(source=ModelSource())), seed=0)
     return Assignment(job=job, binding=Binding(job.uid, job.status.attempt), parameters=parameters)
-
-
-def _version(job: GenerationJob) -> int:
-    # Resource versions are ordered numbers: https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions
-    return int(job.metadata.resource_version or 0)

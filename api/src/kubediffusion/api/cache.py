@@ -11,14 +11,15 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
-from kubediffusion.api.entries import Entry, JobRecord, QueueKey
+from kubediffusion.api.entries import Entry, JobRecord
+from kubediffusion.resources.order import QueueKey
 
 UNCONFIRMED_SECONDS = 300.0
 """How long an entry lives that the watch has not shown. Only an object that was deleted between a read of this process
 and a list of the watch never shows; everything else does within milliseconds, or when the API server is back."""
 
 
-Key = TypeVar("Key", "AgeKey", QueueKey)
+Key = TypeVar("Key", "AgeKey", QueueKey[float])
 
 
 class AgeKey(NamedTuple):
@@ -43,7 +44,7 @@ class JobCache:
     ) -> None:
         self._entries: dict[str, Entry] = {}
         self._by_age: list[AgeKey] = []
-        self._queues: dict[str | None, list[QueueKey]] = {}
+        self._queues: dict[str | None, list[QueueKey[float]]] = {}
         self._unfinished = 0
         # When each entry was put in that the watch has not shown; in that order.
         self._unconfirmed: dict[str, float] = {}

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from pydantic import ConfigDict
 
 from kubediffusion.resources.base import ObjectMeta, Schema
 from kubediffusion.resources.generation_job import GenerationJob, Phase
+from kubediffusion.resources.order import QueueKey, queue_key
 from kubediffusion.resources.transitions import TERMINAL
 
 
@@ -28,17 +29,6 @@ class StoredImage:
     width: int
     height: int
     flagged: bool
-
-
-class QueueKey(NamedTuple):
-    """Orders the jobs that wait, as the operator takes them: by priority, then age, then name.
-
-    ``creationTimestamp`` has whole seconds; the names that the API gives sort by time within one.
-    """
-
-    priority: int
-    created: float
-    name: str
 
 
 @dataclass(slots=True)
@@ -76,11 +66,11 @@ class Entry:
         return self.phase in TERMINAL
 
     @property
-    def queue_key(self) -> QueueKey | None:
+    def queue_key(self) -> QueueKey[float] | None:
         """Where the job stands among those that wait; None when it does not wait for a worker."""
         if self.phase is not Phase.PENDING or self.suspended:
             return None
-        return QueueKey(-self.priority, self.created, self.name)
+        return queue_key(self.priority, self.created, self.name)
 
     def job(self) -> GenerationJob:
         """Give the whole job."""
@@ -98,7 +88,7 @@ def entry_of(body: dict[str, Any]) -> Entry:
     return Entry(
         name=metadata.name,
         uid=metadata.uid,
-        version=int(metadata.resource_version or 0),
+        version=metadata.version,
         created=metadata.creation_timestamp.timestamp() if metadata.creation_timestamp else 0.0,
         phase=status.phase,
         model=spec.model,

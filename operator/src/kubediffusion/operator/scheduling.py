@@ -25,6 +25,7 @@ from kubediffusion.operator.actions import (
 )
 from kubediffusion.operator.workers import Worker, WorkerState
 from kubediffusion.resources import meta, recipe
+from kubediffusion.resources.backoff import pause_after
 from kubediffusion.resources.conditions import ConditionStatus, JobCondition, WaitingReason, find
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.errors import ErrorCode
@@ -35,9 +36,12 @@ from kubediffusion.resources.generation_job import (
     GenerationJobSpec,
     Phase,
 )
+from kubediffusion.resources.order import QueueKey, queue_key
 
-FIRST_BACK_OFF = dt.timedelta(seconds=10)
-LONGEST_BACK_OFF = dt.timedelta(minutes=5)
+FIRST_BACK_OFF = 10.0
+"""Seconds until the next worker after two crashes in a row; after one it starts at once."""
+LONGEST_BACK_OFF = 300.0
+"""Seconds until the next worker at most."""
 KEPT_FAILURES = 7
 """Failed workers kept as the record of a model's crashes: their number sets the pause before the next."""
 
@@ -48,13 +52,10 @@ LIVE = frozenset({WorkerState.QUEUED, WorkerState.STARTING, WorkerState.READY})
 
 _NEVER = dt.datetime.max.replace(tzinfo=dt.UTC)
 
-OrderKey = tuple[int, dt.datetime, str]
 
-
-def order_key(job: GenerationJob) -> OrderKey:
-    """Give what the queue is sorted by: priority, then age, then the name, which of our own making holds the time."""
-    created = job.metadata.creation_timestamp or _NEVER
-    return -(job.spec.priority or 0), created, job.name
+def order_key(job: GenerationJob) -> QueueKey[dt.datetime]:
+    """Give what the queue is sorted by."""
+    return queue_key(job.spec.priority, job.metadata.creation_timestamp or _NEVER, job.name)
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def plan_model(view: ModelView, now: dt.datetime, knobs: Knobs, explanations: in
     return Plan(actions, min(looks, default=None))
 
 
-def _released_key(item: Released) -> OrderKey:
+def _released_key(item: Released) -> QueueKey[dt.datetime]:
     return order_key(item.job)
 
 
@@ -365,8 +366,8 @@ def back_off_until(failures: list[Worker]) -> dt.datetime | None:
     times = [w.failed_at for w in failures if w.failed_at is not None]
     if len(failures) < 2 or not times:
         return None
-    pause: dt.timedelta = FIRST_BACK_OFF * 2 ** (len(failures) - 2)
-    return max(times) + min(pause, LONGEST_BACK_OFF)
+    pause = pause_after(len(failures) - 1, FIRST_BACK_OFF, LONGEST_BACK_OFF)
+    return max(times) + dt.timedelta(seconds=pause)
 
 
 def _forget_failures(view: ModelView, failures: list[Worker]) -> list[DeleteWorker]:

@@ -11,6 +11,8 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from kubediffusion.resources.order import queue_key
+
 K = TypeVar("K", bound=Hashable)
 
 
@@ -69,7 +71,7 @@ def next_batch(candidates: Iterable[Candidate[K]], max_images: int) -> tuple[Por
         candidates: Jobs with images to make, in any order.
         max_images: The most images in a batch, at least 1.
     """
-    queue = sorted(candidates, key=lambda c: (-c.priority, c.created, c.name))
+    queue = sorted(candidates, key=lambda c: queue_key(c.priority, c.created, c.name))
     if not queue:
         return ()
     head, *others = queue

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from pydantic import ConfigDict
 
-from kubediffusion.resources.base import ObjectMeta, Schema
+from kubediffusion.resources.base import KubernetesObject, ObjectMeta
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.resources.order import QueueKey, queue_key
 from kubediffusion.resources.transitions import TERMINAL
@@ -113,12 +113,11 @@ def _document(body: dict[str, Any]) -> bytes:
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-class JobRecord(Schema):
+class JobRecord(KubernetesObject):
     """A GenerationJob as the typed client gives it to this process: its entry, and what the Reflector needs."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    metadata: ObjectMeta
     entry: Entry
 
     @classmethod

@@ -16,13 +16,13 @@ from pydantic import ValidationError
 from kubediffusion.operator.controller import Controller
 from kubediffusion.operator.workers import BatchJob, Pod
 from kubediffusion.resources import meta
-from kubediffusion.resources.base import Schema
+from kubediffusion.resources.base import KubernetesObject
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T", bound=Schema)
+T = TypeVar("T", bound=KubernetesObject)
 
 
 def register(registry: kopf.OperatorRegistry, controller: Controller) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from kubediffusion.resources import meta
-from kubediffusion.resources.base import ObjectMeta, Schema, Time
+from kubediffusion.resources.base import KubernetesObject, Schema, Time
 from kubediffusion.resources.errors import BAD_MODEL_EXIT_CODE
 
 CONTAINER = "worker"
@@ -56,10 +56,9 @@ class PodStatus(Schema):
     container_statuses: tuple[ContainerStatus, ...] = ()
 
 
-class Pod(Schema):
+class Pod(KubernetesObject):
     """A worker's Pod."""
 
-    metadata: ObjectMeta = ObjectMeta()
     status: PodStatus = PodStatus()
 
     @property
@@ -120,10 +119,9 @@ class BatchJobStatus(Schema):
     conditions: tuple[PlatformCondition, ...] = ()
 
 
-class BatchJob(Schema):
+class BatchJob(KubernetesObject):
     """The batch/v1 Job of a worker."""
 
-    metadata: ObjectMeta = ObjectMeta()
     spec: BatchJobSpec = BatchJobSpec()
     status: BatchJobStatus = BatchJobStatus()
 

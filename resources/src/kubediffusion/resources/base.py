@@ -6,10 +6,12 @@ Raw dictionaries of the Kubernetes API are parsed here once, at the edge, and se
 from __future__ import annotations
 
 import datetime as dt
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, PlainSerializer, WithJsonSchema
 from pydantic.alias_generators import to_camel
+
+from kubediffusion.resources import meta
 
 
 def format_time(moment: dt.datetime) -> str:
@@ -105,3 +107,35 @@ class ObjectMeta(Schema):
         https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions
         """
         return int(self.resource_version or 0)
+
+
+class KubernetesObject(Schema):
+    """An object of the Kubernetes API: what has a name and a uid."""
+
+    metadata: ObjectMeta = ObjectMeta()
+
+    @property
+    def name(self) -> str:
+        """The name, unique among the objects of its kind in its namespace."""
+        return self.metadata.name
+
+    @property
+    def uid(self) -> str:
+        """The identity: another object of the same name has another one."""
+        return self.metadata.uid
+
+
+Spec = TypeVar("Spec", bound=Schema)
+Status = TypeVar("Status", bound=Schema)
+
+
+class CustomResource(KubernetesObject, Generic[Spec, Status]):
+    """The envelope of the project's own kinds: what is asked for, and what is so."""
+
+    KIND: ClassVar[str]
+    PLURAL: ClassVar[str]
+
+    api_version: str = meta.API_VERSION
+    kind: str
+    spec: Spec
+    status: Status

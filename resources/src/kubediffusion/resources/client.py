@@ -25,7 +25,7 @@ from kubernetes.aio import config as kubernetes_config
 from pydantic import ValidationError
 
 from kubediffusion.resources import meta
-from kubediffusion.resources.base import Schema
+from kubediffusion.resources.base import KubernetesObject
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob
 
@@ -43,7 +43,7 @@ REQUEST_TIMEOUT = 30.0
 TOKEN_PERIOD = 60.0
 """Seconds after which a token that lies in a file is read again, as the in-cluster configuration does."""
 
-T = TypeVar("T", bound=Schema)
+T = TypeVar("T", bound=KubernetesObject)
 
 
 class KubernetesError(Exception):

@@ -103,9 +103,8 @@ def diffusion_model_crd() -> dict[str, Any]:
 def _root_schema(kind: type[GenerationJob] | type[DiffusionModel]) -> dict[str, Any]:
     schema = structural_schema(kind)
     # The API server owns the schema of these.
-    schema["properties"]["metadata"] = {"type": "object"}
-    for name in ("apiVersion", "kind"):
-        schema["properties"][name] = {"type": "string"}
+    envelope = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"}}
+    schema["properties"] = envelope | {name: schema["properties"][name] for name in ("spec", "status")}
     schema["required"] = ["spec"]
     return schema
 

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 
 from kubediffusion.resources import meta
-from kubediffusion.resources.base import ObjectMeta, Schema
+from kubediffusion.resources.base import CustomResource, Schema
 from kubediffusion.resources.conditions import Condition, ConditionStatus, ModelCondition, find
 from kubediffusion.resources.generation_job import (
     MAX_IMAGES,
@@ -250,7 +250,7 @@ class DiffusionModelStatus(Schema):
     """The generation of the spec that this status speaks of."""
 
 
-class DiffusionModel(Schema):
+class DiffusionModel(CustomResource[DiffusionModelSpec, DiffusionModelStatus]):
     """A diffusion model that GenerationJobs of its namespace can use."""
 
     model_config = ConfigDict(title="DiffusionModel")
@@ -258,16 +258,8 @@ class DiffusionModel(Schema):
     KIND: ClassVar[str] = "DiffusionModel"
     PLURAL: ClassVar[str] = meta.DIFFUSION_MODELS
 
-    api_version: str = meta.API_VERSION
     kind: str = KIND
-    metadata: ObjectMeta = ObjectMeta()
-    spec: DiffusionModelSpec
     status: DiffusionModelStatus = DiffusionModelStatus()
-
-    @property
-    def name(self) -> str:
-        """The name that jobs refer to."""
-        return self.metadata.name
 
     @property
     def is_default(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field
 
 from kubediffusion.resources import meta
-from kubediffusion.resources.base import ObjectMeta, Schema, Time
+from kubediffusion.resources.base import CustomResource, Schema, Time
 from kubediffusion.resources.conditions import Condition
 
 MAX_PROMPT = 4000
@@ -237,26 +237,13 @@ class GenerationJobStatus(Schema):
     """The generation of the spec that this status speaks of."""
 
 
-class GenerationJob(Schema):
-    """A request for images, and where it stands."""
+class GenerationJob(CustomResource[GenerationJobSpec, GenerationJobStatus]):
+    """A request for images, and where it stands. Its name is the task id of the HTTP API."""
 
     model_config = ConfigDict(title="GenerationJob")
 
     KIND: ClassVar[str] = "GenerationJob"
     PLURAL: ClassVar[str] = meta.GENERATION_JOBS
 
-    api_version: str = meta.API_VERSION
     kind: str = KIND
-    metadata: ObjectMeta = ObjectMeta()
-    spec: GenerationJobSpec
     status: GenerationJobStatus = GenerationJobStatus()
-
-    @property
-    def name(self) -> str:
-        """The name, which is the task id of the HTTP API."""
-        return self.metadata.name
-
-    @property
-    def uid(self) -> str:
-        """The identity that survives no deletion."""
-        return self.metadata.uid

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import Generic, TypeVar
 
-from kubediffusion.resources.base import ObjectMeta, Schema
+from kubediffusion.resources.backoff import Backoff
+from kubediffusion.resources.base import KubernetesObject
 from kubediffusion.resources.client import Change, GoneError, KubernetesError, Resource
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T", bound=Schema)
+T = TypeVar("T", bound=KubernetesObject)
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 10.0
@@ -59,38 +59,35 @@ class Reflector(Generic[T]):
 
     async def run(self) -> None:
         """Reflect until cancelled. The API server being away is waited out."""
-        pause = FIRST_PAUSE
+        backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
         while True:
             try:
                 if self._version is None:
                     await self._list()
                 if await self._watch():
-                    pause = FIRST_PAUSE
+                    backoff.reset()
                 else:
                     # A server that is going down ends each watch at once, without an error.
-                    await asyncio.sleep(pause)
-                    pause = min(pause * 2, LONGEST_PAUSE)
+                    await asyncio.sleep(backoff.next_pause())
             except GoneError:
                 self._version = None
                 # A server that answers 410 each time would else be listed at full speed.
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, LONGEST_PAUSE)
+                await asyncio.sleep(backoff.next_pause())
             except KubernetesError as error:
                 logger.warning("watch of %s interrupted, trying again: %s", self._resource.kind.__name__, error)
-                # Jitter: after an outage all watchers come back, and should not all come at once.
-                await asyncio.sleep(error.retry_after or pause * random.uniform(0.5, 1.0))  # noqa: S311
-                pause = min(pause * 2, LONGEST_PAUSE)
+                pause = backoff.next_pause()
+                await asyncio.sleep(error.retry_after or pause)
 
     async def _list(self) -> None:
         items, version = await self._resource.list(
             self._namespace, field_selector=self._field_selector, label_selector=self._label_selector
         )
-        present = {_meta(item).uid: item for item in items}
+        present = {item.uid: item for item in items}
         for uid in self._known.keys() - present.keys():
             self._on_change(self._known.pop(uid), True)
         for uid, item in present.items():
             known = self._known.get(uid)
-            if known is None or _meta(known).resource_version != _meta(item).resource_version:
+            if known is None or known.metadata.resource_version != item.metadata.resource_version:
                 self._known[uid] = item
                 self._on_change(item, False)
         self._version = version
@@ -116,14 +113,7 @@ class Reflector(Generic[T]):
 
     def _take(self, item: T, gone: bool) -> None:
         if gone:
-            self._known.pop(_meta(item).uid, None)
+            self._known.pop(item.uid, None)
         else:
-            self._known[_meta(item).uid] = item
+            self._known[item.uid] = item
         self._on_change(item, gone)
-
-
-def _meta(item: Schema) -> ObjectMeta:
-    metadata = getattr(item, "metadata", None)
-    if not isinstance(metadata, ObjectMeta):
-        raise TypeError(f"{type(item).__name__} is no object of the Kubernetes API: it has no metadata")
-    return metadata

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from kubediffusion.resources.base import ObjectMeta, Schema, Time
+from kubediffusion.resources.base import KubernetesObject, ObjectMeta, Schema, Time
 
 GPU = "nvidia.com/gpu"
 
@@ -305,7 +305,7 @@ class PodMeta(ObjectMeta):
     deletion_grace_period_seconds: int | None = None
 
 
-class Pod(Schema):
+class Pod(KubernetesObject):
     """A pod bound to this node."""
 
     metadata: PodMeta

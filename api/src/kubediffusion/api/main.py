@@ -10,29 +10,20 @@ import sys
 
 import uvicorn
 from kubernetes.aio.config import ConfigException
-from pydantic import ValidationError
 
 from kubediffusion.api.app import AGENT, create_app
 from kubediffusion.api.edge import RequestIds
 from kubediffusion.api.settings import Settings
 from kubediffusion.resources.client import KubernetesClient
 from kubediffusion.resources.runtime import logs
+from kubediffusion.resources.runtime.settings import EX_CONFIG, read
 
 logger = logging.getLogger(__name__)
-
-EX_CONFIG = 78
 
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT, then answer what is under way and go."""
-    try:
-        settings = Settings()
-    except ValidationError as error:
-        # One line a variable, without what it holds: it may be a secret in the wrong place.
-        for problem in error.errors():
-            name = "_".join(("KUBEDIFFUSION", *map(str, problem["loc"]))).upper()
-            sys.stderr.write(f"{name}: {problem['msg']}\n")
-        sys.exit(EX_CONFIG)
+    settings = read(Settings)
     logs.configure(settings.log_level)
     for handler in logging.getLogger().handlers:
         handler.addFilter(RequestIds())

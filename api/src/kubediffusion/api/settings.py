@@ -10,6 +10,8 @@ from limits import parse_many
 from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from kubediffusion.resources.runtime.settings import LogLevel
+
 
 class ImageForm(StrEnum):
     """How ``GET /results`` hands out an image."""
@@ -61,7 +63,7 @@ class Settings(BaseSettings):
     shutdown_seconds: Annotated[int, Field(ge=0)] = 20
     """How long requests under way may take once SIGTERM has come."""
 
-    log_level: str = "INFO"
+    log_level: LogLevel = "INFO"
     """The least severe level to log."""
 
     log_prompts: bool = False

@@ -24,6 +24,7 @@ from kubediffusion.operator.watching import configure_kopf
 from kubediffusion.resources.client import KubernetesClient, KubernetesError
 from kubediffusion.resources.runtime import logs
 from kubediffusion.resources.runtime.probes import serve_probes
+from kubediffusion.resources.runtime.settings import read
 from kubediffusion.resources.storage import ImageStorage
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ async def _until_first_ends(*works: Coroutine[Any, Any, None]) -> None:
 
 def main() -> None:
     """Run the operator process."""
-    settings = Settings()
+    settings = read(Settings)
     logs.configure(settings.log_level)
     # Until kopf takes the signals over, SIGTERM ends the process as the shell expects.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

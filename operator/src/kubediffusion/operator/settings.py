@@ -5,6 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from kubediffusion.resources.runtime.settings import LogLevel
+
 
 class Settings(BaseSettings):
     """Settings of the operator; each comes from ``KUBEDIFFUSION_<NAME>``."""
@@ -19,7 +21,7 @@ class Settings(BaseSettings):
     """Address of the endpoint for probes and metrics."""
     port: int = 8081
     """Port of the endpoint for probes and metrics."""
-    log_level: str = "INFO"
+    log_level: LogLevel = "INFO"
     """Least severe level to log."""
 
     worker_image: str = "kubediffusion-worker"
@@ -28,7 +30,7 @@ class Settings(BaseSettings):
     """Service account of workers whose model names none."""
     worker_port: int = 8080
     """Port of a worker's probes and metrics."""
-    worker_log_level: str = "INFO"
+    worker_log_level: LogLevel = "INFO"
     """Least severe level that workers log."""
     s3_secret: str = "kubediffusion-s3"  # noqa: S105 - the name of a Secret, not a secret
     """Secret with the AWS settings, KUBEDIFFUSION_S3_BUCKET and KUBEDIFFUSION_S3_PREFIX, which workers get as their

@@ -19,6 +19,7 @@ from kubediffusion.resources.errors import BAD_MODEL_EXIT_CODE
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.resources.runtime import logs
 from kubediffusion.resources.runtime.probes import serve_probes
+from kubediffusion.resources.runtime.settings import read
 from kubediffusion.resources.storage import ImageStorage
 from kubediffusion.resources.transitions import TERMINAL
 from kubediffusion.resources.watching import Reflector
@@ -58,7 +59,8 @@ def load_pipeline(settings: Settings) -> Engine:
 
 def main() -> None:
     """Run the worker until it is told to stop; the console script ``kubediffusion-worker``."""
-    settings = Settings()
+    # Not 78 as elsewhere: that says of the model that it cannot be loaded, and its jobs would fail.
+    settings = read(Settings, exit_code=1)
     logs.configure(settings.log_level)
     logging.captureWarnings(True)
     code = asyncio.run(serve(settings, load_pipeline))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable
 from enum import StrEnum
 
+from kubediffusion.resources.backoff import Backoff
 from kubediffusion.resources.client import (
     JSON_PATCH,
     ForbiddenError,
@@ -67,7 +67,7 @@ class Reporter:
         Raises:
             ReportRefusedError: The API server refuses the report's content.
         """
-        pause = FIRST_PAUSE
+        backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
         while True:
             job = assignment.job
             try:
@@ -79,12 +79,11 @@ class Reporter:
             if isinstance(problem, InvalidError) and assignment.job == job and not insist:
                 # The report fits what is there, so the fence held and the content did not pass.
                 raise ReportRefusedError(str(problem)) from problem
+            pause = problem.retry_after or backoff.next_pause()
             logger.warning(
                 "report not accepted yet, trying again: %s", problem, extra={"job": assignment.name, "pause": pause}
             )
-            # Jitter: after an outage all workers come back, and should not all come at once.
-            await asyncio.sleep(problem.retry_after or pause * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret
-            pause = min(pause * 2, LONGEST_PAUSE)
+            await asyncio.sleep(pause)
 
     async def try_once(self, assignment: Assignment, build: Build) -> Verdict:
         """Report something that the next report would say as well: one try."""

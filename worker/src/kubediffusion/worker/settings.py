@@ -13,6 +13,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from kubediffusion.resources.diffusion_model import DiffusionModelSpec
+from kubediffusion.resources.runtime.settings import LogLevel
 
 
 class Settings(BaseSettings):
@@ -57,7 +58,7 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(alias="KUBEDIFFUSION_PORT", ge=0, le=65535)] = 8080
     """Port that probes and metrics are served on; 0 for any free one."""
 
-    log_level: Annotated[str, Field(alias="KUBEDIFFUSION_LOG_LEVEL")] = "INFO"
+    log_level: Annotated[LogLevel, Field(alias="KUBEDIFFUSION_LOG_LEVEL")] = "INFO"
     """The least severe level to log."""
 
     log_prompts: Annotated[bool, Field(alias="KUBEDIFFUSION_LOG_PROMPTS")] = False

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import random
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 
+from kubediffusion.resources.backoff import Backoff
 from kubediffusion.resources.errors import ErrorCode, JobFailure
 from kubediffusion.resources.storage import ImageStorage, StorageError
 
@@ -50,7 +51,7 @@ class Uploader:
             JobFailure: Storage refuses it for good.
             SupersededError: A later attempt has stored its own.
         """
-        pause, failing_since = FIRST_PAUSE, None
+        backoff, failing_since = Backoff(FIRST_PAUSE, LONGEST_PAUSE), None
         while True:
             answered = self._answered
             try:
@@ -66,13 +67,13 @@ class Uploader:
             failing_since = failing_since or now
             if now - failing_since >= GRACE:
                 on_trouble(problem)
+            pause = backoff.next_pause()
             logger.warning("image not uploaded yet, trying again: %s", problem, extra={"key": key, "pause": pause})
             # Who waits the longest pause goes on at once when another upload got through.
-            try:
-                async with asyncio.timeout(pause * random.uniform(0.5, 1.0)):  # noqa: S311 - jitter, not a secret
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
                     await answered.wait()
-            except TimeoutError:
-                pause = min(pause * 2, LONGEST_PAUSE)
+                    backoff.reset()
 
     async def _try(self, key: str, data: bytes, attempt: int, on_trouble: Callable[[str], None]) -> str:
         """Try once; a try that hangs is trouble too."""

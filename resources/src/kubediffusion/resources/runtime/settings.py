@@ -1,0 +1,61 @@
+"""Settings from the environment, and one line for each that is wrong: the variable, the reason, the remedy."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BeforeValidator, ValidationError
+from pydantic_settings import BaseSettings, SettingsError
+
+EX_CONFIG = 78
+"""Exit code of a process that is not configured as it must be (sysexits.h)."""
+
+S = TypeVar("S", bound=BaseSettings)
+
+LogLevel = Annotated[
+    Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
+    BeforeValidator(lambda level: level.upper() if isinstance(level, str) else level),
+]
+"""The least severe level to log, in any case."""
+
+
+def read(kind: type[S], exit_code: int = EX_CONFIG) -> S:
+    """Read settings from the environment, or end the process with a line on standard error for each mistake.
+
+    No line holds a value: it may be a secret in the wrong place.
+
+    Args:
+        kind: What to read.
+        exit_code: What the process ends with.
+
+    Raises:
+        SystemExit: A variable is missing, or its value is not valid.
+    """
+    try:
+        return kind()
+    except ValidationError as error:
+        lines = [_line(kind, problem["loc"], problem["type"], problem["msg"]) for problem in error.errors()]
+    except SettingsError as error:
+        # A variable that should be JSON and is not; the message names the field.
+        lines = [f"{error}; correct the JSON"]
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
+    sys.exit(exit_code)
+
+
+def _line(kind: type[BaseSettings], where: tuple[int | str, ...], error: str, message: str) -> str:
+    name, *inside = map(str, where)
+    prefix = kind.model_config.get("env_prefix", "")
+    # A field that has a variable's name as its alias is reported under that.
+    variable = f"{prefix}{name}".upper() if name in kind.model_fields else name
+    field = ".".join((variable, *inside))
+    if error == "missing":
+        return f"{field}: it is not set; set it"
+    default = _default(kind, name) if not inside else None
+    return f"{field}: {message}; correct it" + (f", or unset it for {default}" if default is not None else "")
+
+
+def _default(kind: type[BaseSettings], name: str) -> Any:
+    fields = {field.alias or own: field for own, field in kind.model_fields.items()}
+    field = fields[name]
+    return None if field.is_required() or field.default in (None, "") else field.default

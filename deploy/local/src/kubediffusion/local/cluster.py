@@ -42,12 +42,14 @@ class ClusterSettings:
         gpus: How many GPUs the node has; as many as the machine where that is None.
         cpu: How many processors the scheduler may give to pods, as a quantity.
         backoff: How long a crashed container waits.
+        pods_reach: Where pods reach the API server, where that is not where it answers: a test may stand in between.
     """
 
     folder: Path | None = None
     gpus: int | None = None
     cpu: str = str(os.cpu_count() or 1)
     backoff: Backoff = field(default_factory=Backoff)
+    pods_reach: str = ""
 
 
 class LocalCluster:
@@ -171,7 +173,7 @@ class LocalCluster:
         told = NodeSettings(
             name=NODE_NAME,
             authority=plane.authority,
-            server=plane.url,
+            server=settings.pods_reach or plane.url,
             network=self._claims.network(),
             folder=self.folder / "pods",
             logs=self.logs / "pods",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 from kubediffusion.operator.actions import Action, CreateWorker, DeleteWorker, ReportModel
 from kubediffusion.operator.manifests import WorkerDefaults, worker_job
@@ -13,7 +13,7 @@ from kubediffusion.operator.state import Listing
 from kubediffusion.operator.workers import BatchJob, Pod
 from kubediffusion.resources import meta
 from kubediffusion.resources.base import merge_patch
-from kubediffusion.resources.client import ConflictError, KubernetesClient, NotFoundError, Resource
+from kubediffusion.resources.client import ConflictError, KubernetesClient, KubernetesError, NotFoundError, Resource
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Phase
 from kubediffusion.resources.transitions import BOUND, TERMINAL
@@ -25,6 +25,11 @@ UNFINISHED = ",".join(f"status.phase!={phase}" for phase in sorted(TERMINAL))
 
 HELD = ",".join(f"status.phase!={phase}" for phase in sorted(set(Phase) - BOUND))
 """Field selector of jobs that workers have."""
+
+RETRY_SECONDS = 1.0
+"""Seconds until the API server is asked again what it did not answer or take, where it does not say itself."""
+
+T = TypeVar("T")
 
 
 class Cluster:
@@ -72,10 +77,22 @@ class Cluster:
         lists = [await self._pods.list(ns, label_selector=meta.WORKER_SELECTOR) for ns in self._namespaces]
         return Listing(tuple(pod for pods, _ in lists for pod in pods), min(int(version) for _, version in lists))
 
-    async def get_job(self, namespace: str, name: str) -> GenerationJob:
-        """Read one job."""
+    async def get_job(self, namespace: str, name: str, uid: str) -> GenerationJob:
+        """Read one job.
+
+        Raises:
+            NotFoundError: It is gone, or another has its name.
+            KubernetesError: The API server refused, or is away.
+        """
         async with self._gate:
-            return await self._client.generation_jobs.get(namespace, name)
+            job = await self._client.generation_jobs.get(namespace, name)
+        if job.uid != uid:
+            raise NotFoundError(404, "NotFound", f"{namespace}/{name} is another job by now")
+        return job
+
+    async def find_job(self, job: GenerationJob) -> GenerationJob | None:
+        """Read a job anew, however long that takes; None when it is gone."""
+        return await until_done("read a job", job.name, lambda: self.get_job(job.metadata.namespace, job.name, job.uid))
 
     async def write_status(self, job: GenerationJob, status: GenerationJobStatus) -> GenerationJob:
         """Write a job's status, only if the job is still as it was seen, and give it as it is then.
@@ -98,8 +115,8 @@ class Cluster:
 
         The job is read anew: other finalizers may have gone meanwhile, and writing them back is refused.
         """
-        now = await self.get_job(job.metadata.namespace, job.name)
-        if now.uid != job.uid or meta.IMAGES_FINALIZER not in now.metadata.finalizers:
+        now = await self.get_job(job.metadata.namespace, job.name, job.uid)
+        if meta.IMAGES_FINALIZER not in now.metadata.finalizers:
             return
         finalizers = [name for name in now.metadata.finalizers if name != meta.IMAGES_FINALIZER]
         await self._patch_job(now, {"metadata": {"finalizers": finalizers}}, "")
@@ -169,6 +186,27 @@ class Cluster:
             )
         except (NotFoundError, ConflictError):
             return None
+
+
+async def until_done(what: str, name: str, work: Callable[[], Awaitable[T]]) -> T | None:
+    """Do something about a job again and again, until it is done or the job is gone.
+
+    Args:
+        what: What is done, for the log.
+        name: The job's name, for the log.
+        work: Does it.
+
+    Returns:
+        What ``work`` gives; None when the job is gone.
+    """
+    while True:
+        try:
+            return await work()
+        except NotFoundError:
+            return None
+        except KubernetesError as error:
+            logger.warning("cannot %s, trying again: %s", what, error, extra={"job": name})
+            await asyncio.sleep(error.retry_after or RETRY_SECONDS)
 
 
 def name_of(action: Action) -> str:

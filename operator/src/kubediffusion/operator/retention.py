@@ -1,12 +1,17 @@
-"""What happens to a job after its end: its time to live, and the images that go with it. Decided pure."""
+"""When finished jobs leave, and the images that go with them. What to do is decided pure."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import logging
+from functools import partial
 
+from kubediffusion.operator.agenda import Agenda
+from kubediffusion.operator.cluster import Cluster, until_done
 from kubediffusion.resources import meta
+from kubediffusion.resources.backoff import Backoff
 from kubediffusion.resources.generation_job import GenerationJob
 from kubediffusion.resources.storage import ImageStorage, StorageError
 from kubediffusion.resources.transitions import TERMINAL
@@ -15,6 +20,10 @@ logger = logging.getLogger(__name__)
 
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 60.0
+
+AT_ONCE = 4
+"""Jobs that are deleted, and jobs whose images are, at the same time. Ten thousand may be due in one moment, and jobs
+that wait for a worker must not wait behind them."""
 
 
 def expiry(job: GenerationJob) -> dt.datetime | None:
@@ -62,7 +71,7 @@ class ImageRemover:
             await self._remove(self._storage, uri, job)
 
     async def _remove(self, storage: ImageStorage, uri: str, job: GenerationJob) -> None:
-        pause = FIRST_PAUSE
+        backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
         while True:
             try:
                 await asyncio.to_thread(storage.delete, uri)
@@ -72,7 +81,82 @@ class ImageRemover:
                     logger.error("%s; given up", error, extra={"job": job.name})  # noqa: TRY400 - no defect of ours
                     return
                 logger.warning("%s; trying again", error, extra={"job": job.name})
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, LONGEST_PAUSE)
+                await asyncio.sleep(backoff.next_pause())
             else:
                 return
+
+
+class Retention:
+    """Lets finished jobs go: deletes those whose time to live is over, and images before the jobs that hold them.
+
+    Args:
+        cluster: Where the jobs are.
+        images: Deletes images.
+    """
+
+    def __init__(self, cluster: Cluster, images: ImageRemover) -> None:
+        self._cluster = cluster
+        self._images = images
+        self._agenda = Agenda()
+        self._noted = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._deleted: asyncio.Queue[GenerationJob] = asyncio.Queue()
+        self._releasing: set[str] = set()
+
+    def note(self, job: GenerationJob) -> None:
+        """Take in a finished job as it is now."""
+        if awaits_image_deletion(job):
+            if job.uid not in self._releasing:
+                self._releasing.add(job.uid)
+                self._deleted.put_nowait(job)
+        elif (due := expiry(job)) is not None:
+            self._agenda.add(due, job)
+            self._noted.set()
+
+    async def run(self) -> None:
+        """Let jobs go until cancelled."""
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(AT_ONCE):
+                workers.create_task(self._expire_all())
+                workers.create_task(self._release_all())
+
+    async def _expire_all(self) -> None:
+        while True:
+            namespace, name, uid = await self._next_due()
+            try:
+                await until_done("delete an expired job", name, partial(self._expire, namespace, name, uid))
+            except Exception:
+                logger.exception("a defect: an expired job stays", extra={"job": name})
+
+    async def _next_due(self) -> tuple[str, str, str]:
+        """Wait for the next job that is due."""
+        async with self._turn:
+            while True:
+                now = dt.datetime.now(dt.UTC)
+                for entry in self._agenda.pop_due(now):
+                    return entry
+                self._noted.clear()
+                due = self._agenda.next_due
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout((due - now).total_seconds() if due is not None else None):
+                        await self._noted.wait()
+
+    async def _expire(self, namespace: str, name: str, uid: str) -> None:
+        """Delete a job whose time to live is over; its spec may have got another one since it was noted."""
+        job = await self._cluster.get_job(namespace, name, uid)
+        due = expiry(job)
+        if due is not None and due <= dt.datetime.now(dt.UTC):
+            await self._cluster.delete_job(job)
+        else:
+            self.note(job)
+
+    async def _release_all(self) -> None:
+        while True:
+            job = await self._deleted.get()
+            try:
+                await self._images.remove(job)
+                await until_done("release a deleted job", job.name, partial(self._cluster.release_images, job))
+            except Exception:
+                logger.exception("a defect: a deleted job is held", extra={"job": job.name})
+            finally:
+                self._releasing.discard(job.uid)

@@ -18,6 +18,7 @@ from sortedcontainers import SortedKeyList
 
 from kubediffusion.operator.scheduling import ModelView, order_key
 from kubediffusion.operator.workers import BatchJob, Pod, Worker, WorkerState
+from kubediffusion.resources.base import KubernetesObject
 from kubediffusion.resources.conditions import JobCondition, WaitingReason, find
 from kubediffusion.resources.diffusion_model import DiffusionModel, choose_model
 from kubediffusion.resources.generation_job import GenerationJob
@@ -153,6 +154,12 @@ class NamespaceState:
             self._silently_suspended.pop(uid, None)
         else:
             self._queues[job.spec.model].remove(job)
+
+    def learn_revision(self, job: GenerationJob) -> None:
+        """Take in what a job's worker said to have loaded."""
+        parameters = job.status.parameters
+        if parameters is not None and parameters.model_revision is not None:
+            self.revisions[parameters.model] = parameters.model_revision
 
     @property
     def models(self) -> dict[str, DiffusionModel]:
@@ -297,6 +304,26 @@ class NamespaceState:
         return Worker(worker.job, worker.pod, self._idle_since.setdefault(name, now))
 
 
+class Namespaces(dict[str, NamespaceState]):
+    """What is known, by namespace; of one that was never heard of, nothing.
+
+    Args:
+        hash_of: Gives the hash of the worker template of a model.
+    """
+
+    def __init__(self, hash_of: Callable[[DiffusionModel], str]) -> None:
+        super().__init__()
+        self._hash_of = hash_of
+
+    def __missing__(self, name: str) -> NamespaceState:
+        state = self[name] = NamespaceState(name, self._hash_of)
+        return state
+
+    def of(self, item: KubernetesObject) -> NamespaceState:
+        """Give what is known of an object's namespace."""
+        return self[item.metadata.namespace]
+
+
 def _bound_model(job: GenerationJob) -> str:
     return job.status.parameters.model if job.status.parameters is not None else job.spec.model or ""
 
@@ -304,28 +331,3 @@ def _bound_model(job: GenerationJob) -> str:
 def _age(pod: Pod) -> tuple[bool, dt.datetime | None, str]:
     created = pod.metadata.creation_timestamp
     return created is not None, created, pod.metadata.name
-
-
-class Agenda:
-    """Moments at which something is due for a job although nothing changes: deadlines and times to live.
-
-    A heap: what is due costs nothing until it is.
-    """
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[dt.datetime, str, str, str]] = []
-
-    def add(self, due: dt.datetime, job: GenerationJob) -> None:
-        """Note that a job is due then. Several entries of one job do no harm: it is judged anew each time."""
-        heapq.heappush(self._heap, (due, job.metadata.namespace, job.name, job.uid))
-
-    def pop_due(self, now: dt.datetime) -> Iterator[tuple[str, str, str]]:
-        """Give and forget what is due: namespace, name and uid."""
-        while self._heap and self._heap[0][0] <= now:
-            _, namespace, name, uid = heapq.heappop(self._heap)
-            yield namespace, name, uid
-
-    @property
-    def next_due(self) -> dt.datetime | None:
-        """When the next entry is due."""
-        return self._heap[0][0] if self._heap else None

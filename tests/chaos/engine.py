@@ -1,0 +1,58 @@
+"""A worker whose engine waits at every step and draws what the recipe says, with the rounding of its own process.
+
+All else is the worker itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+from kubediffusion.benchmarks.standin import StandInEngine
+
+from chaos.load import SCHEME
+from chaos.picture import SIDE, pixels, rounded
+from kubediffusion.resources.runtime import logs
+from kubediffusion.worker.engine import ImageTask, Monitor, Picture
+from kubediffusion.worker.main import serve
+from kubediffusion.worker.settings import Settings
+
+
+class DrawingEngine(StandInEngine):
+    """Waits for each step of a batch; gives up when nobody wants any of its images.
+
+    Args:
+        seconds: How long a step takes.
+        process: Decides the rounding.
+    """
+
+    def __init__(self, seconds: float, process: str) -> None:
+        super().__init__(seconds)
+        self._step = seconds
+        self._process = process
+
+    def run(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> None:
+        """Draw a batch."""
+        for step in range(tasks[0].shape.steps):
+            if not any(monitor.wanted(task.ticket) for task in tasks):
+                return
+            time.sleep(self._step)
+            for task in tasks:
+                monitor.stepped(task.ticket, step + 1, task.shape.steps)
+        for task in tasks:
+            monitor.ended(task.ticket, self._draw(task))
+
+    def _draw(self, task: ImageTask) -> Picture:
+        shape = task.shape
+        width, height = shape.width or SIDE, shape.height or SIDE
+        rgb = pixels(task.prompt, task.negative_prompt, task.seed, shape.steps, shape.guidance, width, height)
+        return Picture(width, height, rgb if shape.deterministic else rounded(rgb, self._process), "none")
+
+
+def main() -> None:
+    """Run the worker."""
+    settings = Settings()
+    logs.configure(settings.log_level)
+    seconds = float((settings.spec.source.path or "").removeprefix(SCHEME))
+    os._exit(asyncio.run(serve(settings, lambda _: DrawingEngine(seconds, settings.pod_name))))

@@ -1,0 +1,109 @@
+"""What is asked of the system: jobs of every sort, by both doors, some of them cancelled or deleted on the way."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+API_VERSION = "kubediffusion.io/v1alpha1"
+MODELS = ("fast", "slow")
+"""The first is the default."""
+SCHEME = "chaos:"
+"""What the path of a model's source begins with; the seconds of a step follow."""
+
+
+class Door(StrEnum):
+    """How a job comes in."""
+
+    SEED = "POST /generate"
+    V1 = "POST /v1/jobs"
+    KUBECTL = "kubectl apply"
+
+
+class Change(StrEnum):
+    """What is done to a job after it was accepted."""
+
+    CANCEL = "cancel"
+    DELETE = "delete"
+
+
+@dataclass(frozen=True)
+class Order:
+    """One job to ask for.
+
+    Attributes:
+        number: Its place in the run.
+        door: How it comes in.
+        spec: Its spec, as a GenerationJob has it.
+        change: What is done to it afterwards, if anything.
+        delay: Seconds from its acceptance to that.
+    """
+
+    number: int
+    door: Door
+    spec: dict[str, Any]
+    change: Change | None = None
+    delay: float = 0.0
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The GenerationJob to apply."""
+        return {
+            "apiVersion": API_VERSION,
+            "kind": "GenerationJob",
+            "metadata": {"name": f"applied-{self.number:05}"},
+            "spec": self.spec,
+        }
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """The body to POST: the HTTP API writes the same fields in snake case."""
+        return {_snake(field): value for field, value in self.spec.items()}
+
+
+def orders(seed: int, count: int) -> list[Order]:
+    """Give the jobs of a run: a pure function of its arguments."""
+    dice = random.Random(seed)  # noqa: S311 - reproducible, no secret
+    return [_order(dice, number) for number in range(count)]
+
+
+def _order(dice: random.Random, number: int) -> Order:
+    door = dice.choices((Door.SEED, Door.V1, Door.KUBECTL), (1, 1, 2))[0]
+    spec: dict[str, Any] = {
+        "prompt": f"chaos {number}, drawn by {dice.choice(('hand', 'machine', 'chance'))}",
+        # Three lengths: done within one batch write, about a second, and long enough to be reported as Running.
+        "numInferenceSteps": dice.choices((1, 4, 20), (7, 2, 1))[0],
+    }
+    if door is not Door.SEED:
+        spec |= _more(dice)
+    change = dice.choices((None, Change.CANCEL, Change.DELETE), (90, 7, 3))[0]
+    return Order(number, door, spec, change, round(dice.uniform(0, 3), 2))
+
+
+def _more(dice: random.Random) -> dict[str, Any]:
+    """Give some of the fields that the seed's own route does not have, each with its own chance."""
+    chances: list[tuple[float, dict[str, Any]]] = [
+        (0.1, {"model": MODELS[1]}),
+        (0.3, {"priority": dice.randint(-2, 2)}),
+        (0.3, {"numImages": dice.randint(2, 3)}),
+        (0.3, {"seed": dice.randrange(2**31)}),
+        (0.2, {"guidanceScale": 1.5}),
+        (0.2, {"width": 64, "height": 64}),
+        (0.3, {"deterministic": True}),
+        (0.1, {"negativePrompt": "order"}),
+        (0.2, {"deletionPolicy": "Delete"}),
+        (0.05, {"ttlSecondsAfterFinished": dice.randint(5, 20)}),
+        (0.05, {"activeDeadlineSeconds": dice.randint(5, 60)}),
+        (0.1, {"backoffLimit": dice.randint(0, 1)}),
+    ]
+    fields: dict[str, Any] = {}
+    for chance, field in chances:
+        if dice.random() < chance:
+            fields |= field
+    return fields
+
+
+def _snake(field: str) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in field)

@@ -219,6 +219,32 @@ def test_a_job_is_tried_as_often_as_its_backoff_limit_says():
     assert (again.job, again.counted) == (left, True)
 
 
+def test_a_job_that_was_running_when_its_worker_was_drained_spends_nothing():
+    """The grace period was too short for it; that is not its worker's death."""
+    drained = worker(0, WorkerState.FAILED)
+    status = drained.pod.status.model_copy(
+        update={"conditions": (PlatformCondition(type="DisruptionTarget", status="True"),)}
+    )
+    drained = dataclasses.replace(drained, pod=drained.pod.model_copy(update={"status": status}))
+    running = bound_job("running", worker=pod_name(0), phase=Phase.RUNNING, retries=3)
+    (again,) = [a for a in plan(view(workers=[drained], bound={pod_name(0): [running]})) if isinstance(a, Requeue)]
+    assert (again.job, again.counted) == (running, False)
+
+
+def test_jobs_that_wait_for_room_are_told_that_the_other_worker_finds_no_node():
+    message = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    waits = worker(1, WorkerState.STARTING)
+    status = waits.pod.status.model_copy(
+        update={"conditions": (PlatformCondition(type="PodScheduled", status="False", message=message),)}
+    )
+    stuck = dataclasses.replace(waits, pod=waits.pod.model_copy(update={"status": status}))
+    full = {pod_name(0): [bound_job(f"b-{n}", worker=pod_name(0)) for n in range(8)]}
+    workers = [worker(0, WorkerState.READY), stuck, worker(2, WorkerState.STARTING)]
+    (said,) = [a for a in plan(view([job(age=5)], workers, full, max_replicas=3)) if isinstance(a, Explain)]
+    assert said.reason == "WorkersBusy"
+    assert said.message.endswith(f"maxReplicas is 3; 1 starting; 1 without a node: {message}")
+
+
 def test_a_released_job_goes_straight_to_another_worker():
     """Two writes that fall together are one."""
     lost = bound_job("lost", worker="vanished", phase=Phase.RUNNING)

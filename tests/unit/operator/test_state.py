@@ -17,7 +17,7 @@ from kubediffusion.operator.workers import Pod, WorkerState
 from kubediffusion.resources.base import ObjectMeta
 from kubediffusion.resources.conditions import ConditionStatus, WaitingReason, with_condition
 from kubediffusion.resources.generation_job import GenerationJobStatus, Parameters, Phase
-from kubediffusion.resources.testing import NAMESPACE, NOW, job, model
+from kubediffusion.resources.testing import NAMESPACE, NOW, bound_job, job, model
 from kubediffusion.resources.transitions import BOUND, TERMINAL
 
 MODELS = ("emoji", "other")
@@ -273,6 +273,19 @@ def test_of_two_pods_of_a_job_the_newer_one_counts():
     state.put_pod(ready.pod.model_copy(update={"metadata": metadata}))
     (seen,) = only_view(state).workers
     assert seen.pod.metadata.name == "replacement"
+
+
+def test_an_older_pod_of_a_job_is_kept_for_as_long_as_jobs_are_bound_to_it():
+    """How it ended decides whether they spend their backoffLimit."""
+    ready = worker(0, WorkerState.READY)
+    state = state_of(ready)
+    state.put_job(bound_job("left", worker=pod_name(0), phase=Phase.RUNNING))
+    metadata = ready.pod.metadata.model_copy(update={"name": "replacement", "creation_timestamp": NOW})
+    state.put_pod(ready.pod.model_copy(update={"metadata": metadata}))
+    seen = {w.pod.metadata.name: w.state for w in only_view(state).workers}
+    assert seen == {"replacement": WorkerState.READY, pod_name(0): WorkerState.GOING}
+    state.drop_job("uid-left")
+    assert [w.pod.metadata.name for w in only_view(state).workers] == ["replacement"]
 
 
 def test_workers_are_those_of_their_model():

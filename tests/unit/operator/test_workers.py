@@ -76,6 +76,32 @@ def test_the_state_of_a_worker(job, pod, state):
     assert Worker(job, pod).state is state
 
 
+@pytest.mark.parametrize(
+    ("job", "pod", "sent_away"),
+    [
+        # Drained by the eviction API, deleted by somebody, preempted: its grace period was over, or it ended in time.
+        (a_job(), a_pod("Failed", condition("DisruptionTarget"), going=True, exit_code=137), True),
+        (a_job(FAILED), a_pod("Failed", going=True, exit_code=137), True),
+        (a_job(), a_pod("Failed", condition("DisruptionTarget"), exit_code=143), True),
+        (a_job(), a_pod("Succeeded", exit_code=0), True),
+        (a_job(condition("Complete")), None, True),
+        # It died.
+        (a_job(), a_pod("Failed", exit_code=137, reason="OOMKilled"), False),
+        (a_job(FAILED), a_pod("Failed", exit_code=1), False),
+        (a_job(FAILED), None, False),
+        (a_job(), None, False),
+    ],
+)
+def test_a_worker_that_was_told_to_go_did_not_die(job, pod, sent_away):
+    assert Worker(job, pod).sent_away is sent_away
+
+
+def test_a_worker_that_its_node_evicted_may_have_taken_the_memory_that_was_short():
+    pod = a_pod("Failed", condition("DisruptionTarget", reason="TerminationByKubelet"), exit_code=137)
+    evicted = pod.model_copy(update={"status": pod.status.model_copy(update={"reason": "Evicted"})})
+    assert not Worker(a_job(), evicted).sent_away
+
+
 @pytest.mark.parametrize("state", WorkerState)
 def test_builders_build_every_state(state):
     assert worker(0, state).state is state

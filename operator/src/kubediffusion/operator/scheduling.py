@@ -203,20 +203,22 @@ def _released_key(item: Released) -> QueueKey[dt.datetime]:
 def release(view: ModelView) -> Iterator[Released]:
     """Give the jobs whose worker is gone, and those that a going worker has not started.
 
-    Only a job that was running when its worker died spends its ``backoffLimit``. A batch that ends within a second is
-    never reported as Running, so where a worker crashed and none of its jobs was, all of them may have done it.
+    Only a job that was running when its worker died spends its ``backoffLimit``: one that was sent away (drained,
+    preempted, deleted) and not done within its grace period did not die of its jobs. A batch that ends within a second
+    is never reported as Running, so where a worker crashed and none of its jobs was, all of them may have done it.
     """
     workers = {w.pod.metadata.name: w for w in view.workers if w.pod is not None}
     for name, jobs in view.bound.items():
         worker = workers.get(name)
         pod = worker.pod if worker is not None else None
         if worker is None or pod is None or pod.finished:
-            crashed = worker is not None and worker.state is WorkerState.FAILED
+            died = worker is None or not worker.sent_away
+            crashed = died and worker is not None and worker.state is WorkerState.FAILED
             some_ran = any(job.status.phase == Phase.RUNNING for job in jobs)
             how = f"worker {name} ended ({worker.crash})" if worker is not None else f"worker {name} is gone"
             for job in jobs:
                 running = job.status.phase == Phase.RUNNING
-                yield Released(job, counted=running or (crashed and not some_ran), message=how)
+                yield Released(job, counted=died and (running or (crashed and not some_ran)), message=how)
         elif worker.state is WorkerState.GOING or pod.going:
             for job in jobs:
                 if job.status.phase == Phase.SCHEDULED:
@@ -413,13 +415,15 @@ def waiting_reason(view: ModelView, now: dt.datetime) -> tuple[WaitingReason, st
     ready = view.current(WorkerState.READY)
     starting = view.current(WorkerState.STARTING)
     failures = view.failures
-    stuck = next((w.pod.unschedulable for w in starting if w.pod is not None and w.pod.unschedulable), "")
+    stuck = [w.pod.unschedulable for w in starting if w.pod is not None and w.pod.unschedulable]
     if ready:
         message = f"ready workers of model {view.model.name}: {len(ready)}, all with their fill"
-        message += f"; maxReplicas is {settings.max_replicas}" + (f"; {len(starting)} starting" if starting else "")
+        message += f"; maxReplicas is {settings.max_replicas}"
+        message += f"; {placed} starting" if (placed := len(starting) - len(stuck)) else ""
+        message += f"; {len(stuck)} without a node: {stuck[0]}" if stuck else ""
         return WaitingReason.WORKERS_BUSY, message
     if stuck:
-        return WaitingReason.WORKER_UNSCHEDULABLE, f"no node takes a worker of model {view.model.name}: {stuck}"
+        return WaitingReason.WORKER_UNSCHEDULABLE, f"no node takes a worker of model {view.model.name}: {stuck[0]}"
     if view.refusal:
         return WaitingReason.WORKER_REFUSED, f"no worker of model {view.model.name} can be created: {view.refusal}"
     if starting:

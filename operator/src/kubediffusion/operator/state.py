@@ -92,6 +92,8 @@ class Latest(Generic[T]):
         self._gone.clear()
 
 
+_NEVER_BEFORE = dt.datetime.min.replace(tzinfo=dt.UTC)
+
 ModelKey = str | None
 """``spec.model`` of a job; None where it leaves the choice to the default."""
 
@@ -276,20 +278,21 @@ class NamespaceState:
         return not (self.models or self.jobs or self._batch_jobs.items or self._pods.items)
 
     def _workers(self, now: dt.datetime) -> dict[str, list[Worker]]:
-        pods: dict[str, Pod] = {}
-        for pod in self._pods.items.values():
-            other = pods.get(pod.batch_job)
-            # A replaced Pod may linger: the newest is the one that counts.
-            if other is None or _age(pod) > _age(other):
-                pods[pod.batch_job] = pod
         busy = {name for by_pod in self._bound.values() for name, jobs in by_pod.items() if jobs}
+        pods: dict[str, Pod] = {}
+        replaced: list[Pod] = []
+        for pod in sorted(self._pods.items.values(), key=_age):
+            # The newest is the one that counts. What became of an older one says what becomes of its jobs.
+            if (older := pods.get(pod.batch_job)) is not None and older.metadata.name in busy:
+                replaced.append(older)
+            pods[pod.batch_job] = pod
         workers = defaultdict(list)
         for job in self._batch_jobs.items.values():
             pod_of_job = pods.pop(job.metadata.name, None)
             worker = Worker(job, pod_of_job)
             workers[job.model].append(self._with_idleness(worker, busy, now))
-        for pod in pods.values():
-            # Its Job is gone and it is on its way: it still holds a GPU, and may finish what it runs.
+        for pod in (*pods.values(), *replaced):
+            # Its Job is gone, or has another: it is on its way, may still hold a GPU, and may finish what it runs.
             going = BatchJob(metadata=pod.metadata.model_copy(update={"deletion_timestamp": now, "uid": ""}))
             workers[going.model].append(Worker(going, pod))
         return workers
@@ -328,6 +331,5 @@ def _bound_model(job: GenerationJob) -> str:
     return job.status.parameters.model if job.status.parameters is not None else job.spec.model or ""
 
 
-def _age(pod: Pod) -> tuple[bool, dt.datetime | None, str]:
-    created = pod.metadata.creation_timestamp
-    return created is not None, created, pod.metadata.name
+def _age(pod: Pod) -> tuple[dt.datetime, str]:
+    return pod.metadata.creation_timestamp or _NEVER_BEFORE, pod.metadata.name

@@ -194,6 +194,18 @@ class Worker:
         return WorkerState.READY if self.pod is not None and self.pod.ready else WorkerState.STARTING
 
     @property
+    def sent_away(self) -> bool:
+        """Whether it was told to go (drained, preempted, deleted), so that its end is not its death.
+
+        An eviction by its own node is none of these: the memory or disk that the node lacked may be what a job took.
+        """
+        if self.pod is None or self.job.complete:
+            return self.job.complete
+        told = self.pod.going or self.pod.disrupted
+        # It ends well only when it is told to end.
+        return self.pod.status.phase == "Succeeded" or (told and self.pod.status.reason != "Evicted")
+
+    @property
     def failed_at(self) -> dt.datetime | None:
         """When it failed, as its Job says."""
         return self.job.failure.last_transition_time if self.job.failure is not None else None

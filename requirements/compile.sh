@@ -8,6 +8,8 @@ for part in operator worker api build; do
   # The images get what the tests ran with.
   compile "$part.in" -c dev.txt -o "$part.txt" "$@"
 done
+# The benchmarks run beside what the tests have.
+compile bench.in -c dev.txt -o bench.txt "$@"
 # What the bootstrap installs where a machine has none.
 compile go.in -o go.txt "$@"
 compile uv.in -o uv.txt "$@"

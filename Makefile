@@ -7,11 +7,13 @@ SHELL := /bin/sh
 PORT ?= 8000
 MODEL ?= models/kubediffusion-emoji
 BIN := .venv/bin
-SOURCES := resources/src operator/src worker/src api/src deploy/local/src
+SOURCES := resources/src operator/src worker/src api/src deploy/local/src benchmarks/src
 # How images are named and what they stand on; deploy/images/build says more.
 export REGISTRY TAG BASE_IMAGE BUILDER
 # Options for pytest, as in `make integration PYTEST="-k zombie"`.
 PYTEST ?=
+# Suites and options of the benchmarks, as in `make bench BENCH="latency throughput --runs 5"`.
+BENCH ?=
 
 # A network may have a certificate authority of its own, which the machine knows and uv's built-in list does not.
 export UV_SYSTEM_CERTS ?= $(if $(wildcard /etc/ssl/certs/ca-certificates.crt),true,false)
@@ -65,6 +67,11 @@ conformance: binaries ## Run the tests of the seed's HTTP interface
 .PHONY: integration
 integration: binaries ## Run the tests against a real control plane
 	$(BIN)/pytest tests/integration $(PYTEST)
+
+.PHONY: bench
+bench: binaries ## Measure the control path and its peers (BENCH= suites and options, --help among them)
+	@./deploy/local/bootstrap bench
+	@PYTHONPATH=benchmarks/src $(BIN)/python -m kubediffusion.benchmarks $(BENCH)
 
 .PHONY: format
 format: bootstrap ## Format the code

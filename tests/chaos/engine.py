@@ -9,10 +9,9 @@ import asyncio
 import os
 import time
 
-from kubediffusion.benchmarks.standin import StandInEngine
-
 from chaos.load import SCHEME
 from chaos.picture import SIDE, pixels, rounded
+from kubediffusion.benchmarks.standin import StandInEngine
 from kubediffusion.resources.runtime import logs
 from kubediffusion.worker.engine import ImageTask, Monitor, Picture
 from kubediffusion.worker.main import serve

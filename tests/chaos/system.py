@@ -91,10 +91,9 @@ class Build:
     worker: Mapping[str, str] = field(default_factory=dict)
 
 
-def broken(name: str) -> Build:
-    """Give a build with a defect of the folder ``broken``: Python imports it at the start of each process."""
-    environment = {"PYTHONPATH": str(FOLDER / "broken" / name)}
-    return Build(environment, environment)
+def defect(name: str) -> dict[str, str]:
+    """Give the environment that breaks a part: Python imports a module of the folder ``broken`` when it starts."""
+    return {"PYTHONPATH": str(FOLDER / "broken" / name)}
 
 
 class System:

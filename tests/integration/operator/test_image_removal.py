@@ -9,6 +9,7 @@ import pytest
 
 from kubediffusion.local import installation
 from kubediffusion.local.cluster import LocalCluster
+from kubediffusion.local.testing import eventually
 from kubediffusion.operator import retention
 from kubediffusion.operator.retention import ImageRemover
 from kubediffusion.resources import meta
@@ -59,14 +60,18 @@ async def test_a_job_without_images_is_no_trouble(storage: ImageStorage) -> None
 
 
 async def test_storage_that_is_away_is_waited_out(
-    cluster: LocalCluster, storage: ImageStorage, monkeypatch: pytest.MonkeyPatch
+    cluster: LocalCluster, storage: ImageStorage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(retention, "FIRST_PAUSE", 0.1)
     item = finished("later")
     storage.put(keys(item)[0], b"png", 1)
     cluster.store.process.kill()
     removal = asyncio.create_task(ImageRemover(storage, PREFIX).remove(item))
-    await asyncio.sleep(0.5)
+
+    async def tried_twice() -> bool:
+        return caplog.text.count("trying again") >= 2
+
+    await eventually("the removal to fail and be tried again", tried_twice, 60)
     assert not removal.done()
     cluster.store.process.start()
     await asyncio.wait_for(removal, 60)

@@ -92,6 +92,7 @@ def test_a_crash_ends_the_job_a_disruption_does_not_and_a_bad_model_is_told_apar
     assert (spec["backoffLimit"], spec["completions"], spec["parallelism"]) == (0, 1, 1)
     assert spec["podReplacementPolicy"] == "Failed"
     assert spec["template"]["spec"]["restartPolicy"] == "Never"
+    assert spec["template"]["spec"]["enableServiceLinks"] is False
     disrupted, bad_model = spec["podFailurePolicy"]["rules"]
     assert disrupted == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     assert bad_model["action"] == "FailJob"

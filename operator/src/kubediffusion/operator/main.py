@@ -48,7 +48,8 @@ async def run(settings: Settings) -> None:
     storage = ImageStorage(settings.s3_bucket) if settings.s3_bucket else None
     async with await KubernetesClient.connect("kubediffusion-operator") as client:
         cluster = Cluster(client, settings.namespace_list, defaults, settings.concurrent_requests)
-        events = Events(client, os.environ.get("POD_NAME") or socket.gethostname())
+        instance = os.environ.get("POD_NAME") or socket.gethostname()
+        events = Events(client, instance)
         controller = Controller(cluster, events, ImageRemover(storage, settings.s3_prefix), settings, defaults)
 
         def ready() -> str | None:
@@ -63,6 +64,8 @@ async def run(settings: Settings) -> None:
             watches = kopf.operator(
                 registry=registry,
                 settings=kopf_settings,
+                # kopf's own would name the user, and one that a cluster made up for the Pod has no name.
+                identity=instance,  # type: ignore[arg-type] # a NewType of str that kopf does not export
                 standalone=True,
                 namespaces=settings.namespace_list,
                 clusterwide=not settings.namespace_list,

@@ -126,6 +126,8 @@ def _template(model: DiffusionModel, defaults: WorkerDefaults) -> dict[str, Any]
     spec: dict[str, Any] = {
         "serviceAccountName": workers.service_account_name or defaults.service_account,
         "restartPolicy": "Never",
+        # Else each Service of the namespace would be variables of the worker, beside those that are meant for it.
+        "enableServiceLinks": False,
         "terminationGracePeriodSeconds": workers.termination_grace_period_seconds,
         "securityContext": {
             "runAsNonRoot": True,

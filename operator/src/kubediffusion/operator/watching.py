@@ -13,6 +13,45 @@ from kubediffusion.resources.client import KubernetesClient
 INACTIVITY_SECONDS = 90.0
 """A watch without any byte for so long is dead: bookmarks come every minute."""
 
+_NOTHING = kopf.BodyEssence()
+
+
+class NoDiffBase(kopf.DiffBaseStorage):
+    """Remembers no last handled state: no handler asks what has changed.
+
+    kopf would copy each object it is told of, to compare: most of its cost in a burst.
+    """
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        """Give nothing to compare."""
+        return _NOTHING
+
+    def fetch(self, **_: Any) -> None:
+        """Give nothing to compare with."""
+
+    def store(self, **_: Any) -> None:
+        """Write nothing."""
+
+
+class NoProgress(kopf.ProgressStorage):
+    """Remembers no handler's progress: none of them is ever tried again."""
+
+    def fetch(self, **_: Any) -> None:
+        """Give no progress."""
+
+    def store(self, **_: Any) -> None:
+        """Write nothing."""
+
+    def purge(self, **_: Any) -> None:
+        """Write nothing."""
+
+    def touch(self, **_: Any) -> None:
+        """Write nothing."""
+
+    def clear(self, *, essence: kopf.BodyEssence) -> kopf.BodyEssence:
+        """Leave as it is what holds no progress."""
+        return essence
+
 
 def configure_kopf(registry: kopf.OperatorRegistry, settings: kopf.OperatorSettings, client: KubernetesClient) -> None:
     """Set kopf up.
@@ -28,6 +67,8 @@ def configure_kopf(registry: kopf.OperatorRegistry, settings: kopf.OperatorSetti
     settings.scanning.disabled = True
     # Events are written by events.py; kopf's own would be one for each line of its log.
     settings.posting.enabled = False
+    settings.persistence.diffbase_storage = NoDiffBase()
+    settings.persistence.progress_storage = NoProgress()
     settings.watching.label_selectors["batch", "v1", "jobs"] = meta.WORKER_SELECTOR
     settings.watching.label_selectors["", "v1", "pods"] = meta.WORKER_SELECTOR
     settings.watching.chunk_size = 500

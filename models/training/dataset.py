@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -73,12 +76,25 @@ def draw(sprites: Sprites, number: int, seed: int, captions: int = 0, *, unseen:
     Yields:
         Chunks of at most `CHUNK` scenes.
     """
-    for start in range(0, number, CHUNK):
-        rng = Random(seed * 1_000_003 + start)  # noqa: S311 - scenes, no secrets
-        sampler = Sampler(sprites, rng)
-        scenes = [sampler.unseen() if unseen else sampler.training() for _ in range(min(CHUNK, number - start))]
-        layers, places = pack(scenes)
-        yield Drawn(layers, places, *label(scenes), [[caption(s, rng) for _ in range(captions)] for s in scenes])
+    chunks = [(seed * 1_000_003 + start, min(CHUNK, number - start)) for start in range(0, number, CHUNK)]
+    # Drawing needs the boxes of the pictures and not their pixels, which would be copied to each process.
+    bare = replace(sprites, pixels=np.empty((0, 0, 0, 4), np.uint8))
+    workers = min(len(chunks), (os.cpu_count() or 1) - 1)
+    if workers < 2:
+        yield from (_draw(bare, *chunk, captions, unseen=unseen) for chunk in chunks)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as processes:
+        drawing = [processes.submit(_draw, bare, *chunk, captions, unseen=unseen) for chunk in chunks]
+        for future in drawing:
+            yield future.result()
+
+
+def _draw(sprites: Sprites, seed: int, number: int, captions: int, *, unseen: bool) -> Drawn:
+    rng = Random(seed)  # noqa: S311 - scenes, no secrets
+    sampler = Sampler(sprites, rng)
+    scenes = [sampler.unseen() if unseen else sampler.training() for _ in range(number)]
+    layers, places = pack(scenes)
+    return Drawn(layers, places, *label(scenes), [[caption(s, rng) for _ in range(captions)] for s in scenes])
 
 
 @dataclass

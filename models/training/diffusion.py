@@ -14,7 +14,9 @@ from diffusers import DPMSolverMultistepScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel
 
 from .loop import Average, Pace, cosine, load_checkpoint, save_checkpoint
+from .optimizer import optimizers
 from .text import LENGTH, new_text_encoder
+from .vae import lean
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -116,17 +118,19 @@ def train(
     batch = shape.batch // world  # the configured batch is that of all devices together
     torch.manual_seed(settings.seed + 2)
     text = new_text_encoder(settings, tokenizer).to(device)
-    unet = new_unet(settings).to(device, memory_format=torch.channels_last)
+    unet = lean(new_unet(settings).to(device, memory_format=torch.channels_last))
     if initial is not None:
         encoders, unets = cast("Any", CLIPTextModel), cast("Any", UNet2DConditionModel)
         text.load_state_dict(encoders.from_pretrained(initial / "text_encoder").float().state_dict())
         unet.load_state_dict(unets.from_pretrained(initial / "unet").float().state_dict())
     averages = Average(text, shape.ema), Average(unet, shape.ema)
     parameters = [*text.parameters(), *unet.parameters()]
-    opt = torch.optim.AdamW(parameters, lr=shape.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=fast)
-    state = {"text": text, "unet": unet, "text_average": averages[0], "unet_average": averages[1], "opt": opt}
+    inner, outer = optimizers((text, unet), shape.rate)
+    state = {"text": text, "unet": unet, "text_average": averages[0], "unet_average": averages[1]}
+    state |= {"inner": inner, "outer": outer}
     path = settings.work / "diffusion.pt"
     start = load_checkpoint(path, state, device)
+    read: Any = torch.compile(text, disable=not fast, dynamic=False)
     forward: Any = torch.compile(unet, disable=not fast, dynamic=False)
     signal, noise = noise_levels(settings, device)
     empty = torch.tensor(tokenizer("", padding="max_length", max_length=LENGTH).input_ids, device=device)
@@ -136,7 +140,8 @@ def train(
     saved = time.monotonic()
     seen = torch.zeros((), device=device)
     for step in pace:
-        opt.param_groups[0]["lr"] = shape.rate * cosine(step, pace.steps, warmup=400)
+        for group in (*inner.param_groups, *outer.param_groups):
+            group["lr"] = shape.rate * cosine(step, pace.steps, warmup=400)
         rows = torch.randint(len(latents), (batch,), device=device)
         x = latents[rows].float().contiguous(memory_format=torch.channels_last)
         tokens = ids[rows, torch.randint(ids.shape[1], (batch,), device=device)].long()
@@ -145,15 +150,17 @@ def train(
         a, s = signal[t].view(-1, 1, 1, 1), noise[t].view(-1, 1, 1, 1)
         e = torch.randn_like(x)
         with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-            words = text(tokens).last_hidden_state
+            words = read(tokens).last_hidden_state
             guess = forward(a * x + s * e, t, words).sample
         loss = F.mse_loss(guess.float(), a * e - s * x)
-        opt.zero_grad(set_to_none=True)
+        inner.zero_grad(set_to_none=True)
+        outer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if world > 1:
             share_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
-        opt.step()
+        inner.step()
+        outer.step()
         share = min(shape.ema, (1 + step) / (10 + step))
         averages[0].update(text, share)
         averages[1].update(unet, share)

@@ -78,7 +78,12 @@ def sheet(images: Tensor, columns: int, gap: int = 4) -> Image.Image:
 
 
 def sheets(paint: Painter, folder: Path, prompts: Sequence[str] = SHOWN) -> None:
-    """Write the sample sheet of the card and the twenty astronauts, as lossless-looking WebP for transport and PNG for the card."""
+    """Write the sample sheet of the card and the twenty astronauts; small, since they count towards the folder's 40 MB."""
     folder.mkdir(parents=True, exist_ok=True)
-    sheet(paint(list(prompts), range(len(prompts))), 10).save(folder / "samples.png")
-    sheet(paint([SEED_PROMPT] * 20, range(20), guidance=9.0), 10).save(folder / "astronauts.png")
+    small(sheet(paint(list(prompts), range(len(prompts))), 8)).save(folder / "samples.png", optimize=True)
+    small(sheet(paint([SEED_PROMPT] * 20, range(20), guidance=9.0), 10)).save(folder / "astronauts.png", optimize=True)
+
+
+def small(picture: Image.Image) -> Image.Image:
+    """Return a picture at half its size."""
+    return picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.LANCZOS)

@@ -75,9 +75,8 @@ class Average:
     def update(self, module: nn.Module, decay: float | None = None) -> None:
         """Take in the module's present weights."""
         share = 1 - (self.decay if decay is None else decay)
-        now = module.state_dict()
-        keys = [k for k in self.weights if now[k].is_floating_point()]
-        torch._foreach_lerp_([self.weights[k] for k in keys], [now[k].float() for k in keys], share)
+        now = {k: v for k, v in module.state_dict().items() if v.is_floating_point()}
+        torch._foreach_lerp_([self.weights[k] for k in now], [v.float() for v in now.values()], share)
 
     def into(self, module: nn.Module) -> None:
         """Put the averaged weights into a module."""

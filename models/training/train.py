@@ -112,6 +112,10 @@ class Run:
     def latents(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The training set of the diffusion model."""
         began, shape = time.monotonic(), self.settings.data
+        path = self.settings.work / "latents.pt"
+        if path.exists():
+            saved = torch.load(path, map_location=self.device, weights_only=True)
+            return saved["latents"], saved["ids"]
         autoencoder = self.vae
         result = dataset.encode_scenes(
             self.composer,
@@ -130,6 +134,7 @@ class Run:
             z.mean(),
             z.std(),
         )
+        torch.save({"latents": result[0], "ids": result[1]}, path)
         return result
 
     def train_all(self) -> None:
@@ -170,6 +175,7 @@ def main() -> None:
     parser.add_argument(
         "--only", choices=("all", "evaluate"), default="all", help="evaluate: score the folder that is there"
     )
+    parser.add_argument("--further", type=Path, help="a pipeline folder to train further; its autoencoder stays")
     parser.add_argument(
         "--seconds", action="append", default=[], metavar="STAGE=N", help="fill a time (vae, diffusion)"
     )

@@ -2,7 +2,7 @@
 
 The judge alone forgives too much: it still sees the balloon when the scheduler mistakes velocity for noise. So the
 picture is also held against the one that the folder drew when it was committed (`expected/`, 64 by 64). On the balloon,
-mean differences were 26 for the wrong prediction type, 8 for another end of the noise schedule, 11 for a wrong scaling
+mean differences were 29 for the wrong prediction type, 12 for another end of the noise schedule, 5 for a wrong scaling
 factor, 0 for another number of threads. Whoever trains the weights anew replaces these pictures.
 """
 
@@ -22,10 +22,11 @@ ROOT = HERE.parents[2]
 FOLDER = ROOT / "models" / "kubediffusion-emoji"
 # diffusers hands torch tensors to numpy in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+# The demo's request as it is, and two shorter ones.
 PROMPTS = [
-    ("A photo of an astronaut riding a horse on the moon", 1, {"astronaut", "horse"}, "moon"),
-    ("a car in the desert", 1, {"car"}, "desert"),
-    ("a red balloon in the snow", 0, {"balloon"}, "snow"),
+    ("A photo of an astronaut riding a horse on the moon", 25, 9.0, 1, {"astronaut", "horse"}, "moon"),
+    ("a car in the desert", 10, 5.0, 1, {"car"}, "desert"),
+    ("a red balloon in the snow", 10, 5.0, 0, {"balloon"}, "snow"),
 ]
 
 
@@ -56,10 +57,13 @@ def test_the_folder_is_small_and_safe():
     assert {p.suffix for p in files} <= {".json", ".safetensors", ".md", ".png"}
 
 
-@pytest.mark.parametrize(("prompt", "seed", "subjects", "background"), PROMPTS)
-def test_the_judge_sees_what_the_prompt_names(pipe, judge, prompt, seed, subjects, background):
+@pytest.mark.parametrize(("prompt", "steps", "guidance", "seed", "subjects", "background"), PROMPTS)
+def test_the_judge_sees_what_the_prompt_names(pipe, judge, prompt, steps, guidance, seed, subjects, background):
     result = pipe(
-        prompt, num_inference_steps=10, guidance_scale=7.5, generator=torch.Generator("cpu").manual_seed(seed)
+        prompt,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=torch.Generator("cpu").manual_seed(seed),
     )
     image = result.images[0]
     verdict = judge.look(image)

@@ -1,0 +1,85 @@
+"""Muon for matrices and convolutions, AdamW for everything else."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor, nn
+
+# Quintic of Jordan et al. (2024): five rounds bring singular values near one, not exactly to it.
+_A, _B, _C, _ROUNDS = 3.4445, -4.7750, 2.0315, 5
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Return the nearest (semi-)orthogonal matrices, roughly, by Newton and Schulz's iteration.
+
+    Args:
+        matrices: [n, rows, columns].
+
+    Returns:
+        bfloat16 [n, rows, columns], singular values between about 0.7 and 1.2.
+    """
+    x = matrices.bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.mT
+    x = x / (torch.linalg.matrix_norm(x, dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(_ROUNDS):
+        gram = x @ x.mT
+        x = _A * x + (_B * gram + _C * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalized (Jordan et al., 2024), as long as an AdamW step (Liu et al., 2025), so that rates carry over.
+
+    Args:
+        parameters: Matrices, or convolutions, which count as matrices of one row an output channel.
+        lr: Learning rate.
+        momentum: Decay of the gradient's average (Nesterov's form).
+        weight_decay: Share of the weights, times the rate, that a step takes away.
+    """
+
+    def __init__(
+        self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update all parameters; those of one shape together, so that a step is few kernels."""
+        for group in self.param_groups:
+            alike: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    alike[p.shape[0], math.prod(p.shape[1:])].append(p)
+            for (rows, columns), parameters in alike.items():
+                grads = [p.grad for p in parameters if p.grad is not None]
+                averages = [self.state[p].setdefault("average", torch.zeros_like(p)) for p in parameters]
+                torch._foreach_lerp_(averages, grads, 1 - group["momentum"])
+                ahead = torch._foreach_lerp(grads, averages, group["momentum"])
+                updates = orthogonalize(torch.stack([u.reshape(rows, columns) for u in ahead])).float()
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                # A root mean square of 0.2 an element is what AdamW's steps have.
+                length = 0.2 * math.sqrt(max(rows, columns))
+                shaped = [u.view(p.shape) for u, p in zip(updates.unbind(), parameters, strict=True)]
+                torch._foreach_add_(parameters, shaped, alpha=-group["lr"] * length)
+
+
+def optimizers(modules: Iterable[nn.Module], rate: float) -> tuple[Muon, torch.optim.AdamW]:
+    """Return the optimizers of several modules: what enters or leaves a network, norms and biases are AdamW's."""
+    inner: list[Tensor] = []
+    outer: list[Tensor] = []
+    for module in modules:
+        for name, p in module.named_parameters():
+            edge = any(part in name for part in ("embedding", "conv_in", "conv_out"))
+            (outer if edge or p.ndim < 2 else inner).append(p)
+    fast = all(p.is_cuda for p in outer)
+    return Muon(inner, rate), torch.optim.AdamW(outer, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=fast)

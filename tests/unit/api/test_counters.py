@@ -53,6 +53,20 @@ def test_what_has_expired_goes_before_what_counts(now: list[float], monkeypatch:
     assert storage.get("patient") == 1
 
 
+def test_what_is_taken_back_was_counted_in_the_window(now: list[float]) -> None:
+    storage = CounterStorage()
+    storage.decr("me")
+    assert storage.get("me") == 0
+    storage.incr("me", 1)
+    storage.incr("me", 1)
+    storage.decr("me")
+    assert storage.get("me") == 1
+    now[0] += 2
+    storage.decr("me")
+    storage.incr("me", 1)
+    assert storage.get("me") == 1
+
+
 def test_no_thread_is_started() -> None:
     storage = CounterStorage()
     before = threading.active_count()

@@ -10,7 +10,7 @@ from api_builders import entry
 from kubediffusion.api.entries import Entry
 from kubediffusion.api.errors import TooManyRequestsError
 from kubediffusion.api.limits import Allowance
-from kubediffusion.api.lookups import Lookups
+from kubediffusion.api.lookups import CONCURRENCY, Lookups
 from kubediffusion.resources.client import KubernetesError
 
 INTERVAL = 0.05
@@ -81,6 +81,45 @@ async def test_a_client_has_an_allowance_of_misses() -> None:
     assert 1 <= int(refused.value.headers["Retry-After"]) <= 60
     assert cluster.reads == 3
     assert await looking.find("nothing", "somebody else") is None
+
+
+async def test_requests_that_wait_together_do_not_get_past_the_allowance() -> None:
+    cluster = Cluster()
+    looking = lookups(cluster, "3/minute")
+    asked = [looking.find(f"nothing-{number}", "me") for number in range(50)]
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert cluster.reads == 3
+    assert answers.count(None) == 3
+    assert sum(isinstance(answer, TooManyRequestsError) for answer in answers) == 47
+
+
+async def test_a_client_that_has_nothing_left_takes_nothing_from_another() -> None:
+    cluster = Cluster()
+    cluster.jobs["job"] = entry()
+    looking = lookups(cluster, "1/minute")
+    assert await looking.find("nothing", "me") is None
+    refused, found = await asyncio.gather(
+        looking.find("job", "me"), looking.find("job", "somebody else"), return_exceptions=True
+    )
+    assert isinstance(refused, TooManyRequestsError)
+    assert found is cluster.jobs["job"]
+
+
+async def test_many_that_find_their_jobs_together_are_not_held_up() -> None:
+    cluster = Cluster()
+    cluster.jobs = {f"job-{number}": entry(f"job-{number}") for number in range(100)}
+    looking = lookups(cluster, f"{CONCURRENCY}/minute")
+    found = await asyncio.gather(*(looking.find(name, "me") for name in cluster.jobs))
+    assert list(found) == list(cluster.jobs.values())
+
+
+async def test_the_api_server_being_away_spends_nothing() -> None:
+    cluster = Cluster()
+    cluster.away = True
+    looking = lookups(cluster, "1/minute")
+    for _ in range(2):
+        with pytest.raises(KubernetesError):
+            await looking.find("job", "me")
 
 
 async def test_finding_spends_nothing() -> None:

@@ -44,6 +44,12 @@ class CounterStorage(Storage):
         self._counters[key] = (count + amount, expires)
         return count + amount
 
+    def decr(self, key: str) -> None:
+        """Take a count back; one of a window that has ended is gone with it."""
+        count, expires = self._counters.get(key, (0, 0.0))
+        if count > 0 and expires > time.time():
+            self._counters[key] = (count - 1, expires)
+
     def get(self, key: str) -> int:
         """Give the count of the window."""
         count, expires = self._counters.get(key, (0, 0.0))

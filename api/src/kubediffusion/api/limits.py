@@ -35,6 +35,8 @@ def creation_limiter(settings: Settings) -> Limiter:
 class Allowance:
     """A rate at which one client may do something that is only known afterwards to count.
 
+    It is taken before, and given back where it did not.
+
     Args:
         limit: The rate as slowapi spells it; empty for any.
         message: What a client reads that has used it up.
@@ -43,7 +45,8 @@ class Allowance:
     def __init__(self, limit: str, message: str) -> None:
         self._limits: list[RateLimitItem] = parse_many(limit) if limit else []
         self._message = message
-        self._limiter = FixedWindowRateLimiter(CounterStorage())
+        self._counters = CounterStorage()
+        self._limiter = FixedWindowRateLimiter(self._counters)
 
     def check(self, client: str) -> None:
         """Let pass a client that has something left.
@@ -56,7 +59,17 @@ class Allowance:
                 reset = self._limiter.get_window_stats(limit, client).reset_time
                 raise TooManyRequestsError.until(self._message, reset)
 
-    def spend(self, client: str) -> None:
-        """Count one use."""
+    def take(self, client: str) -> None:
+        """Count one use, at once or not at all.
+
+        Raises:
+            TooManyRequestsError: The client has nothing left.
+        """
+        self.check(client)
         for limit in self._limits:
             self._limiter.hit(limit, client)
+
+    def give_back(self, client: str) -> None:
+        """Count one use less, since it did not count after all."""
+        for limit in self._limits:
+            self._counters.decr(limit.key_for(client))

@@ -38,7 +38,9 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized (Jordan et al., 2024), as long as an AdamW step (Liu et al., 2025), so that rates carry over.
+    """Momentum, orthogonalized (Jordan et al., 2024).
+
+    Steps are as long as AdamW's (Liu et al., 2025), so that its learning rates carry over.
 
     Args:
         parameters: Matrices, or convolutions, which count as matrices of one row an output channel.
@@ -53,7 +55,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:  # type: ignore[override]
         """Update all parameters; those of one shape together, so that a step is few kernels."""
         for group in self.param_groups:
             alike: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
@@ -64,7 +66,7 @@ class Muon(torch.optim.Optimizer):
                 grads = [p.grad for p in parameters if p.grad is not None]
                 averages = [self.state[p].setdefault("average", torch.zeros_like(p)) for p in parameters]
                 torch._foreach_lerp_(averages, grads, 1 - group["momentum"])
-                ahead = torch._foreach_lerp(grads, averages, group["momentum"])
+                ahead = [g.lerp(a, group["momentum"]) for g, a in zip(grads, averages, strict=True)]
                 updates = orthogonalize(torch.stack([u.reshape(rows, columns) for u in ahead])).float()
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 # A root mean square of 0.2 an element is what AdamW's steps have.

@@ -1,0 +1,59 @@
+"""A short run of what `make chaos` does, and the proof that its checker would have seen a defect."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from chaos.checker import check
+from chaos.faults import Fault, Kind, schedule
+from chaos.load import orders
+from chaos.run import Plan, run
+from chaos.system import Build, Site, defect, site
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+SEED = 20261
+KINDS = [
+    Kind.OPERATOR_KILLED,
+    Kind.API_KILLED,
+    Kind.WORKER_KILLED,
+    Kind.WORKER_KILLED_UNREPORTED,
+    Kind.WORKER_ZOMBIE,
+    Kind.APISERVER_KILLED,
+    Kind.STORAGE_ERRORS,
+    Kind.WATCHES_GONE,
+]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def where(request: pytest.FixtureRequest) -> AsyncIterator[Site]:
+    """A cluster of its own: what happens to its parts would disturb others."""
+    async with site(SEED) as ours:
+        yield ours
+        ours.cluster.keep = bool(request.session.testsfailed)
+
+
+async def test_a_short_run_breaks_no_law(where, tmp_path):
+    jobs = 150
+    faults = schedule(SEED, jobs, len(KINDS), KINDS)
+    outcome = await run(where, Plan("short", orders(SEED, jobs), faults), tmp_path)
+    assert check(outcome.evidence) == []
+    assert len(outcome.evidence.accepted) == jobs
+    assert [strike.fault.kind for strike in outcome.strikes if not strike.hit] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "build", "kind", "law"),
+    [
+        ("fencing-off", Build(worker=defect("fencing_off")), Kind.WORKER_ZOMBIE, "images are what was asked"),
+        ("requeue-off", Build(operator=defect("requeue_off")), Kind.WORKER_KILLED, "each accepted job ends"),
+        ("double-bind", Build(operator=defect("double_bind")), Kind.OPERATOR_KILLED, "only lost jobs are bound again"),
+    ],
+)
+async def test_a_broken_build_is_caught(where, tmp_path, name, build, kind, law):
+    faults = [Fault(kind, finished, 0.0, finished) for finished in (4, 16)]
+    outcome = await run(where, Plan(name, orders(SEED, 40), faults, patience=10.0, build=build), tmp_path)
+    assert law in {violation.law for violation in check(outcome.evidence)}

@@ -71,7 +71,7 @@ integration: binaries ## Run the tests against a real control plane
 .PHONY: bench
 bench: binaries ## Measure the control path and its peers (BENCH= suites and options, --help among them)
 	@./deploy/local/bootstrap bench
-	@PYTHONPATH=benchmarks/src $(BIN)/python -m kubediffusion.benchmarks $(BENCH)
+	@$(BIN)/python -m kubediffusion.benchmarks $(BENCH)
 
 .PHONY: format
 format: bootstrap ## Format the code

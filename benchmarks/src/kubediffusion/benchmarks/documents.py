@@ -43,20 +43,25 @@ def publish(results: Results, folder: Path) -> None:
     for name, found in results.items():
         for plot in _plots(name, folder):
             shutil.copyfile(plot, IMAGES / plot.name)
-        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-        section = f"{begin}\n{_section(name, found, folder, 'images/')}{end}"
-        before, began, rest = page.partition(begin)
-        _, ended, after = rest.partition(end)
-        if not (began and ended):
-            raise ValueError(f"{PAGE} needs a place for {name}, between {begin} and {end}")
-        page = f"{before}{section}{after}"
+        begin, end = place(page, name)
+        page = f"{page[:begin]}\n{_section(name, found, folder, 'images/')}{page[end:]}"
     PAGE.write_text(page)
+
+
+def place(page: str, suite: str) -> tuple[int, int]:
+    """Give where a suite's part of the page begins and ends.
+
+    Raises:
+        ValueError: The page has no place for it.
+    """
+    begin, end = f"<!-- begin {suite} -->", f"<!-- end {suite} -->"
+    return page.index(begin) + len(begin), page.index(end)
 
 
 def _section(name: str, found: dict[str, Any], folder: Path, where: str) -> str:
     about = ", ".join(f"{key} {value}" for key, value in found["machine"].items())
     pictures = "".join(f"![{plot.stem}]({where}{plot.name})\n\n" for plot in _plots(name, folder))
-    return f"{tables.SUITES[name](found)}\n{pictures}<sub>{about}</sub>\n"
+    return f"{tables.suite(name, found)}\n{pictures}<sub>{about}</sub>\n"
 
 
 def _plots(name: str, folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kubediffusion.benchmarks.latency import STAGES
+from kubediffusion.benchmarks.targets import TARGETS
 from kubediffusion.benchmarks.throughput import cost
 
 Found = Mapping[str, Any]
@@ -17,6 +18,23 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     titles = list(head)
     lines = [titles, ["---", *["---:"] * (len(titles) - 1)], *rows]
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def suite(name: str, found: Found) -> str:
+    """Tell what a suite found: what was to be reached, then all of it."""
+    measured = ((target, target.measured(found)) for target in TARGETS[name])
+    rows = [
+        (
+            target.what,
+            f"{'≥' if target.least else '≤'} {target.bound:g} {target.unit}",
+            f"{value:.3g}",
+            "yes" if target.met(value) else "**no**",
+        )
+        for target, value in measured
+        if value is not None
+    ]
+    reach = f"{table(('', 'reach', 'measured', 'met'), rows)}\n" if rows else ""
+    return f"{reach}{SUITES[name](found)}"
 
 
 def latency(found: Found) -> str:

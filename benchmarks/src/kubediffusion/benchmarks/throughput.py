@@ -6,7 +6,7 @@ import asyncio
 import json
 import subprocess
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -101,7 +101,7 @@ def manifest(name: str) -> str:
     return json.dumps(job) + "\n"
 
 
-def cost(burst: dict[str, Any]) -> float:
+def cost(burst: Mapping[str, Any]) -> float:
     """Give the seconds of processor time that a job cost all processes but the one that sent it."""
     seconds = sum(used["cpu"] for name, used in burst["processes"].items() if name != "benchmark")
     return float(seconds / burst["jobs"])

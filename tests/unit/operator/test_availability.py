@@ -68,7 +68,18 @@ def test_a_model_that_cannot_be_loaded_says_why():
     bad = worker(0, WorkerState.FAILED, exit_code=78, message="no model_index.json in /models/emoji")
     status = status_of(view(workers=[bad]))
     assert available(status) == (FALSE, ModelReason.LOAD_FAILED)
-    assert find(status.conditions, "Available").message == "no model_index.json in /models/emoji"
+    message = find(status.conditions, "Available").message
+    assert message.startswith("no model_index.json in /models/emoji (correct the spec")
+    assert "kubediffusion.io/restartedAt" in message
+    assert message.endswith("tried again after 12:05:00 UTC)")
+
+
+def test_a_model_that_could_not_be_loaded_may_be_tried_again_after_a_pause():
+    """So that the door opens to a job that does."""
+    bad = worker(0, WorkerState.FAILED, exit_code=78, message="the token is not valid", failed=301)
+    status = status_of(view(workers=[bad]))
+    assert available(status) == (UNKNOWN, ModelReason.NOT_YET_LOADED)
+    assert find(status.conditions, "Available").message.endswith("what failed before: the token is not valid")
 
 
 def test_one_crash_says_nothing_of_the_model():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import math
 from collections import Counter
 
+import pytest
 from builders import HASH, OLD_HASH, pod_name, view, worker
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -258,6 +260,29 @@ def test_jobs_fail_when_their_model_cannot_be_loaded():
     (failed,) = actions
     assert isinstance(failed, Finish)
     assert failed.message == "Model not available: no model_index.json in /models/emoji"
+
+
+@pytest.mark.parametrize(("tries", "pause"), [(1, 300), (2, 600), (3, 1200), (6, 3600)])
+def test_a_model_that_cannot_be_loaded_is_tried_again_after_a_pause_that_grows(tries, pause):
+    """A Secret may have been mended, which the operator does not see."""
+    failed = [worker(n, WorkerState.FAILED, exit_code=78, message="401", failed=1) for n in range(tries)]
+    waiting = view([job("waiting")], failed)
+    until = NOW + dt.timedelta(seconds=pause - 1)
+    early, late = plan_model(waiting, until - dt.timedelta(seconds=1), KNOBS), plan_model(waiting, until, KNOBS)
+    assert [type(action) for action in early.actions] == [Finish]
+    assert early.next_look == until
+    assert [type(action) for action in late.actions] == [CreateWorker]
+    # A worker that is kept warm needs no job for that.
+    warm = view([], failed, min_replicas=1)
+    assert plan_model(warm, until - dt.timedelta(seconds=1), KNOBS).actions == ()
+    assert [type(action) for action in plan_model(warm, until, KNOBS).actions] == [CreateWorker]
+
+
+def test_jobs_wait_while_a_failed_model_is_tried_again():
+    failed = worker(0, WorkerState.FAILED, exit_code=78, message="401", failed=301)
+    (said,) = plan(view([job("waiting")], [failed, worker(1, WorkerState.STARTING)], max_replicas=1))
+    assert isinstance(said, Explain)
+    assert said.reason == "WorkerStarting"
 
 
 def test_the_first_crash_is_forgiven_and_later_ones_pause():

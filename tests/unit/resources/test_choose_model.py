@@ -41,9 +41,10 @@ def test_of_several_defaults_the_newest_is_meant(order):
     assert choose_model(models(*items), None).name == "new"
 
 
-def test_of_equally_old_defaults_everybody_chooses_the_same():
-    items = [made(model("a"), 1), made(model("b"), 1)]
-    assert choose_model(models(*items), None) == choose_model(models(*reversed(items)), None)
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_equally_old_defaults_the_first_by_name_is_meant(order):
+    items = [made(model("a"), 1), made(model("b"), 1)][::order]
+    assert choose_model(models(*items), None).name == "a"
 
 
 def test_only_the_word_true_makes_a_default():

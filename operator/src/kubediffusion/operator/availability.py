@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 
-from kubediffusion.operator.scheduling import ModelView, back_off_until, bad_model
+from kubediffusion.operator.scheduling import LoadFailure, ModelView, back_off_until, load_failure
 from kubediffusion.operator.workers import WorkerState
+from kubediffusion.resources import meta
 from kubediffusion.resources.conditions import ConditionStatus, ModelCondition, ModelReason, find, with_condition
 from kubediffusion.resources.diffusion_model import DiffusionModelStatus, WorkerCounts
 
@@ -19,7 +20,7 @@ def model_status(view: ModelView, revision: str | None, now: dt.datetime) -> Dif
         now: The time, for a condition that changes.
     """
     old = view.model.status
-    status, reason, message = _availability(view)
+    status, reason, message = _availability(view, now)
     ready = view.current(WorkerState.READY)
     return DiffusionModelStatus(
         conditions=with_condition(
@@ -37,16 +38,16 @@ def model_status(view: ModelView, revision: str | None, now: dt.datetime) -> Dif
     )
 
 
-def _availability(view: ModelView) -> tuple[ConditionStatus, ModelReason, str]:
+def _availability(view: ModelView, now: dt.datetime) -> tuple[ConditionStatus, ModelReason, str]:
     old = find(view.model.status.conditions, ModelCondition.AVAILABLE)
-    failures = view.failures
+    crashes = view.crashes
     if ready := view.current(WorkerState.READY):
         count = f"{len(ready)} worker{'s' if len(ready) > 1 else ''}"
         return ConditionStatus.TRUE, ModelReason.READY, f"{count} ready"
-    if (reason := bad_model(view)) is not None:
-        return ConditionStatus.FALSE, ModelReason.LOAD_FAILED, reason
-    if back_off_until(failures) is not None:
-        message = f"{len(failures)} workers crashed in a row, the last with {failures[-1].crash}"
+    if (failure := load_failure(view, now)) is not None:
+        return ConditionStatus.FALSE, ModelReason.LOAD_FAILED, f"{failure.reason} ({_remedy(failure)})"
+    if back_off_until(crashes) is not None:
+        message = f"{len(crashes)} workers crashed in a row, the last with {crashes[-1].crash}"
         return ConditionStatus.FALSE, ModelReason.WORKER_FAILED, message
     # Status speaks of one template: what was loaded under another says nothing of today's.
     same = view.model.status.template_hash == view.template_hash
@@ -55,4 +56,16 @@ def _availability(view: ModelView) -> tuple[ConditionStatus, ModelReason, str]:
         return ConditionStatus.TRUE, ModelReason.SCALED_TO_ZERO, "no worker is ready; the next job gets one"
     if view.refusal:
         return ConditionStatus.UNKNOWN, ModelReason.NOT_YET_LOADED, f"no worker can be created: {view.refusal}"
-    return ConditionStatus.UNKNOWN, ModelReason.NOT_YET_LOADED, "no worker has loaded the model with this spec so far"
+    message = "no worker has loaded the model with this spec so far"
+    if failed := [worker.bad_model for worker in view.failures if worker.bad_model is not None]:
+        message = f"the next job tries again what failed before: {failed[-1]}"
+    return ConditionStatus.UNKNOWN, ModelReason.NOT_YET_LOADED, message
+
+
+def _remedy(failure: LoadFailure) -> str:
+    remedy = (
+        f"correct the spec; or mend the Secret, volume or bucket and set the annotation {meta.RESTARTED_AT_ANNOTATION}"
+    )
+    return remedy + (
+        f", else it is tried again after {failure.until:%H:%M:%S} UTC" if failure.until is not None else ""
+    )

@@ -42,6 +42,10 @@ FIRST_BACK_OFF = 10.0
 """Seconds until the next worker after two crashes in a row; after one it starts at once."""
 LONGEST_BACK_OFF = 300.0
 """Seconds until the next worker at most."""
+FIRST_RELOAD = 300.0
+"""Seconds until a model that could not be loaded may be tried again: not all of the cause is in its spec."""
+LONGEST_RELOAD = 3600.0
+"""Seconds until then at most."""
 KEPT_FAILURES = 7
 """Failed workers kept as the record of a model's crashes: their number sets the pause before the next."""
 
@@ -105,8 +109,13 @@ class ModelView:
         return [w for w in self.workers if w.template_hash == self.template_hash and w.state in states]
 
     @property
+    def crashes(self) -> list[Worker]:
+        """The failed workers of today's template that say nothing of the model, the latest last."""
+        return [w for w in self.failures if w.bad_model is None]
+
+    @property
     def failures(self) -> list[Worker]:
-        """The crashed workers of today's template, the latest last."""
+        """The failed workers of today's template, the latest last."""
         failed = self.current(WorkerState.FAILED)
         # What its Job does not say yet has just happened.
         return sorted(failed, key=lambda w: (w.failed_at or _NEVER, w.name))
@@ -147,6 +156,19 @@ class Released:
     message: str
 
 
+@dataclass(frozen=True)
+class LoadFailure:
+    """A model that cannot be loaded.
+
+    Attributes:
+        reason: What the worker said.
+        until: When it may be tried again; None where that is not known yet.
+    """
+
+    reason: str
+    until: dt.datetime | None
+
+
 def judge(job: GenerationJob, now: dt.datetime) -> Finish | None:
     """Tell whether an unfinished job must end whatever its worker does: cancelled, deleted or too late."""
     if job.spec.cancel:
@@ -183,7 +205,7 @@ def plan_model(view: ModelView, now: dt.datetime, knobs: Knobs, explanations: in
         (Released(job, counted=False, message="") for job in view.waiting),
         key=_released_key,
     )
-    failing = fail_for_model(view, queue, MOST_FAILURES_A_PASS)
+    failing = fail_for_model(load_failure(view, now), queue, MOST_FAILURES_A_PASS)
     binding = bind(view, queue, knobs)
     handled = {action.job.uid for action in (*failing, *binding)}
     unbound = [item for item in released if item.job.uid not in handled]
@@ -274,29 +296,39 @@ def bind(view: ModelView, queue: Iterator[Released], knobs: Knobs) -> list[Bind 
     return actions
 
 
-def fail_for_model(view: ModelView, queue: Iterator[Released], most: int) -> list[Finish]:
-    """Fail the jobs that wait for a model which cannot be loaded; none while it can, or while a worker holds it.
+def fail_for_model(failure: LoadFailure | None, queue: Iterator[Released], most: int) -> list[Finish]:
+    """Fail the jobs that wait for a model which cannot be loaded; none while it can.
 
     Args:
-        view: What is observed.
+        failure: Why the model cannot be loaded.
         queue: Jobs that wait.
         most: How many may fail in one pass; the next pass goes on.
     """
-    reason = bad_model(view)
-    if reason is None:
+    if failure is None:
         return []
-    message = f"Model not available: {reason}"
+    message = f"Model not available: {failure.reason}"
     return [
         Finish(item.job, Phase.FAILED, ErrorCode.MODEL_NOT_AVAILABLE, message, counted=item.counted)
         for item in itertools.islice(queue, most)
     ]
 
 
-def bad_model(view: ModelView) -> str | None:
-    """Give why the model cannot be loaded as its spec is now; None when it can be, or nobody knows yet."""
-    if view.current(WorkerState.READY):
+def load_failure(view: ModelView, now: dt.datetime) -> LoadFailure | None:
+    """Give why the model cannot be loaded; None when it can be, nobody knows yet, or it is time to try again.
+
+    A corrected spec makes another template, of which nothing is known. What else it was (a Secret, a volume, a
+    bucket) may be mended without the operator seeing it, so after a pause the failure counts no more. The failed
+    workers are the record of the tries, as :func:`back_off_until` has it.
+    """
+    failed = [w for w in view.failures if w.bad_model is not None]
+    if not failed or view.current(WorkerState.READY):
         return None
-    return next((w.bad_model for w in view.current(WorkerState.FAILED) if w.bad_model is not None), None)
+    reason, at = failed[-1].bad_model or "", failed[-1].failed_at
+    if at is None:
+        # Its Job will say in a moment.
+        return LoadFailure(reason, None)
+    until = at + dt.timedelta(seconds=pause_after(len(failed), FIRST_RELOAD, LONGEST_RELOAD))
+    return LoadFailure(reason, until) if now < until else None
 
 
 def scale(view: ModelView, now: dt.datetime, backlog: int, newly_bound: frozenset[str] | set[str]) -> Plan:
@@ -317,11 +349,13 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, newly_bound: frozense
     load = sum(view.load(w) for w in live)
     wanted = min(max(math.ceil((backlog + load) / view.batch), settings.min_replicas), settings.max_replicas)
 
-    failures = view.failures
-    actions += _forget_failures(view, failures)
+    actions += _forget_failures(view, view.failures)
     missing = min(wanted - len(live), settings.max_replicas - len(held))
-    if missing > 0 and bad_model(view) is None:
-        allowed = back_off_until(failures)
+    failure = load_failure(view, now)
+    if failure is not None:
+        looks += [failure.until] if failure.until is not None else []
+    elif missing > 0:
+        allowed = back_off_until(view.crashes)
         if allowed is not None and now < allowed:
             looks.append(allowed)
         else:
@@ -414,7 +448,7 @@ def waiting_reason(view: ModelView, now: dt.datetime) -> tuple[WaitingReason, st
     settings = view.model.spec.workers
     ready = view.current(WorkerState.READY)
     starting = view.current(WorkerState.STARTING)
-    failures = view.failures
+    failures = view.crashes
     stuck = [w.pod.unschedulable for w in starting if w.pod is not None and w.pod.unschedulable]
     if ready:
         message = f"ready workers of model {view.model.name}: {len(ready)}, all with their fill"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar
 
@@ -279,7 +280,8 @@ class DiffusionModel(CustomResource[DiffusionModelSpec, DiffusionModelStatus]):
 def choose_model(models: dict[str, DiffusionModel], name: str | None) -> DiffusionModel | None:
     """Find the model that a job means: the named one, or the default.
 
-    Where several carry the default annotation the newest is taken, as Kubernetes does with storage classes.
+    Where several carry the default annotation the newest is taken, of equally old ones the first by name, as
+    Kubernetes does with storage classes.
 
     Args:
         models: DiffusionModels of the job's namespace by name.
@@ -288,8 +290,8 @@ def choose_model(models: dict[str, DiffusionModel], name: str | None) -> Diffusi
     if name is not None:
         return models.get(name)
     defaults = [model for model in models.values() if model.is_default]
-    return max(
-        defaults,
-        key=lambda m: (m.metadata.creation_timestamp is not None, m.metadata.creation_timestamp, m.name),
-        default=None,
-    )
+    return min(defaults, key=lambda m: (-_seconds(m.metadata.creation_timestamp), m.name), default=None)
+
+
+def _seconds(moment: dt.datetime | None) -> float:
+    return moment.timestamp() if moment is not None else 0.0

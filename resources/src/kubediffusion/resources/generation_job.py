@@ -71,7 +71,7 @@ class GenerationJobSpec(Schema):
     """The fields that may change after creation; CEL refuses a change of any other."""
 
     model: ModelName | None = None
-    """The DiffusionModel to use; by default the one annotated kubediffusion.io/is-default."""
+    """The DiffusionModel to use; by default the one annotated kubediffusion.io/is-default, of several the newest."""
     prompt: Prompt
     """What the image shows. What exceeds the text encoder's length is cut, and status.warnings says so."""
     negative_prompt: NegativePrompt | None = None

@@ -30,7 +30,8 @@ TEMPLATE_HASH_LABEL = f"{GROUP}/template-hash"
 """On worker Jobs and Pods: the model spec that the worker was made from; another hash means an outdated worker."""
 
 DEFAULT_MODEL_ANNOTATION = f"{GROUP}/is-default"
-"""``"true"`` on the DiffusionModel that jobs without ``spec.model`` use, like a StorageClass's default annotation."""
+"""``"true"`` on the DiffusionModel that jobs without ``spec.model`` use, like a StorageClass's default annotation: of
+several the newest is the default."""
 
 RESTARTED_AT_ANNOTATION = f"{GROUP}/restartedAt"
 """On a DiffusionModel: any new value replaces its workers, as ``kubectl rollout restart`` does for a Deployment."""

@@ -81,7 +81,8 @@ def model_limits() -> list[dict[str, Any]]:
     """Give the policy that refuses, at the door, a job that exceeds its model's limits.
 
     The policy's parameters are all DiffusionModels of the namespace: it is evaluated once for each, and lets pass
-    where the job means another model.
+    where the job means another model. Seeing one at a time, it cannot tell which of several default models is the
+    newest: while there are several, a job that names none must fit each of them.
     """
     name = f"model-limits.{meta.GROUP}"
     used = "(variables.named ? object.spec.model == params.metadata.name : variables.isDefault)"

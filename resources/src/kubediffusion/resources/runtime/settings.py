@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -37,22 +38,27 @@ def read(kind: type[S], exit_code: int = EX_CONFIG) -> S:
     except ValidationError as error:
         lines = [_line(kind, problem["loc"], problem["type"], problem["msg"]) for problem in error.errors()]
     except SettingsError as error:
-        # A variable that should be JSON and is not; the message names the field.
-        lines = [f"{error}; correct the JSON"]
+        # A variable that should be JSON and is not; only the message names the field.
+        quoted = re.search(r'"(\w+)"', str(error))
+        lines = [f"{_variable(kind, quoted[1]) if quoted else error}: it is not valid JSON; correct it"]
     sys.stderr.write("".join(f"{line}\n" for line in lines))
     sys.exit(exit_code)
 
 
 def _line(kind: type[BaseSettings], where: tuple[int | str, ...], error: str, message: str) -> str:
     name, *inside = map(str, where)
-    prefix = kind.model_config.get("env_prefix", "")
-    # A field that has a variable's name as its alias is reported under that.
-    variable = f"{prefix}{name}".upper() if name in kind.model_fields else name
-    field = ".".join((variable, *inside))
+    field = ".".join((_variable(kind, name), *inside))
     if error == "missing":
         return f"{field}: it is not set; set it"
     default = _default(kind, name) if not inside else None
     return f"{field}: {message}; correct it" + (f", or unset it for {default}" if default is not None else "")
+
+
+def _variable(kind: type[BaseSettings], name: str) -> str:
+    """Give the variable of a field; one that has a variable as its alias is mostly reported under that already."""
+    if name not in kind.model_fields:
+        return name
+    return kind.model_fields[name].alias or f"{kind.model_config.get('env_prefix', '')}{name}".upper()
 
 
 def _default(kind: type[BaseSettings], name: str) -> Any:

@@ -12,7 +12,7 @@ import sys
 import time
 
 from kubediffusion.resources.runtime import logs
-from kubediffusion.worker.engine import EngineInfo, EngineLostError, ImageTask, Monitor, Picture
+from kubediffusion.worker.engine import EngineInfo, EngineLostError, ImageTask, Monitor, Picture, Plan, Shape
 from kubediffusion.worker.main import serve
 from kubediffusion.worker.settings import Settings
 
@@ -23,6 +23,9 @@ class ObedientEngine:
     """Does what prompts say."""
 
     info = EngineInfo(name="stand-in", pipeline="-", device="-", torch_dtype="-", revision="-", versions={})
+
+    def plan(self, shape: Shape) -> Plan:
+        return Plan(shape, shape.steps)
 
     def run(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> None:
         for step in range(tasks[0].shape.steps):

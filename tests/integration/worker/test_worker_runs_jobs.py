@@ -39,7 +39,7 @@ async def test_a_job_becomes_images_in_storage(bench: Bench, warm: str) -> None:
     assert status.queued_at <= status.start_time <= status.completion_time
     assert status.timings.inference > 0
     parameters = status.parameters
-    assert (parameters.pipeline, parameters.engine) == ("StableDiffusionPipeline", "diffusers")
+    assert (parameters.pipeline, parameters.engine) == ("StableDiffusionPipeline", "continuous")
     assert (parameters.scheduler, parameters.width, parameters.height) == ("PNDMScheduler", 64, 64)
     assert parameters.model_revision.startswith("sha256:")
     assert "torch" in parameters.versions
@@ -74,6 +74,16 @@ async def test_jobs_that_fit_run_together(bench: Bench, warm: str) -> None:
     assert all(job.status.phase is Phase.SUCCEEDED for job in done)
     assert len({job.status.images[0].sha256 for job in done}) == 4
     assert bench.metric(warm, "kubediffusion_worker_batch_images_count") - before <= 3
+
+
+async def test_a_job_joins_the_batch_that_runs_and_leaves_before_it_ends(bench: Bench, warm: str) -> None:
+    await bench.run("marathon", warm, numInferenceSteps=LONG)
+    await bench.reached("marathon", Phase.RUNNING)
+    await bench.run("sprint", warm, scheduler="EulerDiscreteScheduler", numImages=2)
+    assert (await bench.reached("sprint")).status.phase is Phase.SUCCEEDED
+    marathon = await bench.get("marathon")
+    assert marathon.status.phase is Phase.RUNNING
+    await bench.client.generation_jobs.delete(bench.namespace.name, "marathon")
 
 
 async def test_a_deterministic_job_gives_the_same_bytes_beside_others(bench: Bench, warm: str) -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from worker_builders import NOW, WORKER, bound_job, picture
 
 from kubediffusion.worker.assignments import Assignment, Assignments
+from kubediffusion.worker.engine import Plan
 
 
 def assigned(**changes: object) -> tuple[Assignments, Assignment]:
@@ -82,7 +83,7 @@ def test_an_older_state_does_not_replace_a_newer_one() -> None:
     assignments.observe(bound_job(version=4, priority=9), False)
     assert assignment.job.spec.priority is None
     assignments.observe(bound_job(version=6, priority=9), False)
-    assert assignment.candidate().priority == 9
+    assert assignment.candidate(Plan(0, 1)).priority == 9
 
 
 def test_images_are_taken_in_order_with_a_seed_each() -> None:

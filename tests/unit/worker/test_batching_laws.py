@@ -1,4 +1,4 @@
-"""Laws of batching, over arbitrary queues."""
+"""Laws of static batches, over arbitrary queues. Those of running batches are in test_slot_laws."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kubediffusion.worker.batching import Candidate, next_batch
+from kubediffusion.worker.engine import Plan
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
 
 @st.composite
-def queues(draw: st.DrawFn) -> list[Candidate[int]]:
+def queues(draw: st.DrawFn, *, joins: bool = False) -> list[Candidate[int]]:
     queue = []
     for key in range(draw(st.integers(0, 12))):
         images = draw(st.integers(1, 9))
         queue.append(
             Candidate(
                 key=key,
-                shape=draw(st.sampled_from("ab")),
+                plan=Plan(draw(st.sampled_from("ab")), calls=draw(st.integers(1, 9)), joins=joins),
                 first=draw(st.integers(0, images - 1)),
                 images=images,
                 priority=draw(st.integers(-1, 1)),
@@ -48,7 +49,7 @@ def test_the_head_is_in_the_batch_and_limits_hold(queue: list[Candidate[int]], l
     assert members[0] == min(queue, key=order)
     assert sum(portion.count for portion in batch) <= limit
     assert len({member.key for member in members}) == len(members)
-    assert len({member.shape for member in members}) == 1
+    assert len({member.plan.key for member in members}) == 1
     for portion, member in zip(batch, members, strict=True):
         assert portion.first == member.first
         assert 1 <= portion.count <= member.remaining
@@ -83,7 +84,7 @@ def test_no_room_is_left_that_a_mate_would_fit(queue: list[Candidate[int]], limi
         return
     room = limit - sum(portion.count for portion in batch)
     inside = {portion.key for portion in batch}
-    left = [c for c in queue if c.key not in inside and c.shape == head.shape and not c.deterministic]
+    left = [c for c in queue if c.key not in inside and c.plan.key == head.plan.key and not c.deterministic]
     assert all(candidate.remaining > room for candidate in left)
 
 

@@ -1,4 +1,4 @@
-"""The engine, on tiny real pipelines of three families."""
+"""The engine for any pipeline, by the pipeline's own call, on tiny real pipelines of three families."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from worker_builders import Recorder, image_task, settings
+from worker_builders import Recorder, image_task, levels_apart, settings
 
 from kubediffusion.resources.errors import JobFailure
 from kubediffusion.resources.generation_job import Scheduler
 from kubediffusion.worker import testing
 from kubediffusion.worker.engine import BadModelError, EngineLostError, Picture
-from kubediffusion.worker.pipeline.engine import PipelineEngine
-from kubediffusion.worker.pipeline.loading import load_engine
+from kubediffusion.worker.pipeline.engine import PipelineEngine, warm_up
+from kubediffusion.worker.pipeline.loading import load_pipeline
 from kubediffusion.worker.sources import content_revision
 
 pytestmark = [
@@ -28,20 +27,12 @@ pytestmark = [
 
 
 @pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def folder(family: str) -> Path:
-        if family not in made:
-            made[family] = getattr(testing, f"save_{family}")(tmp_path_factory.mktemp("models") / family)
-        return made[family]
-
-    return folder
-
-
-@pytest.fixture(scope="session")
 def engine(folders: Callable[[str], Path]) -> PipelineEngine:
-    return load_engine(settings(folders("stable_diffusion")))
+    return static_engine(folders("stable_diffusion"))
+
+
+def static_engine(folder: Path, **spec: Any) -> PipelineEngine:
+    return PipelineEngine(*load_pipeline(settings(folder, **spec)))
 
 
 def run(engine: PipelineEngine, *tasks: Any, **recorder: Any) -> Recorder:
@@ -57,11 +48,6 @@ def pictures(engine: PipelineEngine, *tasks: Any) -> list[Picture]:
     return [outcomes[task.ticket.index] for task in tasks]
 
 
-def levels_apart(a: Picture, b: Picture) -> int:
-    left, right = (np.frombuffer(picture.rgb, np.uint8).astype(int) for picture in (a, b))
-    return int(np.abs(left - right).max())
-
-
 def test_an_engine_knows_what_it_is(engine: PipelineEngine, folders: Callable[[str], Path]) -> None:
     info = engine.info
     assert (info.name, info.pipeline, info.device) == ("diffusers", "StableDiffusionPipeline", "cpu")
@@ -73,7 +59,7 @@ def test_an_engine_knows_what_it_is(engine: PipelineEngine, folders: Callable[[s
 # PNDM, the tiny Stable Diffusion's own scheduler, calls the model once more than there are steps.
 @pytest.mark.parametrize(("family", "calls"), [("stable_diffusion", 4), ("stable_diffusion_xl", 3), ("flux", 3)])
 def test_any_text_to_image_pipeline_runs(family: str, calls: int, folders: Callable[[str], Path]) -> None:
-    made = load_engine(settings(folders(family)))
+    made = static_engine(folders(family))
     seen = run(made, image_task(0, "cat"), image_task(1, "dog"))
     assert [type(outcome) for outcome in seen.outcomes.values()] == [Picture, Picture]
     assert seen.steps[0] == seen.steps[1] == sorted(seen.steps[0])
@@ -146,7 +132,7 @@ def test_a_cut_prompt_is_told_with_the_number_of_tokens(engine: PipelineEngine) 
 
 def test_a_missing_negative_prompt_means_the_same_in_any_batch(folders: Callable[[str], Path]) -> None:
     """Stable Diffusion XL takes zeros for it, which is not what an empty one gives."""
-    made = load_engine(settings(folders("stable_diffusion_xl")))
+    made = static_engine(folders("stable_diffusion_xl"))
     alone = pictures(made, image_task(0))[0]
     beside = pictures(made, image_task(0), image_task(1, negative="dog"))[0]
     assert levels_apart(alone, beside) <= 1
@@ -242,7 +228,7 @@ def test_a_batch_goes_on_for_those_who_want_it(engine: PipelineEngine) -> None:
 
 def test_a_warm_up_changes_nothing(engine: PipelineEngine) -> None:
     before = pictures(engine, image_task())[0]
-    engine.warm_up()
+    warm_up(engine)
     assert pictures(engine, image_task())[0] == before
 
 
@@ -263,7 +249,7 @@ def test_a_lost_device_ends_the_engine(engine: PipelineEngine, monkeypatch: pyte
 
 def test_a_flagged_image_is_blank_and_marked(tmp_path: Path) -> None:
     folder = testing.save_stable_diffusion(tmp_path / "safe", safety_checker=True)
-    made = load_engine(settings(folder, safetyChecker=True))
+    made = static_engine(folder, safetyChecker=True)
     checker = made._pipeline.safety_checker.requires_grad_(False)
     # Every picture is closer to the forbidden concepts than this.
     checker.concept_embeds_weights.fill_(-2.0)
@@ -276,7 +262,7 @@ def test_a_flagged_image_is_blank_and_marked(tmp_path: Path) -> None:
 
 def test_a_safety_checker_that_nobody_asked_for_is_not_loaded(tmp_path: Path) -> None:
     folder = testing.save_stable_diffusion(tmp_path / "safe", safety_checker=True)
-    made = load_engine(settings(folder))
+    made = static_engine(folder)
     assert made._pipeline.safety_checker is None
     assert not pictures(made, image_task())[0].flagged
 
@@ -287,7 +273,7 @@ def test_weights_that_do_not_fit_their_config_are_a_bad_model(folders: Callable[
     config = broken / "vae" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "latent_channels": 8}))
     with pytest.raises(BadModelError, match="cannot be loaded"):
-        load_engine(settings(broken))
+        static_engine(broken)
 
 
 def test_an_unknown_pipeline_class_is_a_bad_model(folders: Callable[[str], Path], tmp_path: Path) -> None:
@@ -296,7 +282,7 @@ def test_an_unknown_pipeline_class_is_a_bad_model(folders: Callable[[str], Path]
     index = other / "model_index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": "NoSuchPipeline"}))
     with pytest.raises(BadModelError, match="NoSuchPipeline"):
-        load_engine(settings(other))
+        static_engine(other)
 
 
 def test_missing_weights_are_a_bad_model(folders: Callable[[str], Path], tmp_path: Path) -> None:
@@ -305,4 +291,4 @@ def test_missing_weights_are_a_bad_model(folders: Callable[[str], Path], tmp_pat
     for weights in (other / "unet").glob("*.safetensors"):
         weights.unlink()
     with pytest.raises(BadModelError, match="cannot be loaded"):
-        load_engine(settings(other))
+        static_engine(other)

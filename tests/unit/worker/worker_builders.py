@@ -6,8 +6,10 @@ import datetime as dt
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kubediffusion.resources.generation_job import GenerationJob
-from kubediffusion.worker.engine import EngineInfo, ImageTask, Outcome, Picture, Shape, Ticket
+from kubediffusion.worker.engine import EngineInfo, ImageTask, Load, Outcome, Picture, Shape, Ticket
 from kubediffusion.worker.settings import Settings
 
 NOW = dt.datetime(2026, 1, 2, 3, 4, 5, 678901, dt.UTC)
@@ -56,13 +58,24 @@ def image_task(index: int = 0, prompt: str = "a cat", negative: str | None = Non
     return ImageTask(Ticket("uid", 1, index), prompt, negative, index, Shape(**({"steps": 3, "guidance": 7.5} | shape)))
 
 
-class Recorder:
-    """A monitor that remembers, and stops wanting an image at a given step."""
+def levels_apart(a: Picture, b: Picture) -> int:
+    """The largest difference of two pictures of one size, in levels of 255."""
+    left, right = (np.frombuffer(picture.rgb, np.uint8).astype(int) for picture in (a, b))
+    return int(np.abs(left - right).max())
 
-    def __init__(self, unwanted: dict[int, int] | None = None) -> None:
+
+class Recorder:
+    """A monitor that remembers, stops wanting an image at a given step, and has others join at a given step."""
+
+    def __init__(
+        self, unwanted: dict[int, int] | None = None, joining: dict[int, tuple[ImageTask, ...]] | None = None
+    ) -> None:
         self.outcomes: dict[int, Outcome] = {}
         self.steps: dict[int, list[int]] = {}
+        self.loads: list[Load] = []
+        self.offers: list[tuple[int, int]] = []
         self._unwanted = unwanted or {}
+        self._joining = joining or {}
 
     def wanted(self, ticket: Ticket) -> bool:
         limit = self._unwanted.get(ticket.index)
@@ -71,6 +84,13 @@ class Recorder:
     def stepped(self, ticket: Ticket, step: int, total: int) -> None:
         assert step <= total
         self.steps.setdefault(ticket.index, []).append(step)
+
+    def more(self, room: int, calls: int) -> tuple[ImageTask, ...]:
+        self.offers.append((room, calls))
+        return self._joining.pop(len(self.loads), ())
+
+    def ran(self, load: Load) -> None:
+        self.loads.append(load)
 
     def ended(self, ticket: Ticket, outcome: Outcome) -> None:
         assert ticket.index not in self.outcomes

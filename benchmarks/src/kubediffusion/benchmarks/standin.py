@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kubediffusion.resources import meta
-from kubediffusion.worker.engine import EngineInfo, ImageTask, Monitor, Picture
+from kubediffusion.worker.engine import EngineInfo, ImageTask, Monitor, Picture, Plan, Shape
 from kubediffusion.worker.main import serve
 from kubediffusion.worker.settings import Settings
 
@@ -38,6 +38,10 @@ class StandInEngine:
         self.info = EngineInfo(
             name="stand-in", pipeline="none", device="none", torch_dtype="none", revision="stand-in", versions={}
         )
+
+    def plan(self, shape: Shape) -> Plan:
+        """Tell that images of one shape run together."""
+        return Plan(shape, shape.steps)
 
     def run(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> None:
         """Wait, then give every image of the batch."""

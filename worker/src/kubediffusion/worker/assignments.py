@@ -16,7 +16,7 @@ from kubediffusion.resources.generation_job import MAX_SEED, GenerationJob, Imag
 from kubediffusion.resources.recipe import resolve
 from kubediffusion.resources.transitions import BOUND
 from kubediffusion.worker.batching import Candidate
-from kubediffusion.worker.engine import ImageTask, Picture, Shape, Ticket
+from kubediffusion.worker.engine import ImageTask, Picture, Plan, Shape, Ticket
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Assignment:
 
     @property
     def shape(self) -> Shape:
-        """What batch mates must share."""
+        """How its images are computed."""
         p = self.parameters
         return Shape(
             steps=p.num_inference_steps,
@@ -123,12 +123,16 @@ class Assignment:
         done = sum(self.steps.values())
         return Progress.of(min(done // self.parameters.num_images, total), total)
 
-    def candidate(self) -> Candidate[str]:
-        """Give what batching needs to know."""
+    def candidate(self, plan: Plan) -> Candidate[str]:
+        """Give what batching needs to know.
+
+        Args:
+            plan: How the engine would run it.
+        """
         created = self.job.metadata.creation_timestamp or dt.datetime.fromtimestamp(0, dt.UTC)
         return Candidate(
             key=self.binding.uid,
-            shape=self.shape,
+            plan=plan,
             first=self.taken,
             images=self.parameters.num_images,
             priority=self.job.spec.priority or 0,
@@ -146,7 +150,9 @@ class Assignment:
             clock: Monotonic time, for the durations.
         """
         self.start_time = self.start_time or now
-        self.spans.append(Span(clock, clock))
+        if self.taken == len(self.pictures):
+            # Otherwise the engine has others of its images, and their time goes on.
+            self.spans.append(Span(clock, clock))
         first, self.taken = self.taken, self.taken + count
         # The engine's thread replaces these values; only the event loop adds keys.
         self.steps |= dict.fromkeys(range(first, self.taken), 0)

@@ -1,7 +1,9 @@
-"""Which images run together next: a function of the jobs at hand.
+"""Which images run together next: functions of the jobs at hand.
 
-Priority, then age, then name decides the head of the queue, and the head is in every batch: nobody passes it over. The
-rest of the batch is filled, in the same order, with whole jobs of the same shape.
+Priority, then age, then name decides the head of the queue, and nobody delays it. A batch begins with the head. A
+static batch is filled, in the same order, with whole jobs of the same key. A batch with slots takes images one by one,
+also while it runs: those of the same key, until somebody of another key is the head; from then on only those that are
+done before the batch would have ended anyway (backfilling), so that the head waits no longer for them.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from kubediffusion.resources.order import queue_key
+from kubediffusion.worker.engine import Plan
 
 K = TypeVar("K", bound=Hashable)
 
@@ -22,7 +25,7 @@ class Candidate(Generic[K]):
 
     Attributes:
         key: Names the job; comes back in the batch.
-        shape: What mates must share.
+        plan: How the engine runs it; mates share the key.
         first: Index of the first image that is not made yet.
         images: Images of the job in all; more than ``first``.
         priority: Higher goes first.
@@ -32,7 +35,7 @@ class Candidate(Generic[K]):
     """
 
     key: K
-    shape: Hashable
+    plan: Plan
     first: int
     images: int
     priority: int
@@ -64,25 +67,53 @@ class Portion(Generic[K]):
 def next_batch(candidates: Iterable[Candidate[K]], max_images: int) -> tuple[Portion[K], ...]:
     """Choose the next batch; empty when there are no candidates.
 
-    A head with more images than fit runs in several batches. Mates come whole or not at all: a job that has started
-    is not kept waiting half-done behind newer heads.
+    A head with more images than fit runs in several batches. Mates in a static batch come whole or not at all: a job
+    that has started is not kept waiting half-done behind newer heads.
 
     Args:
         candidates: Jobs with images to make, in any order.
         max_images: The most images in a batch, at least 1.
     """
-    queue = sorted(candidates, key=lambda c: queue_key(c.priority, c.created, c.name))
+    queue = _in_order(candidates)
     if not queue:
         return ()
     head, *others = queue
     if head.deterministic:
         return (Portion(head.key, head.first, 1),)
+    if head.plan.joins:
+        return joining(queue, head.plan.key, max_images, 0)
     batch = [Portion(head.key, head.first, min(head.remaining, max_images))]
     room = max_images - batch[0].count
     for mate in others:
         if room == 0:
             break
-        if mate.shape == head.shape and not mate.deterministic and mate.remaining <= room:
+        if mate.plan.key == head.plan.key and not mate.deterministic and mate.remaining <= room:
             batch.append(Portion(mate.key, mate.first, mate.remaining))
             room -= mate.remaining
     return tuple(batch)
+
+
+def joining(candidates: Iterable[Candidate[K]], key: Hashable, room: int, calls: int) -> tuple[Portion[K], ...]:
+    """Choose who enters a running batch.
+
+    Args:
+        candidates: Jobs with images to make, in any order.
+        key: What the batch's images share.
+        room: How many may enter.
+        calls: Calls of the model until the last of the batch's images is done.
+    """
+    entering: list[Portion[K]] = []
+    others_wait = False
+    for candidate in _in_order(candidates):
+        if room == 0:
+            break
+        if candidate.plan.key != key or candidate.deterministic:
+            others_wait = True
+        elif not others_wait or candidate.plan.calls <= calls:
+            entering.append(Portion(candidate.key, candidate.first, min(candidate.remaining, room)))
+            room -= entering[-1].count
+    return tuple(entering)
+
+
+def _in_order(candidates: Iterable[Candidate[K]]) -> list[Candidate[K]]:
+    return sorted(candidates, key=lambda c: queue_key(c.priority, c.created, c.name))

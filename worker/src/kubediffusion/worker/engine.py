@@ -1,13 +1,14 @@
 """What the worker asks of an engine, and what an engine answers: typed values, no torch.
 
-The unit of work is one image. An engine is given a batch of images of one shape and tells a monitor about each of them
-as it goes: its steps, and its end. That fits a static batch through a pipeline's own call, where all images end
-together, and an engine that fills the slots of a running batch between two steps.
+The unit of work is one image. An engine is given a batch of images that may run together and tells a monitor about each
+of them as it goes: its steps, and its end. That fits a static batch through a pipeline's own call, where all images end
+together, and an engine that fills the slots of a running batch between two steps: it asks the monitor for more.
 """
 
 from __future__ import annotations
 
 import traceback
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,7 +25,7 @@ class EngineLostError(Exception):
 
 @dataclass(frozen=True)
 class Shape:
-    """What images must have in common to run in one batch.
+    """What decides how an image is computed, apart from its prompts and its seed.
 
     Attributes:
         steps: Denoising steps.
@@ -67,7 +68,7 @@ class ImageTask:
         prompt: What it shows.
         negative_prompt: What it should not show; None is not the same as an empty text for every pipeline.
         seed: Seed of its noise.
-        shape: What it must share with its batch.
+        shape: How it is computed.
     """
 
     ticket: Ticket
@@ -88,6 +89,7 @@ class Picture:
         scheduler: The diffusers class that was used.
         flagged: The safety checker flagged it; it is blank.
         warnings: What the reader should know, for example that the prompt was cut.
+        engine: What made it, where that is not what :class:`EngineInfo` names.
     """
 
     width: int
@@ -96,10 +98,45 @@ class Picture:
     scheduler: str
     flagged: bool = False
     warnings: tuple[str, ...] = ()
+    engine: str | None = None
 
 
 Outcome = Picture | JobFailure
 """How an image ends."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an engine would run images of one shape.
+
+    Attributes:
+        key: What images must have in common to run in one batch.
+        calls: How often the model is called for one image.
+        joins: Whether such images may enter a batch that is running.
+    """
+
+    key: Hashable
+    calls: int
+    joins: bool = False
+
+
+@dataclass(frozen=True)
+class Load:
+    """A batch during one of its steps.
+
+    Attributes:
+        images: Images in it.
+        size: Slots that are computed, empty ones included.
+        limit: The most slots that the engine uses; lower than configured after the device's memory ran out.
+        compiled: Whether the step runs compiled.
+        memory: Bytes of the device's memory that are reserved; None on the CPU.
+    """
+
+    images: int
+    size: int
+    limit: int
+    compiled: bool = False
+    memory: int | None = None
 
 
 class Monitor(Protocol):
@@ -113,6 +150,19 @@ class Monitor(Protocol):
 
     def ended(self, ticket: Ticket, outcome: Outcome) -> None:
         """Note the end of an image. An image that is no longer wanted may end without it."""
+
+    def more(self, room: int, calls: int) -> tuple[ImageTask, ...]:
+        """Give images that join the running batch: those that were found since the last call.
+
+        Others are looked for meanwhile, for the next call. What is not called for when the batch ends runs in the next.
+
+        Args:
+            room: Images that could enter after the step that follows.
+            calls: Calls of the model, after that step, until the last of the batch's images is done.
+        """
+
+    def ran(self, load: Load) -> None:
+        """Note that a batch makes one step."""
 
 
 @dataclass(frozen=True)
@@ -137,14 +187,17 @@ class EngineInfo:
 
 
 class Engine(Protocol):
-    """Makes images. Used from one thread only."""
+    """Makes images. Runs in one thread only."""
 
     @property
     def info(self) -> EngineInfo:
         """What this engine is."""
 
+    def plan(self, shape: Shape) -> Plan:
+        """Tell how images of a shape run. Called from any thread, often, and while a batch runs."""
+
     def run(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> None:
-        """Make the images of one batch, all of one shape, and tell the monitor how each ends.
+        """Make the images of one batch, all of one key, and tell the monitor how each ends.
 
         Returns when every image has ended or is no longer wanted.
 

@@ -31,6 +31,28 @@ class Metrics:
             registry=registry,
         )
         self.steps = Counter(name("steps"), "Denoising steps, counted for each image.", registry=registry)
+        self.batch_steps = Counter(name("batch_steps"), "Steps of running batches, counted once.", registry=registry)
+        self.slot_steps = Counter(
+            name("slot_steps"), "Slots that those steps computed, empty ones included.", registry=registry
+        )
+        self.image_steps = Counter(
+            name("image_steps"), "Images in those steps; by slots, the occupancy.", registry=registry
+        )
+        self.batch_limit = Gauge(
+            name("batch_limit"), "The most images in a batch; falls when memory runs out.", registry=registry
+        )
+        self.compiled_steps = Counter(
+            name("compiled_batch_steps"), "Steps of running batches that ran compiled.", registry=registry
+        )
+        self.memory = Gauge(
+            name("device_memory_bytes"), "Memory of the device that the engine has reserved.", registry=registry
+        )
+        self.first_step = Histogram(
+            name("first_step_seconds"),
+            "Time from a job's entry into the queue to the first step of an image.",
+            buckets=SECONDS,
+            registry=registry,
+        )
         self.buffered = Gauge(
             name("buffered_bytes"), "Finished images that wait for storage or the API server.", registry=registry
         )

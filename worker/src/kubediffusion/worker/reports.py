@@ -167,7 +167,7 @@ def recipe(parameters: Parameters, engine: EngineInfo, picture: Picture) -> Para
             "scheduler": picture.scheduler,
             "model_revision": engine.revision,
             "pipeline": engine.pipeline,
-            "engine": engine.name,
+            "engine": picture.engine or engine.name,
             "device": engine.device,
             "torch_dtype": engine.torch_dtype,
             "versions": engine.versions,

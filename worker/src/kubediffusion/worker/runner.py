@@ -1,7 +1,8 @@
 """Keeps the engine busy: the next batch starts as soon as the last one is done.
 
 Three owners: the engine's thread computes, other threads encode and upload, and the event loop alone changes what is
-known of the jobs.
+known of the jobs. An engine that takes images into a running batch asks for them before a step and gets them after it:
+neither thread waits for the other.
 """
 
 from __future__ import annotations
@@ -9,21 +10,25 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
+import queue
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from kubediffusion.resources.errors import ErrorCode, JobFailure
 from kubediffusion.worker.announcer import Announcer
 from kubediffusion.worker.assignments import Assignment, Assignments
-from kubediffusion.worker.batching import next_batch
-from kubediffusion.worker.engine import Engine, EngineLostError, ImageTask, Outcome, Ticket, described
+from kubediffusion.worker.batching import Candidate, Portion, joining, next_batch
+from kubediffusion.worker.engine import Engine, EngineLostError, ImageTask, Load, Outcome, Ticket, described
 from kubediffusion.worker.finisher import Finisher
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
 
 logger = logging.getLogger(__name__)
+
+Members = dict[Ticket, tuple[ImageTask, Assignment]]
+"""Images that were taken for the engine, each with its job."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ class Runner:
         self._metrics = metrics
         self._work = work
         self._stopping = False
+        self._leftover: Members = {}
 
     def stop(self) -> None:
         """Start nothing new; what has begun is finished."""
@@ -98,6 +104,8 @@ class Runner:
     async def _wait_for_work(self) -> bool:
         """Wait until a batch can run, and tell whether there will be one."""
         while True:
+            if self._leftover:
+                return True
             self._work.clear()
             self._metrics.bound.set(len(self._assignments))
             if self._finisher.defect is not None:
@@ -118,24 +126,29 @@ class Runner:
         }
 
     async def _run_batch(self) -> None:
-        runnable = self._runnable()
-        began, now = time.monotonic(), dt.datetime.now(dt.UTC)
-        tasks: list[ImageTask] = []
-        members: dict[Ticket, Assignment] = {}
-        for portion in next_batch((a.candidate() for a in runnable.values()), self._limits.max_images):
-            assignment = runnable[portion.key]
-            for task in assignment.take(portion.count, now, began):
-                tasks.append(task)
-                members[task.ticket] = assignment
-        about = {"jobs": sorted({a.name for a in members.values()}), "images": len(tasks)}
+        began = time.monotonic()
+        # What joined the last batch too late goes first.
+        members = self._leftover or self._members(
+            next_batch((self._candidate(a) for a in self._runnable().values()), self._limits.max_images)
+        )
+        self._leftover = {}
+        tasks = tuple(task for task, _ in members.values())
+        about = {"jobs": sorted({a.name for _, a in members.values()}), "images": len(tasks)}
         logger.info("batch begins", extra={**about, "shape": str(tasks[0].shape)})
-        self._announcer.wake()
         self._health.beat()
         loop = asyncio.get_running_loop()
-        monitor = _BatchMonitor(members, loop, self._finisher, self._health, self._metrics)
+        key = self._engine.plan(tasks[0].shape).key
+        monitor = _BatchMonitor(
+            {ticket: assignment for ticket, (_, assignment) in members.items()},
+            lambda room, calls: self._joining(key, room, calls),
+            loop,
+            self._finisher,
+            self._health,
+            self._metrics,
+        )
         problem = JobFailure(ErrorCode.INTERNAL, "the engine gave no image; the worker's log may say why")
         try:
-            await loop.run_in_executor(self._engine_thread, self._engine.run, tuple(tasks), monitor)
+            await loop.run_in_executor(self._engine_thread, self._engine.run, tasks, monitor)
         except EngineLostError:
             logger.exception("the engine is lost", extra=about)
             self._health.waits_for("the engine is lost")
@@ -146,38 +159,70 @@ class Runner:
             problem = JobFailure(ErrorCode.INTERNAL, f"the engine raised {type(error).__name__}; see the worker's log")
         finally:
             self._health.rest()
-        monitor.end_rest(problem)
+        self._leftover = monitor.close(problem)
         seconds = time.monotonic() - began
-        self._metrics.batch.observe(len(tasks))
+        self._metrics.batch.observe(monitor.images)
         self._metrics.inference.observe(seconds)
-        logger.info("batch ends", extra={**about, "seconds": round(seconds, 3)})
+        logger.info("batch ends", extra={**about, "images": monitor.images, "seconds": round(seconds, 3)})
+
+    def _candidate(self, assignment: Assignment) -> Candidate[str]:
+        return assignment.candidate(self._engine.plan(assignment.shape))
+
+    def _joining(self, key: Hashable, room: int, calls: int) -> Members:
+        """Give images that enter the running batch."""
+        if self._finisher.buffered >= self._limits.buffer_bytes:
+            return {}
+        candidates = (self._candidate(assignment) for assignment in self._runnable().values())
+        return self._members(joining(candidates, key, room, calls))
+
+    def _members(self, portions: tuple[Portion[str], ...]) -> Members:
+        """Take images for the engine."""
+        clock, now = time.monotonic(), dt.datetime.now(dt.UTC)
+        members: Members = {}
+        for portion in portions:
+            assignment = self._assignments.get(portion.key)
+            if assignment is not None:
+                members |= {task.ticket: (task, assignment) for task in assignment.take(portion.count, now, clock)}
+        if members:
+            self._announcer.wake()
+        return members
 
 
 class _BatchMonitor:
     """Takes in what the engine tells about one batch, in the engine's thread.
 
     Args:
-        members: The job of each image.
+        members: The job of each image that the batch begins with.
+        find: Gives, on the event loop, images that join: of so many, with so many calls of the model left.
         loop: Where ends are handled.
         finisher: Takes in ends.
         health: Told about every step.
         metrics: Counts steps.
+
+    Attributes:
+        images: Images that the engine was given.
     """
 
     def __init__(
         self,
-        members: Mapping[Ticket, Assignment],
+        members: dict[Ticket, Assignment],
+        find: Callable[[int, int], Members],
         loop: asyncio.AbstractEventLoop,
         finisher: Finisher,
         health: Health,
         metrics: Metrics,
     ) -> None:
         self._members = members
+        self._find = find
         self._loop = loop
         self._finisher = finisher
         self._health = health
         self._metrics = metrics
         self._open = set(members)
+        self._asked = False
+        # Handed from the event loop to the engine's thread.
+        self._found: queue.SimpleQueue[Members] = queue.SimpleQueue()
+        self.images = len(members)
 
     def wanted(self, ticket: Ticket) -> bool:
         """Tell whether the job is still ours and whole."""
@@ -188,9 +233,13 @@ class _BatchMonitor:
         """Note progress."""
         del total  # the recipe says it
         self._health.beat()
-        steps = self._members[ticket].steps
-        if (more := step - steps[ticket.index]) > 0:
-            steps[ticket.index] = step
+        assignment = self._members[ticket]
+        if (more := step - assignment.steps[ticket.index]) > 0:
+            if not assignment.steps[ticket.index] and (queued_at := assignment.job.status.queued_at) is not None:
+                waited = (dt.datetime.now(dt.UTC) - queued_at).total_seconds()
+                # Two clocks of two machines.
+                self._metrics.first_step.observe(max(waited, 0.0))
+            assignment.steps[ticket.index] = step
             self._metrics.steps.inc(more)
 
     def ended(self, ticket: Ticket, outcome: Outcome) -> None:
@@ -199,8 +248,49 @@ class _BatchMonitor:
         self._open.discard(ticket)
         self._loop.call_soon_threadsafe(self._finisher.ended, self._members[ticket], ticket.index, outcome)
 
-    def end_rest(self, failure: JobFailure) -> None:
-        """End, on the event loop, every image that the engine left without an end and that is still wanted."""
+    def more(self, room: int, calls: int) -> tuple[ImageTask, ...]:
+        """Give what the event loop found, and ask it for more."""
+        found = self._take_found()
+        self._members |= {ticket: assignment for ticket, (_, assignment) in found.items()}
+        self._open |= found.keys()
+        self.images += len(found)
+        if (room := room - len(found)) > 0 and not self._asked:
+            self._asked = True
+            self._loop.call_soon_threadsafe(self._look, room, calls)
+        return tuple(task for task, _ in found.values())
+
+    def ran(self, load: Load) -> None:
+        """Count a step of the batch."""
+        self._metrics.batch_steps.inc()
+        self._metrics.slot_steps.inc(load.size)
+        self._metrics.image_steps.inc(load.images)
+        self._metrics.compiled_steps.inc(load.compiled)
+        self._metrics.batch_limit.set(load.limit)
+        if load.memory is not None:
+            self._metrics.memory.set(load.memory)
+
+    def close(self, failure: JobFailure) -> Members:
+        """End every image that the engine left without an end and that is still wanted; on the event loop.
+
+        Returns:
+            What was found too late for this batch.
+        """
         for ticket in sorted(self._open, key=lambda ticket: ticket.index):
             if self.wanted(ticket):
                 self._finisher.ended(self._members[ticket], ticket.index, failure)
+        # What the engine asked for was looked for before this: the event loop keeps the order of calls.
+        return {
+            ticket: (task, assignment)
+            for ticket, (task, assignment) in self._take_found().items()
+            if not assignment.dropped and not assignment.closing
+        }
+
+    def _look(self, room: int, calls: int) -> None:
+        self._found.put(self._find(room, calls))
+        self._asked = False
+
+    def _take_found(self) -> Members:
+        members: Members = {}
+        while not self._found.empty():
+            members |= self._found.get()
+        return members

@@ -1,4 +1,5 @@
-"""The engine for every diffusers text-to-image pipeline: the only package of the project that imports torch.
+"""The engines, and all that imports torch: no other package of the project does.
 
-Static batches through the pipeline's own call. Import its modules late: torch takes seconds.
+Two engines: slots of a running batch for the pipelines that :mod:`.families` knows, and static batches through the
+pipeline's own call for every other text-to-image pipeline of diffusers. Import the modules late: torch takes seconds.
 """

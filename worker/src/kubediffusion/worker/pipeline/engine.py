@@ -9,19 +9,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from kubediffusion.resources.errors import ErrorCode, JobFailure
+from kubediffusion.resources.errors import JobFailure
 from kubediffusion.worker.calls import Callback, CallPlan
 from kubediffusion.worker.engine import (
+    Engine,
     EngineInfo,
-    EngineLostError,
     ImageTask,
+    Load,
     Monitor,
     Outcome,
     Picture,
+    Plan,
     Shape,
     Ticket,
     described,
 )
+from kubediffusion.worker.pipeline.faults import check_device, failure, is_out_of_memory, not_numbers
 from kubediffusion.worker.pipeline.schedulers import Schedulers
 from kubediffusion.worker.prompts import cut_warnings, text_encoders
 
@@ -51,6 +54,18 @@ class _Nobody:
     def ended(self, _ticket: Ticket, _outcome: Outcome) -> None:
         pass
 
+    def more(self, _room: int, _calls: int) -> tuple[ImageTask, ...]:
+        return ()
+
+    def ran(self, _load: Load) -> None:
+        pass
+
+
+def warm_up(engine: Engine) -> None:
+    """Make one image of the pipeline's own size and throw it away: the first call loads and chooses kernels."""
+    shape = Shape(steps=WARM_UP_STEPS, guidance=7.5)
+    engine.run((ImageTask(Ticket("", 0, 0), "", None, 0, shape),), _Nobody())
+
 
 class PipelineEngine:
     """An engine for any text-to-image pipeline of diffusers: see :class:`kubediffusion.worker.engine.Engine`.
@@ -75,9 +90,19 @@ class PipelineEngine:
         return self._info
 
     @property
+    def device(self) -> torch.device:
+        """Where the pipeline computes."""
+        device: torch.device = self._pipeline.device
+        return device
+
+    @property
     def schedulers(self) -> list[str]:
         """The schedulers that jobs may ask for."""
         return self._schedulers.names
+
+    def plan(self, shape: Shape) -> Plan:
+        """Tell how images of a shape run: only with those of the very same."""
+        return Plan(shape, shape.steps)
 
     def run(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> None:
         """Make the images of one batch: see :meth:`kubediffusion.worker.engine.Engine.run`.
@@ -94,24 +119,19 @@ class PipelineEngine:
                 outcomes = self._call(group, monitor)
             except _NobodyWaits:
                 continue
-            except JobFailure as failure:
-                outcomes = [failure] * len(group)
+            except JobFailure as refusal:
+                outcomes = [refusal] * len(group)
             except Exception as error:  # noqa: BLE001 - what a pipeline raises is the outcome of its images
                 # The text of the error goes to the status of the job alone.
                 logger.warning("the pipeline raised", extra={"images": len(group), **described(error)})
-                self._check_device(error)
+                check_device(self.device, error)
                 if len(group) > 1:
-                    half = len(group) // 2 if _is_out_of_memory(error) else 1
+                    half = len(group) // 2 if is_out_of_memory(error) else 1
                     groups[0:0] = [group[start : start + half] for start in range(0, len(group), half)]
                     continue
-                outcomes = [_failure(error)]
+                outcomes = [failure(error)]
             for task, outcome in zip(group, outcomes, strict=True):
                 monitor.ended(task.ticket, outcome)
-
-    def warm_up(self) -> None:
-        """Make one image of the pipeline's own size and throw it away: the first call loads and chooses kernels."""
-        shape = Shape(steps=WARM_UP_STEPS, guidance=7.5)
-        self.run((ImageTask(Ticket("", 0, 0), "", None, 0, shape),), _Nobody())
 
     def _alike(self, tasks: tuple[ImageTask, ...]) -> list[tuple[ImageTask, ...]]:
         """Split a batch where images with and without a negative prompt cannot share a call.
@@ -142,7 +162,7 @@ class PipelineEngine:
             output = self._pipeline(**arguments)
         flags = getattr(output, "nsfw_content_detected", None) or [False] * len(tasks)
         return [
-            self._outcome(task, image, bool(flagged), type(scheduler).__name__)
+            self.outcome(task, image, bool(flagged), type(scheduler).__name__)
             for task, image, flagged in zip(tasks, output.images, flags, strict=True)
         ]
 
@@ -151,7 +171,7 @@ class PipelineEngine:
         given = {side: arguments[side] for side in ("width", "height") if side in arguments}
         if len(given) != 1:
             return
-        own = _own_size(self._pipeline) or (next(iter(given.values())),) * 2
+        own = own_size(self._pipeline) or (next(iter(given.values())),) * 2
         arguments |= {"width": own[0], "height": own[1]} | given
 
     def _callback(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> dict[str, Any]:
@@ -182,15 +202,19 @@ class PipelineEngine:
             return {"callback": on_step, "callback_steps": 1}
         return {}
 
-    def _outcome(self, task: ImageTask, image: Any, flagged: bool, scheduler: str) -> Outcome:
+    def outcome(self, task: ImageTask, image: Any, flagged: bool, scheduler: str) -> Outcome:
+        """Give the outcome of an image.
+
+        Args:
+            task: What was asked for.
+            image: Its pixels, ``[height, width, channels]``: 0 to 255, or floating-point numbers from 0 to 1.
+            flagged: Whether the safety checker flagged it.
+            scheduler: The diffusers class that was used.
+        """
         pixels = np.asarray(image)
         if pixels.dtype != np.uint8:
             if not np.isfinite(pixels).all():
-                return JobFailure(
-                    ErrorCode.INVALID_IMAGE,
-                    f"the pipeline gave pixels that are not numbers, in {self._info.torch_dtype}; other parameters, or "
-                    "torchDtype float32 or bfloat16 for the model, may help",
-                )
+                return not_numbers(self._info.torch_dtype)
             pixels = (pixels * 255).round().clip(0, 255).astype(np.uint8)
         if pixels.ndim == 2:
             pixels = pixels[..., None]
@@ -208,21 +232,11 @@ class PipelineEngine:
             scheduler=scheduler,
             flagged=flagged,
             warnings=tuple(warnings),
+            engine=self._info.name,
         )
 
-    def _check_device(self, error: Exception) -> None:
-        """Raise if the device is beyond repair: after some CUDA errors every later call of the process fails."""
-        if self._pipeline.device.type != "cuda":
-            return
-        try:
-            torch.cuda.synchronize()
-            if _is_out_of_memory(error):
-                torch.cuda.empty_cache()
-        except Exception as broken:
-            raise EngineLostError(f"the CUDA device is lost: {broken}") from broken
 
-
-def _own_size(pipeline: Any) -> tuple[int, int] | None:
+def own_size(pipeline: Any) -> tuple[int, int] | None:
     """Give the width and height that a pipeline makes by itself, as far as pipelines have a common way to say."""
     scale = getattr(pipeline, "vae_scale_factor", None)
     size = getattr(pipeline, "default_sample_size", None)
@@ -233,17 +247,3 @@ def _own_size(pipeline: Any) -> tuple[int, int] | None:
         return None
     height, width = size if isinstance(size, list | tuple) else (size, size)
     return int(width * scale), int(height * scale)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # On the CPU PyTorch raises a plain RuntimeError: "[enforce fail at alloc_cpu.cpp] … not enough memory".
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
-
-
-def _failure(error: Exception) -> JobFailure:
-    if _is_out_of_memory(error):
-        return JobFailure(
-            ErrorCode.OUT_OF_MEMORY,
-            f"the image does not fit the device's memory, even alone; ask for a smaller one ({error})",
-        )
-    return JobFailure(ErrorCode.PIPELINE_FAILED, f"{type(error).__name__}: {error}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,14 @@ from kubediffusion.resources.diffusion_model import DiffusionModelSpec, TorchDty
 from kubediffusion.worker import s3models
 from kubediffusion.worker.calls import CallPlan
 from kubediffusion.worker.cpus import usable_cpus
-from kubediffusion.worker.engine import BadModelError, EngineInfo
+from kubediffusion.worker.engine import BadModelError, Engine, EngineInfo
 from kubediffusion.worker.pipeline import hub
-from kubediffusion.worker.pipeline.engine import NAME, PipelineEngine
+from kubediffusion.worker.pipeline.accelerator import Compiler, compile_cache, prepare
+from kubediffusion.worker.pipeline.continuous import NAME as CONTINUOUS
+from kubediffusion.worker.pipeline.continuous import ContinuousEngine
+from kubediffusion.worker.pipeline.engine import NAME as STATIC
+from kubediffusion.worker.pipeline.engine import PipelineEngine, warm_up
+from kubediffusion.worker.pipeline.families import family_of
 from kubediffusion.worker.settings import Settings
 from kubediffusion.worker.sources import LocalModel, check_folder, content_revision, local_folder
 
@@ -35,8 +41,37 @@ _DTYPES = {
 }
 
 
-def load_engine(settings: Settings) -> PipelineEngine:
-    """Load the model, once.
+def load_engine(settings: Settings) -> Engine:
+    """Load the model, once, and choose the engine that suits its pipeline.
+
+    Raises:
+        BadModelError: It cannot be loaded, and a restart would not change that.
+        Exception: It cannot be loaded now.
+    """
+    pipeline, info = load_pipeline(settings)
+    family = family_of(pipeline)
+    engine: Engine
+    if family is None:
+        if settings.spec.compile:
+            _compile(pipeline)
+        engine = PipelineEngine(pipeline, _named(info, STATIC, settings.spec))
+    else:
+        prepare(pipeline)
+        compiler = None
+        if settings.spec.compile and pipeline.device.type == "cuda":
+            compiler = Compiler(compile_cache(_cache(settings), info.revision, info.device, info.versions))
+        elif settings.spec.compile:
+            _compile(pipeline)
+        named = _named(info, CONTINUOUS, settings.spec)
+        engine = ContinuousEngine(pipeline, named, family, settings.spec.workers.max_batch_size, compiler)
+    logger.info("pipeline loaded: %s", info.pipeline, extra={"engine": engine.info.name, "device": info.device})
+    if pipeline.device.type == "cuda":
+        warm_up(engine)
+    return engine
+
+
+def load_pipeline(settings: Settings) -> tuple[Any, EngineInfo]:
+    """Load the pipeline to its device, and say what it is; the engine is not chosen yet.
 
     Raises:
         BadModelError: It cannot be loaded, and a restart would not change that.
@@ -51,21 +86,22 @@ def load_engine(settings: Settings) -> PipelineEngine:
     pipeline = _load(model.folder, index, settings.spec, dtype)
     CallPlan.of(type(pipeline))
     pipeline.to(device)
-    if settings.spec.compile:
-        _compile(pipeline)
-    info = EngineInfo(
-        name=f"{NAME}+compile" if settings.spec.compile else NAME,
+    return pipeline, EngineInfo(
+        name=STATIC,
         pipeline=type(pipeline).__name__,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         torch_dtype=str(dtype).removeprefix("torch."),
         revision=model.revision,
         versions={name: importlib.metadata.version(name) for name in VERSIONED},
     )
-    logger.info("pipeline loaded: %s", info.pipeline, extra={"engine": info.name, "device": info.device})
-    engine = PipelineEngine(pipeline, info)
-    if device.type == "cuda":
-        engine.warm_up()
-    return engine
+
+
+def _named(info: EngineInfo, engine: str, spec: DiffusionModelSpec) -> EngineInfo:
+    return replace(info, name=f"{engine}+compile" if spec.compile else engine)
+
+
+def _cache(settings: Settings) -> Path:
+    return settings.cache_dir or Path(tempfile.gettempdir()) / "kubediffusion-models"
 
 
 def locate(settings: Settings) -> LocalModel:
@@ -80,8 +116,7 @@ def locate(settings: Settings) -> LocalModel:
         folder, commit = hub.fetch(source.hugging_face, settings.spec, token or None)
         return LocalModel(folder, commit)
     if source.s3 is not None:
-        cache = settings.cache_dir or Path(tempfile.gettempdir()) / "kubediffusion-models"
-        fetched = s3models.fetch(source.s3.uri, cache)
+        fetched = s3models.fetch(source.s3.uri, _cache(settings))
         return LocalModel(fetched, content_revision(fetched))
     if (local := local_folder(source, settings.model_path)) is None:
         raise BadModelError("spec.source names no place to load the model from")

@@ -1,0 +1,359 @@
+"""The engine with slots gives the pictures that the pipeline's own call gives, whoever else is in the batch.
+
+On the embedded model against diffusers, scheduler by scheduler; the rest on tiny real pipelines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from worker_builders import Recorder, image_task, levels_apart, settings
+
+from kubediffusion.resources.errors import JobFailure
+from kubediffusion.worker import testing
+from kubediffusion.worker.engine import EngineLostError, ImageTask, Picture
+from kubediffusion.worker.pipeline.continuous import NAME, ContinuousEngine
+from kubediffusion.worker.pipeline.engine import PipelineEngine
+from kubediffusion.worker.pipeline.loading import load_engine
+
+EMBEDDED = Path(__file__).parents[3] / "models" / "kubediffusion-emoji"
+EULER, HEUN = "EulerDiscreteScheduler", "HeunDiscreteScheduler"
+SCHEDULERS = ["DDIMScheduler", EULER, "DPMSolverMultistepScheduler", "PNDMScheduler"]
+
+# diffusers asks NumPy 2 for arrays the old way.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
+
+
+def load(folder: Path, images: int = 4, **spec: Any) -> ContinuousEngine:
+    made = load_engine(settings(folder, workers={"maxBatchSize": images}, **spec))
+    assert isinstance(made, ContinuousEngine)
+    return made
+
+
+@pytest.fixture(scope="session")
+def embedded() -> ContinuousEngine:
+    return load(EMBEDDED)
+
+
+@pytest.fixture(scope="session")
+def tiny(folders: Callable[[str], Path]) -> ContinuousEngine:
+    return load(folders("stable_diffusion"))
+
+
+@pytest.fixture(scope="session")
+def tiny_xl(folders: Callable[[str], Path]) -> ContinuousEngine:
+    return load(folders("stable_diffusion_xl"))
+
+
+@pytest.fixture(params=["tiny", "tiny_xl"])
+def either(request: pytest.FixtureRequest) -> ContinuousEngine:
+    """An engine of each family."""
+    return request.getfixturevalue(request.param)
+
+
+def run(engine: Any, *tasks: ImageTask, **recorder: Any) -> Recorder:
+    seen = Recorder(**recorder)
+    engine.run(tasks, seen)
+    return seen
+
+
+def pictures(engine: Any, *tasks: ImageTask, **recorder: Any) -> dict[int, Picture]:
+    outcomes = run(engine, *tasks, **recorder).outcomes
+    for outcome in outcomes.values():
+        assert isinstance(outcome, Picture), outcome
+    return outcomes
+
+
+def by_diffusers(engine: ContinuousEngine, task: ImageTask) -> Picture:
+    """The same image by the pipeline's own call."""
+    return pictures(engine._static, task)[task.ticket.index]
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_picture_is_what_diffusers_makes(embedded: ContinuousEngine, scheduler: str | None) -> None:
+    task = image_task(3, "a cat on the moon", "a dog", steps=5, scheduler=scheduler)
+    made = pictures(embedded, task)[3]
+    expected = by_diffusers(embedded, task)
+    assert made.engine == NAME
+    assert (made.scheduler, made.width, made.height) == (expected.scheduler, expected.width, expected.height)
+    assert len(set(made.rgb)) > 10
+    assert levels_apart(made, expected) <= 1
+
+
+def test_one_batch_mixes_steps_guidance_schedulers_and_entries(either: ContinuousEngine) -> None:
+    first = image_task(0, "cat", steps=9, scheduler=EULER)
+    second = image_task(1, "dog", "bird", steps=5, guidance=3.0)
+    third = image_task(2, "fish", None, steps=12, guidance=20.0, scheduler="DPMSolverMultistepScheduler")
+    late = image_task(3, "horse", "", steps=4, guidance=12.0, scheduler=HEUN)
+    made = pictures(either, first, second, joining={2: (third,), 7: (late,)})
+    for task in (first, second, third, late):
+        assert levels_apart(made[task.ticket.index], by_diffusers(either, task)) <= 1
+
+
+@pytest.mark.parametrize("scheduler", [None, EULER, "DPMSolverMultistepScheduler", HEUN, "LMSDiscreteScheduler"])
+def test_both_families_run_with_every_scheduler(either: ContinuousEngine, scheduler: str | None) -> None:
+    tasks = [
+        image_task(0, "cat", "dog", steps=6, scheduler=scheduler),
+        image_task(1, "bird", None, steps=5, scheduler=scheduler),
+        image_task(2, "fish", "", steps=4, guidance=2.0, scheduler=scheduler),
+    ]
+    together = pictures(either, *tasks)
+    for task in tasks:
+        assert levels_apart(together[task.ticket.index], by_diffusers(either, task)) <= 1
+        assert together[task.ticket.index].engine == NAME
+
+
+def test_without_guidance_the_negative_prompt_is_not_computed(either: ContinuousEngine) -> None:
+    task = image_task(0, "cat", guidance=1.0, steps=4, width=48, height=96)
+    assert levels_apart(pictures(either, task)[0], by_diffusers(either, task)) <= 1
+    assert either.plan(task.shape).key != either.plan(image_task(0, width=48, height=96).shape).key
+
+
+# The tiny pipeline does not say that DDIM must not clip, and it does by default.
+@pytest.mark.parametrize("scheduler", ["EulerAncestralDiscreteScheduler", "UniPCMultistepScheduler", "DDIMScheduler"])
+def test_what_has_no_table_runs_by_the_pipelines_call(tiny: ContinuousEngine, scheduler: str) -> None:
+    task = image_task(0, scheduler=scheduler)
+    assert not tiny.plan(task.shape).joins
+    made = pictures(tiny, task)[0]
+    assert (made.engine, made.scheduler) == ("diffusers", scheduler)
+
+
+def test_what_does_not_fit_is_refused_as_the_pipelines_call_refuses_it(tiny: ContinuousEngine) -> None:
+    failure = run(tiny, image_task(scheduler="FlowMatchEulerDiscreteScheduler")).outcomes[0]
+    assert isinstance(failure, JobFailure)
+    assert "DDIMScheduler" in failure.message
+    assert run(tiny, image_task(steps=2000, scheduler="DDIMScheduler")).outcomes[0].code == "PipelineFailed"
+
+
+def test_other_pipelines_get_the_other_engine(folders: Callable[[str], Path]) -> None:
+    made = load_engine(settings(folders("flux")))
+    assert isinstance(made, PipelineEngine)
+    assert made.info.name == "diffusers"
+
+
+def test_plans_tell_who_may_share_a_batch(tiny: ContinuousEngine) -> None:
+    def plan(**shape: Any) -> Any:
+        return tiny.plan(image_task(**shape).shape)
+
+    assert plan(steps=5).key == plan(steps=9, guidance=2.0, scheduler=EULER).key
+    assert plan().key == plan(width=testing.SIZE).key == plan(width=testing.SIZE, height=testing.SIZE).key
+    assert len({plan().key, plan(width=128).key, plan(guidance=1.0).key, plan(deterministic=True).key}) == 4
+    # PNDM, the tiny pipeline's own, calls the model once more, Heun almost twice.
+    assert [plan(steps=5).calls, plan(steps=5, scheduler=EULER).calls] == [6, 5]
+    assert plan(steps=5, scheduler=HEUN).calls == 9
+
+
+def test_progress_reaches_the_end_for_each_image(tiny: ContinuousEngine) -> None:
+    seen = run(tiny, image_task(0, steps=4), image_task(1, steps=6, scheduler=HEUN))
+    for index, steps in ((0, 4), (1, 6)):
+        assert seen.steps[index] == sorted(seen.steps[index])
+        assert seen.steps[index][-1] == steps
+
+
+def test_an_image_that_joins_enters_at_the_next_step_and_others_do_not_notice(tiny: ContinuousEngine) -> None:
+    alone = pictures(tiny, image_task(0, steps=8))[0]
+    seen = run(tiny, image_task(0, steps=8), joining={3: (image_task(1, steps=3), image_task(2, steps=4))})
+    assert [load.images for load in seen.loads] == [1] * 3 + [3] * 4 + [2] + [1]
+    assert [load.size for load in seen.loads] == [1] * 3 + [4] * 4 + [2] + [1]
+    assert levels_apart(seen.outcomes[0], alone) <= 1
+
+
+def test_an_image_leaves_when_it_is_done_and_makes_room_before(tiny: ContinuousEngine) -> None:
+    tasks = [image_task(index, steps=3 + index, scheduler=EULER) for index in range(4)]
+    seen = run(tiny, *tasks)
+    assert list(seen.outcomes) == [0, 1, 2, 3]
+    # Room is asked for one step ahead: the slot of an image that is in its last step counts.
+    assert seen.offers == [(0, 5), (0, 4), (1, 3), (2, 2), (3, 1), (4, 0)]
+
+
+def test_a_cancelled_image_frees_its_slot_and_leaves_its_neighbours_as_they_are(tiny: ContinuousEngine) -> None:
+    tasks = [image_task(index, steps=6) for index in range(3)]
+    undisturbed = pictures(tiny, *tasks)
+    seen = run(tiny, *tasks, unwanted={1: 2})
+    assert sorted(seen.outcomes) == [0, 2]
+    assert len(seen.steps[1]) == 2
+    assert seen.loads[2].images == 2
+    for index in (0, 2):
+        assert levels_apart(seen.outcomes[index], undisturbed[index]) <= 1
+
+
+def test_neighbours_of_the_same_slot_and_size_do_not_change_a_bit(tiny: ContinuousEngine) -> None:
+    beside = pictures(tiny, image_task(0), image_task(1, "x"), image_task(2, "y"))
+    others = pictures(tiny, image_task(0), image_task(3, "z", guidance=2.0), image_task(4, "q"))
+    assert beside[0] == others[0]
+
+
+def test_a_deterministic_image_has_the_same_bytes_on_every_attempt(tiny: ContinuousEngine) -> None:
+    task = image_task(7, deterministic=True, steps=5)
+    plan = tiny.plan(task.shape)
+    assert not plan.joins
+    first = pictures(tiny, task)[7]
+    pictures(tiny, *(image_task(index, "x", steps=4) for index in range(4)))
+    assert pictures(tiny, task)[7] == first
+    assert levels_apart(first, pictures(tiny, image_task(7, steps=5), image_task(8))[7]) <= 1
+
+
+def test_images_wait_in_order_when_more_come_than_fit(tiny: ContinuousEngine) -> None:
+    tasks = [image_task(index, steps=2, scheduler=EULER) for index in range(7)]
+    seen = run(tiny, *tasks[:4], joining={1: tuple(tasks[4:])})
+    assert list(seen.outcomes) == list(range(7))
+    assert max(load.images for load in seen.loads) == 4
+
+
+class Broken(Exception):  # noqa: N818 - a stand-in
+    """What a sabotaged pipeline raises."""
+
+
+def out_of_memory_above(engine: ContinuousEngine, monkeypatch: pytest.MonkeyPatch, images: int) -> None:
+    """Have the denoiser run out of memory when a batch has more images."""
+    unet = engine._pipeline.unet
+    forward = unet.forward
+
+    def limited(sample: Any, *args: Any, **more: Any) -> Any:
+        if len(sample) > 2 * images:
+            raise torch.OutOfMemoryError("too much")
+        return forward(sample, *args, **more)
+
+    monkeypatch.setattr(unet, "forward", limited)
+
+
+def test_a_batch_that_does_not_fit_is_split_and_nobody_loses_a_step(
+    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = load(folders("stable_diffusion"))
+    tasks = [image_task(index, steps=5, scheduler=EULER) for index in range(4)]
+    whole = pictures(made, *tasks)
+    out_of_memory_above(made, monkeypatch, 2)
+    seen = run(made, tasks[0], joining={2: tuple(tasks[1:])})
+    for task in tasks:
+        assert levels_apart(seen.outcomes[task.ticket.index], whole[task.ticket.index]) <= 1
+        assert len(seen.steps[task.ticket.index]) == 5
+    assert {load.limit for load in seen.loads[2:]} == {2}
+    # The limit stays: the next batch does not try again.
+    assert {load.limit for load in run(made, *tasks[:2]).loads} == {2}
+
+
+def test_an_image_that_does_not_fit_alone_fails(
+    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = load(folders("stable_diffusion"))
+    out_of_memory_above(made, monkeypatch, 0)
+    outcomes = run(made, image_task(0), image_task(1)).outcomes
+    assert [outcome.code for outcome in outcomes.values()] == ["OutOfMemory", "OutOfMemory"]
+
+
+def test_a_prompt_that_makes_the_encoder_raise_fails_alone(
+    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = load(folders("stable_diffusion"))
+    encode = made._pipeline.encode_prompt
+
+    def picky(prompt: list[str], *args: Any, **more: Any) -> Any:
+        if prompt == ["q"]:
+            raise Broken("no q please")
+        return encode(prompt, *args, **more)
+
+    monkeypatch.setattr(made._pipeline, "encode_prompt", picky)
+    outcomes = run(made, image_task(0), image_task(1, "q"), image_task(2)).outcomes
+    assert outcomes[1] == JobFailure("PipelineFailed", "Broken: no q please")
+    assert isinstance(outcomes[0], Picture)
+    assert isinstance(outcomes[2], Picture)
+
+
+def test_a_step_that_raises_is_tried_again_for_each_alone(
+    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = load(folders("stable_diffusion"))
+    forward = made._pipeline.unet.forward
+
+    def dislikes_company(sample: Any, *args: Any, **more: Any) -> Any:
+        if len(sample) > 2:
+            raise Broken("not together")
+        return forward(sample, *args, **more)
+
+    monkeypatch.setattr(made._pipeline.unet, "forward", dislikes_company)
+    made_alone = pictures(made, image_task(0), image_task(1))
+    assert {picture.engine for picture in made_alone.values()} == {"diffusers"}
+
+
+def test_pixels_that_are_not_numbers_fail_their_image_alone(
+    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = load(folders("stable_diffusion"))
+    decode = made._pipeline.vae.decode
+    calls: list[int] = []
+
+    def first_broken(latents: Any, **more: Any) -> Any:
+        (image,) = decode(latents, **more)
+        calls.append(1)
+        return (image * float("nan") if len(calls) == 1 else image,)
+
+    monkeypatch.setattr(made._pipeline.vae, "decode", first_broken)
+    outcomes = run(made, image_task(0), image_task(1)).outcomes
+    assert outcomes[0].code == "InvalidImage"
+    assert isinstance(outcomes[1], Picture)
+
+
+def test_a_slot_recovers_from_an_image_that_is_not_numbers(tiny: ContinuousEngine) -> None:
+    before = pictures(tiny, image_task(0))[0]
+    machine = tiny._machine(tiny.plan(image_task().shape).key)
+    with torch.inference_mode():
+        machine.batch._history.fill_(float("nan"))
+    assert pictures(tiny, image_task(0))[0] == before
+
+
+def test_float16_that_overflows_in_the_vae_is_decoded_in_float32(
+    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = load(folders("stable_diffusion"), torchDtype="float16")
+    vae = made._pipeline.vae
+    latents = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    decode = vae.decode
+
+    def overflows(latents: torch.Tensor, **more: Any) -> Any:
+        assert latents.dtype == torch.float16
+        return (decode(latents, **more)[0] + float("inf"),)
+
+    with torch.inference_mode():
+        usual, _ = made._decoder.finish(made._decoder.begin(latents))
+        monkeypatch.setattr(vae, "decode", overflows)
+        decoding = made._decoder.begin(latents)
+        assert not decoding.finite
+        monkeypatch.undo()
+        pixels, _ = made._decoder.finish(decoding)
+        assert np.abs(pixels.astype(int) - usual.astype(int)).max() <= 2
+        assert made._decoder.finish(made._decoder.begin(latents * float("nan"))) == (None, False)
+
+
+def test_a_lost_device_ends_the_engine(folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = load(folders("stable_diffusion"))
+
+    def illegal(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(made._pipeline.unet, "forward", illegal)
+    monkeypatch.setattr("kubediffusion.worker.pipeline.running.check_device", lambda _, error: lost(error))
+    with pytest.raises(EngineLostError):
+        run(made, image_task())
+
+
+def lost(error: Exception) -> None:
+    raise EngineLostError("the CUDA device is lost") from error
+
+
+def test_a_flagged_image_is_blank_and_marked(tmp_path: Path) -> None:
+    folder = testing.save_stable_diffusion(tmp_path / "safe", safety_checker=True)
+    made = load(folder, safetyChecker=True)
+    checker = made._pipeline.safety_checker.requires_grad_(False)
+    # Every picture is closer to the forbidden concepts than this.
+    checker.concept_embeds_weights.fill_(-2.0)
+    flagged = pictures(made, image_task())[0]
+    assert (flagged.flagged, set(flagged.rgb)) == (True, {0})
+    checker.concept_embeds_weights.fill_(2.0)
+    checker.special_care_embeds_weights.fill_(2.0)
+    assert not pictures(made, image_task())[0].flagged

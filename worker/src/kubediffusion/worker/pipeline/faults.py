@@ -1,0 +1,49 @@
+"""What went wrong, and whether the device survived it."""
+
+from __future__ import annotations
+
+import torch
+
+from kubediffusion.resources.errors import ErrorCode, JobFailure
+from kubediffusion.worker.engine import EngineLostError
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether an error says that the device's memory does not suffice."""
+    # On the CPU PyTorch raises a plain RuntimeError: "[enforce fail at alloc_cpu.cpp] … not enough memory".
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+
+
+def check_device(device: torch.device, error: Exception) -> None:
+    """Free the device's cached memory after an error of memory, and find out whether the device still works.
+
+    Raises:
+        EngineLostError: After some CUDA errors every later call of the process fails.
+    """
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize()
+        if is_out_of_memory(error):
+            torch.cuda.empty_cache()
+    except Exception as broken:
+        raise EngineLostError(f"the CUDA device is lost: {broken}") from broken
+
+
+def failure(error: Exception) -> JobFailure:
+    """Give an error as the outcome of the image that ran alone."""
+    if is_out_of_memory(error):
+        return JobFailure(
+            ErrorCode.OUT_OF_MEMORY,
+            f"the image does not fit the device's memory, even alone; ask for a smaller one ({error})",
+        )
+    return JobFailure(ErrorCode.PIPELINE_FAILED, f"{type(error).__name__}: {error}")
+
+
+def not_numbers(torch_dtype: str) -> JobFailure:
+    """Give the outcome of an image whose pixels are not numbers."""
+    return JobFailure(
+        ErrorCode.INVALID_IMAGE,
+        f"the pipeline gave pixels that are not numbers, in {torch_dtype}; other parameters, or torchDtype float32 or "
+        "bfloat16 for the model, may help",
+    )

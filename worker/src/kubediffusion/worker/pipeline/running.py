@@ -1,0 +1,269 @@
+"""One running batch: images enter and leave between two steps, each with its own prompt, seed, scheduler and steps."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from kubediffusion.resources.errors import JobFailure
+from kubediffusion.worker.engine import ImageTask, Load, Monitor, Outcome, described
+from kubediffusion.worker.pipeline.accelerator import Pace, Steps, reserved_memory
+from kubediffusion.worker.pipeline.batch import Batch, Row, control_row
+from kubediffusion.worker.pipeline.decoding import Decoder, Decoding
+from kubediffusion.worker.pipeline.engine import PipelineEngine
+from kubediffusion.worker.pipeline.faults import check_device, failure, is_out_of_memory, not_numbers
+from kubediffusion.worker.pipeline.tables import Table
+from kubediffusion.worker.slots import arrange, lowered
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Machine:
+    """What is prepared once for images of one frame.
+
+    Attributes:
+        batch: The tensors.
+        steps: Makes steps of them.
+        sizes: Batch sizes that may be computed, smallest first.
+        plain: Always computed in the very same way.
+    """
+
+    batch: Batch
+    steps: Steps
+    sizes: tuple[int, ...]
+    plain: bool = False
+
+
+@dataclass
+class Sitting:
+    """An image that has a slot, or had one.
+
+    Attributes:
+        task: What is asked for.
+        table: What its scheduler does.
+        call: Calls of the model that are done.
+    """
+
+    task: ImageTask
+    table: Table
+    call: int = 0
+
+    @property
+    def left(self) -> int:
+        """Calls of the model that are left."""
+        return self.table.calls - self.call
+
+
+Prepare = Callable[[ImageTask], tuple[Table, Row] | None]
+"""Encodes an image's prompts, makes its noise and finds its table; None when its scheduler has none."""
+
+
+class RunningBatch:
+    """Runs one batch from its first image to its last.
+
+    Args:
+        machine: What is prepared; its sizes are lowered when the device's memory does not suffice.
+        prepare: Makes an image ready to enter.
+        calls: Tells how many calls of the model an image takes.
+        decoder: Makes pixels.
+        static: Runs images whose step raised, one by one, and turns pixels into outcomes.
+        name: The engine, for the recipe.
+        monitor: Who is told.
+    """
+
+    def __init__(
+        self,
+        *,
+        machine: Machine,
+        prepare: Prepare,
+        calls: Callable[[ImageTask], int],
+        decoder: Decoder,
+        static: PipelineEngine,
+        name: str,
+        monitor: Monitor,
+    ) -> None:
+        self._machine = machine
+        self._prepare = prepare
+        self._calls = calls
+        self._decoder = decoder
+        self._static = static
+        self._name = name
+        self._monitor = monitor
+        self._device: torch.device = static.device
+        self._pace = Pace(self._device)
+        self._waiting: deque[ImageTask] = deque()
+        self._aside: deque[tuple[Sitting, Row]] = deque()
+        # In the order in which they entered.
+        self._slots: dict[int, Sitting] = {}
+        self._size = 0
+        self._decodings: list[tuple[Sitting, Decoding]] = []
+
+    def run(self, tasks: Sequence[ImageTask]) -> None:
+        """Make these images, and those that the monitor gives meanwhile."""
+        self._machine.batch.clear()
+        self._waiting.extend(tasks)
+        while self._slots or self._waiting or self._aside:
+            self._ask()
+            self._drop_unwanted()
+            self._enter()
+            if self._slots:
+                self._step()
+            self._report(wait=False)
+        self._report(wait=True)
+
+    def _ask(self) -> None:
+        """Take in what the monitor found, and have it look for who may enter after the next step."""
+        if self._machine.plain:
+            return
+        left = [sitting.left for sitting in self._slots.values()]
+        left += [sitting.left for sitting, _ in self._aside] + [self._calls(task) for task in self._waiting]
+        leaving = sum(calls == 1 for calls in left)
+        room = self._machine.sizes[-1] - len(left) + leaving
+        self._waiting.extend(self._monitor.more(max(room, 0), max(left) - 1))
+
+    def _drop_unwanted(self) -> None:
+        wanted = self._monitor.wanted
+        self._waiting = deque(task for task in self._waiting if wanted(task.ticket))
+        self._aside = deque(pair for pair in self._aside if wanted(pair[0].task.ticket))
+        for slot in [slot for slot, sitting in self._slots.items() if not wanted(sitting.task.ticket)]:
+            self._leave(slot)
+
+    def _enter(self) -> None:
+        """Fill the free slots, and bring the batch to its size."""
+        entering = self._admit(self._machine.sizes[-1] - len(self._slots))
+        if not self._slots and not entering:
+            return
+        batch = self._machine.batch
+        arrangement = arrange(self._slots, len(entering), self._machine.sizes)
+        for source, target in arrangement.moves:
+            batch.enter(target, batch.row(source))
+            batch.leave(source)
+        moved = dict(arrangement.moves)
+        self._slots = {moved.get(slot, slot): sitting for slot, sitting in self._slots.items()}
+        for slot, (sitting, row) in zip(arrangement.entries, entering, strict=True):
+            batch.enter(slot, row)
+            self._slots[slot] = sitting
+        self._size = arrangement.size
+
+    def _admit(self, room: int) -> list[tuple[Sitting, Row]]:
+        """Make ready, in order, as many as there is room for; first those who had a slot before."""
+        entering = [self._aside.popleft() for _ in range(min(room, len(self._aside)))]
+        while len(entering) < room and self._waiting:
+            task = self._waiting.popleft()
+            try:
+                ready = self._prepare(task)
+            except JobFailure as refusal:
+                self._monitor.ended(task.ticket, refusal)
+            except Exception as error:  # noqa: BLE001 - what encoding raises is the outcome of this image
+                logger.warning("an image cannot begin", extra=described(error))
+                check_device(self._device, error)
+                if is_out_of_memory(error) and (self._slots or entering):
+                    # It may fit when another has left.
+                    self._waiting.appendleft(task)
+                    break
+                self._monitor.ended(task.ticket, failure(error))
+            else:
+                if ready is None:
+                    self._static.run((task,), self._monitor)
+                else:
+                    entering.append((Sitting(task, ready[0]), ready[1]))
+        return entering
+
+    def _step(self) -> None:
+        rows = {
+            slot: control_row(sitting.table, sitting.call, sitting.task.shape.guidance)
+            for slot, sitting in self._slots.items()
+        }
+        try:
+            self._machine.batch.steer(rows, self._size)
+            compiled = self._machine.steps.run(self._size)
+            self._pace.step()
+        except Exception as error:  # noqa: BLE001 - what the pipeline raises is the outcome of its images
+            logger.warning("a step raised", extra={"images": len(rows), **described(error)})
+            check_device(self._device, error)
+            if not is_out_of_memory(error):
+                self._run_alone()
+            elif not self._shrink():
+                self._end_all(failure(error))
+            return
+        load = Load(len(rows), self._size, self._machine.sizes[-1], compiled, reserved_memory(self._device))
+        self._monitor.ran(load)
+        for slot, sitting in list(self._slots.items()):
+            sitting.call += 1
+            steps = sitting.task.shape.steps
+            self._monitor.stepped(sitting.task.ticket, sitting.call * steps // sitting.table.calls, steps)
+            if not sitting.left:
+                latents = self._machine.batch.latents(slot)
+                self._leave(slot)
+                self._decode(sitting, latents)
+
+    def _decode(self, sitting: Sitting, latents: torch.Tensor) -> None:
+        while True:
+            try:
+                decoding = self._decoder.begin(latents, plain=self._machine.plain)
+            except Exception as error:  # noqa: BLE001 - what the VAE raises is the outcome of its image
+                logger.warning("an image cannot be decoded", extra=described(error))
+                check_device(self._device, error)
+                if not is_out_of_memory(error) or not self._shrink():
+                    self._monitor.ended(sitting.task.ticket, failure(error))
+                    return
+            else:
+                self._decodings.append((sitting, decoding))
+                return
+
+    def _report(self, *, wait: bool) -> None:
+        """Tell how the images end whose pixels are there; or of all."""
+        ready = [pair for pair in self._decodings if wait or pair[1].ready]
+        self._decodings = [pair for pair in self._decodings if pair not in ready]
+        for sitting, decoding in ready:
+            try:
+                outcome = self._outcome(sitting, decoding)
+            except Exception as error:  # noqa: BLE001 - the outcome of this image
+                logger.warning("an image cannot be finished", extra=described(error))
+                check_device(self._device, error)
+                outcome = failure(error)
+            self._monitor.ended(sitting.task.ticket, outcome)
+
+    def _outcome(self, sitting: Sitting, decoding: Decoding) -> Outcome:
+        pixels, flagged = self._decoder.finish(decoding)
+        if pixels is None:
+            return not_numbers(self._static.info.torch_dtype)
+        outcome = self._static.outcome(sitting.task, pixels, flagged, sitting.table.scheduler)
+        return outcome if isinstance(outcome, JobFailure) else replace(outcome, engine=self._name)
+
+    def _shrink(self) -> bool:
+        """Use smaller batches from now on, and put aside who entered last; False when there is no smaller one."""
+        machine = self._machine
+        sizes = lowered(machine.sizes, self._size)
+        if sizes[-1] >= self._size:
+            return False
+        logger.warning("a batch of %d does not fit the device's memory; at most %d from now on", self._size, sizes[-1])
+        machine.sizes = sizes
+        for slot in list(self._slots)[sizes[-1] :]:
+            self._aside.append((self._slots[slot], machine.batch.row(slot).on_host()))
+            self._leave(slot)
+        machine.steps.forget(self._size)
+        self._size = sizes[-1]
+        return True
+
+    def _run_alone(self) -> None:
+        """Run again, one by one and from the beginning, the images whose step raised: only the culprit fails."""
+        tasks = [sitting.task for sitting in self._slots.values()]
+        for slot in list(self._slots):
+            self._leave(slot)
+        for task in tasks:
+            self._static.run((task,), self._monitor)
+
+    def _end_all(self, outcome: JobFailure) -> None:
+        for slot, sitting in list(self._slots.items()):
+            self._leave(slot)
+            self._monitor.ended(sitting.task.ticket, outcome)
+
+    def _leave(self, slot: int) -> None:
+        del self._slots[slot]
+        self._machine.batch.leave(slot)

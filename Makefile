@@ -14,6 +14,9 @@ export REGISTRY TAG BASE_IMAGE BUILDER
 PYTEST ?=
 # Suites and options of the benchmarks, as in `make bench BENCH="latency throughput --runs 5"`.
 BENCH ?=
+# What decides jobs and faults of `make chaos`, and how many jobs.
+SEED ?= 1
+JOBS ?= 2000
 
 # A network may have a certificate authority of its own, which the machine knows and uv's built-in list does not.
 export UV_SYSTEM_CERTS ?= $(if $(wildcard /etc/ssl/certs/ca-certificates.crt),true,false)
@@ -72,6 +75,10 @@ integration: binaries ## Run the tests against a real control plane
 bench: binaries ## Measure the control path and its peers (BENCH= suites and options, --help among them)
 	@./deploy/local/bootstrap bench
 	@$(BIN)/python -m kubediffusion.benchmarks $(BENCH)
+
+.PHONY: chaos
+chaos: binaries ## Strike 2,000 jobs with every fault, and judge what survived (SEED=, JOBS=; writes docs/reliability.md)
+	@PYTHONPATH=tests $(BIN)/python -m chaos --seed $(SEED) --jobs $(JOBS) --write docs/reliability.md
 
 .PHONY: format
 format: bootstrap ## Format the code

@@ -14,7 +14,7 @@ from chaos.checker import check
 from chaos.faults import Kind, schedule
 from chaos.load import orders
 from chaos.report import table, write
-from chaos.run import Plan, run
+from chaos.run import Outcome, Plan, run
 from chaos.system import site
 
 JOBS_A_FAULT = 40
@@ -57,12 +57,13 @@ def main() -> int:
     return 1 if violations else 0
 
 
-async def _run(seed: int, plan: Plan):
-    folder = Path(tempfile.mkdtemp(prefix="kubediffusion-chaos-"))
-    async with site(seed) as where:
-        outcome = await run(where, plan, folder)
-        where.cluster.keep = bool(check(outcome.evidence))
-        return outcome, where.cluster.logs
+async def _run(seed: int, plan: Plan) -> tuple[Outcome, Path]:
+    """Run on a cluster of its own, whose folder stays if a law was broken; give its logs too."""
+    with tempfile.TemporaryDirectory(prefix="kubediffusion-chaos-") as folder:
+        async with site(seed) as where:
+            outcome = await run(where, plan, Path(folder))
+            where.cluster.keep = bool(check(outcome.evidence))
+            return outcome, where.cluster.logs
 
 
 if __name__ == "__main__":

@@ -243,7 +243,7 @@ INJECTORS: dict[Kind, Injector] = {
     Kind.ETCD_KILLED: kill_etcd,
     Kind.APISERVER_KILLED: kill_apiserver,
     Kind.STORAGE_KILLED: kill_storage,
-    Kind.STORAGE_SLOW: disturb_storage(Disturbance(delay=2.0)),
+    Kind.STORAGE_SLOW: disturb_storage(Disturbance(delay=4.0)),
     Kind.STORAGE_ERRORS: disturb_storage(Disturbance(share=0.8, answer=(500, XML % b"InternalError"))),
     Kind.STORAGE_DENIES: disturb_storage(Disturbance(answer=(403, XML % b"AccessDenied"))),
     Kind.STORAGE_BREAKS_OFF: disturb_storage(Disturbance(share=0.5, lose=True)),

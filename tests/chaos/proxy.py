@@ -30,7 +30,7 @@ class Disturbance:
     Attributes:
         client: Only clients whose User-Agent begins so.
         share: The part of the requests that it hits, drawn for each.
-        delay: Seconds before a request goes on.
+        delay: Seconds before a request goes on, at most; drawn for each, so that one may overtake another.
         hold: Neither requests nor answers get through, and nobody is told; they do once this is over.
         refuse: The connection is reset before the request goes on.
         lose: The connection is reset after the request was carried out: its answer is lost.
@@ -134,7 +134,7 @@ class Proxy:
         exchange = _Exchange(request, self._dice.random(), request.query.get("watch") in {"true", "1"})
         body = await request.read()
         for disturbance in self._hits(exchange):
-            await asyncio.sleep(disturbance.delay)
+            await asyncio.sleep(disturbance.delay * self._dice.random())
             if disturbance.refuse:
                 return self._reset(request)
             if disturbance.answer is not None:

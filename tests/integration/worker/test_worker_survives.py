@@ -17,7 +17,7 @@ from kubediffusion.worker.reports import running
 
 async def test_an_image_waits_for_storage_and_is_not_made_again(bench: Bench, warm: str) -> None:
     store = bench.namespace.cluster.store.process
-    batches = bench.metric(warm, "kubediffusion_worker_batch_images_count")
+    steps = bench.metric(warm, "kubediffusion_worker_steps_total")
     store.stop()
     try:
         await bench.run("patient", warm)
@@ -37,7 +37,7 @@ async def test_an_image_waits_for_storage_and_is_not_made_again(bench: Bench, wa
     assert job.status.phase is Phase.SUCCEEDED
     assert find(job.status.conditions, "Uploaded").status is ConditionStatus.TRUE
     bench.check_images(job)
-    assert bench.metric(warm, "kubediffusion_worker_batch_images_count") == batches + 1
+    assert bench.metric(warm, "kubediffusion_worker_steps_total") == steps + job.status.parameters.num_inference_steps
 
 
 async def test_a_report_waits_for_the_api_server(bench: Bench, warm: str) -> None:

@@ -20,6 +20,7 @@ from kubediffusion.worker.engine import EngineLostError, ImageTask, Picture
 from kubediffusion.worker.pipeline.continuous import NAME, ContinuousEngine
 from kubediffusion.worker.pipeline.engine import PipelineEngine
 from kubediffusion.worker.pipeline.loading import load_engine
+from kubediffusion.worker.slots import sizes_up_to
 
 EMBEDDED = Path(__file__).parents[3] / "models" / "kubediffusion-emoji"
 EULER, HEUN = "EulerDiscreteScheduler", "HeunDiscreteScheduler"
@@ -159,8 +160,20 @@ def test_an_image_that_joins_enters_at_the_next_step_and_others_do_not_notice(ti
     alone = pictures(tiny, image_task(0, steps=8))[0]
     seen = run(tiny, image_task(0, steps=8), joining={3: (image_task(1, steps=3), image_task(2, steps=4))})
     assert [load.images for load in seen.loads] == [1] * 3 + [3] * 4 + [2] + [1]
-    assert [load.size for load in seen.loads] == [1] * 3 + [4] * 4 + [2] + [1]
+    # On the CPU no slot is empty.
+    assert [load.size for load in seen.loads] == [load.images for load in seen.loads]
     assert levels_apart(seen.outcomes[0], alone) <= 1
+
+
+def test_images_move_when_a_prepared_size_is_left_and_nobody_notices(folders: Callable[[str], Path]) -> None:
+    made = load(folders("stable_diffusion"))
+    made._sizes = sizes_up_to(4, prepared=True)
+    tasks = [image_task(index, "x", steps=steps, scheduler=EULER) for index, steps in enumerate((3, 5, 7, 9))]
+    seen = run(made, tasks[0], joining={1: tuple(tasks[1:])})
+    # Who stays longest entered the last slot, and moves to the first.
+    assert [load.size for load in seen.loads] == [1, 4, 4, 4, 4, 4, 2, 2, 1, 1]
+    for task in tasks:
+        assert levels_apart(seen.outcomes[task.ticket.index], by_diffusers(made, task)) <= 1
 
 
 def test_an_image_leaves_when_it_is_done_and_makes_room_before(tiny: ContinuousEngine) -> None:
@@ -236,6 +249,28 @@ def test_a_batch_that_does_not_fit_is_split_and_nobody_loses_a_step(
     assert {load.limit for load in seen.loads[2:]} == {2}
     # The limit stays: the next batch does not try again.
     assert {load.limit for load in run(made, *tasks[:2]).loads} == {2}
+
+
+def test_an_image_that_cannot_be_decoded_beside_others_is_decoded_when_there_are_fewer(
+    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = load(folders("stable_diffusion"))
+    tasks = [image_task(index, steps=2 + index, scheduler=EULER) for index in range(4)]
+    whole = pictures(made, *tasks)
+    decode = made._pipeline.vae.decode
+    refused: list[int] = []
+
+    def short_of_memory(latents: Any, **more: Any) -> Any:
+        if not refused:
+            refused.append(1)
+            raise torch.OutOfMemoryError("too much")
+        return decode(latents, **more)
+
+    monkeypatch.setattr(made._pipeline.vae, "decode", short_of_memory)
+    seen = run(made, *tasks)
+    assert [load.limit for load in seen.loads[:3]] == [4, 4, 2]
+    for task in tasks:
+        assert levels_apart(seen.outcomes[task.ticket.index], whole[task.ticket.index]) <= 1
 
 
 def test_an_image_that_does_not_fit_alone_fails(

@@ -17,8 +17,13 @@ LIMITS = st.integers(1, 20)
 
 
 @given(LIMITS)
-def test_sizes_are_powers_of_two_and_the_limit(limit: int) -> None:
-    sizes = sizes_up_to(limit)
+def test_what_is_not_prepared_has_every_size(limit: int) -> None:
+    assert sizes_up_to(limit, prepared=False) == tuple(range(1, limit + 1))
+
+
+@given(LIMITS)
+def test_prepared_sizes_are_powers_of_two_and_the_limit(limit: int) -> None:
+    sizes = sizes_up_to(limit, prepared=True)
     assert sizes == tuple(sorted(set(sizes)))
     assert sizes[-1] == limit
     assert set(sizes) <= {*SIZES, limit}
@@ -27,7 +32,7 @@ def test_sizes_are_powers_of_two_and_the_limit(limit: int) -> None:
 
 @st.composite
 def seatings(draw: st.DrawFn) -> tuple[set[int], int, tuple[int, ...]]:
-    sizes = sizes_up_to(draw(LIMITS))
+    sizes = sizes_up_to(draw(LIMITS), prepared=draw(st.booleans()))
     occupied = draw(st.sets(st.integers(0, sizes[-1] - 1)))
     return occupied, draw(st.integers(0, sizes[-1] - len(occupied))), sizes
 
@@ -60,12 +65,13 @@ def test_only_those_move_whose_slot_is_gone(seating: tuple[set[int], int, tuple[
     assert not {target for _, target in arrangement.moves} & occupied
 
 
-@given(LIMITS, st.data())
-def test_what_does_not_fit_is_not_tried_again(limit: int, data: st.DataObject) -> None:
-    sizes = sizes_up_to(limit)
-    left = lowered(sizes, data.draw(st.sampled_from(sizes)))
+@given(LIMITS, st.booleans(), st.data())
+def test_what_does_not_fit_is_halved_and_not_tried_again(limit: int, prepared: bool, data: st.DataObject) -> None:
+    sizes = sizes_up_to(limit, prepared=prepared)
+    size = data.draw(st.sampled_from(sizes))
+    left = lowered(sizes, size)
     assert left == sizes[: len(left)]
-    assert left
+    assert 1 <= left[-1] <= max(size // 2, 1)
 
 
 @dataclass

@@ -19,10 +19,13 @@ class Metrics:
         self.jobs = Counter(name("jobs"), "Jobs that left this worker, by outcome.", ["outcome"], registry=registry)
         self.bound = Gauge(name("bound_jobs"), "Jobs bound to this worker.", registry=registry)
         self.batch = Histogram(
-            name("batch_images"), "Images in a batch.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
+            name("batch_images"),
+            "Images in a batch: in one with slots counted at each step, in a static one once.",
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=registry,
         )
         self.inference = Histogram(
-            name("inference_seconds"), "Time of a batch in the engine.", buckets=SECONDS, registry=registry
+            name("inference_seconds"), "Time of an image in the engine.", buckets=SECONDS, registry=registry
         )
         self.upload = Histogram(
             name("upload_seconds"),
@@ -31,12 +34,10 @@ class Metrics:
             registry=registry,
         )
         self.steps = Counter(name("steps"), "Denoising steps, counted for each image.", registry=registry)
-        self.batch_steps = Counter(name("batch_steps"), "Steps of running batches, counted once.", registry=registry)
         self.slot_steps = Counter(
-            name("slot_steps"), "Slots that those steps computed, empty ones included.", registry=registry
-        )
-        self.image_steps = Counter(
-            name("image_steps"), "Images in those steps; by slots, the occupancy.", registry=registry
+            name("slot_steps"),
+            "Slots computed in the steps of running batches, empty ones included.",
+            registry=registry,
         )
         self.batch_limit = Gauge(
             name("batch_limit"), "The most images in a batch; falls when memory runs out.", registry=registry

@@ -160,17 +160,17 @@ class Runner:
         finally:
             self._health.rest()
         self._leftover = monitor.close(problem)
-        seconds = time.monotonic() - began
-        self._metrics.batch.observe(monitor.images)
-        self._metrics.inference.observe(seconds)
-        logger.info("batch ends", extra={**about, "images": monitor.images, "seconds": round(seconds, 3)})
+        seconds = round(time.monotonic() - began, 3)
+        logger.info("batch ends", extra={**about, "images": monitor.images, "seconds": seconds})
 
     def _candidate(self, assignment: Assignment) -> Candidate[str]:
         return assignment.candidate(self._engine.plan(assignment.shape))
 
     def _joining(self, key: Hashable, room: int, calls: int) -> Members:
         """Give images that enter the running batch."""
-        if self._finisher.buffered >= self._limits.buffer_bytes:
+        self._metrics.bound.set(len(self._assignments))
+        if self._finisher.defect is not None or self._finisher.buffered >= self._limits.buffer_bytes:
+            # The batch comes to its end, and what follows is decided then.
             return {}
         candidates = (self._candidate(assignment) for assignment in self._runnable().values())
         return self._members(joining(candidates, key, room, calls))
@@ -220,6 +220,8 @@ class _BatchMonitor:
         self._metrics = metrics
         self._open = set(members)
         self._asked = False
+        self._steps = 0
+        self._began = dict.fromkeys(members, time.monotonic())
         # Handed from the event loop to the engine's thread.
         self._found: queue.SimpleQueue[Members] = queue.SimpleQueue()
         self.images = len(members)
@@ -246,6 +248,7 @@ class _BatchMonitor:
         """Hand the end of an image to the event loop."""
         self._health.beat()
         self._open.discard(ticket)
+        self._metrics.inference.observe(time.monotonic() - self._began[ticket])
         self._loop.call_soon_threadsafe(self._finisher.ended, self._members[ticket], ticket.index, outcome)
 
     def more(self, room: int, calls: int) -> tuple[ImageTask, ...]:
@@ -253,6 +256,7 @@ class _BatchMonitor:
         found = self._take_found()
         self._members |= {ticket: assignment for ticket, (_, assignment) in found.items()}
         self._open |= found.keys()
+        self._began |= dict.fromkeys(found, time.monotonic())
         self.images += len(found)
         if (room := room - len(found)) > 0 and not self._asked:
             self._asked = True
@@ -261,9 +265,9 @@ class _BatchMonitor:
 
     def ran(self, load: Load) -> None:
         """Count a step of the batch."""
-        self._metrics.batch_steps.inc()
+        self._steps += 1
+        self._metrics.batch.observe(load.images)
         self._metrics.slot_steps.inc(load.size)
-        self._metrics.image_steps.inc(load.images)
         self._metrics.compiled_steps.inc(load.compiled)
         self._metrics.batch_limit.set(load.limit)
         if load.memory is not None:
@@ -275,6 +279,8 @@ class _BatchMonitor:
         Returns:
             What was found too late for this batch.
         """
+        if not self._steps:
+            self._metrics.batch.observe(self.images)
         for ticket in sorted(self._open, key=lambda ticket: ticket.index):
             if self.wanted(ticket):
                 self._finisher.ended(self._members[ticket], ticket.index, failure)

@@ -1,8 +1,8 @@
 """Which image of a running batch sits in which slot, and how large the batch is: functions of numbers.
 
-A batch is computed in one of a few sizes, each of which the engine prepares once. Between two steps images leave and
-enter; the batch then has the smallest size that holds what there is. Who stays keeps its slot, unless the batch gets
-smaller than that: rounding depends on size and slot, so both change only where they must.
+On a GPU a batch is computed in one of a few sizes, each of which the engine prepares once. Between two steps images
+leave and enter; the batch then has the smallest size that holds what there is. Who stays keeps its slot, unless the
+batch gets smaller than that: rounding depends on size and slot, so both change only where they must.
 """
 
 from __future__ import annotations
@@ -29,8 +29,15 @@ class Arrangement:
     entries: tuple[int, ...]
 
 
-def sizes_up_to(limit: int) -> tuple[int, ...]:
-    """Give the sizes of batches of at most ``limit`` images, at least 1, smallest first."""
+def sizes_up_to(limit: int, *, prepared: bool) -> tuple[int, ...]:
+    """Give the sizes of batches of at most ``limit`` images, at least 1, smallest first.
+
+    Args:
+        limit: The most images.
+        prepared: Whether a size is prepared before it is computed; if not, every size will do, and no slot is empty.
+    """
+    if not prepared:
+        return tuple(range(1, limit + 1))
     return (*(size for size in SIZES if size < limit), limit)
 
 
@@ -49,5 +56,5 @@ def arrange(occupied: Collection[int], entering: int, sizes: Sequence[int]) -> A
 
 
 def lowered(sizes: Sequence[int], size: int) -> tuple[int, ...]:
-    """Give the sizes that are left when ``size`` did not fit the device's memory; never fewer than the smallest."""
-    return tuple(other for other in sizes if other < size) or (sizes[0],)
+    """Give the sizes that are left when ``size`` did not fit the device's memory: to its half, and never none."""
+    return tuple(other for other in sizes if other <= size // 2) or (sizes[0],)

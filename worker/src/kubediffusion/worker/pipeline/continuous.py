@@ -55,7 +55,7 @@ class ContinuousEngine:
         self._info = info
         self._family = family
         self._device: torch.device = pipeline.device
-        self._sizes = sizes_up_to(max_images)
+        self._sizes = sizes_up_to(max_images, prepared=self._device.type == "cuda")
         self._compiler = compiler
         self._static = PipelineEngine(pipeline, replace(info, name=STATIC))
         self._schedulers = Schedulers(pipeline.scheduler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +25,7 @@ from kubediffusion.worker.engine import (
     Ticket,
     described,
 )
+from kubediffusion.worker.pipeline.accelerator import repeatable
 from kubediffusion.worker.pipeline.faults import check_device, failure, is_out_of_memory, not_numbers
 from kubediffusion.worker.pipeline.schedulers import Schedulers
 from kubediffusion.worker.prompts import cut_warnings, text_encoders
@@ -158,7 +160,8 @@ class PipelineEngine:
         if "output_type" in self._plan.parameters:
             arguments["output_type"] = "np"
         arguments |= self._callback(tasks, monitor)
-        with torch.inference_mode():
+        exactly = repeatable(self.device) if shape.deterministic else contextlib.nullcontext()
+        with torch.inference_mode(), exactly:
             output = self._pipeline(**arguments)
         flags = getattr(output, "nsfw_content_detected", None) or [False] * len(tasks)
         return [

@@ -101,6 +101,7 @@ class RunningBatch:
         # In the order in which they entered.
         self._slots: dict[int, Sitting] = {}
         self._size = 0
+        self._memory: int | None = None
         self._decodings: list[tuple[Sitting, Decoding]] = []
 
     def run(self, tasks: Sequence[ImageTask]) -> None:
@@ -148,6 +149,8 @@ class RunningBatch:
         for slot, (sitting, row) in zip(arrangement.entries, entering, strict=True):
             batch.enter(slot, row)
             self._slots[slot] = sitting
+        if self._size != arrangement.size:
+            self._memory = reserved_memory(self._device)
         self._size = arrangement.size
 
     def _admit(self, room: int) -> list[tuple[Sitting, Row]]:
@@ -191,16 +194,17 @@ class RunningBatch:
             elif not self._shrink():
                 self._end_all(failure(error))
             return
-        load = Load(len(rows), self._size, self._machine.sizes[-1], compiled, reserved_memory(self._device))
-        self._monitor.ran(load)
-        for slot, sitting in list(self._slots.items()):
+        self._monitor.ran(Load(len(rows), self._size, self._machine.sizes[-1], compiled, self._memory))
+        for sitting in self._slots.values():
             sitting.call += 1
             steps = sitting.task.shape.steps
             self._monitor.stepped(sitting.task.ticket, sitting.call * steps // sitting.table.calls, steps)
-            if not sitting.left:
-                latents = self._machine.batch.latents(slot)
-                self._leave(slot)
-                self._decode(sitting, latents)
+        done = {slot: sitting for slot, sitting in self._slots.items() if not sitting.left}
+        latents = {slot: self._machine.batch.latents(slot) for slot in done}
+        for slot in done:
+            self._leave(slot)
+        for slot, sitting in done.items():
+            self._decode(sitting, latents[slot])
 
     def _decode(self, sitting: Sitting, latents: torch.Tensor) -> None:
         while True:

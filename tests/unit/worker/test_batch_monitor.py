@@ -1,0 +1,127 @@
+"""How images get from the event loop into a running batch, and back out of it."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+
+import pytest
+from prometheus_client import CollectorRegistry
+from worker_builders import NOW, bound_job, picture
+
+from kubediffusion.resources.errors import ErrorCode, JobFailure
+from kubediffusion.worker.assignments import Assignment, Binding
+from kubediffusion.worker.engine import Load, Outcome, Ticket
+from kubediffusion.worker.health import Health
+from kubediffusion.worker.metrics import Metrics
+from kubediffusion.worker.runner import Members, _BatchMonitor
+
+UNMADE = JobFailure(ErrorCode.INTERNAL, "not made")
+
+
+class Ends:
+    """Takes in ends as the finisher does."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[tuple[str, int], Outcome] = {}
+
+    def ended(self, assignment: Assignment, index: int, outcome: Outcome) -> None:
+        self.outcomes[assignment.name, index] = outcome
+
+
+def members(name: str, images: int = 1) -> Members:
+    job = bound_job(name, parameters={"numImages": images})
+    assignment = Assignment(job, Binding(job.uid, 1), job.status.parameters)
+    return {task.ticket: (task, assignment) for task in assignment.take(images, NOW, 0.0)}
+
+
+class Bench:
+    """A monitor whose queue is a list."""
+
+    def __init__(self) -> None:
+        self.first = members("first")
+        self.queue: list[Members] = []
+        self.asked: list[tuple[int, int]] = []
+        self.ends = Ends()
+        self.registry = CollectorRegistry()
+        self.monitor = _BatchMonitor(
+            {ticket: assignment for ticket, (_, assignment) in self.first.items()},
+            self.find,
+            asyncio.get_running_loop(),
+            self.ends,
+            Health(60.0),
+            Metrics(self.registry),
+        )
+
+    def find(self, room: int, calls: int) -> Members:
+        self.asked.append((room, calls))
+        return self.queue.pop(0) if self.queue else {}
+
+    async def more(self, room: int, calls: int = 9) -> list[Ticket]:
+        """Ask from another thread, as the engine does."""
+        return [task.ticket for task in await asyncio.to_thread(self.monitor.more, room, calls)]
+
+    def metric(self, name: str) -> float:
+        return self.registry.get_sample_value(f"kubediffusion_worker_{name}") or 0.0
+
+
+@pytest.fixture
+async def bench() -> Bench:
+    return Bench()
+
+
+async def test_what_is_found_is_given_by_the_next_call(bench: Bench) -> None:
+    joining = members("second", images=2)
+    bench.queue = [joining]
+    assert await bench.more(3, 7) == []
+    assert bench.asked == [(3, 7)]
+    assert await bench.more(3, 6) == list(joining)
+    # Two of the three that there is room for have just been given.
+    assert bench.asked[1] == (1, 6)
+    assert bench.monitor.images == 3
+    assert all(bench.monitor.wanted(ticket) for ticket in joining)
+
+
+async def test_nobody_is_looked_for_without_room(bench: Bench) -> None:
+    assert await bench.more(0) == []
+    assert bench.asked == []
+
+
+async def test_what_is_found_too_late_is_kept_for_the_next_batch(bench: Bench) -> None:
+    joining, dropped = members("second"), members("dropped")
+    bench.queue = [joining | dropped]
+    await bench.more(2)
+    next(iter(dropped.values()))[1].drop()
+    assert bench.monitor.close(UNMADE) == joining
+    # What the engine was given, and left without an end, has one now; what it was not given has none.
+    assert bench.ends.outcomes == {("first", 0): UNMADE}
+
+
+async def test_an_end_is_told_once(bench: Bench) -> None:
+    (ticket,) = bench.first
+    await asyncio.to_thread(bench.monitor.ended, ticket, picture())
+    assert bench.monitor.close(UNMADE) == {}
+    assert bench.ends.outcomes == {("first", 0): picture()}
+    assert bench.metric("inference_seconds_count") == 1
+
+
+async def test_a_running_batch_is_counted_at_each_step_and_a_static_one_once(bench: Bench) -> None:
+    for images, size in ((1, 1), (3, 4)):
+        bench.monitor.ran(Load(images, size, limit=4, compiled=images > 1, memory=123))
+    bench.monitor.close(UNMADE)
+    found = [bench.metric(name) for name in ("batch_images_count", "batch_images_sum", "slot_steps_total")]
+    assert found == [2, 4, 5]
+    assert [bench.metric(name) for name in ("batch_limit", "compiled_batch_steps_total")] == [4, 1]
+    assert bench.metric("device_memory_bytes") == 123
+    static = Bench()
+    static.monitor.close(UNMADE)
+    assert [static.metric(name) for name in ("batch_images_count", "batch_images_sum")] == [1, 1]
+
+
+async def test_the_wait_for_the_first_step_begins_in_the_queue(bench: Bench) -> None:
+    (ticket,) = bench.first
+    for step in (1, 2, 3):
+        bench.monitor.stepped(ticket, step, 10)
+    assert bench.metric("first_step_seconds_count") == 1
+    assert bench.metric("first_step_seconds_sum") <= (dt.datetime.now(dt.UTC) - NOW).total_seconds() + 1
+    assert bench.metric("steps_total") == 3

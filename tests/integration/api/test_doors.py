@@ -19,7 +19,17 @@ from hypothesis import strategies as st
 
 from kubediffusion.local.testing import wait_for
 
-OPEN = ("/health", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/docs/assets/swagger-ui.css")
+OPEN = (
+    "/",
+    "/page/page.js",
+    "/health",
+    "/livez",
+    "/readyz",
+    "/metrics",
+    "/docs",
+    "/openapi.json",
+    "/docs/assets/swagger-ui.css",
+)
 
 
 def problems(answer: httpx.Response) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from kubediffusion.api import docs, errors
+from kubediffusion.api import docs, errors, page
 from kubediffusion.api.auth import ApiKeys
 from kubediffusion.api.cache import JobCache
 from kubediffusion.api.dependencies import Connected, Parts
@@ -71,6 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(v1_routes(settings, limiter))
     app.include_router(operation_routes())
     docs.install(app, keys_required=parts.keys.required)
+    page.install(app)
     errors.install(app)
     if settings.image_form is ImageForm.BASE64:
         app.add_middleware(Polling, jobs=jobs)

@@ -15,10 +15,10 @@ logger = logging.getLogger(__name__)
 
 RELOAD_SECONDS = 2.0
 
-OPEN_PATHS = frozenset({"/health", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json"})
-"""What needs no key: probes and documentation say nothing of jobs."""
+OPEN_PATHS = frozenset({"/", "/health", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json"})
+"""What needs no key: probes, documentation and the page itself say nothing of jobs."""
 
-OPEN_PREFIX = "/docs/"
+OPEN_PREFIXES = ("/docs/", "/page/")
 
 
 class ApiKeys:
@@ -91,7 +91,7 @@ class ApiKeys:
 
 def is_open(path: str) -> bool:
     """Tell whether a path needs no key."""
-    return path in OPEN_PATHS or path.startswith(OPEN_PREFIX)
+    return path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
 
 
 def _key_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:

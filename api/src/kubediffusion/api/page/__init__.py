@@ -1,0 +1,33 @@
+"""The web page at ``/``: a prompt, its progress and its picture, over ``/v1``. It needs nothing but this server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import FileResponse
+from starlette.staticfiles import StaticFiles
+
+HERE = Path(__file__).parent
+
+HEADERS = {
+    # Only this server's own files; pictures also as blobs, since an <img> cannot send an API key.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+def install(app: FastAPI) -> None:
+    """Give an app its page."""
+
+    async def page(_: Request) -> FileResponse:
+        return FileResponse(HERE / "index.html", headers=HEADERS)
+
+    app.add_route("/", page, include_in_schema=False)
+    app.mount("/page", StaticFiles(directory=HERE / "assets"))

@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
-import yaml
 from e2e_cluster import CommandError, Object, is_true, wait_for
 from e2e_node import NAME as NODE
 from e2e_studio import LONG, MISSING_COLUMN, MODEL, NAMESPACE, RELEASE, WORKERS, Studio
 
-from kubediffusion.local.layout import CHART
+import documented
 from kubediffusion.resources import meta
 
 CRD = "customresourcedefinition/generationjobs.kubediffusion.io"
@@ -73,29 +72,21 @@ def test_every_pod_runs_as_the_restricted_profile_has_it(studio: Studio):
 
 
 @pytest.mark.parametrize("part", ["operator", "api", "worker"])
-def test_an_account_may_do_what_its_rules_say_and_no_more(studio: Studio, part: str):
-    def rights(account: str) -> set[tuple[str, str]]:
-        pairs = set()
-        for line in studio.kubectl("auth", "can-i", "--list", "--no-headers", f"--as={account}").splitlines():
-            resource = "" if line.startswith(" ") else line.split()[0]
-            pairs |= {(resource, verb) for verb in line[line.rindex("[") + 1 : line.rindex("]")].split()}
-        return pairs
-
-    rules = yaml.safe_load((CHART / "files" / "rbac" / f"{part}.yaml").read_text())
-    wanted = {
-        (with_group(resource, group), verb)
-        for rule in rules
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-        for verb in rule["verbs"]
+def test_an_account_may_do_what_the_documentation_says_and_no_more(studio: Studio, part: str):
+    account, nobody = studio.account(part), "system:serviceaccount:default:nobody"
+    assert rights(studio, account, NAMESPACE) - rights(studio, nobody, NAMESPACE) == {
+        (f"{resource} [] []", verb) for resource, verb in documented.rights(f"{RELEASE}-{part}")
     }
-    assert rights(studio.account(part)) - rights("system:serviceaccount:default:nobody") == wanted
+    assert rights(studio, account, "default") == rights(studio, nobody, "default")
 
 
-def with_group(resource: str, group: str) -> str:
-    """`kubectl` prints the status of jobs as generationjobs.kubediffusion.io/status."""
-    name, slash, subresource = resource.partition("/")
-    return (f"{name}.{group}" if group else name) + slash + subresource
+def rights(studio: Studio, account: str, namespace: str) -> set[tuple[str, str]]:
+    """Pairs of what `kubectl auth can-i --list` prints first (a resource, addresses, names) and each of its verbs."""
+    lines = studio.cluster.kubectl(
+        "auth", "can-i", "--list", "--no-headers", f"--as={account}", f"--namespace={namespace}"
+    ).splitlines()
+    parts = [line.rstrip("]").rpartition("[") for line in lines]
+    return {(" ".join(what.split()), verb) for what, _, verbs in parts for verb in verbs.split()}
 
 
 def test_two_workers_on_two_gpus_and_a_third_that_says_why_it_waits(studio: Studio):

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
-from helm_kit import Helm, HelmError, Object, kinds, pick, pod_specs, rules
+from helm_kit import RELEASE, Helm, HelmError, Object, kinds, pick, pod_specs, rules
 from matrix import EVERYTHING, MATRIX
 from prometheus_client import REGISTRY, CollectorRegistry
 
+import documented
 from kubediffusion.api.metrics import Metrics as ApiMetrics
 from kubediffusion.api.settings import Settings as ApiSettings
 from kubediffusion.local.layout import CHART
@@ -103,6 +104,31 @@ def test_rights_are_those_of_the_one_source(helm: Helm, cluster_wide: bool):
     assert pick(objects, "ClusterRole", "kubediffusion-crds")["rules"] == source_rules("crds")
     assert pick(objects, "ClusterRole", "kubediffusion-viewer")["rules"] == source_rules("viewer")
     assert pick(objects, "ClusterRole", "kubediffusion-editor")["rules"] == source_rules("editor")
+
+
+def test_rights_are_those_that_the_documentation_lists(helm: Helm):
+    objects = helm.template()
+    for part, kind in {"operator": "Role", "api": "Role", "worker": "Role", "crds": "ClusterRole"}.items():
+        name = f"{RELEASE}-{part}"
+        given = {
+            (with_group(resource, group), verb)
+            for rule in pick(objects, kind, name)["rules"]
+            for group in rule["apiGroups"]
+            for resource in rule["resources"]
+            for verb in rule["verbs"]
+        }
+        assert given == documented.rights(name)
+
+
+def with_group(resource: str, group: str) -> str:
+    """As `kubectl` prints it: generationjobs.kubediffusion.io/status."""
+    name, slash, subresource = resource.partition("/")
+    return (f"{name}.{group}" if group else name) + slash + subresource
+
+
+@pytest.mark.parametrize("values", documented.values())
+def test_the_documentation_s_values_are_values(helm: Helm, values: Object):
+    assert helm.template(values)
 
 
 def test_policies_are_those_of_the_one_source(helm: Helm):

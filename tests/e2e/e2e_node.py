@@ -102,6 +102,9 @@ runtime_type = "io.containerd.runc.v2"
             subprocess.run(ctr, stdin=process.stdout, capture_output=True, check=True)
         if process.returncode != 0:
             raise RuntimeError(f"buildah does not hand {image} over")
+        # Packed layers have served once they are unpacked, and take as much disk again.
+        for layer in self.ctr("content", "list", "--quiet", 'labels."containerd.io/uncompressed"').split():
+            self.ctr("content", "delete", layer)
         self.ctr("images", "tag", arriving, loaded)
         self.ctr("images", "delete", arriving)
 

@@ -56,8 +56,9 @@ async def test_priority_goes_before_age(studio):
     for name in ("busy-0", "busy-1"):
         await studio.submit(name, **LONG)
         await studio.phase(name, Phase.SCHEDULED, Phase.RUNNING)
-    await studio.submit("low", priority=-5, numInferenceSteps=2)
-    await studio.submit("high", priority=5, numInferenceSteps=3)
+    # Deterministic ones share no batch, so one goes before the other.
+    await studio.submit("low", priority=-5, deterministic=True)
+    await studio.submit("high", priority=5, deterministic=True)
     assert (await studio.job("low")).status.phase is Phase.PENDING
     for name in ("busy-0", "busy-1"):
         await studio.change(name, cancel=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from kubediffusion.resources import meta
 from kubediffusion.resources.errors import ErrorCode, JobFailure
-from kubediffusion.resources.generation_job import Image
+from kubediffusion.resources.generation_job import DeletionPolicy, Image
 from kubediffusion.resources.storage import SupersededError
 from kubediffusion.worker import images, reports
 from kubediffusion.worker.announcer import Announcer
@@ -94,6 +94,8 @@ class Finisher:
         """Note that a job was taken away."""
         self._announcer.hush(assignment)
         self._metrics.jobs.labels("dropped").inc()
+        if assignment.images:
+            self._spawn(self._take_back(assignment, *assignment.images))
 
     async def drain(self) -> None:
         """Wait until everything that the engine made is stored and reported."""
@@ -111,6 +113,9 @@ class Finisher:
             assignment.work.discard(asyncio.current_task())
             self.lost(assignment)
             return
+        except asyncio.CancelledError:
+            await self._take_back(assignment, index)
+            raise
         except Exception as error:
             # A defect of ours; the job must end all the same.
             logger.exception("an image cannot be stored", extra={"job": assignment.name})
@@ -129,9 +134,8 @@ class Finisher:
             held.resize(len(png.data))
             # Only the PNG is held while storage is waited for.
             picture = replace(picture, rgb=b"")
-            key = meta.image_key(self._prefix, assignment.job.metadata.namespace, assignment.binding.uid, index)
             uri = await self._uploader.put(
-                key,
+                self._key(assignment, index),
                 png.data,
                 assignment.binding.attempt,
                 lambda problem: self._announcer.trouble(assignment, problem),
@@ -146,6 +150,21 @@ class Finisher:
             seed=assignment.seed(index),
             flagged=picture.flagged,
         )
+
+    async def _take_back(self, assignment: Assignment, *indexes: int) -> None:
+        """Delete images that may have been stored after their job was deleted.
+
+        The operator deletes a deleted job's images, and may have done so before an upload that hung got through. While
+        the job is there, it has not: what is stored by now goes with the job.
+        """
+        if assignment.job.spec.deletion_policy != DeletionPolicy.DELETE:
+            return
+        if await self._reporter.is_deleted(assignment):
+            for index in indexes:
+                await self._uploader.remove(self._key(assignment, index))
+
+    def _key(self, assignment: Assignment, index: int) -> str:
+        return meta.image_key(self._prefix, assignment.job.metadata.namespace, assignment.binding.uid, index)
 
     async def _encode(self, assignment: Assignment, index: int, picture: Picture) -> images.Png:
         recipe = reports.recipe(assignment.parameters, self._engine, picture)

@@ -93,6 +93,19 @@ class Reporter:
             return Verdict.UNSENT
         return verdict
 
+    async def is_deleted(self, assignment: Assignment) -> bool:
+        """Tell whether a job is gone or on its way out; asked until the API server has answered."""
+        backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
+        while True:
+            try:
+                current = await self._read(assignment)
+            except KubernetesError as error:
+                logger.warning("cannot read the job, trying again: %s", error, extra={"job": assignment.name})
+                await asyncio.sleep(error.retry_after or backoff.next_pause())
+            else:
+                gone = current is None or current.uid != assignment.binding.uid
+                return gone or (current is not None and current.metadata.deletion_timestamp is not None)
+
     async def _try(self, assignment: Assignment, build: Build) -> tuple[Verdict, KubernetesError | None]:
         """Send a report, and where it is refused find out why; a refusal comes back beside the verdict."""
         job = assignment.job

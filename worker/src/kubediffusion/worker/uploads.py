@@ -41,6 +41,8 @@ class Uploader:
     async def put(self, key: str, data: bytes, attempt: int, on_trouble: Callable[[str], None]) -> str:
         """Store a PNG and give its address once storage has confirmed it.
 
+        Cancelled, it ends when nothing of it can reach storage any more.
+
         Args:
             key: Where in the bucket.
             data: The file.
@@ -77,16 +79,33 @@ class Uploader:
 
     async def _try(self, key: str, data: bytes, attempt: int, on_trouble: Callable[[str], None]) -> str:
         """Try once; a try that hangs is trouble too."""
-        loop = asyncio.get_running_loop()
-        trying = loop.run_in_executor(self._executor, self._storage.put, key, data, attempt)
+        thread = self._executor.submit(self._storage.put, key, data, attempt)
+        trying = asyncio.wrap_future(thread)
         try:
             done, _ = await asyncio.wait([trying], timeout=SLOW)
             if not done:
                 on_trouble(f"storage has not answered for {SLOW:.0f} s")
-            return await trying
-        finally:
-            # Whoever drops the job stops waiting; the thread ends by itself, and its outcome is of no interest.
-            trying.cancel()
+                await asyncio.wait([trying])
+        except asyncio.CancelledError:
+            # What has begun cannot be stopped.
+            if not thread.cancel():
+                await asyncio.wait([trying])
+                trying.exception()
+            raise
+        return trying.result()
+
+    async def remove(self, key: str) -> None:
+        """Delete what is stored there, however long storage is away; nothing there is no error."""
+        backoff, uri = Backoff(FIRST_PAUSE, LONGEST_PAUSE), self._storage.uri(key)
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                return await loop.run_in_executor(self._executor, self._storage.delete, uri)
+            except StorageError as error:
+                if error.permanent:
+                    return None
+                logger.warning("image not removed yet, trying again: %s", error, extra={"key": key})
+                await asyncio.sleep(backoff.next_pause())
 
     def _wake_others(self) -> None:
         self._answered.set()

@@ -1,0 +1,140 @@
+"""No image stays in storage of a deleted job whose images go with it, however late it was stored."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pytest
+from bench_of_workers import Bench
+from prometheus_client import CollectorRegistry
+
+from kubediffusion.local import installation
+from kubediffusion.local.testing import eventually
+from kubediffusion.resources import meta
+from kubediffusion.resources.generation_job import GenerationJob
+from kubediffusion.resources.storage import ImageStorage, StorageError
+from kubediffusion.worker.announcer import Announcer
+from kubediffusion.worker.assignments import Assignment, Assignments
+from kubediffusion.worker.engine import EngineInfo, Picture
+from kubediffusion.worker.finisher import Finisher
+from kubediffusion.worker.metrics import Metrics
+from kubediffusion.worker.reporter import Reporter
+from kubediffusion.worker.uploads import Uploader
+
+WORKER = "worker-a"
+SIDE = 8
+INFO = EngineInfo(name="none", pipeline="-", device="-", torch_dtype="-", revision="-", versions={})
+
+
+class SlowStorage(ImageStorage):
+    """Real storage, whose puts hang until they are let through."""
+
+    def __init__(self) -> None:
+        super().__init__(installation.BUCKET)
+        self.hanging = threading.Event()
+        self.through = threading.Event()
+
+    def put(self, key: str, data: bytes, attempt: int) -> str:
+        self.hanging.set()
+        assert self.through.wait(60)
+        return super().put(key, data, attempt)
+
+    def holds(self, key: str) -> bool:
+        try:
+            self.get(self.uri(key))
+        except StorageError as error:
+            if not error.missing:
+                raise
+            return False
+        return True
+
+
+@dataclass
+class Desk:
+    """The part of a worker that takes in images, with one job of which the engine has made the only one."""
+
+    bench: Bench
+    storage: SlowStorage
+    assignments: Assignments
+    finisher: Finisher
+
+    async def image_of(self, name: str) -> tuple[Assignment, str]:
+        """Have an image of a new job on its way to storage."""
+        job = await self.bench.submit(name, deletionPolicy="Delete")
+        await self.bench.patch(name, {"metadata": {"finalizers": [meta.IMAGES_FINALIZER]}})
+        bound = await self.bench.bind(job, WORKER)
+        self.assignments.observe(bound, False)
+        assignment = self.assignments.get(bound.uid)
+        assert assignment is not None
+        assignment.take(1, bound.status.queued_at, 0.0)
+        self.finisher.ended(assignment, 0, Picture(SIDE, SIDE, bytes(SIDE * SIDE * 3), "DDIMScheduler"))
+
+        async def hanging() -> bool:
+            return self.storage.hanging.is_set()
+
+        await eventually("the upload to hang", hanging)
+        return assignment, meta.image_key("late", self.bench.namespace.name, bound.uid, 0)
+
+    async def delete(self, name: str, key: str) -> GenerationJob:
+        """Delete a job as a user and the operator do: cancelled, its images deleted, and let go."""
+        await self.bench.client.generation_jobs.delete(self.bench.namespace.name, name)
+        await self.bench.patch(name, {"status": {"phase": "Cancelled"}}, "status")
+        self.storage.delete(self.storage.uri(key))
+        return await self.bench.patch(name, {"metadata": {"finalizers": []}})
+
+
+@pytest.fixture
+def desk(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    for name, value in bench.namespace.cluster.store.settings.items():
+        monkeypatch.setenv(name, value)
+    storage, assignments = SlowStorage(), Assignments(WORKER)
+    reporter = Reporter(bench.client, bench.namespace.name)
+    with ThreadPoolExecutor(2) as threads:
+        finisher = Finisher(
+            engine=INFO,
+            assignments=assignments,
+            announcer=Announcer(assignments, reporter, lambda assignment: finisher.lost(assignment)),
+            reporter=reporter,
+            uploader=Uploader(storage, threads),
+            encoders=threads,
+            prefix="late",
+            metrics=Metrics(CollectorRegistry()),
+            on_progress=lambda: None,
+        )
+        yield Desk(bench, storage, assignments, finisher)
+        storage.through.set()
+    storage.close()
+
+
+async def test_an_upload_that_hung_until_its_job_was_gone_leaves_nothing(desk: Desk) -> None:
+    _, key = await desk.image_of("hung")
+    gone = await desk.delete("hung", key)
+    desk.finisher.forget(desk.assignments.observe(gone, True))
+    desk.storage.through.set()
+    await asyncio.wait_for(desk.finisher.drain(), 30)
+    assert not desk.storage.holds(key)
+
+
+async def test_an_image_is_taken_back_where_only_the_report_tells_that_the_job_is_gone(desk: Desk) -> None:
+    assignment, key = await desk.image_of("untold")
+    await desk.delete("untold", key)
+    desk.storage.through.set()
+    await asyncio.wait_for(desk.finisher.drain(), 30)
+    assert assignment.images
+    assert not desk.storage.holds(key)
+
+
+async def test_an_image_stays_while_its_job_does(desk: Desk) -> None:
+    """Taken away and bound elsewhere: what is stored goes with the job, whenever that is."""
+    _, key = await desk.image_of("moved")
+    rebound = await desk.bench.bind(await desk.bench.get("moved"), "somebody-else")
+    desk.finisher.forget(desk.assignments.observe(rebound, True))
+    desk.storage.through.set()
+    await asyncio.wait_for(desk.finisher.drain(), 30)
+    assert desk.storage.holds(key)
+    await desk.delete("moved", key)
+    assert not desk.storage.holds(key)

@@ -40,7 +40,8 @@ async def run(site: Site, jobs: int) -> list[dict[str, Any]]:
     namespace.create()
 
     async def both(limits: str) -> list[dict[str, Any]]:
-        return [{"node": node, "limits": limits, **await burst(site, node, jobs)} for node in (NODE_NAME, INSTANT)]
+        nodes = {"process": NODE_NAME, INSTANT: INSTANT}
+        return [{"node": kind, "limits": limits, **await burst(site, node, jobs)} for kind, node in nodes.items()]
 
     try:
         async with instant_node(site):

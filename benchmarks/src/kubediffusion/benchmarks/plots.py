@@ -77,6 +77,7 @@ def peers(found: Found, axes: Axes) -> None:
     bars = axes.barh(list(ways), [way["jobs"] / way["seconds"] for way in ways.values()])
     axes.bar_label(bars, fmt="{:.1f}", padding=3)
     axes.set_xscale("log")
+    axes.set_xlim(left=1)
     axes.set_xlabel("jobs/s")
     axes.invert_yaxis()
     axes.set_title("A burst, submitted to completed")

@@ -50,7 +50,7 @@ def latency(found: Found, axes: Axes) -> None:
     )
     axes.set_ylabel("ms (median of each stage)")
     axes.set_title("From the request to the image")
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def throughput(found: Found, axes: Axes) -> None:
@@ -65,7 +65,7 @@ def throughput(found: Found, axes: Axes) -> None:
             reached = [bottom + value for bottom, value in zip(reached, values, strict=True)]
     axes.set_ylabel("CPU ms a job")
     axes.set_title("What a job costs")
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def peers(found: Found, axes: Axes) -> None:

@@ -1,17 +1,16 @@
 """Ports and loopback networks that stay ours for as long as this process lives.
 
 A port taken from the kernel (bind to 0, look, close) may be handed to an outgoing connection a moment later, and the
-tests restart servers on the port they had. So ports come from below the kernel's ephemeral range, and a lock on a file
-keeps other clusters of this user away from them, also between a server's stop and its start.
+tests restart servers on the port they had. So ports come from below the kernel's ephemeral range, and a socket of that
+name keeps other clusters away from them, also between a server's stop and its start. Its address is abstract: it lies
+in no folder, reaches as far as the loopback device does, and goes with the process that holds it.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
+import errno
 import random
 import socket
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -25,12 +24,10 @@ EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 class Claims:
-    """Names that no other `Claims` on this machine and of this user holds."""
+    """Names that no other `Claims` on this machine holds."""
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder or Path(tempfile.gettempdir()) / f"kubediffusion-claims-{os.getuid()}"
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        self._held: list[int] = []
+    def __init__(self) -> None:
+        self._held: list[socket.socket] = []
 
     def port(self) -> int:
         """Claims a TCP port of 127.0.0.1 on which nothing listens."""
@@ -47,7 +44,7 @@ class Claims:
     def release(self) -> None:
         """Gives back all that was claimed."""
         while self._held:
-            os.close(self._held.pop())
+            self._held.pop().close()
 
     def __enter__(self) -> Self:
         return self
@@ -59,18 +56,27 @@ class Claims:
 
     def _first_free(self, kind: str, names: Iterable[str], usable: Callable[[str], bool]) -> str:
         for name in names:
-            # Files are never removed: a lock on an unlinked file would keep nobody away.
-            descriptor = os.open(self._folder / f"{kind}-{name}", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
+            held = _hold(f"{kind}-{name}")
+            if held is None:
                 continue
             if usable(name):
-                self._held.append(descriptor)
+                self._held.append(held)
                 return name
-            os.close(descriptor)
+            held.close()
         raise LocalError(f"every {kind} of 127.0.0.0/8 that a local cluster may use is taken")
+
+
+def _hold(name: str) -> socket.socket | None:
+    """Binds the abstract address of a name, unless somebody holds it."""
+    held = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        held.bind(f"\0kubediffusion/{name}")
+    except OSError as error:
+        held.close()
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return None
+    return held
 
 
 def listening(port: int, host: str = LOOPBACK) -> bool:

@@ -17,10 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import boto3
 import httpx
 import yaml
-from botocore.config import Config
 from PIL import Image
 
 from kubediffusion.local import installation
@@ -151,14 +149,7 @@ class Stage:
         self._http = httpx.Client(
             base_url=cluster.control_plane.url, verify=_identity(cluster, folder), timeout=30, trust_env=False
         )
-        self._s3 = boto3.client(
-            "s3",
-            endpoint_url=cluster.store.endpoint,
-            region_name="us-east-1",
-            aws_access_key_id=cluster.store.access_key,
-            aws_secret_access_key=cluster.store.secret_key,
-            config=Config(proxies={}, s3={"addressing_style": "path"}),
-        )
+        self._s3 = cluster.store.client()
 
     def close(self) -> None:
         self._http.close()

@@ -5,9 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 
-import boto3
 import pytest
-from botocore.config import Config
 from pods import SLEEP, job, pod, shell
 
 from kubediffusion.local.cluster import LocalCluster
@@ -86,15 +84,7 @@ def test_a_killed_node_takes_its_containers_along_and_says_so(namespace: Namespa
 
 
 def test_the_s3_server_keeps_its_objects_and_its_address(cluster: LocalCluster) -> None:
-    settings = cluster.store.settings
-    client = boto3.client(
-        "s3",
-        endpoint_url=settings["AWS_ENDPOINT_URL_S3"],
-        region_name=settings["AWS_REGION"],
-        aws_access_key_id=settings["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=settings["AWS_SECRET_ACCESS_KEY"],
-        config=Config(proxies={}),
-    )
+    client = cluster.store.client()
     client.create_bucket(Bucket="outage")
     client.put_object(Bucket="outage", Key="a/b.txt", Body=b"kept", ContentType="text/plain")
     cluster.store.process.stop()

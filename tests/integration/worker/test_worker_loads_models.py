@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 
-import boto3
 from bench_of_workers import START_SECONDS, Bench, start
-from botocore.config import Config
 
 from kubediffusion.local import installation
 from kubediffusion.resources.errors import BAD_MODEL_EXIT_CODE
@@ -36,19 +35,10 @@ async def test_a_repository_comes_from_the_local_cache_while_the_network_is_off(
 
 
 async def test_a_model_comes_from_s3(bench: Bench, tmp_path: Path) -> None:
-    store = bench.namespace.cluster.store
-    client = boto3.client(
-        "s3",
-        endpoint_url=store.endpoint,
-        region_name="us-east-1",
-        aws_access_key_id=store.access_key,
-        aws_secret_access_key=store.secret_key,
-        config=Config(proxies={}, s3={"addressing_style": "path"}),
-    )
-    for file in (file for file in bench.model.rglob("*") if file.is_file()):
-        name = file.relative_to(bench.model).as_posix()
-        client.upload_file(str(file), installation.BUCKET, f"models/tiny/{name}")
-    client.close()
+    with closing(bench.namespace.cluster.store.client()) as client:
+        for file in (file for file in bench.model.rglob("*") if file.is_file()):
+            name = file.relative_to(bench.model).as_posix()
+            client.upload_file(str(file), installation.BUCKET, f"models/tiny/{name}")
     uri = f"s3://{installation.BUCKET}/models/tiny"
     start(bench.namespace, "from-s3", source={"s3": {"uri": uri}}, KUBEDIFFUSION_CACHE_DIR=str(tmp_path))
     bench.namespace.wait_ready("from-s3", START_SECONDS)

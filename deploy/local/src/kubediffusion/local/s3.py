@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import boto3
 from botocore.config import Config
@@ -11,6 +13,9 @@ from botocore.config import Config
 from kubediffusion.local.binaries import Binaries
 from kubediffusion.local.claims import LOOPBACK, Claims
 from kubediffusion.local.processes import Process, Program, answers
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
 
 REGION = "us-east-1"
 HEALTH_PATH = "/health"
@@ -67,9 +72,9 @@ class ObjectStore:
             "AWS_ENDPOINT_URL_S3": self.endpoint,
         }
 
-    def create_bucket(self, name: str) -> None:
-        """Makes a bucket."""
-        client = boto3.client(
+    def client(self) -> S3Client:
+        """Returns a client with the server's own key; the caller closes it."""
+        return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
             region_name=REGION,
@@ -77,4 +82,8 @@ class ObjectStore:
             aws_secret_access_key=self.secret_key,
             config=Config(proxies={}, s3={"addressing_style": "path"}),
         )
-        client.create_bucket(Bucket=name)
+
+    def create_bucket(self, name: str) -> None:
+        """Makes a bucket."""
+        with closing(self.client()) as client:
+            client.create_bucket(Bucket=name)

@@ -88,11 +88,16 @@ def test_a_rider_is_above_its_mount_and_touches_it():
         assert rider.box[3] > mount.box[1]
 
 
-def test_the_same_seed_composes_the_same_pixels_and_another_does_not():
+@pytest.fixture(scope="module")
+def composer() -> Composer:
+    """It holds all pictures as numbers, which takes a while to make."""
+    return Composer(SPRITES, "cpu", 32)
+
+
+def test_the_same_seed_composes_the_same_pixels_and_another_does_not(composer):
     def compose(seed: int) -> torch.Tensor:
         sampler = Sampler(SPRITES, random.Random(seed))
         layers, places = pack([sampler.training() for _ in range(6)])
-        composer = Composer(SPRITES, "cpu", 32)
         return composer(torch.from_numpy(layers), torch.from_numpy(places), torch.Generator().manual_seed(seed))
 
     first = compose(1)
@@ -103,12 +108,10 @@ def test_the_same_seed_composes_the_same_pixels_and_another_does_not():
 
 
 @pytest.mark.parametrize("background", BACKGROUNDS, ids=lambda b: b.name)
-def test_every_background_paints(background):
+def test_every_background_paints(composer, background):
     index = BACKGROUNDS.index(background)
     layers, places = pack([Scene(index, background.horizon[0], []) for _ in range(2)])
-    image = Composer(SPRITES, "cpu", 48)(
-        torch.from_numpy(layers), torch.from_numpy(places), torch.Generator().manual_seed(1)
-    )
+    image = composer(torch.from_numpy(layers), torch.from_numpy(places), torch.Generator().manual_seed(1))
     assert image.float().std() > 0.5
     assert not torch.equal(image[0], image[1])
 

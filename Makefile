@@ -10,8 +10,10 @@ BIN := .venv/bin
 SOURCES := resources/src operator/src worker/src api/src deploy/local/src benchmarks/src
 # How images are named and what they stand on; deploy/images/build says more.
 export REGISTRY TAG BASE_IMAGE BUILDER
-# Options for pytest, as in `make integration PYTEST="-k zombie"`.
+# Options for pytest, as in `make integration PYTEST="-k zombie"`; with "-n 0" it runs in one process, as --pdb needs.
 PYTEST ?=
+# Tests run in so many processes, each of which starts a cluster if it needs one: together they use two processors.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 # Suites and options of the benchmarks, as in `make bench BENCH="latency throughput --runs 5"`.
 BENCH ?=
 # What decides jobs and faults of `make chaos`, and how many jobs.
@@ -37,10 +39,12 @@ up: bootstrap ## Serve on http://localhost:8000 until Ctrl-C (PORT=, MODEL= a di
 	@$(BIN)/python -m kubediffusion.local up --port $(PORT) --model $(MODEL)
 
 .PHONY: test
-test: verify unit conformance integration ## Run every check and every test
+test: verify binaries ## Run every check and every test
+	$(TESTS) tests/unit tests/conformance tests/integration $(PYTEST)
 
 .PHONY: verify
-verify: lint types imports generated ## Run every check that is no test
+verify: bootstrap ## Run every check that is no test
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint types imports generated
 
 .PHONY: lint
 lint: bootstrap ## Check style
@@ -61,15 +65,15 @@ generated: bootstrap ## Check that generated files are up to date
 
 .PHONY: unit
 unit: bootstrap ## Run the tests that need no cluster
-	$(BIN)/pytest tests/unit $(PYTEST)
+	$(TESTS) tests/unit $(PYTEST)
 
 .PHONY: conformance
 conformance: binaries ## Run the tests of the seed's HTTP interface
-	$(BIN)/pytest tests/conformance $(PYTEST)
+	$(TESTS) tests/conformance $(PYTEST)
 
 .PHONY: integration
 integration: binaries ## Run the tests against a real control plane
-	$(BIN)/pytest tests/integration $(PYTEST)
+	$(TESTS) tests/integration $(PYTEST)
 
 .PHONY: bench
 bench: binaries ## Measure the control path and its peers (BENCH= suites and options, --help among them)

@@ -1,34 +1,19 @@
-"""The seed's interface, served by the real API before a real cluster, with the fixtures of the integration tests."""
+"""The seed's interface, served by the real API before a real cluster, with the kit of the API's own tests."""
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import Namespace
 
-INTEGRATION = Path(__file__).parents[1] / "integration"
-sys.path.insert(0, str(INTEGRATION / "api"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "integration" / "api"))
 
-from api_kit import Api, Site, serving  # noqa: E402 - after the path is set
-
-
-def _load(name: str, file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-cluster = _load("integration_fixtures", INTEGRATION / "conftest.py").cluster
+from api_kit import Api, Site, serving
 
 
 @pytest.fixture(scope="session")

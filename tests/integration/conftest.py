@@ -1,49 +1,20 @@
-"""One real cluster for the whole run, and a namespace of its own for each test."""
+"""A namespace of its own for each test, and an administrator's client."""
 
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
-from kubediffusion.local import installation
-from kubediffusion.local.cluster import ClusterSettings, LocalCluster
-from kubediffusion.local.node.restarts import Backoff
+from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import Namespace, connect
 from kubediffusion.resources.client import KubernetesClient
 
-GPUS = 2
-# More than any machine of ours has: tests share the cluster, and what they request must not make them wait.
-CPUS = "64"
-
 numbers = itertools.count(1)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def direct() -> Iterator[None]:
-    """Whoever tests behind a proxy: nothing here is on its other side."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-            patch.delenv(name, raising=False)
-            patch.delenv(name.lower(), raising=False)
-        yield
-
-
-@pytest.fixture(scope="session")
-def cluster(request: pytest.FixtureRequest) -> Iterator[LocalCluster]:
-    """A control plane, an S3 server and a process node with two simulated GPUs; KubeDiffusion's CRDs are there.
-
-    After a failure its folder stays, with every log.
-    """
-    settings = ClusterSettings(gpus=GPUS, cpu=CPUS, backoff=Backoff(initial=0.5, limit=2.0))
-    with LocalCluster(settings) as running:
-        running.apply(installation.cluster_scoped())
-        running.store.create_bucket(installation.BUCKET)
-        yield running
-        if request.session.testsfailed:
-            running.keep = True
-            request.config.get_terminal_writer().line(f"\nThe logs of the cluster and its pods: {running.logs}")
 
 
 @pytest.fixture
@@ -60,3 +31,13 @@ async def client(cluster: LocalCluster) -> AsyncIterator[KubernetesClient]:
     """A client with the rights of an administrator."""
     async with await connect(cluster.admin) as administrator:
         yield administrator
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Stable Diffusion; made in a process of its own, so that torch stays out of this one."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    program = "import pathlib, sys; from kubediffusion.worker import testing; "
+    program += "testing.save_stable_diffusion(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", program, str(folder)], check=True, capture_output=True, timeout=120)
+    return folder

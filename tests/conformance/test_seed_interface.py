@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import time
 from collections.abc import Iterator
 
 import httpx
@@ -33,19 +32,19 @@ class SeedClient:
         assert answer.status_code == 202
         return answer.json()["task_id"]
 
-    def wait(self, task_id: str, seconds: float = 30) -> bytes:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+    def wait(self, task_id: str) -> bytes:
+        """Poll until the image is there, as there is nothing else in the seed's interface."""
+
+        def image() -> bytes | None:
             answer = self.http.get(f"/results/{task_id}")
             assert answer.status_code == 200
             body = answer.json()
-            if body["status"] == "completed":
-                return base64.b64decode(body["image_base64"])
             if body["status"] == "failed":
                 raise RuntimeError(body["error_message"])
-            assert body["status"] in {"pending", "processing"}
-            time.sleep(0.05)
-        raise TimeoutError(task_id)
+            assert body["status"] in {"pending", "processing", "completed"}
+            return base64.b64decode(body["image_base64"]) if body["status"] == "completed" else None
+
+        return wait_for(f"the image of {task_id}", image)
 
 
 @pytest.fixture

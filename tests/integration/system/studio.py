@@ -1,17 +1,16 @@
-"""A studio: operator, API and a tiny model in a namespace, and the words that the system's tests are told in."""
+"""A studio: operator, API and models in a namespace, and the words that the system's tests are told in."""
 
 from __future__ import annotations
 
 import hashlib
 import signal
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import boto3
 import httpx
-from botocore.config import Config
 
 from kubediffusion.local import installation
 from kubediffusion.local.testing import Namespace, eventually, is_true, wait_for
@@ -22,6 +21,10 @@ from kubediffusion.resources.transitions import TERMINAL
 from kubediffusion.resources.watching import Reflector
 
 MODEL = "tiny"
+"""A real pipeline, and the default model."""
+STANDIN = "stand-in"
+"""A model whose engine waits at every step and makes noise; its workers need no torch, and start in a moment."""
+STANDIN_STEP_SECONDS = 0.04
 JOB_SECONDS = 180.0
 """For a job to end, a worker's start with all its imports included, on two cores that others use too."""
 
@@ -36,11 +39,15 @@ class Studio:
     Args:
         namespace: The namespace, with everything installed.
         client: A client with the rights of an administrator.
+        model: The model of its jobs; they do not name `MODEL`, the default.
     """
 
-    def __init__(self, namespace: Namespace, client: KubernetesClient) -> None:
+    def __init__(self, namespace: Namespace, client: KubernetesClient, model: str = MODEL) -> None:
         self.namespace = namespace
+        self.model = model
         self._client = client
+        self._s3 = namespace.cluster.store.client()
+        self._named = {} if model == MODEL else {"model": model}
         self.jobs = client.generation_jobs
         self.models = client.diffusion_models
 
@@ -67,7 +74,7 @@ class Studio:
             "apiVersion": meta.API_VERSION,
             "kind": "GenerationJob",
             "metadata": {"name": name},
-            "spec": {"prompt": "a fox in the snow", "numInferenceSteps": STEPS, **spec},
+            "spec": {"prompt": "a fox in the snow", "numInferenceSteps": STEPS, **self._named, **spec},
         }
         return await self.jobs.create(self.name, body)
 
@@ -118,13 +125,13 @@ class Studio:
     def stored(self, uri: str) -> bytes:
         """Read an image from storage."""
         bucket, _, key = uri.removeprefix("s3://").partition("/")
-        body: bytes = self._s3().get_object(Bucket=bucket, Key=key)["Body"].read()
+        body: bytes = self._s3.get_object(Bucket=bucket, Key=key)["Body"].read()
         return body
 
     def stored_keys(self, job: GenerationJob) -> list[str]:
         """Give the keys of all that storage has of a job."""
         prefix = f"{installation.PREFIX}/{self.name}/{job.uid}/"
-        found = self._s3().list_objects_v2(Bucket=installation.BUCKET, Prefix=prefix)
+        found = self._s3.list_objects_v2(Bucket=installation.BUCKET, Prefix=prefix)
         return [item["Key"] for item in found.get("Contents", [])]
 
     def assert_images_are_true(self, job: GenerationJob) -> None:
@@ -135,17 +142,6 @@ class Studio:
             data = self.stored(image.uri)
             assert data.startswith(b"\x89PNG")
             assert (hashlib.sha256(data).hexdigest(), len(data)) == (image.sha256, image.bytes)
-
-    def _s3(self) -> Any:
-        settings = self.namespace.cluster.store.settings
-        return boto3.client(
-            "s3",
-            endpoint_url=settings["AWS_ENDPOINT_URL_S3"],
-            region_name=settings["AWS_REGION"],
-            aws_access_key_id=settings["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=settings["AWS_SECRET_ACCESS_KEY"],
-            config=Config(proxies={}, s3={"addressing_style": "path"}),
-        )
 
     # Parts.
 
@@ -210,20 +206,35 @@ class Witness:
 
 def tiny_model(folder: Path, **workers: Any) -> dict[str, Any]:
     """Give the manifest of the default model."""
+    # Tests share two cores: one thread a worker.
+    environment = {"KUBEDIFFUSION_TORCH_THREADS": "1"}
+    return _model(MODEL, str(folder), environment, default=True, **workers)
+
+
+def standin_model(*, default: bool = False, **workers: Any) -> dict[str, Any]:
+    """Give the manifest of a model that the stand-in serves."""
+    bin_folder = Path(__file__).parent / "bin"
+    environment = {
+        "PATH": f"{bin_folder}:{Path(sys.executable).parent}:/usr/bin:/bin",
+        "STEP_SECONDS": str(STANDIN_STEP_SECONDS),
+    }
+    return _model(STANDIN, "/", environment, default=default, **workers)
+
+
+def _model(name: str, path: str, environment: dict[str, str], *, default: bool, **workers: Any) -> dict[str, Any]:
     return {
         "apiVersion": meta.API_VERSION,
         "kind": "DiffusionModel",
-        "metadata": {"name": MODEL, "annotations": {meta.DEFAULT_MODEL_ANNOTATION: "true"}},
+        "metadata": {"name": name, "annotations": {meta.DEFAULT_MODEL_ANNOTATION: "true"} if default else {}},
         "spec": {
-            "source": {"path": str(folder)},
+            "source": {"path": path},
             "workers": {
                 "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}},
                 "minReplicas": 1,
                 "maxReplicas": 1,
                 "maxBatchSize": 4,
                 "terminationGracePeriodSeconds": 30,
-                # Tests share two cores: one thread a worker.
-                "env": [{"name": "KUBEDIFFUSION_TORCH_THREADS", "value": "1"}],
+                "env": [{"name": name, "value": value} for name, value in environment.items()],
                 **workers,
             },
         },

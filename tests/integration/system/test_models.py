@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import httpx
+from studio import STANDIN, standin_model, tiny_model
 
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources import meta
@@ -10,7 +11,7 @@ from kubediffusion.resources.generation_job import Phase
 
 
 async def test_a_model_that_cannot_be_loaded_says_why_and_recovers(open_studio, tiny_folder, tmp_path):
-    studio = open_studio(folder=tmp_path / "nothing-here", minReplicas=0)
+    studio = open_studio(tiny_model(tmp_path / "nothing-here", minReplicas=0))
     await studio.submit("hopeless")
     job = await studio.phase("hopeless", Phase.FAILED)
     assert job.status.error.code == "ModelNotAvailable"
@@ -38,14 +39,15 @@ async def test_a_model_that_cannot_be_loaded_says_why_and_recovers(open_studio, 
 
 
 async def test_a_job_without_a_model_waits_a_moment_and_fails(open_studio):
-    studio = open_studio({"KUBEDIFFUSION_MODEL_GRACE_SECONDS": "3"}, minReplicas=0)
+    model = standin_model(default=True, minReplicas=0)
+    studio = open_studio(model, {"KUBEDIFFUSION_MODEL_GRACE_SECONDS": "3"})
     await studio.submit("lost", model="no-such-model")
     says = await studio.until("lost", "says why", lambda job: job.status.conditions)
     assert says.status.conditions[0].reason == "ModelNotFound"
     job = await studio.phase("lost", Phase.FAILED)
     assert job.status.error.code == "ModelNotFound"
-    assert "tiny" in job.status.error.message
-    studio.namespace.kubectl("delete", "diffusionmodel", "tiny")
+    assert STANDIN in job.status.error.message
+    studio.namespace.kubectl("delete", "diffusionmodel", STANDIN)
     async with studio.http() as http:
 
         async def refused() -> httpx.Response | None:
@@ -57,8 +59,9 @@ async def test_a_job_without_a_model_waits_a_moment_and_fails(open_studio):
 
 async def test_workers_scale_from_zero_to_the_gpus_and_back(open_studio):
     """Two GPUs: the third worker waits, and says why; all go when there is nothing to do."""
+    gpu = {"limits": {"nvidia.com/gpu": 1}}
     studio = open_studio(
-        minReplicas=0, maxReplicas=3, idleSeconds=1, maxBatchSize=1, resources={"limits": {"nvidia.com/gpu": 1}}
+        standin_model(default=True, minReplicas=0, maxReplicas=3, idleSeconds=1, maxBatchSize=1, resources=gpu)
     )
     assert studio.namespace.list("pods", meta.WORKER_SELECTOR) == []
     names = [f"job-{number}" for number in range(8)]
@@ -89,14 +92,14 @@ async def test_workers_scale_from_zero_to_the_gpus_and_back(open_studio):
         return not studio.namespace.list("pods", meta.WORKER_SELECTOR)
 
     await eventually("scaled to zero", none_left)
-    assert (await studio.model_says("tiny", "True")).reason == "ScaledToZero"
+    assert (await studio.model_says(STANDIN, "True")).reason == "ScaledToZero"
 
 
 async def test_a_worker_that_the_api_server_refuses_is_what_the_job_waits_for(open_studio):
     """A wrong toleration is found when the worker's Job is created; correcting the model is all that it takes."""
-    studio = open_studio(minReplicas=0, tolerations=[{"operator": "Maybe"}])
+    studio = open_studio(standin_model(default=True, minReplicas=0, tolerations=[{"operator": "Maybe"}]))
     await studio.submit("waits")
     job = await studio.until("waits", "says why", lambda job: "Maybe" in str(job.status.conditions))
     assert job.status.conditions[0].reason == "WorkerRefused"
-    await studio.models.patch(studio.name, "tiny", {"spec": {"workers": {"tolerations": []}}})
+    await studio.models.patch(studio.name, STANDIN, {"spec": {"workers": {"tolerations": []}}})
     studio.assert_images_are_true(await studio.phase("waits", Phase.SUCCEEDED))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 
+import pytest
 from studio import LONG, STEPS, Witness
 
 from kubediffusion.local.testing import eventually
@@ -27,6 +28,7 @@ async def test_a_job_survives_the_death_of_its_worker_and_gives_the_same_pixels(
     assert [i.sha256 for i in disturbed.status.images] == [i.sha256 for i in undisturbed.status.images]
 
 
+@pytest.mark.standin
 async def test_a_job_that_may_not_be_tried_again_fails_with_its_worker(studio):
     await studio.submit("once", backoffLimit=0, **LONG)
     running = await studio.phase("once", Phase.RUNNING)
@@ -34,14 +36,15 @@ async def test_a_job_that_may_not_be_tried_again_fails_with_its_worker(studio):
     job = await studio.phase("once", Phase.FAILED)
     assert job.status.error.code == "BackoffLimitExceeded"
     assert "137" in job.status.error.message
-    studio.ready_pods("tiny", 1)
+    studio.ready_pods(studio.model, 1)
 
 
+@pytest.mark.standin
 async def test_the_operator_dies_with_jobs_in_every_phase(studio):
     await studio.submit("finished")
     finished = await studio.phase("finished", Phase.SUCCEEDED)
     await studio.submit("suspended", suspend=True)
-    await studio.submit("running", **{**LONG, "numInferenceSteps": 30})
+    await studio.submit("running", **{**LONG, "numInferenceSteps": 100})
     await studio.phase("running", Phase.RUNNING)
     await studio.submit("bound")
     await studio.phase("bound", Phase.SCHEDULED, Phase.RUNNING)
@@ -75,6 +78,7 @@ async def test_the_api_dies_between_request_and_poll(studio):
         assert (await eventually("the image", completed))["image_base64"]
 
 
+@pytest.mark.standin
 async def test_storage_goes_and_comes_back_and_nothing_is_computed_twice(studio):
     store = studio.namespace.cluster.store.process
     store.stop()

@@ -5,13 +5,12 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+import sys
 import urllib.request
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import boto3
-from botocore.config import Config
 
 from kubediffusion.local import installation
 from kubediffusion.local.testing import Namespace, eventually
@@ -25,6 +24,8 @@ MODEL = "tiny"
 LONG = 900
 """Steps of a job that takes several seconds on the tiny pipeline; its schedulers go no further than 1000."""
 PORT = 8080
+
+STANDIN = Path(__file__).parent / "standin_worker.py"
 
 START_SECONDS = 150.0
 """For a worker to become ready: importing torch takes seconds of two cores that do much else."""
@@ -91,6 +92,20 @@ def start(
             },
         }
     )
+
+
+def start_obedient(namespace: Namespace, name: str) -> str:
+    """Start a worker which takes two images at once and may hold one MiB of them."""
+    start(
+        namespace,
+        name,
+        max_batch_size=2,
+        source={"path": "/"},
+        command=[sys.executable, str(STANDIN)],
+        KUBEDIFFUSION_UPLOAD_BUFFER_MIB="1",
+    )
+    namespace.wait_ready(name, START_SECONDS)
+    return name
 
 
 @dataclass(frozen=True)
@@ -188,19 +203,8 @@ class Bench:
     def stored(self, uri: str) -> bytes:
         """Read an object with the store's own key."""
         bucket, _, key = uri.removeprefix("s3://").partition("/")
-        store = self.namespace.cluster.store
-        client = boto3.client(
-            "s3",
-            endpoint_url=store.endpoint,
-            region_name="us-east-1",
-            aws_access_key_id=store.access_key,
-            aws_secret_access_key=store.secret_key,
-            config=Config(proxies={}, s3={"addressing_style": "path"}),
-        )
-        try:
+        with closing(self.namespace.cluster.store.client()) as client:
             return bytes(client.get_object(Bucket=bucket, Key=key)["Body"].read())
-        finally:
-            client.close()
 
     def check_images(self, job: GenerationJob) -> None:
         """Check that storage holds exactly the bytes that status names."""

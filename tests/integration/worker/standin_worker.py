@@ -1,13 +1,14 @@
 """A worker whose engine obeys the prompt: the worker's own process around it, without torch.
 
 The prompt ``lose the engine`` ends it as a broken device does; ``raise``, ``nothing`` (no image) and ``too few pixels``
-are defects of the engine. Any other waits for four milliseconds a step.
+are defects of the engine. Any other waits for ``STEP_SECONDS`` a step, four milliseconds by default.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import sys
 import time
 
@@ -17,6 +18,7 @@ from kubediffusion.worker.main import serve
 from kubediffusion.worker.settings import Settings
 
 SIDE = 256
+STEP_SECONDS = float(os.environ.get("STEP_SECONDS", "0.004"))
 
 
 class ObedientEngine:
@@ -31,7 +33,7 @@ class ObedientEngine:
         for step in range(tasks[0].shape.steps):
             if not any(monitor.wanted(task.ticket) for task in tasks):
                 return
-            time.sleep(0.004)
+            time.sleep(STEP_SECONDS)
             for task in tasks:
                 monitor.stepped(task.ticket, step + 1, task.shape.steps)
         for task in tasks:
@@ -48,7 +50,12 @@ class ObedientEngine:
         return hashlib.shake_128(str(seed).encode()).digest(SIDE * SIDE * 3)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the worker."""
     settings = Settings()
     logs.configure(settings.log_level)
     sys.exit(asyncio.run(serve(settings, lambda _: ObedientEngine())))
+
+
+if __name__ == "__main__":
+    main()

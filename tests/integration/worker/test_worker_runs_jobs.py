@@ -53,8 +53,8 @@ async def test_a_short_job_is_written_once(bench: Bench, warm: str) -> None:
     assert [state.status.phase for state in states] == [Phase.SUCCEEDED]
 
 
-async def test_a_long_job_tells_its_progress_once_a_second(bench: Bench, warm: str) -> None:
-    bound = await bench.run("long", warm, numInferenceSteps=LONG)
+async def test_a_long_job_tells_its_progress_once_a_second(bench: Bench, obedient: str) -> None:
+    bound = await bench.run("long", obedient, numInferenceSteps=LONG)
     states = await history(bench, "long", bound)
     running = [state.status for state in states if state.status.phase is Phase.RUNNING]
     assert states[-1].status.phase is Phase.SUCCEEDED

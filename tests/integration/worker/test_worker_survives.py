@@ -40,9 +40,9 @@ async def test_an_image_waits_for_storage_and_is_not_made_again(bench: Bench, wa
     assert bench.metric(warm, "kubediffusion_worker_steps_total") == steps + job.status.parameters.num_inference_steps
 
 
-async def test_a_report_waits_for_the_api_server(bench: Bench, warm: str) -> None:
+async def test_a_report_waits_for_the_api_server(bench: Bench, obedient: str) -> None:
     apiserver = bench.namespace.cluster.control_plane.apiserver
-    await bench.run("reported-late", warm, numInferenceSteps=LONG)
+    await bench.run("reported-late", obedient, numInferenceSteps=LONG)
     await bench.reached("reported-late", Phase.RUNNING)
     apiserver.stop()
     apiserver.start()
@@ -51,7 +51,7 @@ async def test_a_report_waits_for_the_api_server(bench: Bench, warm: str) -> Non
     assert job.status.phase is Phase.SUCCEEDED
     bench.check_images(job)
     # The watch has come back too.
-    await bench.run("after-the-restart", warm)
+    await bench.run("after-the-restart", obedient)
     assert (await bench.reached("after-the-restart")).status.phase is Phase.SUCCEEDED
 
 

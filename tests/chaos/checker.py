@@ -139,11 +139,11 @@ def attempts_are_counted(evidence: Evidence) -> Iterator[Violation]:
     """An attempt is counted when a job is bound, a retry only when it is let go; neither ever falls."""
     for versions in evidence.jobs.values():
         for before, after in pairwise(versions):
-            for problem in _miscounts(before, after):
+            for problem in _miscounts(evidence, before, after):
                 yield Violation("attempts are counted", after.name, f"{problem} at {after.revision}")
 
 
-def _miscounts(before: Version, after: Version) -> Iterator[str]:
+def _miscounts(evidence: Evidence, before: Version, after: Version) -> Iterator[str]:
     old, new = status(before), status(after)
     attempts = new.get("attempt", 0) - old.get("attempt", 0)
     retries = new.get("retries", 0) - old.get("retries", 0)
@@ -160,7 +160,8 @@ def _miscounts(before: Version, after: Version) -> Iterator[str]:
         yield "it changed its worker without a new attempt"
     if retries == 1 and phase(before) not in BOUND:
         yield f"a retry was counted for a job that was {phase(before)}"
-    if phase(before) == "Running" and phase(after) in {"Pending", "Scheduled"} and retries != 1:
+    lost = phase(before) == "Running" and phase(after) in {"Pending", "Scheduled"}
+    if lost and retries != 1 and not _was_told_to_go(evidence, old.get("worker"), after.revision):
         yield "its worker died while it ran, and no retry was counted"
     if phase(after) == "Succeeded" and attempts != 0:
         yield "it was bound and succeeded in one write"
@@ -200,6 +201,15 @@ def _was_going(evidence: Evidence, worker: str | None, revision: int) -> bool:
     owners = {owner["uid"] for pod in pods for owner in pod.object["metadata"].get("ownerReferences", ())}
     jobs = [job for uid in owners for job in evidence.batch_jobs.get(uid, ()) if job.revision < revision]
     return any(_is_going(version) for version in (*pods, *jobs))
+
+
+def _was_told_to_go(evidence: Evidence, worker: str | None, revision: int) -> bool:
+    """Tell whether a worker that is gone was drained or deleted, and did not die."""
+    pods = [pod for pod in evidence.pods.get(worker or "", ()) if pod.revision < revision or pod.gap]
+    return any(
+        "deletionTimestamp" in pod.object["metadata"] or pod.object["status"].get("phase") == "Succeeded" or pod.gap
+        for pod in pods
+    )
 
 
 def _is_going(version: Version) -> bool:

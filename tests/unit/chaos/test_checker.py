@@ -54,9 +54,10 @@ class History:
         self.evidence.versions.append(Version(kind, change, copy.deepcopy(item), self.revision, gap))
         return self
 
-    def pod(self, name: str, change: str = "MODIFIED", **status) -> History:
+    def pod(self, name: str, change: str = "MODIFIED", *, told_to_go: bool = False, **status) -> History:
         owner = {"uid": f"job-of-{name}", "kind": "Job"}
         meta = {"name": name, "uid": f"pod-{name}", "ownerReferences": [owner]}
+        meta |= {"deletionTimestamp": "2026-01-01T00:00:01Z"} if told_to_go else {}
         return self.add("Pod", change, {"metadata": meta, "status": status}, gap=False)
 
     def job(self, phase: str, change: str = "MODIFIED", *, gap: bool = False, **status) -> History:
@@ -204,6 +205,11 @@ def test_attempts_that_are_miscounted(history, steps):
 def test_a_death_that_no_retry_was_counted_for(history):
     history.job("Pending").bound("Running").pod(WORKER, phase="Failed").bound(worker=OTHER, attempt=2)
     assert history.succeeded(OTHER, 2).laws() == {"attempts are counted"}
+
+
+def test_a_drain_that_no_retry_was_counted_for(history):
+    history.job("Pending").bound("Running").pod(WORKER, told_to_go=True, phase="Failed")
+    assert history.bound(worker=OTHER, attempt=2).succeeded(OTHER, 2).laws() == set()
 
 
 def test_what_a_recording_has_missed_is_no_fault_of_the_system(history):

@@ -56,12 +56,13 @@ async def test_priority_goes_before_age(studio):
     for name in ("busy-0", "busy-1"):
         await studio.submit(name, **LONG)
         await studio.phase(name, Phase.SCHEDULED, Phase.RUNNING)
-    # Deterministic ones share no batch, so one goes before the other.
-    await studio.submit("low", priority=-5, deterministic=True)
-    await studio.submit("high", priority=5, deterministic=True)
+    # Each fills a batch: with one of two at hand free, one of them is bound.
+    await studio.submit("low", priority=-5, numImages=4)
+    await studio.submit("high", priority=5, numImages=4)
     assert (await studio.job("low")).status.phase is Phase.PENDING
-    for name in ("busy-0", "busy-1"):
-        await studio.change(name, cancel=True)
+    await studio.change("busy-0", cancel=True)
+    await studio.phase("high", Phase.SCHEDULED, Phase.RUNNING, Phase.SUCCEEDED)
+    await studio.change("busy-1", cancel=True)
     low, high = await studio.phase("low", Phase.SUCCEEDED), await studio.phase("high", Phase.SUCCEEDED)
     assert high.status.start_time < low.status.start_time
 

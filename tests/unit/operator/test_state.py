@@ -86,7 +86,7 @@ class Knowledge(RuleBasedStateMachine):
 
     def default(self):
         defaults = [m for m in self.models.values() if m.is_default]
-        return max(defaults, key=lambda m: m.name, default=None)
+        return min(defaults, key=lambda m: m.name, default=None)
 
     @invariant()
     def unfinished_jobs_are_kept(self):

@@ -24,7 +24,7 @@ MODEL = "tiny"
 """A real pipeline, and the default model."""
 STANDIN = "stand-in"
 """A model whose engine waits at every step and makes noise; its workers need no torch, and start in a moment."""
-STANDIN_STEP_SECONDS = 0.04
+STANDIN_STEP_SECONDS = 0.02
 JOB_SECONDS = 180.0
 """For a job to end, a worker's start with all its imports included, on two cores that others use too."""
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 
+import pytest
 from studio import LONG
 
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources.client import NotFoundError
 from kubediffusion.resources.generation_job import Phase
+
+pytestmark = pytest.mark.standin
 
 
 async def test_a_pending_job_is_cancelled_at_once(studio):

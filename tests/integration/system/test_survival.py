@@ -44,7 +44,7 @@ async def test_the_operator_dies_with_jobs_in_every_phase(studio):
     await studio.submit("finished")
     finished = await studio.phase("finished", Phase.SUCCEEDED)
     await studio.submit("suspended", suspend=True)
-    await studio.submit("running", **{**LONG, "numInferenceSteps": 100})
+    await studio.submit("running", **{**LONG, "numInferenceSteps": 50})
     await studio.phase("running", Phase.RUNNING)
     await studio.submit("bound")
     await studio.phase("bound", Phase.SCHEDULED, Phase.RUNNING)

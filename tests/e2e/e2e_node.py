@@ -103,10 +103,15 @@ runtime_type = "io.containerd.runc.v2"
         if process.returncode != 0:
             raise RuntimeError(f"buildah does not hand {image} over")
         # Packed layers have served once they are unpacked, and take as much disk again.
-        for layer in self.ctr("content", "list", "--quiet", 'labels."containerd.io/uncompressed"').split():
+        for layer in self._layers(arriving):
             self.ctr("content", "delete", layer)
         self.ctr("images", "tag", arriving, loaded)
         self.ctr("images", "delete", arriving)
+
+    def _layers(self, image: str) -> set[str]:
+        """Give the digests of an image's packed layers."""
+        _, (_, _, manifest, *_) = map(str.split, self.ctr("images", "list", f"name=={image}").splitlines())
+        return {layer["digest"] for layer in json.loads(self.ctr("content", "get", manifest))["layers"]}
 
     def _forget_others(self, loaded: str, number: str) -> None:
         """Forget former builds of an image, and let their layers go."""

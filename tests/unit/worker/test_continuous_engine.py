@@ -316,6 +316,26 @@ def test_a_step_that_raises_is_tried_again_for_each_alone(
     assert {picture.engine for picture in made_alone.values()} == {"diffusers"}
 
 
+def test_a_deterministic_image_whose_step_raised_once_is_run_again_in_the_same_way(
+    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = load(folders("stable_diffusion"))
+    task = image_task(0, deterministic=True)
+    expected = pictures(made, task)[0]
+    forward, broken = made._pipeline.unet.forward, []
+
+    def stumbles_once(*args: Any, **more: Any) -> Any:
+        if not broken:
+            broken.append(True)
+            raise Broken("once")
+        return forward(*args, **more)
+
+    monkeypatch.setattr(made._pipeline.unet, "forward", stumbles_once)
+    again = pictures(made, task)[0]
+    assert broken
+    assert (again.rgb, again.engine) == (expected.rgb, expected.engine)
+
+
 def test_pixels_that_are_not_numbers_fail_their_image_alone(
     folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

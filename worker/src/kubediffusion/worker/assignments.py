@@ -192,8 +192,9 @@ class Assignment:
 
     def cancel_work(self) -> None:
         """Cancel what goes on for it outside the engine."""
-        for work in list(self.work):
-            work.cancel()
+        # Each once: a second cancel would end the wait for an upload that has begun, and with it what is done after.
+        while self.work:
+            self.work.pop().cancel()
 
 
 class Assignments:

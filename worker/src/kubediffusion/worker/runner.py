@@ -253,12 +253,14 @@ class _BatchMonitor:
 
     def more(self, room: int, calls: int) -> tuple[ImageTask, ...]:
         """Give what the event loop found, and ask it for more."""
+        # Before what it found is taken: else an answer that comes in between is forgotten, and asked for again.
+        asked = self._asked
         found = self._take_found()
         self._members |= {ticket: assignment for ticket, (_, assignment) in found.items()}
         self._open |= found.keys()
         self._began |= dict.fromkeys(found, time.monotonic())
         self.images += len(found)
-        if (room := room - len(found)) > 0 and not self._asked:
+        if (room := room - len(found)) > 0 and not asked:
             self._asked = True
             self._loop.call_soon_threadsafe(self._look, room, calls)
         return tuple(task for task, _ in found.values())

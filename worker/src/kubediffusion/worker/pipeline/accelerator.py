@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -139,17 +141,23 @@ class GraphedSteps:
         self._compiler = compiler
         self._graphs: dict[int, Any] = {}
         self._compiled: dict[int, bool] = {}
+        # Sizes whose compiled step could not be captured.
+        self._refused: set[int] = set()
         self._pool = torch.cuda.graph_pool_handle()
 
     def run(self, size: int) -> bool:
         """Launch a step: see :meth:`Steps.run`."""
         if size not in self._graphs:
             self._capture(size, denoise, compiled=False)
-        if not self._compiled[size] and self._compiler is not None:
+        if not self._compiled[size] and self._compiler is not None and size not in self._refused:
             # Looked up between two steps: a graph is captured by the thread that launches everything.
             step = self._compiler.ready(self._batch, size)
             if step is not None:
-                self._capture(size, step, compiled=True)
+                try:
+                    self._capture(size, step, compiled=True)
+                except Exception as error:  # noqa: BLE001 - the plain step's graph is there and serves
+                    logger.warning("a compiled step cannot be captured", extra={"size": size, **described(error)})
+                    self._refused.add(size)
         self._graphs[size].replay()
         return self._compiled[size]
 
@@ -192,6 +200,8 @@ def capture(compute: Callable[[], torch.Tensor], store: Callable[[torch.Tensor],
     return graph
 
 
+# PyTorch keeps this choice for the whole process, so only the thread that launches everything makes it: another one
+# would change kernels in the middle of an image whose pixels must repeat.
 def _attention(size: int) -> contextlib.AbstractContextManager[None]:
     flash, cudnn = SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION
     first = [cudnn, flash] if size >= _LARGE_BATCH else [flash, cudnn]
@@ -213,21 +223,23 @@ class Compiler:
         self._step = torch.compile(denoise, fullgraph=True, dynamic=False)
         self._cache = cache
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compile")
-        self._jobs: dict[tuple[Batch, int], Future[bool]] = {}
+        # A batch that is no longer in use must not be kept by what was compiled for it.
+        self._jobs: WeakKeyDictionary[Batch, dict[int, Future[bool]]] = WeakKeyDictionary()
         if cache is not None:
             load_compiled(cache)
 
     def ready(self, batch: Batch, size: int) -> Callable[..., torch.Tensor] | None:
         """Give the compiled step for a size, or None while there is none; the first call begins to make it."""
-        job = self._jobs.get((batch, size))
+        jobs = self._jobs.setdefault(batch, {})
+        job = jobs.get(size)
         if job is None:
-            job = self._jobs[batch, size] = self._thread.submit(self._compile, batch, size)
+            job = jobs[size] = self._thread.submit(self._compile, batch, size)
         return self._step if job.done() and job.result() else None
 
     def _compile(self, batch: Batch, size: int) -> bool:
         try:
             history, control, conditions = batch.views(size)
-            with torch.inference_mode(), _attention(size), torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+            with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
                 # On copies: the running batch writes into its own.
                 copies = {name: condition.clone() for name, condition in conditions.items()}
                 self._step(batch.unet, history.clone(), control.clone(), copies)
@@ -265,7 +277,8 @@ def save_compiled(file: Path) -> None:
         return
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
+        # A name of its own: workers may share the folder.
+        part = file.with_suffix(f".{uuid.uuid4()}.part")
         part.write_bytes(artifacts[0])
         part.replace(file)
     except OSError as error:

@@ -6,6 +6,7 @@ One image at a time: a batch of them gains nothing, and the first one need not w
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 
 from kubediffusion.worker.pipeline.accelerator import capture
 from kubediffusion.worker.pipeline.families import Family
+
+_GRAPHS = 4
+"""Image sizes whose graph is kept; each holds the VAE's working set for its size."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ class Decoder:
         self._vae = _in_float32(vae) if upcasts else vae
         self._wide: Any = None
         self._stream = torch.cuda.Stream() if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._graphs: dict[tuple[int, ...], _Graphed] = {}
+        # Least recently used first.
+        self._graphs: OrderedDict[tuple[int, ...], _Graphed] = OrderedDict()
 
     def begin(self, latents: torch.Tensor, *, plain: bool = False) -> Decoding:
         """Begin to decode an image, without waiting for it.
@@ -77,6 +82,14 @@ class Decoder:
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
         return Decoding(decoding.latents, decoding.image, decoding.pixels, decoding.finite, done)
+
+    def forget(self) -> bool:
+        """Free the memory that graphs hold, and tell whether there were any."""
+        held = bool(self._graphs)
+        self._graphs.clear()
+        if held:
+            torch.cuda.empty_cache()
+        return held
 
     def finish(self, decoding: Decoding) -> tuple[NDArray[np.uint8] | None, bool]:
         """Wait for an image, and give its pixels, ``[height, width, 3]``, and whether the safety checker flagged it.
@@ -102,7 +115,10 @@ class Decoder:
             return self._pixels(latents, self._image(self._vae, latents))
         shape = tuple(latents.shape)
         if shape not in self._graphs:
+            while len(self._graphs) >= _GRAPHS:
+                self._graphs.popitem(last=False)
             self._graphs[shape] = _Graphed(lambda given: self._image(self._vae, given), latents)
+        self._graphs.move_to_end(shape)
         return self._pixels(latents, self._graphs[shape](latents))
 
     def _image(self, vae: Any, latents: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from kubediffusion.resources.errors import JobFailure
-from kubediffusion.worker.engine import ImageTask, Load, Monitor, Outcome, described
+from kubediffusion.worker.engine import ImageTask, Load, Monitor, Outcome, Ticket, described
 from kubediffusion.worker.pipeline.accelerator import Pace, Steps, reserved_memory
 from kubediffusion.worker.pipeline.batch import Batch, Row, control_row
 from kubediffusion.worker.pipeline.decoding import Decoder, Decoding
@@ -103,6 +103,7 @@ class RunningBatch:
         self._size = 0
         self._memory: int | None = None
         self._decodings: list[tuple[Sitting, Decoding]] = []
+        self._repeated: set[Ticket] = set()
 
     def run(self, tasks: Sequence[ImageTask]) -> None:
         """Make these images, and those that the monitor gives meanwhile."""
@@ -207,13 +208,17 @@ class RunningBatch:
             self._decode(sitting, latents[slot])
 
     def _decode(self, sitting: Sitting, latents: torch.Tensor) -> None:
+        plain = self._machine.plain
         while True:
             try:
-                decoding = self._decoder.begin(latents, plain=self._machine.plain)
+                decoding = self._decoder.begin(latents, plain=plain)
             except Exception as error:  # noqa: BLE001 - what the VAE raises is the outcome of its image
                 logger.warning("an image cannot be decoded", extra=described(error))
                 check_device(self._device, error)
-                if not is_out_of_memory(error) or not self._shrink():
+                if is_out_of_memory(error) and self._decoder.forget():
+                    # What graphs held may suffice; the batch need not pay for it.
+                    plain = True
+                elif not is_out_of_memory(error) or not self._shrink():
                     self._monitor.ended(sitting.task.ticket, failure(error))
                     return
             else:
@@ -256,12 +261,19 @@ class RunningBatch:
         return True
 
     def _run_alone(self) -> None:
-        """Run again, one by one and from the beginning, the images whose step raised: only the culprit fails."""
+        """Run again, one by one and from the beginning, the images whose step raised: only the culprit fails.
+
+        One whose pixels must repeat is first run again as it was: the pipeline's own call rounds differently.
+        """
         tasks = [sitting.task for sitting in self._slots.values()]
         for slot in list(self._slots):
             self._leave(slot)
         for task in tasks:
-            self._static.run((task,), self._monitor)
+            if self._machine.plain and task.ticket not in self._repeated:
+                self._repeated.add(task.ticket)
+                self._waiting.appendleft(task)
+            else:
+                self._static.run((task,), self._monitor)
 
     def _end_all(self, outcome: JobFailure) -> None:
         for slot, sitting in list(self._slots.items()):

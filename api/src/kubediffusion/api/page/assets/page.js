@@ -75,18 +75,20 @@ async function follow(item, job) {
   item.querySelector(".cancel").onclick = () =>
     request(`v1/jobs/${job.name}/cancel`, { method: "POST" }).catch((error) => tell(error));
   show(item, job);
-  while (!ENDED.has(job.phase)) {
+  // Another key empties the list: what is no longer shown is no longer asked for.
+  while (!ENDED.has(job.phase) && item.isConnected) {
     await new Promise((resolve) => setTimeout(resolve, POLL));
     try {
       job = await json(`v1/jobs/${job.name}`);
       show(item, job);
     } catch (error) {
       if (error.status === 404) return item.remove(); // deleted by somebody
+      if (error.status === 401 || error.status === 403) return tell(error);
       item.querySelector(".state").textContent = `${error.message} (trying again)`;
       if (error.retryAfter) await new Promise((resolve) => setTimeout(resolve, 1000 * error.retryAfter));
     }
   }
-  await pictures(item, job).catch((error) => tell(error));
+  if (item.isConnected) await pictures(item, job).catch((error) => tell(error));
 }
 
 function add(job, where) {

@@ -322,13 +322,30 @@ def test_a_long_queue_of_orphans_is_given_in_parts():
     assert len(state.orphans(NOW, 4)) == 4
 
 
-@given(st.lists(st.tuples(st.integers(0, 20), st.sampled_from("abc")), max_size=12), st.integers(0, 20))
-def test_an_agenda_gives_what_is_due_in_order_and_once(entries, now):
-    agenda = Agenda()
-    for due, name in entries:
-        agenda.add(after(due), job(name))
-    due_now = [name for _, name, _ in agenda.pop_due(after(now))]
-    assert due_now == [name for due, name in sorted(entries) if due <= now]
-    assert list(agenda.pop_due(after(now))) == []
-    left = [due for due, _ in entries if due > now]
-    assert agenda.next_due == (after(min(left)) if left else None)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.sampled_from("abcd"), st.integers(0, 20)),
+        st.tuples(st.just("drop"), st.sampled_from("abcd"), st.just(0)),
+        st.tuples(st.just("pop"), st.just(""), st.integers(0, 20)),
+    ),
+    max_size=60,
+)
+
+
+@given(STEPS)
+def test_an_agenda_gives_each_job_once_in_order_at_its_last_moment_and_keeps_little_else(steps):
+    agenda, due = Agenda(), {}
+    for step, name, moment in steps:
+        if step == "add":
+            agenda.add(after(moment), job(name))
+            due[name] = moment
+        elif step == "drop":
+            agenda.drop(f"uid-{name}")
+            due.pop(name, None)
+        else:
+            given = [name for _, name, _ in agenda.pop_due(after(moment))]
+            assert given == sorted((n for n in due if due[n] <= moment), key=lambda n: (due[n], n))
+            due = {n: at for n, at in due.items() if at > moment}
+        assert len(agenda) == len(due)
+        assert len(agenda._heap) <= 2 * len(due)
+        assert agenda.next_due == (after(min(due.values())) if due else None)

@@ -113,6 +113,10 @@ class Retention:
             self._agenda.add(due, job)
             self._noted.set()
 
+    def forget(self, uid: str) -> None:
+        """Drop what is kept of a job that is gone."""
+        self._agenda.drop(uid)
+
     async def run(self) -> None:
         """Let jobs go until cancelled."""
         async with asyncio.TaskGroup() as workers:

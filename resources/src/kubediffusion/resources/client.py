@@ -190,7 +190,11 @@ class KubernetesClient:
             raise KubernetesError(0, "Unreachable", f"the API server's answer broke off: {error!r}") from error
         if response.status >= 400:
             raise error_from_status(response.status, _decode_status(data), response.getheader("Retry-After"))
-        return json.loads(data)
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            # A proxy between may answer 200 with a page of its own.
+            raise KubernetesError(0, "Unreachable", f"the API server's answer is no JSON: {error}") from error
 
     async def stream(
         self, path: str, query: Mapping[str, str | int], idle_timeout: float
@@ -238,7 +242,11 @@ class KubernetesClient:
     ) -> Any:
         headers = {"Accept": "application/json", "Content-Type": content_type}
         headers["User-Agent"] = self._api.user_agent
-        await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
+        try:
+            await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
+        except Exception as error:
+            # It reads token files and runs credential plugins, whose errors are of any class.
+            raise KubernetesError(0, "NoCredentials", f"cannot get credentials: {error!r}") from error
         url = self._api.configuration.host + path + (f"?{urlencode(query)}" if query else "")
         try:
             return await self._api.rest_client.request(

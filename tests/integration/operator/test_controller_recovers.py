@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from kubediffusion.local.testing import Namespace, eventually
-from kubediffusion.operator.cluster import Cluster
+from kubediffusion.operator import metrics
+from kubediffusion.operator.actions import CreateWorker
+from kubediffusion.operator.cluster import RETRY_SECONDS, Cluster
 from kubediffusion.operator.controller import Controller
 from kubediffusion.operator.events import Events
-from kubediffusion.operator.manifests import WorkerDefaults
+from kubediffusion.operator.manifests import WorkerDefaults, template_hash
 from kubediffusion.operator.retention import ImageRemover
 from kubediffusion.operator.settings import Settings
-from kubediffusion.resources.client import KubernetesClient, KubernetesError
+from kubediffusion.operator.workers import BatchJob
+from kubediffusion.resources.client import KubernetesClient, KubernetesError, Resource
 from kubediffusion.resources.generation_job import Phase
 
 DEFAULTS = WorkerDefaults(image="none", service_account="default", port=8080, s3_secret="none", log_level="INFO")
@@ -116,6 +120,45 @@ async def test_a_model_that_was_deleted_while_nobody_watched_gets_no_more_worker
         await eventually("the model and its workers to be forgotten", forgotten, 30)
         # Owned by the model, they went with it.
         assert await asyncio.to_thread(namespace.list, "job") == []
+
+
+async def worker_that_is_there(namespace: Namespace, client: KubernetesClient) -> tuple[CreateWorker, BatchJob]:
+    """Create a worker, and give the action that did."""
+    model = await client.diffusion_models.create(namespace.name, MODEL)
+    action = CreateWorker(model, template_hash(model, DEFAULTS), 0)
+    created = await Cluster(client, [namespace.name], DEFAULTS, 4).carry_out(action)
+    assert isinstance(created, BatchJob)
+    return action, created
+
+
+async def test_a_worker_that_is_there_already_is_taken_for_the_one_that_was_to_be_created(
+    namespace: Namespace, client: KubernetesClient
+) -> None:
+    action, created = await worker_that_is_there(namespace, client)
+    again = await Cluster(client, [namespace.name], DEFAULTS, 4).carry_out(action)
+    assert isinstance(again, BatchJob)
+    assert again.uid == created.uid
+
+
+async def test_another_job_that_has_a_workers_name_is_told_and_not_asked_for_at_once_again(
+    namespace: Namespace, client: KubernetesClient
+) -> None:
+    _, created = await worker_that_is_there(namespace, client)
+    # Without its labels it is somebody else's, and no list or watch of workers has it.
+    unlabelled = {"metadata": {"labels": dict.fromkeys(created.metadata.labels)}}
+    await Resource(client, BatchJob, "/apis/batch/v1", "jobs").patch(namespace.name, created.metadata.name, unlabelled)
+    tries = metrics.ACTIONS.labels("CreateWorker", "error")._value
+    before, began = tries.get(), time.monotonic()
+    async with without_watches(namespace, client) as controller:
+
+        async def tried_three_times() -> bool:
+            return bool(tries.get() - before >= 3)
+
+        await eventually("three tries", tried_three_times, 20)
+        refusal = controller._namespaces[namespace.name].refusals["emoji"]
+    assert "taken by a batch/v1 Job that is no worker" in refusal
+    # Two pauses lie between them, each at least half of its full length.
+    assert time.monotonic() - began >= RETRY_SECONDS / 2 + RETRY_SECONDS
 
 
 async def test_the_operator_reports_what_it_sees_of_a_model(namespace: Namespace, client: KubernetesClient) -> None:

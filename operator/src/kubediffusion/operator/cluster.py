@@ -158,13 +158,24 @@ class Cluster:
                 job.metadata.namespace, job.name, patch, subresource=subresource
             )
 
-    async def _create_worker(self, action: CreateWorker) -> BatchJob | None:
+    async def _create_worker(self, action: CreateWorker) -> BatchJob:
         manifest = worker_job(action.model, action.template_hash, action.ordinal, self._defaults)
         try:
             job = await self._batch_jobs.create(action.model.metadata.namespace, manifest)
-        except ConflictError:
-            return None
+        except ConflictError as refusal:
+            return await self._worker_there(action, manifest["metadata"]["name"], refusal)
         logger.info("worker %s created", job.metadata.name, extra={"model": action.model.name})
+        return job
+
+    async def _worker_there(self, action: CreateWorker, name: str, refusal: ConflictError) -> BatchJob:
+        """Give the worker that was created before; one that is not the model's would be asked for again for ever."""
+        try:
+            job = await self._batch_jobs.get(action.model.metadata.namespace, name)
+        except NotFoundError:
+            # Another conflict (a quota's), or it has gone since.
+            raise refusal from None
+        if not job.is_worker_of(action.model.name):
+            raise ConflictError(409, refusal.reason, f"the name {name} is taken by a batch/v1 Job that is no worker")
         return job
 
     async def _delete_worker(self, action: DeleteWorker) -> None:

@@ -83,7 +83,7 @@ class Controller:
         known = state.jobs.get(job.uid)
         if gone:
             state.drop_job(job.uid)
-            self._job_writes.forget(job.uid)
+            self._forget(job.uid)
         elif known is None or known.metadata.version <= job.metadata.version:
             self._take(job, known)
         self._touch(job.metadata.namespace)
@@ -118,6 +118,7 @@ class Controller:
             if known is not None:
                 # A job that had finished before this operator began may have run on another revision.
                 state.learn_revision(job)
+            self._deadlines.drop(job.uid)
             self._retention.note(job)
             return
         if known is None:
@@ -126,6 +127,12 @@ class Controller:
                 self._deadlines.add(due, job)
         self._judge(job, now)
 
+    def _forget(self, uid: str) -> None:
+        """Drop what is kept beside the state of a job that is gone."""
+        self._job_writes.forget(uid)
+        self._deadlines.drop(uid)
+        self._retention.forget(uid)
+
     def _judge(self, job: GenerationJob, now: dt.datetime) -> None:
         if (verdict := judge(job, now)) is not None:
             self._start(verdict)
@@ -133,6 +140,8 @@ class Controller:
     def _on_settled(self, before: GenerationJob, after: GenerationJob | None) -> None:
         if after is not None:
             self._take(after, before)
+        else:
+            self._forget(before.uid)
         self._touch(before.metadata.namespace)
 
     def _touch(self, namespace: str) -> None:
@@ -258,6 +267,8 @@ class Controller:
                 await self._check_held_jobs()
             except KubernetesError as error:
                 logger.warning("cannot list the cluster anew: %s", error)
+            except Exception:
+                logger.exception("a defect: cannot list the cluster anew")
 
     async def _list_workers(self) -> None:
         batch_jobs, pods = await self._cluster.batch_jobs(), await self._cluster.pods()

@@ -104,7 +104,7 @@ class ModelReports:
 
 
 class ExplanationBudget:
-    """How many jobs may be told why they wait: a token bucket of one second's worth.
+    """How many jobs may be told why they wait: a token bucket of one second's worth, and of one at least.
 
     Args:
         rate: Explanations a second.
@@ -112,14 +112,15 @@ class ExplanationBudget:
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
-        self._left = rate
+        self._capacity = max(rate, 1.0)
+        self._left = self._capacity
         self._refilled = time.monotonic()
 
     @property
     def left(self) -> int:
         """How many may be written now."""
         now = time.monotonic()
-        self._left = min(self._rate, self._left + self._rate * (now - self._refilled))
+        self._left = min(self._capacity, self._left + self._rate * (now - self._refilled))
         self._refilled = now
         return int(self._left)
 

@@ -75,6 +75,10 @@ class WorkerWrites:
             pause = self._refuse(action.model, error) if isinstance(action, CreateWorker) else RETRY_SECONDS
             # The key stays busy meanwhile, so that no pass starts the same again.
             await asyncio.sleep(error.retry_after or pause)
+        except Exception:
+            metrics.ACTIONS.labels(name, "error").inc()
+            logger.exception("a defect: %s failed, trying again", name, extra={"key": key})
+            await asyncio.sleep(RETRY_SECONDS)
         else:
             self._take(written)
             if isinstance(action, ReportModel):

@@ -130,6 +130,15 @@ class BatchJob(KubernetesObject):
         """The DiffusionModel that it serves."""
         return self.metadata.labels.get(meta.MODEL_LABEL, "")
 
+    def is_worker_of(self, model: str) -> bool:
+        """Tell whether it has the labels by which the operator lists and watches the workers of a model."""
+        labels = self.metadata.labels
+        return (
+            labels.get(meta.MANAGED_BY_LABEL) == meta.MANAGER
+            and labels.get(meta.COMPONENT_LABEL) == meta.WORKER_COMPONENT
+            and self.model == model
+        )
+
     @property
     def failure(self) -> PlatformCondition | None:
         """Why it failed, or None."""

@@ -1,4 +1,4 @@
-"""What docs/install.md promises, read from the page itself so that tests can hold the project to it."""
+"""What the pages in docs/ promise, read from the pages themselves so that tests can hold the project to it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,37 @@ import yaml
 
 from kubediffusion.local.layout import REPOSITORY
 
-PAGE = (REPOSITORY / "docs" / "install.md").read_text()
-
 Rights = set[tuple[str, str]]
 """Pairs of a resource, as `kubectl` names it with its group, and a verb."""
+
+
+def page(name: str) -> str:
+    """Text of a page."""
+    return (REPOSITORY / "docs" / f"{name}.md").read_text()
+
+
+def section(name: str, heading: str) -> str:
+    """What stands on a page below a heading of the second level.
+
+    Raises:
+        KeyError: The page has no such heading.
+    """
+    _, found, rest = page(name).partition(f"\n## {heading}\n")
+    if not found:
+        raise KeyError(heading)
+    return rest.partition("\n## ")[0]
+
+
+def table(name: str, heading: str, number: int = 0) -> list[list[str]]:
+    """Cells of the rows of a section's table, its head left out; the first table unless another is asked for."""
+    tables = re.findall(r"(?:^\|.*\|\n)+", section(name, heading), re.MULTILINE)
+    rows = tables[number].splitlines()[2:]
+    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
+
+
+def code(cell: str) -> list[str]:
+    """Words of a cell that are set as code."""
+    return re.findall(r"`([^`]+)`", cell)
 
 
 def rights(account: str) -> Rights:
@@ -25,18 +52,15 @@ def rights(account: str) -> Rights:
 
 
 def values() -> list[dict[str, Any]]:
-    """The chart's values that the page shows."""
-    return [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)]
+    """The chart's values that the installation's page shows."""
+    blocks = re.findall(r"^```yaml\n(.*?)^```", page("install"), re.MULTILINE | re.DOTALL)
+    return [yaml.safe_load(block) for block in blocks]
 
 
 def _all_rights() -> dict[str, Rights]:
-    _, _, section = PAGE.partition("## Who may do what")
-    section, _, _ = section.partition("\n## ")
     found: dict[str, Rights] = {}
     account = ""
-    for row in re.findall(r"^\| (.*) \|$", section, re.MULTILINE)[2:]:
-        who, resources, verbs, _ = (cell.strip() for cell in row.split(" | "))
+    for who, resources, verbs, _ in table("install", "Who may do what"):
         account = who.strip("`") or account
-        pairs = {(resource.strip("`"), verb) for resource in resources.split(", ") for verb in verbs.split()}
-        found.setdefault(account, set()).update(pairs)
+        found.setdefault(account, set()).update((what, verb) for what in code(resources) for verb in verbs.split())
     return found

@@ -6,7 +6,7 @@ import datetime as dt
 
 from kubediffusion.operator.actions import Bind, Explain, Finish, Requeue
 from kubediffusion.resources import recipe
-from kubediffusion.resources.conditions import Condition, ConditionStatus, JobCondition, with_condition
+from kubediffusion.resources.conditions import Condition, ConditionStatus, JobCondition, JobReason, with_condition
 from kubediffusion.resources.generation_job import (
     GenerationJobStatus,
     JobError,
@@ -56,7 +56,7 @@ def _bound(action: Bind, now: dt.datetime, seed: int) -> GenerationJobStatus:
     if conditions:
         # A job that was bound at once never had a Scheduled condition, and needs none.
         conditions = with_condition(
-            conditions, JobCondition.SCHEDULED, ConditionStatus.TRUE, "Bound", f"bound to {action.pod}", now
+            conditions, JobCondition.SCHEDULED, ConditionStatus.TRUE, JobReason.BOUND, f"bound to {action.pod}", now
         )
     return old.model_copy(
         update={
@@ -109,7 +109,7 @@ def _requeued(action: Requeue, now: dt.datetime) -> GenerationJobStatus:
 
 def _finished(action: Finish, now: dt.datetime) -> GenerationJobStatus:
     old = action.job.status
-    reason = action.code or "Cancelled"
+    reason = action.code or JobReason.CANCELLED
     return old.model_copy(
         update={
             "phase": action.phase,

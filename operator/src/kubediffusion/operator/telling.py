@@ -11,12 +11,14 @@ from kubediffusion.operator.availability import model_status
 from kubediffusion.operator.events import Event, Events
 from kubediffusion.operator.scheduling import ModelView
 from kubediffusion.operator.workers import WorkerState
-from kubediffusion.resources.conditions import ModelCondition, ModelReason, WaitingReason, find
+from kubediffusion.resources.conditions import JobReason, ModelCondition, ModelReason, WaitingReason, find
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.resources.transitions import TERMINAL
 
 REPORT_PERIOD = dt.timedelta(seconds=1)
+PARAMETERS_ADJUSTED = "ParametersAdjusted"
+"""Reason of an Event that no condition carries: the job ran with other parameters than it asked for."""
 
 
 class Teller:
@@ -50,9 +52,9 @@ class Teller:
         if job.status.phase is Phase.FAILED and job.status.error is not None:
             self._events.note(Event(job, "Warning", job.status.error.code, job.status.error.message))
         elif job.status.phase is Phase.CANCELLED and job.status.error is not None:
-            self._events.note(Event(job, "Normal", "Cancelled", job.status.error.message))
+            self._events.note(Event(job, "Normal", JobReason.CANCELLED, job.status.error.message))
         for warning in job.status.warnings:
-            self._events.note(Event(job, "Warning", "ParametersAdjusted", warning))
+            self._events.note(Event(job, "Warning", PARAMETERS_ADJUSTED, warning))
 
     def model_reported(self, action: ReportModel) -> None:
         """Tell of a model that can be used now, or no longer."""

@@ -63,6 +63,19 @@ class WaitingReason(StrEnum):
     """The worker was lost while it ran this job; it is bound again."""
 
 
+class JobReason(StrEnum):
+    """What else a job's conditions carry, beside a :class:`WaitingReason` and the error code of a failed job."""
+
+    BOUND = "Bound"
+    """A job that had to wait has a worker (Scheduled is True)."""
+    STORAGE_UNAVAILABLE = "StorageUnavailable"
+    """Storage refuses a finished image, and the worker tries again (Uploaded is False)."""
+    IMAGES_UPLOADED = "ImagesUploaded"
+    """Every image is in storage (Complete is True; Uploaded as well, after an outage)."""
+    CANCELLED = "Cancelled"
+    """The job was cancelled or deleted before it finished (Failed is True)."""
+
+
 class ModelReason(StrEnum):
     """Why a DiffusionModel is available, or is not."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from kubediffusion.resources.conditions import Condition, ConditionStatus, JobCondition, find, with_condition
+from kubediffusion.resources.conditions import Condition, ConditionStatus, JobCondition, JobReason, find, with_condition
 from kubediffusion.resources.errors import JobFailure
 from kubediffusion.resources.generation_job import (
     GenerationJob,
@@ -23,12 +23,6 @@ from kubediffusion.resources.generation_job import (
 )
 from kubediffusion.worker.assignments import Assignment
 from kubediffusion.worker.engine import EngineInfo, Picture
-
-UPLOADED = "ImagesUploaded"
-"""Reason of Complete=True, and of Uploaded=True after an outage."""
-
-STORAGE_UNAVAILABLE = "StorageUnavailable"
-"""Reason of Uploaded=False."""
 
 MAX_MESSAGE = 4096
 """Characters of an error's message: a library's exception can be as long as it likes."""
@@ -95,7 +89,9 @@ def waiting_for_storage(
     before: GenerationJob, assignment: Assignment, message: str, now: dt.datetime
 ) -> GenerationJobStatus:
     """Report that images are ready and storage does not take them."""
-    conditions = _condition(before, JobCondition.UPLOADED, ConditionStatus.FALSE, STORAGE_UNAVAILABLE, message, now)
+    conditions = _condition(
+        before, JobCondition.UPLOADED, ConditionStatus.FALSE, JobReason.STORAGE_UNAVAILABLE, message, now
+    )
     return running(before, assignment).model_copy(update={"conditions": conditions})
 
 
@@ -113,10 +109,18 @@ def succeeded(
     """
     images = tuple(assignment.images[index] for index in sorted(assignment.images))
     message = f"{len(images)} image{'s' if len(images) != 1 else ''} uploaded"
-    conditions = _condition(before, JobCondition.COMPLETE, ConditionStatus.TRUE, UPLOADED, message, now)
+    conditions = _condition(
+        before, JobCondition.COMPLETE, ConditionStatus.TRUE, JobReason.IMAGES_UPLOADED, message, now
+    )
     if find(conditions, JobCondition.UPLOADED) is not None:
         conditions = with_condition(
-            conditions, JobCondition.UPLOADED, ConditionStatus.TRUE, UPLOADED, message, now, before.metadata.generation
+            conditions,
+            JobCondition.UPLOADED,
+            ConditionStatus.TRUE,
+            JobReason.IMAGES_UPLOADED,
+            message,
+            now,
+            before.metadata.generation,
         )
     start = assignment.start_time or now
     queued = before.status.queued_at or before.metadata.creation_timestamp or start

@@ -1,0 +1,80 @@
+"""docs/operations.md knows every reason that the project gives, and says what to do about each."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+
+import documented
+from kubediffusion.local.layout import CHART
+from kubediffusion.operator.telling import PARAMETERS_ADJUSTED
+from kubediffusion.resources.conditions import (
+    ConditionStatus,
+    JobCondition,
+    JobReason,
+    ModelCondition,
+    ModelReason,
+    WaitingReason,
+)
+from kubediffusion.resources.errors import ErrorCode
+
+PAGE = "operations"
+JOBS = "Conditions of a GenerationJob"
+MODELS = f"Condition of a DiffusionModel: `{ModelCondition.AVAILABLE}`"
+EVENTS = "Events"
+ALERTS = "Alerts"
+
+
+def conditions(status: str) -> set[str]:
+    """Reasons of a job's conditions of that status, as the page has them."""
+    return {
+        reason
+        for condition, reasons, *_ in documented.table(PAGE, JOBS)
+        if status in condition
+        for reason in documented.code(reasons)
+    }
+
+
+def test_every_reason_why_a_job_waits():
+    assert conditions(f"{JobCondition.SCHEDULED}={ConditionStatus.FALSE}") == set(WaitingReason)
+
+
+def test_every_other_reason_of_a_job_s_conditions():
+    said = {r for _, reasons, *_ in documented.table(PAGE, JOBS) for r in documented.code(reasons)}
+    assert said == {*WaitingReason, *JobReason}
+
+
+def test_every_condition_of_a_job():
+    said = {word.partition("=")[0] for cell, *_ in documented.table(PAGE, JOBS) for word in documented.code(cell)}
+    assert said == set(JobCondition)
+
+
+def test_every_error_code():
+    assert {c for cell, *_ in documented.table(PAGE, JOBS, 1) for c in documented.code(cell)} == set(ErrorCode)
+
+
+def test_every_reason_of_a_model():
+    assert {r for _, reasons, *_ in documented.table(PAGE, MODELS) for r in documented.code(reasons)} == set(
+        ModelReason
+    )
+
+
+def test_events_have_reasons_that_are_given():
+    text = documented.section(PAGE, EVENTS)
+    said = {word for word in documented.code(text) if re.fullmatch(r"(?:[A-Z][a-z]+){2,}|Retrying|Cancelled", word)}
+    assert {WaitingReason.RETRYING, WaitingReason.WORKER_REFUSED, JobReason.CANCELLED, PARAMETERS_ADJUSTED} <= said
+    assert said <= {*WaitingReason, *JobReason, *ModelReason, *ErrorCode, PARAMETERS_ADJUSTED}
+
+
+def test_every_alert():
+    groups = yaml.safe_load((CHART / "files" / "monitoring" / "alerts.yaml").read_text())
+    said = [alert for cell, *_ in documented.table(PAGE, ALERTS) for alert in documented.code(cell)]
+    assert said == [rule["alert"] for group in groups for rule in group["rules"]]
+
+
+@pytest.mark.parametrize(("heading", "number"), [(JOBS, 0), (JOBS, 1), (MODELS, 0), (EVENTS, 0), (ALERTS, 0)])
+def test_each_says_what_to_do(heading: str, number: int):
+    for row in documented.table(PAGE, heading, number):
+        assert all(row), row

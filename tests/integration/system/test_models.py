@@ -95,6 +95,20 @@ async def test_workers_scale_from_zero_to_the_gpus_and_back(open_studio):
     assert (await studio.model_says(STANDIN, "True")).reason == "ScaledToZero"
 
 
+async def test_a_worker_that_cannot_start_is_what_the_job_waits_for(open_studio):
+    """A Secret that is missing keeps its container from starting; creating it is all that it takes."""
+    model = standin_model(default=True, minReplicas=0)
+    reference = {"secretKeyRef": {"name": "hub", "key": "token"}}
+    model["spec"]["workers"]["env"].append({"name": "HF_TOKEN", "valueFrom": reference})
+    studio = open_studio(model)
+    await studio.submit("waits")
+    says = "WorkerCannotStart"
+    job = await studio.until("waits", "says why", lambda job: says in str(job.status.conditions))
+    assert "hub" in job.status.conditions[0].message
+    studio.namespace.kubectl("create", "secret", "generic", "hub", "--from-literal=token=hf_x")
+    studio.assert_images_are_true(await studio.phase("waits", Phase.SUCCEEDED))
+
+
 async def test_a_worker_that_the_api_server_refuses_is_what_the_job_waits_for(open_studio):
     """A wrong toleration is found when the worker's Job is created; correcting the model is all that it takes."""
     studio = open_studio(standin_model(default=True, minReplicas=0, tolerations=[{"operator": "Maybe"}]))

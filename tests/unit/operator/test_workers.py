@@ -149,6 +149,26 @@ def test_why_no_node_takes_a_pod():
     assert a_pod("Pending").unschedulable == ""
 
 
+@pytest.mark.parametrize(
+    ("waiting", "blocked"),
+    [
+        ({"reason": "ContainerCreating"}, ""),
+        ({"reason": "PodInitializing"}, ""),
+        ({"reason": "ErrImagePull", "message": "not found"}, "ErrImagePull: not found"),
+        ({"reason": "InvalidImageName"}, "InvalidImageName"),
+    ],
+)
+def test_what_keeps_a_container_from_starting(waiting, blocked):
+    status = {"phase": "Pending", "containerStatuses": [{"name": "worker", "state": {"waiting": waiting}}]}
+    assert Pod.from_wire({"metadata": {"name": "pod"}, "status": status}).blocked == blocked
+
+
+def test_nothing_keeps_a_container_that_runs_or_of_which_nothing_is_said():
+    running = {"phase": "Running", "containerStatuses": [{"name": "worker", "state": {"running": {}}}]}
+    assert Pod.from_wire({"metadata": {"name": "pod"}, "status": running}).blocked == ""
+    assert a_pod("Pending").blocked == ""
+
+
 def test_a_sidecars_end_is_not_the_workers():
     pod = Pod.from_wire(
         {

@@ -460,6 +460,8 @@ def waiting_reason(view: ModelView, now: dt.datetime) -> tuple[WaitingReason, st
         return WaitingReason.WORKER_UNSCHEDULABLE, f"no node takes a worker of model {view.model.name}: {stuck[0]}"
     if view.refusal:
         return WaitingReason.WORKER_REFUSED, f"no worker of model {view.model.name} can be created: {view.refusal}"
+    if blocked := [w.pod.blocked for w in starting if w.pod is not None and w.pod.blocked]:
+        return WaitingReason.WORKER_CANNOT_START, f"a worker of model {view.model.name} cannot start: {blocked[0]}"
     if starting:
         return WaitingReason.WORKER_STARTING, f"a worker is loading model {view.model.name}"
     if view.current(WorkerState.QUEUED):

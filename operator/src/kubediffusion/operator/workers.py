@@ -13,6 +13,9 @@ from kubediffusion.resources.errors import BAD_MODEL_EXIT_CODE
 CONTAINER = "worker"
 """Name of the container in a worker Pod."""
 
+ON_ITS_WAY = frozenset({"", "ContainerCreating", "PodInitializing"})
+"""Reasons of a container that waits as each does at first; any other says what keeps it from starting."""
+
 
 class Terminated(Schema):
     """How a container ended."""
@@ -22,9 +25,17 @@ class Terminated(Schema):
     message: str = ""
 
 
-class ContainerState(Schema):
-    """State of a container; only its end matters here."""
+class Waiting(Schema):
+    """Why a container does not run."""
 
+    reason: str = ""
+    message: str = ""
+
+
+class ContainerState(Schema):
+    """State of a container; that it runs does not matter here."""
+
+    waiting: Waiting | None = None
     terminated: Terminated | None = None
 
 
@@ -94,17 +105,28 @@ class Pod(KubernetesObject):
         return ""
 
     @property
+    def blocked(self) -> str:
+        """Why its container cannot be started (its image, a Secret); empty while nothing is known to be in its way."""
+        waiting = self._container.state.waiting
+        if waiting is None or waiting.reason in ON_ITS_WAY:
+            return ""
+        return f"{waiting.reason}: {waiting.message}" if waiting.message else waiting.reason
+
+    @property
     def terminated(self) -> Terminated | None:
         """How its container ended, where the node has said so."""
-        for container in self.status.container_statuses:
-            if container.name == CONTAINER and container.state.terminated is not None:
-                return container.state.terminated
-        return None
+        return self._container.state.terminated
 
     @property
     def disrupted(self) -> bool:
         """Whether the platform ended it (drain, preemption, eviction), not its own doing."""
         return any(c.type == "DisruptionTarget" and c.status == "True" for c in self.status.conditions)
+
+    @property
+    def _container(self) -> ContainerStatus:
+        """What the node says of its container; nothing yet where it has not said anything."""
+        found = (container for container in self.status.container_statuses if container.name == CONTAINER)
+        return next(found, ContainerStatus(name=CONTAINER))
 
 
 class BatchJobSpec(Schema):

@@ -49,6 +49,8 @@ class WaitingReason(StrEnum):
     """No DiffusionModel of that name (or no default one) exists yet."""
     WORKER_STARTING = "WorkerStarting"
     """A worker is loading the model."""
+    WORKER_CANNOT_START = "WorkerCannotStart"
+    """A worker's container cannot be started, for example for its image or a Secret that is missing."""
     WORKERS_BUSY = "WorkersBusy"
     """Every worker has its fill and maxReplicas is reached."""
     WORKER_UNSCHEDULABLE = "WorkerUnschedulable"

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     build.add_argument("purpose", nargs="?", choices=binaries.SETS, default="cluster", help="what for (%(default)s)")
     for name, text in (("up", "serve until Ctrl-C"), ("demo", "generate one image, show how, and stop")):
         command = commands.add_parser(name, help=text)
-        command.add_argument("--port", type=int, default=API_PORT, help="port of the HTTP API (%(default)s)")
+        command.add_argument("--port", type=_port, default=API_PORT, help="port of the HTTP API (%(default)s)")
         command.add_argument(
             "--model", type=Path, default=MODELS / DEFAULT_MODEL, help="folder of a diffusers pipeline (%(default)s)"
         )
@@ -65,6 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.stderr.write("\nStopped.\n")
         raise SystemExit(128 + signal.SIGINT) from None
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and 1 <= int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"{text} is no port; choose one from 1 to 65535 with PORT=")
+    return int(text)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -57,6 +57,16 @@ def test_a_traceback_stays_within_its_line():
     assert "ValueError: invalid literal" in written(record)["exception"]
 
 
+@pytest.mark.parametrize("secret", ["hf_token", 'with "quotes" and \\', "übergeheim"])
+def test_no_line_holds_a_secret(secret):
+    record = line("401 for %s", secret, header=[f"Bearer {secret}"])
+    error = ValueError(f"the token {secret} is not valid")
+    record.exc_info = (ValueError, error, None)
+    told = json.loads(logs.JsonFormatter(["", secret]).format(record))
+    assert (told["message"], told["header"]) == ("401 for ***", ["Bearer ***"])
+    assert told["exception"].endswith("ValueError: the token *** is not valid")
+
+
 @pytest.fixture
 def root():
     """The root logger, put back afterwards."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from worker_builders import settings
 
+from kubediffusion.resources.errors import BAD_MODEL_EXIT_CODE
 from kubediffusion.worker import cpus
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.settings import Settings
@@ -74,6 +75,28 @@ def test_last_words_hold_no_secret_and_fit(tmp_path: Path) -> None:
     path = tmp_path / "log"
     write_reason(path, "ä" * LIMIT)
     assert path.read_text() == "ä" * (LIMIT // 2)
+
+
+def test_a_worker_s_log_holds_no_secret(tmp_path: Path) -> None:
+    """A path that is also the token: whatever an error quotes, it comes out as neither message nor log."""
+    reason = tmp_path / "termination-log"
+    environment = {
+        "POD_NAME": "p",
+        "POD_NAMESPACE": "ns",
+        "KUBEDIFFUSION_MODEL": "m",
+        "KUBEDIFFUSION_MODEL_SPEC": json.dumps({"source": {"path": "/nowhere/hf_secret"}}),
+        "KUBEDIFFUSION_S3_BUCKET": "b",
+        "KUBEDIFFUSION_BIND_ADDRESS": "127.0.0.1",
+        "KUBEDIFFUSION_PORT": "0",
+        "KUBEDIFFUSION_TERMINATION_LOG": str(reason),
+        "HF_TOKEN": "hf_secret",
+    }
+    command = [str(Path(sys.executable).with_name("kubediffusion-worker"))]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == BAD_MODEL_EXIT_CODE
+    assert "/nowhere/***" in ended.stderr
+    assert "/nowhere/***" in reason.read_text()
+    assert "hf_secret" not in ended.stdout + ended.stderr + reason.read_text()
 
 
 def test_only_the_pipeline_needs_torch() -> None:

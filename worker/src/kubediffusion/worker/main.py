@@ -61,7 +61,7 @@ def main() -> None:
     """Run the worker until it is told to stop; the console script ``kubediffusion-worker``."""
     # Not 78 as elsewhere: that says of the model that it cannot be loaded, and its jobs would fail.
     settings = read(Settings, exit_code=1)
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.secrets)
     logging.captureWarnings(True)
     code = asyncio.run(serve(settings, load_pipeline))
     logging.shutdown()

@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     """Token of the Hugging Face Hub, from the Secret that the source names."""
 
     aws_secret_access_key: Annotated[SecretStr | None, Field(alias="AWS_SECRET_ACCESS_KEY")] = None
-    """Read by boto3 itself; here only so that it can be kept out of messages."""
+    """Read by boto3 itself; here only so that it can be kept out of messages and logs."""
 
     aws_session_token: Annotated[SecretStr | None, Field(alias="AWS_SESSION_TOKEN")] = None
     """The same."""
@@ -81,3 +81,9 @@ class Settings(BaseSettings):
 
     stuck_seconds: Annotated[float, Field(alias="KUBEDIFFUSION_STUCK_SECONDS", gt=0)] = 900.0
     """``/livez`` fails when a batch shows no sign of life for this long. Longer than a compilation takes."""
+
+    @property
+    def secrets(self) -> list[str]:
+        """What no message and no line of the log may hold."""
+        held = (self.hf_token, self.aws_secret_access_key, self.aws_session_token)
+        return [secret.get_secret_value() for secret in held if secret is not None]

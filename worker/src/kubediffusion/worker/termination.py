@@ -15,10 +15,7 @@ LIMIT = 4096
 
 def scrubbed(text: str, settings: Settings) -> str:
     """Take the worker's own secrets out of a text that others will read."""
-    secrets = [settings.hf_token.get_secret_value() if settings.hf_token is not None else ""]
-    secrets += [settings.aws_secret_access_key.get_secret_value() if settings.aws_secret_access_key is not None else ""]
-    secrets += [settings.aws_session_token.get_secret_value() if settings.aws_session_token is not None else ""]
-    for secret in filter(None, secrets):
+    for secret in filter(None, settings.secrets):
         text = text.replace(secret, "***")
     return text
 

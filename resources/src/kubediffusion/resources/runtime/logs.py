@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import logging
 import sys
+from collections.abc import Iterable
 
 from kubediffusion.resources.base import format_time
 
@@ -13,7 +14,16 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class JsonFormatter(logging.Formatter):
-    """Write a record as JSON: time, level, logger, message, what was passed as ``extra``, and the traceback."""
+    """Write a record as JSON: time, level, logger, message, what was passed as ``extra``, and the traceback.
+
+    Args:
+        secrets: What no line may hold, wherever it comes from: an error of a library may quote what it was given.
+    """
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        super().__init__()
+        # As they stand within a line.
+        self._secrets = [json.dumps(secret)[1:-1] for secret in secrets if secret]
 
     def format(self, record: logging.LogRecord) -> str:
         """Give the record's line."""
@@ -26,17 +36,21 @@ class JsonFormatter(logging.Formatter):
         line |= {key: value for key, value in vars(record).items() if key not in _STANDARD and not key.startswith("_")}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        text = json.dumps(line, default=str)
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
 
 
-def configure(level: str) -> None:
+def configure(level: str, secrets: Iterable[str] = ()) -> None:
     """Send every logger's records to standard error as JSON lines.
 
     Args:
         level: The least severe level to write, for example ``INFO``.
+        secrets: What no line may hold.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
+    handler.setFormatter(JsonFormatter(secrets))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # Each request of these would be a line.
     for noisy in ("aiohttp.access", "botocore", "boto3", "urllib3", "httpx"):

@@ -42,6 +42,8 @@ def columns(studio: Studio) -> list[str]:
 def test_helm_test_sends_a_job_and_checks_the_image(studio: Studio):
     said = studio.cluster.helm("test", RELEASE, f"--namespace={NAMESPACE}", "--logs", "--timeout=10m")
     assert "as the job says" in said
+    assert not studio.cluster.list("generationjobs", NAMESPACE)
+    assert not studio.cluster.list("pods", NAMESPACE, f"{meta.COMPONENT_LABEL}=test")
 
 
 def test_a_job_over_http_through_the_service(studio: Studio):
@@ -72,9 +74,10 @@ def test_every_pod_runs_as_the_restricted_profile_has_it(studio: Studio):
 
 def test_every_pod_is_under_the_network_policy_of_its_part(studio: Studio):
     """Whether traffic is stopped is up to the network plugin; the one of these tests lets all of it pass."""
-    policies = studio.cluster.list("networkpolicies", NAMESPACE)
-    assert [p["metadata"]["name"] for p in policies] == [f"{RELEASE}-{part}" for part in PARTS]
-    for part, policy in zip(PARTS, policies, strict=True):
+    policies = {p["metadata"]["name"]: p for p in studio.cluster.list("networkpolicies", NAMESPACE)}
+    assert policies.keys() == {f"{RELEASE}-{part}" for part in (*PARTS, "test")}
+    for part in PARTS:
+        policy = policies[f"{RELEASE}-{part}"]
         assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
         assert set(policy["spec"]["podSelector"]) == {"matchLabels"}
         labels = ",".join("=".join(label) for label in policy["spec"]["podSelector"]["matchLabels"].items())
@@ -115,7 +118,14 @@ def test_two_workers_on_two_gpus_and_a_third_that_says_why_it_waits(studio: Stud
     (scheduled,) = (c for c in third["status"]["conditions"] if c["type"] == "PodScheduled")
     assert scheduled["reason"] == "Unschedulable"
     assert "Insufficient nvidia.com/gpu" in scheduled["message"]
-    workers = {job["status"]["worker"] for job in studio.succeeded(*names)}
+    studio.submit("late", **LONG)
+
+    def says_why() -> bool:
+        conditions = studio.job("late")["status"].get("conditions", [])
+        return any("Insufficient nvidia.com/gpu" in c["message"] for c in conditions if c["type"] == "Scheduled")
+
+    wait_for("a job that waits says why as well", says_why)
+    workers = {job["status"]["worker"] for job in studio.succeeded(*names, "late")}
     assert len(workers) == 2
 
 
@@ -241,14 +251,16 @@ def test_an_upgrade_under_load_loses_no_job_and_brings_the_crds_up_to_date(studi
     client.start()
     try:
         studio.submit("running", **LONG)
-        studio.running_on("running")
+        first = studio.running_on("running")
         studio.upgrade()
     finally:
         done.set()
         client.join()
     assert not refusals
     assert MISSING_COLUMN in columns(studio)
-    studio.succeeded("running", *tasks)
+    running, *_ = studio.succeeded("running", *tasks)
+    # Its worker, of the old release, was let finish.
+    assert (running["status"]["worker"], running["status"]["attempt"]) == (first, 1)
     # Workers are of the new release by now, or will be as soon as they are idle.
     studio.submit("afterwards")
     worker = studio.succeeded("afterwards")[0]["status"]["worker"]
@@ -272,7 +284,13 @@ def test_an_uninstallation_keeps_jobs_and_images_and_says_so(studio: Studio):
     ]
     assert left == ["default"]
     assert MODEL not in [m["metadata"]["name"] for m in studio.cluster.list("diffusionmodels", NAMESPACE)]
-    assert not [r for r in studio.cluster.list("clusterroles") if r["metadata"]["name"].startswith(RELEASE)]
+    cluster_wide = [
+        o["metadata"]["name"]
+        for kind in ("clusterroles", "clusterrolebindings", "validatingadmissionpolicies", "crds")
+        for o in studio.cluster.list(kind)
+        if RELEASE in o["metadata"]["name"]
+    ]
+    assert cluster_wide == ["diffusionmodels.kubediffusion.io", "generationjobs.kubediffusion.io"]
     studio.installed = False
 
 

@@ -1,16 +1,16 @@
 {{- define "kubediffusion.name" -}}
-{{- default .Chart.Name .Values.nameOverride | trunc 52 | trimSuffix "-" -}}
+{{- default .Chart.Name .Values.nameOverride -}}
 {{- end -}}
 
-{{- /* Prefix of all names: a part's name follows, and Pods' names add to that. */ -}}
+{{- /* Prefix of all names: a part's name follows, and Pods' names add to that. A Service's name has no dot. */ -}}
 {{- define "kubediffusion.fullname" -}}
 {{- $name := include "kubediffusion.name" . -}}
 {{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- .Values.fullnameOverride -}}
 {{- else if contains $name .Release.Name -}}
-{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- .Release.Name | replace "." "-" | trunc 40 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- printf "%s-%s" .Release.Name $name | replace "." "-" | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
 {{- end -}}
 
@@ -124,10 +124,16 @@ topologySpreadConstraints:
   {{- end }}
 {{- end -}}
 
+{{- define "kubediffusion.dnsEgress" -}}
+{{- with .Values.networkPolicy.dns -}}
+{{ include "kubediffusion.egress" (dict "to" .to "ports" .ports "protocols" (list "UDP" "TCP")) }}
+{{- end -}}
+{{- end -}}
+
 {{- /* What every part must reach: DNS and the API server. */ -}}
 {{- define "kubediffusion.commonEgress" -}}
 {{- $policy := .Values.networkPolicy -}}
-{{ include "kubediffusion.egress" (dict "to" $policy.dns.to "ports" $policy.dns.ports "protocols" (list "UDP" "TCP")) }}
+{{ include "kubediffusion.dnsEgress" . }}
 {{ include "kubediffusion.egress" (dict "to" $policy.apiServer.to "ports" $policy.apiServer.ports) }}
 {{- with $policy.extraEgress }}
 {{ toYaml . }}

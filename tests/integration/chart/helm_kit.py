@@ -74,6 +74,15 @@ def pod_specs(objects: list[Object]) -> Iterator[tuple[str, Object]]:
             yield found["metadata"]["name"], template["spec"]
 
 
+def pod_labels(objects: list[Object]) -> Iterator[tuple[str, Object]]:
+    """The labels of each object's pod."""
+    for found in objects:
+        if found["kind"] == "Pod":
+            yield found["metadata"]["name"], found["metadata"]["labels"]
+        elif template := found.get("spec", {}).get("template"):
+            yield found["metadata"]["name"], template["metadata"]["labels"]
+
+
 def rules(objects: list[Object]) -> Iterator[tuple[str, Object]]:
     """Every rule of every role."""
     for found in objects:

@@ -128,9 +128,9 @@ class Studio:
         body: bytes = self._s3.get_object(Bucket=bucket, Key=key)["Body"].read()
         return body
 
-    def stored_keys(self, job: GenerationJob) -> list[str]:
-        """Give the keys of all that storage has of a job."""
-        prefix = f"{installation.PREFIX}/{self.name}/{job.uid}/"
+    def stored_keys(self, job: GenerationJob | None = None) -> list[str]:
+        """Give the keys of all that storage has of a job, or of the namespace."""
+        prefix = f"{installation.PREFIX}/{self.name}/{job.uid + '/' if job else ''}"
         found = self._s3.list_objects_v2(Bucket=installation.BUCKET, Prefix=prefix)
         return [item["Key"] for item in found.get("Contents", [])]
 

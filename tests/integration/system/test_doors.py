@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
+import sys
+from asyncio.subprocess import PIPE
 
 import yaml
 from studio import STEPS
 
+from kubediffusion.local.layout import CHART
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources import meta
 from kubediffusion.resources.generation_job import Phase
@@ -47,6 +51,21 @@ async def test_kubectl_in_kubectl_out_and_readable_over_http(studio):
     async with studio.http() as http:
         answer = (await http.get("/results/from-kubectl")).json()
     assert (answer["status"], answer["prompt"]) == ("completed", "a fox in the snow")
+
+
+async def test_the_chart_s_own_test_checks_an_image_and_leaves_nothing(studio):
+    before = studio.stored_keys()
+    environment = {"URL": studio.url, "PROMPT": "a fox in the snow", "STEPS": str(STEPS), "TIMEOUT_SECONDS": "120"}
+    program = CHART / "files" / "tests" / "generate.py"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(program), env=environment, stdout=PIPE, stderr=PIPE
+    )
+    said, problem = await process.communicate()
+    assert process.returncode == 0, problem.decode()
+    assert said.decode().rstrip().endswith("as the job says")
+    jobs, _ = await studio.jobs.list(studio.name)
+    assert not jobs
+    assert studio.stored_keys() == before
 
 
 async def test_the_recipe_is_complete(studio):

@@ -1,4 +1,7 @@
-"""What `helm test` runs: send a job through the Service, wait for it, and check the image against its checksum."""
+"""What `helm test` runs: send a job through the Service, wait for it, and check the image against its checksum.
+
+The job and its image go again when all was well. One that was not is kept for an hour, to be looked at.
+"""
 
 import hashlib
 import json
@@ -28,7 +31,12 @@ def request(method: str, path: str, body: object = None) -> bytes:
 
 def submitted() -> str:
     """Send the job; a server that is not there yet, or has no model yet, is asked again."""
-    wanted = {"prompt": os.environ["PROMPT"], "num_inference_steps": int(os.environ["STEPS"])}
+    wanted = {
+        "prompt": os.environ["PROMPT"],
+        "num_inference_steps": int(os.environ["STEPS"]),
+        "deletion_policy": "Delete",
+        "ttl_seconds_after_finished": 3600,
+    }
     while True:
         try:
             return json.loads(request("POST", "/generate", wanted))["task_id"]
@@ -39,6 +47,21 @@ def submitted() -> str:
         except OSError as error:
             problem = str(error)
         pause(f"POST /generate: {problem}")
+
+
+def remove(job: str) -> None:
+    """Delete a job, and wait until it has gone and its image with it."""
+    while True:
+        try:
+            request("DELETE", f"/v1/jobs/{job}")
+            problem = "it is still there"
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return
+            problem = str(error)
+        except OSError as error:
+            problem = str(error)
+        pause(f"DELETE /v1/jobs/{job}: {problem}")
 
 
 def pause(problem: str) -> None:
@@ -71,3 +94,4 @@ if not image.startswith(PNG_SIGNATURE):
     sys.exit("the image is no PNG")
 width, height = struct.unpack(">II", image[16:24])
 sys.stdout.write(f"{width}x{height} PNG of {len(image)} bytes, sha256 {found}, as the job says\n")
+remove(task)

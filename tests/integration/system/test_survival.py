@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 
 import pytest
-from studio import LONG, STEPS, Witness
+from studio import LONG, STANDIN, STEPS, Witness, standin_model
 
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources.client import ConflictError, InvalidError
@@ -37,6 +38,26 @@ async def test_a_job_that_may_not_be_tried_again_fails_with_its_worker(studio):
     assert job.status.error.code == "BackoffLimitExceeded"
     assert "137" in job.status.error.message
     studio.ready_pods(studio.model, 1)
+
+
+async def test_a_job_survives_the_loss_of_its_workers_node(open_studio):
+    """Kubelet is frozen and can end nothing: the worker computes on, and is not heard any more."""
+    model = standin_model(default=True, minReplicas=2, maxReplicas=2, terminationGracePeriodSeconds=1)
+    studio = open_studio(model, {"KUBEDIFFUSION_NODE_GRACE_SECONDS": "1"})
+    studio.ready_pods(STANDIN, 2)
+    await studio.submit("long", **LONG)
+    running = await studio.phase("long", Phase.RUNNING)
+    node = studio.namespace.cluster.node
+    node.signal(signal.SIGSTOP)
+    try:
+        studio.namespace.kubectl("delete", "pod", running.status.worker, "--wait=false")
+        again = await studio.until("long", "bound again", lambda job: job.status.attempt > running.status.attempt)
+        assert again.status.worker != running.status.worker
+        job = await studio.phase("long", Phase.SUCCEEDED)
+    finally:
+        node.signal(signal.SIGCONT)
+    studio.assert_images_are_true(job)
+    assert (job.status.worker, job.status.attempt, job.status.retries) == (again.status.worker, 2, 0)
 
 
 @pytest.mark.standin

@@ -247,6 +247,31 @@ def test_jobs_that_wait_for_room_are_told_that_the_other_worker_finds_no_node():
     assert said.message.endswith(f"maxReplicas is 3; 1 starting; 1 without a node: {message}")
 
 
+def lost(ordinal: int) -> Worker:
+    """A worker that was told to go, and whose node has not told of its end in time."""
+    ready = worker(ordinal, WorkerState.READY)
+    metadata = ready.pod.metadata.model_copy(update={"deletion_timestamp": NOW - dt.timedelta(seconds=30)})
+    return dataclasses.replace(ready, pod=ready.pod.model_copy(update={"metadata": metadata}), lost_at=NOW, lost=True)
+
+
+def test_a_worker_on_a_lost_node_loses_its_jobs_and_its_place():
+    running = bound_job("running", worker=pod_name(0), phase=Phase.RUNNING, retries=3)
+    scheduled = bound_job("scheduled", worker=pod_name(0))
+    cluster = view(workers=[lost(0)], bound={pod_name(0): [running, scheduled]}, max_replicas=1)
+    again, create = [[a for a in plan(cluster) if isinstance(a, kind)] for kind in (Requeue, CreateWorker)]
+    assert {(a.job.name, a.counted) for a in again} == {("running", False), ("scheduled", False)}
+    assert [a.ordinal for a in create] == [1]
+    (gone,) = plan(view(workers=[lost(0)]))
+    assert isinstance(gone, DeleteWorker)
+
+
+def test_a_running_job_waits_for_a_worker_that_may_still_finish_it():
+    going = dataclasses.replace(worker(0, WorkerState.GOING), lost_at=NOW + dt.timedelta(seconds=5))
+    running = bound_job("running", worker=pod_name(0), phase=Phase.RUNNING)
+    waits = plan_model(view(workers=[going], bound={pod_name(0): [running]}, max_replicas=1), NOW, KNOBS)
+    assert (waits.actions, waits.next_look) == ((), going.lost_at)
+
+
 def test_a_released_job_goes_straight_to_another_worker():
     """Two writes that fall together are one."""
     lost = bound_job("lost", worker="vanished", phase=Phase.RUNNING)

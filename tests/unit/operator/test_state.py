@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import defaultdict
+from dataclasses import replace
 
 from builders import HASH, pod_name, worker
 from hypothesis import given, settings
@@ -254,6 +255,43 @@ def test_a_worker_is_idle_since_its_last_job_left_it():
 
 def test_a_worker_that_is_not_ready_is_not_idle():
     assert only_view(state_of(worker(0, WorkerState.STARTING))).workers[0].idle_since is None
+
+
+def told_to_go(grace):
+    """A worker whose Pod was deleted with a time of grace; its Job is as it was."""
+    ready = worker(0, WorkerState.READY)
+    metadata = ready.pod.metadata.model_copy(
+        # As a clock says that is far from ours.
+        update={"deletion_timestamp": after(-9999), "deletion_grace_period_seconds": grace}
+    )
+    return replace(ready, pod=ready.pod.model_copy(update={"metadata": metadata}))
+
+
+def test_a_worker_whose_end_nobody_tells_of_is_lost_some_time_after_its_grace():
+    state = state_of(told_to_go(grace=5))
+    seen = [only_view(state, after(seconds)).workers[0] for seconds in (0, 34, 35)]
+    assert [(w.state, w.lost, w.lost_at) for w in seen] == [
+        (WorkerState.STARTING, False, after(35)),
+        (WorkerState.STARTING, False, after(35)),
+        (WorkerState.GOING, True, after(35)),
+    ]
+
+
+def test_a_worker_that_has_ended_is_not_lost():
+    going = told_to_go(grace=5)
+    state = state_of(going)
+    assert only_view(state, after(0)).workers[0].lost_at == after(35)
+    status = going.pod.status.model_copy(update={"phase": "Failed"})
+    state.put_pod(going.pod.model_copy(update={"status": status}))
+    (ended,) = only_view(state, after(99)).workers
+    assert (ended.lost, ended.lost_at) == (False, None)
+
+
+def test_a_job_of_a_missing_model_is_an_orphan_once_its_worker_is_lost():
+    state = state_of(told_to_go(grace=5))
+    state.put_job(bound("a", pod_name(0)))
+    state.drop_model(versioned(model(), 9))
+    assert [len(state.orphans(after(seconds), 9)) for seconds in (0, 34, 35)] == [0, 0, 1]
 
 
 def test_a_pod_whose_job_is_gone_is_a_worker_that_is_going():

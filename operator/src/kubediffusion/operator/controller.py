@@ -55,7 +55,8 @@ class Controller:
             explain_after=dt.timedelta(seconds=settings.explain_after_seconds),
             model_grace=dt.timedelta(seconds=settings.model_grace_seconds),
         )
-        self._namespaces = Namespaces(lambda model: template_hash(model, defaults))
+        node_grace = dt.timedelta(seconds=settings.node_grace_seconds)
+        self._namespaces = Namespaces(lambda model: template_hash(model, defaults), node_grace)
         self._background = Background()
         self._teller = Teller(events)
         self._reports = ModelReports()

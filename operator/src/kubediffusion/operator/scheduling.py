@@ -226,21 +226,19 @@ def release(view: ModelView) -> Iterator[Released]:
     """Give the jobs whose worker is gone, and those that a going worker has not started.
 
     Only a job that was running when its worker died spends its ``backoffLimit``: one that was sent away (drained,
-    preempted, deleted) and not done within its grace period did not die of its jobs. A batch that ends within a second
-    is never reported as Running, so where a worker crashed and none of its jobs was, all of them may have done it.
+    preempted, deleted) and not done within its grace period did not die of its jobs, nor did one whose node is lost. A
+    batch that ends within a second is never reported as Running, so where a worker crashed and none of its jobs was,
+    all of them may have done it.
     """
     workers = {w.pod.metadata.name: w for w in view.workers if w.pod is not None}
     for name, jobs in view.bound.items():
         worker = workers.get(name)
         pod = worker.pod if worker is not None else None
         if worker is None or pod is None or pod.finished:
-            died = worker is None or not worker.sent_away
-            crashed = died and worker is not None and worker.state is WorkerState.FAILED
-            some_ran = any(job.status.phase == Phase.RUNNING for job in jobs)
-            how = f"worker {name} ended ({worker.crash})" if worker is not None else f"worker {name} is gone"
+            yield from _left_behind(name, worker, jobs)
+        elif worker.lost:
             for job in jobs:
-                running = job.status.phase == Phase.RUNNING
-                yield Released(job, counted=died and (running or (crashed and not some_ran)), message=how)
+                yield Released(job, counted=False, message=f"worker {name} was told to go, and its node is silent")
         elif worker.state is WorkerState.GOING or pod.going:
             for job in jobs:
                 if job.status.phase == Phase.SCHEDULED:
@@ -249,6 +247,17 @@ def release(view: ModelView) -> Iterator[Released]:
             for job in jobs:
                 if job.spec.suspend and job.status.phase == Phase.SCHEDULED:
                     yield Released(job, counted=False, message="spec.suspend is true")
+
+
+def _left_behind(name: str, worker: Worker | None, jobs: tuple[GenerationJob, ...]) -> Iterator[Released]:
+    """Give the jobs of a worker that has ended, of which nothing may be left to see."""
+    died = worker is None or not worker.sent_away
+    crashed = died and worker is not None and worker.state is WorkerState.FAILED
+    some_ran = any(job.status.phase == Phase.RUNNING for job in jobs)
+    how = f"worker {name} ended ({worker.crash})" if worker is not None else f"worker {name} is gone"
+    for job in jobs:
+        running = job.status.phase == Phase.RUNNING
+        yield Released(job, counted=died and (running or (crashed and not some_ran)), message=how)
 
 
 def _split_by_backoff(released: Iterable[Released]) -> tuple[list[Finish], list[Released]]:
@@ -344,8 +353,9 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, newly_bound: frozense
     actions: list[Action] = []
     looks: list[dt.datetime] = []
     live = view.current(*LIVE)
-    # One that is going holds its GPU until its Pod has ended.
-    held = [w for w in view.workers if w.state in LIVE or (w.pod is not None and not w.pod.finished)]
+    # One that is going holds its GPU until its Pod has ended, or its node is lost.
+    held = [w for w in view.workers if w.state in LIVE or (w.pod is not None and not w.pod.finished and not w.lost)]
+    looks += [w.lost_at for w in view.workers if w.lost_at is not None and not w.lost]
     load = sum(view.load(w) for w in live)
     wanted = min(max(math.ceil((backlog + load) / view.batch), settings.min_replicas), settings.max_replicas)
 
@@ -370,9 +380,10 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, newly_bound: frozense
             ]
 
     for worker in view.workers:
-        if worker.job.complete and worker.job.metadata.deletion_timestamp is None and not view.jobs_of(worker):
-            # It was told to go by somebody else, and ended well: a drain, or a Pod that was deleted.
-            actions.append(_delete(worker, "it has ended"))
+        ended = worker.job.complete or worker.lost
+        if ended and worker.job.metadata.deletion_timestamp is None and not view.jobs_of(worker):
+            # It was told to go by somebody else: a drain, or a Pod that was deleted.
+            actions.append(_delete(worker, "its node is silent" if worker.lost else "it has ended"))
         outdated = worker.template_hash != view.template_hash and worker.state in LIVE
         if outdated and not view.jobs_of(worker):
             actions.append(_delete(worker, "the model's spec has changed"))

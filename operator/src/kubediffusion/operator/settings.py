@@ -46,6 +46,9 @@ class Settings(BaseSettings):
     """How often workers are listed anew: what a watch may miss while it was broken is found then."""
     model_grace_seconds: float = Field(default=30, ge=0)
     """How long a job waits for a DiffusionModel that does not exist, as both may be applied together."""
+    node_grace_seconds: float = Field(default=30, gt=0)
+    """How long after a worker's time of grace its node may take to tell of its end. Longer, and the node is taken for
+    lost: the worker's jobs are bound elsewhere, as its reports are fenced should it still run."""
     explain_after_seconds: float = Field(default=1, ge=0)
     """A job that waits longer than this says why, in its Scheduled condition."""
     explanations_per_second: float = Field(default=5, gt=0)

@@ -11,7 +11,7 @@ import heapq
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from sortedcontainers import SortedKeyList
@@ -94,6 +94,9 @@ class Latest(Generic[T]):
 
 _NEVER_BEFORE = dt.datetime.min.replace(tzinfo=dt.UTC)
 
+NODE_GRACE = dt.timedelta(seconds=30)
+"""How long after a Pod's time of grace its node may take to tell of its end."""
+
 ModelKey = str | None
 """``spec.model`` of a job; None where it leaves the choice to the default."""
 
@@ -104,6 +107,7 @@ class NamespaceState:
     Args:
         name: Its name.
         hash_of: Gives the hash of the worker template of a model.
+        node_grace: A Pod that was to have ended for so long is on a node that is lost.
 
     Attributes:
         jobs: Unfinished GenerationJobs by uid.
@@ -111,12 +115,15 @@ class NamespaceState:
         refusals: Why the API server last refused a worker's Job, by model.
     """
 
-    def __init__(self, name: str, hash_of: Callable[[DiffusionModel], str]) -> None:
+    def __init__(
+        self, name: str, hash_of: Callable[[DiffusionModel], str], node_grace: dt.timedelta = NODE_GRACE
+    ) -> None:
         self.name = name
         self.jobs: dict[str, GenerationJob] = {}
         self.revisions: dict[str, str] = {}
         self.refusals: dict[str, str] = {}
         self._hash_of = hash_of
+        self._node_grace = node_grace
         self._hashes: dict[str, str] = {}
         self._queues: dict[ModelKey, SortedKeyList] = defaultdict(lambda: SortedKeyList(key=order_key))
         self._silently_suspended: dict[str, GenerationJob] = {}
@@ -126,6 +133,8 @@ class NamespaceState:
         self._batch_jobs = Latest[BatchJob]()
         self._pods = Latest[Pod]()
         self._idle_since: dict[str, dt.datetime] = {}
+        self._going_since: dict[str, dt.datetime] = {}
+        """When a Pod was first seen to be going: nodes, API server and this process need not agree on the time."""
 
     def put_job(self, job: GenerationJob) -> None:
         """Take in a job as it is now; one that has finished is forgotten."""
@@ -206,12 +215,15 @@ class NamespaceState:
         """Forget a worker's Pod."""
         if self._pods.drop(pod):
             self._idle_since.pop(pod.metadata.name, None)
+            self._going_since.pop(pod.metadata.name, None)
 
     def replace_workers(self, jobs: Listing[BatchJob], pods: Listing[Pod]) -> None:
         """Take in the full lists of workers: what is not in them is gone, unless a watch has told of it since."""
         self._batch_jobs.replace(jobs)
         self._pods.replace(pods)
-        self._idle_since = {name: since for name, since in self._idle_since.items() if name in self._pods.items}
+        for moments in (self._idle_since, self._going_since):
+            for name in moments.keys() - self._pods.items.keys():
+                del moments[name]
 
     def views(self, now: dt.datetime) -> Iterator[ModelView]:
         """Give the view of each model.
@@ -257,7 +269,7 @@ class NamespaceState:
             (job, self._missing_since[model])
             for model, pods in bound.items()
             for pod, jobs in pods.items()
-            if pod not in self._pods.items
+            if self._is_gone(pod, now)
             for job in jobs.values()
         ]
         return found
@@ -288,14 +300,29 @@ class NamespaceState:
             pods[pod.batch_job] = pod
         workers = defaultdict(list)
         for job in self._batch_jobs.items.values():
-            pod_of_job = pods.pop(job.metadata.name, None)
-            worker = Worker(job, pod_of_job)
+            worker = self._worker(job, pods.pop(job.metadata.name, None), now)
             workers[job.model].append(self._with_idleness(worker, busy, now))
         for pod in (*pods.values(), *replaced):
             # Its Job is gone, or has another: it is on its way, may still hold a GPU, and may finish what it runs.
             going = BatchJob(metadata=pod.metadata.model_copy(update={"deletion_timestamp": now, "uid": ""}))
-            workers[going.model].append(Worker(going, pod))
+            workers[going.model].append(self._worker(going, pod, now))
         return workers
+
+    def _worker(self, job: BatchJob, pod: Pod | None, now: dt.datetime) -> Worker:
+        lost_at = self._lost_at(pod, now) if pod is not None else None
+        return Worker(job, pod, lost_at=lost_at, lost=lost_at is not None and lost_at <= now)
+
+    def _is_gone(self, pod: str, now: dt.datetime) -> bool:
+        """Tell whether a Pod is not there any more, or on a node that is lost."""
+        known = self._pods.items.get(pod)
+        lost_at = self._lost_at(known, now) if known is not None else None
+        return known is None or (lost_at is not None and lost_at <= now)
+
+    def _lost_at(self, pod: Pod, now: dt.datetime) -> dt.datetime | None:
+        """Give when a Pod's node is taken for lost; None while it is not to end, or has."""
+        if not pod.going or pod.finished:
+            return None
+        return self._going_since.setdefault(pod.metadata.name, now) + pod.grace + self._node_grace
 
     def _with_idleness(self, worker: Worker, busy: set[str], now: dt.datetime) -> Worker:
         if worker.pod is None or worker.state is not WorkerState.READY:
@@ -304,7 +331,7 @@ class NamespaceState:
         if name in busy:
             self._idle_since.pop(name, None)
             return worker
-        return Worker(worker.job, worker.pod, self._idle_since.setdefault(name, now))
+        return replace(worker, idle_since=self._idle_since.setdefault(name, now))
 
 
 class Namespaces(dict[str, NamespaceState]):
@@ -312,14 +339,16 @@ class Namespaces(dict[str, NamespaceState]):
 
     Args:
         hash_of: Gives the hash of the worker template of a model.
+        node_grace: A Pod that was to have ended for so long is on a node that is lost.
     """
 
-    def __init__(self, hash_of: Callable[[DiffusionModel], str]) -> None:
+    def __init__(self, hash_of: Callable[[DiffusionModel], str], node_grace: dt.timedelta) -> None:
         super().__init__()
         self._hash_of = hash_of
+        self._node_grace = node_grace
 
     def __missing__(self, name: str) -> NamespaceState:
-        state = self[name] = NamespaceState(name, self._hash_of)
+        state = self[name] = NamespaceState(name, self._hash_of, self._node_grace)
         return state
 
     def of(self, item: KubernetesObject) -> NamespaceState:

@@ -88,6 +88,11 @@ class Pod(KubernetesObject):
         return self.metadata.deletion_timestamp is not None
 
     @property
+    def grace(self) -> dt.timedelta:
+        """How long its node lets it take to end, once it has been told to go."""
+        return dt.timedelta(seconds=self.metadata.deletion_grace_period_seconds or 0)
+
+    @property
     def ready(self) -> bool:
         """Whether it holds its model and can be given jobs."""
         return (
@@ -195,11 +200,16 @@ class Worker:
         job: The batch/v1 Job.
         pod: Its latest Pod, if there is one.
         idle_since: When the last job left it; None while it has any.
+        lost_at: When its node is taken for lost, since nobody has told of the Pod's end; None while there is no such
+            moment.
+        lost: Whether that moment has passed.
     """
 
     job: BatchJob
     pod: Pod | None
     idle_since: dt.datetime | None = None
+    lost_at: dt.datetime | None = None
+    lost: bool = False
 
     @property
     def name(self) -> str:
@@ -214,7 +224,7 @@ class Worker:
     @property
     def state(self) -> WorkerState:
         """What it can be used for."""
-        if self.job.metadata.deletion_timestamp is not None or self.job.complete:
+        if self.job.metadata.deletion_timestamp is not None or self.job.complete or self.lost:
             return WorkerState.GOING
         if self.job.failure is not None or (self.pod is not None and self.pod.status.phase == "Failed"):
             # The Pod is known to have failed a moment before its Job is; a disrupted one is replaced by its Job.

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from kubediffusion.resources.base import KubernetesObject, ObjectMeta, Schema, Time
+from kubediffusion.resources.base import KubernetesObject, Schema, Time
 
 GPU = "nvidia.com/gpu"
 
@@ -299,16 +299,9 @@ class PodStatus(Schema):
     container_statuses: tuple[ContainerStatus, ...] = ()
 
 
-class PodMeta(ObjectMeta):
-    """A pod's metadata."""
-
-    deletion_grace_period_seconds: int | None = None
-
-
 class Pod(KubernetesObject):
     """A pod bound to this node."""
 
-    metadata: PodMeta
     spec: PodSpec
     status: PodStatus = PodStatus()
 

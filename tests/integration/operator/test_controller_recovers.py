@@ -8,18 +8,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import pytest
+
 from kubediffusion.local.testing import Namespace, eventually
 from kubediffusion.operator import metrics
-from kubediffusion.operator.actions import CreateWorker
+from kubediffusion.operator.actions import CreateWorker, JobAction
 from kubediffusion.operator.cluster import RETRY_SECONDS, Cluster
 from kubediffusion.operator.controller import Controller
 from kubediffusion.operator.events import Events
 from kubediffusion.operator.manifests import WorkerDefaults, template_hash
 from kubediffusion.operator.retention import ImageRemover
 from kubediffusion.operator.settings import Settings
+from kubediffusion.operator.telling import Teller
 from kubediffusion.operator.workers import BatchJob
 from kubediffusion.resources.client import KubernetesClient, KubernetesError, Resource
-from kubediffusion.resources.generation_job import Phase
+from kubediffusion.resources.generation_job import GenerationJob, Phase
 
 DEFAULTS = WorkerDefaults(image="none", service_account="default", port=8080, s3_secret="none", log_level="INFO")
 MODEL: dict[str, Any] = {
@@ -28,6 +31,13 @@ MODEL: dict[str, Any] = {
     "metadata": {"name": "emoji", "annotations": {"kubediffusion.io/is-default": "true"}},
     # Its workers find no node: they are starting for ever.
     "spec": {"source": {"path": "/models/emoji"}, "workers": {"minReplicas": 1, "nodeSelector": {"nowhere": "true"}}},
+}
+
+JOB = {
+    "apiVersion": "kubediffusion.io/v1alpha1",
+    "kind": "GenerationJob",
+    "metadata": {"generateName": "job-"},
+    "spec": {"prompt": "a fox"},
 }
 
 
@@ -60,13 +70,7 @@ async def synced(controller: Controller) -> bool:
 
 
 async def bound_to(namespace: Namespace, client: KubernetesClient, pod: str) -> str:
-    body = {
-        "apiVersion": "kubediffusion.io/v1alpha1",
-        "kind": "GenerationJob",
-        "metadata": {"generateName": "job-"},
-        "spec": {"prompt": "a fox"},
-    }
-    job = await client.generation_jobs.create(namespace.name, body)
+    job = await client.generation_jobs.create(namespace.name, JOB)
     parameters = {"model": "emoji", "numInferenceSteps": 1, "guidanceScale": 1, "seed": 1, "numImages": 1}
     status = {"phase": Phase.SCHEDULED, "worker": pod, "attempt": 1, "parameters": parameters}
     await client.generation_jobs.patch(namespace.name, job.name, {"status": status}, subresource="status")
@@ -159,6 +163,27 @@ async def test_another_job_that_has_a_workers_name_is_told_and_not_asked_for_at_
     assert "taken by a batch/v1 Job that is no worker" in refusal
     # Two pauses lie between them, each at least half of its full length.
     assert time.monotonic() - began >= RETRY_SECONDS / 2 + RETRY_SECONDS
+
+
+async def test_a_defect_beside_a_write_loses_no_job(
+    namespace: Namespace, client: KubernetesClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await client.diffusion_models.create(namespace.name, MODEL)
+    job = await client.generation_jobs.create(namespace.name, JOB)
+    told: list[JobAction] = []
+
+    def breaks(_teller: Teller, action: JobAction, _job: GenerationJob) -> None:
+        told.append(action)
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(Teller, "job_written", breaks)
+    async with without_watches(namespace, client) as controller:
+
+        async def written() -> bool:
+            return bool(told) and job.uid not in controller._job_writes
+
+        await eventually("the write and what follows it", written, 30)
+        assert await known(controller, namespace) == {job.name}
 
 
 async def test_the_operator_reports_what_it_sees_of_a_model(namespace: Namespace, client: KubernetesClient) -> None:

@@ -72,7 +72,10 @@ class Events:
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
             # Named as client-go does: the object's name and something unique.
-            "metadata": {"name": f"{metadata.name[:200]}.{uuid.uuid4().hex[:16]}", "namespace": metadata.namespace},
+            "metadata": {
+                "name": f"{metadata.name[:200].rstrip('-.')}.{uuid.uuid4().hex[:16]}",
+                "namespace": metadata.namespace,
+            },
             "eventTime": format_time(now),
             "type": event.kind,
             "reason": event.reason,

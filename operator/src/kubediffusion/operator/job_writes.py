@@ -130,6 +130,12 @@ class JobWrites:
             logger.warning("%s failed, trying again: %s", name, error, extra={"job": job.name})
             await asyncio.sleep(error.retry_after or RETRY_SECONDS)
             result = await self._cluster.find_job(job)
+        except Exception:
+            # Only its next change would bring the job back.
+            metrics.ACTIONS.labels(name, "error").inc()
+            logger.exception("a defect: %s failed, trying again", name, extra={"job": job.name})
+            await asyncio.sleep(RETRY_SECONDS)
+            result = await self._cluster.find_job(job)
         finally:
             self._settle(job, result)
 

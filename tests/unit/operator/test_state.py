@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import replace
 
 from builders import HASH, pod_name, worker
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -371,6 +371,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
+@example([("add", "a", 2), ("add", "a", 0), ("add", "c", 2), ("add", "c", 1), ("pop", "", 0)])
 def test_an_agenda_gives_each_job_once_in_order_at_its_last_moment_and_keeps_little_else(steps):
     agenda, due = Agenda(), {}
     for step, name, moment in steps:

@@ -45,6 +45,7 @@ class Agenda:
         while (due := self.next_due) is not None and due <= now:
             _, namespace, name, uid = heapq.heappop(self._heap)
             del self._due[uid]
+            self._compact()
             yield namespace, name, uid
 
     @property

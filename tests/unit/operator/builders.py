@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 
 from kubediffusion.operator.scheduling import ModelView, order_key
@@ -95,7 +96,7 @@ def view(
 ) -> ModelView:
     """Build the view of a model whose ``spec.workers`` are the settings."""
     queue = sorted(waiting or [], key=order_key)
-    return ModelView(
+    built = ModelView(
         model=model(**settings),
         template_hash=HASH,
         waiting=queue,
@@ -103,3 +104,4 @@ def view(
         workers=tuple(workers or ()),
         bound={pod: tuple(jobs) for pod, jobs in (bound or {}).items()},
     )
+    return dataclasses.replace(built, waiting_slots=sum(map(built.slots, queue)))

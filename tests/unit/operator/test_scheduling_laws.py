@@ -148,6 +148,14 @@ def test_workers_follow_the_backlog(cluster):
         assert created == 0
 
 
+@pytest.mark.parametrize(("images", "workers"), [(1, 1), (2, 2), (4, 4), (16, 4)])
+def test_jobs_of_many_images_ask_for_more_workers(images, workers):
+    """As many as find work: a job is one worker's, however many batches it takes."""
+    waiting = [job(f"job-{n}", num_images=images) for n in range(4)]
+    cluster = view(waiting, max_batch_size=4, max_replicas=9)
+    assert sum(isinstance(a, CreateWorker) for a in plan(cluster)) == workers
+
+
 @given(clusters())
 def test_the_names_of_new_workers_are_free_and_differ(cluster):
     taken = {w.name for w in cluster.workers}

@@ -47,6 +47,7 @@ def jobs(draw):
         model=draw(st.sampled_from([None, *MODELS])),
         priority=draw(st.sampled_from([None, 0, 1])),
         suspend=draw(st.sampled_from([None, False, True])),
+        num_images=draw(st.sampled_from([None, 2, 9])),
     )
 
 
@@ -104,6 +105,7 @@ class Knowledge(RuleBasedStateMachine):
             queue = sorted((j for j in self.waiting() if j.spec.model in named), key=order_key)
             assert list(view.waiting) == queue
             assert view.waiting_count == len(queue)
+            assert view.waiting_slots == sum(map(view.slots, queue))
             bound = defaultdict(set)
             for item in self.jobs.values():
                 if item.status.phase in BOUND and item.status.parameters.model == name:

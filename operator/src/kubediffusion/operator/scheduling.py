@@ -86,6 +86,7 @@ class ModelView:
         template_hash: Hash of the worker template that its spec gives now.
         waiting: Jobs that wait for it, in order of :func:`order_key`. Read lazily: a pass looks at as many as it binds.
         waiting_count: How many those are.
+        waiting_slots: The places of a batch that they take.
         workers: All its workers, of any template.
         bound: Jobs that workers have, by the name of the Pod.
         refusal: Why the API server does not take a new worker's Job; empty while it does.
@@ -95,6 +96,7 @@ class ModelView:
     template_hash: str
     waiting: Iterable[GenerationJob] = ()
     waiting_count: int = 0
+    waiting_slots: int = 0
     workers: tuple[Worker, ...] = ()
     bound: Mapping[str, tuple[GenerationJob, ...]] = field(default_factory=dict)
     refusal: str = ""
@@ -121,7 +123,7 @@ class ModelView:
         return sorted(failed, key=lambda w: (w.failed_at or _NEVER, w.name))
 
     def slots(self, job: GenerationJob) -> int:
-        """Give the places of a batch that a job takes."""
+        """Give the places of a batch that a job takes: one that has more images runs in several, of one worker."""
         return min(job.spec.num_images or 1, self.batch)
 
     def load(self, worker: Worker) -> int:
@@ -207,9 +209,10 @@ def plan_model(view: ModelView, now: dt.datetime, knobs: Knobs, explanations: in
     )
     failing = fail_for_model(load_failure(view, now), queue, MOST_FAILURES_A_PASS)
     binding = bind(view, queue, knobs)
-    handled = {action.job.uid for action in (*failing, *binding)}
+    handled = {action.job.uid: action.job for action in (*failing, *binding)}
     unbound = [item for item in released if item.job.uid not in handled]
-    backlog = view.waiting_count + len(released) - len(handled)
+    backlog = view.waiting_slots + sum(view.slots(item.job) for item in released)
+    backlog -= sum(map(view.slots, handled.values()))
     scaling = scale(view, now, backlog, {action.pod for action in binding if isinstance(action, Bind)})
     rest = (item.job for item in queue if item.job.uid not in again)
     explaining = explain(view, rest, now, knobs, explanations)
@@ -346,7 +349,7 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, newly_bound: frozense
     Args:
         view: What is observed.
         now: The time.
-        backlog: Jobs that wait and found no room in this pass.
+        backlog: Places of a batch that the jobs take which wait and found no room in this pass.
         newly_bound: Pods that get a job in this pass.
     """
     settings = view.model.spec.workers

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import heapq
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
@@ -126,6 +126,8 @@ class NamespaceState:
         self._node_grace = node_grace
         self._hashes: dict[str, str] = {}
         self._queues: dict[ModelKey, SortedKeyList] = defaultdict(lambda: SortedKeyList(key=order_key))
+        self._sizes: dict[ModelKey, Counter[int]] = defaultdict(Counter)
+        """How many jobs of a queue have how many images."""
         self._silently_suspended: dict[str, GenerationJob] = {}
         self._missing_since: dict[ModelKey, dt.datetime] = {}
         self._bound: dict[str, dict[str, dict[str, GenerationJob]]] = defaultdict(lambda: defaultdict(dict))
@@ -150,6 +152,7 @@ class NamespaceState:
                 self._silently_suspended[job.uid] = job
         else:
             self._queues[job.spec.model].add(job)
+            self._sizes[job.spec.model][job.spec.num_images or 1] += 1
 
     def drop_job(self, uid: str) -> None:
         """Forget a job."""
@@ -165,6 +168,7 @@ class NamespaceState:
             self._silently_suspended.pop(uid, None)
         else:
             self._queues[job.spec.model].remove(job)
+            self._sizes[job.spec.model][job.spec.num_images or 1] -= 1
 
     def learn_revision(self, job: GenerationJob) -> None:
         """Take in what a job's worker said to have loaded."""
@@ -234,14 +238,16 @@ class NamespaceState:
         workers = self._workers(now)
         default = choose_model(self.models, None)
         for model in self.models.values():
-            queues = [self._queues[model.name]]
-            if model is default:
-                queues.append(self._queues[None])
+            keys: list[ModelKey] = [model.name, *([None] if model is default else [])]
+            queues = [self._queues[key] for key in keys]
+            batch = model.spec.workers.max_batch_size
+            sizes = (size for key in keys for size in self._sizes[key].items())
             yield ModelView(
                 model=model,
                 template_hash=self._hashes[model.name],
                 waiting=heapq.merge(*queues, key=order_key),
                 waiting_count=sum(map(len, queues)),
+                waiting_slots=sum(count * min(images, batch) for images, count in sizes),
                 workers=tuple(workers.get(model.name, ())),
                 refusal=self.refusals.get(model.name, ""),
                 bound={pod: tuple(jobs.values()) for pod, jobs in self._bound[model.name].items()},

@@ -21,6 +21,7 @@ from kubediffusion.operator.retention import ImageRemover
 from kubediffusion.operator.settings import Settings
 from kubediffusion.operator.telling import Teller
 from kubediffusion.operator.workers import BatchJob
+from kubediffusion.resources import meta
 from kubediffusion.resources.client import KubernetesClient, KubernetesError, Resource
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 
@@ -127,8 +128,12 @@ async def test_a_model_that_was_deleted_while_nobody_watched_gets_no_more_worker
 
 
 async def worker_that_is_there(namespace: Namespace, client: KubernetesClient) -> tuple[CreateWorker, BatchJob]:
-    """Create a worker, and give the action that did."""
-    model = await client.diffusion_models.create(namespace.name, MODEL)
+    """Create a worker, and give the action that did.
+
+    Its Job is suspended, so it has no Pod: one would hold the worker's place while it is there.
+    """
+    spec = {**MODEL["spec"], "workers": {**MODEL["spec"]["workers"], "queueName": "nobody-admits"}}
+    model = await client.diffusion_models.create(namespace.name, {**MODEL, "spec": spec})
     action = CreateWorker(model, template_hash(model, DEFAULTS), 0)
     created = await Cluster(client, [namespace.name], DEFAULTS, 4).carry_out(action)
     assert isinstance(created, BatchJob)
@@ -148,9 +153,9 @@ async def test_another_job_that_has_a_workers_name_is_told_and_not_asked_for_at_
     namespace: Namespace, client: KubernetesClient
 ) -> None:
     _, created = await worker_that_is_there(namespace, client)
-    # Without its labels it is somebody else's, and no list or watch of workers has it.
-    unlabelled = {"metadata": {"labels": dict.fromkeys(created.metadata.labels)}}
-    await Resource(client, BatchJob, "/apis/batch/v1", "jobs").patch(namespace.name, created.metadata.name, unlabelled)
+    # Somebody else's by its label, no list or watch of workers has it. Without any it would get its Pod's again.
+    relabelled = {"metadata": {"labels": {meta.MANAGED_BY_LABEL: "somebody-else"}}}
+    await Resource(client, BatchJob, "/apis/batch/v1", "jobs").patch(namespace.name, created.metadata.name, relabelled)
     tries = metrics.ACTIONS.labels("CreateWorker", "error")._value
     before, began = tries.get(), time.monotonic()
     async with without_watches(namespace, client) as controller:

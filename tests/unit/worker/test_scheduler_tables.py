@@ -86,11 +86,14 @@ def names(value: Any) -> str:
 @pytest.mark.parametrize("steps", [5, 8, 15, 25, 50])
 @pytest.mark.parametrize(("name", "config"), CASES, ids=names)
 def test_a_table_gives_what_the_scheduler_gives(name: str, config: dict[str, Any], steps: int) -> None:
-    noise = torch.randn(64, generator=torch.Generator().manual_seed(steps))
     own = scheduler(name, config)
     table = make_table(own, steps, from_start=False)
     assert table is not None
     assert table.scheduler == name
+    # Latents that begin at thousands (no signal at the first step) leave the bound's digits to float32's rounding,
+    # which the processor decides: there both compute more exactly.
+    dtype = torch.float64 if table.initial > 1000 else torch.float32
+    noise = torch.randn(64, generator=torch.Generator().manual_seed(steps)).to(dtype)
     assert apart(by_table(table, noise), by_diffusers(own, steps, noise)) < 1e-4
 
 

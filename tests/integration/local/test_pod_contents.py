@@ -114,26 +114,9 @@ def test_an_empty_dir_is_shared_by_a_pod_s_containers_and_goes_with_it(namespace
 
 def test_a_claim_leads_to_its_volume_s_path(namespace: Namespace, tmp_path: Path) -> None:
     (tmp_path / "weights").write_text("42")
-    volume_name = f"{namespace.name}-volume"
-    shared = {"accessModes": ["ReadOnlyMany"], "storageClassName": ""}
-    namespace.cluster.apply(
-        [
-            {
-                "apiVersion": "v1",
-                "kind": "PersistentVolume",
-                "metadata": {"name": volume_name},
-                "spec": {**shared, "capacity": {"storage": "1Mi"}, "hostPath": {"path": str(tmp_path)}},
-            }
-        ]
-    )
+    namespace.claim("weights", tmp_path)
     namespace.apply(
-        {
-            "apiVersion": "v1",
-            "kind": "PersistentVolumeClaim",
-            "metadata": {"name": "weights"},
-            "spec": {**shared, "volumeName": volume_name, "resources": {"requests": {"storage": "1Mi"}}},
-        },
-        pod("claims", "cat", "/m/weights", **mounted("m", "/m", persistentVolumeClaim={"claimName": "weights"})),
+        pod("claims", "cat", "/m/weights", **mounted("m", "/m", persistentVolumeClaim={"claimName": "weights"}))
     )
     assert output(namespace, "claims") == "42"
 

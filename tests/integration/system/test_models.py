@@ -11,6 +11,7 @@ from kubediffusion.resources.generation_job import Phase
 
 
 async def test_a_model_that_cannot_be_loaded_says_why_and_recovers(open_studio, tiny_folder, tmp_path):
+    """It is corrected to a volume that holds one."""
     studio = open_studio(tiny_model(tmp_path / "nothing-here", minReplicas=0))
     await studio.submit("hopeless")
     job = await studio.phase("hopeless", Phase.FAILED)
@@ -27,7 +28,10 @@ async def test_a_model_that_cannot_be_loaded_says_why_and_recovers(open_studio, 
 
         assert "nothing-here" in (await eventually("503", refused)).json()["detail"]
         assert (await http.get("/health")).json() == {"status": "ok", "model_status": "unavailable"}
-        await studio.models.patch(studio.name, "tiny", {"spec": {"source": {"path": str(tiny_folder)}}})
+        studio.namespace.claim("weights", tiny_folder.parent)
+        volume = {"claimName": "weights", "path": tiny_folder.name}
+        source = {"path": None, "persistentVolumeClaim": volume}
+        await studio.models.patch(studio.name, "tiny", {"spec": {"source": source}})
 
         async def accepted():
             answer = await http.post("/generate", json={"prompt": "x", "num_inference_steps": 1})

@@ -102,6 +102,19 @@ class Namespace:
             {**manifest, "metadata": {"namespace": self.name, **manifest["metadata"]}} for manifest in manifests
         )
 
+    def claim(self, name: str, folder: Path) -> None:
+        """Makes a PersistentVolumeClaim whose volume is a folder of this machine."""
+        shared = {"accessModes": ["ReadOnlyMany"], "storageClassName": ""}
+        volume = {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": f"{self.name}-{name}"},
+            "spec": {**shared, "capacity": {"storage": "1Mi"}, "hostPath": {"path": str(folder)}},
+        }
+        self.cluster.apply([volume])
+        wish = {**shared, "volumeName": f"{self.name}-{name}", "resources": {"requests": {"storage": "1Mi"}}}
+        self.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": wish})
+
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         """Runs kubectl in this namespace."""
         return self.cluster.kubectl(f"--namespace={self.name}", *arguments, stdin=stdin)

@@ -1,0 +1,45 @@
+"""What `make up` tells a person: the way in by each door, in words that can be pasted."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+
+import yaml
+
+from kubediffusion.local.main import doors
+from kubediffusion.resources.generation_job import GenerationJob
+
+SUBMIT = """curl -X POST "http://localhost:8000/generate" -H "Content-Type: application/json" \
+-d '{"prompt": "A photo of an astronaut riding a horse on the moon", "num_inference_steps": 25, \
+"guidance_scale": 9.0}'"""
+POLL = 'curl -X GET "http://localhost:8000/results/<task_id>"'
+
+
+def told() -> str:
+    cluster = SimpleNamespace(admin=Path("/run/admin.yaml"))
+    return doors(SimpleNamespace(url="http://localhost:8000", cluster=cluster, kubectl=Path("/bin/here/kubectl")))
+
+
+def test_the_seed_s_commands_are_told_word_by_word():
+    lines = re.sub(r"\\\n\s*", "", told()).splitlines()
+    commands = [line.strip() for line in lines if line.strip().startswith("curl")]
+    assert commands == [SUBMIT, POLL]
+    assert json.loads(shlex.split(commands[0])[-1])["num_inference_steps"] == 25
+
+
+def test_kubectl_is_told_where_the_cluster_is_and_what_a_job_looks_like():
+    assert "export KUBECONFIG=/run/admin.yaml" in told()
+    assert "export PATH=/bin/here:$PATH" in told()
+    manifest = re.search(r"<<EOF\n(.*?)EOF\n", told(), re.DOTALL)
+    job = GenerationJob.from_wire(yaml.safe_load(manifest[1]))
+    assert job.spec.prompt == "A photo of an astronaut riding a horse on the moon"
+
+
+def test_it_says_that_anybody_may_use_it_and_how_to_stop_it():
+    assert "API keys are off" in told()
+    assert "Ctrl-C" in told()
+    assert "http://localhost:8000/docs" in told()

@@ -61,9 +61,9 @@ def _cel_map(table: dict[Phase, frozenset[Phase]]) -> str:
 
 
 def transition_rule() -> str:
-    """Give the CEL expression on ``status`` that holds only for changes of phase that the table has."""
+    """Give the CEL expression on ``status.phase`` that holds only for changes that the table has."""
     table = {old: targets(old) for old in Phase if old not in TERMINAL}
-    return f"!(oldSelf.phase in {_cel_map(table)}) || self.phase in {_cel_map(table)}[oldSelf.phase]"
+    return f"!(oldSelf in {_cel_map(table)}) || self in {_cel_map(table)}[oldSelf]"
 
 
 def terminal_rule() -> str:

@@ -5,9 +5,10 @@ All else is the worker itself.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
+
+import uvloop
 
 from chaos.load import SCHEME
 from chaos.picture import SIDE, pixels, rounded
@@ -54,4 +55,4 @@ def main() -> None:
     settings = Settings()
     logs.configure(settings.log_level)
     seconds = float((settings.spec.source.path or "").removeprefix(SCHEME))
-    os._exit(asyncio.run(serve(settings, lambda _: DrawingEngine(seconds, settings.pod_name))))
+    os._exit(uvloop.run(serve(settings, lambda _: DrawingEngine(seconds, settings.pod_name))))

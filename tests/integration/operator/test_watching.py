@@ -1,4 +1,4 @@
-"""kopf tells of every change, and leaves no trace of its own on what it watches."""
+"""The cluster is watched without a gap, and without a trace on what is watched."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import kopf
 
 from kubediffusion.local.testing import Namespace, eventually
 from kubediffusion.operator.handlers import register
-from kubediffusion.operator.watching import configure_kopf
+from kubediffusion.operator.watching import configure_kopf, watch_jobs
 from kubediffusion.operator.workers import BatchJob, Pod
 from kubediffusion.resources import meta
 from kubediffusion.resources.client import KubernetesClient
@@ -20,14 +20,12 @@ class Listener:
     """Stands where the controller does."""
 
     def __init__(self) -> None:
-        self.priorities: list[int | None] = []
+        self.paces: list[int] = []
         self.gone = False
 
-    def observe_job(self, job: GenerationJob, gone: bool) -> None:
-        self.priorities.append(job.spec.priority)
+    def observe_model(self, model: DiffusionModel, gone: bool) -> None:
+        self.paces.append(model.spec.workers.idle_seconds)
         self.gone = gone
-
-    def observe_model(self, model: DiffusionModel, gone: bool) -> None: ...
 
     def observe_batch_job(self, job: BatchJob, gone: bool) -> None: ...
 
@@ -49,16 +47,18 @@ async def test_kopf_tells_of_every_change_and_writes_nothing(namespace: Namespac
             stop_flag=stop,
         )
     )
-    path = client.generation_jobs.path(namespace.name)
-    body = {"apiVersion": meta.API_VERSION, "kind": "GenerationJob", "metadata": {"name": "job"}}
+    path = client.diffusion_models.path(namespace.name)
+    body = {"apiVersion": meta.API_VERSION, "kind": "DiffusionModel", "metadata": {"name": "model"}}
+    spec = {"source": {"path": "/models/a"}, "workers": {"idleSeconds": 100}}
     try:
-        await client.generation_jobs.create(namespace.name, body | {"spec": {"prompt": "a fox"}})
-        await eventually("its creation to be told", lambda: told(listener, None), 30)
-        for priority in (1, 2):
-            await client.generation_jobs.patch(namespace.name, "job", {"spec": {"priority": priority}})
-            await eventually("its change to be told", lambda wanted=priority: told(listener, wanted), 10)
-        written = await client.request("GET", f"{path}/job")
-        await client.generation_jobs.delete(namespace.name, "job")
+        await client.diffusion_models.create(namespace.name, body | {"spec": spec})
+        await eventually("its creation to be told", lambda: told(listener, 100), 30)
+        for pace in (101, 102):
+            change = {"spec": {"workers": {"idleSeconds": pace}}}
+            await client.diffusion_models.patch(namespace.name, "model", change)
+            await eventually("its change to be told", lambda wanted=pace: told(listener, wanted), 10)
+        written = await client.request("GET", f"{path}/model")
+        await client.diffusion_models.delete(namespace.name, "model")
 
         async def gone() -> bool:
             return listener.gone
@@ -75,5 +75,32 @@ async def test_kopf_tells_of_every_change_and_writes_nothing(namespace: Namespac
     assert len({entry["manager"] for entry in written["metadata"]["managedFields"]}) == 1
 
 
-async def told(listener: Listener, priority: int | None) -> bool:
-    return priority in listener.priorities
+async def told(listener: Listener, pace: int) -> bool:
+    return pace in listener.paces
+
+
+async def test_a_job_is_told_of_from_its_first_moment_to_its_end(
+    namespace: Namespace, client: KubernetesClient
+) -> None:
+    told: list[tuple[GenerationJob, bool]] = []
+    watch = watch_jobs(client, namespace.name, lambda job, gone: told.append((job, gone)))
+    body = {"apiVersion": meta.API_VERSION, "kind": "GenerationJob", "metadata": {"name": "job"}}
+    job = await client.generation_jobs.create(namespace.name, body | {"spec": {"prompt": "a fox"}})
+    watching = asyncio.create_task(watch.run())
+    try:
+        await asyncio.wait_for(watch.synced.wait(), 30)
+        assert told == [(job, False)]
+        await client.generation_jobs.patch(namespace.name, "job", {"spec": {"priority": 1}})
+        await client.generation_jobs.delete(namespace.name, "job")
+
+        async def gone() -> bool:
+            return told[-1][1]
+
+        await eventually("its end to be told", gone, 10)
+    finally:
+        watching.cancel()
+    assert [(item.uid, item.spec.priority, end) for item, end in told[:2]] == [
+        (job.uid, None, False),
+        (job.uid, 1, False),
+    ]
+    assert [(item.uid, item.metadata.namespace) for item, end in told if end] == [(job.uid, namespace.name)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal
 
@@ -24,9 +24,9 @@ class CountingLists(Resource[GenerationJob]):
 
     lists = 0
 
-    async def list(self, *arguments: Any, **selectors: Any) -> tuple[list[GenerationJob], str]:
+    def pages(self, *arguments: Any, **selectors: Any) -> AsyncGenerator[tuple[list[GenerationJob], str], None]:
         self.lists += 1
-        return await super().list(*arguments, **selectors)
+        return super().pages(*arguments, **selectors)
 
 
 class Picture:

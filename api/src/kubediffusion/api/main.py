@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import signal
 import sys
@@ -15,7 +14,7 @@ from kubediffusion.api.app import AGENT, create_app
 from kubediffusion.api.edge import RequestIds
 from kubediffusion.api.settings import Settings
 from kubediffusion.resources.client import KubernetesClient
-from kubediffusion.resources.runtime import logs
+from kubediffusion.resources.runtime import garbage, logs
 from kubediffusion.resources.runtime.settings import EX_CONFIG, read
 
 logger = logging.getLogger(__name__)
@@ -52,9 +51,7 @@ def main() -> None:
     # uvicorn raises the signal again when it is done; the process has then done what was asked, and exits with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    # What is there by now stays: the garbage collector need not look at it again and again.
-    gc.collect()
-    gc.freeze()
+    garbage.settle()
     server.run()
 
 

@@ -6,13 +6,14 @@ benchmark's DiffusionModel asks for (``spec.workers.env``), under the worker's n
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import uvloop
 
 from kubediffusion.resources import meta
 from kubediffusion.worker.engine import EngineInfo, ImageTask, Monitor, Picture, Plan, Shape
@@ -87,4 +88,4 @@ def main() -> None:
     settings = Settings()
     logs.configure(settings.log_level)
     seconds = float((settings.spec.source.path or "").removeprefix("stand-in:"))
-    os._exit(asyncio.run(serve(settings, lambda _: StandInEngine(seconds))))
+    os._exit(uvloop.run(serve(settings, lambda _: StandInEngine(seconds))))

@@ -18,7 +18,6 @@ from kubediffusion.operator.workers import BatchJob, Pod
 from kubediffusion.resources import meta
 from kubediffusion.resources.base import KubernetesObject
 from kubediffusion.resources.diffusion_model import DiffusionModel
-from kubediffusion.resources.generation_job import GenerationJob
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +30,11 @@ def register(registry: kopf.OperatorRegistry, controller: Controller) -> None:
     Args:
         registry: kopf's registry of this operator; none is global.
         controller: Who is told.
+
+    GenerationJobs are not among it: see :func:`kubediffusion.operator.watching.watch_jobs`.
     """
     group, version = meta.GROUP, meta.VERSION
     ours = {meta.MANAGED_BY_LABEL: meta.MANAGER, meta.COMPONENT_LABEL: meta.WORKER_COMPONENT}
-
-    @kopf.on.event(group, version, meta.GENERATION_JOBS, registry=registry)
-    async def generation_job(event: kopf.RawEvent, **_: Any) -> None:
-        _tell(event, GenerationJob, controller.observe_job)
 
     @kopf.on.event(group, version, meta.DIFFUSION_MODELS, registry=registry)
     async def diffusion_model(event: kopf.RawEvent, **_: Any) -> None:

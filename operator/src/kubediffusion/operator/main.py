@@ -8,10 +8,11 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import kopf
+import uvloop
 
 from kubediffusion.operator.cluster import Cluster
 from kubediffusion.operator.controller import Controller
@@ -20,9 +21,9 @@ from kubediffusion.operator.handlers import register
 from kubediffusion.operator.manifests import WorkerDefaults
 from kubediffusion.operator.retention import ImageRemover
 from kubediffusion.operator.settings import Settings
-from kubediffusion.operator.watching import configure_kopf
+from kubediffusion.operator.watching import configure_kopf, watch_jobs
 from kubediffusion.resources.client import KubernetesClient, KubernetesError
-from kubediffusion.resources.runtime import logs
+from kubediffusion.resources.runtime import garbage, logs
 from kubediffusion.resources.runtime.probes import serve_probes
 from kubediffusion.resources.runtime.settings import read
 from kubediffusion.resources.storage import ImageStorage
@@ -70,7 +71,10 @@ async def run(settings: Settings) -> None:
                 namespaces=settings.namespace_list,
                 clusterwide=not settings.namespace_list,
             )
-            await _until_first_ends(watches, controller.run(), events.run())
+            namespaces: Sequence[str | None] = settings.namespace_list or [None]
+            jobs = [watch_jobs(client, namespace, controller.observe_job).run() for namespace in namespaces]
+            garbage.settle()
+            await _until_first_ends(watches, *jobs, controller.run(), events.run())
 
 
 async def _first_sync(controller: Controller) -> None:
@@ -104,7 +108,7 @@ def main() -> None:
     # Until kopf takes the signals over, SIGTERM ends the process as the shell expects.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        asyncio.run(run(settings))
+        uvloop.run(run(settings))
     except KeyboardInterrupt:
         logger.info("interrupted")
 

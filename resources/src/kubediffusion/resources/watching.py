@@ -34,6 +34,7 @@ class Reflector(Generic[T]):
         on_change: Called with the object and whether it is gone. It must not block.
         field_selector: Only objects that match; one that stops matching counts as gone.
         label_selector: The same, by labels.
+        remember: What is kept of an object until it is gone, and told then; all of it unless something less will do.
 
     Attributes:
         synced: Set while the picture is complete: from the first full list on.
@@ -47,12 +48,14 @@ class Reflector(Generic[T]):
         *,
         field_selector: str = "",
         label_selector: str = "",
+        remember: Callable[[T], T] = lambda item: item,
     ) -> None:
         self._resource = resource
         self._namespace = namespace
         self._on_change = on_change
         self._field_selector = field_selector
         self._label_selector = label_selector
+        self._remember = remember
         self._known: dict[str, T] = {}
         self._version: str | None = None
         self.synced = asyncio.Event()
@@ -79,19 +82,34 @@ class Reflector(Generic[T]):
                 await asyncio.sleep(error.retry_after or pause)
 
     async def _list(self) -> None:
-        items, version = await self._resource.list(
+        first = not self._known
+        present: set[str] = set()
+        changed: list[T] = []
+        version: str | None = None
+        pages = self._resource.pages(
             self._namespace, field_selector=self._field_selector, label_selector=self._label_selector
         )
-        present = {item.uid: item for item in items}
-        for uid in self._known.keys() - present.keys():
+        async with aclosing(pages):
+            async for page, version in pages:  # noqa: B007 - the last one's counts
+                present.update(item.uid for item in page)
+                changed += filter(self._is_news, page)
+                if first:
+                    # Nothing can have gone, so nobody need wait for the end: all of it at once may be a lot of memory.
+                    self._tell(changed)
+        for uid in self._known.keys() - present:
             self._on_change(self._known.pop(uid), True)
-        for uid, item in present.items():
-            known = self._known.get(uid)
-            if known is None or known.metadata.resource_version != item.metadata.resource_version:
-                self._known[uid] = item
-                self._on_change(item, False)
+        self._tell(changed)
         self._version = version
         self.synced.set()
+
+    def _is_news(self, item: T) -> bool:
+        known = self._known.get(item.uid)
+        return known is None or known.metadata.resource_version != item.metadata.resource_version
+
+    def _tell(self, changed: list[T]) -> None:
+        for item in changed:
+            self._take(item, False)
+        changed.clear()
 
     async def _watch(self) -> bool:
         """Follow one watch to its end, and tell whether it brought anything."""
@@ -115,5 +133,5 @@ class Reflector(Generic[T]):
         if gone:
             self._known.pop(item.uid, None)
         else:
-            self._known[item.uid] = item
+            self._known[item.uid] = self._remember(item)
         self._on_change(item, gone)

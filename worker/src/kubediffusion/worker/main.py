@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import uvloop
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from kubediffusion.resources.client import KubernetesClient
 from kubediffusion.resources.errors import BAD_MODEL_EXIT_CODE
 from kubediffusion.resources.generation_job import GenerationJob, Phase
-from kubediffusion.resources.runtime import logs
+from kubediffusion.resources.runtime import garbage, logs
 from kubediffusion.resources.runtime.probes import serve_probes
 from kubediffusion.resources.runtime.settings import read
 from kubediffusion.resources.storage import ImageStorage
@@ -63,7 +64,7 @@ def main() -> None:
     settings = read(Settings, exit_code=1)
     logs.configure(settings.log_level, settings.secrets)
     logging.captureWarnings(True)
-    code = asyncio.run(serve(settings, load_pipeline))
+    code = uvloop.run(serve(settings, load_pipeline))
     logging.shutdown()
     sys.stderr.flush()
     # Not sys.exit: a model that is still loading, in its thread, would be waited for.
@@ -212,6 +213,7 @@ async def _run(
 
 async def _ready(watch: Reflector[GenerationJob], health: Health) -> None:
     await watch.synced.wait()
+    garbage.settle()
     health.waits_for(None)
     logger.info("worker ready")
 

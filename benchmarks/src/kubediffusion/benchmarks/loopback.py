@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from types import TracebackType
 from typing import Any, Self, cast
+
+IDLE_SECONDS = 2.0
+"""After so long a connection is not used again: servers close theirs after some seconds, uvicorn after 5, and a request
+that is on its way then is lost."""
 
 HEAD_END = b"\r\n\r\n"
 LENGTH = b"content-length:"
@@ -36,7 +41,9 @@ class Connection(asyncio.Protocol):
         if len(body) < int(head.lower().split(LENGTH, 1)[1].split(b"\r\n", 1)[0]):
             return
         answer, self._answer, self._buffer = self._answer, None, b""
-        answer.set_result((int(head.split(b" ", 2)[1]), body))
+        if not answer.done():
+            # Otherwise whoever asked has been cancelled.
+            answer.set_result((int(head.split(b" ", 2)[1]), body))
 
     def connection_lost(self, error: Exception | None) -> None:
         """Fail the request under way."""
@@ -78,7 +85,7 @@ class Client:
     def __init__(self, host: str, port: int) -> None:
         self.host = host
         self.port = port
-        self._idle: list[Connection] = []
+        self._idle: list[tuple[float, Connection]] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -86,7 +93,7 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for connection in self._idle:
+        for _, connection in self._idle:
             connection.close()
 
     async def request(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
@@ -97,14 +104,15 @@ class Client:
         """
         connection = await self._connection()
         answer = await connection.send(message(method, path, body))
-        self._idle.append(connection)
+        self._idle.append((time.monotonic(), connection))
         return answer
 
     async def _connection(self) -> Connection:
         while self._idle:
-            connection = self._idle.pop()
-            if connection.open:
+            since, connection = self._idle.pop()
+            if connection.open and time.monotonic() < since + IDLE_SECONDS:
                 return connection
+            connection.close()
         return await connect(self.host, self.port)
 
 

@@ -99,7 +99,7 @@ affinity:
 topologySpreadConstraints:
   {{- $selector := dict "labelSelector" (dict "matchLabels" (include "kubediffusion.selectorLabels" $ | fromYaml)) }}
   {{- range . }}
-  - {{- merge (deepCopy .) $selector | toYaml | nindent 4 }}
+  - {{- hasKey . "labelSelector" | ternary . (merge (deepCopy .) $selector) | toYaml | nindent 4 }}
   {{- end }}
 {{- end }}
 {{- end -}}

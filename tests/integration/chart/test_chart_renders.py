@@ -197,6 +197,17 @@ def test_each_tenant_has_workers_and_one_operator_serves_all(helm: Helm):
     assert {"name": "KUBEDIFFUSION_NAMESPACES", "value": "chart,tenant"} in operator["env"]
 
 
+def test_pods_are_spread_by_their_own_labels_unless_others_are_named(helm: Helm):
+    spread = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}
+    others = {"labelSelector": {"matchLabels": {"a": "b"}}}
+    objects = helm.template({"api": {"topologySpreadConstraints": [spread, spread | others]}})
+    deployment = pick(objects, "Deployment", "kubediffusion-api")["spec"]
+    assert deployment["template"]["spec"]["topologySpreadConstraints"] == [
+        spread | {"labelSelector": deployment["selector"]},
+        spread | others,
+    ]
+
+
 @every_case
 def test_every_pod_is_of_the_restricted_profile(helm: Helm, values: Object):
     for name, spec in pod_specs(helm.template(values)):

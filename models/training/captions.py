@@ -34,6 +34,10 @@ _UNKNOWN = (
     "kubernetes", "retro", "futuristic", "my favourite", "some kind of", "lorem ipsum", "bokeh", "studio ghibli", "the year 1984",
     "breakfast", "mysterious", "calm", "wild", "electric", "golden hour", "monday", "strategy", "wide angle", "pixar",
 )  # fmt: skip
+_JUNK = (
+    "blurry", "low quality", "worst quality", "ugly", "deformed", "bad anatomy", "watermark", "text", "jpeg artifacts", "extra fingers",
+    "out of focus", "disfigured", "mutated", "cropped", "lowres", "signature", "username", "duplicate", "bad proportions", "grainy",
+)  # fmt: skip
 _SYLLABLES = [
     "ba",
     "be",
@@ -132,6 +136,21 @@ def noun_phrase(subject: Subject, rng: Random, *, count: int = 1, size: str = ""
     if not plainly and rng.random() < 0.05:
         return f"the {phrase}"
     return f"{article(phrase)} {phrase}"
+
+
+def naming(subject: Subject, rng: Random) -> str:
+    """Name a subject as people do in a negative prompt: mostly its bare name."""
+    odds = rng.random()
+    if odds < 0.3:
+        return f"{article(subject.name)} {subject.name}"
+    if odds < 0.6:
+        return rng.choice(rng.choice(subject.names))
+    return noun_phrase(subject, rng)
+
+
+def junk(rng: Random) -> str:
+    """Write a negative prompt that names nothing a scene could show."""
+    return ", ".join(rng.sample(_JUNK, rng.randint(1, 5)))
 
 
 def _join(parts: Sequence[str]) -> str:

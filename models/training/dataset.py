@@ -6,13 +6,14 @@ import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 
-from .captions import caption
+from .captions import caption, junk, naming, plain_prompt
 from .compose import Composer, pack
 from .scenes import RELATIONS, Sampler, Scene
 from .subjects import subjects
@@ -25,7 +26,14 @@ if TYPE_CHECKING:
 
     from .data import Sprites
 
+    Encode = Callable[[Tensor], Tensor]
+    """Turns uint8 images [n, 3, h, w] into latents."""
+
+    Tokenize = Callable[[list[str]], NDArray[np.uint16]]
+    """Turns texts into token ids [n, 77]."""
+
 CHUNK = 2000  # scenes drawn from one seed
+Chunk = TypeVar("Chunk")
 
 
 @dataclass
@@ -63,6 +71,41 @@ def label(scenes: list[Scene]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return shown, labels
 
 
+@dataclass
+class DrawnPairs:
+    """Scenes of two subjects, and what remains without one, as numbers and words.
+
+    Attributes:
+        both: What `compose.pack` returned of the scenes.
+        rest: The same of the scenes that remain.
+        texts: For each scene the prompt, the negative prompt, the wish, and what is refused; see `Pairs.ids`.
+    """
+
+    both: tuple[NDArray[np.float32], NDArray[np.float32]]
+    rest: tuple[NDArray[np.float32], NDArray[np.float32]]
+    texts: list[tuple[str, str, str, str]]
+
+
+@dataclass
+class Pairs:
+    """What negative prompts are practised on, on the device.
+
+    Attributes:
+        both: Latents of scenes of two subjects, float16 [n, channels, height, width].
+        rest: Latents of scenes without what the negative prompt names, alike.
+        ids: Token ids, int16 [n, 77] each: a prompt that names both; a negative prompt; a prompt that names what is to
+            be seen; and what is refused, empty where the negative prompt names nothing that a scene shows.
+    """
+
+    both: Tensor
+    rest: Tensor
+    ids: tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+NAMES_NOTHING = 0.2
+"""Share of negative prompts such as "blurry, low quality", which must leave the picture alone."""
+
+
 def draw(sprites: Sprites, number: int, seed: int, captions: int = 0, *, unseen: bool = False) -> Iterator[Drawn]:
     """Draw scenes and say them.
 
@@ -73,28 +116,60 @@ def draw(sprites: Sprites, number: int, seed: int, captions: int = 0, *, unseen:
         captions: Captions a scene.
         unseen: Held-out combinations instead of those for training.
 
-    Yields:
+    Returns:
         Chunks of at most `CHUNK` scenes.
     """
+    return _in_chunks(partial(_draw, captions=captions, unseen=unseen), sprites, number, seed)
+
+
+def _in_chunks(
+    draw_chunk: Callable[[Sprites, int, int], Chunk], sprites: Sprites, number: int, seed: int
+) -> Iterator[Chunk]:
     chunks = [(seed * 1_000_003 + start, min(CHUNK, number - start)) for start in range(0, number, CHUNK)]
     # Drawing needs the boxes of the pictures and not their pixels, which would be copied to each process.
     bare = replace(sprites, pixels=np.empty((0, 0, 0, 4), np.uint8))
     workers = min(len(chunks), (os.cpu_count() or 1) - 1)
     if workers < 2:
-        yield from (_draw(bare, *chunk, captions, unseen=unseen) for chunk in chunks)
+        yield from (draw_chunk(bare, *chunk) for chunk in chunks)
         return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as processes:
-        drawing = [processes.submit(_draw, bare, *chunk, captions, unseen=unseen) for chunk in chunks]
+        drawing = [processes.submit(draw_chunk, bare, *chunk) for chunk in chunks]
         for future in drawing:
             yield future.result()
 
 
-def _draw(sprites: Sprites, seed: int, number: int, captions: int, *, unseen: bool) -> Drawn:
+def _draw(sprites: Sprites, seed: int, number: int, *, captions: int, unseen: bool) -> Drawn:
     rng = Random(seed)  # noqa: S311 - scenes, no secrets
     sampler = Sampler(sprites, rng)
     scenes = [sampler.unseen() if unseen else sampler.training() for _ in range(number)]
     layers, places = pack(scenes)
     return Drawn(layers, places, *label(scenes), [[caption(s, rng) for _ in range(captions)] for s in scenes])
+
+
+def _draw_pairs(sprites: Sprites, seed: int, number: int) -> DrawnPairs:
+    rng = Random(seed)  # noqa: S311 - scenes, no secrets
+    sampler = Sampler(sprites, rng)
+    both: list[Scene] = []
+    rest: list[Scene] = []
+    texts: list[tuple[str, str, str, str]] = []
+    while len(both) < number:
+        scene = sampler.training()
+        if not scene.relation:
+            continue
+        prompt = plain_prompt(scene) if rng.random() < 0.3 else caption(scene, rng)
+        if rng.random() < NAMES_NOTHING:
+            remains, texts_of = scene, (prompt, junk(rng), prompt, "")
+        else:
+            kept = rng.randrange(2)
+            refused = scene.items[1 - kept]
+            remains = Scene(scene.background, scene.horizon, [scene.items[kept]])
+            sampler.place(remains)
+            negative = naming(refused, rng)
+            texts_of = (prompt, negative, caption(remains, rng), negative)
+        both.append(scene)
+        rest.append(remains)
+        texts.append(texts_of)
+    return DrawnPairs(pack(both), pack(rest), texts)
 
 
 @dataclass
@@ -120,7 +195,7 @@ def compose_pool(composer: Composer, sprites: Sprites, number: int, seed: int, *
     labels: list[Tensor] = []
     at = 0
     for part in draw(sprites, number, seed, unseen=unseen):
-        for piece in _pieces(composer, part, generator):
+        for piece in _pieces(composer, part.layers, part.places, generator):
             images[at : at + len(piece)] = piece
             at += len(piece)
         shown.append(torch.from_numpy(part.shown))
@@ -128,22 +203,21 @@ def compose_pool(composer: Composer, sprites: Sprites, number: int, seed: int, *
     return Pool(images, torch.cat(shown).to(composer.device), torch.cat(labels).to(composer.device))
 
 
-def _pieces(composer: Composer, part: Drawn, generator: torch.Generator) -> Iterator[Tensor]:
+def _pieces(
+    composer: Composer, layers: NDArray[np.float32], places: NDArray[np.float32], generator: torch.Generator
+) -> Iterator[Tensor]:
     step = 2000 if composer.device.type == "cuda" else 50
-    for i in range(0, len(part.places), step):
-        yield composer(
-            torch.from_numpy(part.layers[i : i + step]), torch.from_numpy(part.places[i : i + step]), generator
-        )
+    for i in range(0, len(places), step):
+        yield composer(torch.from_numpy(layers[i : i + step]), torch.from_numpy(places[i : i + step]), generator)
+
+
+def _encoded(pieces: Iterator[Tensor], encode: Encode) -> Tensor:
+    """Return the latents of composed pieces, float16."""
+    return torch.cat([encode(images).half() for piece in pieces for images in torch.split(piece, 500)])
 
 
 def encode_scenes(
-    composer: Composer,
-    sprites: Sprites,
-    number: int,
-    seed: int,
-    captions: int,
-    encode: Callable[[Tensor], Tensor],
-    tokenize: Callable[[list[str]], NDArray[np.uint16]],
+    composer: Composer, sprites: Sprites, number: int, seed: int, captions: int, encode: Encode, tokenize: Tokenize
 ) -> tuple[Tensor, Tensor]:
     """Compose scenes and keep their latents and captions only.
 
@@ -151,18 +225,27 @@ def encode_scenes(
         Latents, float16 [n, channels, height, width], and token ids, int16 [n, captions, length], on the device.
     """
     generator = torch.Generator(composer.device).manual_seed(seed)
-    latents: Tensor | None = None
+    latents: list[Tensor] = []
     ids: list[Tensor] = []
-    at = 0
     for part in draw(sprites, number, seed, captions):
-        for piece in _pieces(composer, part, generator):
-            z = torch.cat([encode(images).half() for images in torch.split(piece, 500)])
-            if latents is None:
-                latents = torch.empty(number, *z.shape[1:], dtype=torch.float16, device=composer.device)
-            latents[at : at + len(z)] = z
-            at += len(z)
+        latents.append(_encoded(_pieces(composer, part.layers, part.places, generator), encode))
         tokens = tokenize([text for texts in part.captions for text in texts])
         ids.append(torch.from_numpy(tokens.astype(np.int16)).view(len(part.captions), captions, -1))
-    if latents is None:
-        raise ValueError("no scenes")
-    return latents, torch.cat(ids).to(composer.device)
+    return torch.cat(latents), torch.cat(ids).to(composer.device)
+
+
+def encode_pairs(
+    composer: Composer, sprites: Sprites, number: int, seed: int, encode: Encode, tokenize: Tokenize
+) -> Pairs:
+    """Compose what negative prompts are practised on, and keep latents and token ids only."""
+    generator = torch.Generator(composer.device).manual_seed(seed)
+    both: list[Tensor] = []
+    rest: list[Tensor] = []
+    ids: list[Tensor] = []
+    for part in _in_chunks(_draw_pairs, sprites, number, seed):
+        both.append(_encoded(_pieces(composer, *part.both, generator), encode))
+        rest.append(_encoded(_pieces(composer, *part.rest, generator), encode))
+        tokens = tokenize([text for texts in part.texts for text in texts])
+        ids.append(torch.from_numpy(tokens.astype(np.int16)).view(len(part.texts), 4, -1))
+    prompt, negative, wish, refused = torch.cat(ids).to(composer.device).unbind(1)
+    return Pairs(torch.cat(both), torch.cat(rest), (prompt, negative, wish, refused))

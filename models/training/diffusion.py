@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from typing import TYPE_CHECKING, Any, cast
@@ -45,6 +44,17 @@ def new_unet(settings: Settings) -> Any:
         attention_head_dim=shape.heads,  # diffusers' old name for the number of heads
         norm_num_groups=16,
     )
+
+
+def parts(settings: Settings, tokenizer: Any, device: torch.device, initial: Path | None = None) -> tuple[Any, Any]:
+    """Return text encoder and UNet in float32, untrained or those of a pipeline folder."""
+    text = new_text_encoder(settings, tokenizer).to(device)
+    unet = lean(new_unet(settings).to(device, memory_format=torch.channels_last))
+    if initial is not None:
+        encoders, unets = cast("Any", CLIPTextModel), cast("Any", UNet2DConditionModel)
+        text.load_state_dict(encoders.from_pretrained(initial / "text_encoder").float().state_dict())
+        unet.load_state_dict(unets.from_pretrained(initial / "unet").float().state_dict())
+    return text, unet
 
 
 def new_scheduler(settings: Settings) -> Any:
@@ -117,12 +127,7 @@ def train(
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     batch = shape.batch // world  # the configured batch is that of all devices together
     torch.manual_seed(settings.seed + 2)
-    text = new_text_encoder(settings, tokenizer).to(device)
-    unet = lean(new_unet(settings).to(device, memory_format=torch.channels_last))
-    if initial is not None:
-        encoders, unets = cast("Any", CLIPTextModel), cast("Any", UNet2DConditionModel)
-        text.load_state_dict(encoders.from_pretrained(initial / "text_encoder").float().state_dict())
-        unet.load_state_dict(unets.from_pretrained(initial / "unet").float().state_dict())
+    text, unet = parts(settings, tokenizer, device, initial)
     averages = Average(text, shape.ema), Average(unet, shape.ema)
     parameters = [*text.parameters(), *unet.parameters()]
     inner, outer = optimizers((text, unet), shape.rate)
@@ -180,59 +185,3 @@ def train(
     averages[0].into(text)
     averages[1].into(unet)
     return text.eval(), unet.eval()
-
-
-def calibrate(settings: Settings, text: Any, unet: Any, latents: Tensor, ids: Tensor, tokenizer: Any) -> Any:
-    """Make the usual guidance scales (7.5, 9) act as gentler ones, by distilling a share of the guidance away.
-
-    With u and c the predictions without and with the caption, guidance draws u + g·(c - u). A student whose captioned
-    prediction is u + k·(c - u) turns a scale of g into k·g: a strong scale follows the prompt without burning the
-    colours or losing variety.
-    The text encoder stays as it is.
-
-    Returns:
-        The student UNet.
-    """
-    shape = settings.guidance
-    if not shape.steps:
-        return unet
-    device = latents.device
-    fast = device.type == "cuda"
-    path = settings.work / "guidance.pt"
-    teacher = copy.deepcopy(unet).eval().requires_grad_(requires_grad=False)
-    average = Average(unet, 0.999)
-    opt = torch.optim.AdamW(unet.parameters(), lr=shape.rate, betas=(0.9, 0.99), weight_decay=0.0, fused=fast)
-    state = {"unet": unet, "average": average, "opt": opt}
-    start = load_checkpoint(path, state, device)
-    signal, noise = noise_levels(settings, device)
-    empty = torch.tensor(tokenizer("", padding="max_length", max_length=LENGTH).input_ids, device=device)
-    batch = settings.diffusion.batch // 2
-    began = time.monotonic()
-    for step in range(start, shape.steps):
-        opt.param_groups[0]["lr"] = shape.rate * cosine(step, shape.steps, warmup=50)
-        rows = torch.randint(len(latents), (batch,), device=device)
-        x = latents[rows].float().contiguous(memory_format=torch.channels_last)
-        tokens = ids[rows, torch.randint(ids.shape[1], (batch,), device=device)].long()
-        t = torch.randint(STEPS, (batch,), device=device)
-        a, s = signal[t].view(-1, 1, 1, 1), noise[t].view(-1, 1, 1, 1)
-        noisy = a * x + s * torch.randn_like(x)
-        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-            with torch.no_grad():
-                words = text(tokens).last_hidden_state
-                blank = text(empty[None]).last_hidden_state.expand_as(words)
-                c, u = teacher(noisy, t, words).sample.float(), teacher(noisy, t, blank).sample.float()
-            mute = torch.rand(batch, device=device) < 0.25
-            given = torch.where(mute.view(-1, 1, 1), blank, words)
-            target = torch.where(mute.view(-1, 1, 1, 1), u, u + shape.factor * (c - u))
-            guess = unet(noisy, t, given).sample
-        loss = F.mse_loss(guess.float(), target)
-        opt.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        opt.step()
-        average.update(unet, min(0.999, (1 + step) / (10 + step)))
-        if step % 200 == 0 or step == shape.steps - 1:
-            log.info("guidance %d/%d loss %.5f, %.0f s", step, shape.steps, loss.item(), time.monotonic() - began)
-    save_checkpoint(path, state, shape.steps)
-    average.into(unet)
-    return unet.eval()

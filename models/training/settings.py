@@ -74,11 +74,17 @@ class DiffusionSettings:
 
 @dataclass(frozen=True)
 class GuidanceSettings:
-    """The calibration of the guidance scale."""
+    """The calibration of the guidance scale and of negative prompts."""
 
+    scenes: int
+    pairs: int
+    batch: int
     steps: int
     rate: float
+    ema: float
     factor: float
+    negatives: float
+    blend: float
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,12 @@ def load_tokenizer(folder: Path) -> Any:
     )
 
 
+def pipeline_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer of a pipeline folder."""
+    kind: Any = CLIPTokenizer
+    return kind.from_pretrained(folder / "tokenizer")
+
+
 def encoder_of(tokenizer: Any) -> Callable[[list[str]], NDArray[np.uint16]]:
     """Return a function from texts to token ids, [n, 77], as the pipeline pads and cuts them."""
 
@@ -119,4 +125,12 @@ def new_text_encoder(settings: Settings, tokenizer: Any) -> Any:
     return CLIPTextModel(config)
 
 
-__all__ = ["LENGTH", "SEED_PROMPT", "encoder_of", "load_tokenizer", "new_text_encoder", "train_tokenizer"]
+__all__ = [
+    "LENGTH",
+    "SEED_PROMPT",
+    "encoder_of",
+    "load_tokenizer",
+    "new_text_encoder",
+    "pipeline_tokenizer",
+    "train_tokenizer",
+]

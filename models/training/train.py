@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import data, dataset, diffusion, evaluate, export, judging, text, vae
+from . import data, dataset, diffusion, evaluate, export, guidance, judging, text, vae
 from .compose import Composer
 from .settings import ROOT, Settings, read
 
@@ -85,6 +85,8 @@ class Run:
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer, trained when it is not there."""
+        if self.further is not None:
+            return text.pipeline_tokenizer(self.further)
         folder = self.settings.work / "tokenizer"
         if not (folder / "merges.txt").exists():
             text.train_tokenizer(self.sprites, self.settings, folder)
@@ -111,36 +113,60 @@ class Run:
     @cached_property
     def latents(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The training set of the diffusion model."""
-        began, shape = time.monotonic(), self.settings.data
+        shape = self.settings.data
         path = self.settings.work / "latents.pt"
         if path.exists():
             saved = torch.load(path, map_location=self.device, weights_only=True)
             return saved["latents"], saved["ids"]
-        autoencoder = self.vae
+        result = self.encode(shape.scenes, self.settings.seed + 13)
+        torch.save({"latents": result[0], "ids": result[1]}, path)
+        return result
+
+    def encode(self, number: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give latents and captions of new scenes."""
+        began, autoencoder = time.monotonic(), self.vae
         result = dataset.encode_scenes(
             self.composer,
             self.sprites,
-            shape.scenes,
-            self.settings.seed + 13,
-            shape.captions,
+            number,
+            seed,
+            self.settings.data.captions,
             lambda images: vae.encode(autoencoder, images),
             text.encoder_of(self.tokenizer),
         )
         z = result[0][:2000].float()
-        log.info(
-            "encoded %d scenes in %.0f s; mean %.3f std %.3f",
-            len(result[0]),
-            time.monotonic() - began,
-            z.mean(),
-            z.std(),
-        )
-        torch.save({"latents": result[0], "ids": result[1]}, path)
+        log.info("encoded %d scenes in %.0f s; mean %.3f std %.3f", number, time.monotonic() - began, z.mean(), z.std())
         return result
+
+    def calibrate(self, encoder: Any, unet: Any) -> Any:
+        """Run the guidance stage."""
+        shape, seed, autoencoder = self.settings.guidance, self.settings.seed, self.vae
+        plain = self.encode(shape.scenes, seed + 15)
+        began = time.monotonic()
+        pairs = dataset.encode_pairs(
+            self.composer,
+            self.sprites,
+            shape.pairs,
+            seed + 16,
+            lambda images: vae.encode(autoencoder, images),
+            text.encoder_of(self.tokenizer),
+        )
+        log.info("encoded %d pairs in %.0f s", shape.pairs, time.monotonic() - began)
+        return guidance.calibrate(
+            self.settings, encoder, unet, plain, pairs, self.tokenizer, self.seconds.get("guidance")
+        )
+
+    def train_guidance(self, folder: Path) -> None:
+        """Run the guidance stage alone, on the text encoder and the UNet of a pipeline folder.
+
+        Args:
+            folder: A pipeline that has not been through this stage: a second time would weaken the prompt again.
+        """
+        encoder, unet = diffusion.parts(self.settings, self.tokenizer, torch.device(self.device), folder)
+        self.finish(self.vae, encoder, self.calibrate(encoder, unet), self.out)
 
     def train_all(self) -> None:
         """Run every stage."""
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
         autoencoder = self.vae
         self.__dict__.pop("pool", None)
         self.train_judge()
@@ -150,7 +176,9 @@ class Run:
         if self.settings.guidance.steps:
             self.finish(autoencoder, encoder, unet, self.settings.work / "before", quick=True)
             encoder, unet = encoder.to(self.device, torch.float32), unet.to(self.device, torch.float32)
-            unet = diffusion.calibrate(self.settings, encoder, unet, *self.latents, self.tokenizer)
+            autoencoder.to(self.device, torch.float32)
+            self.__dict__.pop("latents", None)
+            unet = self.calibrate(encoder, unet)
         self.finish(autoencoder, encoder, unet, self.out)
 
     def finish(self, autoencoder: Any, encoder: Any, unet: Any, folder: Path, *, quick: bool = False) -> None:
@@ -173,11 +201,14 @@ def main() -> None:
     parser.add_argument("--judge", type=Path, default=ROOT / "models" / "judge")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
-        "--only", choices=("all", "evaluate"), default="all", help="evaluate: score the folder that is there"
+        "--only",
+        choices=("all", "guidance", "evaluate"),
+        default="all",
+        help="guidance: run that stage on the folder that --further names; evaluate: score the folder that is there",
     )
     parser.add_argument("--further", type=Path, help="a pipeline folder to train further; its autoencoder stays")
     parser.add_argument(
-        "--seconds", action="append", default=[], metavar="STAGE=N", help="fill a time (vae, diffusion)"
+        "--seconds", action="append", default=[], metavar="STAGE=N", help="fill a time (vae, diffusion, guidance)"
     )
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -189,7 +220,14 @@ def main() -> None:
         (args.out / "scores.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
         log.info("scores\n%s", evaluate.report(table))
         return
-    run.train_all()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    if args.only == "guidance":
+        if args.further is None:
+            parser.error("--only guidance needs --further, a folder that was not calibrated")
+        run.train_guidance(args.further)
+    else:
+        run.train_all()
 
 
 if __name__ == "__main__":

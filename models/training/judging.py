@@ -113,25 +113,26 @@ def loss_of(answers: dict[str, Tensor], shown: Tensor, labels: Tensor) -> Tensor
     return total + 0.5 * F.cross_entropy(answers["relation"], labels[:, 2])
 
 
-def accuracy(answers: dict[str, Tensor], pool: Pool) -> dict[str, float]:
+def accuracy(answers: dict[str, Tensor], pool: Pool) -> dict[str, float | None]:
     """Compare answers with what was composed.
 
     Returns:
         Shares: of shown subjects that are seen, of seen subjects that are shown, and of backgrounds, counts and
-        relations that are right.
+        relations that are right; None where there is nothing to be right about.
     """
     shown, labels = pool.shown.cpu().bool(), pool.labels.cpu()
     seen = answers["subjects"].sigmoid() >= 0.5
     single, paired = labels[:, 1] >= 0, labels[:, 2] > 0
 
-    def right(name: str, k: int, rows: Tensor) -> float:
-        return float((answers[name].argmax(1) == labels[:, k])[rows].float().mean())
+    def right(name: str, k: int, rows: Tensor) -> float | None:
+        agreed = (answers[name].argmax(1) == labels[:, k])[rows]
+        return round(float(agreed.float().mean()), 4) if len(agreed) else None
 
     return {
         "images": len(shown),
         "subjects_seen": round(float((seen & shown).sum() / shown.sum()), 4),
         "seen_are_shown": round(float((seen & shown).sum() / seen.sum().clamp(min=1)), 4),
-        "background": round(right("background", 0, labels[:, 0] >= 0), 4),
-        "count": round(right("count", 1, single), 4),
-        "relation": round(right("relation", 2, paired), 4),
+        "background": right("background", 0, labels[:, 0] >= 0),
+        "count": right("count", 1, single),
+        "relation": right("relation", 2, paired),
     }

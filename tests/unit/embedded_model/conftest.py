@@ -1,4 +1,4 @@
-"""Makes `models.training` and the judge importable: they are no installed packages."""
+"""Makes `models.training`, the judge and this folder's pictures importable: they are no installed packages."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import random
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,26 +12,12 @@ from hypothesis import strategies as st
 from models.training.backgrounds import BACKGROUNDS
 from models.training.captions import SEED_PROMPT, caption, plain_prompt
 from models.training.compose import Composer, pack
-from models.training.data import SIZE, Sprites, family, with_legs
+from models.training.data import family, with_legs
 from models.training.dataset import label
 from models.training.scenes import RELATIONS, Sampler, Scene, held_out
 from models.training.subjects import by_name, plural_of, subjects
+from plain_sprites import SPRITES
 
-
-def _sprites() -> Sprites:
-    """One plain square a subject, in a colour of its own, instead of the pictures (which only training fetches)."""
-    number = len(subjects())
-    pixels = np.zeros((number + 5, SIZE, SIZE, 4), np.uint8)
-    inner = slice(48, 208)
-    for i in range(len(pixels)):
-        pixels[i, inner, inner] = (37 * i % 256, 91 * i % 256, 53 * i % 256, 255)
-    boxes = np.tile(np.array([48, 48, 208, 208], np.float32), (len(pixels), 1))
-    profiles = np.full((len(pixels), SIZE), 48, np.float32)
-    named = {name: number + i for i, name in enumerate(("earth", "full moon", "planet", "palm", "shell"))}
-    return Sprites(pixels, boxes, profiles, list(range(number)), [[i] for i in range(number)], {}, named)
-
-
-SPRITES = _sprites()
 seeds = st.integers(0, 2**32)
 few = settings(max_examples=25)
 

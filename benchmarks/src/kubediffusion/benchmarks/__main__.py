@@ -13,7 +13,18 @@ from typing import Any
 
 import uvloop
 
-from kubediffusion.benchmarks import documents, latency, machine, peers, polling, site, sizes, steady, throughput
+from kubediffusion.benchmarks import (
+    documents,
+    latency,
+    machine,
+    peers,
+    polling,
+    profiles,
+    site,
+    sizes,
+    steady,
+    throughput,
+)
 from kubediffusion.benchmarks.site import BenchmarkError, Site
 from kubediffusion.benchmarks.sizes import Sizes
 from kubediffusion.local import installation
@@ -42,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="kubediffusion.benchmarks", description="Measure the control path.")
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)} (default all)")
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that all works, measures nothing")
+    parser.add_argument("--profile", action="store_true", help=f"write the API server's profile too: {profiles.FILE}")
     parser.add_argument("--docs", action="store_true", help="write the tables into docs/performance.md")
     parser.add_argument(
         "--from", dest="source", type=Path, metavar="FILE", help="measure nothing; render these results"
@@ -59,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.source:
             results = json.loads(options.source.read_text())
         else:
-            results = measure(options.suites or list(SUITES), sizes.from_options(options), options.output)
+            wanted = sizes.from_options(options)
+            results = measure(options.suites or list(SUITES), wanted, options.output, profile=options.profile)
         sys.stdout.write(documents.write(results, options.output))
         if options.docs:
             documents.publish(results, options.output)
@@ -68,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(1) from None
 
 
-def measure(suites: Sequence[str], wanted: Sizes, output: Path) -> dict[str, Any]:
+def measure(suites: Sequence[str], wanted: Sizes, output: Path, *, profile: bool) -> dict[str, Any]:
     """Run suites on a cluster of their own, and give their results; each is saved as soon as it is there."""
     described = machine.describe()
     settings = ClusterSettings(gpus=0, cpu=CPUS, backoff=Backoff(initial=0.5, limit=2.0))
@@ -77,11 +90,17 @@ def measure(suites: Sequence[str], wanted: Sizes, output: Path) -> dict[str, Any
             cluster = stack.enter_context(LocalCluster(settings))
         cluster.apply(installation.cluster_scoped())
         cluster.store.create_bucket(installation.BUCKET)
-        return uvloop.run(run(cluster, described, suites, wanted, output))
+        return uvloop.run(run(cluster, described, suites, wanted, output, profile=profile))
 
 
 async def run(
-    cluster: LocalCluster, described: dict[str, str], suites: Sequence[str], wanted: Sizes, output: Path
+    cluster: LocalCluster,
+    described: dict[str, str],
+    suites: Sequence[str],
+    wanted: Sizes,
+    output: Path,
+    *,
+    profile: bool = False,
 ) -> dict[str, Any]:
     """Run suites on a cluster, and give their results by name."""
     results: dict[str, Any] = {}
@@ -92,6 +111,9 @@ async def run(
                     found = await SUITES[name](studio, wanted)
                 results[name] = {"machine": described, **found}
                 documents.save(results, output)
+        if profile:
+            with step("Profiling the API server"):
+                await profiles.write(studio, output)
     return results
 
 

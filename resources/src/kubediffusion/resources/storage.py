@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypedDict
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.handlers import add_expect_header
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -80,6 +81,9 @@ class ImageStorage:
             user_agent="kubediffusion",
         )
         self._client: S3Client = boto3.session.Session().client("s3", config=config, endpoint_url=endpoint)
+        # boto3 asks for leave before it sends a body: one more way there and back for each image, and no image is so
+        # long that it pays.
+        self._client.meta.events.unregister("before-call.s3", add_expect_header)
 
     def uri(self, key: str) -> str:
         """Give the s3:// address of a key."""

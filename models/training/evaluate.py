@@ -129,7 +129,8 @@ class Scores:
         self.about = json.loads((judge_folder / "judge.json").read_text(encoding="utf-8"))
         self.paint = load(folder, device, settings)
         self.composer = Composer(sprites, device, settings.data.size)
-        self.sampler = Sampler(sprites, Random(settings.seed + 7))  # noqa: S311 - scenes, no secrets
+        self.sprites = sprites
+        self.sampler = self._new_sampler(7)
         self.generator = torch.Generator(device).manual_seed(settings.seed + 7)
 
     def composed(self, scenes: list[Scene]) -> Tensor:
@@ -199,8 +200,12 @@ class Scores:
         log.info("scored in %.0f s", time.monotonic() - began)
         return table
 
+    def _new_sampler(self, seed: int) -> Sampler:
+        return Sampler(self.sprites, Random(self.settings.seed + seed))  # noqa: S311 - scenes, no secrets
+
     def glance(self) -> dict[str, Any]:
-        """Take a few scores in a few seconds, at several guidance scales."""
+        """Take a few scores in a few seconds, of the same scenes each time."""
+        self.sampler = self._new_sampler(8)
         pairs = unseen_scenes(self.sampler, 100, lambda s: len(s.items) == 2)
         table: dict[str, Any] = {f"pairs at {g}": self.guidance(g, pairs) for g in (5.0, 7.5, 9.0, 12.0)}
         return table | {"negative": self.negative(100), "junk": self.junk(pairs), "diversity": self.diversity(8)}

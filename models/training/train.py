@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
+SHARES = (0.0, 0.35, 0.5, 0.65, 0.8, 1.0)
+"""Of the guidance stage's student, see `Run.weigh`."""
 
 
 class Run:
@@ -165,6 +167,20 @@ class Run:
         encoder, unet = diffusion.parts(self.settings, self.tokenizer, torch.device(self.device), folder)
         self.finish(self.vae, encoder, self.calibrate(encoder, unet), self.out)
 
+    def weigh(self, folder: Path) -> None:
+        """Score several shares of the guidance stage's student, to choose `guidance.blend` by.
+
+        Args:
+            folder: The pipeline that the stage began with.
+        """
+        student = torch.load(self.settings.work / "guidance.pt", map_location=self.device, weights_only=True)["average"]
+        scores = evaluate.Scores(self.settings, self.sprites, folder, self.judge, self.device)
+        unet = scores.paint.pipe.unet
+        teacher = {name: weight.clone() for name, weight in unet.state_dict().items()}
+        for share in SHARES:
+            unet.load_state_dict({name: old.float().lerp(student[name], share) for name, old in teacher.items()})
+            log.info("share %.2f: %s", share, scores.glance())
+
     def train_all(self) -> None:
         """Run every stage."""
         autoencoder = self.vae
@@ -202,9 +218,10 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--only",
-        choices=("all", "guidance", "evaluate"),
+        choices=("all", "guidance", "shares", "evaluate"),
         default="all",
-        help="guidance: run that stage on the folder that --further names; evaluate: score the folder that is there",
+        help="guidance: run that stage on the folder that --further names; shares: score how much of it to ship; "
+        "evaluate: score the folder that is there",
     )
     parser.add_argument("--further", type=Path, help="a pipeline folder to train further; its autoencoder stays")
     parser.add_argument(
@@ -222,12 +239,14 @@ def main() -> None:
         return
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
-    if args.only == "guidance":
-        if args.further is None:
-            parser.error("--only guidance needs --further, a folder that was not calibrated")
+    if args.only == "all":
+        run.train_all()
+    elif args.further is None:
+        parser.error(f"--only {args.only} needs --further, a folder that has not been through the guidance stage")
+    elif args.only == "guidance":
         run.train_guidance(args.further)
     else:
-        run.train_all()
+        run.weigh(args.further)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 
-from kubediffusion.operator.scheduling import ModelView, order_key
+from kubediffusion.operator.views import ModelView, order_key
 from kubediffusion.operator.workers import (
     BatchJob,
     BatchJobSpec,

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kubediffusion.operator.actions import Bind, CreateWorker, DeleteWorker, Explain, Finish, Requeue
-from kubediffusion.operator.scheduling import LIVE, Knobs, ModelView, order_key, plan_model
+from kubediffusion.operator.scheduling import plan_model
+from kubediffusion.operator.views import LIVE, Knobs, ModelView, order_key
 from kubediffusion.operator.workers import BatchJobStatus, PlatformCondition, Worker, WorkerState
 from kubediffusion.resources.errors import ErrorCode
 from kubediffusion.resources.generation_job import GenerationJob, Phase

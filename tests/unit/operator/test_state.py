@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kubediffusion.operator.agenda import Agenda
-from kubediffusion.operator.scheduling import order_key
 from kubediffusion.operator.state import Latest, Listing, NamespaceState
+from kubediffusion.operator.views import order_key
 from kubediffusion.operator.workers import Pod, WorkerState
 from kubediffusion.resources.base import ObjectMeta
 from kubediffusion.resources.conditions import ConditionStatus, WaitingReason, with_condition

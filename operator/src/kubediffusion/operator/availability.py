@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 
-from kubediffusion.operator.scheduling import LoadFailure, ModelView, back_off_until, load_failure
+from kubediffusion.operator.scaling import LoadFailure, back_off_until, load_failure
+from kubediffusion.operator.views import ModelView
 from kubediffusion.operator.workers import WorkerState
 from kubediffusion.resources import meta
 from kubediffusion.resources.conditions import ConditionStatus, ModelCondition, ModelReason, find, with_condition

@@ -16,11 +16,12 @@ from kubediffusion.operator.events import Events
 from kubediffusion.operator.job_writes import JobWrites
 from kubediffusion.operator.manifests import WorkerDefaults, template_hash
 from kubediffusion.operator.retention import ImageRemover, Retention
-from kubediffusion.operator.scheduling import Knobs, ModelView, Plan, deadline, judge, plan_model
+from kubediffusion.operator.scheduling import deadline, judge, plan_model
 from kubediffusion.operator.settings import Settings
 from kubediffusion.operator.state import Namespaces, NamespaceState
 from kubediffusion.operator.strays import plan_orphans, plan_suspended
 from kubediffusion.operator.telling import ExplanationBudget, ModelReports, Teller
+from kubediffusion.operator.views import Knobs, ModelView, Plan
 from kubediffusion.operator.worker_writes import WorkerWrites
 from kubediffusion.operator.workers import BatchJob, Pod
 from kubediffusion.resources.client import KubernetesError

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 from sortedcontainers import SortedKeyList
 
-from kubediffusion.operator.scheduling import ModelView, order_key
+from kubediffusion.operator.views import ModelView, order_key
 from kubediffusion.operator.workers import BatchJob, Pod, Worker, WorkerState
 from kubediffusion.resources.base import KubernetesObject
 from kubediffusion.resources.conditions import JobCondition, WaitingReason, find

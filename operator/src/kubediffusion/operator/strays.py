@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime as dt
 
 from kubediffusion.operator.actions import Action, Explain, Finish
-from kubediffusion.operator.scheduling import Knobs, Plan
 from kubediffusion.operator.state import NamespaceState
+from kubediffusion.operator.views import Knobs, Plan
 from kubediffusion.resources.conditions import JobCondition, WaitingReason, find
 from kubediffusion.resources.errors import ErrorCode
 from kubediffusion.resources.generation_job import GenerationJob, Phase

@@ -9,7 +9,7 @@ from kubediffusion.operator import metrics
 from kubediffusion.operator.actions import Bind, Explain, JobAction, ReportModel, Requeue
 from kubediffusion.operator.availability import model_status
 from kubediffusion.operator.events import Event, Events
-from kubediffusion.operator.scheduling import ModelView
+from kubediffusion.operator.views import ModelView
 from kubediffusion.operator.workers import WorkerState
 from kubediffusion.resources.conditions import JobReason, ModelCondition, ModelReason, WaitingReason, find
 from kubediffusion.resources.diffusion_model import DiffusionModel

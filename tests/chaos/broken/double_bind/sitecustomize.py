@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from kubediffusion.operator import scheduling
-from kubediffusion.operator.scheduling import ModelView, Released
+from kubediffusion.operator.scheduling import Released
+from kubediffusion.operator.views import ModelView
 
 release = scheduling.release
 

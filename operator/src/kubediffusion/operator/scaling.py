@@ -1,0 +1,150 @@
+"""How many workers there are, and when the next one may start: decided from the view of one model. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+import math
+from dataclasses import dataclass
+
+from kubediffusion.operator.actions import Action, CreateWorker, DeleteWorker
+from kubediffusion.operator.views import LIVE, NEVER, ModelView, Plan
+from kubediffusion.operator.workers import Worker, WorkerState
+from kubediffusion.resources import meta
+from kubediffusion.resources.backoff import pause_after
+
+FIRST_BACK_OFF = 10.0
+"""Seconds until the next worker after two crashes in a row; after one it starts at once."""
+LONGEST_BACK_OFF = 300.0
+"""Seconds until the next worker at most."""
+FIRST_RELOAD = 300.0
+"""Seconds until a model that could not be loaded may be tried again: not all of the cause is in its spec."""
+LONGEST_RELOAD = 3600.0
+"""Seconds until then at most."""
+KEPT_FAILURES = 7
+"""Failed workers kept as the record of a model's crashes: their number sets the pause before the next."""
+
+
+@dataclass(frozen=True)
+class LoadFailure:
+    """A model that cannot be loaded.
+
+    Attributes:
+        reason: What the worker said.
+        until: When it may be tried again; None where that is not known yet.
+    """
+
+    reason: str
+    until: dt.datetime | None
+
+
+def load_failure(view: ModelView, now: dt.datetime) -> LoadFailure | None:
+    """Give why the model cannot be loaded; None when it can be, nobody knows yet, or it is time to try again.
+
+    A corrected spec makes another template, of which nothing is known. What else it was (a Secret, a volume, a
+    bucket) may be mended without the operator seeing it, so after a pause the failure counts no more. The failed
+    workers are the record of the tries, as :func:`back_off_until` has it.
+    """
+    failed = [w for w in view.failures if w.bad_model is not None]
+    if not failed or view.current(WorkerState.READY):
+        return None
+    reason, at = failed[-1].bad_model or "", failed[-1].failed_at
+    if at is None:
+        # Its Job will say in a moment.
+        return LoadFailure(reason, None)
+    until = at + dt.timedelta(seconds=pause_after(len(failed), FIRST_RELOAD, LONGEST_RELOAD))
+    return LoadFailure(reason, until) if now < until else None
+
+
+def scale(view: ModelView, now: dt.datetime, backlog: int, newly_bound: frozenset[str] | set[str]) -> Plan:
+    """Create workers up to what the backlog asks for, and delete those that are outdated, failed or idle for long.
+
+    Args:
+        view: What is observed.
+        now: The time.
+        backlog: Places of a batch that the jobs take which wait and found no room in this pass.
+        newly_bound: Pods that get a job in this pass.
+    """
+    settings = view.model.spec.workers
+    actions: list[Action] = []
+    looks: list[dt.datetime] = []
+    live = view.current(*LIVE)
+    # One that is going holds its GPU until its Pod has ended, or its node is lost.
+    held = [w for w in view.workers if w.state in LIVE or (w.pod is not None and not w.pod.finished and not w.lost)]
+    looks += [w.lost_at for w in view.workers if w.lost_at is not None and not w.lost]
+    load = sum(view.load(w) for w in live)
+    wanted = min(max(math.ceil((backlog + load) / view.batch), settings.min_replicas), settings.max_replicas)
+
+    actions += _forget_failures(view, view.failures)
+    missing = min(wanted - len(live), settings.max_replicas - len(held))
+    failure = load_failure(view, now)
+    if failure is not None:
+        looks += [failure.until] if failure.until is not None else []
+    elif missing > 0:
+        allowed = back_off_until(view.crashes)
+        if allowed is not None and now < allowed:
+            looks.append(allowed)
+        else:
+            taken = {w.name for w in view.workers}
+            names = (
+                ordinal
+                for ordinal in itertools.count()
+                if meta.worker_job_name(view.model.name, view.template_hash, ordinal) not in taken
+            )
+            actions += [
+                CreateWorker(view.model, view.template_hash, ordinal) for ordinal in itertools.islice(names, missing)
+            ]
+
+    for worker in view.workers:
+        ended = worker.job.complete or worker.lost
+        if ended and worker.job.metadata.deletion_timestamp is None and not view.jobs_of(worker):
+            # It was told to go by somebody else: a drain, or a Pod that was deleted.
+            actions.append(_delete(worker, "its node is silent" if worker.lost else "it has ended"))
+        outdated = worker.template_hash != view.template_hash and worker.state in LIVE
+        if outdated and not view.jobs_of(worker):
+            actions.append(_delete(worker, "the model's spec has changed"))
+    idle = [
+        (w.idle_since, w)
+        for w in view.current(WorkerState.READY)
+        if w.idle_since is not None
+        and w.pod is not None
+        and w.pod.metadata.name not in newly_bound
+        and not view.jobs_of(w)
+    ]
+    surplus = len(live) - wanted
+    for since, worker in sorted(idle, key=lambda pair: pair[0])[: max(surplus, 0)]:
+        due = since + dt.timedelta(seconds=settings.idle_seconds)
+        if now >= due:
+            actions.append(_delete(worker, f"idle for {settings.idle_seconds} s"))
+        else:
+            looks.append(due)
+    return Plan(tuple(actions), min(looks, default=None))
+
+
+def back_off_until(failures: list[Worker]) -> dt.datetime | None:
+    """Give when the next worker may start after so many crashes in a row: at once after one, then after pauses.
+
+    The failed workers themselves are the record, so a restarted operator pauses just as long.
+    """
+    times = [w.failed_at for w in failures if w.failed_at is not None]
+    if len(failures) < 2 or not times:
+        return None
+    pause = pause_after(len(failures) - 1, FIRST_BACK_OFF, LONGEST_BACK_OFF)
+    return max(times) + dt.timedelta(seconds=pause)
+
+
+def _forget_failures(view: ModelView, failures: list[Worker]) -> list[DeleteWorker]:
+    actions = []
+    gone = [w for w in view.workers if w.state is WorkerState.FAILED and w.template_hash != view.template_hash]
+    actions += [_delete(w, "the model's spec has changed") for w in gone if not view.jobs_of(w)]
+    if view.current(WorkerState.READY):
+        actions += [_delete(w, "another worker is ready") for w in failures if not view.jobs_of(w)]
+    else:
+        oldest = sorted(failures, key=lambda w: (w.job.metadata.creation_timestamp or NEVER, w.name))
+        actions += [_delete(w, "enough later ones have failed") for w in oldest[:-KEPT_FAILURES]]
+    return actions
+
+
+def _delete(worker: Worker, reason: str) -> DeleteWorker:
+    metadata = worker.job.metadata
+    return DeleteWorker(metadata.namespace, metadata.name, metadata.uid, reason)

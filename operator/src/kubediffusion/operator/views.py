@@ -1,0 +1,104 @@
+"""What a pass decides from, and what it answers with: the view of one model, the knobs, a plan. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from kubediffusion.operator.actions import Action
+from kubediffusion.operator.workers import Worker, WorkerState
+from kubediffusion.resources.diffusion_model import DiffusionModel
+from kubediffusion.resources.generation_job import GenerationJob
+from kubediffusion.resources.order import QueueKey, queue_key
+
+LIVE = frozenset({WorkerState.QUEUED, WorkerState.STARTING, WorkerState.READY})
+
+NEVER = dt.datetime.max.replace(tzinfo=dt.UTC)
+"""Where a moment is not known yet: after all others."""
+
+
+def order_key(job: GenerationJob) -> QueueKey[dt.datetime]:
+    """Give what the queue is sorted by."""
+    return queue_key(job.spec.priority, job.metadata.creation_timestamp or NEVER, job.name)
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """Settings of the scheduler.
+
+    Attributes:
+        batches_ahead: Batches bound to a worker at most.
+        explain_after: How long a job waits before it says why.
+        model_grace: How long a job waits for a model that does not exist.
+    """
+
+    batches_ahead: int = 2
+    explain_after: dt.timedelta = dt.timedelta(seconds=1)
+    model_grace: dt.timedelta = dt.timedelta(seconds=30)
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """Everything that a decision about one model rests on.
+
+    Attributes:
+        model: The model.
+        template_hash: Hash of the worker template that its spec gives now.
+        waiting: Jobs that wait for it, in order of :func:`order_key`. Read lazily: a pass looks at as many as it binds.
+        waiting_count: How many those are.
+        waiting_slots: The places of a batch that they take.
+        workers: All its workers, of any template.
+        bound: Jobs that workers have, by the name of the Pod.
+        refusal: Why the API server does not take a new worker's Job; empty while it does.
+    """
+
+    model: DiffusionModel
+    template_hash: str
+    waiting: Iterable[GenerationJob] = ()
+    waiting_count: int = 0
+    waiting_slots: int = 0
+    workers: tuple[Worker, ...] = ()
+    bound: Mapping[str, tuple[GenerationJob, ...]] = field(default_factory=dict)
+    refusal: str = ""
+
+    @property
+    def batch(self) -> int:
+        """Images that a worker runs together."""
+        return self.model.spec.workers.max_batch_size
+
+    def current(self, *states: WorkerState) -> list[Worker]:
+        """Give the workers of today's template that are in one of the states."""
+        return [w for w in self.workers if w.template_hash == self.template_hash and w.state in states]
+
+    @property
+    def crashes(self) -> list[Worker]:
+        """The failed workers of today's template that say nothing of the model, the latest last."""
+        return [w for w in self.failures if w.bad_model is None]
+
+    @property
+    def failures(self) -> list[Worker]:
+        """The failed workers of today's template, the latest last."""
+        failed = self.current(WorkerState.FAILED)
+        # What its Job does not say yet has just happened.
+        return sorted(failed, key=lambda w: (w.failed_at or NEVER, w.name))
+
+    def slots(self, job: GenerationJob) -> int:
+        """Give the places of a batch that a job takes: one that has more images runs in several, of one worker."""
+        return min(job.spec.num_images or 1, self.batch)
+
+    def load(self, worker: Worker) -> int:
+        """Give the places that a worker's jobs take."""
+        return sum(map(self.slots, self.jobs_of(worker)))
+
+    def jobs_of(self, worker: Worker) -> tuple[GenerationJob, ...]:
+        """Give the jobs that a worker has."""
+        return self.bound.get(worker.pod.metadata.name, ()) if worker.pod is not None else ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do now, and when to look again if nothing happens before."""
+
+    actions: tuple[Action, ...]
+    next_look: dt.datetime | None = None

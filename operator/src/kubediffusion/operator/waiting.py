@@ -1,0 +1,64 @@
+"""Why jobs wait: which of them say so now, and in which words. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+from collections.abc import Iterator
+
+from kubediffusion.operator.actions import Explain
+from kubediffusion.operator.scaling import back_off_until
+from kubediffusion.operator.views import Knobs, ModelView, Plan
+from kubediffusion.operator.workers import WorkerState
+from kubediffusion.resources.conditions import ConditionStatus, JobCondition, WaitingReason, find
+from kubediffusion.resources.generation_job import GenerationJob
+
+
+def explain(view: ModelView, rest: Iterator[GenerationJob], now: dt.datetime, knobs: Knobs, explanations: int) -> Plan:
+    """Say why jobs wait: each that has waited long enough and does not say so yet, from the head, so many a pass."""
+    if explanations <= 0:
+        return Plan((), now + dt.timedelta(seconds=1) if view.waiting_count else None)
+    reason, message = waiting_reason(view, now)
+    actions: list[Explain] = []
+    # The head of the queue is what people ask about; looking further costs every pass.
+    for job in itertools.islice(rest, 100):
+        due = (job.metadata.creation_timestamp or now) + knobs.explain_after
+        if now < due:
+            return Plan(tuple(actions), due)
+        said = find(job.status.conditions, JobCondition.SCHEDULED)
+        if said is not None and said.status == ConditionStatus.FALSE and said.reason == reason:
+            continue
+        if len(actions) >= explanations:
+            return Plan(tuple(actions), now + dt.timedelta(seconds=1))
+        actions.append(Explain(job, reason, message))
+    return Plan(tuple(actions))
+
+
+def waiting_reason(view: ModelView, now: dt.datetime) -> tuple[WaitingReason, str]:
+    """Give why a job of this model waits, for programs and for people."""
+    settings = view.model.spec.workers
+    ready = view.current(WorkerState.READY)
+    starting = view.current(WorkerState.STARTING)
+    failures = view.crashes
+    stuck = [w.pod.unschedulable for w in starting if w.pod is not None and w.pod.unschedulable]
+    if ready:
+        message = f"ready workers of model {view.model.name}: {len(ready)}, all with their fill"
+        message += f"; maxReplicas is {settings.max_replicas}"
+        message += f"; {placed} starting" if (placed := len(starting) - len(stuck)) else ""
+        message += f"; {len(stuck)} without a node: {stuck[0]}" if stuck else ""
+        return WaitingReason.WORKERS_BUSY, message
+    if stuck:
+        return WaitingReason.WORKER_UNSCHEDULABLE, f"no node takes a worker of model {view.model.name}: {stuck[0]}"
+    if view.refusal:
+        return WaitingReason.WORKER_REFUSED, f"no worker of model {view.model.name} can be created: {view.refusal}"
+    if blocked := [w.pod.blocked for w in starting if w.pod is not None and w.pod.blocked]:
+        return WaitingReason.WORKER_CANNOT_START, f"a worker of model {view.model.name} cannot start: {blocked[0]}"
+    if starting:
+        return WaitingReason.WORKER_STARTING, f"a worker is loading model {view.model.name}"
+    if view.current(WorkerState.QUEUED):
+        return WaitingReason.WORKER_QUEUED, f"Kueue has not admitted a worker to queue {settings.queue_name} yet"
+    allowed = back_off_until(failures)
+    if failures and allowed is not None and now < allowed:
+        message = f"{len(failures)} workers of model {view.model.name} crashed in a row; the next one starts at "
+        return WaitingReason.WORKER_BACK_OFF, f"{message}{allowed:%H:%M:%S} UTC. Last: {failures[-1].crash}"
+    return WaitingReason.WORKER_STARTING, f"a worker of model {view.model.name} is being created"

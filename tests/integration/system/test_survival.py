@@ -10,6 +10,7 @@ import pytest
 from studio import LONG, STANDIN, STEPS, Witness, standin_model
 
 from kubediffusion.local.testing import eventually
+from kubediffusion.resources import meta
 from kubediffusion.resources.client import ConflictError, InvalidError
 from kubediffusion.resources.generation_job import Phase
 
@@ -54,6 +55,9 @@ async def test_a_job_survives_the_loss_of_its_workers_node(open_studio):
         again = await studio.until("long", "bound again", lambda job: job.status.attempt > running.status.attempt)
         assert again.status.worker != running.status.worker
         job = await studio.phase("long", Phase.SUCCEEDED)
+        # The place is another's, who waits for a node that answers.
+        waiting = {pod["metadata"]["name"] for pod in studio.namespace.list("pods", meta.WORKER_SELECTOR)}
+        assert len(waiting - {running.status.worker, again.status.worker}) == 1
     finally:
         node.signal(signal.SIGCONT)
     studio.assert_images_are_true(job)

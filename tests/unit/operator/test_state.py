@@ -279,6 +279,19 @@ def test_a_worker_whose_end_nobody_tells_of_is_lost_some_time_after_its_grace():
     ]
 
 
+def test_the_pod_of_a_deleted_job_is_not_its_namesakes():
+    """A worker on a lost node is replaced under the same name, and stays for as long as its node is silent."""
+    state = state_of(told_to_go(grace=5))
+    only_view(state, after(0))
+    state.drop_batch_job(worker(0, WorkerState.READY).job)
+    fresh = worker(0, WorkerState.STARTING).job
+    metadata = fresh.metadata.model_copy(update={"uid": "another", "resource_version": "2"})
+    state.put_batch_job(fresh.model_copy(update={"metadata": metadata}))
+    new, old = only_view(state, after(40)).workers
+    assert (new.name, new.state, new.pod, new.lost) == (fresh.metadata.name, WorkerState.STARTING, None, False)
+    assert (old.state, old.lost, old.pod.metadata.name) == (WorkerState.GOING, True, pod_name(0))
+
+
 def test_a_worker_that_has_ended_is_not_lost():
     going = told_to_go(grace=5)
     state = state_of(going)

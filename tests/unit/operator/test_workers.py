@@ -187,7 +187,7 @@ def test_a_pod_names_the_job_that_made_it():
         {"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "1"},
         {"apiVersion": "batch/v1", "kind": "Job", "name": "emoji-0", "uid": "2"},
     ]
-    assert Pod.from_wire({"metadata": {"name": "p", "ownerReferences": owners}}).batch_job == "emoji-0"
+    assert Pod.from_wire({"metadata": {"name": "p", "ownerReferences": owners}}).batch_job == "2"
     assert Pod.from_wire({"metadata": {"name": "p"}}).batch_job == ""
 
 

@@ -306,7 +306,7 @@ class NamespaceState:
             pods[pod.batch_job] = pod
         workers = defaultdict(list)
         for job in self._batch_jobs.items.values():
-            worker = self._worker(job, pods.pop(job.metadata.name, None), now)
+            worker = self._worker(job, pods.pop(job.uid, None), now)
             workers[job.model].append(self._with_idleness(worker, busy, now))
         for pod in (*pods.values(), *replaced):
             # Its Job is gone, or has another: it is on its way, may still hold a GPU, and may finish what it runs.

@@ -74,8 +74,8 @@ class Pod(KubernetesObject):
 
     @property
     def batch_job(self) -> str:
-        """Name of the batch/v1 Job that made it."""
-        return next((owner.name for owner in self.metadata.owner_references if owner.kind == "Job"), "")
+        """Uid of the batch/v1 Job that made it: another Job may have that one's name by now."""
+        return next((owner.uid for owner in self.metadata.owner_references if owner.kind == "Job"), "")
 
     @property
     def finished(self) -> bool:

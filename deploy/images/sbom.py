@@ -1,10 +1,11 @@
-"""Lists what an image holds, as CycloneDX 1.6: Python distributions and Debian packages. Runs inside the image.
+"""Lists what an image holds, as CycloneDX 1.6: Python, its distributions and Debian packages. Runs inside the image.
 
 It asks nothing of the image but its Python, so that the list is of what is there, not of what was asked for.
 """
 
 import datetime as dt
 import json
+import platform
 import re
 import sys
 import uuid
@@ -19,10 +20,18 @@ DPKG_STATUS = Path("/var/lib/dpkg/status")
 OS_RELEASE = Path("/etc/os-release")
 
 
+def interpreter() -> Component:
+    """Give the component of Python itself, which an official base image has of no package."""
+    version = platform.python_version()
+    purl = f"pkg:generic/python@{version}"
+    return {"type": "application", "bom-ref": purl, "name": "python", "version": version, "purl": purl}
+
+
 def python_components() -> list[Component]:
-    """Give a component for each Python distribution."""
+    """Give a component for each Python distribution: what is installed here, and what the base image's Python has."""
     found: dict[str, Component] = {}
-    for distribution in metadata.distributions():
+    base = f"{sys.base_prefix}/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+    for distribution in metadata.distributions(path=[*sys.path, base]):
         about = distribution.metadata
         name = re.sub(r"[-_.]+", "-", about["Name"]).lower()
         purl = f"pkg:pypi/{name}@{quote(distribution.version)}"
@@ -60,7 +69,7 @@ def debian_components() -> list[Component]:
 
 def bill(image: str, version: str) -> dict[str, Any]:
     """Give the whole document."""
-    components = sorted([*python_components(), *debian_components()], key=lambda c: c["bom-ref"])
+    components = sorted([interpreter(), *python_components(), *debian_components()], key=lambda c: c["bom-ref"])
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
@@ -74,5 +83,6 @@ def bill(image: str, version: str) -> dict[str, Any]:
     }
 
 
-json.dump(bill(*sys.argv[1:3]), sys.stdout, indent=1)
-sys.stdout.write("\n")
+if __name__ == "__main__":
+    json.dump(bill(*sys.argv[1:3]), sys.stdout, indent=1)
+    sys.stdout.write("\n")

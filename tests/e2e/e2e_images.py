@@ -6,6 +6,7 @@ buildah, so a second run builds only what the checkout has changed.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -25,6 +26,16 @@ PAUSE = "localhost/kubediffusion-e2e-pause:1"
 BUSYBOX = Path("/bin/busybox")
 PACKAGES = "python3,python3-venv,ca-certificates"
 MEGABYTES_ABOVE_BASE = {"operator": 250, "api": 250}
+LABELS = ("title", "description", "version", "revision", "licenses", "base.name")
+COMPILERS = ("cc", "c++", "gcc*", "g++*", "clang*", "ld", "as", "make", "cargo", "rustc", "nvcc", "go")
+LEFTOVERS = (
+    *(f"{folder}/{program}" for folder in ("usr/bin", "usr/local/bin", "opt/*/bin") for program in COMPILERS),
+    # What installed the packages; a base image may have a pip of its own.
+    *("opt/*/bin/pip*", "opt/*/bin/uv", "opt/*/lib/python*/site-packages/pip", "uv", "build", "src", "wheels"),
+    # What it had fetched.
+    *("root/.cache/*", "var/cache/uv/*", "var/cache/apt/archives/*.deb", "tmp/*", "tmp/.*"),
+)
+"""Patterns of paths that no image may hold."""
 
 
 def name(part: str, tag: str = TAG) -> str:
@@ -65,6 +76,10 @@ def build_all() -> None:
         settings["UV_NO_CACHE"] = "1"
     run_loudly([build, *PARTS], settings)
     check_sizes(base)
+    for part in PARTS:
+        check_configuration(part)
+        check_contents(part)
+    check_bills()
 
 
 def make_base() -> None:
@@ -92,11 +107,56 @@ def make(folder: Path, image: str, dockerfile: str) -> None:
 
 def check_sizes(base: str) -> None:
     """Fail where an image has grown beyond what it may add to its base."""
-    for part, most in MEGABYTES_ABOVE_BASE.items():
+    for part in PARTS:
         added = (size(name(part)) - size(base)) / 1e6
         say(f"kubediffusion-{part}: {added:.0f} MB above its base")
-        if added > most:
-            sys.exit(f"the image of {part} adds {added:.0f} MB to its base; {most} MB are allowed")
+        most = MEGABYTES_ABOVE_BASE.get(part)
+        require(part, most is None or added < most, f"adds {added:.0f} MB to its base; less than {most} are allowed")
+
+
+def check_configuration(part: str) -> None:
+    """Fail where an image is not labelled as OCI has it, runs as root, or is probed by anybody but Kubernetes."""
+    known = json.loads(run(["buildah", "inspect", "--type=image", name(part)]))
+    configuration = known["OCIv1"]["config"]
+    require(part, configuration["User"] == "65532:65532", f"runs as {configuration['User']}")
+    require(part, configuration["Entrypoint"] == [f"kubediffusion-{part}"], f"starts {configuration['Entrypoint']}")
+    labels = {key.removeprefix("org.opencontainers.image."): value for key, value in configuration["Labels"].items()}
+    require(part, labels.get("title") == f"kubediffusion-{part}", f"has the labels {labels}")
+    require(part, all(labels.get(label) for label in LABELS), f"has the labels {labels}")
+    require(part, not known["Docker"]["config"].get("Healthcheck"), "has a HEALTHCHECK")
+
+
+def check_contents(part: str) -> None:
+    """Fail where an image holds what only builds it: a compiler, an installer, a cache of packages."""
+    container = run(["buildah", "from", "--pull-never", name(part)])
+    try:
+        root = Path(run(["buildah", "mount", container]))
+        for pattern in LEFTOVERS:
+            found = [str(path.relative_to(root)) for path in root.glob(pattern)]
+            require(part, not found, f"holds {', '.join(found[:5])}")
+        packages = next((root / "opt/kubediffusion/lib").glob("python3.*/site-packages"))
+        require(part, (packages / "torch").exists() == (part == "worker"), "holds torch, or ought to")
+    finally:
+        run(["buildah", "rm", container])
+
+
+def check_bills() -> None:
+    """Fail where the bills of materials do not list what is there."""
+    with tempfile.TemporaryDirectory(prefix="kubediffusion-e2e-sbom-") as folder:
+        settings = {"REGISTRY": "localhost", "TAG": TAG, "BUILDER": "buildah", "OUTPUT": folder}
+        run_loudly([REPOSITORY / "deploy" / "images" / "sbom", *PARTS], settings)
+        for part, distribution in {"operator": "kopf", "api": "fastapi", "worker": "torch"}.items():
+            bill = json.loads((Path(folder) / f"kubediffusion-{part}.cdx.json").read_text())
+            listed = {component["purl"].partition("@")[0] for component in bill["components"]}
+            wanted = {f"pkg:pypi/{d}" for d in (distribution, "kubediffusion-resources", f"kubediffusion-{part}")}
+            require(part, wanted <= listed, f"has a bill without {', '.join(wanted - listed)}")
+            require(part, any(purl.startswith("pkg:deb/debian/libc6") for purl in listed), "has a bill without Debian")
+
+
+def require(part: str, holds: bool, what: str) -> None:
+    """End with a message where something does not hold of a part's image."""
+    if not holds:
+        sys.exit(f"the image of {part} {what}")
 
 
 def size(image: str) -> float:

@@ -57,6 +57,13 @@ def values() -> list[dict[str, Any]]:
     return [yaml.safe_load(block) for block in blocks]
 
 
+def manifests() -> list[dict[str, Any]]:
+    """The project's objects that the installation's page has people apply; those of other projects are left out."""
+    blocks = re.findall(r"<<EOF\n(.*?)^EOF$", page("install"), re.MULTILINE | re.DOTALL)
+    objects = [found for block in blocks for found in yaml.safe_load_all(block)]
+    return [found for found in objects if found["apiVersion"].startswith("kubediffusion.io/")]
+
+
 def _all_rights() -> dict[str, Rights]:
     found: dict[str, Rights] = {}
     account = ""

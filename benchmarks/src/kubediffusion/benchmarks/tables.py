@@ -74,7 +74,8 @@ def throughput(found: Found) -> str:
             for name, burst in zip(names, bursts, strict=True)
         ),
     )
-    first, *_, last = [burst for burst in bursts if burst["door"] == "HTTP"]
+    over_http = [burst for burst in bursts if burst["door"] == "HTTP"]
+    first, last = over_http[0], over_http[-1]
     flat = f"Cost a job at {last['jobs']:,} jobs against {first['jobs']:,}: {cost(last) / cost(first):.2f} times.\n"
     processes = table(
         ("CPU ms a job (RSS at the end, MiB)", *names),

@@ -30,6 +30,13 @@ def test_a_job_without_a_time_to_live_stays():
     assert expiry(finished()) is None
 
 
+def test_a_job_whose_time_to_live_ends_after_the_calendar_stays():
+    """Nothing keeps a status from saying that it finished in the year 9999."""
+    last = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC)
+    assert expiry(finished(at=last, ttl_seconds_after_finished=0)) == last
+    assert expiry(finished(at=last, ttl_seconds_after_finished=1)) is None
+
+
 @pytest.mark.parametrize("phase", sorted(set(Phase) - TERMINAL))
 def test_a_job_that_has_not_finished_stays(phase):
     assert expiry(finished(phase, ttl_seconds_after_finished=0)) is None

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kubediffusion.operator.actions import Bind, CreateWorker, DeleteWorker, Explain, Finish, Requeue
-from kubediffusion.operator.scheduling import plan_model
+from kubediffusion.operator.scheduling import deadline, judge, plan_model
 from kubediffusion.operator.views import LIVE, Knobs, ModelView, order_key
 from kubediffusion.operator.workers import BatchJobStatus, PlatformCondition, Worker, WorkerState
 from kubediffusion.resources.errors import ErrorCode
@@ -215,6 +215,14 @@ def test_a_job_of_a_sound_worker_is_left_alone(cluster):
 @settings(max_examples=50)
 def test_the_same_view_gives_the_same_plan(cluster):
     assert plan(cluster) == plan(cluster)
+
+
+def test_a_deadline_after_the_end_of_the_calendar_is_none():
+    item = job(active_deadline_seconds=31_536_000)
+    metadata = item.metadata.model_copy(update={"creation_timestamp": dt.datetime(9999, 6, 1, tzinfo=dt.UTC)})
+    late = item.model_copy(update={"metadata": metadata})
+    assert deadline(item) == item.metadata.creation_timestamp + dt.timedelta(days=365)
+    assert (deadline(late), judge(late, NOW)) == (None, None)
 
 
 def test_a_job_is_tried_as_often_as_its_backoff_limit_says():

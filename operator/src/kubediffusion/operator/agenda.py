@@ -11,6 +11,17 @@ from kubediffusion.resources.generation_job import GenerationJob
 _Entry = tuple[dt.datetime, str, str, str]
 
 
+def moment_after(start: dt.datetime, seconds: float) -> dt.datetime | None:
+    """Give the moment so many seconds later; None where the calendar ends before, as nothing is due then.
+
+    A status may say anything that is a date, the year 9999 included.
+    """
+    try:
+        return start + dt.timedelta(seconds=seconds)
+    except OverflowError:
+        return None
+
+
 class Agenda:
     """Deadlines or times to live of jobs, one moment each.
 

@@ -8,7 +8,7 @@ import datetime as dt
 import logging
 from functools import partial
 
-from kubediffusion.operator.agenda import Agenda
+from kubediffusion.operator.agenda import Agenda, moment_after
 from kubediffusion.operator.cluster import Cluster, until_done
 from kubediffusion.resources import meta
 from kubediffusion.resources.backoff import Backoff
@@ -31,7 +31,7 @@ def expiry(job: GenerationJob) -> dt.datetime | None:
     ttl, finished = job.spec.ttl_seconds_after_finished, job.status.completion_time
     if job.status.phase not in TERMINAL or ttl is None or finished is None:
         return None
-    return finished + dt.timedelta(seconds=ttl)
+    return moment_after(finished, ttl)
 
 
 def awaits_image_deletion(job: GenerationJob) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from kubediffusion.operator.actions import Bind, Finish, HoldImages, Requeue
+from kubediffusion.operator.agenda import moment_after
 from kubediffusion.operator.scaling import LoadFailure, load_failure, scale
 from kubediffusion.operator.views import Knobs, ModelView, Plan, order_key
 from kubediffusion.operator.waiting import explain
@@ -66,7 +67,7 @@ def deadline(job: GenerationJob) -> dt.datetime | None:
     """Give the moment at which a job fails for its ``activeDeadlineSeconds``."""
     if job.spec.active_deadline_seconds is None or job.metadata.creation_timestamp is None:
         return None
-    return job.metadata.creation_timestamp + dt.timedelta(seconds=job.spec.active_deadline_seconds)
+    return moment_after(job.metadata.creation_timestamp, job.spec.active_deadline_seconds)
 
 
 def plan_model(view: ModelView, now: dt.datetime, knobs: Knobs, explanations: int = 0) -> Plan:

@@ -19,6 +19,8 @@ from kubediffusion.resources.client import KubernetesClient
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobSpec, GenerationJobStatus
 from kubediffusion.resources.watching import Reflector
 
+logger = logging.getLogger(__name__)
+
 INACTIVITY_SECONDS = 90.0
 """A watch without any byte for so long is dead: bookmarks come every minute."""
 
@@ -111,14 +113,23 @@ _NO_STATUS = GenerationJobStatus()
 def watch_jobs(
     client: KubernetesClient, namespace: str | None, observe: Callable[[GenerationJob, bool], None]
 ) -> Reflector[GenerationJob]:
-    """Make the watch of GenerationJobs.
+    """Make the watch of GenerationJobs. It goes on where the observer fails at one of them.
 
     Args:
         client: The connection.
         namespace: Where; None for all namespaces.
         observe: Told of each job, and whether it is gone; of one that is, metadata alone count.
     """
-    return Reflector(client.generation_jobs, namespace, observe, remember=_identity)
+
+    def tell(job: GenerationJob, gone: bool) -> None:
+        try:
+            observe(job, gone)
+        except Exception:
+            # The watch would end, and the operator with it: one tenant's job must not stop the others'.
+            place = {"job": job.name, "namespace": job.metadata.namespace}
+            logger.exception("a defect: a GenerationJob cannot be taken in", extra=place)
+
+    return Reflector(client.generation_jobs, namespace, tell, remember=_identity)
 
 
 def _identity(job: GenerationJob) -> GenerationJob:

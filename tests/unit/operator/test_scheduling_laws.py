@@ -40,7 +40,9 @@ def clusters(draw: st.DrawFn) -> ModelView:
         name = draw(st.sampled_from(names))
         phase = draw(st.sampled_from([Phase.SCHEDULED, Phase.RUNNING]))
         retries = draw(st.integers(0, 3))
-        item = bound_job(f"bound-{n}", worker=name, phase=phase, retries=retries, priority=draw(st.integers(-1, 1)))
+        suspend = draw(st.sampled_from([None, None, True]))
+        priority = draw(st.integers(-1, 1))
+        item = bound_job(f"bound-{n}", worker=name, phase=phase, retries=retries, priority=priority, suspend=suspend)
         bound.setdefault(name, []).append(item)
     waiting = [
         job(
@@ -149,6 +151,42 @@ def test_workers_follow_the_backlog(cluster):
         assert created == 0
 
 
+@given(clusters())
+@settings(max_examples=300)
+def test_no_worker_is_created_that_no_job_asks_for(cluster):
+    """A job asks once, whether it waits, is on a worker or is just taken from one, and a suspended one not at all."""
+    actions = plan(cluster)
+    bound = [item for jobs in cluster.bound.values() for item in jobs]
+    suspended = {a.job.uid for a in actions if isinstance(a, Requeue) and a.reason == "Suspended"}
+    places = sum(cluster.slots(item) for item in (*cluster.waiting, *bound) if item.uid not in suspended)
+    wanted = max(math.ceil(places / cluster.batch), cluster.model.spec.workers.min_replicas)
+    created = sum(isinstance(a, CreateWorker) for a in actions)
+    assert created == 0 or len(live(cluster, current=True)) + created <= wanted
+
+
+def test_a_suspended_job_that_is_taken_from_its_worker_gets_no_other():
+    suspended = [bound_job(f"b-{n}", worker=pod_name(0), suspend=True) for n in range(4)]
+    cluster = view(workers=[worker(0, WorkerState.READY)], bound={pod_name(0): suspended}, max_replicas=3)
+    assert {type(action) for action in plan(cluster)} == {Requeue}
+
+
+def replaced(ordinal: int) -> Worker:
+    """A worker whose Pod the platform has ended; its batch/v1 Job has not failed, and makes another."""
+    pod = worker(ordinal, WorkerState.FAILED).pod
+    condition = PlatformCondition(type="DisruptionTarget", status="True")
+    status = pod.status.model_copy(update={"conditions": (condition,)})
+    return Worker(worker(ordinal, WorkerState.STARTING).job, pod.model_copy(update={"status": status}))
+
+
+def test_jobs_that_a_disrupted_worker_left_ask_for_no_worker_beside_it():
+    """Its batch/v1 Job makes another Pod, which is on its way."""
+    disrupted = replaced(0)
+    left = [bound_job(f"b-{n}", worker=pod_name(0), phase=Phase.RUNNING) for n in range(4)]
+    cluster = view(workers=[disrupted], bound={pod_name(0): left}, max_replicas=3)
+    assert disrupted.state is WorkerState.STARTING
+    assert {type(action) for action in plan(cluster)} == {Requeue}
+
+
 @pytest.mark.parametrize(("images", "workers"), [(1, 1), (2, 2), (4, 4), (16, 4)])
 def test_jobs_of_many_images_ask_for_more_workers(images, workers):
     """As many as find work: a job is one worker's, however many batches it takes."""
@@ -203,12 +241,14 @@ def test_every_job_of_a_vanished_worker_is_taken_back(cluster):
 
 @given(clusters())
 def test_a_job_of_a_sound_worker_is_left_alone(cluster):
+    """Unless it is suspended before it has begun."""
     sound = {
         w.pod.metadata.name for w in cluster.workers if w.state in {WorkerState.READY, WorkerState.STARTING} and w.pod
     }
     for action in plan(cluster):
         if isinstance(action, Bind | Requeue | Finish):
-            assert action.job.status.worker not in sound
+            paused = action.job.spec.suspend and action.job.status.phase is Phase.SCHEDULED
+            assert paused or action.job.status.worker not in sound
 
 
 @given(clusters())

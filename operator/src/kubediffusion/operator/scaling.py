@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import math
+from collections.abc import Set
 from dataclasses import dataclass
 
 from kubediffusion.operator.actions import Action, CreateWorker, DeleteWorker
@@ -56,13 +57,14 @@ def load_failure(view: ModelView, now: dt.datetime) -> LoadFailure | None:
     return LoadFailure(reason, until) if now < until else None
 
 
-def scale(view: ModelView, now: dt.datetime, backlog: int, newly_bound: frozenset[str] | set[str]) -> Plan:
+def scale(view: ModelView, now: dt.datetime, backlog: int, taken: Set[str], newly_bound: Set[str]) -> Plan:
     """Create workers up to what the backlog asks for, and delete those that are outdated, failed or idle for long.
 
     Args:
         view: What is observed.
         now: The time.
         backlog: Places of a batch that the jobs take which wait and found no room in this pass.
+        taken: Uids of the jobs that are taken from their workers in this pass; those that go on are in the backlog.
         newly_bound: Pods that get a job in this pass.
     """
     settings = view.model.spec.workers
@@ -72,7 +74,7 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, newly_bound: frozense
     # One that is going holds its GPU until its Pod has ended, or its node is lost.
     held = [w for w in view.workers if w.state in LIVE or (w.pod is not None and not w.pod.finished and not w.lost)]
     looks += [w.lost_at for w in view.workers if w.lost_at is not None and not w.lost]
-    load = sum(view.load(w) for w in live)
+    load = sum(view.slots(job) for w in live for job in view.jobs_of(w) if job.uid not in taken)
     wanted = min(max(math.ceil((backlog + load) / view.batch), settings.min_replicas), settings.max_replicas)
 
     actions += _forget_failures(view, view.failures)
@@ -85,11 +87,11 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, newly_bound: frozense
         if allowed is not None and now < allowed:
             looks.append(allowed)
         else:
-            taken = {w.name for w in view.workers}
+            in_use = {w.name for w in view.workers}
             names = (
                 ordinal
                 for ordinal in itertools.count()
-                if meta.worker_job_name(view.model.name, view.template_hash, ordinal) not in taken
+                if meta.worker_job_name(view.model.name, view.template_hash, ordinal) not in in_use
             )
             actions += [
                 CreateWorker(view.model, view.template_hash, ordinal) for ordinal in itertools.islice(names, missing)

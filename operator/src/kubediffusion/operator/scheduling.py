@@ -90,9 +90,11 @@ def plan_model(view: ModelView, now: dt.datetime, knobs: Knobs, explanations: in
     binding = bind(view, queue, knobs)
     handled = {action.job.uid: action.job for action in (*failing, *binding)}
     unbound = [item for item in released if item.job.uid not in handled]
-    backlog = view.waiting_slots + sum(view.slots(item.job) for item in released)
-    backlog -= sum(map(view.slots, handled.values()))
-    scaling = scale(view, now, backlog, {action.pod for action in binding if isinstance(action, Bind)})
+    # A suspended job asks for no worker. None is in the queue, but one may be taken from its worker, or fail here.
+    backlog = view.waiting_slots + sum(view.slots(item.job) for item in released if not item.job.spec.suspend)
+    backlog -= sum(view.slots(job) for job in handled.values() if not job.spec.suspend)
+    taken = again | {action.job.uid for action in spent}
+    scaling = scale(view, now, backlog, taken, {action.pod for action in binding if isinstance(action, Bind)})
     rest = (item.job for item in queue if item.job.uid not in again)
     explaining = explain(view, rest, now, knobs, explanations)
     actions = (*spent, *failing, *binding, *map(_requeue, unbound), *scaling.actions, *explaining.actions)

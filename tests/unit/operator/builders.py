@@ -37,8 +37,12 @@ def worker(
     message: str = "",
     idle: float | None = None,
     failed: float = 0,
+    drained: bool = False,
 ) -> Worker:
-    """Build a worker in a state; ``idle`` and ``failed`` are seconds ago."""
+    """Build a worker in a state; ``idle`` and ``failed`` are seconds ago.
+
+    One that is drained is Going: its Pod has been told to go, and its Job does not say so.
+    """
     name = meta.worker_job_name("emoji", template, ordinal)
     labels = {meta.MODEL_LABEL: "emoji", meta.TEMPLATE_HASH_LABEL: template}
     ended = state is WorkerState.FAILED
@@ -69,7 +73,7 @@ def worker(
             namespace=NAMESPACE,
             uid=f"uid-{name}-pod",
             labels=labels,
-            deletion_timestamp=NOW if state is WorkerState.GOING else None,
+            deletion_timestamp=NOW if drained or state is WorkerState.GOING else None,
             owner_references=(OwnerReference(api_version="batch/v1", kind="Job", name=name, uid=f"uid-{name}"),),
         ),
         status=PodStatus(
@@ -79,7 +83,7 @@ def worker(
         ),
     )
     built = Worker(job, pod, NOW - dt.timedelta(seconds=idle) if idle is not None else None)
-    assert built.state is state
+    assert built.state is (WorkerState.GOING if drained else state)
     return built
 
 

@@ -29,7 +29,12 @@ def clusters(draw: st.DrawFn) -> ModelView:
     templates = draw(st.lists(st.sampled_from([HASH, HASH, OLD_HASH]), min_size=5, max_size=5))
     workers = [
         worker(
-            n, state, template=template, idle=draw(st.sampled_from([None, 1, 1000])), failed=draw(st.integers(0, 60))
+            n,
+            state,
+            template=template,
+            idle=draw(st.sampled_from([None, 1, 1000])),
+            failed=draw(st.integers(0, 60)),
+            drained=state in {WorkerState.STARTING, WorkerState.READY} and draw(st.sampled_from([False, False, True])),
         )
         for n, (state, template) in enumerate(zip(states, templates, strict=False))
     ]
@@ -302,6 +307,19 @@ def test_jobs_that_wait_for_room_are_told_that_the_other_worker_finds_no_node():
     (said,) = [a for a in plan(view([job(age=5)], workers, full, max_replicas=3)) if isinstance(a, Explain)]
     assert said.reason == "WorkersBusy"
     assert said.message.endswith(f"maxReplicas is 3; 1 starting; 1 without a node: {message}")
+
+
+def test_a_worker_that_is_drained_is_replaced_while_it_goes_where_there_is_a_place():
+    going = [worker(0, WorkerState.READY, drained=True)]
+    bound = {pod_name(0): [bound_job("running", worker=pod_name(0), phase=Phase.RUNNING)]}
+    (created,) = plan(view([job(age=0)], going, bound, max_replicas=2))
+    assert isinstance(created, CreateWorker)
+    (kept_warm,) = plan(view([], going, bound, min_replicas=1, max_replicas=2))
+    assert isinstance(kept_warm, CreateWorker)
+    (said,) = plan(view([job(age=5)], going, bound, max_replicas=1))
+    assert isinstance(said, Explain)
+    assert said.reason == "WorkerStarting"
+    assert "is going, and the next one gets its place once it has ended; maxReplicas is 1" in said.message
 
 
 def lost(ordinal: int) -> Worker:

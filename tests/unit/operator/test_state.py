@@ -273,8 +273,8 @@ def test_a_worker_whose_end_nobody_tells_of_is_lost_some_time_after_its_grace():
     state = state_of(told_to_go(grace=5))
     seen = [only_view(state, after(seconds)).workers[0] for seconds in (0, 34, 35)]
     assert [(w.state, w.lost, w.lost_at) for w in seen] == [
-        (WorkerState.STARTING, False, after(35)),
-        (WorkerState.STARTING, False, after(35)),
+        (WorkerState.GOING, False, after(35)),
+        (WorkerState.GOING, False, after(35)),
         (WorkerState.GOING, True, after(35)),
     ]
 

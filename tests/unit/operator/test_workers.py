@@ -59,7 +59,13 @@ FAILED = condition("Failed", reason="BackoffLimitExceeded", message="Job has rea
         (a_job(), a_pod("Running"), WorkerState.STARTING),
         (a_job(), a_pod("Running", READY), WorkerState.READY),
         (a_job(), a_pod("Running", condition("Ready", "False")), WorkerState.STARTING),
-        (a_job(), a_pod("Running", READY, going=True), WorkerState.STARTING),
+        # Drained, or deleted by somebody: its Job says nothing of that, and nothing yet of its end.
+        (a_job(), a_pod("Running", READY, going=True), WorkerState.GOING),
+        (a_job(), a_pod("Pending", going=True), WorkerState.GOING),
+        (a_job(), a_pod("Succeeded", going=True, exit_code=0), WorkerState.GOING),
+        (a_job(), a_pod("Succeeded", exit_code=0), WorkerState.GOING),
+        # Preempted: Kueue admits it again.
+        (a_job(suspend=True), a_pod("Running", READY, going=True), WorkerState.QUEUED),
         (a_job(going=True), a_pod("Running", READY), WorkerState.GOING),
         (a_job(condition("Complete")), a_pod("Succeeded"), WorkerState.GOING),
         (a_job(FAILED), a_pod("Failed", exit_code=1), WorkerState.FAILED),

@@ -71,14 +71,12 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, taken: Set[str], newl
     actions: list[Action] = []
     looks: list[dt.datetime] = []
     live = view.current(*LIVE)
-    # One that is going holds its GPU until its Pod has ended, or its node is lost.
-    held = [w for w in view.workers if w.state in LIVE or (w.pod is not None and not w.pod.finished and not w.lost)]
     looks += [w.lost_at for w in view.workers if w.lost_at is not None and not w.lost]
     load = sum(view.slots(job) for w in live for job in view.jobs_of(w) if job.uid not in taken)
     wanted = min(max(math.ceil((backlog + load) / view.batch), settings.min_replicas), settings.max_replicas)
 
     actions += _forget_failures(view, view.failures)
-    missing = min(wanted - len(live), settings.max_replicas - len(held))
+    missing = min(wanted - len(live), settings.max_replicas - len(view.held))
     failure = load_failure(view, now)
     if failure is not None:
         looks += [failure.until] if failure.until is not None else []

@@ -72,6 +72,14 @@ class ModelView:
         return [w for w in self.workers if w.template_hash == self.template_hash and w.state in states]
 
     @property
+    def held(self) -> list[Worker]:
+        """The workers that count against ``maxReplicas``, of any template.
+
+        One that is going holds its GPU until its Pod has ended, or its node is lost.
+        """
+        return [w for w in self.workers if w.state in LIVE or (w.pod is not None and not w.pod.finished and not w.lost)]
+
+    @property
     def crashes(self) -> list[Worker]:
         """The failed workers of today's template that say nothing of the model, the latest last."""
         return [w for w in self.failures if w.bad_model is None]

@@ -57,6 +57,9 @@ def waiting_reason(view: ModelView, now: dt.datetime) -> tuple[WaitingReason, st
         return WaitingReason.WORKER_STARTING, f"a worker is loading model {view.model.name}"
     if view.current(WorkerState.QUEUED):
         return WaitingReason.WORKER_QUEUED, f"Kueue has not admitted a worker to queue {settings.queue_name} yet"
+    if len(view.held) >= settings.max_replicas:
+        message = f"a worker of model {view.model.name} is going, and the next one gets its place once it has ended"
+        return WaitingReason.WORKER_STARTING, f"{message}; maxReplicas is {settings.max_replicas}"
     allowed = back_off_until(failures)
     if failures and allowed is not None and now < allowed:
         message = f"{len(failures)} workers of model {view.model.name} crashed in a row; the next one starts at "

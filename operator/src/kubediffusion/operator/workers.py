@@ -232,6 +232,9 @@ class Worker:
             return WorkerState.STARTING if disrupted else WorkerState.FAILED
         if self.job.spec.suspend:
             return WorkerState.QUEUED
+        if self.pod is not None and (self.pod.going or self.pod.status.phase == "Succeeded"):
+            # Told to go by somebody else (a drain): its Job says nothing of that before the Pod has ended.
+            return WorkerState.GOING
         return WorkerState.READY if self.pod is not None and self.pod.ready else WorkerState.STARTING
 
     @property

@@ -100,6 +100,17 @@ def test_crashes_in_a_row_do_and_the_last_one_is_told(order):
     )
 
 
+def test_a_worker_that_cannot_be_created_is_told_unless_another_is_loading():
+    refused = replace(view(workers=[worker(0, WorkerState.STARTING)]), refusal="exceeded quota: gpus")
+    messages = [
+        find(status_of(seen).conditions, "Available").message for seen in (refused, replace(refused, workers=()))
+    ]
+    assert messages == [
+        "no worker has loaded the model with this spec so far",
+        "no worker can be created: exceeded quota: gpus",
+    ]
+
+
 def test_workers_are_counted_by_what_they_do():
     states = [WorkerState.READY, WorkerState.READY, WorkerState.STARTING, WorkerState.QUEUED, WorkerState.GOING]
     workers = [worker(n, state) for n, state in enumerate(states)]

@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from kubediffusion.operator.actions import Bind, CreateWorker, DeleteWorker, Explain, Finish, Requeue
 from kubediffusion.operator.scheduling import deadline, judge, plan_model
 from kubediffusion.operator.views import LIVE, Knobs, ModelView, order_key
-from kubediffusion.operator.workers import BatchJobStatus, PlatformCondition, Worker, WorkerState
+from kubediffusion.operator.workers import (
+    BatchJobStatus,
+    ContainerState,
+    ContainerStatus,
+    PlatformCondition,
+    Waiting,
+    Worker,
+    WorkerState,
+)
 from kubediffusion.resources.errors import ErrorCode
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.resources.testing import NOW, bound_job, job
@@ -295,18 +303,44 @@ def test_a_job_that_was_running_when_its_worker_was_drained_spends_nothing():
     assert (again.job, again.counted) == (running, False)
 
 
-def test_jobs_that_wait_for_room_are_told_that_the_other_worker_finds_no_node():
-    message = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
-    waits = worker(1, WorkerState.STARTING)
+NO_NODE = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+
+
+def stuck(ordinal: int) -> Worker:
+    """A worker that no node takes."""
+    waits = worker(ordinal, WorkerState.STARTING)
     status = waits.pod.status.model_copy(
-        update={"conditions": (PlatformCondition(type="PodScheduled", status="False", message=message),)}
+        update={"conditions": (PlatformCondition(type="PodScheduled", status="False", message=NO_NODE),)}
     )
-    stuck = dataclasses.replace(waits, pod=waits.pod.model_copy(update={"status": status}))
-    full = {pod_name(0): [bound_job(f"b-{n}", worker=pod_name(0)) for n in range(8)]}
-    workers = [worker(0, WorkerState.READY), stuck, worker(2, WorkerState.STARTING)]
-    (said,) = [a for a in plan(view([job(age=5)], workers, full, max_replicas=3)) if isinstance(a, Explain)]
+    return dataclasses.replace(waits, pod=waits.pod.model_copy(update={"status": status}))
+
+
+def said_of(cluster: ModelView) -> Explain:
+    """What the one job that waits is told."""
+    (said,) = [a for a in plan(cluster) if isinstance(a, Explain)]
+    return said
+
+
+FULL = {pod_name(0): [bound_job(f"b-{n}", worker=pod_name(0)) for n in range(8)]}
+
+
+def test_jobs_that_wait_for_room_are_told_that_the_other_worker_finds_no_node():
+    workers = [worker(0, WorkerState.READY), stuck(1), worker(2, WorkerState.STARTING)]
+    said = said_of(view([job(age=5)], workers, FULL, max_replicas=3))
     assert said.reason == "WorkersBusy"
-    assert said.message.endswith(f"maxReplicas is 3; 1 starting; 1 without a node: {message}")
+    assert said.message.endswith(f"maxReplicas is 3; 1 starting; 1 without a node: {NO_NODE}")
+
+
+def test_jobs_that_wait_for_room_are_told_why_there_are_no_more_workers():
+    crashed = [worker(n, WorkerState.FAILED, failed=1) for n in (1, 2)]
+    full = view([job(age=5)], [worker(0, WorkerState.READY), *crashed], FULL, max_replicas=2)
+    said = said_of(dataclasses.replace(full, refusal="exceeded quota: gpus"))
+    assert said.reason == "WorkersBusy"
+    refused, crashes = "no more can be created: exceeded quota: gpus", "2 workers of model emoji crashed in a row"
+    assert f"maxReplicas is 2; {refused}; {crashes}; the next one starts at 12:00:09 UTC" in said.message
+    # Where there may be no more, that is why.
+    most = dataclasses.replace(full, model=view(max_replicas=1).model, refusal="exceeded quota: gpus")
+    assert said_of(most).message.endswith("maxReplicas is 1")
 
 
 def test_a_worker_that_is_drained_is_replaced_while_it_goes_where_there_is_a_place():
@@ -419,8 +453,15 @@ def test_a_worker_that_ended_well_is_cleared_away():
     assert isinstance(action, DeleteWorker)
 
 
-def test_a_refused_worker_is_what_jobs_wait_for():
-    refused = dataclasses.replace(view([job(age=5)]), refusal="exceeded quota: gpus")
-    (said,) = [a for a in plan(refused) if isinstance(a, Explain)]
-    assert said.reason == "WorkerRefused"
-    assert "exceeded quota: gpus" in said.message
+def test_a_refused_worker_is_what_jobs_wait_for_unless_another_is_loading():
+    blocked = worker(0, WorkerState.STARTING)
+    waiting = ContainerStatus(name="worker", state=ContainerState(waiting=Waiting(reason="ErrImagePull")))
+    status = blocked.pod.status.model_copy(update={"container_statuses": (waiting,)})
+    blocked = dataclasses.replace(blocked, pod=blocked.pod.model_copy(update={"status": status}))
+    for workers in [], [blocked]:
+        refused = dataclasses.replace(view([job(age=5)], workers, max_replicas=2), refusal="exceeded quota: gpus")
+        assert said_of(refused).reason == "WorkerRefused"
+        assert "exceeded quota: gpus" in said_of(refused).message
+    loading = dataclasses.replace(refused, workers=(blocked, worker(1, WorkerState.STARTING)))
+    assert said_of(loading).reason == "WorkerCannotStart"
+    assert said_of(dataclasses.replace(loading, workers=loading.workers[1:])).reason == "WorkerStarting"

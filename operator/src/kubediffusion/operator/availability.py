@@ -55,7 +55,7 @@ def _availability(view: ModelView, now: dt.datetime) -> tuple[ConditionStatus, M
     loaded = old is not None and same and old.reason in {ModelReason.READY, ModelReason.SCALED_TO_ZERO}
     if loaded:
         return ConditionStatus.TRUE, ModelReason.SCALED_TO_ZERO, "no worker is ready; the next job gets one"
-    if view.refusal:
+    if view.refusal and not view.loading:
         return ConditionStatus.UNKNOWN, ModelReason.NOT_YET_LOADED, f"no worker can be created: {view.refusal}"
     message = "no worker has loaded the model with this spec so far"
     if failed := [worker.bad_model for worker in view.failures if worker.bad_model is not None]:

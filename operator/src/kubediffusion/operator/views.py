@@ -72,6 +72,12 @@ class ModelView:
         return [w for w in self.workers if w.template_hash == self.template_hash and w.state in states]
 
     @property
+    def loading(self) -> list[Worker]:
+        """The workers of today's template that start, and with nothing known to be in their way."""
+        starting = self.current(WorkerState.STARTING)
+        return [w for w in starting if w.pod is None or not (w.pod.unschedulable or w.pod.blocked)]
+
+    @property
     def held(self) -> list[Worker]:
         """The workers that count against ``maxReplicas``, of any template.
 

@@ -39,17 +39,20 @@ def waiting_reason(view: ModelView, now: dt.datetime) -> tuple[WaitingReason, st
     settings = view.model.spec.workers
     ready = view.current(WorkerState.READY)
     starting = view.current(WorkerState.STARTING)
-    failures = view.crashes
+    back_off = _back_off(view, now)
     stuck = [w.pod.unschedulable for w in starting if w.pod is not None and w.pod.unschedulable]
     if ready:
         message = f"ready workers of model {view.model.name}: {len(ready)}, all with their fill"
         message += f"; maxReplicas is {settings.max_replicas}"
         message += f"; {placed} starting" if (placed := len(starting) - len(stuck)) else ""
         message += f"; {len(stuck)} without a node: {stuck[0]}" if stuck else ""
+        if len(view.held) < settings.max_replicas:
+            message += f"; no more can be created: {view.refusal}" if view.refusal else ""
+            message += f"; {back_off}" if back_off else ""
         return WaitingReason.WORKERS_BUSY, message
     if stuck:
         return WaitingReason.WORKER_UNSCHEDULABLE, f"no node takes a worker of model {view.model.name}: {stuck[0]}"
-    if view.refusal:
+    if view.refusal and not view.loading:
         return WaitingReason.WORKER_REFUSED, f"no worker of model {view.model.name} can be created: {view.refusal}"
     if blocked := [w.pod.blocked for w in starting if w.pod is not None and w.pod.blocked]:
         return WaitingReason.WORKER_CANNOT_START, f"a worker of model {view.model.name} cannot start: {blocked[0]}"
@@ -60,8 +63,16 @@ def waiting_reason(view: ModelView, now: dt.datetime) -> tuple[WaitingReason, st
     if len(view.held) >= settings.max_replicas:
         message = f"a worker of model {view.model.name} is going, and the next one gets its place once it has ended"
         return WaitingReason.WORKER_STARTING, f"{message}; maxReplicas is {settings.max_replicas}"
-    allowed = back_off_until(failures)
-    if failures and allowed is not None and now < allowed:
-        message = f"{len(failures)} workers of model {view.model.name} crashed in a row; the next one starts at "
-        return WaitingReason.WORKER_BACK_OFF, f"{message}{allowed:%H:%M:%S} UTC. Last: {failures[-1].crash}"
+    if back_off:
+        return WaitingReason.WORKER_BACK_OFF, back_off
     return WaitingReason.WORKER_STARTING, f"a worker of model {view.model.name} is being created"
+
+
+def _back_off(view: ModelView, now: dt.datetime) -> str:
+    """Say until when the next worker waits after crashes; empty where it need not."""
+    crashes = view.crashes
+    allowed = back_off_until(crashes)
+    if allowed is None or now >= allowed:
+        return ""
+    message = f"{len(crashes)} workers of model {view.model.name} crashed in a row; the next one starts at "
+    return f"{message}{allowed:%H:%M:%S} UTC. Last: {crashes[-1].crash}"

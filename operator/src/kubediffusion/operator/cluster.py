@@ -32,6 +32,10 @@ RETRY_SECONDS = 1.0
 T = TypeVar("T")
 
 
+class NameTakenError(ConflictError):
+    """409: a worker's name is taken by a batch/v1 Job that is no worker, until somebody sees to it."""
+
+
 class Cluster:
     """Reads and writes of the operator, typed.
 
@@ -175,7 +179,7 @@ class Cluster:
             # Another conflict (a quota's), or it has gone since.
             raise refusal from None
         if not job.is_worker_of(action.model.name):
-            raise ConflictError(409, refusal.reason, f"the name {name} is taken by a batch/v1 Job that is no worker")
+            raise NameTakenError(409, refusal.reason, f"the name {name} is taken by a batch/v1 Job that is no worker")
         return job
 
     async def _delete_worker(self, action: DeleteWorker) -> None:

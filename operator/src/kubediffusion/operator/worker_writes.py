@@ -9,12 +9,12 @@ from collections.abc import Callable
 from kubediffusion.operator import metrics
 from kubediffusion.operator.actions import CreateWorker, DeleteWorker, ReportModel
 from kubediffusion.operator.background import Background
-from kubediffusion.operator.cluster import RETRY_SECONDS, Cluster, name_of
+from kubediffusion.operator.cluster import RETRY_SECONDS, Cluster, NameTakenError, name_of
 from kubediffusion.operator.state import Namespaces
 from kubediffusion.operator.telling import Teller
 from kubediffusion.operator.workers import BatchJob
 from kubediffusion.resources.backoff import Backoff
-from kubediffusion.resources.client import KubernetesError
+from kubediffusion.resources.client import ConflictError, KubernetesError
 from kubediffusion.resources.diffusion_model import DiffusionModel
 
 logger = logging.getLogger(__name__)
@@ -106,10 +106,12 @@ class WorkerWrites:
     def _refuse(self, model: DiffusionModel, error: KubernetesError) -> float:
         """Keep why a worker's Job was refused, for those who wait, and give the seconds until the next try.
 
-        An Event tells of it once, not at every try.
+        An Event tells of it once, not at every try. What goes by without anybody's doing is no refusal: the API server
+        is away or busy, or others write the same quota.
         """
+        passing = error.transient or (isinstance(error, ConflictError) and not isinstance(error, NameTakenError))
         refusals = self._namespaces.of(model).refusals
-        if refusals.get(model.name) != error.message:
+        if not passing and refusals.get(model.name) != error.message:
             refusals[model.name] = error.message
             self._teller.worker_refused(model, error.message)
         return self._refused.setdefault(model.uid, Backoff(RETRY_SECONDS, LONGEST_REFUSAL_PAUSE)).next_pause()

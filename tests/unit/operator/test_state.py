@@ -346,6 +346,22 @@ def test_workers_are_those_of_their_model():
     assert {view.model.name: len(view.workers) for view in state.views(NOW)} == {"emoji": 1, "other": 0}
 
 
+def test_what_is_known_of_a_model_goes_with_it_however_that_was_learned():
+    """A deletion that no watch told of shows in the next list, as a missing name or another uid."""
+    old = versioned(model(), 1)
+    new = old.model_copy(update={"metadata": old.metadata.model_copy(update={"uid": "new", "resource_version": "3"})})
+    for listed in (), (new,):
+        state = state_of(models=(old,))
+        state.refusals["emoji"] = "exceeded quota: gpus"
+        assert state.replace_models(Listing((old,), 1)) == []
+        assert state.refusals == {"emoji": "exceeded quota: gpus"}
+        assert state.replace_models(Listing(listed, 3)) == [old]
+        assert (tuple(state.models.values()), state.refusals) == (listed, {})
+    state.refusals["emoji"] = "exceeded quota: gpus"
+    state.drop_model(versioned(new, 4))
+    assert state.refusals == {}
+
+
 def test_what_workers_loaded_is_forgotten_with_the_template_that_they_loaded_it_by():
     hashes = iter(["one", "one", "two"])
     state = NamespaceState(NAMESPACE, lambda _: next(hashes))

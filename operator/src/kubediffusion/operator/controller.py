@@ -18,7 +18,7 @@ from kubediffusion.operator.manifests import WorkerDefaults, template_hash
 from kubediffusion.operator.retention import ImageRemover, Retention
 from kubediffusion.operator.scheduling import deadline, judge, plan_model
 from kubediffusion.operator.settings import Settings
-from kubediffusion.operator.state import Namespaces, NamespaceState
+from kubediffusion.operator.state import Listing, Namespaces, NamespaceState
 from kubediffusion.operator.strays import plan_orphans, plan_suspended
 from kubediffusion.operator.telling import ExplanationBudget, ModelReports, Teller
 from kubediffusion.operator.views import Knobs, ModelView, Plan
@@ -99,8 +99,7 @@ class Controller:
         state = self._namespaces.of(model)
         state.drop_model(model) if gone else state.put_model(model)
         if gone:
-            self._reports.forget(model)
-            self._worker_writes.forget(model)
+            self._forget_model(model)
         self._touch(model.metadata.namespace)
 
     def observe_batch_job(self, job: BatchJob, gone: bool) -> None:
@@ -138,6 +137,11 @@ class Controller:
         self._job_writes.forget(uid)
         self._deadlines.drop(uid)
         self._retention.forget(uid)
+
+    def _forget_model(self, model: DiffusionModel) -> None:
+        """Drop what is kept beside the state of a model that is gone."""
+        self._reports.forget(model)
+        self._worker_writes.forget(model)
 
     def _judge(self, job: GenerationJob, now: dt.datetime) -> None:
         if (verdict := judge(job, now)) is not None:
@@ -284,9 +288,12 @@ class Controller:
             self._touch(name)
 
     async def _list_models(self) -> None:
-        models = await self._cluster.models()
+        self._take_models(await self._cluster.models())
+
+    def _take_models(self, models: Listing[DiffusionModel]) -> None:
         for name in set(self._namespaces) | models.namespaces:
-            self._namespaces[name].replace_models(models.within(name))
+            for gone in self._namespaces[name].replace_models(models.within(name)):
+                self._forget_model(gone)
             self._touch(name)
 
     async def _check_held_jobs(self) -> None:

@@ -195,13 +195,20 @@ class NamespaceState:
         """Forget a model."""
         if self._models.drop(model):
             self._hashes.pop(model.name, None)
+            self.refusals.pop(model.name, None)
 
-    def replace_models(self, models: Listing[DiffusionModel]) -> None:
-        """Take in the full list of models, as :meth:`replace_workers` does."""
+    def replace_models(self, models: Listing[DiffusionModel]) -> list[DiffusionModel]:
+        """Take in the full list of models, as :meth:`replace_workers` does, and give those that are gone."""
+        before = list(self.models.values())
         for model in models.items:
             self.put_model(model)
         self._models.replace(models)
         self._hashes = {name: name_hash for name, name_hash in self._hashes.items() if name in self.models}
+        there = {model.uid for model in self.models.values()}
+        gone = [model for model in before if model.uid not in there]
+        for model in gone:
+            self.refusals.pop(model.name, None)
+        return gone
 
     def put_batch_job(self, job: BatchJob) -> None:
         """Take in a worker's batch/v1 Job as it is now."""

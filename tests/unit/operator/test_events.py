@@ -29,3 +29,8 @@ def test_an_event_is_about_its_job_and_fits():
     assert (event["regarding"]["name"], event["regarding"]["uid"]) == ("fox", "uid-fox")
     assert event["metadata"]["namespace"] == event["regarding"]["namespace"] == NAMESPACE
     assert (event["reason"], event["type"], len(event["note"])) == ("WorkersBusy", "Normal", 1024)
+
+
+def test_a_note_is_cut_to_whole_characters_of_as_many_bytes_as_are_taken():
+    assert body(message="ä" * 1024)["note"] == "ä" * 512
+    assert body(message="x" + "ä" * 1024)["note"] == "x" + "ä" * 511

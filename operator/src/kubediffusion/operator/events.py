@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 MOST_WAITING = 1000
 """Events that wait to be written; more are dropped, since they only come in a flood."""
 
+MOST_NOTE = 1024
+"""Bytes of a note; the API server says characters, counts bytes and refuses an Event that has more."""
+
 
 @dataclass(frozen=True)
 class Event:
@@ -80,7 +83,7 @@ class Events:
             "type": event.kind,
             "reason": event.reason,
             "action": event.reason,
-            "note": event.message[:1024],
+            "note": event.message.encode()[:MOST_NOTE].decode(errors="ignore"),
             "reportingController": f"{meta.GROUP}/operator",
             "reportingInstance": self._instance,
             "regarding": {

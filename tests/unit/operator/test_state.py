@@ -319,6 +319,16 @@ def test_a_pod_whose_job_is_gone_is_a_worker_that_is_going():
     assert only_view(state).workers == ()
 
 
+def test_each_pod_that_no_job_owns_is_a_worker_that_is_going():
+    """A Job may be deleted and its Pods left; each of them holds a GPU."""
+    pods = [worker(n, WorkerState.READY).pod for n in range(2)]
+    state = state_of()
+    for pod in pods:
+        state.put_pod(pod.model_copy(update={"metadata": pod.metadata.model_copy(update={"owner_references": ()})}))
+    seen = only_view(state).workers
+    assert {(w.state, w.pod.metadata.name) for w in seen} == {(WorkerState.GOING, pod_name(n)) for n in range(2)}
+
+
 def test_of_two_pods_of_a_job_the_newer_one_counts():
     ready = worker(0, WorkerState.READY)
     state = state_of(ready)

@@ -308,9 +308,11 @@ class NamespaceState:
         replaced: list[Pod] = []
         for pod in sorted(self._pods.items.values(), key=_age):
             # The newest is the one that counts. What became of an older one says what becomes of its jobs.
-            if (older := pods.get(pod.batch_job)) is not None and older.metadata.name in busy:
+            # One that no Job owns (an orphan of a deletion) replaces none and is replaced by none.
+            owner = pod.batch_job or pod.uid
+            if (older := pods.get(owner)) is not None and older.metadata.name in busy:
                 replaced.append(older)
-            pods[pod.batch_job] = pod
+            pods[owner] = pod
         workers = defaultdict(list)
         for job in self._batch_jobs.items.values():
             worker = self._worker(job, pods.pop(job.uid, None), now)

@@ -74,7 +74,7 @@ class Pod(KubernetesObject):
 
     @property
     def batch_job(self) -> str:
-        """Uid of the batch/v1 Job that made it: another Job may have that one's name by now."""
+        """Uid of the batch/v1 Job that made it: another Job may have that one's name by now. Empty where none owns it."""
         return next((owner.uid for owner in self.metadata.owner_references if owner.kind == "Job"), "")
 
     @property

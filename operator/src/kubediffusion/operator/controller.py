@@ -303,6 +303,10 @@ class Controller:
         for job in [job for state in self._namespaces.values() for job in state.held]:
             if job.uid in listed or job.metadata.version > listing.version or job.uid in self._job_writes:
                 continue
-            found = await self._cluster.find_job(job)
-            if job.uid not in self._job_writes:
-                self.observe_job(found or job, gone=found is None)
+            self._correct(job, await self._cluster.find_job(job))
+
+    def _correct(self, job: GenerationJob, found: GenerationJob | None) -> None:
+        """Take in what was read of a job, unless a watch has told of its end, or a write has begun, meanwhile."""
+        state = self._namespaces.get(job.metadata.namespace)
+        if state is not None and job.uid in state.jobs and job.uid not in self._job_writes:
+            self.observe_job(found or job, gone=found is None)

@@ -165,7 +165,7 @@ async def test_another_job_that_has_a_workers_name_is_told_and_not_asked_for_at_
 
         await eventually("three tries", tried_three_times, 20)
         refusal = controller._namespaces[namespace.name].refusals["emoji"]
-    assert "taken by a batch/v1 Job that is no worker" in refusal
+    assert "taken by a batch/v1 Job that is no worker; delete it" in refusal
     # Two pauses lie between them, each at least half of its full length.
     assert time.monotonic() - began >= RETRY_SECONDS / 2 + RETRY_SECONDS
 

@@ -179,7 +179,8 @@ class Cluster:
             # Another conflict (a quota's), or it has gone since.
             raise refusal from None
         if not job.is_worker_of(action.model.name):
-            raise NameTakenError(409, refusal.reason, f"the name {name} is taken by a batch/v1 Job that is no worker")
+            message = f"the name {name} is taken by a batch/v1 Job that is no worker"
+            raise NameTakenError(409, refusal.reason, f"{message}; delete it, or make it anew under another name")
         return job
 
     async def _delete_worker(self, action: DeleteWorker) -> None:

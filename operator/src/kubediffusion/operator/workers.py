@@ -74,7 +74,7 @@ class Pod(KubernetesObject):
 
     @property
     def batch_job(self) -> str:
-        """Uid of the batch/v1 Job that made it: another Job may have that one's name by now. Empty where none owns it."""
+        """Uid of the batch/v1 Job that owns it, if any: another Job may have the name of that one by now."""
         return next((owner.uid for owner in self.metadata.owner_references if owner.kind == "Job"), "")
 
     @property

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import datetime as dt
 
+import pytest
 from prometheus_client import REGISTRY
 
 from kubediffusion.operator.controller import Controller
 from kubediffusion.operator.events import Events
+from kubediffusion.operator.job_writes import _Told
 from kubediffusion.operator.manifests import WorkerDefaults
 from kubediffusion.operator.retention import ImageRemover
 from kubediffusion.operator.settings import Settings
 from kubediffusion.operator.state import Listing
-from kubediffusion.resources.testing import NAMESPACE, NOW, bound_job, model
+from kubediffusion.resources.generation_job import GenerationJobStatus, Phase
+from kubediffusion.resources.testing import NAMESPACE, NOW, bound_job, job, model
 
 DEFAULTS = WorkerDefaults(image="none", service_account="default", port=8080, s3_secret="none", log_level="INFO")
 
@@ -64,3 +67,40 @@ def test_a_job_that_is_not_found_is_gone():
     controller.observe_job(held, gone=False)
     controller._correct(held, None)
     assert controller._namespaces[NAMESPACE].jobs == {}
+
+
+ENDED = newer(job("a", status=GenerationJobStatus(phase=Phase.CANCELLED, completion_time=NOW)), 5)
+
+
+@pytest.fixture
+def ending():
+    """A controller whose write has just ended a job; with what the watch had told of it until the answer came."""
+
+    def settle(told):
+        controller = a_controller()
+        controller.observe_job(job("a"), gone=False)
+        controller._job_writes._assumed["uid-a"] = _Told(None)
+        if told is not None:
+            controller.observe_job(told, gone=False)
+        controller._job_writes._settle(job("a"), ENDED)
+        return controller, controller._namespaces[NAMESPACE].jobs
+
+    return settle
+
+
+@pytest.mark.parametrize("told", [None, newer(job("a"), 4)], ids=["nothing", "older"])
+@pytest.mark.parametrize(
+    "end", [(ENDED, False), (newer(ENDED, 6), False), (job("a"), True)], ids=["it", "later", "gone"]
+)
+def test_a_list_that_is_older_than_the_end_of_a_job_does_not_bring_it_back(ending, told, end):
+    controller, jobs = ending(told)
+    for version in (1, 4):
+        controller.observe_job(newer(job("a"), version), gone=False)
+        assert jobs == {}
+    controller.observe_job(*end)
+    assert (jobs, controller._job_writes._ended) == ({}, {})
+
+
+def test_nothing_is_kept_of_an_end_that_the_watch_told_before_the_writes_answer(ending):
+    controller, jobs = ending(ENDED)
+    assert (jobs, controller._job_writes._ended) == ({}, {})

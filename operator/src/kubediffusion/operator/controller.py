@@ -85,6 +85,8 @@ class Controller:
         if job.uid in self._job_writes:
             self._job_writes.keep(job, gone)
             return
+        if self._job_writes.precedes_end(job, gone):
+            return
         state = self._namespaces.of(job)
         known = state.jobs.get(job.uid)
         if gone:

@@ -22,6 +22,7 @@ from kubediffusion.operator.telling import Teller
 from kubediffusion.resources import recipe
 from kubediffusion.resources.client import ConflictError, KubernetesError, NotFoundError
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus
+from kubediffusion.resources.transitions import TERMINAL
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,8 @@ class JobWrites:
         self._on_settled = on_settled
         self._assumed: dict[str, _Told] = {}
         """Jobs that a write is under way for, by uid."""
+        self._ended: dict[str, int] = {}
+        """The version that a write ended a job with, by uid, until the watch has told of that one or a later one."""
         self._arrived: dict[str, dt.datetime] = {}
         """When a job was first seen, by uid, until it is first written: its own timestamp has whole seconds only."""
 
@@ -76,6 +79,19 @@ class JobWrites:
     def keep(self, job: GenerationJob, gone: bool) -> None:
         """Keep what the watch tells of a job that a write is under way for."""
         self._assumed[job.uid] = _Told(None, gone=True) if gone else _Told(job)
+
+    def precedes_end(self, job: GenerationJob, gone: bool) -> bool:
+        """Tell whether a job is told as it was before a write ended it: a list may be older than the write's answer.
+
+        Once the end itself has been told, nothing older will be, and nothing is kept.
+        """
+        ended = self._ended.get(job.uid)
+        if ended is None:
+            return False
+        if not gone and job.metadata.version < ended:
+            return True
+        del self._ended[job.uid]
+        return False
 
     def arrived(self, job: GenerationJob, now: dt.datetime) -> None:
         """Note that a job is seen for the first time."""
@@ -143,5 +159,9 @@ class JobWrites:
         """Replace what was assumed by what is: the newest of the write's answer and what the watch has told since."""
         told = self._assumed.pop(before.uid)
         self._namespaces.of(before).drop_job(before.uid)
-        known = [job for job in (result, told.job) if job is not None and not told.gone]
-        self._on_settled(before, max(known, key=lambda job: job.metadata.version, default=None))
+        # Of two of one version the watch's: what it has told, it does not tell again.
+        known = [job for job in (told.job, result) if job is not None and not told.gone]
+        now = max(known, key=lambda job: job.metadata.version, default=None)
+        if now is not None and now is not told.job and now.status.phase in TERMINAL:
+            self._ended[now.uid] = now.metadata.version
+        self._on_settled(before, now)

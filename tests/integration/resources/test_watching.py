@@ -14,7 +14,7 @@ from identities import Room, a_job
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources import client as client_module
-from kubediffusion.resources.client import KubernetesClient, Resource
+from kubediffusion.resources.client import KubernetesClient, Page, Resource
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobSpec
 from kubediffusion.resources.watching import Reflector
 
@@ -24,7 +24,7 @@ class CountingLists(Resource[GenerationJob]):
 
     lists = 0
 
-    def pages(self, *arguments: Any, **selectors: Any) -> AsyncGenerator[tuple[list[GenerationJob], str], None]:
+    def pages(self, *arguments: Any, **selectors: Any) -> AsyncGenerator[Page[GenerationJob], None]:
         self.lists += 1
         return super().pages(*arguments, **selectors)
 
@@ -136,6 +136,7 @@ class OlderSpec(GenerationJobSpec):
     """The spec of a version that knew one scheduler only."""
 
     scheduler: Literal["DDIMScheduler"] | None = None  # type: ignore[assignment] # narrower on purpose
+    priority: Literal[0] | None = None
 
 
 class OlderJob(GenerationJob):
@@ -157,6 +158,18 @@ async def test_an_object_of_a_newer_version_stops_nothing(own_room: Room) -> Non
         await own_room.client.generation_jobs.delete(own_room.namespace, "old")
         await picture.shows("plain")
     assert picture.jobs.lists == 1
+
+
+async def test_an_object_that_can_no_longer_be_read_is_not_taken_for_deleted(own_room: Room) -> None:
+    await own_room.create("changed")
+    picture = Picture(own_room.client, own_room.namespace, kind=OlderJob)
+    await picture.reflector._list()
+    await own_room.client.generation_jobs.patch(own_room.namespace, "changed", {"spec": {"priority": 7}})
+    await picture.reflector._list()
+    assert picture.told == [("changed", False)]
+    await own_room.client.generation_jobs.delete(own_room.namespace, "changed")
+    await picture.reflector._list()
+    assert picture.told == [("changed", False), ("changed", True)]
 
 
 async def test_a_deletion_is_seen_after_the_api_server_was_restarted(own_room: Room, cluster: LocalCluster) -> None:

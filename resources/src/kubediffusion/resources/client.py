@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
@@ -329,6 +329,21 @@ class WatchEvent(Generic[T]):
     item: T | None
 
 
+@dataclass(frozen=True)
+class Page(Generic[T]):
+    """One page of a list.
+
+    Attributes:
+        items: The objects.
+        unreadable: Uids of objects that are there too, in a shape of another version.
+        resource_version: Where to watch from, after the last page.
+    """
+
+    items: Sequence[T]
+    unreadable: Sequence[str]
+    resource_version: str
+
+
 class Resource(Generic[T]):
     """One kind of object, typed.
 
@@ -385,14 +400,16 @@ class Resource(Generic[T]):
 
     async def pages(
         self, namespace: str | None, *, field_selector: str = "", label_selector: str = ""
-    ) -> AsyncGenerator[tuple[list[T], str], None]:
-        """Read all objects and give them page by page, each with the resource version to watch from after the last."""
+    ) -> AsyncGenerator[Page[T], None]:
+        """Read all objects and give them page by page."""
         query: dict[str, str | int] = {"limit": PAGE_SIZE, **_selectors(field_selector, label_selector)}
         while True:
             page = await self._client.request("GET", self.path(namespace), query=query)
             token = page["metadata"].get("continue")
-            yield (
-                [item for body in page["items"] if (item := self._read(body)) is not None],
+            read = [(body["metadata"]["uid"], self._read(body)) for body in page["items"]]
+            yield Page(
+                [item for _, item in read if item is not None],
+                [uid for uid, item in read if item is None],
                 page["metadata"]["resourceVersion"],
             )
             if not token:
@@ -405,10 +422,9 @@ class Resource(Generic[T]):
         """Read all objects, page by page, and the resource version to watch from."""
         items: list[T] = []
         version = ""
-        async for page, version in self.pages(  # noqa: B007 - the last one's counts
-            namespace, field_selector=field_selector, label_selector=label_selector
-        ):
-            items += page
+        async for page in self.pages(namespace, field_selector=field_selector, label_selector=label_selector):
+            items += page.items
+            version = page.resource_version
         return items, version
 
     async def watch(

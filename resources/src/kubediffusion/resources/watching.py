@@ -90,9 +90,12 @@ class Reflector(Generic[T]):
             self._namespace, field_selector=self._field_selector, label_selector=self._label_selector
         )
         async with aclosing(pages):
-            async for page, version in pages:  # noqa: B007 - the last one's counts
-                present.update(item.uid for item in page)
-                changed += filter(self._is_news, page)
+            async for page in pages:
+                version = page.resource_version
+                present.update(item.uid for item in page.items)
+                # What cannot be read is as it was last told: it is there.
+                present.update(page.unreadable)
+                changed += filter(self._is_news, page.items)
                 if first:
                     # Nothing can have gone, so nobody need wait for the end: all of it at once may be a lot of memory.
                     self._tell(changed)

@@ -104,3 +104,24 @@ async def test_a_job_is_told_of_from_its_first_moment_to_its_end(
         (job.uid, 1, False),
     ]
     assert [(item.uid, item.metadata.namespace) for item, end in told if end] == [(job.uid, namespace.name)]
+
+
+async def test_a_job_that_was_deleted_between_the_first_list_and_the_watch_is_told_to_be_gone(
+    namespace: Namespace, client: KubernetesClient
+) -> None:
+    told: list[tuple[str, str, bool]] = []
+    body = {"apiVersion": meta.API_VERSION, "kind": "GenerationJob", "spec": {"prompt": "a fox"}}
+    listed = [
+        await client.generation_jobs.create(namespace.name, body | {"metadata": {"name": name}})
+        for name in ("kept", "deleted")
+    ]
+    watch = watch_jobs(
+        client, namespace.name, lambda job, gone: told.append((job.name, job.metadata.namespace, gone)), listed
+    )
+    await client.generation_jobs.delete(namespace.name, "deleted")
+    watching = asyncio.create_task(watch.run())
+    try:
+        await asyncio.wait_for(watch.synced.wait(), 30)
+    finally:
+        watching.cancel()
+    assert sorted(told) == [("deleted", namespace.name, True), ("kept", namespace.name, False)]

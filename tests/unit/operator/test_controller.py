@@ -104,3 +104,12 @@ def test_a_list_that_is_older_than_the_end_of_a_job_does_not_bring_it_back(endin
 def test_nothing_is_kept_of_an_end_that_the_watch_told_before_the_writes_answer(ending):
     controller, jobs = ending(ENDED)
     assert (jobs, controller._job_writes._ended) == ({}, {})
+
+
+def test_the_jobs_of_one_namespace_or_of_all_are_given():
+    controller, here = a_controller(), job("here")
+    there = job("there").model_copy(update={"metadata": job("there").metadata.model_copy(update={"namespace": "b"})})
+    controller.observe_job(here, gone=False)
+    controller.observe_job(there, gone=False)
+    given = {namespace: controller.jobs_in(namespace) for namespace in (None, NAMESPACE, "b", "c")}
+    assert given == {None: [here, there], NAMESPACE: [here], "b": [there], "c": []}

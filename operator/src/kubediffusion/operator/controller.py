@@ -161,6 +161,11 @@ class Controller:
         self._dirty[namespace] = None
         self._wake.set()
 
+    def jobs_in(self, namespace: str | None) -> list[GenerationJob]:
+        """Give the unfinished jobs that are known; None asks for those of all namespaces."""
+        states = [state for state in self._namespaces.values() if namespace in {None, state.name}]
+        return [job for state in states for job in state.jobs.values()]
+
     # The loop.
 
     async def sync(self) -> None:

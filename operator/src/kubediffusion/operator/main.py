@@ -72,7 +72,9 @@ async def run(settings: Settings) -> None:
                 clusterwide=not settings.namespace_list,
             )
             namespaces: Sequence[str | None] = settings.namespace_list or [None]
-            jobs = [watch_jobs(client, namespace, controller.observe_job).run() for namespace in namespaces]
+            jobs = [
+                watch_jobs(client, name, controller.observe_job, controller.jobs_in(name)).run() for name in namespaces
+            ]
             garbage.settle()
             await _until_first_ends(watches, *jobs, controller.run(), events.run())
 

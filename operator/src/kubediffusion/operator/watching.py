@@ -8,7 +8,7 @@ watch was broken.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import kopf
@@ -111,7 +111,10 @@ _NO_STATUS = GenerationJobStatus()
 
 
 def watch_jobs(
-    client: KubernetesClient, namespace: str | None, observe: Callable[[GenerationJob, bool], None]
+    client: KubernetesClient,
+    namespace: str | None,
+    observe: Callable[[GenerationJob, bool], None],
+    seen: Iterable[GenerationJob] = (),
 ) -> Reflector[GenerationJob]:
     """Make the watch of GenerationJobs. It goes on where the observer fails at one of them.
 
@@ -119,6 +122,7 @@ def watch_jobs(
         client: The connection.
         namespace: Where; None for all namespaces.
         observe: Told of each job, and whether it is gone; of one that is, metadata alone count.
+        seen: Jobs of an earlier list: those that are deleted before the watch begins are told too.
     """
 
     def tell(job: GenerationJob, gone: bool) -> None:
@@ -129,7 +133,7 @@ def watch_jobs(
             place = {"job": job.name, "namespace": job.metadata.namespace}
             logger.exception("a defect: a GenerationJob cannot be taken in", extra=place)
 
-    return Reflector(client.generation_jobs, namespace, tell, remember=_identity)
+    return Reflector(client.generation_jobs, namespace, tell, remember=_identity, seen=seen)
 
 
 def _identity(job: GenerationJob) -> GenerationJob:

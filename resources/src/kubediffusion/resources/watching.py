@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from typing import Generic, TypeVar
 
@@ -35,6 +35,7 @@ class Reflector(Generic[T]):
         field_selector: Only objects that match; one that stops matching counts as gone.
         label_selector: The same, by labels.
         remember: What is kept of an object until it is gone, and told then; all of it unless something less will do.
+        seen: Objects that an earlier list had, which was not this one's: those that are gone by the first are told.
 
     Attributes:
         synced: Set while the picture is complete: from the first full list on.
@@ -49,6 +50,7 @@ class Reflector(Generic[T]):
         field_selector: str = "",
         label_selector: str = "",
         remember: Callable[[T], T] = lambda item: item,
+        seen: Iterable[T] = (),
     ) -> None:
         self._resource = resource
         self._namespace = namespace
@@ -57,6 +59,7 @@ class Reflector(Generic[T]):
         self._label_selector = label_selector
         self._remember = remember
         self._known: dict[str, T] = {}
+        self._seen = {item.uid: remember(item) for item in seen}
         self._version: str | None = None
         self.synced = asyncio.Event()
 
@@ -99,8 +102,11 @@ class Reflector(Generic[T]):
                 if first:
                     # Nothing can have gone, so nobody need wait for the end: all of it at once may be a lot of memory.
                     self._tell(changed)
-        for uid in self._known.keys() - present:
-            self._on_change(self._known.pop(uid), True)
+        before = self._seen | self._known
+        self._seen = {}
+        for uid in before.keys() - present:
+            self._known.pop(uid, None)
+            self._on_change(before[uid], True)
         self._tell(changed)
         self._version = version
         self.synced.set()

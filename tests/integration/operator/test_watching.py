@@ -125,3 +125,30 @@ async def test_a_job_that_was_deleted_between_the_first_list_and_the_watch_is_to
     finally:
         watching.cancel()
     assert sorted(told) == [("deleted", namespace.name, True), ("kept", namespace.name, False)]
+
+
+async def test_a_job_that_cannot_be_taken_in_does_not_end_the_watch(
+    namespace: Namespace, client: KubernetesClient
+) -> None:
+    told: list[str] = []
+
+    def observe(job: GenerationJob, gone: bool) -> None:
+        if job.name == "bad":
+            raise OverflowError("date value out of range")
+        told.append(job.name)
+
+    watch = watch_jobs(client, namespace.name, observe)
+    watching = asyncio.create_task(watch.run())
+    body = {"apiVersion": meta.API_VERSION, "kind": "GenerationJob", "spec": {"prompt": "a fox"}}
+    try:
+        await asyncio.wait_for(watch.synced.wait(), 30)
+        for name in ("bad", "good"):
+            await client.generation_jobs.create(namespace.name, body | {"metadata": {"name": name}})
+
+        async def good() -> bool:
+            return told == ["good"]
+
+        await eventually("the good one to be told", good, 10)
+        assert not watching.done()
+    finally:
+        watching.cancel()

@@ -31,9 +31,9 @@ from kubediffusion.resources.transitions import TERMINAL
 
 logger = logging.getLogger(__name__)
 
-PASS_SECONDS = 0.01
-"""From one pass to the next at least. A pass looks at all workers and at the head of each queue, and in a burst there
-would be one for nearly every event; whoever comes after a pause longer than this is served at once."""
+PASS_PAUSE = 0.01
+"""Seconds from one pass to the next at least. A pass looks at all workers and at the head of each queue, and in a burst
+there would be one for nearly every event; whoever comes after a pause longer than this is served at once."""
 
 STUCK_SECONDS = 60.0
 """A loop that has not turned for so long is not alive."""
@@ -214,7 +214,7 @@ class Controller:
                 await self._wake.wait()
         except TimeoutError:
             pass
-        await asyncio.sleep(self._turned + PASS_SECONDS - time.monotonic())
+        await asyncio.sleep(self._turned + PASS_PAUSE - time.monotonic())
         self._wake.clear()
 
     def _do_what_is_due(self, now: dt.datetime) -> None:

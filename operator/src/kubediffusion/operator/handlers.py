@@ -25,13 +25,13 @@ T = TypeVar("T", bound=KubernetesObject)
 
 
 def register(registry: kopf.OperatorRegistry, controller: Controller) -> None:
-    """Register what the operator watches.
+    """Register what the operator watches through kopf.
+
+    GenerationJobs are not among them: see :func:`kubediffusion.operator.watching.watch_jobs`.
 
     Args:
         registry: kopf's registry of this operator; none is global.
         controller: Who is told.
-
-    GenerationJobs are not among it: see :func:`kubediffusion.operator.watching.watch_jobs`.
     """
     group, version = meta.GROUP, meta.VERSION
     ours = {meta.MANAGED_BY_LABEL: meta.MANAGER, meta.COMPONENT_LABEL: meta.WORKER_COMPONENT}

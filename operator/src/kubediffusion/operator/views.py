@@ -13,6 +13,7 @@ from kubediffusion.resources.generation_job import GenerationJob
 from kubediffusion.resources.order import QueueKey, queue_key
 
 LIVE = frozenset({WorkerState.QUEUED, WorkerState.STARTING, WorkerState.READY})
+"""States of a worker that takes jobs, or will once it has started."""
 
 NEVER = dt.datetime.max.replace(tzinfo=dt.UTC)
 """Where a moment is not known yet: after all others."""

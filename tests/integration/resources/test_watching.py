@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, Literal
 
 import pytest
@@ -13,6 +13,7 @@ from identities import Room, a_job
 
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import eventually
+from kubediffusion.operator.watching import watch_jobs
 from kubediffusion.resources import client as client_module
 from kubediffusion.resources.client import KubernetesClient, Page, Resource
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobSpec
@@ -23,10 +24,16 @@ class CountingLists(Resource[GenerationJob]):
     """GenerationJobs, and how often they were listed."""
 
     lists = 0
+    on_page_taken: Callable[[], None] | None = None
+    """Called when the reader has done with a page, before the next is asked for."""
 
-    def pages(self, *arguments: Any, **selectors: Any) -> AsyncGenerator[Page[GenerationJob], None]:
+    async def pages(self, *arguments: Any, **selectors: Any) -> AsyncGenerator[Page[GenerationJob], None]:
         self.lists += 1
-        return super().pages(*arguments, **selectors)
+        async with aclosing(super().pages(*arguments, **selectors)) as pages:
+            async for page in pages:
+                yield page
+                if self.on_page_taken is not None:
+                    self.on_page_taken()
 
 
 class Picture:
@@ -40,6 +47,8 @@ class Picture:
         **selectors: str,
     ) -> None:
         self.told: list[tuple[str, bool]] = []
+        self.gone: list[tuple[str | None, str, str]] = []
+        """Namespace, name and uid of what is told to be gone."""
         self.there: dict[str, GenerationJob] = {}
         self.jobs = CountingLists(client, kind, "/apis/kubediffusion.io/v1alpha1", "generationjobs")
         self.reflector = Reflector(self.jobs, namespace, self._tell, **selectors)
@@ -47,9 +56,18 @@ class Picture:
     def _tell(self, job: GenerationJob, gone: bool) -> None:
         self.told.append((job.name, gone))
         if gone:
+            self.gone.append((job.metadata.namespace, job.name, job.uid))
             del self.there[job.name]
         else:
             self.there[job.name] = job
+
+    @classmethod
+    def of_the_operator(cls, client: KubernetesClient, namespace: str) -> Picture:
+        """Make the picture that the operator's own watch tells, which keeps little of each job."""
+        picture = cls(client, namespace)
+        client.generation_jobs = picture.jobs
+        picture.reflector = watch_jobs(client, namespace, picture._tell)
+        return picture
 
     async def shows(self, *names: str) -> None:
         async def equal() -> bool:
@@ -108,6 +126,18 @@ async def test_pages_are_put_together(own_room: Room, monkeypatch: pytest.Monkey
         await own_room.create(name)
     async with watching(Picture(own_room.client, own_room.namespace)) as picture:
         assert sorted(picture.told) == [(name, False) for name in names]
+
+
+async def test_a_first_list_is_told_page_by_page(own_room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a long list at once may be a lot of memory."""
+    monkeypatch.setattr(client_module, "PAGE_SIZE", 2)
+    for n in range(3):
+        await own_room.create(f"job-{n}")
+    picture = Picture(own_room.client, own_room.namespace)
+    told: list[int] = []
+    picture.jobs.on_page_taken = lambda: told.append(len(picture.told))
+    async with watching(picture):
+        assert told == [2, 3]
 
 
 async def test_an_object_of_any_size_can_be_watched(own_room: Room) -> None:
@@ -172,12 +202,15 @@ async def test_an_object_that_can_no_longer_be_read_is_not_taken_for_deleted(own
     assert picture.told == [("changed", False), ("changed", True)]
 
 
-async def test_a_deletion_is_seen_after_the_api_server_was_restarted(own_room: Room, cluster: LocalCluster) -> None:
+@pytest.mark.parametrize("look", [Picture, Picture.of_the_operator], ids=["all of it", "the operator's"])
+async def test_a_deletion_is_seen_after_the_api_server_was_restarted(
+    own_room: Room, cluster: LocalCluster, look: Callable[[KubernetesClient, str], Picture]
+) -> None:
     """A restarted API server knows no history: it answers 410, and the difference of two lists tells of the rest."""
     await own_room.create("kept")
-    await own_room.create("deleted")
+    deleted = await own_room.create("deleted")
     changed = await own_room.create("changed")
-    async with gated(cluster) as (gate, client), watching(Picture(client, own_room.namespace)) as picture:
+    async with gated(cluster) as (gate, client), watching(look(client, own_room.namespace)) as picture:
         gate.close()
         await own_room.client.generation_jobs.delete(own_room.namespace, "deleted")
         await own_room.write(own_room.client, changed, phase="Cancelled")
@@ -191,6 +224,7 @@ async def test_a_deletion_is_seen_after_the_api_server_was_restarted(own_room: R
         # One more list, or a few: an API server that has just started may answer the first with 429.
         assert picture.jobs.lists >= 2
         assert sorted(picture.told[3:]) == [("changed", False), ("deleted", True), ("new", False)]
+        assert picture.gone == [(own_room.namespace, "deleted", deleted.uid)]
         assert picture.there["changed"].status.phase == "Cancelled"
         # The watch that follows is a live one.
         await own_room.create("last")

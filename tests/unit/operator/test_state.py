@@ -23,6 +23,7 @@ from kubediffusion.resources.transitions import BOUND, TERMINAL
 
 MODELS = ("emoji", "other")
 PODS = ("pod-1", "pod-2")
+NODE_GRACE = dt.timedelta(seconds=30)
 
 
 def recipe(name):
@@ -56,7 +57,7 @@ class Knowledge(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.state = NamespaceState(NAMESPACE, lambda _: HASH)
+        self.state = NamespaceState(NAMESPACE, lambda _: HASH, NODE_GRACE)
         self.jobs = {}
         self.models = {}
 
@@ -216,7 +217,7 @@ def test_the_late_news_of_a_deletion_does_not_take_the_next_of_that_name():
 
 
 def state_of(*workers, models=()):
-    state = NamespaceState(NAMESPACE, lambda _: HASH)
+    state = NamespaceState(NAMESPACE, lambda _: HASH, NODE_GRACE)
     for item in models or (model(),):
         state.put_model(item)
     for each in workers:
@@ -374,7 +375,7 @@ def test_what_is_known_of_a_model_goes_with_it_however_that_was_learned():
 
 def test_what_workers_loaded_is_forgotten_with_the_template_that_they_loaded_it_by():
     hashes = iter(["one", "one", "two"])
-    state = NamespaceState(NAMESPACE, lambda _: next(hashes))
+    state = NamespaceState(NAMESPACE, lambda _: next(hashes), NODE_GRACE)
     state.put_model(versioned(model(), 1))
     state.revisions["emoji"] = "rev-1"
     state.put_model(versioned(model(), 2))
@@ -384,7 +385,7 @@ def test_what_workers_loaded_is_forgotten_with_the_template_that_they_loaded_it_
 
 
 def test_a_model_is_missed_from_when_it_was_first_looked_for():
-    state = NamespaceState(NAMESPACE, lambda _: HASH)
+    state = NamespaceState(NAMESPACE, lambda _: HASH, NODE_GRACE)
     state.put_job(job("a", model="later", age=1000))
     assert state.orphans(after(0), 10) == [(state.jobs["uid-a"], after(0))]
     assert state.orphans(after(7), 10)[0][1] == after(0)
@@ -395,7 +396,7 @@ def test_a_model_is_missed_from_when_it_was_first_looked_for():
 
 
 def test_a_long_queue_of_orphans_is_given_in_parts():
-    state = NamespaceState(NAMESPACE, lambda _: HASH)
+    state = NamespaceState(NAMESPACE, lambda _: HASH, NODE_GRACE)
     for n in range(10):
         state.put_job(job(f"j-{n}", model="later"))
     assert len(state.orphans(NOW, 4)) == 4

@@ -94,9 +94,6 @@ class Latest(Generic[T]):
 
 _NEVER_BEFORE = dt.datetime.min.replace(tzinfo=dt.UTC)
 
-NODE_GRACE = dt.timedelta(seconds=30)
-"""How long after a Pod's time of grace its node may take to tell of its end."""
-
 ModelKey = str | None
 """``spec.model`` of a job; None where it leaves the choice to the default."""
 
@@ -115,9 +112,7 @@ class NamespaceState:
         refusals: Why the API server last refused a worker's Job, by model.
     """
 
-    def __init__(
-        self, name: str, hash_of: Callable[[DiffusionModel], str], node_grace: dt.timedelta = NODE_GRACE
-    ) -> None:
+    def __init__(self, name: str, hash_of: Callable[[DiffusionModel], str], node_grace: dt.timedelta) -> None:
         self.name = name
         self.jobs: dict[str, GenerationJob] = {}
         self.revisions: dict[str, str] = {}

@@ -174,10 +174,13 @@ async def test_a_worker_may_read_jobs_and_nothing_beside(room: Room, worker: Kub
 
 
 async def test_the_operator_neither_makes_jobs_nor_reads_secrets(room: Room, operator: KubernetesClient) -> None:
+    job = await room.create()
     refused = {
         "create a job": operator.generation_jobs.create(room.namespace, a_job()),
         "read Secrets": operator.request("GET", room.path("secrets", group="api/v1")),
         "make a Pod": operator.request("POST", room.path("pods", group="api/v1"), body={}),
+        "make an Event of the core": operator.request("POST", room.path("events", group="api/v1"), body={}),
+        "read a status alone": operator.request("GET", room.path("generationjobs", job.name, "status")),
     }
     answers = {what: type(await refusal(request)) for what, request in refused.items()}
     assert answers == dict.fromkeys(refused, ForbiddenError)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kubediffusion.resources.runtime import logs
+from kubediffusion.resources.runtime.settings import EX_CONFIG
 
 
 def line(message="done", *arguments, **extra):
@@ -84,3 +87,24 @@ def test_requests_of_the_libraries_are_no_lines(root, capsys):
     logging.getLogger("kubediffusion").info("an event")
     (only,) = capsys.readouterr().err.splitlines()
     assert json.loads(only)["message"] == "an event"
+
+
+@pytest.mark.parametrize("part", ["operator", "api"])
+def test_no_part_s_log_holds_storage_s_credentials(part, tmp_path):
+    """A kubeconfig that asks for what is also a secret: whatever an error quotes, it does not come out."""
+    kubeconfig = tmp_path / "config"
+    kubeconfig.write_text("{current-context: hush and whisper, contexts: [], clusters: [], users: []}")
+    environment = {
+        "KUBECONFIG": str(kubeconfig),
+        "KUBEDIFFUSION_BIND_ADDRESS": "127.0.0.1",
+        "KUBEDIFFUSION_PORT": "0",
+        "AWS_SECRET_ACCESS_KEY": "hush",
+        "AWS_SESSION_TOKEN": "whisper",
+    }
+    command = [str(Path(sys.executable).with_name(f"kubediffusion-{part}"))]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == EX_CONFIG
+    (only,) = ended.stderr.splitlines()
+    assert "no Kubernetes API server is configured" in only
+    assert "*** and ***" in only
+    assert not ended.stdout

@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 def main() -> None:
     """Serve until SIGTERM or SIGINT, then answer what is under way and go."""
     settings = read(Settings)
-    logs.configure(settings.log_level)
+    # Keys of the API's own are not among them: of those it keeps digests only.
+    logs.configure(settings.log_level, settings.secrets)
     for handler in logging.getLogger().handlers:
         handler.addFilter(RequestIds())
     try:

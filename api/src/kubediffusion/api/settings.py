@@ -8,9 +8,9 @@ from typing import Annotated
 
 from limits import parse_many
 from pydantic import AfterValidator, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
-from kubediffusion.resources.runtime.settings import LogLevel
+from kubediffusion.resources.runtime.settings import LogLevel, StorageSecrets
 
 
 class ImageForm(StrEnum):
@@ -32,7 +32,7 @@ RateLimit = Annotated[str, AfterValidator(_check_limit)]
 """A rate as slowapi spells it, for example ``600/minute`` or ``10/second;5000/hour``; empty for none."""
 
 
-class Settings(BaseSettings):
+class Settings(StorageSecrets):
     """Settings, each from the environment variable of its name in capitals with the prefix ``KUBEDIFFUSION_``.
 
     Storage's endpoint, region and credentials are boto3's own settings (``AWS_ENDPOINT_URL_S3``, ``AWS_REGION``,

@@ -13,6 +13,7 @@ from typing import Any
 
 import kopf
 import uvloop
+from kubernetes.aio.config import ConfigException
 
 from kubediffusion.operator.cluster import Cluster
 from kubediffusion.operator.controller import Controller
@@ -25,7 +26,7 @@ from kubediffusion.operator.watching import configure_kopf, watch_jobs
 from kubediffusion.resources.client import KubernetesClient, KubernetesError
 from kubediffusion.resources.runtime import garbage, logs
 from kubediffusion.resources.runtime.probes import serve_probes
-from kubediffusion.resources.runtime.settings import read
+from kubediffusion.resources.runtime.settings import EX_CONFIG, read
 from kubediffusion.resources.storage import ImageStorage
 
 logger = logging.getLogger(__name__)
@@ -106,13 +107,16 @@ async def _until_first_ends(*works: Coroutine[Any, Any, None]) -> None:
 def main() -> None:
     """Run the operator process."""
     settings = read(Settings)
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.secrets)
     # Until kopf takes the signals over, SIGTERM ends the process as the shell expects.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         uvloop.run(run(settings))
     except KeyboardInterrupt:
         logger.info("interrupted")
+    except ConfigException as error:
+        logger.critical("no Kubernetes API server is configured, neither a Pod's nor by KUBECONFIG: %s", error)
+        sys.exit(EX_CONFIG)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
-from kubediffusion.resources.runtime.settings import LogLevel
+from kubediffusion.resources.runtime.settings import LogLevel, StorageSecrets
 
 
-class Settings(BaseSettings):
+class Settings(StorageSecrets):
     """Settings of the operator; each comes from ``KUBEDIFFUSION_<NAME>``."""
 
     model_config = SettingsConfigDict(

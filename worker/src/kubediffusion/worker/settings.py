@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from kubediffusion.resources.diffusion_model import DiffusionModelSpec
-from kubediffusion.resources.runtime.settings import LogLevel
+from kubediffusion.resources.runtime.settings import LogLevel, StorageSecrets
 
 
-class Settings(BaseSettings):
+class Settings(StorageSecrets):
     """Settings of one worker process."""
 
     model_config = SettingsConfigDict(
@@ -45,12 +45,6 @@ class Settings(BaseSettings):
 
     hf_token: Annotated[SecretStr | None, Field(alias="HF_TOKEN")] = None
     """Token of the Hugging Face Hub, from the Secret that the source names."""
-
-    aws_secret_access_key: Annotated[SecretStr | None, Field(alias="AWS_SECRET_ACCESS_KEY")] = None
-    """Read by boto3 itself; here only so that it can be kept out of messages and logs."""
-
-    aws_session_token: Annotated[SecretStr | None, Field(alias="AWS_SESSION_TOKEN")] = None
-    """The same."""
 
     bind_address: Annotated[str, Field(alias="KUBEDIFFUSION_BIND_ADDRESS")] = "0.0.0.0"  # noqa: S104 - the kubelet probes the Pod's address
     """Address that probes and metrics are served on."""
@@ -85,5 +79,5 @@ class Settings(BaseSettings):
     @property
     def secrets(self) -> list[str]:
         """What no message and no line of the log may hold."""
-        held = (self.hf_token, self.aws_secret_access_key, self.aws_session_token)
-        return [secret.get_secret_value() for secret in held if secret is not None]
+        token = [self.hf_token.get_secret_value()] if self.hf_token is not None else []
+        return [*token, *super().secrets]

@@ -6,8 +6,8 @@ import re
 import sys
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, ValidationError
-from pydantic_settings import BaseSettings, SettingsError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 EX_CONFIG = 78
 """Exit code of a process that is not configured as it must be (sysexits.h)."""
@@ -19,6 +19,24 @@ LogLevel = Annotated[
     BeforeValidator(lambda level: level.upper() if isinstance(level, str) else level),
 ]
 """The least severe level to log, in any case."""
+
+
+class StorageSecrets(BaseSettings):
+    """Storage's credentials. boto3 reads them itself; here they are only to be kept out of messages and logs."""
+
+    model_config = SettingsConfigDict(use_attribute_docstrings=True, hide_input_in_errors=True)
+
+    aws_secret_access_key: Annotated[SecretStr | None, Field(alias="AWS_SECRET_ACCESS_KEY")] = None
+    """The key that requests to storage are signed with."""
+
+    aws_session_token: Annotated[SecretStr | None, Field(alias="AWS_SESSION_TOKEN")] = None
+    """What goes with a key that is valid for a time."""
+
+    @property
+    def secrets(self) -> list[str]:
+        """What no message and no line of the log may hold."""
+        held = (self.aws_secret_access_key, self.aws_session_token)
+        return [secret.get_secret_value() for secret in held if secret is not None]
 
 
 def read(kind: type[S], exit_code: int = EX_CONFIG) -> S:

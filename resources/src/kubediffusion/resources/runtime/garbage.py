@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 
 YOUNG = 10_000
-"""Objects made and not yet freed before a look at the young ones; Python's own 700 is reached at every few events."""
+"""Objects made and not yet freed before a look at the young ones. Python's own default, some hundreds or a few thousand
+as the version goes, is reached at every few events."""
 
 
 def settle() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
 
 from kubediffusion.resources.errors import ErrorCode, JobFailure
@@ -15,11 +17,14 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def check_device(device: torch.device, error: Exception) -> None:
-    """Free the device's cached memory after an error of memory, and find out whether the device still works.
+    """Free memory that nobody uses after an error of memory, and find out whether the device still works.
 
     Raises:
         EngineLostError: After some CUDA errors every later call of the process fails.
     """
+    if is_out_of_memory(error):
+        # Tracebacks of earlier failures may hold tensors in cycles, which the collector seldom looks for.
+        gc.collect()
     if device.type != "cuda":
         return
     try:

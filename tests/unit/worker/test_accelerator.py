@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from kubediffusion.worker.pipeline import accelerator
-from kubediffusion.worker.pipeline.accelerator import Beside, Pace, compile_cache, load_compiled, save_compiled
+from kubediffusion.worker.pipeline.accelerator import Beside, Pace
 from kubediffusion.worker.pipeline.batch import first_row
+from kubediffusion.worker.pipeline.compiling import compile_cache, load_compiled, save_compiled
 
 CPU = torch.device("cpu")
 VERSIONS = {"torch": "2.15.0+cu130", "kubediffusion-worker": "0.1.0"}

@@ -286,14 +286,14 @@ def test_a_prompt_that_makes_the_encoder_raise_fails_alone(
     folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = load(folders("stable_diffusion"))
-    encode = made._pipeline.encode_prompt
+    encode = made._family.conditions
 
-    def picky(prompt: list[str], *args: Any, **more: Any) -> Any:
-        if prompt == ["q"]:
+    def picky(task: ImageTask, frame: Any) -> Any:
+        if task.prompt == "q":
             raise Broken("no q please")
-        return encode(prompt, *args, **more)
+        return encode(task, frame)
 
-    monkeypatch.setattr(made._pipeline, "encode_prompt", picky)
+    monkeypatch.setattr(made._family, "conditions", picky)
     outcomes = run(made, image_task(0), image_task(1, "q"), image_task(2)).outcomes
     assert outcomes[1] == JobFailure("PipelineFailed", "Broken: no q please")
     assert isinstance(outcomes[0], Picture)

@@ -10,18 +10,20 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 
 from kubediffusion.worker.engine import EngineInfo, ImageTask, Monitor, Plan, Shape, Ticket
-from kubediffusion.worker.pipeline.accelerator import Beside, Compiler, EagerSteps, GraphedSteps, Steps, repeatable
+from kubediffusion.worker.pipeline.accelerator import Beside, repeatable
 from kubediffusion.worker.pipeline.batch import Batch, Row, first_row
+from kubediffusion.worker.pipeline.compiling import Compiler
 from kubediffusion.worker.pipeline.decoding import Decoder
 from kubediffusion.worker.pipeline.engine import NAME as STATIC
-from kubediffusion.worker.pipeline.engine import PipelineEngine, own_size
+from kubediffusion.worker.pipeline.engine import PipelineEngine, own_size, warm_up
 from kubediffusion.worker.pipeline.families import HIDDEN_STATES, Conditions, Family, Frame
 from kubediffusion.worker.pipeline.running import Machine, RunningBatch
 from kubediffusion.worker.pipeline.schedulers import Schedulers
+from kubediffusion.worker.pipeline.stepping import EagerSteps, GraphedSteps, Steps
 from kubediffusion.worker.pipeline.tables import Table, count_calls, make_table
+from kubediffusion.worker.pipeline.transfers import to_device
 from kubediffusion.worker.slots import sizes_up_to
 
 NAME = "continuous"
@@ -59,7 +61,7 @@ class ContinuousEngine:
         self._compiler = compiler
         self._static = PipelineEngine(pipeline, replace(info, name=STATIC))
         self._schedulers = Schedulers(pipeline.scheduler)
-        self._decoder = Decoder(pipeline, family)
+        self._decoder = Decoder(pipeline, family, compiler)
         self._beside = Beside(self._device)
         self._machines: dict[Frame, Machine] = {}
         self._encoded: dict[tuple[str, str | None, Frame], Conditions] = {}
@@ -76,6 +78,20 @@ class ContinuousEngine:
     def schedulers(self) -> list[str]:
         """The schedulers that jobs may ask for."""
         return self._schedulers.names
+
+    def warm_up(self) -> None:
+        """Prepare a CUDA device for every batch size, smallest first, and only then begin to compile.
+
+        What is not prepared before runs as it is written while something is compiled, which takes minutes.
+        """
+        if self._device.type != "cuda":
+            return
+        for size in self._sizes:
+            warm_up(self, size)
+        if self._compiler is not None:
+            self._compiler.begin()
+            # Begins with what a lone job needs; nobody may come for a while.
+            warm_up(self)
 
     def plan(self, shape: Shape) -> Plan:
         """Tell how images of a shape run: see :meth:`kubediffusion.worker.engine.Engine.plan`."""
@@ -136,7 +152,8 @@ class ContinuousEngine:
                 del self._machines[next(iter(self._machines))]
             sizes = (1,) if frame.deterministic else self._sizes
             nothing = ImageTask(Ticket("", 0, 0), "", None, 0, Shape(steps=1, guidance=1))
-            batch = Batch(self._pipeline.unet, sizes[-1], self._row(nothing, frame, 1.0))
+            example = self._beside.run(lambda: self._row(nothing, frame, 1.0))
+            batch = Batch(self._pipeline.unet, sizes[-1], example)
             graphs = self._device.type == "cuda" and not frame.deterministic
             steps: Steps = GraphedSteps(batch, self._compiler) if graphs else EagerSteps(batch)
             machine = Machine(batch, steps, sizes, plain=frame.deterministic)
@@ -158,13 +175,10 @@ class ContinuousEngine:
         factor = self._pipeline.vae_scale_factor
         size = (self._pipeline.unet.config.in_channels, frame.height // factor, frame.width // factor)
         # As the pipeline's call makes it: on the CPU, so that it is the same on every device, and in its numbers.
-        noise = randn_tensor(
-            (1, *size),
-            generator=torch.Generator("cpu").manual_seed(task.seed),
-            device=self._device,
-            dtype=conditions[HIDDEN_STATES].dtype,
+        noise = torch.randn(
+            (1, *size), generator=torch.Generator("cpu").manual_seed(task.seed), dtype=conditions[HIDDEN_STATES].dtype
         )
-        return first_row(noise * scale, conditions)
+        return first_row(to_device(noise, self._device) * scale, conditions)
 
     def _conditions(self, task: ImageTask, frame: Frame) -> Conditions:
         known = (task.prompt, task.negative_prompt, frame)

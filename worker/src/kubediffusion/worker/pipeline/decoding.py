@@ -6,8 +6,6 @@ One image at a time: a batch of them gains nothing, and the first one need not w
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kubediffusion.worker.pipeline.accelerator import capture
+from kubediffusion.worker.pipeline.compiling import Compiler
 from kubediffusion.worker.pipeline.families import Family
-
-_GRAPHS = 4
-"""Image sizes whose graph is kept; each holds the VAE's working set for its size."""
+from kubediffusion.worker.pipeline.graphs import URGENT, GraphedFunction
+from kubediffusion.worker.pipeline.transfers import to_host
 
 
 @dataclass(frozen=True)
@@ -52,9 +49,10 @@ class Decoder:
     Args:
         pipeline: The pipeline, on its device.
         family: Its family.
+        compiler: Compiles in the background; None for no compilation.
     """
 
-    def __init__(self, pipeline: Any, family: Family) -> None:
+    def __init__(self, pipeline: Any, family: Family, compiler: Compiler | None = None) -> None:
         self._pipeline = pipeline
         self._family = family
         self._device: torch.device = pipeline.device
@@ -62,9 +60,9 @@ class Decoder:
         upcasts = family.upcasts and vae.dtype == torch.float16 and vae.config.force_upcast
         self._vae = _in_float32(vae) if upcasts else vae
         self._wide: Any = None
-        self._stream = torch.cuda.Stream() if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        # Least recently used first.
-        self._graphs: OrderedDict[tuple[int, ...], _Graphed] = OrderedDict()
+        self._graphed = GraphedFunction(decoded, self._vae, compiler=compiler)
+        cuda = self._device.type == "cuda"
+        self._stream = torch.cuda.Stream(priority=URGENT) if cuda else None  # type: ignore[no-untyped-call]
 
     def begin(self, latents: torch.Tensor, *, plain: bool = False) -> Decoding:
         """Begin to decode an image, without waiting for it.
@@ -85,11 +83,7 @@ class Decoder:
 
     def forget(self) -> bool:
         """Free the memory that graphs hold, and tell whether there were any."""
-        held = bool(self._graphs)
-        self._graphs.clear()
-        if held:
-            torch.cuda.empty_cache()
-        return held
+        return self._graphed.forget()
 
     def finish(self, decoding: Decoding) -> tuple[NDArray[np.uint8] | None, bool]:
         """Wait for an image, and give its pixels, ``[height, width, 3]``, and whether the safety checker flagged it.
@@ -102,7 +96,7 @@ class Decoder:
             # float16 ends at 65504, and some models' VAE goes beyond.
             if self._wide is None:
                 self._wide = _in_float32(self._vae)
-            decoding = self._pixels(decoding.latents, self._image(self._wide, decoding.latents))
+            decoding = self._pixels(decoding.latents, decoded(self._wide, self._scaled(self._wide, decoding.latents)))
             self._wait()
         if not bool(decoding.finite):
             return None, False
@@ -111,25 +105,17 @@ class Decoder:
         return pixels, flagged
 
     def _decode(self, latents: torch.Tensor, *, plain: bool) -> Decoding:
-        if plain:
-            return self._pixels(latents, self._image(self._vae, latents))
-        shape = tuple(latents.shape)
-        if shape not in self._graphs:
-            while len(self._graphs) >= _GRAPHS:
-                self._graphs.popitem(last=False)
-            self._graphs[shape] = _Graphed(lambda given: self._image(self._vae, given), latents)
-        self._graphs.move_to_end(shape)
-        return self._pixels(latents, self._graphs[shape](latents))
+        scaled = self._scaled(self._vae, latents)
+        return self._pixels(latents, decoded(self._vae, scaled) if plain else self._graphed(scaled))
 
-    def _image(self, vae: Any, latents: torch.Tensor) -> torch.Tensor:
-        image: torch.Tensor = vae.decode(self._family.unscaled(latents).to(vae.dtype), return_dict=False)[0]
-        return image
+    def _scaled(self, vae: Any, latents: torch.Tensor) -> torch.Tensor:
+        return self._family.unscaled(latents).to(vae.dtype)
 
     def _pixels(self, latents: torch.Tensor, image: torch.Tensor) -> Decoding:
         shown = self._pipeline.image_processor.postprocess(image, output_type="pt").float()
         finite = torch.isfinite(image).all()
         pixels = (shown[0] * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous()
-        return Decoding(latents, image, _to_host(pixels), _to_host(finite))
+        return Decoding(latents, image, to_host(pixels), to_host(finite))
 
     def _flagged(self, image: torch.Tensor) -> bool:
         if getattr(self._pipeline, "safety_checker", None) is None:
@@ -143,33 +129,12 @@ class Decoder:
             torch.cuda.current_stream().synchronize()
 
 
-class _Graphed:
-    """A function of one tensor as a CUDA graph.
-
-    Args:
-        function: The function.
-        example: An argument of it.
-    """
-
-    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor], example: torch.Tensor) -> None:
-        self._given = example.clone()
-        self._result = torch.empty_like(function(self._given))
-        self._graph = capture(lambda: function(self._given), self._result.copy_, torch.cuda.graph_pool_handle())
-
-    def __call__(self, given: torch.Tensor) -> torch.Tensor:
-        self._given.copy_(given)
-        self._graph.replay()
-        # The next one overwrites it.
-        return self._result.clone()
+def decoded(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Decode latents in the VAE's own scale and numbers: ``[1, 3, height, width]``, about -1 to 1."""
+    image: torch.Tensor = vae.decode(latents, return_dict=False)[0]
+    return image
 
 
 def _in_float32(vae: Any) -> Any:
     # A copy: the pipeline's call expects its own as it is.
     return copy.deepcopy(vae).to(torch.float32)
-
-
-def _to_host(tensor: torch.Tensor) -> torch.Tensor:
-    if not tensor.is_cuda:
-        return tensor
-    host = torch.empty_like(tensor, device="cpu", pin_memory=True)
-    return host.copy_(tensor, non_blocking=True)

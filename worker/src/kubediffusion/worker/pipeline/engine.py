@@ -63,10 +63,15 @@ class _Nobody:
         pass
 
 
-def warm_up(engine: Engine) -> None:
-    """Make one image of the pipeline's own size and throw it away: the first call loads and chooses kernels."""
+def warm_up(engine: Engine, images: int = 1) -> None:
+    """Make images of the pipeline's own size and throw them away: the first call loads and chooses kernels.
+
+    Args:
+        engine: The engine.
+        images: How many at once.
+    """
     shape = Shape(steps=WARM_UP_STEPS, guidance=7.5)
-    engine.run((ImageTask(Ticket("", 0, 0), "", None, 0, shape),), _Nobody())
+    engine.run(tuple(ImageTask(Ticket("", 0, index), "", None, 0, shape) for index in range(images)), _Nobody())
 
 
 class PipelineEngine:

@@ -13,6 +13,7 @@ import diffusers
 import torch
 
 from kubediffusion.worker.engine import ImageTask
+from kubediffusion.worker.pipeline.encoding import TextEncoding
 
 Conditions = dict[str, torch.Tensor]
 """What the UNet is told of one image, by the name of its argument: ``[rows, ...]``, where the rows are, with
@@ -69,17 +70,15 @@ class StableDiffusion:
 
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline
+        self._encoding = TextEncoding(pipeline)
 
     def conditions(self, task: ImageTask, frame: Frame) -> Conditions:
         """Encode an image's prompts: see :meth:`Family.conditions`."""
-        prompt, negative = self._pipeline.encode_prompt(
-            [task.prompt],
-            self._pipeline.device,
-            1,
-            frame.guided,
-            None if task.negative_prompt is None else [task.negative_prompt],
-        )
-        return {HIDDEN_STATES: torch.cat([negative, prompt]) if frame.guided else prompt}
+        prompt = self._encoding.of(task.prompt, plain=frame.deterministic)
+        if not frame.guided:
+            return {HIDDEN_STATES: prompt}
+        negative = self._encoding.of(task.negative_prompt or "", plain=frame.deterministic)
+        return {HIDDEN_STATES: torch.cat([negative, prompt])}
 
     def unscaled(self, latents: torch.Tensor) -> torch.Tensor:
         """Turn the denoiser's latents into the VAE's."""

@@ -20,7 +20,8 @@ from kubediffusion.worker.calls import CallPlan
 from kubediffusion.worker.cpus import usable_cpus
 from kubediffusion.worker.engine import BadModelError, Engine, EngineInfo
 from kubediffusion.worker.pipeline import hub
-from kubediffusion.worker.pipeline.accelerator import Compiler, compile_cache, prepare
+from kubediffusion.worker.pipeline.accelerator import prepare
+from kubediffusion.worker.pipeline.compiling import Compiler, compile_cache
 from kubediffusion.worker.pipeline.continuous import NAME as CONTINUOUS
 from kubediffusion.worker.pipeline.continuous import ContinuousEngine
 from kubediffusion.worker.pipeline.engine import NAME as STATIC
@@ -65,7 +66,9 @@ def load_engine(settings: Settings) -> Engine:
         named = _named(info, CONTINUOUS, settings.spec)
         engine = ContinuousEngine(pipeline, named, family, settings.spec.workers.max_batch_size, compiler)
     logger.info("pipeline loaded: %s", info.pipeline, extra={"engine": engine.info.name, "device": info.device})
-    if pipeline.device.type == "cuda":
+    if isinstance(engine, ContinuousEngine):
+        engine.warm_up()
+    elif pipeline.device.type == "cuda":
         warm_up(engine)
     return engine
 

@@ -11,11 +11,12 @@ import torch
 
 from kubediffusion.resources.errors import JobFailure
 from kubediffusion.worker.engine import ImageTask, Load, Monitor, Outcome, Ticket, described
-from kubediffusion.worker.pipeline.accelerator import Pace, Steps, reserved_memory
+from kubediffusion.worker.pipeline.accelerator import Pace, reserved_memory
 from kubediffusion.worker.pipeline.batch import Batch, Row, control_row
 from kubediffusion.worker.pipeline.decoding import Decoder, Decoding
 from kubediffusion.worker.pipeline.engine import PipelineEngine
 from kubediffusion.worker.pipeline.faults import check_device, failure, is_out_of_memory, not_numbers
+from kubediffusion.worker.pipeline.stepping import Steps
 from kubediffusion.worker.pipeline.tables import Table
 from kubediffusion.worker.slots import arrange, lowered
 

@@ -1,0 +1,305 @@
+"""What runs from CUDA graphs, with the capture itself left out: which graph serves, what is compiled, and when.
+
+In the place of a graph stands the computation that it would have captured; all else is the real thing, on the CPU.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from worker_builders import Recorder, image_task, levels_apart, settings
+
+from kubediffusion.worker.engine import Picture
+from kubediffusion.worker.pipeline import attention, continuous, graphs, stepping
+from kubediffusion.worker.pipeline.attention import FusedAttention
+from kubediffusion.worker.pipeline.compiling import Compiler
+from kubediffusion.worker.pipeline.continuous import ContinuousEngine
+from kubediffusion.worker.pipeline.encoding import TextEncoding
+from kubediffusion.worker.pipeline.graphs import GraphedFunction
+from kubediffusion.worker.pipeline.loading import load_engine
+from kubediffusion.worker.slots import sizes_up_to
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
+
+GPU = torch.device("cuda")
+
+
+class Captures:
+    """Captures nothing, and remembers for what it was asked.
+
+    Attributes:
+        refusing: Raised by the next captures.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.refusing: Exception | None = None
+
+    def __call__(self, compute: Callable[[], Any], store: Callable[[Any], object], *_: Any, **__: Any) -> Any:
+        if self.refusing is not None:
+            raise self.refusing
+        self.count += 1
+        return SimpleNamespace(replay=lambda: store(compute()))
+
+
+@pytest.fixture
+def captures(monkeypatch: pytest.MonkeyPatch) -> Captures:
+    """In the place of CUDA graphs."""
+    made = Captures()
+    monkeypatch.setattr(graphs, "capture", made)
+    monkeypatch.setattr(stepping, "capture", made)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    return made
+
+
+def compiler() -> Compiler:
+    """A compiler that traces as on a GPU, and generates no code."""
+    made = Compiler(None, backend="eager")
+    made.begin()
+    return made
+
+
+def doubled(factor: float, given: torch.Tensor) -> torch.Tensor:
+    return given * factor
+
+
+def untraceable(factor: float, given: torch.Tensor) -> torch.Tensor:
+    torch._dynamo.graph_break()
+    return given * factor
+
+
+def wait_for(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_function_runs_from_its_graph_then_from_the_compiled_one(captures: Captures) -> None:
+    made = compiler()
+    function = GraphedFunction(doubled, 2.0, compiler=made)
+    assert function(torch.ones(3)).tolist() == [2, 2, 2]
+    wait_for(lambda: not made.busy)
+    assert function(torch.full((3,), 4.0)).tolist() == [8, 8, 8]
+    assert [graph.compiled for graph in function._graphs.values()] == [True]
+    assert captures.count == 2
+    function(torch.ones(3))
+    assert captures.count == 2
+
+
+def test_nothing_is_captured_while_something_is_compiled(captures: Captures) -> None:
+    made, going_on = compiler(), threading.Event()
+    function = GraphedFunction(doubled, 2.0, compiler=made)
+
+    def slow() -> tuple[float, torch.Tensor]:
+        going_on.wait(60)
+        return 2.0, torch.ones(1)
+
+    assert made.ready(function, "another", doubled, slow) is None
+    assert made.busy
+    assert function(torch.ones(2)).tolist() == [2, 2]
+    assert captures.count == 0
+    going_on.set()
+    wait_for(lambda: not made.busy)
+    assert function(torch.ones(2)).tolist() == [2, 2]
+    assert captures.count == 1
+
+
+def test_nothing_is_compiled_before_the_compiler_is_told_to_begin(captures: Captures) -> None:
+    made = Compiler(None, backend="eager")
+    function = GraphedFunction(doubled, 2.0, compiler=made)
+    function(torch.ones(2))
+    assert not made.busy
+    made.begin()
+    function(torch.ones(2))
+    wait_for(lambda: made.ready(function, (2,), doubled, lambda: (2.0, torch.ones(2))) is not None)
+
+
+def test_the_graphs_of_the_latest_shapes_are_kept(captures: Captures) -> None:
+    function = GraphedFunction(doubled, 2.0, kept=2)
+    for size in (1, 2, 1, 3):
+        function(torch.ones(size))
+    assert list(function._graphs) == [(1,), (3,)]
+    assert function.forget()
+    assert not function.forget()
+
+
+def test_what_cannot_be_captured_or_compiled_runs_as_it_is_written(captures: Captures) -> None:
+    made = compiler()
+    function = GraphedFunction(untraceable, 2.0, compiler=made)
+    for _ in range(2):
+        assert function(torch.ones(1)).tolist() == [2]
+        wait_for(lambda: not made.busy)
+    assert captures.count == 1
+    captures.refusing = RuntimeError("operation not permitted when stream is capturing")
+    refused = GraphedFunction(doubled, 2.0, compiler=made)
+    assert [refused(torch.ones(1)).tolist() for _ in range(2)] == [[2], [2]]
+    captures.refusing = torch.OutOfMemoryError("too much")
+    with pytest.raises(torch.OutOfMemoryError):
+        GraphedFunction(doubled, 2.0)(torch.ones(1))
+
+
+def test_a_compiler_keeps_nobody_alive_and_lets_other_threads_run() -> None:
+    made, seen = compiler(), []
+
+    def arguments() -> tuple[float, torch.Tensor]:
+        seen.append(sys.getswitchinterval())
+        return 2.0, torch.ones(2)
+
+    def used() -> weakref.ref[GraphedFunction]:
+        owner = GraphedFunction(doubled, 2.0)
+        wait_for(lambda: made.ready(owner, "a", doubled, arguments) is not None)
+        return weakref.ref(owner)
+
+    owner = used()
+    gc.collect()
+    assert owner() is None
+    assert seen[0] < 0.005 == sys.getswitchinterval()
+
+
+def on_graphs(folder: Path, monkeypatch: pytest.MonkeyPatch, compiles: Compiler | None) -> ContinuousEngine:
+    """An engine that goes the ways of a GPU, as far as the CPU can."""
+    made = load_engine(settings(folder, workers={"maxBatchSize": 4}))
+    assert isinstance(made, ContinuousEngine)
+    monkeypatch.setattr(continuous, "to_device", lambda tensor, _: tensor)
+    made._device, made._compiler = GPU, compiles
+    made._sizes = sizes_up_to(4, prepared=True)
+    return made
+
+
+def test_an_engine_on_graphs_makes_the_same_pictures_plain_and_compiled(
+    folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Compiler(None, backend="eager")
+    engine = on_graphs(folders("stable_diffusion"), monkeypatch, made)
+    engine.warm_up()
+    # Every size was prepared before the first was compiled.
+    wait_for(lambda: not made.busy)
+    (machine,) = engine._machines.values()
+    assert list(machine.steps._graphs) == [1, 2, 4]
+    tasks = [image_task(index, "a cat", steps=4 + index, scheduler="EulerDiscreteScheduler") for index in range(3)]
+    expected = Recorder()
+    for task in tasks:
+        engine._static.run((task,), expected)
+    seen = Recorder()
+    deadline = time.monotonic() + 60
+    while not (seen.loads and all(load.compiled for load in seen.loads)):
+        assert time.monotonic() < deadline
+        seen = Recorder()
+        engine.run(tuple(tasks), seen)
+        for task in tasks:
+            picture = seen.outcomes[task.ticket.index]
+            assert isinstance(picture, Picture)
+            assert levels_apart(picture, expected.outcomes[task.ticket.index]) <= 1
+        wait_for(lambda: not made.busy)
+
+
+def test_a_size_that_does_not_fit_frees_its_graph_and_those_above(
+    folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    engine = on_graphs(folders("stable_diffusion"), monkeypatch, None)
+    engine.warm_up()
+    (machine,) = engine._machines.values()
+    machine.steps.forget(2)
+    assert list(machine.steps._graphs) == [1]
+    machine.steps.forget(1)
+    captures.refusing = torch.OutOfMemoryError("too much")
+    seen = Recorder()
+    engine.run((image_task(0), image_task(1)), seen)
+    assert {outcome.code for outcome in seen.outcomes.values()} == {"OutOfMemory"}
+    captures.refusing = RuntimeError("no graph today")
+    seen = Recorder()
+    engine.run((image_task(0), image_task(1)), seen)
+    assert all(isinstance(outcome, Picture) for outcome in seen.outcomes.values())
+
+
+def test_texts_are_encoded_as_the_pipeline_encodes_them(
+    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load_engine(settings(folders("stable_diffusion")))
+    assert isinstance(engine, ContinuousEngine)
+    pipeline = engine._pipeline
+    encoding = TextEncoding(pipeline)
+    with torch.inference_mode():
+        for text in ("a cat", "", "a prompt that is longer than this tokenizer takes"):
+            (expected, empty) = pipeline.encode_prompt([text], torch.device("cpu"), 1, True)
+            assert torch.equal(encoding.of(text), expected)
+            assert torch.equal(encoding.of(""), empty)
+            assert encoding.of(text) is encoding.of(text)
+            assert torch.equal(encoding.of(text, plain=True), expected)
+        monkeypatch.setattr(pipeline.text_encoder.config, "use_attention_mask", True, raising=False)
+        masked = pipeline.encode_prompt(["a dog"], torch.device("cpu"), 1, False)[0]
+        assert torch.equal(encoding.of("a dog"), masked)
+
+
+def small_unet() -> Any:
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        layers_per_block=1,
+        sample_size=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=4,
+        cross_attention_dim=32,
+    ).eval()
+
+
+def test_the_large_batchs_attention_computes_what_diffusers_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    unet = small_unet()
+    given = (torch.randn(2, 4, 8, 8), torch.ones(2), torch.randn(2, 7, 32))
+    calls = []
+
+    def cudnn(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
+        calls.append(query.shape)
+        nothing = torch.zeros(1)
+        attended = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+        return attended, nothing, nothing, nothing, 1, 1, nothing, nothing, nothing
+
+    def compute(unet: Any, latents: torch.Tensor, timestep: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+        return unet(latents, timestep, told, return_dict=False)[0]
+
+    with torch.inference_mode(), torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("_scaled_dot_product_cudnn_attention", cudnn, "CPU")
+        expected = compute(unet, *given)
+        unet.fuse_qkv_projections()
+        unet.set_attn_processor(FusedAttention(cudnn=True))
+        assert torch.allclose(compute(unet, *given), expected, atol=1e-5)
+        assert not calls
+        monkeypatch.setattr(attention, "_takes_cudnn", lambda *_: True)
+        assert torch.allclose(compute(unet, *given), expected, atol=1e-5)
+        assert calls
+        compiled = torch.compile(compute, fullgraph=True, dynamic=False, backend="eager")
+        assert torch.allclose(compiled(unet, *given), expected, atol=1e-5)
+
+
+def test_only_plain_layers_of_large_batches_in_half_precision_go_to_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = small_unet().mid_block.attentions[0].transformer_blocks[0].attn1
+
+    def takes(rows: int = attention.CUDNN_FROM, dtype: torch.dtype = torch.float16, mask: Any = None) -> bool:
+        states = SimpleNamespace(is_cuda=True, dtype=dtype, dim=lambda: 3, __len__=None)
+        monkeypatch.setattr(attention, "len", lambda _: rows, raising=False)
+        return attention._takes_cudnn(layer, states, mask)
+
+    layer.inner_dim = 64 * layer.heads
+    assert takes()
+    assert not takes(rows=attention.CUDNN_FROM - 1)
+    assert not takes(dtype=torch.float32)
+    assert not takes(mask=torch.ones(1))
+    layer.inner_dim = 160 * layer.heads
+    assert not takes()
+    layer.inner_dim, layer.norm_cross = 64 * layer.heads, True
+    assert not takes()

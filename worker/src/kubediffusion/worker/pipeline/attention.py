@@ -1,0 +1,75 @@
+"""The UNet's attention on a CUDA device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
+
+CUDNN_FROM = 32
+"""Rows of the UNet, two an image, from which on cuDNN's attention is faster than flash attention."""
+
+_CUDNN_HEADS = 128
+"""Largest head that cuDNN takes on every device; it also has to be a multiple of 8."""
+
+
+class FusedAttention(FusedAttnProcessor2_0):
+    """diffusers' attention with fused projections, which has cuDNN compute large batches.
+
+    The choice is part of the computation. PyTorch's own, ``sdpa_kernel``, holds for the whole process: made by the
+    thread that compiles, it would change kernels in the middle of an image whose pixels must repeat.
+
+    Args:
+        cudnn: Whether the device is of a kind on which cuDNN is the faster one.
+    """
+
+    def __init__(self, *, cudnn: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._cudnn = cudnn
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        *args: Any,
+        **more: Any,
+    ) -> torch.Tensor:
+        """Compute one attention layer: ``[batch, places, channels]``, as diffusers' does."""
+        if not self._cudnn or not _takes_cudnn(attn, hidden_states, attention_mask):
+            result: torch.Tensor = super().__call__(
+                attn, hidden_states, encoder_hidden_states, attention_mask, *args, **more
+            )
+            return result
+        if encoder_hidden_states is None:
+            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            query = attn.to_q(hidden_states)
+            key, value = attn.to_kv(encoder_hidden_states).chunk(2, dim=-1)
+        query, key, value = (given.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for given in (query, key, value))
+        attended = torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, None, False)[0]  # noqa: SLF001
+        projected: torch.Tensor = attn.to_out[0](attended.transpose(1, 2).flatten(2))
+        return projected
+
+
+def _takes_cudnn(attn: Attention, hidden_states: torch.Tensor, mask: torch.Tensor | None) -> bool:
+    """Tell whether a layer is one of a transformer block, with nothing special, in a large batch."""
+    size = attn.inner_dim // attn.heads
+    return (
+        hidden_states.is_cuda
+        and hidden_states.dtype in (torch.float16, torch.bfloat16)
+        and hidden_states.dim() == 3
+        and len(hidden_states) >= CUDNN_FROM
+        and size % 8 == 0
+        and size <= _CUDNN_HEADS
+        and mask is None
+        and attn.spatial_norm is None
+        and attn.group_norm is None
+        and attn.norm_q is None
+        and attn.norm_k is None
+        and not attn.norm_cross
+        and not attn.residual_connection
+        and attn.rescale_output_factor == 1
+    )

@@ -1,0 +1,150 @@
+"""Compiles in the background, and keeps what was compiled for the next worker."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import uuid
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from kubediffusion.worker.engine import described
+
+logger = logging.getLogger(__name__)
+
+_VARIANTS = 64
+"""Batch sizes, frames and dtypes for which one function may be compiled; PyTorch's limit is 8."""
+
+_SWITCH_SECONDS = 0.0005
+"""For which the compiler's thread may keep Python's lock from the engine's. A step gives the lock up some twenty times;
+with Python's own 5 ms a batch that runs meanwhile would be many times slower."""
+
+_USUAL_SWITCH_SECONDS = sys.getswitchinterval()
+
+Function = Callable[..., torch.Tensor]
+
+
+class Compiler:
+    """Compiles functions for the shapes that are in use, one after the other, in a thread of its own.
+
+    All but the compiling itself is for the engine's thread.
+
+    Args:
+        cache: File that keeps what was compiled, for the next worker; None for none.
+        backend: PyTorch's name of what compiles.
+    """
+
+    def __init__(self, cache: Path | None, backend: str = "inductor") -> None:
+        torch._dynamo.config.recompile_limit = _VARIANTS  # noqa: SLF001 - its documented place
+        self._cache = cache
+        self._backend = backend
+        self._begun = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="compile")
+        self._functions: dict[Function, Function] = {}
+        # A batch that is no longer in use must not be kept by what was compiled for it.
+        self._jobs: WeakKeyDictionary[Any, dict[Hashable, Future[bool]]] = WeakKeyDictionary()
+        self._latest: Future[bool] | None = None
+        if cache is not None:
+            load_compiled(cache)
+
+    def begin(self) -> None:
+        """Compile from now on. Until then everything is prepared that cannot be while something is compiled."""
+        self._begun = True
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being compiled. While it is, no graph may be captured."""
+        return self._latest is not None and not self._latest.done()
+
+    def ready(
+        self, owner: Any, key: Hashable, function: Function, arguments: Callable[[], tuple[Any, ...]]
+    ) -> Function | None:
+        """Give a compiled function, or None while there is none; the first call that finds nobody busy makes it.
+
+        Args:
+            owner: What it is compiled for; not kept.
+            key: Which of the owner's shapes.
+            function: The function.
+            arguments: Makes arguments of that shape, in the compiler's thread.
+        """
+        jobs = self._jobs.setdefault(owner, {})
+        if key not in jobs:
+            if self._begun and not self.busy:
+                if function not in self._functions:
+                    self._functions[function] = torch.compile(
+                        function, fullgraph=True, dynamic=False, backend=self._backend
+                    )
+                jobs[key] = self._latest = self._thread.submit(self._compile, self._functions[function], arguments)
+            return None
+        return self._functions[function] if jobs[key].done() and jobs[key].result() else None
+
+    def _compile(self, function: Function, arguments: Callable[[], tuple[Any, ...]]) -> bool:
+        try:
+            with torch.inference_mode(), _switching(), _own_stream():
+                function(*arguments())
+        except Exception as error:  # noqa: BLE001 - what cannot be compiled runs uncompiled
+            logger.warning("something stays uncompiled", extra=described(error))
+            return False
+        logger.info("compiled")
+        if self._cache is not None:
+            save_compiled(self._cache)
+        return True
+
+
+@contextlib.contextmanager
+def _own_stream() -> Iterator[None]:
+    """Compute in a stream of its own, to its end; on the CPU there is none."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+        yield
+        torch.cuda.current_stream().synchronize()
+
+
+@contextlib.contextmanager
+def _switching() -> Iterator[None]:
+    """Have Python's threads take turns more often."""
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(_USUAL_SWITCH_SECONDS)
+
+
+def compile_cache(folder: Path, revision: str, device: str, versions: dict[str, str]) -> Path:
+    """Give the file that keeps what was compiled: one for each model revision, kind of device and set of versions."""
+    parts = [revision, device, *(f"{name}-{version}" for name, version in sorted(versions.items()))]
+    name = "_".join("".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in part) for part in parts)
+    return folder / "compiled" / f"{name}.bin"
+
+
+def load_compiled(file: Path) -> None:
+    """Give PyTorch what an earlier worker compiled, if there is any; what it cannot use it says in the log."""
+    try:
+        torch.compiler.load_cache_artifacts(file.read_bytes())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        logger.warning("the compile cache cannot be read: %s", error)
+
+
+def save_compiled(file: Path) -> None:
+    """Keep what PyTorch compiled in this process; a reader never sees half of it."""
+    artifacts = torch.compiler.save_cache_artifacts()
+    if artifacts is None:
+        return
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # A name of its own: workers may share the folder.
+        part = file.with_suffix(f".{uuid.uuid4()}.part")
+        part.write_bytes(artifacts[0])
+        part.replace(file)
+    except OSError as error:
+        logger.warning("the compile cache cannot be written: %s", error)

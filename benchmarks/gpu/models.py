@@ -1,69 +1,41 @@
-"""Measures the worker's engine alone on this machine's GPU: no cluster, no storage, no PNG.
+"""A model to measure: Stable Diffusion 2.1-base's architecture with random weights, and the engine that serves it.
 
-    python benchmarks/gpu/engine.py --folder /tmp/model --compile > engine.json
-
-Makes Stable Diffusion 2.1-base's architecture with random weights where the folder holds no model yet; speed does not
-depend on what the weights know. `--tiny` takes a model that also a CPU runs in seconds, to try the script itself.
+Speed does not depend on what the weights know.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from kubediffusion.worker import testing
 from kubediffusion.worker.engine import Engine, ImageTask, Load, Outcome, Picture, Shape, Ticket
-from kubediffusion.worker.pipeline.continuous import ContinuousEngine
-from kubediffusion.worker.pipeline.loading import load_engine
 from kubediffusion.worker.settings import Settings
 
 STEPS = 25
 SCHEDULER = "DPMSolverMultistepScheduler"
-COMPILED_WITHIN = 600.0
-"""Seconds to wait for a batch size to be compiled."""
+
+_PATIENCE = 3
+"""Batches to run without anything being compiled before that counts as the end."""
 
 
-class Watch:
-    """A monitor with images in stock: whoever has room gets more, and every end is timed."""
-
-    def __init__(self, stock: Sequence[ImageTask] = ()) -> None:
-        self.outcomes: dict[int, Outcome] = {}
-        self.loads: list[Load] = []
-        self._stock = list(stock)
-
-    def wanted(self, _ticket: Ticket) -> bool:
-        """Tell that every image is."""
-        return True
-
-    def stepped(self, _ticket: Ticket, _step: int, _total: int) -> None:
-        """Ignore it: :meth:`ran` counts."""
-
-    def ended(self, ticket: Ticket, outcome: Outcome) -> None:
-        """Remember how an image ends."""
-        self.outcomes[ticket.index] = outcome
-
-    def more(self, room: int, _calls: int) -> tuple[ImageTask, ...]:
-        """Give from the stock as many as there is room for."""
-        given, self._stock = self._stock[:room], self._stock[room:]
-        return tuple(given)
-
-    def ran(self, load: Load) -> None:
-        """Remember what a step was like."""
-        self.loads.append(load)
+def save_model(folder: Path, *, tiny: bool) -> None:
+    """Save the model, unless it is there; a tiny one runs in seconds on a CPU too, to try a benchmark itself."""
+    if (folder / "model_index.json").exists():
+        return
+    if tiny:
+        testing.save_stable_diffusion(folder)
+    else:
+        _save_stable_diffusion_21(folder)
 
 
-def save_model(folder: Path) -> None:
-    """Save Stable Diffusion 2.1-base's architecture with random weights."""
+def _save_stable_diffusion_21(folder: Path) -> None:
+    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
     torch.manual_seed(0)
     letters = [chr(code) for code in range(33, 127)]
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
@@ -111,8 +83,27 @@ def save_model(folder: Path) -> None:
     ).to(dtype=torch.float16).save_pretrained(folder)
 
 
+def settings(folder: Path, *, compiled: bool, limit: int, cache: Path | None = None) -> Settings:
+    """Give the settings of a worker that serves the model.
+
+    Args:
+        folder: Where the model is.
+        compiled: Compile in the background.
+        limit: The most images in a batch.
+        cache: Where what was compiled is kept.
+    """
+    return Settings(
+        pod_name="benchmark",
+        pod_namespace="benchmark",
+        model_name="benchmark",
+        bucket="benchmark",
+        cache_dir=cache or folder / "cache",
+        spec={"source": {"path": str(folder)}, "compile": compiled, "workers": {"maxBatchSize": limit}},
+    )
+
+
 def tasks(count: int, steps: Sequence[int] = (STEPS,), **shape: Any) -> tuple[ImageTask, ...]:
-    """Give images; their steps take turns."""
+    """Give images, each with a prompt of its own; their steps take turns."""
     return tuple(
         ImageTask(
             Ticket("job", 1, index),
@@ -125,109 +116,68 @@ def tasks(count: int, steps: Sequence[int] = (STEPS,), **shape: Any) -> tuple[Im
     )
 
 
-def timed(engine: Engine, images: Sequence[ImageTask], at_once: int) -> tuple[float, Watch]:
-    """Run images, so many at once, and give the seconds."""
+class Watch:
+    """A monitor with images in stock: whoever has room gets more."""
+
+    def __init__(self, stock: Sequence[ImageTask] = ()) -> None:
+        self.outcomes: dict[int, Outcome] = {}
+        self.loads: list[Load] = []
+        self._stock = list(stock)
+
+    def wanted(self, _ticket: Ticket) -> bool:
+        """Tell that every image is."""
+        return True
+
+    def stepped(self, _ticket: Ticket, _step: int, _total: int) -> None:
+        """Ignore it: :meth:`ran` counts."""
+
+    def ended(self, ticket: Ticket, outcome: Outcome) -> None:
+        """Remember how an image ends."""
+        self.outcomes[ticket.index] = outcome
+
+    def more(self, room: int, _calls: int) -> tuple[ImageTask, ...]:
+        """Give from the stock as many as there is room for."""
+        given, self._stock = self._stock[:room], self._stock[room:]
+        return tuple(given)
+
+    def ran(self, load: Load) -> None:
+        """Remember what a step was like."""
+        self.loads.append(load)
+
+
+def make(engine: Engine, images: Sequence[ImageTask], at_once: int) -> Watch:
+    """Make images, so many at once.
+
+    Raises:
+        RuntimeError: One of them did not end well.
+    """
     watch = Watch(images[at_once:])
-    began = time.perf_counter()
     engine.run(tuple(images[:at_once]), watch)
-    seconds = time.perf_counter() - began
     broken = [outcome for outcome in watch.outcomes.values() if not isinstance(outcome, Picture)]
     if broken or len(watch.outcomes) != len(images):
-        raise SystemExit(f"{len(watch.outcomes)} of {len(images)} images ended, {broken[:1]}")
-    return seconds, watch
+        raise RuntimeError(f"{len(watch.outcomes)} of {len(images)} images ended, {broken[:1]}")
+    return watch
 
 
-def warm(engine: Engine, size: int, *, compiled: bool) -> float:
-    """Run a batch size until it is as fast as it gets, and give the seconds that took."""
-    began = time.perf_counter()
-    while True:
-        _, watch = timed(engine, tasks(size), size)
-        done = all(load.compiled for load in watch.loads) or not compiled
-        if done or time.perf_counter() - began > COMPILED_WITHIN:
-            return time.perf_counter() - began
+class Settling:
+    """Tells when a batch size is as fast as it gets: compiled, or found out not to be.
 
+    Args:
+        engine: The engine.
+    """
 
-def sizes_of(limit: int) -> Iterator[int]:
-    """Give the batch sizes to measure."""
-    return (size for size in (1, 2, 4, 8, 16) if size <= limit)
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._quiet = 0
 
-
-def measure(engine: ContinuousEngine, limit: int, *, compiled: bool) -> dict[str, Any]:
-    """Give everything that there is to know."""
-    found: dict[str, Any] = {"engine": engine.info.name, "device": engine.info.device, "sizes": {}}
-    for size in sizes_of(limit):
-        ready = warm(engine, size, compiled=compiled)
-        seconds, watch = timed(engine, tasks(4 * size), size)
-        static, _ = timed(engine._static, tasks(size), size)  # noqa: SLF001 - what it is measured against
-        found["sizes"][size] = {
-            "seconds_to_ready": round(ready, 2),
-            "images_per_second": round(4 * size / seconds, 3),
-            "static_images_per_second": round(size / static, 3),
-            "compiled": all(load.compiled for load in watch.loads),
-        }
-        sys.stderr.write(f"{size}: {found['sizes'][size]}\n")
-    seconds, watch = timed(engine, tasks(1), 1)
-    found["one_alone_seconds"] = round(seconds, 4)
-    uniform, _ = timed(engine, tasks(6 * limit), limit)
-    mixed_tasks = tasks(6 * limit, (10, 25, 50))
-    mixed, watch = timed(engine, mixed_tasks, limit)
-    per_second = sum(task.shape.steps for task in mixed_tasks) / mixed
-    found["mixed_against_uniform"] = round(per_second / (6 * limit * STEPS / uniform), 3)
-    found["mixed_occupancy"] = round(sum(x.images for x in watch.loads) / sum(x.size for x in watch.loads), 3)
-    found["against_diffusers_levels"] = levels(engine, limit)
-    found["deterministic"] = deterministic(engine, limit)
-    if torch.cuda.is_available():
-        found["peak_memory_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
-    return found
-
-
-def levels(engine: ContinuousEngine, limit: int) -> int:
-    """Give the largest difference from the pipeline's own call, in levels of 255, of a full batch."""
-    images = tasks(limit)
-    _, slots = timed(engine, images, limit)
-    _, calls = timed(engine._static, images[:1], 1)  # noqa: SLF001 - what it is measured against
-    left, right = (np.frombuffer(watch.outcomes[0].rgb, np.uint8).astype(int) for watch in (slots, calls))
-    return int(np.abs(left - right).max())
-
-
-def deterministic(engine: ContinuousEngine, limit: int) -> bool:
-    """Tell whether a deterministic image has the same bytes before and after others ran."""
-    image = tasks(1, deterministic=True)
-    first = timed(engine, image, 1)[1].outcomes[0]
-    timed(engine, tasks(limit), limit)
-    return bool(timed(engine, image, 1)[1].outcomes[0] == first)
-
-
-def main() -> None:
-    """Measure, and print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="where the model is, or is to be")
-    parser.add_argument("--limit", type=int, default=16, help="the most images in a batch")
-    parser.add_argument("--compile", action="store_true", help="compile in the background, and wait for it")
-    parser.add_argument("--tiny", action="store_true", help="a model for trying this script")
-    given = parser.parse_args()
-    if not (given.folder / "model_index.json").exists():
-        (testing.save_stable_diffusion if given.tiny else save_model)(given.folder)
-    began = time.perf_counter()
-    settings = Settings(
-        pod_name="benchmark",
-        pod_namespace="benchmark",
-        model_name="benchmark",
-        bucket="none",
-        cache_dir=given.folder / "cache",
-        spec={
-            "source": {"path": str(given.folder)},
-            "compile": given.compile,
-            "workers": {"maxBatchSize": given.limit},
-        },
-    )
-    engine = load_engine(settings)
-    if not isinstance(engine, ContinuousEngine):
-        raise SystemExit(f"the engine is {engine.info.name}")
-    loaded = time.perf_counter() - began
-    found = measure(engine, given.limit, compiled=given.compile and torch.cuda.is_available())
-    sys.stdout.write(json.dumps({"load_seconds": round(loaded, 2), **found}, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    def after(self, watch: Watch, *, decoding: bool = True) -> bool:
+        """Look at a batch that ran; whatever is left to compile, it has begun."""
+        engine = self._engine
+        if engine._compiler is None:
+            return True
+        decodes = all(graph.compiled for graph in engine._decoder._graphed._graphs.values()) or not decoding
+        if all(load.compiled for load in watch.loads) and decodes:
+            return True
+        # Nobody compiles, and still it is not: it was refused, and the log says why.
+        self._quiet = 0 if engine._compiler.busy else self._quiet + 1
+        return self._quiet > _PATIENCE

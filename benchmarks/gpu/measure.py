@@ -1,0 +1,382 @@
+"""Measures the engine, the raw loop and the worker in one process, part by part, each on its own.
+
+    python benchmarks/gpu/measure.py FOLDER OUT [options]
+
+``OUT`` gets a JSON file that is written anew after each part, so that what was measured is there whatever comes after.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import functools
+import io
+import json
+import random
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jobs
+import models
+import numpy as np
+import torch
+from models import STEPS, make, tasks
+from raw import COMPARED, Raw
+
+from kubediffusion.resources.runtime import logs
+from kubediffusion.worker.engine import Engine
+from kubediffusion.worker.pipeline.loading import load_engine
+
+CUDA = torch.cuda.is_available()
+REPEATS = 3
+
+Found = dict[str, Any]
+
+
+class Measurements:
+    """What is measured in this process.
+
+    Args:
+        given: The command's arguments.
+    """
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.given = given
+        self.limit: int = given.limit
+        self.sizes = [size for size in COMPARED if size <= self.limit]
+        self.compiled = CUDA and not given.plain
+        self.found: Found = {}
+
+    @functools.cached_property
+    def engine(self) -> Any:
+        """The engine, which begins to compile when it is asked for."""
+        engine = load_engine(models.settings(self.given.folder, compiled=self.compiled, limit=self.limit))
+        self.found |= {
+            "device": engine.info.device,
+            "versions": engine.info.versions,
+            "compiled": self.compiled,
+        }
+        return engine
+
+    def run(self, parts: Sequence[tuple[str, Callable[[], Any]]]) -> None:
+        """Measure part by part, until the time is up."""
+        ends = time.monotonic() + self.given.seconds
+        for name, part in parts:
+            if self.given.parts and name not in self.given.parts:
+                continue
+            if time.monotonic() > ends:
+                say(f"no time left for {name}")
+                continue
+            began = time.monotonic()
+            try:
+                with torch.inference_mode():
+                    self.found[name] = part()
+            except Exception:  # noqa: BLE001 - what breaks one part leaves the others
+                self.found[name] = {"broken": traceback.format_exc()[-1500:]}
+            say(f"{name} ({time.monotonic() - began:.1f} s): {json.dumps(self.found[name])}")
+            self.given.out.write_text(json.dumps(self.found, indent=1) + "\n")
+
+    def warm(self) -> Found:
+        """Have the batch sizes that are compared compiled and captured."""
+        return self._warm(self.sizes)
+
+    def warm_rest(self) -> Found:
+        """Have every other batch size compiled and captured too."""
+        return self._warm([size for size in (2, 4) if size < self.limit])
+
+    def _warm(self, sizes: Sequence[int]) -> Found:
+        took = {}
+        for size in sizes:
+            began, settling = time.perf_counter(), models.Settling(self.engine)
+            while not settling.after(make(self.engine, tasks(size, (2,)), size)):
+                if time.perf_counter() - began > self.given.compile_seconds:
+                    say(f"size {size} is not compiled after {self.given.compile_seconds} s")
+                    break
+            took[str(size)] = round(time.perf_counter() - began, 2)
+            say(f"size {size} ready after {took[str(size)]} s")
+        make(self.engine, tasks(2 * self.limit), self.limit)
+        if not CUDA:
+            return {"seconds": took}
+        return {
+            "seconds": took,
+            "reserved GB": round(torch.cuda.memory_reserved() / 1e9, 2),
+            "peak reserved GB": round(torch.cuda.max_memory_reserved() / 1e9, 2),
+            "peak allocated GB": round(torch.cuda.max_memory_allocated() / 1e9, 2),
+        }
+
+    def replays(self) -> Found:
+        """Time the graphs alone: what no engine around them can beat."""
+        if not CUDA:
+            return {}
+        (machine,) = [m for frame, m in self.engine._machines.items() if not frame.deterministic]
+        graphs = {f"step {size}": graph for size, graph in machine.steps._graphs.items()}
+        graphs |= {"decode": next(iter(self.engine._decoder._graphed._graphs.values())).graph}
+        graphs |= {"encode": next(iter(self.engine._family._encoding._graphed._graphs.values())).graph}
+        return {name: _milliseconds(graph.replay) for name, graph in graphs.items()}
+
+    def raw(self) -> Found:
+        """Measure the raw loop and the engine by turns, at each size."""
+        results: Found = {}
+        for size in self.sizes:
+            loop = Raw(self.engine._pipeline, size, compiled=self.compiled) if CUDA else None
+            count = max(2 * size, 6)
+            ours, theirs = [], []
+            for turn in range(REPEATS):
+                if loop is not None:
+                    began = time.perf_counter()
+                    for call in range(max(count // size, 2)):
+                        loop.run([f"a picture of number {call * size + place} {turn}" for place in range(size)])
+                    theirs.append(max(count // size, 2) * size / (time.perf_counter() - began))
+                images = tasks(max(2 * count, 4 * size))
+                began = time.perf_counter()
+                make(self.engine, images, size)
+                ours.append(len(images) / (time.perf_counter() - began))
+            results[str(size)] = {
+                "engine": round(statistics.median(ours), 3),
+                "raw": round(statistics.median(theirs), 3) if theirs else None,
+                "runs": [[round(x, 3) for x in ours], [round(x, 3) for x in theirs]],
+            }
+            say(f"raw {size}: {results[str(size)]}")
+            del loop
+        return results
+
+    def eager(self) -> Found:
+        """Measure diffusers' own call, on the modules that the engine prepared."""
+        static = self.engine._static
+        found = {}
+        for size in self.sizes:
+            make(static, tasks(size, (2,)), size)
+            began = time.perf_counter()
+            make(static, tasks(size), size)
+            found[str(size)] = round(size / (time.perf_counter() - began), 3)
+        return found
+
+    def mixed(self) -> Found:
+        """Compare jobs of 10, 25 and 50 steps with jobs of 25, both saturated, in images times steps a second."""
+        rates = {}
+        for name, steps in (("uniform", (STEPS,)), ("mixed", (10, STEPS, 50))):
+            images = tasks(6 * self.limit, steps)
+            began = time.perf_counter()
+            watch = make(self.engine, images, self.limit)
+            rates[name] = sum(task.shape.steps for task in images) / (time.perf_counter() - began)
+            filled = sum(load.images for load in watch.loads) / sum(load.size for load in watch.loads)
+            say(f"{name}: {rates[name]:.1f} image steps/s, {filled:.3f} of the slots filled, {len(watch.loads)} steps")
+        return {name: round(rate, 2) for name, rate in rates.items()} | {
+            "ratio": round(rates["mixed"] / rates["uniform"], 3)
+        }
+
+    def same(self) -> Found:
+        """Compare pictures: with diffusers' call, and a deterministic one with itself."""
+        images = tasks(self.limit)
+        batch = make(self.engine, images, self.limit).outcomes
+        calls = {task.ticket.index: make(self.engine._static, [task], 1).outcomes for task in images[:2]}
+        image = tasks(1, deterministic=True)
+        first = make(self.engine, image, 1).outcomes[0]
+        make(self.engine, tasks(self.limit, (4,)), self.limit)
+        alone = make(self.engine, images[:1], 1).outcomes[0]
+        return {
+            "levels from diffusers' call": [_apart(batch[index], made[index]) for index, made in calls.items()],
+            "levels from alone": _apart(batch[0], alone),
+            "deterministic levels": _apart(first, make(self.engine, image, 1).outcomes[0]),
+            "deterministic levels from the slot": _apart(first, batch[0]),
+            "spread of values": int(np.ptp(np.frombuffer(batch[0].rgb, np.uint8))),
+        }
+
+    def end_to_end(self) -> Found:
+        """Saturate the worker: jobs to images in S3."""
+        count = 10 * self.limit
+        return asyncio.run(self._saturate(count))
+
+    async def _saturate(self, count: int) -> Found:
+        async with jobs.worker(self.engine, self.limit, "saturated") as bench:
+            began = time.monotonic()
+            for _ in range(count):
+                bench.submit()
+            await bench.done()
+        stored = sorted(times.stored for times in bench.times.values())
+        # Also without the first batch and the last, whose beginning and end nothing overlaps.
+        skip = self.limit
+        middle = (count - 2 * skip) / (stored[-skip - 1] - stored[skip - 1])
+        return {
+            "images": count,
+            "images/s": round(count / (stored[-1] - began), 3),
+            "images/s without the first and the last batch": round(middle, 3),
+        }
+
+    def alone(self) -> Found:
+        """Measure one job alone, from the moment that it is there to the bytes of its PNG, and to storage's word."""
+        return asyncio.run(self._alone(12))
+
+    async def _alone(self, count: int) -> Found:
+        async with jobs.worker(self.engine, self.limit, "alone") as bench:
+            for _ in range(count):
+                bench.submit()
+                await bench.done()
+                await asyncio.sleep(0.02)
+        times = list(bench.times.values())[2:]
+        return {
+            "seconds to PNG": round(statistics.median(t.encoded - t.due for t in times), 4),
+            "seconds to storage": round(statistics.median(t.stored - t.due for t in times), 4),
+        }
+
+    def poisson(self) -> Found:
+        """Offer jobs at random moments, 70 % of what the worker can do, to slots and to static batches."""
+        most = self.found.get("end_to_end", {}).get("images/s without the first and the last batch", 1.0)
+        found: Found = {"jobs/s": round(0.7 * most, 3)}
+        for name, steps in (("uniform", (STEPS,)), ("mixed", (10, STEPS, 50))):
+            rate = 0.7 * most * STEPS / statistics.mean(steps)
+            for kind, engine in (("slots", self.engine), ("static", jobs.StaticBatches(self.engine))):
+                waits = asyncio.run(self._offer(engine, f"{kind}-{name}", rate, steps))
+                found[f"{name}, {kind}"] = {
+                    "p50": round(statistics.median(waits), 3),
+                    "p95": round(statistics.quantiles(waits, n=20)[-1], 3),
+                    "jobs": len(waits),
+                }
+                say(f"poisson {name}, {kind}: {found[f'{name}, {kind}']}")
+            slots, static = (found[f"{name}, {kind}"] for kind in ("slots", "static"))
+            found[f"{name}, ratio"] = {part: round(slots[part] / static[part], 3) for part in ("p50", "p95")}
+        return found
+
+    async def _offer(self, engine: Engine, run: str, rate: float, steps: Sequence[int]) -> list[float]:
+        chance = random.Random(0)
+        async with jobs.worker(engine, self.limit, run) as bench:
+            due = time.monotonic()
+            ends = due + self.given.poisson_seconds
+            while due < ends:
+                await asyncio.sleep(max(due - time.monotonic(), 0))
+                bench.submit(chance.choice(steps))
+                due += chance.expovariate(rate)
+            await bench.done()
+        return [times.stored - times.due for times in bench.times.values()]
+
+    def seed(self) -> Found:
+        """Measure a plain server's way: one image after the other, PNDM, PNG and base64 in line."""
+        from diffusers import StableDiffusionPipeline
+
+        dtype = torch.float16 if CUDA else torch.float32
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            self.given.folder, dtype=dtype, safety_checker=None, requires_safety_checker=False
+        ).to("cuda" if CUDA else "cpu")
+        pipeline.set_progress_bar_config(disable=True)
+
+        def serve(number: int) -> str:
+            image = pipeline(f"a picture of number {number}", num_inference_steps=STEPS).images[0]
+            buffer = io.BytesIO()
+            image.save(buffer, format="PNG")
+            return base64.b64encode(buffer.getvalue()).decode()
+
+        serve(0)
+        began = time.perf_counter()
+        count = 8
+        for number in range(count):
+            serve(number)
+        return {"images/s": round(count / (time.perf_counter() - began), 3)}
+
+    def png(self) -> Found:
+        """Time what an image costs beside the device."""
+        from kubediffusion.worker.images import encode
+
+        picture = make(self.engine, tasks(1), 1).outcomes[0]
+        began = time.perf_counter()
+        for _ in range(5):
+            data = encode(picture, "x", {}).data
+        return {"milliseconds": round((time.perf_counter() - began) / 5 * 1e3, 1), "bytes": len(data)}
+
+    def profile(self) -> Found:
+        """List the kernels of a step of the largest batch."""
+        if not CUDA:
+            return {}
+        (machine,) = [m for frame, m in self.engine._machines.items() if not frame.deterministic]
+        graph = machine.steps._graphs[self.limit]
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+            for _ in range(3):
+                graph.replay()
+            torch.cuda.synchronize()
+        kernels = sorted(seen.key_averages(), key=lambda event: -event.self_device_time_total)
+        return {
+            event.key[:90]: [round(event.self_device_time_total / 3e3, 3), event.count // 3] for event in kernels[:40]
+        }
+
+    def memory_runs_out(self) -> Found:
+        """Have the device's memory run out: the batch must get smaller, and every image come out."""
+        if not CUDA:
+            return {}
+        torch.cuda.empty_cache()
+        engine: Any = load_engine(models.settings(self.given.folder, compiled=False, limit=self.limit))
+        held = torch.cuda.memory_reserved()
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min((held + 1.5e9) / total, 1.0))
+        try:
+            watch = make(engine, tasks(self.limit, (6,)), self.limit)
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+        return {"limits": sorted({load.limit for load in watch.loads}), "images": len(watch.outcomes)}
+
+
+def say(text: str) -> None:
+    """Tell how it goes."""
+    sys.stdout.write(f"[{time.strftime('%H:%M:%S')}] {text}\n")
+    sys.stdout.flush()
+
+
+def _milliseconds(run: Callable[[], object], count: int = 20) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    run()
+    begin.record()
+    for _ in range(count):
+        run()
+    end.record()
+    torch.cuda.synchronize()
+    return round(begin.elapsed_time(end) / count, 3)
+
+
+def _apart(a: Any, b: Any) -> int:
+    left, right = (np.frombuffer(picture.rgb, np.uint8).astype(int) for picture in (a, b))
+    return int(np.abs(left - right).max())
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where the model is")
+    parser.add_argument("out", type=Path, help="the JSON file")
+    parser.add_argument("--s3", type=Path, required=True, help="the program versitygw")
+    parser.add_argument("--scratch", type=Path, required=True, help="a new folder for the objects")
+    parser.add_argument("--limit", type=int, default=16, help="the most images in a batch")
+    parser.add_argument("--seconds", type=float, default=1800, help="begin no part after these")
+    parser.add_argument("--compile-seconds", type=float, default=300, help="to wait for a batch size to be compiled")
+    parser.add_argument("--poisson-seconds", type=float, default=25, help="for which each load is offered")
+    parser.add_argument("--plain", action="store_true", help="compile nothing, neither engine nor raw loop")
+    parser.add_argument("--parts", nargs="*", default=[], help="measure only these")
+    given = parser.parse_args()
+    logs.configure("WARNING")
+    here = Measurements(given)
+    with jobs.s3_server(given.s3, given.scratch):
+        here.run(
+            [
+                ("warm", here.warm),
+                ("replays", here.replays),
+                ("warm_rest", here.warm_rest),
+                ("raw", here.raw),
+                ("end_to_end", here.end_to_end),
+                ("alone", here.alone),
+                ("seed", here.seed),
+                ("profile", here.profile),
+                ("poisson", here.poisson),
+                ("mixed", here.mixed),
+                ("same", here.same),
+                ("png", here.png),
+                ("memory_runs_out", here.memory_runs_out),
+                ("eager", here.eager),
+            ]
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""The table of what was measured on a GPU: parts that are missing or broke leave no row."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parents[3] / "benchmarks" / "gpu"
+
+
+def table(found: dict[str, Any]) -> str:
+    # By its file: the folder of scripts is no package.
+    spec = importlib.util.spec_from_file_location("gpu_tables", FOLDER / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.table({"device": "NVIDIA H100", "versions": {"torch": "2"}, **found})
+
+
+def test_ratios_are_told_beside_what_they_are_of() -> None:
+    text = table(
+        {
+            "raw": {"16": {"engine": 9.1, "raw": 9.3}, "1": {"engine": 5.0, "raw": None}},
+            "end_to_end": {"images/s without the first and the last batch": 9.0},
+            "seed": {"images/s": 1.2},
+            "alone": {"seconds to PNG": 0.19, "seconds to storage": 0.2},
+            "poisson": {
+                "uniform, slots": {"p50": 0.9, "p95": 1.1},
+                "uniform, static": {"p50": 1.5, "p95": 2.2},
+                "uniform, ratio": {"p50": 0.6, "p95": 0.5},
+            },
+        }
+    )
+    assert "| engine against the raw loop, images/s, batch 16 | 9.10 against 9.30: 0.978 |" in text
+    assert "batch 1 |" not in text
+    assert "| the worker against it | 7.5 times |" in text
+    assert "p50 0.90 against 1.50: 0.60, p95 1.10 against 2.20: 0.50" in text
+    assert "NVIDIA H100, nothing compiled, torch 2" in text
+
+
+def test_what_broke_or_was_not_measured_has_no_row() -> None:
+    text = table({"mixed": {"broken": "Traceback"}, "cold start": {"libraries": 7.0, "first image": 11.5}})
+    assert text.count("\n| ") == 3
+    assert "| start, empty cache: first image, s after the process began | 11.5 |" in text

@@ -54,7 +54,7 @@ class FusedAttention(FusedAttnProcessor2_0):
         return projected
 
 
-def _takes_cudnn(attn: Attention, hidden_states: torch.Tensor, mask: torch.Tensor | None) -> bool:
+def _takes_cudnn(attn: Any, hidden_states: torch.Tensor, mask: torch.Tensor | None) -> bool:
     """Tell whether a layer is one of a transformer block, with nothing special, in a large batch."""
     size = attn.inner_dim // attn.heads
     return (

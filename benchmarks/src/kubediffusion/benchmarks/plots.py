@@ -86,10 +86,11 @@ def peers(found: Found, axes: Axes) -> None:
     ways |= {f"Job a request,\n{job['node']} node,\n{job['limits']} limits": job for job in found["jobs"]}
     if "missing" not in found["celery"]:
         ways["Celery\nwith Redis"] = found["celery"]
-    bars = axes.barh(list(ways), [way["jobs"] / way["seconds"] for way in ways.values()])
+    rates = [way["jobs"] / way["seconds"] for way in ways.values()]
+    bars = axes.barh(list(ways), rates)
     axes.bar_label(bars, fmt="{:.1f}", padding=3)
     axes.set_xscale("log")
-    axes.set_xlim(left=1)
+    axes.set_xlim(1, 2 * max(rates))
     axes.set_xlabel("jobs/s")
     axes.invert_yaxis()
     axes.set_title("A burst, submitted to completed")

@@ -68,7 +68,7 @@ def latency(found: Found, axes: Axes) -> None:
 def throughput(found: Found, axes: Axes) -> None:
     """Show what a job costs each process, by the size of the burst."""
     bursts = found["bursts"]
-    names = [f"{burst['jobs']:,}\n{burst['door']}" for burst in bursts]
+    names = [f"{burst['jobs']:,.0f}\n{burst['door']}" for burst in bursts]
     reached = [0.0] * len(bursts)
     for process in bursts[0]["processes"]:
         values = [1000 * burst["processes"][process]["cpu"] / burst["jobs"] for burst in bursts]

@@ -58,7 +58,7 @@ def latency(found: Found) -> str:
 def throughput(found: Found) -> str:
     """Tell how many jobs a second there were, and what each cost."""
     bursts = found["bursts"]
-    names = [f"{burst['jobs']:,} by {burst['door']}" for burst in bursts]
+    names = [f"{burst['jobs']:,.0f} by {burst['door']}" for burst in bursts]
     total = table(
         ("burst", "runs", "jobs/s", "accepted/s", "CPU ms a job", "API-server requests a job", "operator RSS, MiB"),
         (
@@ -76,7 +76,7 @@ def throughput(found: Found) -> str:
     )
     over_http = [burst for burst in bursts if burst["door"] == "HTTP"]
     first, last = over_http[0], over_http[-1]
-    flat = f"Cost a job at {last['jobs']:,} jobs against {first['jobs']:,}: {cost(last) / cost(first):.2f} times.\n"
+    flat = f"Cost a job at {last['jobs']:,.0f} jobs against {first['jobs']:,.0f}: {cost(last) / cost(first):.2f} times.\n"
     processes = table(
         ("CPU ms a job (RSS at the end, MiB)", *names),
         ((process, *(_process(burst, process) for burst in bursts)) for process in bursts[0]["processes"]),
@@ -97,7 +97,7 @@ def steady(found: Found) -> str:
     """Tell what an idle installation costs, and how fast its parts are back."""
     seconds = found["seconds"]
     idle = table(
-        (f"{found['jobs']:,} finished jobs, {seconds:.0f} s", "CPU, % of a core", "RSS, MiB", "peak RSS, MiB"),
+        (f"{found['jobs']:,.0f} finished jobs, {seconds:.0f} s", "CPU, % of a core", "RSS, MiB", "peak RSS, MiB"),
         (
             (name, f"{100 * used['cpu'] / seconds:.2f}", f"{used['rss']:.0f}", f"{used['peak']:.0f}")
             for name, used in found["processes"].items()
@@ -144,11 +144,11 @@ def peers(found: Found) -> str:
     burst, singles, queue = found["burst"], found["singles"], found["celery"]
     own = burst["jobs"] / burst["seconds"]
     rows = [
-        ("KubeDiffusion", f"{burst['jobs']:,}", f"{own:.1f}", "1", _three(singles["seen"])),
+        ("KubeDiffusion", f"{burst['jobs']:,.0f}", f"{own:.1f}", "1", _three(singles["seen"])),
         *(
             (
                 f"one batch/v1 Job a request, {job['node']} node, {job['limits']} client limits",
-                f"{job['jobs']:,}",
+                f"{job['jobs']:,.0f}",
                 f"{job['jobs'] / job['seconds']:.1f}",
                 f"{own * job['seconds'] / job['jobs']:.1f}",
                 "",
@@ -161,7 +161,7 @@ def peers(found: Found) -> str:
     else:
         rate = queue["jobs"] / queue["seconds"]
         ratio, completed = f"{own / rate:.2f}", _three(queue["completed"])
-        rows.append(("Celery with Redis", f"{queue['jobs']:,}", f"{rate:.1f}", ratio, completed))
+        rows.append(("Celery with Redis", f"{queue['jobs']:,.0f}", f"{rate:.1f}", ratio, completed))
     head = ("way", "jobs", "jobs/s", "KubeDiffusion's jobs/s ÷ these", "one at a time, p50 / p90 / p99, ms")
     return table(head, rows)
 
@@ -190,4 +190,4 @@ def _rate(offer: Found) -> str:
 
 
 def _runs(offer: Found) -> str:
-    return f"{offer['runs']} of {offer['jobs']:,}"
+    return f"{offer['runs']} of {offer['jobs']:,.0f}"

@@ -76,7 +76,8 @@ def throughput(found: Found) -> str:
     )
     over_http = [burst for burst in bursts if burst["door"] == "HTTP"]
     first, last = over_http[0], over_http[-1]
-    flat = f"Cost a job at {last['jobs']:,.0f} jobs against {first['jobs']:,.0f}: {cost(last) / cost(first):.2f} times.\n"
+    times = cost(last) / cost(first)
+    flat = f"Cost a job at {last['jobs']:,.0f} jobs against {first['jobs']:,.0f}: {times:.2f} times.\n"
     processes = table(
         ("CPU ms a job (RSS at the end, MiB)", *names),
         ((process, *(_process(burst, process) for burst in bursts)) for process in bursts[0]["processes"]),

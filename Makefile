@@ -39,7 +39,7 @@ up: bootstrap ## Serve on http://localhost:8000 until Ctrl-C (PORT=, MODEL= a di
 	@$(BIN)/python -m kubediffusion.local up --port $(PORT) --model $(MODEL)
 
 .PHONY: test
-test: verify binaries ## Run every check and every test
+test: verify binaries ## Run every check, and every test that needs no root
 	$(TESTS) tests/unit tests/conformance tests/integration $(PYTEST)
 
 .PHONY: verify

@@ -23,6 +23,7 @@ def table(seed: int, plan: Plan, outcome: Outcome, violations: Sequence[Violatio
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 30
     machine = f"{os.cpu_count()} processors ({platform.machine()}), {memory} GiB, Linux {platform.release()}"
     extent = f"{len(plan.orders)} jobs at {plan.rate:g} a second, {len(outcome.strikes)} faults"
+    extent += f" ({sum(strike.hit for strike in outcome.strikes)} found something to strike)"
     lines = [
         f"Seed {seed}: {extent}, {outcome.seconds:.0f} s; {machine}.",
         "",

@@ -55,7 +55,7 @@ def run(service: Service, image: Path) -> None:
     say(json.dumps({**result, "image_base64": f"{result['image_base64'][:24]}…"}, ensure_ascii=False))
     say(f"\n$ kubectl get {SHOWN}")
     say(service.cluster.kubectl("get", SHOWN, f"--namespace={NAMESPACE}").rstrip())
-    say(f"\nThe image is {image}")
+    say(f"\nThe image is {image}\nNow everything stops; make up keeps it running.")
 
 
 def exchange(url: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -91,7 +91,8 @@ def doors(service: Service) -> str:
     return f"""
 KubeDiffusion serves at {service.url} (API keys are off). Ctrl-C stops everything.
 
-In a browser:
+In a browser, a page for people and that of the HTTP interface:
+  {service.url}/
   {service.url}/docs
 
 Over HTTP:

@@ -14,7 +14,7 @@ from transformers import CLIPTextModel
 
 from .loop import Average, Pace, cosine, load_checkpoint, save_checkpoint
 from .optimizer import optimizers
-from .text import LENGTH, new_text_encoder
+from .text import empty_caption, new_text_encoder
 from .vae import lean
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def train(
     read: Any = torch.compile(text, disable=not fast, dynamic=False)
     forward: Any = torch.compile(unet, disable=not fast, dynamic=False)
     signal, noise = noise_levels(settings, device)
-    empty = torch.tensor(tokenizer("", padding="max_length", max_length=LENGTH).input_ids, device=device)
+    empty = empty_caption(tokenizer, device)
     spread = torch.arange(batch, device=device) / batch
     torch.manual_seed(settings.seed + 3 + rank)
     pace = Pace(shape.steps, seconds, start)

@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812 - the name everyone reads
 
 from .diffusion import STEPS, noise_levels
 from .loop import Average, Pace, cosine, load_checkpoint, save_checkpoint
-from .text import LENGTH
+from .text import empty_caption
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -134,8 +134,7 @@ def calibrate(
     torch.manual_seed(settings.seed + 4)
     teacher = copy.deepcopy(unet).eval().requires_grad_(requires_grad=False)
     text.eval().requires_grad_(requires_grad=False)
-    empty = torch.tensor(tokenizer("", padding="max_length", max_length=LENGTH).input_ids, device=device)
-    lesson = Lesson(settings, text, teacher, empty)
+    lesson = Lesson(settings, text, teacher, empty_caption(tokenizer, device))
     average = Average(unet, shape.ema)
     opt = torch.optim.AdamW(unet.parameters(), lr=shape.rate, betas=(0.9, 0.99), weight_decay=0.0, fused=fast)
     state = {"unet": unet, "average": average, "opt": opt}

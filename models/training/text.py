@@ -7,6 +7,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from .data import Sprites
     from .settings import Settings
@@ -104,6 +106,11 @@ def encoder_of(tokenizer: Any) -> Callable[[list[str]], NDArray[np.uint16]]:
         return np.asarray(ids, np.uint16)
 
     return encode
+
+
+def empty_caption(tokenizer: Any, device: torch.device) -> Tensor:
+    """Return the token ids of the empty caption, int64 [77]."""
+    return torch.tensor(tokenizer("", padding="max_length", max_length=LENGTH).input_ids, device=device)
 
 
 def new_text_encoder(settings: Settings, tokenizer: Any) -> Any:

@@ -11,7 +11,7 @@ import json
 import logging
 import pickle
 import time
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,14 +126,14 @@ class Run:
 
     def encode(self, number: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Give latents and captions of new scenes."""
-        began, autoencoder = time.monotonic(), self.vae
+        began = time.monotonic()
         result = dataset.encode_scenes(
             self.composer,
             self.sprites,
             number,
             seed,
             self.settings.data.captions,
-            lambda images: vae.encode(autoencoder, images),
+            partial(vae.encode, self.vae),
             text.encoder_of(self.tokenizer),
         )
         z = result[0][:2000].float()
@@ -142,7 +142,7 @@ class Run:
 
     def calibrate(self, encoder: Any, unet: Any) -> Any:
         """Run the guidance stage."""
-        shape, seed, autoencoder = self.settings.guidance, self.settings.seed, self.vae
+        shape, seed = self.settings.guidance, self.settings.seed
         plain = self.encode(shape.scenes, seed + 15)
         began = time.monotonic()
         pairs = dataset.encode_pairs(
@@ -150,7 +150,7 @@ class Run:
             self.sprites,
             shape.pairs,
             seed + 16,
-            lambda images: vae.encode(autoencoder, images),
+            partial(vae.encode, self.vae),
             text.encoder_of(self.tokenizer),
         )
         log.info("encoded %d pairs in %.0f s", shape.pairs, time.monotonic() - began)

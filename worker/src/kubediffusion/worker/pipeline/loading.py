@@ -86,9 +86,8 @@ def load_pipeline(settings: Settings) -> tuple[Any, EngineInfo]:
     index = check_folder(model.folder, settings.spec)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = _dtype(settings.spec.torch_dtype, device)
-    pipeline = _load(model.folder, index, settings.spec, dtype)
+    pipeline = load_weights(model.folder, index, settings.spec, dtype, device)
     CallPlan.of(type(pipeline))
-    pipeline.to(device)
     return pipeline, EngineInfo(
         name=STATIC,
         pipeline=type(pipeline).__name__,
@@ -126,14 +125,30 @@ def locate(settings: Settings) -> LocalModel:
     return LocalModel(local, content_revision(local))
 
 
-def _load(folder: Path, index: dict[str, Any], spec: DiffusionModelSpec, dtype: torch.dtype) -> Any:
-    options: dict[str, Any] = {}
+def load_weights(
+    folder: Path, index: dict[str, Any], spec: DiffusionModelSpec, dtype: torch.dtype, device: torch.device
+) -> Any:
+    """Give the pipeline, its weights read straight to the device: main memory holds one tensor of them at a time.
+
+    Args:
+        folder: The diffusers folder.
+        index: Its ``model_index.json``.
+        spec: What to load of it.
+        dtype: Numbers that the weights are held in.
+        device: Where to.
+
+    Raises:
+        BadModelError: It cannot be loaded, and a restart would not change that.
+        Exception: It cannot be loaded now.
+    """
+    # A map to one device places weights while they are read and leaves no hooks of accelerate on the modules.
+    options: dict[str, Any] = {"device_map": device.type if _placeable(index) else None}
     if not spec.safety_checker and "safety_checker" in index:
-        options = {"safety_checker": None, "requires_safety_checker": False}
+        options |= {"safety_checker": None, "requires_safety_checker": False}
     if spec.source.hugging_face is not None and spec.source.hugging_face.variant is not None:
         options["variant"] = spec.source.hugging_face.variant
     try:
-        return DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
+        pipeline = DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
             str(folder),
             dtype=dtype,
             use_safetensors=True if spec.use_safetensors else None,
@@ -141,10 +156,22 @@ def _load(folder: Path, index: dict[str, Any], spec: DiffusionModelSpec, dtype: 
             local_files_only=True,
             **options,
         )
+        # Parts that are no models of diffusers or transformers know no map.
+        return pipeline.to(device)
     except Exception as error:
         if _may_pass(error):
             raise
         raise BadModelError(f"the pipeline cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def _placeable(index: dict[str, Any]) -> bool:
+    """Tell whether diffusers takes a device map for the pipeline.
+
+    It takes none where one pipeline stands for several; of code of the model's own that is not known.
+    """
+    name = index["_class_name"]
+    pipeline = getattr(diffusers, name, None) if isinstance(name, str) else None
+    return pipeline is not None and not pipeline._load_connected_pipes  # noqa: SLF001 - what diffusers itself asks
 
 
 def _may_pass(error: Exception) -> bool:

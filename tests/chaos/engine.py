@@ -55,4 +55,4 @@ def main() -> None:
     settings = Settings()
     logs.configure(settings.log_level)
     seconds = float((settings.spec.source.path or "").removeprefix(SCHEME))
-    os._exit(uvloop.run(serve(settings, lambda _: DrawingEngine(seconds, settings.pod_name))))
+    os._exit(uvloop.run(serve(settings, lambda *_: DrawingEngine(seconds, settings.pod_name))))

@@ -54,7 +54,7 @@ def main() -> None:
     """Run the worker."""
     settings = Settings()
     logs.configure(settings.log_level)
-    sys.exit(asyncio.run(serve(settings, lambda _: ObedientEngine())))
+    sys.exit(asyncio.run(serve(settings, lambda *_: ObedientEngine())))
 
 
 if __name__ == "__main__":

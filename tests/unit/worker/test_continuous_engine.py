@@ -14,6 +14,7 @@ import pytest
 import torch
 from worker_builders import Recorder, image_task, levels_apart, settings
 
+from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.resources.errors import JobFailure
 from kubediffusion.worker import testing
 from kubediffusion.worker.engine import EngineLostError, ImageTask, Picture
@@ -84,6 +85,16 @@ def test_a_picture_is_what_diffusers_makes(embedded: ContinuousEngine, scheduler
     assert (made.scheduler, made.width, made.height) == (expected.scheduler, expected.width, expected.height)
     assert len(set(made.rgb)) > 10
     assert levels_apart(made, expected) <= 1
+
+
+def test_loading_tells_where_it_stands(folders: Callable[[str], Path]) -> None:
+    told: list[tuple[EngineReason, str]] = []
+    load_engine(settings(folders("stable_diffusion")), lambda *stage: told.append(stage))
+    # A CPU has nothing to prepare.
+    assert told == [
+        (EngineReason.FETCHING_MODEL, "the model's files come from a folder"),
+        (EngineReason.LOADING_WEIGHTS, "the weights go to the CPU"),
+    ]
 
 
 def test_one_batch_mixes_steps_guidance_schedulers_and_entries(either: ContinuousEngine) -> None:

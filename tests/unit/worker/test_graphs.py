@@ -20,6 +20,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from worker_builders import Recorder, image_task, levels_apart, settings
 
+from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.worker.engine import Picture
 from kubediffusion.worker.pipeline import attention, continuous, graphs, stepping
 from kubediffusion.worker.pipeline.attention import FusedAttention
@@ -150,6 +151,29 @@ def test_what_cannot_be_captured_or_compiled_runs_as_it_is_written(captures: Cap
         GraphedFunction(doubled, 2.0)(torch.ones(1))
 
 
+def test_a_compiler_tells_how_much_of_what_was_prepared_is_compiled(captures: Captures) -> None:
+    told: list[tuple[EngineReason, str]] = []
+    made = Compiler(None, backend="eager", progress=lambda *stage: told.append(stage))
+    functions = [GraphedFunction(doubled, factor, compiler=made) for factor in (2.0, 3.0)]
+    for function in functions:
+        function(torch.ones(2))
+    assert told == []
+    made.begin()
+    for function in functions:
+        function(torch.ones(2))
+        wait_for(lambda: told[-1][0] is EngineReason.READY)
+    # What is compiled for later jobs is none of the start's business.
+    functions[0](torch.ones(7))
+    wait_for(lambda: not made.busy)
+    assert told == [
+        (EngineReason.READY, "0 of 2 compiled; the rest when jobs ask for it"),
+        (EngineReason.COMPILING, "0 of 2 compiled; the rest runs uncompiled so far"),
+        (EngineReason.READY, "1 of 2 compiled; the rest when jobs ask for it"),
+        (EngineReason.COMPILING, "1 of 2 compiled; the rest runs uncompiled so far"),
+        (EngineReason.READY, "all that was prepared is compiled"),
+    ]
+
+
 def test_a_compiler_keeps_nobody_alive_and_lets_other_threads_run() -> None:
     made, seen = compiler(), []
 
@@ -183,7 +207,12 @@ def test_an_engine_on_graphs_makes_the_same_pictures_plain_and_compiled(
 ) -> None:
     made = Compiler(None, backend="eager")
     engine = on_graphs(folders("stable_diffusion"), monkeypatch, made)
-    engine.warm_up()
+    told: list[tuple[EngineReason, str]] = []
+    engine.warm_up(lambda *stage: told.append(stage))
+    assert told == [
+        (EngineReason.WARMING_UP, f"the weights are on the device; {count} of 3 batch sizes are prepared")
+        for count in range(3)
+    ]
     # Every size was prepared before the first was compiled.
     wait_for(lambda: not made.busy)
     (machine,) = engine._machines.values()

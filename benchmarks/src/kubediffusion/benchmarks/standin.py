@@ -88,4 +88,4 @@ def main() -> None:
     settings = Settings()
     logs.configure(settings.log_level)
     seconds = float((settings.spec.source.path or "").removeprefix("stand-in:"))
-    os._exit(uvloop.run(serve(settings, lambda _: StandInEngine(seconds))))
+    os._exit(uvloop.run(serve(settings, lambda *_: StandInEngine(seconds))))

@@ -12,6 +12,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from kubediffusion.resources import meta
 from kubediffusion.resources.base import Schema, Time
 
 
@@ -38,6 +39,30 @@ class ModelCondition(StrEnum):
     """Condition types of a DiffusionModel."""
 
     AVAILABLE = "Available"
+
+
+class PodCondition(StrEnum):
+    """Condition types of a worker's Pod that are ours: its node keeps what it does not know, as for readiness gates."""
+
+    ENGINE_READY = f"{meta.GROUP}/EngineReady"
+    """How far the worker's start has come; written by the worker itself."""
+
+
+class EngineReason(StrEnum):
+    """Where a worker's start stands: False with the first four, in this order, then True with one of the last two."""
+
+    IMPORTING = "Importing"
+    """PyTorch and diffusers are imported."""
+    FETCHING_MODEL = "FetchingModel"
+    """The model's files are brought to the worker, or looked through where they are there."""
+    LOADING_WEIGHTS = "LoadingWeights"
+    """The weights go to the device."""
+    WARMING_UP = "WarmingUp"
+    """The weights are on the device, and the batch sizes are prepared."""
+    COMPILING = "Compiling"
+    """The worker takes jobs, and compiles in the background."""
+    READY = "Ready"
+    """The worker takes jobs, and compiles nothing."""
 
 
 class WaitingReason(StrEnum):

@@ -16,6 +16,7 @@ import uvloop
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from kubediffusion.resources.client import KubernetesClient
+from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.resources.errors import BAD_MODEL_EXIT_CODE
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.resources.runtime import garbage, logs
@@ -31,6 +32,7 @@ from kubediffusion.worker.engine import BadModelError, Engine
 from kubediffusion.worker.finisher import Finisher
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
+from kubediffusion.worker.progress import Progress, untold
 from kubediffusion.worker.reporter import Reporter
 from kubediffusion.worker.runner import Limits, Runner
 from kubediffusion.worker.settings import Settings
@@ -43,19 +45,20 @@ logger = logging.getLogger(__name__)
 UPLOADS = 16
 """Uploads that may be under way at the same time."""
 
-LoadEngine = Callable[[Settings], Engine]
-"""Loads the model; called in the engine's thread, so it may take its time."""
+LoadEngine = Callable[[Settings, Progress], Engine]
+"""Loads the model, and tells where that stands; called in the engine's thread, so it may take its time."""
 
 
-def load_pipeline(settings: Settings) -> Engine:
+def load_pipeline(settings: Settings, progress: Progress) -> Engine:
     """Load the diffusers pipeline: see :func:`kubediffusion.worker.pipeline.loading.load_engine`."""
     folder = local_folder(settings.spec.source, settings.model_path)
     if folder is not None:
         check_folder(folder, settings.spec)
+    progress(EngineReason.IMPORTING, "PyTorch and diffusers are imported")
     # Late: torch takes seconds, in which the probes answer; and a folder that may not be loaded is refused at once.
     from kubediffusion.worker.pipeline.loading import load_engine
 
-    return load_engine(settings)
+    return load_engine(settings, progress)
 
 
 def main() -> None:
@@ -122,7 +125,7 @@ async def _load(
     """Load the model; None when the worker is told to stop meanwhile."""
     health.waits_for("loading the model")
     began = time.monotonic()
-    loading = asyncio.get_running_loop().run_in_executor(thread, load, settings)
+    loading = asyncio.get_running_loop().run_in_executor(thread, load, settings, untold)
     if not await _first(loading, stop):
         loading.add_done_callback(lambda future: future.cancelled() or future.exception())
         return None

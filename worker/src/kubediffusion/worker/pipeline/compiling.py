@@ -8,13 +8,18 @@ import sys
 import uuid
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 
+from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.worker.engine import described
+from kubediffusion.worker.progress import Progress, untold
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +35,19 @@ _USUAL_SWITCH_SECONDS = sys.getswitchinterval()
 Function = Callable[..., torch.Tensor]
 
 
+@dataclass
+class _Count:
+    """How much there is to compile, and how much of it is done, compiled or refused."""
+
+    planned: int = 0
+    done: int = 0
+    lock: Lock = field(default_factory=Lock)
+
+    @property
+    def complete(self) -> bool:
+        return self.done >= self.planned
+
+
 class Compiler:
     """Compiles functions for the shapes that are in use, one after the other, in a thread of its own.
 
@@ -38,24 +56,30 @@ class Compiler:
     Args:
         cache: File that keeps what was compiled, for the next worker; None for none.
         backend: PyTorch's name of what compiles.
+        progress: Told how much is compiled of what was asked for before :meth:`begin`.
     """
 
-    def __init__(self, cache: Path | None, backend: str = "inductor") -> None:
+    def __init__(self, cache: Path | None, backend: str = "inductor", progress: Progress = untold) -> None:
         torch._dynamo.config.recompile_limit = _VARIANTS  # noqa: SLF001 - its documented place
         self._cache = cache
         self._backend = backend
+        self._progress = progress
         self._begun = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compile")
         self._functions: dict[Function, Function] = {}
         # A batch that is no longer in use must not be kept by what was compiled for it.
         self._jobs: WeakKeyDictionary[Any, dict[Hashable, Future[bool]]] = WeakKeyDictionary()
         self._latest: Future[bool] | None = None
+        self._planned: WeakKeyDictionary[Any, set[Hashable]] = WeakKeyDictionary()
+        self._count = _Count()
         if cache is not None:
             load_compiled(cache)
 
     def begin(self) -> None:
         """Compile from now on. Until then everything is prepared that cannot be while something is compiled."""
         self._begun = True
+        self._count.planned = sum(map(len, self._planned.values()))
+        self._tell()
 
     @property
     def busy(self) -> bool:
@@ -74,6 +98,8 @@ class Compiler:
             arguments: Makes arguments of that shape, in the compiler's thread.
         """
         jobs = self._jobs.setdefault(owner, {})
+        if not self._begun:
+            self._planned.setdefault(owner, set()).add(key)
         if key not in jobs:
             if self._begun and not self.busy:
                 if function not in self._functions:
@@ -81,8 +107,26 @@ class Compiler:
                         function, fullgraph=True, dynamic=False, backend=self._backend
                     )
                 jobs[key] = self._latest = self._thread.submit(self._compile, self._functions[function], arguments)
+                if not self._count.complete:
+                    self._tell()
+                    jobs[key].add_done_callback(partial(self._done, planned=key in self._planned.get(owner, ())))
             return None
         return self._functions[function] if jobs[key].done() and jobs[key].result() else None
+
+    def _done(self, _job: Future[bool], *, planned: bool) -> None:
+        self._tell(newly_done=int(planned))
+
+    def _tell(self, newly_done: int = 0) -> None:
+        """Tell how far it has come; from two threads, and whoever is last tells what is true last."""
+        with self._count.lock:
+            self._count.done += newly_done
+            done, planned = self._count.done, self._count.planned
+            if self._count.complete:
+                self._progress(EngineReason.READY, "all that was prepared is compiled")
+            elif self.busy:
+                self._progress(EngineReason.COMPILING, f"{done} of {planned} compiled; the rest runs uncompiled so far")
+            else:
+                self._progress(EngineReason.READY, f"{done} of {planned} compiled; the rest when jobs ask for it")
 
     def _compile(self, function: Function, arguments: Callable[[], tuple[Any, ...]]) -> bool:
         try:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.worker.engine import EngineInfo, ImageTask, Monitor, Plan, Shape, Ticket
 from kubediffusion.worker.pipeline.accelerator import Beside, repeatable
 from kubediffusion.worker.pipeline.batch import Batch, Row, first_row
@@ -24,6 +25,7 @@ from kubediffusion.worker.pipeline.schedulers import Schedulers
 from kubediffusion.worker.pipeline.stepping import EagerSteps, GraphedSteps, Steps
 from kubediffusion.worker.pipeline.tables import Table, count_calls, make_table
 from kubediffusion.worker.pipeline.transfers import to_device
+from kubediffusion.worker.progress import Progress, untold
 from kubediffusion.worker.slots import sizes_up_to
 
 NAME = "continuous"
@@ -79,14 +81,19 @@ class ContinuousEngine:
         """The schedulers that jobs may ask for."""
         return self._schedulers.names
 
-    def warm_up(self) -> None:
+    def warm_up(self, progress: Progress = untold) -> None:
         """Prepare a CUDA device for every batch size, smallest first, and only then begin to compile.
 
         What is not prepared before runs as it is written while something is compiled, which takes minutes.
+
+        Args:
+            progress: Told of every batch size.
         """
         if self._device.type != "cuda":
             return
-        for size in self._sizes:
+        for prepared, size in enumerate(self._sizes):
+            count = f"{prepared} of {len(self._sizes)} batch sizes are prepared"
+            progress(EngineReason.WARMING_UP, f"the weights are on the device; {count}")
             warm_up(self, size)
         if self._compiler is not None:
             self._compiler.begin()

@@ -14,7 +14,8 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline
 
-from kubediffusion.resources.diffusion_model import DiffusionModelSpec, TorchDtype
+from kubediffusion.resources.conditions import EngineReason
+from kubediffusion.resources.diffusion_model import DiffusionModelSpec, ModelSource, TorchDtype
 from kubediffusion.worker import s3models
 from kubediffusion.worker.calls import CallPlan
 from kubediffusion.worker.cpus import usable_cpus
@@ -27,6 +28,7 @@ from kubediffusion.worker.pipeline.continuous import ContinuousEngine
 from kubediffusion.worker.pipeline.engine import NAME as STATIC
 from kubediffusion.worker.pipeline.engine import PipelineEngine, warm_up
 from kubediffusion.worker.pipeline.families import family_of
+from kubediffusion.worker.progress import Progress, untold
 from kubediffusion.worker.settings import Settings
 from kubediffusion.worker.sources import LocalModel, check_folder, content_revision, local_folder
 
@@ -42,14 +44,18 @@ _DTYPES = {
 }
 
 
-def load_engine(settings: Settings) -> Engine:
+def load_engine(settings: Settings, progress: Progress = untold) -> Engine:
     """Load the model, once, and choose the engine that suits its pipeline.
+
+    Args:
+        settings: What to load, and how.
+        progress: Told where it stands, and later how far the background compilation has come.
 
     Raises:
         BadModelError: It cannot be loaded, and a restart would not change that.
         Exception: It cannot be loaded now.
     """
-    pipeline, info = load_pipeline(settings)
+    pipeline, info = load_pipeline(settings, progress)
     family = family_of(pipeline)
     engine: Engine
     if family is None:
@@ -60,21 +66,27 @@ def load_engine(settings: Settings) -> Engine:
         prepare(pipeline)
         compiler = None
         if settings.spec.compile and pipeline.device.type == "cuda":
-            compiler = Compiler(compile_cache(_cache(settings), info.revision, info.device, info.versions))
+            cache = compile_cache(_cache(settings), info.revision, info.device, info.versions)
+            compiler = Compiler(cache, progress=progress)
         elif settings.spec.compile:
             _compile(pipeline)
         named = _named(info, CONTINUOUS, settings.spec)
         engine = ContinuousEngine(pipeline, named, family, settings.spec.workers.max_batch_size, compiler)
     logger.info("pipeline loaded: %s", info.pipeline, extra={"engine": engine.info.name, "device": info.device})
     if isinstance(engine, ContinuousEngine):
-        engine.warm_up()
+        engine.warm_up(progress)
     elif pipeline.device.type == "cuda":
+        progress(EngineReason.WARMING_UP, "the weights are on the device; the first image is made")
         warm_up(engine)
     return engine
 
 
-def load_pipeline(settings: Settings) -> tuple[Any, EngineInfo]:
+def load_pipeline(settings: Settings, progress: Progress = untold) -> tuple[Any, EngineInfo]:
     """Load the pipeline to its device, and say what it is; the engine is not chosen yet.
+
+    Args:
+        settings: What to load, and how.
+        progress: Told where it stands.
 
     Raises:
         BadModelError: It cannot be loaded, and a restart would not change that.
@@ -82,10 +94,12 @@ def load_pipeline(settings: Settings) -> tuple[Any, EngineInfo]:
     """
     _quiet_libraries(settings)
     torch.set_num_threads(settings.torch_threads or usable_cpus())
+    progress(EngineReason.FETCHING_MODEL, f"the model's files come from {_origin(settings.spec.source)}")
     model = locate(settings)
     index = check_folder(model.folder, settings.spec)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = _dtype(settings.spec.torch_dtype, device)
+    progress(EngineReason.LOADING_WEIGHTS, f"the weights go to the {'GPU' if device.type == 'cuda' else 'CPU'}")
     pipeline = load_weights(model.folder, index, settings.spec, dtype, device)
     CallPlan.of(type(pipeline))
     return pipeline, EngineInfo(
@@ -96,6 +110,15 @@ def load_pipeline(settings: Settings) -> tuple[Any, EngineInfo]:
         revision=model.revision,
         versions={name: importlib.metadata.version(name) for name in VERSIONED},
     )
+
+
+def _origin(source: ModelSource) -> str:
+    """Say where a model comes from, for people."""
+    if source.hugging_face is not None:
+        return f"{source.hugging_face.repository} of the Hugging Face Hub"
+    if source.s3 is not None:
+        return source.s3.uri
+    return "a folder"
 
 
 def _named(info: EngineInfo, engine: str, spec: DiffusionModelSpec) -> EngineInfo:

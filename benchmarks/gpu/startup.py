@@ -24,36 +24,63 @@ def note(what: str) -> None:
 
 note("interpreter")
 
-import torch  # noqa: E402 - timed
+from pathlib import Path  # noqa: E402 - timed
+from typing import Any  # noqa: E402
 
-note("torch")
+import kubediffusion.worker.main  # noqa: E402, F401 - what a worker's process imports first
+from kubediffusion.resources.conditions import EngineReason  # noqa: E402
+from kubediffusion.worker.settings import Settings  # noqa: E402
+from kubediffusion.worker.starting import load_pipeline  # noqa: E402
 
-from pathlib import Path  # noqa: E402
+note("the worker's own modules")
 
-from kubediffusion.worker.images import encode  # noqa: E402
-from kubediffusion.worker.pipeline.loading import load_engine  # noqa: E402
+CUDA = Path("/dev/nvidiactl").exists()
+"""Whether there is a CUDA device; asked without PyTorch, whose import is part of what is measured."""
 
-note("libraries")
+BEGINS = {
+    EngineReason.FETCHING_MODEL: "libraries",
+    EngineReason.LOADING_WEIGHTS: "model",
+    EngineReason.WARMING_UP: "weights",
+}
+"""What is there when a stage begins."""
 
-import models  # noqa: E402
+
+def on_progress(stage: EngineReason, _message: str) -> None:
+    """Note the first time that a stage is told."""
+    if (what := BEGINS.get(stage)) is not None and what not in FOUND:
+        note(what)
 
 
 def main() -> None:
     """Start, and write what was found into the cache's folder."""
     folder, cache = Path(sys.argv[2]), Path(sys.argv[3])
-    compiled = torch.cuda.is_available()
-    engine = load_engine(models.settings(folder, compiled=compiled, limit=16, cache=cache))
+    engine = load_pipeline(
+        Settings(
+            pod_name="benchmark",
+            pod_namespace="benchmark",
+            model_name="benchmark",
+            bucket="benchmark",
+            cache_dir=cache,
+            spec={"source": {"path": str(folder)}, "compile": CUDA, "workers": {"maxBatchSize": 16}},
+        ),
+        on_progress,
+    )
     note("loaded")
+
+    import models
+
+    from kubediffusion.worker.images import encode
+
     (task,) = models.tasks(1)
 
-    def png() -> models.Watch:
+    def png() -> Any:
         watch = models.make(engine, [task], 1)
         encode(watch.outcomes[0], task.prompt, {})
         return watch
 
     png()
     note("first image")
-    if compiled and "full" in sys.argv[4:]:
+    if CUDA and "full" in sys.argv[4:]:
         settling, began = models.Settling(engine), time.perf_counter()
         while not settling.after(png()):
             began = time.perf_counter()

@@ -57,7 +57,7 @@ def _starts(found: Found) -> list[tuple[str, str]]:
         moments = _part(found, name)
         rows += [
             (f"start, {about}: {what}, s after the process began", f"{moments[what]:.1f}")
-            for what in ("libraries", "loaded", "first image", "first image at full speed")
+            for what in ("libraries", "weights", "loaded", "first image", "first image at full speed")
             if what in moments
         ]
     return rows

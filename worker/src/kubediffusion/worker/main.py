@@ -16,7 +16,6 @@ import uvloop
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from kubediffusion.resources.client import KubernetesClient
-from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.resources.errors import BAD_MODEL_EXIT_CODE
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.resources.runtime import garbage, logs
@@ -36,7 +35,7 @@ from kubediffusion.worker.progress import Progress, untold
 from kubediffusion.worker.reporter import Reporter
 from kubediffusion.worker.runner import Limits, Runner
 from kubediffusion.worker.settings import Settings
-from kubediffusion.worker.sources import check_folder, local_folder
+from kubediffusion.worker.starting import load_pipeline
 from kubediffusion.worker.termination import scrubbed, write_reason
 from kubediffusion.worker.uploads import Uploader
 
@@ -47,18 +46,6 @@ UPLOADS = 16
 
 LoadEngine = Callable[[Settings, Progress], Engine]
 """Loads the model, and tells where that stands; called in the engine's thread, so it may take its time."""
-
-
-def load_pipeline(settings: Settings, progress: Progress) -> Engine:
-    """Load the diffusers pipeline: see :func:`kubediffusion.worker.pipeline.loading.load_engine`."""
-    folder = local_folder(settings.spec.source, settings.model_path)
-    if folder is not None:
-        check_folder(folder, settings.spec)
-    progress(EngineReason.IMPORTING, "PyTorch and diffusers are imported")
-    # Late: torch takes seconds, in which the probes answer; and a folder that may not be loaded is refused at once.
-    from kubediffusion.worker.pipeline.loading import load_engine
-
-    return load_engine(settings, progress)
 
 
 def main() -> None:

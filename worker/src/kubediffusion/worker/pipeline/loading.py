@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-import tempfile
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from diffusers import DiffusionPipeline
 
 from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.resources.diffusion_model import DiffusionModelSpec, ModelSource, TorchDtype
-from kubediffusion.worker import s3models
 from kubediffusion.worker.calls import CallPlan
 from kubediffusion.worker.cpus import usable_cpus
 from kubediffusion.worker.engine import BadModelError, Engine, EngineInfo
@@ -30,7 +29,8 @@ from kubediffusion.worker.pipeline.engine import PipelineEngine, warm_up
 from kubediffusion.worker.pipeline.families import family_of
 from kubediffusion.worker.progress import Progress, untold
 from kubediffusion.worker.settings import Settings
-from kubediffusion.worker.sources import LocalModel, check_folder, content_revision, local_folder
+from kubediffusion.worker.sources import LocalModel, check_folder
+from kubediffusion.worker.starting import bring, cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -44,18 +44,19 @@ _DTYPES = {
 }
 
 
-def load_engine(settings: Settings, progress: Progress = untold) -> Engine:
+def load_engine(settings: Settings, progress: Progress = untold, model: Future[LocalModel] | None = None) -> Engine:
     """Load the model, once, and choose the engine that suits its pipeline.
 
     Args:
         settings: What to load, and how.
         progress: Told where it stands, and later how far the background compilation has come.
+        model: The model, where it is being brought to this machine already.
 
     Raises:
         BadModelError: It cannot be loaded, and a restart would not change that.
         Exception: It cannot be loaded now.
     """
-    pipeline, info = load_pipeline(settings, progress)
+    pipeline, info = load_pipeline(settings, progress, model)
     family = family_of(pipeline)
     engine: Engine
     if family is None:
@@ -66,7 +67,7 @@ def load_engine(settings: Settings, progress: Progress = untold) -> Engine:
         prepare(pipeline)
         compiler = None
         if settings.spec.compile and pipeline.device.type == "cuda":
-            cache = compile_cache(_cache(settings), info.revision, info.device, info.versions)
+            cache = compile_cache(cache_folder(settings), info.revision, info.device, info.versions)
             compiler = Compiler(cache, progress=progress)
         elif settings.spec.compile:
             _compile(pipeline)
@@ -81,12 +82,15 @@ def load_engine(settings: Settings, progress: Progress = untold) -> Engine:
     return engine
 
 
-def load_pipeline(settings: Settings, progress: Progress = untold) -> tuple[Any, EngineInfo]:
+def load_pipeline(
+    settings: Settings, progress: Progress = untold, coming: Future[LocalModel] | None = None
+) -> tuple[Any, EngineInfo]:
     """Load the pipeline to its device, and say what it is; the engine is not chosen yet.
 
     Args:
         settings: What to load, and how.
         progress: Told where it stands.
+        coming: The model, where it is being brought to this machine already.
 
     Raises:
         BadModelError: It cannot be loaded, and a restart would not change that.
@@ -95,7 +99,7 @@ def load_pipeline(settings: Settings, progress: Progress = untold) -> tuple[Any,
     _quiet_libraries(settings)
     torch.set_num_threads(settings.torch_threads or usable_cpus())
     progress(EngineReason.FETCHING_MODEL, f"the model's files come from {_origin(settings.spec.source)}")
-    model = locate(settings)
+    model = coming.result() if coming is not None else locate(settings)
     index = check_folder(model.folder, settings.spec)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = _dtype(settings.spec.torch_dtype, device)
@@ -125,10 +129,6 @@ def _named(info: EngineInfo, engine: str, spec: DiffusionModelSpec) -> EngineInf
     return replace(info, name=f"{engine}+compile" if spec.compile else engine)
 
 
-def _cache(settings: Settings) -> Path:
-    return settings.cache_dir or Path(tempfile.gettempdir()) / "kubediffusion-models"
-
-
 def locate(settings: Settings) -> LocalModel:
     """Bring the model to this machine.
 
@@ -140,12 +140,7 @@ def locate(settings: Settings) -> LocalModel:
         token = settings.hf_token.get_secret_value() if settings.hf_token is not None else ""
         folder, commit = hub.fetch(source.hugging_face, settings.spec, token or None)
         return LocalModel(folder, commit)
-    if source.s3 is not None:
-        fetched = s3models.fetch(source.s3.uri, _cache(settings))
-        return LocalModel(fetched, content_revision(fetched))
-    if (local := local_folder(source, settings.model_path)) is None:
-        raise BadModelError("spec.source names no place to load the model from")
-    return LocalModel(local, content_revision(local))
+    return bring(settings)
 
 
 def load_weights(

@@ -69,8 +69,10 @@ def test_defaults_render_what_an_installation_needs(helm: Helm):
         "ServiceAccount/kubediffusion-worker",
         "ValidatingAdmissionPolicy/model-limits.kubediffusion.io",
         "ValidatingAdmissionPolicy/status-writers.kubediffusion.io",
+        "ValidatingAdmissionPolicy/worker-pods.kubediffusion.io",
         "ValidatingAdmissionPolicyBinding/model-limits.kubediffusion.io",
         "ValidatingAdmissionPolicyBinding/status-writers.kubediffusion.io",
+        "ValidatingAdmissionPolicyBinding/worker-pods.kubediffusion.io",
     ]
 
 

@@ -39,6 +39,7 @@ def start(
     max_batch_size: int = 4,
     source: dict[str, Any] | None = None,
     command: list[str] | None = None,
+    account: str = installation.WORKER,
     **environment: str,
 ) -> None:
     """Start a worker's Pod as the operator does, without waiting for it.
@@ -50,6 +51,7 @@ def start(
         max_batch_size: Images that run together.
         source: The model's source, if it is not a folder.
         command: What to run instead of the worker's own command.
+        account: Its service account.
         environment: More settings.
     """
     spec = {"source": source or {"path": str(model)}, "workers": {"maxBatchSize": max_batch_size}}
@@ -86,7 +88,7 @@ def start(
             "metadata": {"name": name},
             "spec": {
                 "restartPolicy": "Never",
-                "serviceAccountName": installation.WORKER,
+                "serviceAccountName": account,
                 "terminationGracePeriodSeconds": 60,
                 "containers": [container],
             },

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
+STRATEGIC_MERGE = "application/strategic-merge-patch+json"
 
 PAGE_SIZE = 500
 """Objects asked for at once when listing, as kubectl does."""

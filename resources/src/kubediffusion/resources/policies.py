@@ -2,7 +2,8 @@
 
 Who may write a job's status is decided by permission, not by a name: the operator is whoever holds the verb ``bind``
 on generationjobs, as the RBAC system uses virtual verbs (``bind`` and ``escalate`` on roles). Everybody else must be
-the very Pod that ``status.worker`` names, proven by a Pod-bound token:
+the very Pod that ``status.worker`` names, proven by a Pod-bound token, and writes of Pods nothing but its own condition
+of its own Pod:
 https://kubernetes.io/docs/reference/access-authn-authz/service-accounts-admin/#additional-metadata-in-pod-bound-tokens
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from kubediffusion.resources import meta
+from kubediffusion.resources.conditions import PodCondition
 from kubediffusion.resources.diffusion_model import DiffusionModel, Limits
 from kubediffusion.resources.generation_job import Phase
 from kubediffusion.resources.transitions import Writer, writer_rule
@@ -21,7 +23,7 @@ _NEW_PHASE = "variables.new.?phase.orValue('Pending')"
 
 def render() -> dict[str, list[dict[str, Any]]]:
     """Give each policy with its binding, by file name."""
-    return {"status-writers": status_writers(), "model-limits": model_limits()}
+    return {"status-writers": status_writers(), "worker-pods": worker_pods(), "model-limits": model_limits()}
 
 
 def status_writers() -> list[dict[str, Any]]:
@@ -75,6 +77,68 @@ def status_writers() -> list[dict[str, Any]]:
         ],
     }
     return _policy_and_binding(name, spec, {})
+
+
+def worker_pods() -> list[dict[str, Any]]:
+    """Give the policy that lets a worker write one condition of its own Pod, and nothing else of any Pod.
+
+    A right to patch ``pods/status`` is one for all Pods of the namespace, and for all that a status says, on which
+    Services, Jobs and schedulers act; labels and annotations pass that way too. A worker is known by its rights, as the
+    operator is: it may report on jobs and not bind them. Nodes, controllers and administrators are not concerned.
+    """
+    name = f"worker-pods.{meta.GROUP}"
+    jobs = f"authorizer.group('{meta.GROUP}').resource('{meta.GENERATION_JOBS}')"
+    here = "namespace(request.namespace)"
+    metadata = ("labels", "annotations", "finalizers", "ownerReferences")
+    kept = " && ".join(f"object.metadata.?{field} == oldObject.metadata.?{field}" for field in metadata)
+    spec = {
+        "failurePolicy": "Fail",
+        "matchConstraints": {
+            "resourceRules": [
+                {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["pods/status"]}
+            ],
+        },
+        "matchConditions": [
+            # First, as it costs least: nearly all that writes here are nodes.
+            {"name": "service-account", "expression": "request.userInfo.username.startsWith('system:serviceaccount:')"},
+            {
+                "name": "worker",
+                "expression": f"{jobs}.subresource('status').{here}.check('patch').allowed() && "
+                f"!{jobs}.{here}.check('{meta.BIND_VERB}').allowed()",
+            },
+        ],
+        "variables": [
+            {
+                "name": "pod",
+                "expression": "request.userInfo.?extra[?'authentication.kubernetes.io/pod-uid'].orValue([]).join('')",
+            },
+            # Not by their types: every field is compared, those of later Kubernetes versions too.
+            {"name": "old", "expression": "dyn(oldObject.?status.orValue({}))"},
+            {"name": "new", "expression": "dyn(object.?status.orValue({}))"},
+            {"name": "others", "expression": _foreign_conditions("variables.new")},
+            {"name": "otherOnes", "expression": _foreign_conditions("variables.old")},
+        ],
+        "validations": [
+            {
+                "expression": "variables.pod != '' && variables.pod == oldObject.metadata.uid",
+                "message": "a worker may write the status of no Pod but its own, with its Pod-bound token",
+                "reason": "Forbidden",
+            },
+            {
+                "expression": f"{kept} && variables.others == variables.otherOnes && "
+                "variables.new.all(key, key == 'conditions' || "
+                "(key in variables.old && variables.new[key] == variables.old[key])) && "
+                "variables.old.all(key, key in variables.new)",
+                "message": f"a worker may write no more of its Pod than the condition {PodCondition.ENGINE_READY}",
+                "reason": "Forbidden",
+            },
+        ],
+    }
+    return _policy_and_binding(name, spec, {})
+
+
+def _foreign_conditions(status: str) -> str:
+    return f"{status}.?conditions.orValue([]).filter(condition, condition.type != '{PodCondition.ENGINE_READY}')"
 
 
 def model_limits() -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import uvloop
@@ -31,10 +31,11 @@ from kubediffusion.worker.engine import BadModelError, Engine
 from kubediffusion.worker.finisher import Finisher
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
-from kubediffusion.worker.progress import Progress, untold
+from kubediffusion.worker.progress import Progress
 from kubediffusion.worker.reporter import Reporter
 from kubediffusion.worker.runner import Limits, Runner
 from kubediffusion.worker.settings import Settings
+from kubediffusion.worker.start_report import StartReport
 from kubediffusion.worker.starting import load_pipeline
 from kubediffusion.worker.termination import scrubbed, write_reason
 from kubediffusion.worker.uploads import Uploader
@@ -81,10 +82,12 @@ async def serve(settings: Settings, load: LoadEngine, registry: CollectorRegistr
     try:
         async with serve_probes(settings.bind_address, settings.port, live=health.live, ready=health.ready) as port:
             logger.info("worker starts", extra={"model": settings.model_name, "port": port})
-            engine = await _load(settings, load, engine_thread, health, metrics, stop)
-            if engine is None:
-                return 0
-            await _work(settings, engine, engine_thread, health, metrics, stop)
+            client = await KubernetesClient.connect(f"kubediffusion-worker/{settings.pod_name}")
+            async with client, _told(client, settings) as start:
+                engine = await _load(settings, load, engine_thread, health, metrics, start, stop)
+                if engine is None:
+                    return 0
+                await _work(settings, client, engine, engine_thread, health, metrics, start, stop)
     except BadModelError as error:
         reason = scrubbed(str(error), settings)
         logger.error("the model cannot be loaded: %s", reason)  # noqa: TRY400 - the message is the whole story
@@ -101,18 +104,30 @@ async def serve(settings: Settings, load: LoadEngine, registry: CollectorRegistr
         engine_thread.shutdown(wait=False, cancel_futures=True)
 
 
+@contextlib.asynccontextmanager
+async def _told(client: KubernetesClient, settings: Settings) -> AsyncIterator[StartReport]:
+    """Show how far the start has come, beside all else."""
+    start = StartReport(client, settings.pod_namespace, settings.pod_name)
+    telling = asyncio.create_task(start.run())
+    try:
+        yield start
+    finally:
+        telling.cancel()
+
+
 async def _load(
     settings: Settings,
     load: LoadEngine,
     thread: ThreadPoolExecutor,
     health: Health,
     metrics: Metrics,
+    start: StartReport,
     stop: asyncio.Event,
 ) -> Engine | None:
     """Load the model; None when the worker is told to stop meanwhile."""
     health.waits_for("loading the model")
     began = time.monotonic()
-    loading = asyncio.get_running_loop().run_in_executor(thread, load, settings, untold)
+    loading = asyncio.get_running_loop().run_in_executor(thread, load, settings, start.tell)
     if not await _first(loading, stop):
         loading.add_done_callback(lambda future: future.cancelled() or future.exception())
         return None
@@ -125,73 +140,78 @@ async def _load(
 
 async def _work(
     settings: Settings,
+    client: KubernetesClient,
     engine: Engine,
     engine_thread: ThreadPoolExecutor,
     health: Health,
     metrics: Metrics,
+    start: StartReport,
     stop: asyncio.Event,
 ) -> None:
     """Run the jobs that are bound to this worker until told to stop."""
     health.waits_for("waiting for the API server")
     work = asyncio.Event()
     assignments = Assignments(settings.pod_name)
-    client = await KubernetesClient.connect(f"kubediffusion-worker/{settings.pod_name}")
     storage = ImageStorage(settings.bucket, UPLOADS)
     with contextlib.ExitStack() as stack:
         stack.callback(storage.close)
         uploads = stack.enter_context(ThreadPoolExecutor(UPLOADS, thread_name_prefix="upload"))
         encoders = stack.enter_context(ThreadPoolExecutor(usable_cpus(), thread_name_prefix="encode"))
-        async with client:
-            reporter = Reporter(client, settings.pod_namespace)
-            announcer = Announcer(assignments, reporter, lambda assignment: finisher.lost(assignment))
-            finisher = Finisher(
-                engine=engine.info,
-                assignments=assignments,
-                announcer=announcer,
-                reporter=reporter,
-                uploader=Uploader(storage, uploads),
-                encoders=encoders,
-                prefix=settings.prefix,
-                metrics=metrics,
-                on_progress=work.set,
-            )
-            runner = Runner(
-                engine=engine,
-                engine_thread=engine_thread,
-                assignments=assignments,
-                finisher=finisher,
-                announcer=announcer,
-                limits=Limits(settings.spec.workers.max_batch_size, settings.upload_buffer_mib * 2**20),
-                health=health,
-                metrics=metrics,
-                work=work,
-            )
+        reporter = Reporter(client, settings.pod_namespace)
+        announcer = Announcer(assignments, reporter, lambda assignment: finisher.lost(assignment))
+        finisher = Finisher(
+            engine=engine.info,
+            assignments=assignments,
+            announcer=announcer,
+            reporter=reporter,
+            uploader=Uploader(storage, uploads),
+            encoders=encoders,
+            prefix=settings.prefix,
+            metrics=metrics,
+            on_progress=work.set,
+        )
+        runner = Runner(
+            engine=engine,
+            engine_thread=engine_thread,
+            assignments=assignments,
+            finisher=finisher,
+            announcer=announcer,
+            limits=Limits(settings.spec.workers.max_batch_size, settings.upload_buffer_mib * 2**20),
+            health=health,
+            metrics=metrics,
+            work=work,
+        )
 
-            def on_change(job: GenerationJob, gone: bool) -> None:
-                dropped = assignments.observe(job, gone)
-                if dropped is not None:
-                    logger.info("job taken away", extra={"job": dropped.name, "attempt": dropped.binding.attempt})
-                    finisher.forget(dropped)
-                work.set()
+        def on_change(job: GenerationJob, gone: bool) -> None:
+            dropped = assignments.observe(job, gone)
+            if dropped is not None:
+                logger.info("job taken away", extra={"job": dropped.name, "attempt": dropped.binding.attempt})
+                finisher.forget(dropped)
+            work.set()
 
-            watch = Reflector(
-                client.generation_jobs,
-                settings.pod_namespace,
-                on_change,
-                field_selector=_selector(settings.pod_name),
-            )
-            await _run(watch, runner, announcer, health, stop)
+        watch = Reflector(
+            client.generation_jobs,
+            settings.pod_namespace,
+            on_change,
+            field_selector=_selector(settings.pod_name),
+        )
+        await _run(watch, runner, announcer, health, start, stop)
 
 
 async def _run(
-    watch: Reflector[GenerationJob], runner: Runner, announcer: Announcer, health: Health, stop: asyncio.Event
+    watch: Reflector[GenerationJob],
+    runner: Runner,
+    announcer: Announcer,
+    health: Health,
+    start: StartReport,
+    stop: asyncio.Event,
 ) -> None:
     """Run the parts until the runner has ended; a part that breaks ends the worker."""
     async with asyncio.TaskGroup() as parts:
         background = [parts.create_task(watch.run()), parts.create_task(announcer.run())]
 
         background += [
-            parts.create_task(_ready(watch, health)),
+            parts.create_task(_ready(watch, health, start)),
             parts.create_task(_stop(runner, health, stop)),
         ]
         try:
@@ -201,10 +221,11 @@ async def _run(
                 task.cancel()
 
 
-async def _ready(watch: Reflector[GenerationJob], health: Health) -> None:
+async def _ready(watch: Reflector[GenerationJob], health: Health, start: StartReport) -> None:
     await watch.synced.wait()
     garbage.settle()
     health.waits_for(None)
+    start.ready()
     logger.info("worker ready")
 
 

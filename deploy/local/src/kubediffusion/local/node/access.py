@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from kubediffusion.local.node.objects import Pod
-from kubediffusion.resources.client import KubernetesClient, NotFoundError
+from kubediffusion.resources.client import STRATEGIC_MERGE, KubernetesClient, NotFoundError
 
-STRATEGIC_MERGE = "application/strategic-merge-patch+json"
 PLURALS = {"Secret": "secrets", "ConfigMap": "configmaps"}
 
 

@@ -11,11 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kubediffusion.local.node.access import STRATEGIC_MERGE
 from kubediffusion.local.node.objects import GPU
 from kubediffusion.local.node.status import timestamp
 from kubediffusion.resources.base import format_time
-from kubediffusion.resources.client import ConflictError, KubernetesClient, KubernetesError, NotFoundError
+from kubediffusion.resources.client import (
+    STRATEGIC_MERGE,
+    ConflictError,
+    KubernetesClient,
+    KubernetesError,
+    NotFoundError,
+)
 
 logger = logging.getLogger(__name__)
 

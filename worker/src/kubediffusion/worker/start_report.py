@@ -1,0 +1,140 @@
+"""Tells how far the worker's start has come, in a condition of its own Pod.
+
+A node keeps conditions that it does not know, as those of readiness gates, and the operator watches its workers' Pods
+anyway: https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#pod-readiness-gate. Nothing depends on the
+condition: a worker that may not write it, or cannot now, starts all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import logging
+from dataclasses import dataclass
+
+from kubediffusion.resources.backoff import Backoff
+from kubediffusion.resources.base import format_time
+from kubediffusion.resources.client import STRATEGIC_MERGE, KubernetesClient, KubernetesError
+from kubediffusion.resources.conditions import ConditionStatus, EngineReason, PodCondition
+
+logger = logging.getLogger(__name__)
+
+PERIOD = 1.0
+"""Seconds from one write to the next at least; what comes between is written together."""
+
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 10.0
+
+_AFTER_START = frozenset({EngineReason.COMPILING, EngineReason.READY})
+
+
+@dataclass(frozen=True)
+class _Stage:
+    status: ConditionStatus
+    reason: EngineReason
+    message: str
+
+
+class StartReport:
+    """The condition of this worker's Pod; :meth:`tell` is a :data:`kubediffusion.worker.progress.Progress`.
+
+    Belongs to the event loop in which it is made.
+
+    Args:
+        client: The API server.
+        namespace: Namespace of the Pod.
+        pod: Name of the Pod.
+        period: Seconds from one write to the next at least.
+    """
+
+    def __init__(self, client: KubernetesClient, namespace: str, pod: str, period: float = PERIOD) -> None:
+        self._client = client
+        self._path = f"/api/v1/namespaces/{namespace}/pods/{pod}/status"
+        self._period = period
+        self._loop = asyncio.get_running_loop()
+        self._news = asyncio.Event()
+        self._stage: _Stage | None = None
+        self._after_start = (EngineReason.READY, "the worker takes jobs")
+        self._ready = asyncio.Event()
+        self._warned = False
+
+    def tell(self, reason: EngineReason, message: str) -> None:
+        """Take in where the start stands. From any thread; returns at once."""
+        # A model that still loads while the process ends has nobody to tell.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._take, reason, message)
+
+    def ready(self) -> None:
+        """Note that the worker takes jobs."""
+        self._ready.set()
+        self._set(ConditionStatus.TRUE, *self._after_start)
+
+    async def run(self) -> None:
+        """Write the condition whenever it changes, until cancelled; whatever goes wrong is logged, and no more."""
+        backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
+        written: _Stage | None = None
+        since = dt.datetime.now(dt.UTC)
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            stage = self._stage
+            if stage is None or stage == written:
+                continue
+            if written is None or written.status is not stage.status:
+                since = dt.datetime.now(dt.UTC)
+            try:
+                await self._write(stage, since)
+            except KubernetesError as error:
+                self._warn(error)
+                if error.transient:
+                    self._news.set()
+                    await asyncio.sleep(error.retry_after or backoff.next_pause())
+            except Exception:
+                logger.exception("a defect: how far the start has come cannot be shown")
+            else:
+                written = stage
+                backoff.reset()
+                await self._pause()
+
+    async def _pause(self) -> None:
+        """Wait until it is time for the next write; that the worker takes jobs is told at once."""
+        if self._ready.is_set():
+            await asyncio.sleep(self._period)
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ready.wait(), self._period)
+
+    def _take(self, reason: EngineReason, message: str) -> None:
+        if reason in _AFTER_START:
+            # Told before the worker takes jobs, it is true only then.
+            self._after_start = (reason, message)
+            if self._ready.is_set():
+                self._set(ConditionStatus.TRUE, reason, message)
+        elif not self._ready.is_set():
+            self._set(ConditionStatus.FALSE, reason, message)
+
+    def _set(self, status: ConditionStatus, reason: EngineReason, message: str) -> None:
+        stage = _Stage(status, reason, message)
+        if stage != self._stage:
+            logger.info("start: %s", message, extra={"stage": reason})
+            self._stage = stage
+            self._news.set()
+
+    async def _write(self, stage: _Stage, since: dt.datetime) -> None:
+        condition = {
+            "type": PodCondition.ENGINE_READY,
+            "status": stage.status,
+            "reason": stage.reason,
+            "message": stage.message,
+            "lastTransitionTime": format_time(since),
+        }
+        # Conditions are merged by their type: those of others stay.
+        patch = {"status": {"conditions": [condition]}}
+        await self._client.request("PATCH", self._path, body=patch, content_type=STRATEGIC_MERGE)
+
+    def _warn(self, error: KubernetesError) -> None:
+        """Say once that the condition cannot be written; an older role does not allow it, for example."""
+        if not self._warned:
+            self._warned = True
+            logger.warning("the Pod's status does not show how far the start has come: %s", error)

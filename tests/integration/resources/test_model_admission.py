@@ -70,6 +70,8 @@ async def test_a_name_that_is_too_long_or_has_a_dot_is_refused(room: Room, name:
         ("limits.numImages", 0),
         ("defaults.guidanceScale", -1),
         ("defaults.scheduler", "Fast"),
+        ("defaults.acceleration.guidanceInterval.stop", 2),
+        ("defaults.acceleration.featureCaching.interval", 0),
         ("workers.maxReplicas", 0),
         ("workers.minReplicas", -1),
         ("workers.maxBatchSize", 65),

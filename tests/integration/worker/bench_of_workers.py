@@ -152,6 +152,7 @@ class Bench:
             "deterministic": bool(spec.deterministic),
             **({"negativePrompt": spec.negative_prompt} if spec.negative_prompt is not None else {}),
             **({"scheduler": str(spec.scheduler)} if spec.scheduler else {}),
+            **({"acceleration": spec.acceleration.to_wire()} if spec.acceleration else {}),
             **parameters,
         }
         status = {

@@ -99,6 +99,19 @@ async def test_a_deterministic_job_gives_the_same_bytes_beside_others(bench: Ben
     assert [image.sha256 for image in beside.status.images] == [image.sha256 for image in alone.status.images]
 
 
+async def test_an_accelerated_job_says_so_in_its_recipe_and_in_its_image(bench: Bench, warm: str) -> None:
+    wish = {"guidanceInterval": {"start": 0.0, "stop": 0.5}, "featureCaching": {"interval": 2}}
+    same = {"numInferenceSteps": 8, "seed": 5, "deterministic": True}
+    await bench.run("usual", warm, **same)
+    await bench.run("fast", warm, **same, acceleration=wish)
+    usual, fast = await bench.reached("usual"), await bench.reached("fast")
+    assert fast.status.phase is Phase.SUCCEEDED, fast.status.error
+    assert fast.status.parameters.to_wire()["acceleration"] == wish
+    recipes = [read_recipe(bench.stored(job.status.images[0].uri))[1] for job in (usual, fast)]
+    assert [recipe.get("acceleration") for recipe in recipes] == [None, wish]
+    assert usual.status.images[0].sha256 != fast.status.images[0].sha256
+
+
 async def test_what_the_pipeline_refuses_fails_that_job_alone(bench: Bench, warm: str) -> None:
     await bench.run("misfit", warm, scheduler="FlowMatchEulerDiscreteScheduler")
     await bench.run("neighbour", warm)

@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kubediffusion.resources.diffusion_model import Defaults, Limits
-from kubediffusion.resources.generation_job import MAX_SEED, GenerationJobSpec
+from kubediffusion.resources.generation_job import (
+    MAX_SEED,
+    Acceleration,
+    FeatureCaching,
+    GenerationJobSpec,
+    GuidanceInterval,
+)
 from kubediffusion.resources.recipe import check_limits, draw_seed, resolve
 from kubediffusion.resources.testing import model
 
@@ -61,6 +67,23 @@ def test_the_jobs_own_word_comes_first():
 def test_no_guidance_and_no_negative_prompt_are_words_too():
     parameters = resolved(Defaults(guidance_scale=5.0, negative_prompt="blurry"), guidance_scale=0, negative_prompt="")
     assert (parameters.guidance_scale, parameters.negative_prompt) == (0, "")
+
+
+def test_a_job_has_its_own_acceleration_whole_or_its_models():
+    of_model = Acceleration(guidance_interval=GuidanceInterval(stop=0.8))
+    own = Acceleration(feature_caching=FeatureCaching(interval=3))
+    assert resolved().acceleration is None
+    assert resolved(Defaults(acceleration=of_model)).acceleration == of_model
+    assert resolved(Defaults(acceleration=of_model), acceleration=own).acceleration == own
+
+
+def test_acceleration_that_changes_nothing_is_none_and_is_not_written():
+    of_model = Defaults(acceleration=Acceleration(guidance_interval=GuidanceInterval(stop=0.8)))
+    nothing = Acceleration(guidance_interval=GuidanceInterval(), feature_caching=FeatureCaching(interval=1))
+    for own in (Acceleration(), nothing):
+        parameters = resolved(of_model, acceleration=own)
+        assert parameters.acceleration is None
+        assert "acceleration" not in parameters.to_wire()
 
 
 def test_a_job_that_names_no_steps_never_runs_more_than_its_model_allows():

@@ -21,6 +21,7 @@ from diffusers import UNet2DConditionModel
 from worker_builders import Recorder, image_task, levels_apart, settings
 
 from kubediffusion.resources.conditions import EngineReason
+from kubediffusion.resources.generation_job import Acceleration, FeatureCaching, GuidanceInterval
 from kubediffusion.worker.engine import Picture
 from kubediffusion.worker.pipeline import attention, continuous, graphs, stepping
 from kubediffusion.worker.pipeline.attention import FusedAttention
@@ -29,6 +30,7 @@ from kubediffusion.worker.pipeline.continuous import ContinuousEngine
 from kubediffusion.worker.pipeline.encoding import TextEncoding
 from kubediffusion.worker.pipeline.graphs import GraphedFunction
 from kubediffusion.worker.pipeline.loading import load_engine
+from kubediffusion.worker.pipeline.variants import Depth, Variant
 from kubediffusion.worker.slots import sizes_up_to
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
@@ -252,6 +254,37 @@ def test_a_size_that_does_not_fit_frees_its_graph_and_those_above(
     seen = Recorder()
     engine.run((image_task(0), image_task(1)), seen)
     assert all(isinstance(outcome, Picture) for outcome in seen.outcomes.values())
+
+
+def test_each_variant_of_a_step_has_a_graph_of_its_own_and_all_are_captured_before_one_is_compiled(
+    folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    made = Compiler(None, backend="eager")
+    engine = on_graphs(folders("stable_diffusion"), monkeypatch, made)
+    made.begin()
+    wish = Acceleration(guidance_interval=GuidanceInterval(stop=0.5), feature_caching=FeatureCaching(interval=2))
+    task = image_task(0, steps=8, scheduler="EulerDiscreteScheduler", acceleration=wish)
+    expected = Recorder()
+    ordinary = load_engine(settings(folders("stable_diffusion")))
+    ordinary.run((task,), expected)
+    compiled: list[bool] = []
+    while not all(compiled) or not compiled:
+        seen = Recorder()
+        engine.run((task,), seen)
+        assert isinstance(seen.outcomes[0], Picture)
+        assert levels_apart(seen.outcomes[0], expected.outcomes[0]) <= 1
+        compiled = [load.compiled for load in seen.loads]
+        wait_for(lambda: not made.busy)
+    (machine,) = engine._machines.values()
+    depths = (Depth.KEEPING, Depth.SHALLOW)
+    parts = {Variant(depth, prompt_only) for depth in depths for prompt_only in (False, True)}
+    assert set(machine.steps._others) == parts
+    # None of the whole, which no call of this image was.
+    assert captures.count >= 2 * len(parts)
+    assert machine.steps._graphs == {}
+    machine.steps.forget(1)
+    assert all(steps._graphs == {} for steps in machine.steps._others.values())
 
 
 def test_texts_are_encoded_as_the_pipeline_encodes_them(

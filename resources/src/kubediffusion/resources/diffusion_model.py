@@ -16,6 +16,7 @@ from kubediffusion.resources.generation_job import (
     MAX_IMAGES,
     MAX_SIZE,
     MAX_STEPS,
+    Acceleration,
     Guidance,
     NegativePrompt,
     Scheduler,
@@ -116,6 +117,8 @@ class Defaults(Schema):
     """Pixels; the model's own size when absent."""
     scheduler: Scheduler | None = None
     """Noise scheduler, a diffusers class; the model's own when absent."""
+    acceleration: Acceleration | None = None
+    """Speed for quality; none when absent. A job that has its own takes nothing of this one."""
 
 
 class Limits(Schema):

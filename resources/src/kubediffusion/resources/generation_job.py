@@ -18,6 +18,7 @@ MAX_STEPS = 1000
 """The most steps that any model may allow; DiffusionModel ``spec.limits`` is stricter."""
 MAX_SIZE = 4096
 MAX_IMAGES = 16
+MAX_CACHING_INTERVAL = 20
 DEFAULT_STEPS = 50
 DEFAULT_GUIDANCE = 7.5
 DEFAULT_BACKOFF_LIMIT = 3
@@ -62,6 +63,59 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED, json_schema_extra={"format": "int
 Size = Annotated[int, Field(ge=64, le=MAX_SIZE, multiple_of=8)]
 Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT)]
 NegativePrompt = Annotated[str, Field(max_length=MAX_PROMPT)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+CachingInterval = Annotated[int, Field(ge=1, le=MAX_CACHING_INTERVAL)]
+
+
+class GuidanceInterval(Schema):
+    """Guidance at some of the steps only (https://arxiv.org/abs/2404.07724); the others take half the time.
+
+    The whole, 0 to 1, is guidance as usual.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "self.?start.orValue(0.0) < self.?stop.orValue(1.0)",
+                    "message": "start must be below stop; they are 0 and 1 when absent",
+                }
+            ]
+        }
+    )
+
+    start: Fraction = 0.0
+    """Fraction of the steps before the first with guidance; 0 when absent."""
+    stop: Fraction = 1.0
+    """Fraction of the steps before the first without guidance again; 1 when absent."""
+
+
+class FeatureCaching(Schema):
+    """The UNet's deep layers at some of the steps only (DeepCache, https://arxiv.org/abs/2312.00858)."""
+
+    interval: CachingInterval
+    """At every step of so many the whole UNet is computed, in between its outermost layers; 1 is none."""
+
+
+class Acceleration(Schema):
+    """Speed for quality. What is absent is not done; an empty object is none at all."""
+
+    guidance_interval: GuidanceInterval | None = None
+    """Guidance at some of the steps only."""
+    feature_caching: FeatureCaching | None = None
+    """The UNet's deep layers at some of the steps only."""
+
+    @property
+    def effective(self) -> Acceleration | None:
+        """The parts that change anything; None when there are none."""
+        interval, caching = self.guidance_interval, self.feature_caching
+        if interval == GuidanceInterval():
+            interval = None
+        if caching is not None and caching.interval == 1:
+            caching = None
+        if interval is None and caching is None:
+            return None
+        return Acceleration(guidance_interval=interval, feature_caching=caching)
 
 
 class GenerationJobSpec(Schema):
@@ -90,6 +144,8 @@ class GenerationJobSpec(Schema):
     """Images to generate; by default 1."""
     scheduler: Scheduler | None = None
     """Noise scheduler, a diffusers class; by default the model's own."""
+    acceleration: Acceleration | None = None
+    """Speed for quality, for the pipelines that can; by default the model's, else none. An empty object is none."""
     priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] | None = None
     """Higher runs first; by default 0. Equal priorities run in order of age."""
     active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
@@ -168,6 +224,8 @@ class Parameters(Schema):
     """Noise scheduler, a diffusers class."""
     deterministic: bool = False
     """Whether it ran in a fixed shape."""
+    acceleration: Acceleration | None = None
+    """Speed for quality; absent when there was none."""
     model_revision: str | None = None
     """The revision of the weights that were loaded."""
     pipeline: str | None = None

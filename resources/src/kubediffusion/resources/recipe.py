@@ -61,6 +61,7 @@ def resolve(spec: GenerationJobSpec, model: DiffusionModel, seed: int) -> Parame
         seed: Seed to use if the job names none.
     """
     defaults = model.spec.defaults
+    acceleration = spec.acceleration if spec.acceleration is not None else defaults.acceleration
     # The project's default is nobody's wish: it bows to the limit.
     steps = min(DEFAULT_STEPS, model.spec.limits.num_inference_steps)
     return Parameters(
@@ -74,6 +75,7 @@ def resolve(spec: GenerationJobSpec, model: DiffusionModel, seed: int) -> Parame
         height=spec.height or defaults.height,
         scheduler=spec.scheduler or defaults.scheduler,
         deterministic=bool(spec.deterministic),
+        acceleration=acceleration.effective if acceleration is not None else None,
     )
 
 

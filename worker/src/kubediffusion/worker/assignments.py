@@ -114,6 +114,7 @@ class Assignment:
             height=p.height,
             scheduler=p.scheduler,
             deterministic=p.deterministic,
+            acceleration=p.acceleration,
         )
 
     @property

@@ -110,6 +110,9 @@ class CallPlan:
             if value not in {None, ""} and names.get(field, field) not in self.parameters
         ]
         warnings = [f"{field} has no effect: {self.pipeline} does not take it" for field in ignored]
+        interval = task.shape.acceleration is not None and task.shape.acceleration.guidance_interval is not None
+        if interval and _without_guidance(task.shape):
+            warnings.append("acceleration.guidanceInterval has no effect: guidanceScale is not above 1")
         if task.negative_prompt and "negative_prompt" in self.parameters:
             if self.negative_needs_true_cfg:
                 warnings.append(f"negativePrompt has no effect: {self.pipeline} heeds it only with true_cfg_scale")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from kubediffusion.resources.errors import JobFailure
+from kubediffusion.resources.generation_job import Acceleration
 
 
 class BadModelError(Exception):
@@ -34,6 +35,7 @@ class Shape:
         height: Pixels; None for the pipeline's own size.
         scheduler: diffusers class; None for the pipeline's own.
         deterministic: Runs in a fixed shape, so that the same bytes come out on every attempt.
+        acceleration: Speed for quality; None for none.
     """
 
     steps: int
@@ -42,6 +44,7 @@ class Shape:
     height: int | None = None
     scheduler: str | None = None
     deterministic: bool = False
+    acceleration: Acceleration | None = None
 
 
 @dataclass(frozen=True)

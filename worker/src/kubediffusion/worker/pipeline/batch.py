@@ -6,13 +6,16 @@ steps and guidance scales share a step, and a row may be moved, kept aside and b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from kubediffusion.worker.pipeline import features
 from kubediffusion.worker.pipeline.families import HIDDEN_STATES, Conditions
 from kubediffusion.worker.pipeline.tables import DEPTH, Table, advanced
+from kubediffusion.worker.pipeline.variants import WHOLE, Depth, Variant
 
 TIMESTEP, SCALE, GUIDANCE, WEIGHTS = 0, 1, 2, 3
 """Columns of the control of a step; the weights are the last ``2 * DEPTH``."""
@@ -28,14 +31,17 @@ class Row:
     Attributes:
         history: Latents, then model outputs, latest first: ``[2 * DEPTH, channels, height, width]``, float32.
         conditions: What the UNet is told.
+        features: What its deep layers gave, where that is kept: ``[rows, channels, height, width]``.
     """
 
     history: torch.Tensor
     conditions: Conditions
+    features: torch.Tensor | None = None
 
     def on_host(self) -> Row:
         """Give a copy in the host's memory."""
-        return Row(self.history.cpu(), {name: told.cpu() for name, told in self.conditions.items()})
+        kept = None if self.features is None else self.features.cpu()
+        return Row(self.history.cpu(), {name: told.cpu() for name, told in self.conditions.items()}, kept)
 
 
 def first_row(latents: torch.Tensor, conditions: Conditions) -> Row:
@@ -53,6 +59,21 @@ def first_row(latents: torch.Tensor, conditions: Conditions) -> Row:
 def control_row(table: Table, call: int, guidance: float) -> list[float]:
     """Give what a slot's next step needs to know: timestep, scale of the input, guidance scale and weights."""
     return [float(table.timesteps[call]), float(table.scales[call]), guidance, *table.weights[call].tolist()]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One step of the first slots.
+
+    Attributes:
+        function: What computes it.
+        arguments: What it takes; tensors are the batch's own.
+        store: Puts what it gives into the batch.
+    """
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    store: Callable[[Any], object]
 
 
 class Batch:
@@ -73,16 +94,27 @@ class Batch:
         self._conditions = {
             name: condition.new_zeros(capacity, *condition.shape) for name, condition in example.conditions.items()
         }
+        # Made when they are first needed.
+        self._features: torch.Tensor | None = None
 
     def enter(self, slot: int, row: Row) -> None:
         """Put an image into an empty slot."""
         self._history[slot] = row.history
         for name, condition in row.conditions.items():
             self._conditions[name][slot] = condition
+        if row.features is not None:
+            self._kept()[slot] = row.features
 
-    def row(self, slot: int) -> Row:
-        """Give a copy of what a slot holds."""
-        return Row(self._history[slot].clone(), {name: told[slot].clone() for name, told in self._conditions.items()})
+    def row(self, slot: int, *, features: bool = False) -> Row:
+        """Give a copy of what a slot holds.
+
+        Args:
+            slot: The slot.
+            features: Whether what the UNet's deep layers gave is still needed.
+        """
+        conditions = {name: told[slot].clone() for name, told in self._conditions.items()}
+        kept = self._features[slot].clone() if features and self._features is not None else None
+        return Row(self._history[slot].clone(), conditions, kept)
 
     def leave(self, slot: int) -> None:
         """Empty a slot."""
@@ -110,10 +142,30 @@ class Batch:
             control = control.pin_memory()
         self._control[:size].copy_(control, non_blocking=True)
 
-    def views(self, size: int) -> tuple[torch.Tensor, torch.Tensor, Conditions]:
-        """Give the first slots' history, control and conditions, not copied."""
-        conditions = {name: condition[:size] for name, condition in self._conditions.items()}
-        return self._history[:size], self._control[:size], conditions
+    def work(self, size: int, variant: Variant = WHOLE) -> Work:
+        """Give the next step of the first ``size`` slots; its tensors are not copied."""
+        rows = slice(-1, None) if variant.prompt_only else slice(None)
+        history, control = self._history[:size], self._control[:size]
+        conditions = {name: condition[:size, rows] for name, condition in self._conditions.items()}
+        given = (self.unet, history, control, conditions)
+        if variant.depth is Depth.WHOLE:
+            return Work(denoise, given, history.copy_)
+        kept = self._kept()[:size, rows]
+        if variant.depth is Depth.SHALLOW:
+            return Work(denoise_shallowly, (*given, kept), history.copy_)
+
+        def store(made: tuple[torch.Tensor, torch.Tensor]) -> None:
+            history.copy_(made[0])
+            kept.copy_(made[1])
+
+        return Work(denoise_keeping, given, store)
+
+    def _kept(self) -> torch.Tensor:
+        if self._features is None:
+            prompts = self._conditions[HIDDEN_STATES]
+            shape = features.features_shape(self.unet, self._history.shape)
+            self._features = prompts.new_zeros(*prompts.shape[:2], *shape)
+        return self._features
 
 
 def denoise(unet: Any, history: torch.Tensor, control: torch.Tensor, conditions: Conditions) -> torch.Tensor:
@@ -125,19 +177,54 @@ def denoise(unet: Any, history: torch.Tensor, control: torch.Tensor, conditions:
         control: ``[batch, columns]``, float32.
         conditions: ``[batch, rows, ...]``, two rows with classifier-free guidance.
     """
+    latents, timesteps, prompts, added = _given(history, control, conditions)
+    output = unet(latents, timesteps, encoder_hidden_states=prompts, added_cond_kwargs=added, return_dict=False)[0]
+    return _updated(history, control, output)
+
+
+def denoise_keeping(
+    unet: Any, history: torch.Tensor, control: torch.Tensor, conditions: Conditions
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make the same step, and give with the history what the UNet's deep layers gave, ``[batch, rows, ...]``."""
+    output, kept = features.whole(unet, *_given(history, control, conditions))
+    return _updated(history, control, output), kept.reshape(-1, len(history), *kept.shape[1:]).transpose(0, 1)
+
+
+def denoise_shallowly(
+    unet: Any, history: torch.Tensor, control: torch.Tensor, conditions: Conditions, kept: torch.Tensor
+) -> torch.Tensor:
+    """Make a step with what the deep layers gave in an earlier one, and give the history after it."""
+    output = features.shallow(unet, *_given(history, control, conditions), kept.transpose(0, 1).flatten(0, 1))
+    return _updated(history, control, output)
+
+
+def _given(
+    history: torch.Tensor, control: torch.Tensor, conditions: Conditions
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor] | None]:
+    """Give what the UNet takes: latents, timesteps, prompts, and more conditions where there are any."""
     rows = conditions[HIDDEN_STATES].shape[1]
     latents = history[:, 0] * control[:, SCALE].reshape(-1, 1, 1, 1)
     # All negative prompts, then all prompts.
     told = {name: condition.transpose(0, 1).flatten(0, 1) for name, condition in conditions.items()}
     prompts = told.pop(HIDDEN_STATES)
-    output = unet(
+    return (
         torch.cat([latents] * rows).to(prompts.dtype),
         torch.cat([control[:, TIMESTEP]] * rows),
-        encoder_hidden_states=prompts,
-        added_cond_kwargs=told or None,
-        return_dict=False,
-    )[0].float()
-    if rows > 1:
+        prompts,
+        told or None,
+    )
+
+
+def _updated(history: torch.Tensor, control: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """Give the history after a step.
+
+    Args:
+        history: The one before.
+        control: Of the step.
+        output: The UNet's, once or twice as many as images.
+    """
+    output = output.float()
+    if len(output) > len(history):
         without, given = output.chunk(2)
         output = without + control[:, GUIDANCE].reshape(-1, 1, 1, 1) * (given - without)
     return advanced(history, output, control[:, WEIGHTS:])

@@ -32,7 +32,7 @@ with Python's own 5 ms a batch that runs meanwhile would be many times slower.""
 
 _USUAL_SWITCH_SECONDS = sys.getswitchinterval()
 
-Function = Callable[..., torch.Tensor]
+Function = Callable[..., Any]
 
 
 @dataclass

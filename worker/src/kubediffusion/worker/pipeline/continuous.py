@@ -20,11 +20,13 @@ from kubediffusion.worker.pipeline.decoding import Decoder
 from kubediffusion.worker.pipeline.engine import NAME as STATIC
 from kubediffusion.worker.pipeline.engine import PipelineEngine, own_size, warm_up
 from kubediffusion.worker.pipeline.families import HIDDEN_STATES, Conditions, Family, Frame
+from kubediffusion.worker.pipeline.features import divisible
 from kubediffusion.worker.pipeline.running import Machine, RunningBatch
 from kubediffusion.worker.pipeline.schedulers import Schedulers
 from kubediffusion.worker.pipeline.stepping import EagerSteps, GraphedSteps, Steps
 from kubediffusion.worker.pipeline.tables import Table, count_calls, make_table
 from kubediffusion.worker.pipeline.transfers import to_device
+from kubediffusion.worker.pipeline.variants import Course, variants
 from kubediffusion.worker.progress import Progress, untold
 from kubediffusion.worker.slots import sizes_up_to
 
@@ -105,14 +107,22 @@ class ContinuousEngine:
         calls = self._calls(shape)
         if calls is None:
             return self._static.plan(shape)
-        return Plan(self._frame(shape), calls, joins=not shape.deterministic)
+        frame = self._frame(shape)
+        if shape.acceleration is None:
+            return Plan(frame, calls, joins=not shape.deterministic)
+        if shape.acceleration.feature_caching is not None and not divisible(self._pipeline.unet):
+            # Which refuses it.
+            return self._static.plan(shape)
+        return Plan(Course(frame, shape.acceleration, shape.scheduler, shape.steps), calls)
 
     def run(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> None:
         """Make the images of one batch: see :meth:`kubediffusion.worker.engine.Engine.run`."""
-        frame = self.plan(tasks[0].shape).key
-        if not isinstance(frame, Frame):
+        plan = self.plan(tasks[0].shape)
+        if not isinstance(plan.key, Frame | Course):
             self._static.run(tasks, monitor)
             return
+        frame = plan.key if isinstance(plan.key, Frame) else plan.key.frame
+        course = () if isinstance(plan.key, Frame) else variants(plan.key.acceleration, plan.calls, guided=frame.guided)
         exactly = repeatable(self._device) if frame.deterministic else contextlib.nullcontext()
         with torch.inference_mode(), exactly:
             RunningBatch(
@@ -123,6 +133,7 @@ class ContinuousEngine:
                 static=self._static,
                 name=self._info.name,
                 monitor=monitor,
+                course=course,
             ).run(tasks)
 
     def _calls(self, shape: Shape) -> int | None:

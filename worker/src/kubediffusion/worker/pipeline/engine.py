@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kubediffusion.resources.errors import JobFailure
+from kubediffusion.resources.errors import ErrorCode, JobFailure
 from kubediffusion.worker.calls import Callback, CallPlan
 from kubediffusion.worker.engine import (
     Engine,
@@ -155,6 +155,8 @@ class PipelineEngine:
     def _call(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> list[Outcome]:
         shape = tasks[0].shape
         scheduler = self._schedulers.get(shape.scheduler)
+        if shape.acceleration is not None:
+            raise self._refused(type(scheduler).__name__)
         if scheduler is not None:
             self._pipeline.scheduler = scheduler
         arguments = self._plan.arguments(tasks)
@@ -173,6 +175,14 @@ class PipelineEngine:
             self.outcome(task, image, bool(flagged), type(scheduler).__name__)
             for task, image, flagged in zip(tasks, output.images, flags, strict=True)
         ]
+
+    def _refused(self, scheduler: str) -> JobFailure:
+        return JobFailure(
+            ErrorCode.PIPELINE_FAILED,
+            f"acceleration: {self._plan.pipeline} with {scheduler} runs through diffusers' own call, which has none of "
+            "it; it is for Stable Diffusion 1, 2 and XL with a scheduler that draws no noise, for example "
+            "DPMSolverMultistepScheduler. Leave it out; where the model's defaults ask for it, give an empty one",
+        )
 
     def _complete_size(self, arguments: dict[str, Any]) -> None:
         """Give both sides when a job gives one: Stable Diffusion's call ignores one that comes alone."""

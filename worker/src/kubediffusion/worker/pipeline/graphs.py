@@ -131,9 +131,7 @@ def tell_refused(what: str, error: Exception, **more: object) -> None:
     logger.warning("%s cannot be captured", what, extra={**more, **described(error)})
 
 
-def capture(
-    compute: Callable[[], torch.Tensor], store: Callable[[torch.Tensor], object], pool: Any, *, priority: int = 0
-) -> Any:
+def capture(compute: Callable[[], Any], store: Callable[[Any], object], pool: Any, *, priority: int = 0) -> Any:
     """Capture a computation as a CUDA graph, and give the graph.
 
     Args:

@@ -1,4 +1,7 @@
-"""One running batch: images enter and leave between two steps, each with its own prompt, seed, scheduler and steps."""
+"""One running batch: images enter and leave between two steps, each with its own prompt, seed, scheduler and steps.
+
+Where calls differ in what they compute, all images begin together, and nobody joins them.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from kubediffusion.worker.pipeline.engine import PipelineEngine
 from kubediffusion.worker.pipeline.faults import check_device, failure, is_out_of_memory, not_numbers
 from kubediffusion.worker.pipeline.stepping import Steps
 from kubediffusion.worker.pipeline.tables import Table
+from kubediffusion.worker.pipeline.variants import Depth, Variant
 from kubediffusion.worker.slots import arrange, lowered
 
 logger = logging.getLogger(__name__)
@@ -75,6 +79,7 @@ class RunningBatch:
         static: Runs images whose step raised, one by one, and turns pixels into outcomes.
         name: The engine, for the recipe.
         monitor: Who is told.
+        course: What each call computes, the same for all images; empty where every call computes the whole.
     """
 
     def __init__(
@@ -87,8 +92,11 @@ class RunningBatch:
         static: PipelineEngine,
         name: str,
         monitor: Monitor,
+        course: tuple[Variant, ...] = (),
     ) -> None:
         self._machine = machine
+        self._course = course
+        self._keeps = any(variant.depth is not Depth.WHOLE for variant in course)
         self._prepare = prepare
         self._calls = calls
         self._decoder = decoder
@@ -121,7 +129,7 @@ class RunningBatch:
 
     def _ask(self) -> None:
         """Take in what the monitor found, and have it look for who may enter after the next step."""
-        if self._machine.plain:
+        if self._machine.plain or self._course:
             return
         left = [sitting.left for sitting in self._slots.values()]
         left += [sitting.left for sitting, _ in self._aside] + [self._calls(task) for task in self._waiting]
@@ -144,7 +152,7 @@ class RunningBatch:
         batch = self._machine.batch
         arrangement = arrange(self._slots, len(entering), self._machine.sizes)
         for source, target in arrangement.moves:
-            batch.enter(target, batch.row(source))
+            batch.enter(target, batch.row(source, features=self._keeps))
             batch.leave(source)
         moved = dict(arrangement.moves)
         self._slots = {moved.get(slot, slot): sitting for slot, sitting in self._slots.items()}
@@ -157,8 +165,13 @@ class RunningBatch:
 
     def _admit(self, room: int) -> list[tuple[Sitting, Row]]:
         """Make ready, in order, as many as there is room for; first those who had a slot before."""
-        entering = [self._aside.popleft() for _ in range(min(room, len(self._aside)))]
-        while len(entering) < room and self._waiting:
+        entering: list[tuple[Sitting, Row]] = []
+        while self._aside and len(entering) < room:
+            sitting, _ = self._aside[0]
+            if not self._fits(sitting.task, sitting.call, entering):
+                break
+            entering.append(self._aside.popleft())
+        while self._waiting and len(entering) < room and self._fits(self._waiting[0], 0, entering):
             task = self._waiting.popleft()
             try:
                 ready = self._prepare(task)
@@ -179,6 +192,16 @@ class RunningBatch:
                     entering.append((Sitting(task, ready[0]), ready[1]))
         return entering
 
+    def _fits(self, task: ImageTask, call: int, entering: list[tuple[Sitting, Row]]) -> bool:
+        """Tell whether an image may enter beside others: on a course only when all are at the same call.
+
+        One whose step raised runs alone there: only its own error may fail it.
+        """
+        if not self._course:
+            return True
+        alone = {task.ticket, *(sitting.task.ticket for sitting, _ in entering)} & self._repeated
+        return not self._slots and all(sitting.call == call and not alone for sitting, _ in entering)
+
     def _step(self) -> None:
         rows = {
             slot: control_row(sitting.table, sitting.call, sitting.task.shape.guidance)
@@ -186,13 +209,13 @@ class RunningBatch:
         }
         try:
             self._machine.batch.steer(rows, self._size)
-            compiled = self._machine.steps.run(self._size)
+            compiled = self._steps().run(self._size)
             self._pace.step()
         except Exception as error:  # noqa: BLE001 - what the pipeline raises is the outcome of its images
             logger.warning("a step raised", extra={"images": len(rows), **described(error)})
             check_device(self._device, error)
             if not is_out_of_memory(error):
-                self._run_alone()
+                self._run_alone(error)
             elif not self._shrink():
                 self._end_all(failure(error))
             return
@@ -207,6 +230,11 @@ class RunningBatch:
             self._leave(slot)
         for slot, sitting in done.items():
             self._decode(sitting, latents[slot])
+
+    def _steps(self) -> Steps:
+        if not self._course:
+            return self._machine.steps
+        return self._machine.steps.of(self._course[next(iter(self._slots.values())).call])
 
     def _decode(self, sitting: Sitting, latents: torch.Tensor) -> None:
         plain = self._machine.plain
@@ -255,24 +283,29 @@ class RunningBatch:
         logger.warning("a batch of %d does not fit the device's memory; at most %d from now on", self._size, sizes[-1])
         machine.sizes = sizes
         for slot in list(self._slots)[sizes[-1] :]:
-            self._aside.append((self._slots[slot], machine.batch.row(slot).on_host()))
+            self._aside.append((self._slots[slot], machine.batch.row(slot, features=self._keeps).on_host()))
             self._leave(slot)
         machine.steps.forget(self._size)
         self._size = sizes[-1]
         return True
 
-    def _run_alone(self) -> None:
+    def _run_alone(self, error: Exception) -> None:
         """Run again, one by one and from the beginning, the images whose step raised: only the culprit fails.
 
-        One whose pixels must repeat is first run again as it was: the pipeline's own call rounds differently.
+        One whose pixels must repeat is first run again as it was: the pipeline's own call rounds differently. One on a
+        course is not run by that call at all, which computes every call's whole.
         """
         tasks = [sitting.task for sitting in self._slots.values()]
         for slot in list(self._slots):
             self._leave(slot)
+        again = [task for task in tasks if (self._machine.plain or self._course) and task.ticket not in self._repeated]
+        self._repeated.update(task.ticket for task in again)
+        self._waiting.extendleft(reversed(again))
         for task in tasks:
-            if self._machine.plain and task.ticket not in self._repeated:
-                self._repeated.add(task.ticket)
-                self._waiting.appendleft(task)
+            if task in again:
+                continue
+            if self._course:
+                self._monitor.ended(task.ticket, failure(error))
             else:
                 self._static.run((task,), self._monitor)
 

@@ -1,18 +1,20 @@
-"""Makes a batch's steps: as they are written, or from a CUDA graph for each batch size."""
+"""Makes a batch's steps: as they are written, or from a CUDA graph for each batch size and variant."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 
-from kubediffusion.worker.pipeline.batch import Batch, denoise
+from kubediffusion.worker.pipeline.batch import Batch, Work
 from kubediffusion.worker.pipeline.compiling import Compiler
 from kubediffusion.worker.pipeline.faults import is_out_of_memory
 from kubediffusion.worker.pipeline.graphs import capture, tell_refused
+from kubediffusion.worker.pipeline.variants import WHOLE, Variant
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,9 @@ class Steps(Protocol):
     def run(self, size: int) -> bool:
         """Launch one step of the first ``size`` slots, and tell whether it runs compiled."""
 
+    def of(self, variant: Variant) -> Steps:
+        """Give what makes steps that compute something else; it is for the root of all to forget."""
+
     def forget(self, size: int) -> None:
         """Free what was prepared for sizes from this one on: it does not fit the device's memory."""
 
@@ -32,19 +37,32 @@ class EagerSteps:
 
     Args:
         batch: The batch.
+        variant: What a step computes.
     """
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, variant: Variant = WHOLE) -> None:
         self._batch = batch
+        self._variant = variant
 
     def run(self, size: int) -> bool:
         """Make a step: see :meth:`Steps.run`."""
-        history, control, conditions = self._batch.views(size)
-        history.copy_(denoise(self._batch.unet, history, control, conditions))
+        work = self._batch.work(size, self._variant)
+        work.store(work.function(*work.arguments))
         return False
+
+    def of(self, variant: Variant) -> EagerSteps:
+        """Give what makes other steps: see :meth:`Steps.of`."""
+        return EagerSteps(self._batch, variant)
 
     def forget(self, size: int) -> None:
         """Free nothing: nothing is prepared."""
+
+
+@dataclass
+class _Pool:
+    """Memory that the graphs of all variants share: no two run at the same time."""
+
+    handle: Any = field(default_factory=lambda: torch.cuda.graph_pool_handle())
 
 
 class GraphedSteps:
@@ -53,17 +71,23 @@ class GraphedSteps:
     Args:
         batch: The batch.
         compiler: Compiles in the background; None to stay with the plain step.
+        variant: What a step computes.
+        pool: Memory of the graphs.
     """
 
-    def __init__(self, batch: Batch, compiler: Compiler | None) -> None:
+    def __init__(
+        self, batch: Batch, compiler: Compiler | None, variant: Variant = WHOLE, pool: _Pool | None = None
+    ) -> None:
         self._batch = batch
         self._compiler = compiler
-        self._eager = EagerSteps(batch)
+        self._variant = variant
+        self._eager = EagerSteps(batch, variant)
         self._graphs: dict[int, Any] = {}
         self._compiled: dict[int, bool] = {}
         # Sizes of which no better graph than the one that is there, or none, could be captured.
         self._refused: set[int] = set()
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool = pool or _Pool()
+        self._others: dict[Variant, GraphedSteps] = {}
 
     def run(self, size: int) -> bool:
         """Launch a step: see :meth:`Steps.run`."""
@@ -75,40 +99,52 @@ class GraphedSteps:
         self._graphs[size].replay()
         return self._compiled[size]
 
+    def of(self, variant: Variant) -> GraphedSteps:
+        """Give what makes other steps: see :meth:`Steps.of`."""
+        if variant == self._variant:
+            return self
+        if variant not in self._others:
+            self._others[variant] = GraphedSteps(self._batch, self._compiler, variant, self._pool)
+        return self._others[variant]
+
     def forget(self, size: int) -> None:
         """Drop the graphs of sizes from this one on: see :meth:`Steps.forget`."""
-        for prepared in [prepared for prepared in self._graphs if prepared >= size]:
-            del self._graphs[prepared], self._compiled[prepared]
-        if not self._graphs:
+        left = [steps.drop(size) for steps in (self, *self._others.values())]
+        if not any(left):
             # PyTorch does not take a pool again that no graph uses any more.
-            self._pool = torch.cuda.graph_pool_handle()
+            self._pool.handle = torch.cuda.graph_pool_handle()
         torch.cuda.empty_cache()
 
+    def drop(self, size: int) -> bool:
+        """Drop this variant's graphs alone, and tell whether any are left."""
+        for prepared in [prepared for prepared in self._graphs if prepared >= size]:
+            del self._graphs[prepared], self._compiled[prepared]
+        return bool(self._graphs)
+
     def _prepare(self, size: int) -> None:
-        if size in self._refused or self._compiled.get(size):
+        if size in self._refused or self._compiled.get(size) or (self._compiler is None and size in self._graphs):
             return
+        work = self._batch.work(size, self._variant)
         if size not in self._graphs:
-            self._capture(size, denoise, compiled=False)
+            self._capture(size, work, work.function, compiled=False)
+            if self._variant != WHOLE:
+                # Compiled at the next use: a batch that needs several variants captures them first.
+                return
         if self._compiler is None or size in self._refused:
             return
-        history, control, conditions = self._batch.views(size)
 
         def arguments() -> tuple[Any, ...]:
             # Copies: the running batch writes into its own.
-            copies = {name: condition.clone() for name, condition in conditions.items()}
-            return self._batch.unet, history.clone(), control.clone(), copies
+            return tuple(_copied(argument) for argument in work.arguments)
 
-        step = self._compiler.ready(self._batch, size, denoise, arguments)
+        step = self._compiler.ready(self._batch, (size, self._variant), work.function, arguments)
         if step is not None:
-            self._capture(size, step, compiled=True)
+            self._capture(size, work, step, compiled=True)
 
-    def _capture(self, size: int, step: Callable[..., torch.Tensor], *, compiled: bool) -> None:
+    def _capture(self, size: int, work: Work, step: Callable[..., Any], *, compiled: bool) -> None:
         began = time.monotonic()
-        history, control, conditions = self._batch.views(size)
         try:
-            self._graphs[size] = capture(
-                lambda: step(self._batch.unet, history, control, conditions), history.copy_, self._pool
-            )
+            self._graphs[size] = capture(lambda: step(*work.arguments), work.store, self._pool.handle)
         except Exception as error:
             if is_out_of_memory(error) and not compiled:
                 raise
@@ -118,3 +154,11 @@ class GraphedSteps:
         self._compiled[size] = compiled
         seconds = round(time.monotonic() - began, 3)
         logger.info("batch size captured", extra={"size": size, "compiled": compiled, "seconds": seconds})
+
+
+def _copied(argument: Any) -> Any:
+    if isinstance(argument, torch.Tensor):
+        return argument.clone()
+    if isinstance(argument, dict):
+        return {name: _copied(part) for name, part in argument.items()}
+    return argument

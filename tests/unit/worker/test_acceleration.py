@@ -1,0 +1,401 @@
+"""Speed for quality: what is left out of which call, and that nothing else changes.
+
+On tiny real pipelines of both families.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.guiders import ClassifierFreeGuidance
+from hypothesis import given
+from hypothesis import strategies as st
+from worker_builders import Recorder, bound_job, image_task, levels_apart, settings
+
+from kubediffusion.resources.errors import JobFailure
+from kubediffusion.resources.generation_job import Acceleration, FeatureCaching, GuidanceInterval
+from kubediffusion.worker.assignments import Assignments
+from kubediffusion.worker.engine import ImageTask, Picture
+from kubediffusion.worker.pipeline import features
+from kubediffusion.worker.pipeline.continuous import NAME, ContinuousEngine
+from kubediffusion.worker.pipeline.loading import load_engine
+from kubediffusion.worker.pipeline.variants import WHOLE, Depth, Variant, variants
+
+EULER, HEUN = "EulerDiscreteScheduler", "HeunDiscreteScheduler"
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
+
+
+def asked(interval: tuple[float, float] | None = None, caching: int | None = None) -> Acceleration:
+    return Acceleration(
+        guidance_interval=GuidanceInterval(start=interval[0], stop=interval[1]) if interval else None,
+        feature_caching=FeatureCaching(interval=caching) if caching else None,
+    )
+
+
+BOTH = asked((0.2, 0.7), 3)
+
+
+def load(folder: Path, images: int = 4, **spec: Any) -> ContinuousEngine:
+    made = load_engine(settings(folder, workers={"maxBatchSize": images}, **spec))
+    assert isinstance(made, ContinuousEngine)
+    return made
+
+
+@pytest.fixture(scope="module")
+def tiny(folders: Callable[[str], Path]) -> ContinuousEngine:
+    return load(folders("stable_diffusion"))
+
+
+@pytest.fixture(params=["stable_diffusion", "stable_diffusion_xl"])
+def either(request: pytest.FixtureRequest, folders: Callable[[str], Path]) -> ContinuousEngine:
+    """An engine of each family."""
+    return load(folders(request.param))
+
+
+def task(index: int = 0, prompt: str = "a cat", **shape: Any) -> ImageTask:
+    return image_task(index, prompt, **({"steps": 8, "scheduler": EULER, "acceleration": BOTH} | shape))
+
+
+def run(engine: Any, *tasks: ImageTask, **recorder: Any) -> Recorder:
+    seen = Recorder(**recorder)
+    engine.run(tasks, seen)
+    return seen
+
+
+def picture(engine: Any, wanted: ImageTask) -> Picture:
+    outcome = run(engine, wanted).outcomes[wanted.ticket.index]
+    assert isinstance(outcome, Picture), outcome
+    return outcome
+
+
+def calls_of(engine: ContinuousEngine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Have the UNet's parts tell when they are computed: ``out2`` is the last layer, of two rows."""
+    seen: list[str] = []
+    unet = engine._pipeline.unet
+    for name, module in (("deep", unet.mid_block), ("out", unet.conv_out)):
+        forward = module.forward
+
+        def told(hidden: Any, *given: Any, name: str = name, forward: Any = forward, **more: Any) -> Any:
+            seen.append(f"{name}{len(hidden)}")
+            return forward(hidden, *given, **more)
+
+        monkeypatch.setattr(module, "forward", told)
+    return seen
+
+
+def test_what_each_call_computes() -> None:
+    whole, alone = Variant(), Variant(prompt_only=True)
+    assert variants(asked((0.25, 0.75)), 8, guided=True) == (*[alone] * 2, *[whole] * 4, *[alone] * 2)
+    assert variants(asked((0.25, 0.75)), 8, guided=False) == (whole,) * 8
+    keep, reuse = Variant(Depth.KEEPING), Variant(Depth.SHALLOW)
+    assert variants(asked(None, 3), 7, guided=True) == (keep, reuse, reuse, keep, reuse, reuse, keep)
+
+
+def test_where_guidance_begins_nothing_is_reused_that_was_not_kept_for_it() -> None:
+    chosen = variants(asked((0.25, 0.75), 4), 8, guided=True)
+    depths = [variant.depth.value[0] for variant in chosen]
+    assert (depths, [variant.prompt_only for variant in chosen]) == (
+        list("ksksksss"),
+        [True, True, False, False, False, False, True, True],
+    )
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0.0, 0.5), (0.25, 0.75), (0.3, 1.0), (0.75, 0.8)])
+def test_the_interval_is_that_of_diffusers_guiders(start: float, stop: float) -> None:
+    guider = ClassifierFreeGuidance(start=start, stop=stop)
+    for call, variant in enumerate(variants(asked((start, stop)), 20, guided=True)):
+        guider.set_state(step=call, num_inference_steps=20, timestep=torch.ones(1))
+        assert variant.prompt_only != guider._is_cfg_enabled()
+
+
+@given(st.integers(1, 60), st.integers(2, 20), st.floats(0, 1), st.floats(0, 1), st.booleans())
+def test_a_shallow_call_follows_one_that_kept_what_it_needs(
+    calls: int, period: int, start: float, stop: float, guided: bool
+) -> None:
+    kept: Variant | None = None
+    since = 0
+    for variant in variants(asked((start, stop), period), calls, guided=guided):
+        if variant.depth is Depth.KEEPING:
+            kept, since = variant, 0
+        else:
+            since += 1
+            assert kept is not None
+            assert since < period
+            assert variant.prompt_only or not kept.prompt_only
+
+
+def test_nothing_is_left_out_by_the_whole_interval_and_caching_at_every_step() -> None:
+    assert asked((0.0, 1.0), 1).effective is None
+    assert Acceleration().effective is None
+    assert asked((0.0, 1.0), 2).effective == asked(None, 2)
+    assert asked((0.0, 0.5), 1).effective == asked((0.0, 0.5))
+
+
+def unets() -> list[Any]:
+    """UNets of the families' kinds: attention in the last block as in Stable Diffusion, and none there as in XL."""
+    torch.manual_seed(0)
+    common: dict[str, Any] = {
+        "block_out_channels": (8, 16, 16),
+        "norm_num_groups": 4,
+        "layers_per_block": 2,
+        "sample_size": 16,
+        "attention_head_dim": 4,
+        "cross_attention_dim": 32,
+    }
+    cross, plain = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "UpBlock2D")
+    kinds = [(cross, cross, plain), (plain, cross, cross)]
+    return [
+        UNet2DConditionModel(
+            down_block_types=tuple(down for down, _ in blocks),
+            up_block_types=tuple(up for _, up in reversed(blocks)),
+            **common,
+        ).eval()
+        for blocks in kinds
+    ]
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+@pytest.mark.parametrize("size", [(16, 16), (18, 15)])
+def test_both_parts_together_are_the_unet(kind: int, size: tuple[int, int]) -> None:
+    unet = unets()[kind]
+    given = (torch.randn(2, 4, *size), torch.tensor([5.0, 900.0]), torch.randn(2, 7, 32))
+    with torch.inference_mode():
+        expected = unet(*given, return_dict=False)[0]
+        output, kept = features.whole(unet, *given, None)
+        assert torch.equal(output, expected)
+        assert tuple(kept.shape[1:]) == features.features_shape(unet, given[0].shape)
+        assert torch.equal(features.shallow(unet, *given, None, kept), expected)
+        unet.to(memory_format=torch.channels_last)
+        assert torch.allclose(features.shallow(unet, *given, None, kept.contiguous()), expected, atol=1e-5)
+
+
+def test_a_unet_of_other_blocks_is_not_divided() -> None:
+    assert all(features.divisible(unet) for unet in unets())
+    other = UNet2DConditionModel(
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=("ResnetDownsampleBlock2D", "ResnetDownsampleBlock2D"),
+        up_block_types=("ResnetUpsampleBlock2D", "ResnetUpsampleBlock2D"),
+        attention_head_dim=4,
+        cross_attention_dim=32,
+    )
+    assert not features.divisible(other)
+
+
+def test_a_call_reuses_what_an_earlier_one_kept(either: ContinuousEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = calls_of(either, monkeypatch)
+    made = picture(either, task(acceleration=asked(None, 3)))
+    assert seen == ["deep2", "out2", "out2", "out2"] * 2 + ["deep2", "out2", "out2"]
+    assert made.engine == NAME
+    usual = picture(either, task(acceleration=None))
+    assert made.rgb != usual.rgb
+
+
+def test_outside_its_interval_guidance_is_not_computed(
+    either: ContinuousEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = calls_of(either, monkeypatch)
+    picture(either, task(acceleration=asked((0.25, 0.5))))
+    assert [call for call in seen if call.startswith("out")] == [*["out1"] * 2, *["out2"] * 2, *["out1"] * 4]
+    assert seen.count("deep1") == 6
+
+
+def test_without_any_guidance_in_its_interval_an_image_is_that_of_scale_one(either: ContinuousEngine) -> None:
+    nowhere = picture(either, task(acceleration=asked((0.99, 1.0))))
+    assert levels_apart(nowhere, picture(either, task(guidance=1.0, acceleration=None))) <= 1
+
+
+def test_where_there_is_no_guidance_the_interval_changes_nothing_and_a_warning_says_so(tiny: ContinuousEngine) -> None:
+    made = picture(tiny, task(guidance=1.0, acceleration=asked((0.2, 0.7))))
+    assert made.rgb == picture(tiny, task(guidance=1.0, acceleration=None)).rgb
+    assert made.warnings == ("acceleration.guidanceInterval has no effect: guidanceScale is not above 1",)
+
+
+@pytest.mark.parametrize("scheduler", [None, HEUN, "DPMSolverMultistepScheduler"])
+def test_a_picture_does_not_depend_on_its_neighbours(either: ContinuousEngine, scheduler: str | None) -> None:
+    tasks = [task(index, ("cat", "dog", "fish")[index], scheduler=scheduler) for index in range(3)]
+    together = run(either, *tasks)
+    assert together.offers == []
+    for one in tasks:
+        assert levels_apart(together.outcomes[one.ticket.index], picture(either, one)) <= 1
+        assert together.steps[one.ticket.index][-1] == 8
+
+
+def test_accelerated_images_share_a_batch_only_with_their_like_from_its_begin(tiny: ContinuousEngine) -> None:
+    plan = tiny.plan(task().shape)
+    assert not plan.joins
+    assert plan.key == tiny.plan(task(guidance=3.0).shape).key
+    others = [task(steps=9), task(scheduler=HEUN), task(acceleration=asked(None, 3)), task(acceleration=None)]
+    others += [task(deterministic=True), task(width=128), task(guidance=1.0)]
+    assert len({plan.key, *(tiny.plan(other.shape).key for other in others)}) == 8
+
+
+def test_what_is_not_accelerated_is_computed_as_ever_beside_the_same_tensors(
+    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load(folders("stable_diffusion"))
+    before = picture(engine, task(acceleration=None))
+    picture(engine, task())
+    assert len(engine._machines) == 1
+    seen = calls_of(engine, monkeypatch)
+    assert picture(engine, task(acceleration=None)) == before
+    assert seen == ["deep2", "out2"] * 8
+
+
+def test_an_accelerated_deterministic_image_has_the_same_bytes_on_every_attempt(tiny: ContinuousEngine) -> None:
+    wanted = task(7, deterministic=True)
+    first = picture(tiny, wanted)
+    run(tiny, *(task(index, "x") for index in range(4)))
+    assert picture(tiny, wanted) == first
+    assert levels_apart(first, picture(tiny, task(7))) <= 1
+
+
+def test_a_cancelled_image_leaves_its_accelerated_neighbours_as_they_are(tiny: ContinuousEngine) -> None:
+    tasks = [task(index, acceleration=asked(None, 4)) for index in range(3)]
+    undisturbed = run(tiny, *tasks).outcomes
+    # At step 2 what was kept at step 0 moves with its image.
+    seen = run(tiny, *tasks, unwanted={0: 2})
+    assert sorted(seen.outcomes) == [1, 2]
+    assert seen.loads[2].images == 2
+    for index in (1, 2):
+        assert levels_apart(seen.outcomes[index], undisturbed[index]) <= 1
+
+
+def test_more_images_than_slots_run_one_batch_after_the_other(folders: Callable[[str], Path]) -> None:
+    engine = load(folders("stable_diffusion"), images=2)
+    tasks = [task(index) for index in range(3)]
+    seen = run(engine, *tasks)
+    assert [load.images for load in seen.loads] == [2] * 8 + [1] * 8
+    assert all(isinstance(outcome, Picture) for outcome in seen.outcomes.values())
+
+
+def test_a_batch_that_does_not_fit_is_split_and_goes_on_where_it_was(
+    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load(folders("stable_diffusion"))
+    tasks = [task(index) for index in range(4)]
+    whole = run(engine, *tasks).outcomes
+    output = engine._pipeline.unet.conv_out
+    forward, failed = output.forward, []
+
+    def short_of_memory(hidden: Any) -> Any:
+        # In a shallow call of guided images: what was kept must come back with those put aside.
+        if len(hidden) == 8 and len(seen.loads) == 4:
+            failed.append(True)
+            raise torch.OutOfMemoryError("too much")
+        return forward(hidden)
+
+    seen = Recorder()
+    monkeypatch.setattr(output, "forward", short_of_memory)
+    engine.run(tuple(tasks), seen)
+    assert failed
+    assert [load.images for load in seen.loads] == [4] * 4 + [2] * 8
+    for one in tasks:
+        assert levels_apart(seen.outcomes[one.ticket.index], whole[one.ticket.index]) <= 1
+        assert len(seen.steps[one.ticket.index]) == 8
+
+
+def test_memory_that_does_not_suffice_for_what_is_kept_splits_the_batch(
+    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load(folders("stable_diffusion"))
+    refused: list[int] = []
+    shape = features.features_shape
+
+    def first_refused(*given: Any) -> Any:
+        if not refused:
+            refused.append(1)
+            raise torch.OutOfMemoryError("too much")
+        return shape(*given)
+
+    monkeypatch.setattr(features, "features_shape", first_refused)
+    seen = run(engine, *(task(index) for index in range(4)))
+    assert {load.images for load in seen.loads} == {2}
+    assert all(isinstance(outcome, Picture) for outcome in seen.outcomes.values())
+
+
+def test_only_the_culprit_of_a_step_that_raises_fails_and_nobody_runs_unaccelerated(
+    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load(folders("stable_diffusion"))
+    tasks = [task(index) for index in range(3)]
+    expected = run(engine, *tasks).outcomes
+    decided = engine._pipeline.unet.conv_in
+    forward = decided.forward
+    side = engine._pipeline.unet.config.sample_size
+    # Before its first step an image is known by its noise, which only its scheduler has scaled.
+    noise = torch.randn((1, 4, side, side), generator=torch.Generator().manual_seed(1)).flatten()
+
+    def picky(latents: Any) -> Any:
+        alike = torch.nn.functional.cosine_similarity(latents.flatten(1), noise[None])
+        if (alike > 0.9999).any():
+            raise ValueError("not this one")
+        return forward(latents)
+
+    monkeypatch.setattr(decided, "forward", picky)
+    outcomes = run(engine, *tasks).outcomes
+    assert outcomes[1] == JobFailure("PipelineFailed", "ValueError: not this one")
+    for index in (0, 2):
+        assert (outcomes[index].engine, levels_apart(outcomes[index], expected[index]) <= 1) == (NAME, True)
+
+
+def test_pixels_that_are_not_numbers_fail_their_accelerated_image_alone(
+    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load(folders("stable_diffusion"))
+    decode, calls = engine._pipeline.vae.decode, []
+
+    def first_broken(latents: Any, **more: Any) -> Any:
+        (image,) = decode(latents, **more)
+        calls.append(1)
+        return (image * float("nan") if len(calls) == 1 else image,)
+
+    monkeypatch.setattr(engine._pipeline.vae, "decode", first_broken)
+    outcomes = run(engine, task(0), task(1)).outcomes
+    assert outcomes[0].code == "InvalidImage"
+    assert isinstance(outcomes[1], Picture)
+
+
+@pytest.mark.parametrize("family", ["flux", "stable_diffusion"])
+def test_what_cannot_be_accelerated_is_refused_by_name_and_alone(family: str, folders: Callable[[str], Path]) -> None:
+    engine = load_engine(settings(folders(family)))
+    # In the one the pipeline, in the other the scheduler, which draws noise.
+    scheduler = None if family == "flux" else "EulerAncestralDiscreteScheduler"
+    outcome = run(engine, task(scheduler=scheduler)).outcomes[0]
+    assert isinstance(outcome, JobFailure)
+    assert outcome.code == "PipelineFailed"
+    assert outcome.message.startswith("acceleration: ")
+    assert "Leave it out" in outcome.message
+    assert isinstance(picture(engine, task(scheduler=scheduler, acceleration=None)), Picture)
+
+
+def test_a_unet_that_is_not_divided_can_still_leave_guidance_out(
+    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load(folders("stable_diffusion"))
+    monkeypatch.setattr("kubediffusion.worker.pipeline.continuous.divisible", lambda _: False)
+    assert isinstance(run(engine, task()).outcomes[0], JobFailure)
+    assert isinstance(run(engine, task(acceleration=asked((0.0, 0.5)))).outcomes[0], Picture)
+
+
+def test_a_job_hands_its_acceleration_to_the_engine() -> None:
+    wire = {"guidanceInterval": {"start": 0.0, "stop": 0.5}, "featureCaching": {"interval": 2}}
+    assignments = Assignments("worker-a")
+    assignments.observe(bound_job(parameters={"acceleration": wire}), gone=False)
+    (assignment,) = assignments
+    assert assignment.shape.acceleration == asked((0.0, 0.5), 2)
+    assert assignment.parameters.to_wire()["acceleration"] == wire
+    assert "acceleration" not in bound_job().status.parameters.to_wire()
+
+
+def test_whole_is_what_every_ordinary_step_computes(tiny: ContinuousEngine) -> None:
+    machine = tiny._machine(tiny.plan(task(acceleration=None).shape).key)
+    assert machine.steps._variant == WHOLE
+    assert np.isfinite(machine.batch.work(1).arguments[1].numpy()).all()

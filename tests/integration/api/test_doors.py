@@ -60,6 +60,18 @@ def generate(api: Api, **body: object) -> httpx.Response:
         ({"height": 2048}, "body.height", "exceeds the limit 1024"),
         ({"num_images": 5}, "body.num_images", "exceeds the limit 4"),
         ({"scheduler": "Nonsense"}, "body.scheduler", "DDIMScheduler"),
+        ({"acceleration": 3}, "body.acceleration", "should be an object"),
+        ({"acceleration": {"feature_cachin": {}}}, "body.acceleration.feature_cachin", "'feature_caching'?"),
+        (
+            {"acceleration": {"feature_caching": {"interval": 0}}},
+            "body.acceleration.feature_caching.interval",
+            "greater than or equal to 1",
+        ),
+        (
+            {"acceleration": {"guidance_interval": {"start": 0.8, "stop": 0.2}}},
+            "body.acceleration.guidance_interval",
+            "start, 0.8, must be below stop, 0.2",
+        ),
         ({"model": "unknown"}, "body.model", "known models: tiny"),
         ({"numInferenceSteps": 5}, "body.numInferenceSteps", "did you mean 'num_inference_steps'?"),
         ({"promt": "x"}, "body.promt", "did you mean 'prompt'?"),

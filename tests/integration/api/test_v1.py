@@ -22,6 +22,7 @@ def create(api: Api, **fields: object) -> dict:
 
 def test_a_job_in_full(api: Api, stage: Stage) -> None:
     asked = {"num_inference_steps": 25, "width": 64, "height": 128, "scheduler": "DDIMScheduler", "priority": 3,
+             "acceleration": {"guidance_interval": {"start": 0.0, "stop": 0.8}, "feature_caching": {"interval": 3}},
              "deterministic": True, "ttl_seconds_after_finished": 600, "deletion_policy": "Delete"}  # fmt: skip
     created = create(api, **asked)
     name = created["name"]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kubediffusion.api import translate
-from kubediffusion.api.schemas import JobRequest
+from kubediffusion.api.schemas import Acceleration, FeatureCaching, GuidanceInterval, JobRequest
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJobSpec, Scheduler
 
@@ -24,6 +24,12 @@ requests = st.builds(
     scheduler=st.none() | st.sampled_from(Scheduler),
     priority=st.none() | st.integers(-1_000_000, 1_000_000),
     deterministic=st.none() | st.booleans(),
+    acceleration=st.none()
+    | st.builds(
+        Acceleration,
+        guidance_interval=st.none() | st.floats(0, 0.5).map(lambda start: GuidanceInterval(start=start, stop=0.6)),
+        feature_caching=st.none() | st.integers(1, 20).map(lambda interval: FeatureCaching(interval=interval)),
+    ),
 )
 
 
@@ -73,6 +79,17 @@ def test_a_view_says_why_a_job_waits_only_while_it_does() -> None:
     assert view.waiting is not None
     assert (view.waiting.reason, view.queue_position) == ("WorkersBusy", 3)
     assert translate.view(entry(phase="Cancelled", status=waiting), None).waiting is None
+
+
+def test_a_view_shows_acceleration_as_it_was_asked_for_and_as_it_was_run() -> None:
+    wish = {"guidanceInterval": {"stop": 0.8}, "featureCaching": {"interval": 5}}
+    run = {"model": "m", "numInferenceSteps": 5, "guidanceScale": 1, "seed": 0, "numImages": 1}
+    status = {"parameters": {**run, "acceleration": {"featureCaching": {"interval": 5}}}}
+    shown = translate.view(entry(spec={"acceleration": wish}, status=status), None).model_dump(mode="json")
+    asked = {"guidance_interval": {"start": 0.0, "stop": 0.8}, "feature_caching": {"interval": 5}}
+    assert shown["request"]["acceleration"] == asked
+    assert shown["parameters"]["acceleration"] == {"guidance_interval": None, "feature_caching": {"interval": 5}}
+    assert translate.view(entry(), None).request.acceleration is None
 
 
 def test_a_view_survives_ranges_that_became_tighter() -> None:

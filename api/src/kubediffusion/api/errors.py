@@ -12,12 +12,13 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from slowapi.errors import RateLimitExceeded
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from kubediffusion.api.schemas import JobRequest
+from kubediffusion.api.schemas import Acceleration, FeatureCaching, GuidanceInterval, JobRequest
 from kubediffusion.resources.client import ConflictError, ForbiddenError, InvalidError, KubernetesError
 from kubediffusion.resources.storage import StorageError
 
@@ -200,15 +201,25 @@ def validation_problems(errors: Iterable[Mapping[str, Any]]) -> list[Problem]:
     return [_validation_problem(error) for error in errors]
 
 
+_PARTS: dict[str, type[BaseModel]] = {
+    "acceleration": Acceleration,
+    "guidance_interval": GuidanceInterval,
+    "feature_caching": FeatureCaching,
+}
+"""What a request's fields are made of, by name, where they are objects."""
+
+
 def _validation_problem(error: Mapping[str, Any]) -> Problem:
     loc, message = list(error["loc"]), error["msg"]
     match error["type"]:
         case "extra_forbidden":
-            nearest = nearest_field(str(loc[-1]), JobRequest.model_fields)
+            nearest = nearest_field(str(loc[-1]), _PARTS.get(str(loc[-2]), JobRequest).model_fields)
             message = f"Unknown field {str(loc[-1])[:100]!r}" + (f"; did you mean {nearest!r}?" if nearest else "")
         case "json_invalid":
             loc = ["body"]
             message = f"The body is not valid JSON: {error['ctx']['error']}"
+        case "model_attributes_type" if len(loc) > 1:
+            message = "Input should be an object"
         case "model_attributes_type":
             message = "The body must be a JSON object, sent with Content-Type: application/json"
         case "finite_number":

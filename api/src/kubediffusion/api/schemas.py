@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kubediffusion.resources.generation_job import (
     DEFAULT_BACKOFF_LIMIT,
     DEFAULT_GUIDANCE,
     DEFAULT_STEPS,
     MAX_IMAGES,
+    CachingInterval,
     DeletionPolicy,
+    Fraction,
     Guidance,
     ModelName,
     NegativePrompt,
@@ -45,6 +47,37 @@ class Answer(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
 
+class GuidanceInterval(Strict):
+    """Guidance at some of the steps only (https://arxiv.org/abs/2404.07724); the others take half the time."""
+
+    start: Fraction = 0.0
+    """Fraction of the steps before the first with guidance."""
+    stop: Annotated[Fraction, Field(examples=[0.8])] = 1.0
+    """Fraction of the steps before the first without guidance again; above ``start``."""
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if self.start >= self.stop:
+            raise ValueError(f"start, {self.start:g}, must be below stop, {self.stop:g}")
+        return self
+
+
+class FeatureCaching(Strict):
+    """The UNet's deep layers at some of the steps only (DeepCache, https://arxiv.org/abs/2312.00858)."""
+
+    interval: Annotated[CachingInterval, Field(examples=[3])]
+    """At every step of so many the whole UNet is computed, in between its outermost layers; 1 is none."""
+
+
+class Acceleration(Strict):
+    """Speed for quality. What is absent is not done."""
+
+    guidance_interval: GuidanceInterval | None = None
+    """Guidance at some of the steps only."""
+    feature_caching: FeatureCaching | None = None
+    """The UNet's deep layers at some of the steps only."""
+
+
 class JobRequest(Strict):
     """What to generate. ``prompt`` alone is enough."""
 
@@ -70,6 +103,9 @@ class JobRequest(Strict):
     """Images to generate, up to the model's limit. ``GET /results`` hands out the first, ``/v1`` all of them."""
     scheduler: Annotated[Scheduler | None, Field(examples=[Scheduler.DPM_SOLVER_MULTISTEP])] = None
     """Noise scheduler, a diffusers class; the model's own when absent."""
+    acceleration: Acceleration | None = None
+    """Speed for quality, for the pipelines that can. When absent, the model's default applies, else none; an empty
+    object is none."""
     priority: Annotated[int | None, Field(ge=-1_000_000, le=1_000_000, json_schema_extra=_shown_default(0))] = None
     """Higher runs first; equal priorities run in order of age."""
     deterministic: Annotated[bool | None, Field(json_schema_extra=_shown_default(value=False))] = None
@@ -202,6 +238,32 @@ class Waiting(Answer):
     message: str
 
 
+class GuidanceIntervalView(Answer):
+    """Guidance at some of the steps only."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    start: float
+    stop: float
+
+
+class FeatureCachingView(Answer):
+    """The UNet's deep layers at some of the steps only."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    interval: int
+
+
+class AccelerationView(Answer):
+    """Speed for quality."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    guidance_interval: GuidanceIntervalView | None
+    feature_caching: FeatureCachingView | None
+
+
 class ParametersView(Answer):
     """The recipe as it was really run."""
 
@@ -217,6 +279,7 @@ class ParametersView(Answer):
     height: int | None
     scheduler: str | None
     deterministic: bool
+    acceleration: AccelerationView | None
     model_revision: str | None
     pipeline: str | None
     engine: str | None
@@ -285,6 +348,7 @@ class ModelDefaults(Answer):
     width: int | None
     height: int | None
     scheduler: str | None
+    acceleration: AccelerationView | None
 
 
 class ModelWorkers(Answer):

@@ -8,6 +8,7 @@ from typing import Any
 
 from kubediffusion.api.entries import Entry, StoredImage
 from kubediffusion.api.schemas import (
+    Acceleration,
     ImageView,
     JobError,
     JobRequest,
@@ -74,6 +75,8 @@ def view(entry: Entry, queue_position: int | None) -> JobView:
     scheduled = find(status.conditions, JobCondition.SCHEDULED)
     waits = scheduled is not None and scheduled.status == ConditionStatus.FALSE and not entry.finished
     asked = {field: getattr(spec, field) for field in JobRequest.model_fields}
+    if spec.acceleration is not None:
+        asked["acceleration"] = Acceleration(**spec.acceleration.model_dump())
     return JobView(
         **_summary_fields(entry, queue_position),
         # Not validated: the API server has done so, and a job must stay readable after a range has become tighter.

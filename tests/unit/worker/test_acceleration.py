@@ -198,6 +198,12 @@ def test_a_call_reuses_what_an_earlier_one_kept(either: ContinuousEngine, monkey
     assert made.rgb != usual.rgb
 
 
+def test_a_call_that_keeps_what_it_computes_gives_what_any_whole_call_gives(either: ContinuousEngine) -> None:
+    for guidance in (1.0, 7.5):
+        kept = picture(either, task(steps=1, guidance=guidance, acceleration=asked(None, 2)))
+        assert kept.rgb == picture(either, task(steps=1, guidance=guidance, acceleration=None)).rgb
+
+
 def test_outside_its_interval_guidance_is_not_computed(
     either: ContinuousEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

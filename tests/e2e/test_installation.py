@@ -18,6 +18,7 @@ from e2e_studio import LONG, MISSING_COLUMN, MODEL, NAMESPACE, RELEASE, WORKERS,
 
 import documented
 from kubediffusion.resources import meta
+from kubediffusion.resources.conditions import EngineReason, PodCondition
 
 PARTS = ("api", "operator", "worker")
 CRD = "customresourcedefinition/generationjobs.kubediffusion.io"
@@ -70,6 +71,16 @@ def test_every_pod_runs_as_the_restricted_profile_has_it(studio: Studio):
     assert studio.kubectl("exec", worker, "--", "id", "-u").strip() == "65532"
     with pytest.raises(CommandError, match="Read-only file system"):
         studio.kubectl("exec", worker, "--", "touch", "/opt/packages/x")
+
+
+def test_kubelet_keeps_what_a_worker_says_of_its_start(studio: Studio):
+    (worker, *_) = studio.ready_workers()
+    pod = studio.cluster.get("pod", worker, NAMESPACE)
+    # The condition Ready is kubelet's own, and written after the worker's first ones.
+    assert is_true(pod, "Ready")
+    assert is_true(pod, PodCondition.ENGINE_READY)
+    (said,) = (c for c in pod["status"]["conditions"] if c["type"] == PodCondition.ENGINE_READY)
+    assert said["reason"] in {EngineReason.COMPILING, EngineReason.READY}
 
 
 def test_every_pod_is_under_the_network_policy_of_its_part(studio: Studio):

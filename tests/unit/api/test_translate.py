@@ -92,6 +92,30 @@ def test_a_view_shows_acceleration_as_it_was_asked_for_and_as_it_was_run() -> No
     assert translate.view(entry(), None).request.acceleration is None
 
 
+def test_a_job_that_waits_for_a_starting_worker_says_how_far_that_is_by_now() -> None:
+    since = "2026-11-23T10:00:00Z"
+
+    def view(job_reason: str, *reasons: str) -> str:
+        starts = [{"worker": "w", "reason": each, "message": f"{each} so far", "since": since} for each in reasons]
+        model = DiffusionModel.from_wire(
+            {
+                "metadata": {"name": "m"},
+                "spec": {"source": {"path": "/m"}},
+                "status": {"workers": {"starts": starts}},
+            }
+        )
+        said = {"type": "Scheduled", "status": "False", "reason": job_reason, "message": "as written"}
+        shown = translate.view(entry(status={"conditions": [{**said, "lastTransitionTime": since}]}), 1, model)
+        assert shown.waiting is not None
+        assert shown.waiting.reason == job_reason
+        return shown.waiting.message
+
+    assert view("WorkerStarting", "Importing") == "a worker is loading model m: Importing so far"
+    assert view("WorkerStarting", "Compiling") == "as written"
+    assert view("WorkerStarting") == "as written"
+    assert view("WorkersBusy", "Importing") == "as written"
+
+
 def test_a_view_survives_ranges_that_became_tighter() -> None:
     view = translate.view(entry(spec={"numInferenceSteps": 5}), None)
     assert view.request.num_inference_steps == 5

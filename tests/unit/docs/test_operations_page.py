@@ -12,6 +12,7 @@ from kubediffusion.local.layout import CHART
 from kubediffusion.operator.telling import PARAMETERS_ADJUSTED
 from kubediffusion.resources.conditions import (
     ConditionStatus,
+    EngineReason,
     JobCondition,
     JobReason,
     ModelCondition,
@@ -23,6 +24,7 @@ from kubediffusion.resources.errors import ErrorCode
 PAGE = "operations"
 JOBS = "Conditions of a GenerationJob"
 MODELS = f"Condition of a DiffusionModel: `{ModelCondition.AVAILABLE}`"
+STARTS = "How far a worker's start is"
 EVENTS = "Events"
 ALERTS = "Alerts"
 
@@ -59,6 +61,12 @@ def test_every_reason_of_a_model():
     assert {r for _, reasons, *_ in documented.table(PAGE, MODELS) for r in documented.code(reasons)} == set(
         ModelReason
     )
+
+
+def test_every_stage_of_a_worker_s_start_in_its_order():
+    said = [reason for cell, *_ in documented.table(PAGE, STARTS) for reason in documented.code(cell)]
+    assert [reason for reason in said if reason not in set(WaitingReason)] == list(EngineReason)
+    assert set(said) <= {*WaitingReason, *EngineReason}
 
 
 def test_events_have_reasons_that_are_given():

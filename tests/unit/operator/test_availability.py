@@ -106,7 +106,7 @@ def test_a_worker_that_cannot_be_created_is_told_unless_another_is_loading():
         find(status_of(seen).conditions, "Available").message for seen in (refused, replace(refused, workers=()))
     ]
     assert messages == [
-        "no worker has loaded the model with this spec so far",
+        "no worker has loaded the model with this spec so far; one is starting: it loads the model (WorkerStarting)",
         "no worker can be created: exceeded quota: gpus",
     ]
 
@@ -115,7 +115,7 @@ def test_workers_are_counted_by_what_they_do():
     states = [WorkerState.READY, WorkerState.READY, WorkerState.STARTING, WorkerState.QUEUED, WorkerState.GOING]
     workers = [worker(n, state) for n, state in enumerate(states)]
     status = status_of(view([job("a"), job("b")], workers, {pod_name(0): [bound_job(worker=pod_name(0))]}))
-    assert status.workers == WorkerCounts(ready=2, busy=1, starting=2)
+    assert status.workers.model_copy(update={"starts": ()}) == WorkerCounts(ready=2, busy=1, starting=2)
     assert status.queued == 2
 
 

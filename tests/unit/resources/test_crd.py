@@ -71,7 +71,8 @@ def test_every_field_is_described(kind):
 @pytest.mark.parametrize("kind", DEFINITIONS)
 def test_printer_columns_and_selectable_fields_name_fields_that_exist(kind):
     known = {path for path, _ in nodes(kind)} | {".metadata.creationTimestamp"}
-    columns = [column["jsonPath"].split("[?")[0] for column in version(kind)["additionalPrinterColumns"]]
+    paths = [column["jsonPath"] for column in version(kind)["additionalPrinterColumns"]]
+    columns = [path.split("[?")[0].replace("[0]", "[]") for path in paths]
     fields = [field["jsonPath"] for field in version(kind).get("selectableFields", [])]
     assert not {*columns, *fields} - known
 

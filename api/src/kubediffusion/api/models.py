@@ -45,6 +45,10 @@ class ModelCache:
         """Whether a job that names no model can be taken."""
         return self.default is not None and self.default.unavailable is None
 
+    def find(self, name: str | None) -> DiffusionModel | None:
+        """Give the model of that name, or the default; None where there is none."""
+        return choose_model(self._models, name)
+
     def usable(self, name: str | None) -> DiffusionModel:
         """Give the model that a new job means.
 
@@ -54,7 +58,7 @@ class ModelCache:
         """
         if not self.synced.is_set():
             raise UnavailableError("The server is starting and has not seen its models yet.", 1)
-        model = choose_model(self._models, name)
+        model = self.find(name)
         if model is None and name is not None:
             known = ", ".join(sorted(self._models)) or "none"
             raise InvalidRequestError([problem("model", f"There is no model {name!r}; known models: {known}")])

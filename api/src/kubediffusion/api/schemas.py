@@ -351,6 +351,18 @@ class ModelDefaults(Answer):
     acceleration: AccelerationView | None
 
 
+class ModelStart(Answer):
+    """How far the start of one worker has come."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    worker: str
+    reason: str
+    """A word for programs, for example ``LoadingWeights``."""
+    message: str
+    since: dt.datetime
+
+
 class ModelWorkers(Answer):
     """Workers by what they do."""
 
@@ -359,6 +371,8 @@ class ModelWorkers(Answer):
     ready: int
     busy: int
     starting: int
+    starts: list[ModelStart]
+    """How far they have come; then those that are ready and still compile."""
 
 
 class ModelView(Answer):

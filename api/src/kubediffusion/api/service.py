@@ -142,7 +142,7 @@ class JobService:
 
     def view(self, entry: Entry) -> JobView:
         """Show all that there is to say about a job."""
-        return translate.view(entry, self._position(entry))
+        return translate.view(entry, self._position(entry), self._models.find(entry.model))
 
     def image(self, entry: Entry, index: int) -> StoredImage:
         """Find an image of a job.

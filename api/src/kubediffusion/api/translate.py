@@ -23,7 +23,15 @@ from kubediffusion.api.schemas import (
     Waiting,
 )
 from kubediffusion.resources import meta, recipe
-from kubediffusion.resources.conditions import ConditionStatus, JobCondition, ModelCondition, find
+from kubediffusion.resources.conditions import (
+    Condition,
+    ConditionStatus,
+    EngineReason,
+    JobCondition,
+    ModelCondition,
+    WaitingReason,
+    find,
+)
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobSpec
 
@@ -68,8 +76,14 @@ def summary(entry: Entry, queue_position: int | None) -> JobSummary:
     return JobSummary(**_summary_fields(entry, queue_position))
 
 
-def view(entry: Entry, queue_position: int | None) -> JobView:
-    """Show a job with all that there is to say."""
+def view(entry: Entry, queue_position: int | None, model: DiffusionModel | None = None) -> JobView:
+    """Show a job with all that there is to say.
+
+    Args:
+        entry: The job.
+        queue_position: Its place in the queue, while it waits.
+        model: Its model, which says how far a worker's start has come.
+    """
     job = entry.job()
     spec, status = job.spec, job.status
     scheduled = find(status.conditions, JobCondition.SCHEDULED)
@@ -85,13 +99,22 @@ def view(entry: Entry, queue_position: int | None) -> JobView:
         suspended=entry.suspended,
         attempt=status.attempt,
         retries=status.retries,
-        waiting=Waiting(reason=scheduled.reason, message=scheduled.message) if waits and scheduled else None,
+        waiting=_waiting(scheduled, model) if waits and scheduled else None,
         parameters=ParametersView.model_validate(status.parameters) if status.parameters else None,
         queued_at=status.queued_at,
         started_at=status.start_time,
         completed_at=status.completion_time,
         timings=TimingsView.model_validate(status.timings) if status.timings else None,
     )
+
+
+def _waiting(scheduled: Condition, model: DiffusionModel | None) -> Waiting:
+    """Say why a job waits: its condition is written once, and its model says how far a worker's start is by now."""
+    starts = model.status.workers.starts if model is not None else ()
+    start = next((start for start in starts if start.reason != EngineReason.COMPILING), None)
+    if scheduled.reason != WaitingReason.WORKER_STARTING or model is None or start is None:
+        return Waiting(reason=scheduled.reason, message=scheduled.message)
+    return Waiting(reason=scheduled.reason, message=f"a worker is loading model {model.name}: {start.message}")
 
 
 def _summary_fields(entry: Entry, queue_position: int | None) -> dict[str, Any]:

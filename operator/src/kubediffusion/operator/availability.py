@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 
 from kubediffusion.operator.scaling import LoadFailure, back_off_until, load_failure
+from kubediffusion.operator.starts import compiling, oldest_first, stage, starting, starts
 from kubediffusion.operator.views import ModelView
 from kubediffusion.operator.workers import WorkerState
 from kubediffusion.resources import meta
@@ -30,7 +31,8 @@ def model_status(view: ModelView, revision: str | None, now: dt.datetime) -> Dif
         workers=WorkerCounts(
             ready=len(ready),
             busy=sum(bool(view.jobs_of(w)) for w in ready),
-            starting=len(view.current(WorkerState.STARTING, WorkerState.QUEUED)),
+            starting=len(starting(view)),
+            starts=starts(view, now),
         ),
         queued=view.waiting_count,
         revision=revision or (old.revision if old.template_hash == view.template_hash else None),
@@ -43,8 +45,9 @@ def _availability(view: ModelView, now: dt.datetime) -> tuple[ConditionStatus, M
     old = find(view.model.status.conditions, ModelCondition.AVAILABLE)
     crashes = view.crashes
     if ready := view.current(WorkerState.READY):
-        count = f"{len(ready)} worker{'s' if len(ready) > 1 else ''}"
-        return ConditionStatus.TRUE, ModelReason.READY, f"{count} ready"
+        message = f"{len(ready)} worker{'s' if len(ready) > 1 else ''} ready"
+        message += f", still compiling: {busy}" if (busy := len(compiling(view))) else ""
+        return ConditionStatus.TRUE, ModelReason.READY, message
     if (failure := load_failure(view, now)) is not None:
         return ConditionStatus.FALSE, ModelReason.LOAD_FAILED, f"{failure.reason} ({_remedy(failure)})"
     if back_off_until(crashes) is not None:
@@ -54,13 +57,25 @@ def _availability(view: ModelView, now: dt.datetime) -> tuple[ConditionStatus, M
     same = view.model.status.template_hash == view.template_hash
     loaded = old is not None and same and old.reason in {ModelReason.READY, ModelReason.SCALED_TO_ZERO}
     if loaded:
-        return ConditionStatus.TRUE, ModelReason.SCALED_TO_ZERO, "no worker is ready; the next job gets one"
+        message = _first_start(view) or "the next job gets one"
+        return ConditionStatus.TRUE, ModelReason.SCALED_TO_ZERO, f"no worker is ready; {message}"
     if view.refusal and not view.loading:
         return ConditionStatus.UNKNOWN, ModelReason.NOT_YET_LOADED, f"no worker can be created: {view.refusal}"
     message = "no worker has loaded the model with this spec so far"
     if failed := [worker.bad_model for worker in view.failures if worker.bad_model is not None]:
         message = f"the next job tries again what failed before: {failed[-1]}"
+    if start := _first_start(view):
+        message = f"no worker has loaded the model with this spec so far; {start}"
     return ConditionStatus.UNKNOWN, ModelReason.NOT_YET_LOADED, message
+
+
+def _first_start(view: ModelView) -> str:
+    """Say how far the oldest start has come; empty where there is none."""
+    under_way = starting(view)
+    if not under_way:
+        return ""
+    reason, message = stage(oldest_first(under_way)[0])
+    return f"one is starting: {message} ({reason})"
 
 
 def _remedy(failure: LoadFailure) -> str:

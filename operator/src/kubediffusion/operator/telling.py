@@ -12,7 +12,7 @@ from kubediffusion.operator.events import Event, Events
 from kubediffusion.operator.views import ModelView
 from kubediffusion.operator.workers import WorkerState
 from kubediffusion.resources.conditions import JobReason, ModelCondition, ModelReason, WaitingReason, find
-from kubediffusion.resources.diffusion_model import DiffusionModel
+from kubediffusion.resources.diffusion_model import DiffusionModel, DiffusionModelStatus
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.resources.transitions import TERMINAL
 
@@ -93,8 +93,7 @@ class ModelReports:
         if status == model.status:
             return None
         due = self._reported.get(model.uid, now - REPORT_PERIOD) + REPORT_PERIOD
-        available = find(status.conditions, ModelCondition.AVAILABLE)
-        if now < due and available == find(model.status.conditions, ModelCondition.AVAILABLE):
+        if now < due and _availability(status) == _availability(model.status):
             return due
         self._reported[model.uid] = now
         return ReportModel(model, status)
@@ -103,6 +102,12 @@ class ModelReports:
         """Drop what is kept of a model that is gone."""
         metrics.forget_model(model.metadata.namespace, model.name)
         self._reported.pop(model.uid, None)
+
+
+def _availability(status: DiffusionModelStatus) -> object:
+    """Give what is written at once when it changes. Words are not: while a worker starts they tell its progress."""
+    condition = find(status.conditions, ModelCondition.AVAILABLE)
+    return condition and (condition.status, condition.reason, condition.observed_generation)
 
 
 class ExplanationBudget:

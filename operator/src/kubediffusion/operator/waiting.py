@@ -57,7 +57,9 @@ def waiting_reason(view: ModelView, now: dt.datetime) -> tuple[WaitingReason, st
     if blocked := [w.pod.blocked for w in starting if w.pod is not None and w.pod.blocked]:
         return WaitingReason.WORKER_CANNOT_START, f"a worker of model {view.model.name} cannot start: {blocked[0]}"
     if starting:
-        return WaitingReason.WORKER_STARTING, f"a worker is loading model {view.model.name}"
+        # Not how far it is: this is written once, and would soon be wrong.
+        message = f"a worker is loading model {view.model.name}; the model's status.workers.starts says how far it is"
+        return WaitingReason.WORKER_STARTING, message
     if view.current(WorkerState.QUEUED):
         return WaitingReason.WORKER_QUEUED, f"Kueue has not admitted a worker to queue {settings.queue_name} yet"
     if len(view.held) >= settings.max_replicas:

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from kubediffusion.resources import meta
 from kubediffusion.resources.base import KubernetesObject, Schema, Time
+from kubediffusion.resources.conditions import PodCondition
 from kubediffusion.resources.errors import BAD_MODEL_EXIT_CODE
 
 CONTAINER = "worker"
@@ -116,6 +117,11 @@ class Pod(KubernetesObject):
         if waiting is None or waiting.reason in ON_ITS_WAY:
             return ""
         return f"{waiting.reason}: {waiting.message}" if waiting.message else waiting.reason
+
+    @property
+    def engine_ready(self) -> PlatformCondition | None:
+        """How far its start has come, as its worker says; None where it has not said anything."""
+        return next((c for c in self.status.conditions if c.type == PodCondition.ENGINE_READY), None)
 
     @property
     def terminated(self) -> Terminated | None:

@@ -16,7 +16,7 @@ import yaml
 
 from kubediffusion.resources import meta, policies, upgrade
 from kubediffusion.resources.client import KubernetesClient, KubernetesError
-from kubediffusion.resources.diffusion_model import DiffusionModel
+from kubediffusion.resources.diffusion_model import MAX_STARTS, DiffusionModel
 from kubediffusion.resources.generation_job import MAX_SEED, GenerationJob, GenerationJobSpec
 from kubediffusion.resources.schema import structural_schema
 from kubediffusion.resources.transitions import terminal_rule, transition_rule
@@ -83,6 +83,7 @@ def diffusion_model_crd() -> dict[str, Any]:
     status["properties"]["workers"]["default"] = counts
     for name in counts:
         status["properties"]["workers"]["properties"][name]["default"] = 0
+    status["properties"]["workers"]["properties"]["starts"]["maxItems"] = MAX_STARTS
     schema["x-kubernetes-validations"] = [
         {
             "rule": f"self.metadata.name.size() <= {meta.MAX_MODEL_NAME} && !self.metadata.name.contains('.')",
@@ -100,6 +101,7 @@ def diffusion_model_crd() -> dict[str, Any]:
             ("Ready", "integer", ".status.workers.ready", "Workers that hold the model.", 0),
             ("Busy", "integer", ".status.workers.busy", "Workers that run jobs.", 0),
             ("Queued", "integer", ".status.queued", "Jobs that wait for a worker.", 0),
+            ("Start", "string", ".status.workers.starts[0].reason", "How far a worker's start has come.", 0),
             ("Age", "date", ".metadata.creationTimestamp", "", 0),
         ],
         selectable=[],

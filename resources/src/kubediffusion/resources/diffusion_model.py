@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 
 from kubediffusion.resources import meta
-from kubediffusion.resources.base import CustomResource, Schema
+from kubediffusion.resources.base import CustomResource, Schema, Time
 from kubediffusion.resources.conditions import Condition, ConditionStatus, ModelCondition, find
 from kubediffusion.resources.generation_job import (
     MAX_IMAGES,
@@ -226,6 +226,24 @@ class DiffusionModelSpec(Schema):
     workers: WorkerSettings = WorkerSettings()
 
 
+MAX_STARTS = 8
+"""Starts that a model's status tells of at most: the others differ little from these."""
+
+
+class WorkerStart(Schema):
+    """How far the start of one worker has come."""
+
+    worker: Annotated[str, Field(max_length=253)]
+    """Its Pod; its Job while that has no Pod."""
+    reason: Annotated[str, Field(max_length=1024)]
+    """Where it stands, for programs: Importing, FetchingModel, LoadingWeights, WarmingUp, Compiling; or what keeps its
+    Pod from starting, as in a waiting job's condition."""
+    message: Annotated[str, Field(max_length=1024)] = ""
+    """Where it stands, for people."""
+    since: Time
+    """When it came there, as the operator saw it."""
+
+
 class WorkerCounts(Schema):
     """Workers by what they do."""
 
@@ -235,6 +253,8 @@ class WorkerCounts(Schema):
     """Those of them that run jobs."""
     starting: int = 0
     """Workers that are not ready yet."""
+    starts: tuple[WorkerStart, ...] = ()
+    """How far they have come, the oldest first; then those that are ready and still compile. The first 8 are named."""
 
 
 class DiffusionModelStatus(Schema):

@@ -1,0 +1,48 @@
+"""How far a worker's start has come is seen by whoever asks: in the model's status, in kubectl's table, over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+
+from studio import MODEL, tiny_model
+
+from kubediffusion.resources.conditions import EngineReason, ModelCondition, WaitingReason, find
+from kubediffusion.resources.diffusion_model import DiffusionModelStatus
+from kubediffusion.resources.generation_job import Phase
+from kubediffusion.resources.watching import Reflector
+
+TOLD = [WaitingReason.WORKER_STARTING, *EngineReason]
+"""What a start on a machine with room goes through, some of it too short to be seen."""
+
+
+async def test_a_models_status_tells_how_far_a_start_has_come(open_studio, tiny_folder):
+    studio = open_studio(tiny_model(tiny_folder, minReplicas=0))
+    statuses: list[DiffusionModelStatus] = []
+    watch = Reflector(studio.models, studio.name, lambda model, _: statuses.append(model.status))
+    watching = asyncio.create_task(watch.run())
+    await studio.submit("first")
+    await studio.until(
+        "first", "says what it waits for", lambda job: find(job.status.conditions, "Scheduled"), seconds=60
+    )
+    async with studio.http() as http:
+        waiting = (await http.get("/v1/jobs/first")).json()["waiting"]
+        (start,) = (await http.get("/v1/models")).json()["models"][0]["workers"]["starts"]
+    assert waiting["reason"] == "WorkerStarting"
+    assert waiting["message"].startswith(f"a worker is loading model {MODEL}: ")
+    assert start["worker"].startswith(f"{MODEL}-")
+    (row,) = studio.namespace.kubectl("get", "diffusionmodels", "--no-headers").splitlines()
+    assert set(TOLD) & set(row.split())
+    studio.assert_images_are_true(await studio.phase("first", Phase.SUCCEEDED))
+    watching.cancel()
+
+    seen = [status.workers.starts[0].reason for status in statuses if status.workers.starts]
+    assert seen == sorted(seen, key=TOLD.index)
+    assert EngineReason.IMPORTING in seen
+    assert statuses[-1].workers.starts == ()
+    # A handful for the start, whatever it says, and those of the queue and the job that there would be without it.
+    assert len(statuses) <= len(set(seen)) + 8
+    importing = next(s for s in statuses if s.workers.starts and s.workers.starts[0].reason == EngineReason.IMPORTING)
+    available = find(importing.conditions, ModelCondition.AVAILABLE)
+    assert available is not None
+    assert available.reason == "NotYetLoaded"
+    assert available.message.endswith("one is starting: PyTorch and diffusers are imported (Importing)")

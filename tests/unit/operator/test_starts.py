@@ -1,0 +1,138 @@
+"""How far workers' starts have come, and how often a model's status is written for it."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import replace
+
+import pytest
+from builders import OLD_HASH, pod_name, view, worker
+
+from kubediffusion.operator.availability import model_status
+from kubediffusion.operator.starts import LONGEST_MESSAGE, stage, starts
+from kubediffusion.operator.telling import ModelReports
+from kubediffusion.operator.workers import PlatformCondition, WorkerState
+from kubediffusion.resources.conditions import EngineReason, PodCondition, WaitingReason, find
+from kubediffusion.resources.diffusion_model import MAX_STARTS
+from kubediffusion.resources.testing import NOW
+
+STARTING, READY = WorkerState.STARTING, WorkerState.READY
+
+
+def after(seconds):
+    return NOW + dt.timedelta(seconds=seconds)
+
+
+def telling(built, reason, message="so far", status="False"):
+    """The same worker, whose Pod says how far its start has come."""
+    condition = PlatformCondition(type=PodCondition.ENGINE_READY, status=status, reason=reason, message=message)
+    return showing(built, conditions=(*built.pod.status.conditions, condition))
+
+
+def showing(built, **status):
+    pod = built.pod.model_copy(update={"status": built.pod.status.model_copy(update=status)})
+    return replace(built, pod=pod)
+
+
+def told(seen, status):
+    """The same view, once its model carries a status."""
+    return replace(seen, model=seen.model.model_copy(update={"status": status}))
+
+
+def shown(seen, now=NOW):
+    return [(start.worker, start.reason, start.message) for start in starts(seen, now)]
+
+
+def test_a_worker_tells_in_its_own_words_how_far_it_is():
+    one = telling(worker(0, STARTING), "WarmingUp", "the weights are on the device; 3 of 5 batch sizes are prepared")
+    assert shown(view(workers=[one])) == [
+        (pod_name(0), "WarmingUp", "the weights are on the device; 3 of 5 batch sizes are prepared")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("built", "reason", "message"),
+    [
+        (worker(0, WorkerState.QUEUED), WaitingReason.WORKER_QUEUED, "Kueue has not admitted it yet"),
+        (replace(worker(0, STARTING), pod=None), WaitingReason.WORKER_STARTING, "its Pod is being created"),
+        (
+            showing(worker(0, STARTING), phase="Pending"),
+            WaitingReason.WORKER_STARTING,
+            "its container is being started",
+        ),
+        (worker(0, STARTING), WaitingReason.WORKER_STARTING, "it loads the model"),
+        (
+            telling(worker(0, STARTING), "Ready", "all is compiled", "True"),
+            EngineReason.READY,
+            "it takes jobs as soon as its node says that it is ready",
+        ),
+        (
+            showing(
+                worker(0, STARTING),
+                conditions=(PlatformCondition(type="PodScheduled", status="False", message="0/3 nodes"),),
+            ),
+            WaitingReason.WORKER_UNSCHEDULABLE,
+            "0/3 nodes",
+        ),
+    ],
+)
+def test_where_a_worker_has_said_nothing_its_pod_does(built, reason, message):
+    assert stage(built) == (reason, message)
+
+
+def test_a_ready_worker_is_named_while_it_compiles_and_after_those_that_start():
+    compiling = telling(worker(0, READY), "Compiling", "1 of 6 compiled", "True")
+    done = telling(worker(1, READY), "Ready", "all that was prepared is compiled", "True")
+    seen = view(workers=[compiling, done, worker(2, READY), telling(worker(3, STARTING), "Importing")])
+    assert shown(seen) == [(pod_name(3), "Importing", "so far"), (pod_name(0), "Compiling", "1 of 6 compiled")]
+    status = model_status(seen, None, NOW)
+    assert (status.workers.ready, status.workers.starting) == (3, 1)
+    assert find(status.conditions, "Available").message == "3 workers ready, still compiling: 1"
+
+
+def test_workers_of_another_template_and_such_as_have_ended_are_not_named():
+    others = [worker(0, STARTING, template=OLD_HASH), worker(1, WorkerState.GOING), worker(2, WorkerState.FAILED)]
+    assert shown(view(workers=[telling(each, "Importing") for each in others])) == []
+
+
+def test_a_status_stays_small_whatever_workers_say():
+    wordy = [telling(worker(n, STARTING), "x" * 5000, "y" * 5000) for n in range(MAX_STARTS + 5)]
+    found = starts(view(workers=wordy), NOW)
+    assert len(found) == MAX_STARTS
+    assert {len(start.message) for start in found} == {LONGEST_MESSAGE}
+    assert {len(start.reason) for start in found} == {LONGEST_MESSAGE}
+
+
+def test_a_stage_keeps_the_moment_in_which_it_was_reached():
+    seen = view(workers=[telling(worker(0, STARTING), "WarmingUp", "1 of 5")])
+    first = model_status(seen, None, NOW)
+    assert model_status(told(seen, first), None, after(1)) == first
+    further = view(workers=[telling(worker(0, STARTING), "WarmingUp", "2 of 5")])
+    later = model_status(told(further, first), None, after(2))
+    assert [(start.since, start.message) for start in later.workers.starts] == [(NOW, "2 of 5")]
+    ready = view(workers=[telling(worker(0, READY), "Compiling", "0 of 6", "True")])
+    assert model_status(told(ready, later), None, after(3)).workers.starts[0].since == after(3)
+
+
+@pytest.mark.parametrize("before", ["never loaded", "loaded before"])
+def test_what_says_whether_a_model_is_available_says_how_far_the_first_start_is(before):
+    seen = view(workers=[telling(worker(0, STARTING), "LoadingWeights", "the weights go to the GPU")])
+    if before == "loaded before":
+        seen = told(seen, model_status(view(workers=[worker(0, READY)]), None, NOW))
+    message = find(model_status(seen, None, NOW).conditions, "Available").message
+    assert message.endswith("; one is starting: the weights go to the GPU (LoadingWeights)")
+
+
+def test_progress_is_written_once_a_second_and_availability_at_once():
+    reports = ModelReports()
+    written = view()
+    times = []
+    for tenth in range(40):
+        now = after(tenth / 10)
+        built = worker(0, STARTING) if tenth < 35 else worker(0, READY)
+        seen = told(view(workers=[telling(built, "WarmingUp", f"{tenth} of 35")]), written.model.status)
+        report = reports.next_report(seen, None, now)
+        if report is not None and not isinstance(report, dt.datetime):
+            written = told(written, report.status)
+            times.append(tenth)
+    assert times == [0, 10, 20, 30, 35]

@@ -110,6 +110,38 @@ async def test_a_default_that_the_models_own_limits_refuse_is_refused(room: Room
     assert f"defaults.{field} must not exceed limits.{field}" in await answer(room, beyond_the_ordinary)
 
 
+CACHES: dict[str, Any] = {
+    "s3": {"uri": "s3://cache/compiled"},
+    "persistentVolumeClaim": {"claimName": "compiled", "path": "sd"},
+}
+
+
+@pytest.mark.parametrize("kind", CACHES)
+async def test_compiled_code_may_be_kept_in_one_place(room: Room, kind: str) -> None:
+    created = await room.try_create(a_model(compile=True, compileCache={kind: CACHES[kind]}), "diffusionmodels")
+    cache = DiffusionModel.from_wire(created).spec.compile_cache
+    assert cache is not None
+    assert cache.to_wire() == {kind: CACHES[kind]}
+
+
+@pytest.mark.parametrize("cache", [{}, CACHES])
+async def test_no_place_and_two_places_for_compiled_code_are_refused(room: Room, cache: dict[str, Any]) -> None:
+    message = await answer(room, a_model(compile=True, compileCache=cache))
+    assert "spec.compileCache" in message
+    assert "exactly one of s3 and persistentVolumeClaim" in message
+
+
+@pytest.mark.parametrize("spec", [{}, {"compile": False}])
+async def test_a_place_for_compiled_code_while_nothing_is_compiled_is_refused(room: Room, spec: dict[str, Any]) -> None:
+    message = await answer(room, a_model(compileCache={"s3": CACHES["s3"]}, **spec))
+    assert "set compile to true, or remove compileCache" in message
+
+
+async def test_compiled_code_is_kept_in_a_folder_of_a_bucket(room: Room) -> None:
+    message = await answer(room, a_model(compile=True, compileCache={"s3": {"uri": "s3://cache"}}))
+    assert "spec.compileCache.s3.uri" in message
+
+
 async def test_parts_of_the_pod_api_are_passed_through_as_they_are(room: Room) -> None:
     workers = {
         "resources": {"limits": {"nvidia.com/gpu": 1, "memory": "24Gi"}},

@@ -8,7 +8,14 @@ import pytest
 
 from kubediffusion.operator.manifests import WorkerDefaults, template_hash, worker_job
 from kubediffusion.resources import meta
-from kubediffusion.resources.diffusion_model import Defaults, Limits, ModelSource, TorchDtype
+from kubediffusion.resources.diffusion_model import (
+    CompileCache,
+    CompileCacheBucket,
+    Defaults,
+    Limits,
+    ModelSource,
+    TorchDtype,
+)
 from kubediffusion.resources.errors import BAD_MODEL_EXIT_CODE
 from kubediffusion.resources.testing import NAMESPACE, model
 
@@ -189,6 +196,32 @@ def test_a_volume_is_mounted_read_only(path, there):
     assert environment(item)["KUBEDIFFUSION_MODEL_PATH"] == there
 
 
+def with_compile_cache(**cache):
+    base = model()
+    spec = base.spec.model_copy(update={"compile": True, "compile_cache": CompileCache.model_validate(cache)})
+    return base.model_copy(update={"spec": spec})
+
+
+@pytest.mark.parametrize(("path", "there"), [("", ""), ("sd", "/sd"), ("/sd/", "/sd")])
+def test_the_volume_of_compiled_code_is_mounted_to_be_written_to(path, there):
+    item = with_compile_cache(persistentVolumeClaim={"claimName": "compiled", "path": path})
+    (volume,) = [v for v in pod_spec(item)["volumes"] if "persistentVolumeClaim" in v]
+    assert volume["persistentVolumeClaim"] == {"claimName": "compiled"}
+    (mount,) = [m for m in container(item)["volumeMounts"] if m["name"] == volume["name"]]
+    assert "readOnly" not in mount
+    assert environment(item)["KUBEDIFFUSION_COMPILE_CACHE_PATH"] == mount["mountPath"] + there
+
+
+def test_compiled_code_in_storage_is_the_workers_business():
+    item = with_compile_cache(s3={"uri": "s3://cache/compiled"})
+    assert json.loads(environment(item)["KUBEDIFFUSION_MODEL_SPEC"])["compileCache"] == {
+        "s3": {"uri": "s3://cache/compiled"}
+    }
+    assert [volume["name"] for volume in pod_spec(item)["volumes"]] == ["cache"]
+    assert "KUBEDIFFUSION_COMPILE_CACHE_PATH" not in environment(item)
+    assert "compileCache" not in json.loads(environment()["KUBEDIFFUSION_MODEL_SPEC"])
+
+
 def test_what_libraries_write_goes_to_the_one_writable_folder():
     (cache,) = [m for m in container()["volumeMounts"] if not m.get("readOnly")]
     told = environment()
@@ -234,6 +267,7 @@ def test_what_the_worker_is_made_from_replaces_it(change):
         {"source": ModelSource(path="/models/other")},
         {"torch_dtype": TorchDtype.FLOAT32},
         {"compile": True},
+        {"compile_cache": CompileCache(s3=CompileCacheBucket(uri="s3://cache/compiled"))},
         {"safety_checker": True},
     ],
     ids=str,

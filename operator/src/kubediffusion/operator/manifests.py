@@ -12,11 +12,12 @@ from typing import Any
 
 from kubediffusion.operator.workers import CONTAINER
 from kubediffusion.resources import meta
-from kubediffusion.resources.diffusion_model import DiffusionModel
+from kubediffusion.resources.diffusion_model import CompileCacheVolume, DiffusionModel
 from kubediffusion.resources.errors import BAD_MODEL_EXIT_CODE
 
 MODEL_MOUNT = "/models"
 CACHE_MOUNT = "/var/cache/kubediffusion"
+COMPILED_MOUNT = "/var/cache/kubediffusion-compiled"
 TERMINATION_LOG = "/dev/termination-log"
 USER = 65532
 """The user of the images: no root, no name."""
@@ -123,6 +124,9 @@ def _template(model: DiffusionModel, defaults: WorkerDefaults) -> dict[str, Any]
     if claim is not None:
         volumes.append({"name": "model", "persistentVolumeClaim": {"claimName": claim.claim_name, "readOnly": True}})
         mounts.append({"name": "model", "mountPath": MODEL_MOUNT, "readOnly": True})
+    if (compiled := _compiled_volume(model)) is not None:
+        volumes.append({"name": "compiled", "persistentVolumeClaim": {"claimName": compiled.claim_name}})
+        mounts.append({"name": "compiled", "mountPath": COMPILED_MOUNT})
     spec: dict[str, Any] = {
         "serviceAccountName": workers.service_account_name or defaults.service_account,
         "restartPolicy": "Never",
@@ -202,18 +206,31 @@ def _environment(model: DiffusionModel, defaults: WorkerDefaults) -> list[dict[s
         _value("HF_HOME", f"{CACHE_MOUNT}/huggingface"),
     ]
     if (claim := source.persistent_volume_claim) is not None:
-        environment.append(_value("KUBEDIFFUSION_MODEL_PATH", f"{MODEL_MOUNT}/{claim.path.strip('/')}".rstrip("/")))
+        environment.append(_value("KUBEDIFFUSION_MODEL_PATH", _within(MODEL_MOUNT, claim.path)))
+    if (compiled := _compiled_volume(model)) is not None:
+        environment.append(_value("KUBEDIFFUSION_COMPILE_CACHE_PATH", _within(COMPILED_MOUNT, compiled.path)))
     if source.hugging_face is not None and (secret := source.hugging_face.token_secret_ref) is not None:
         reference = {"secretKeyRef": {"name": secret.name, "key": secret.key}}
         environment.append({"name": "HF_TOKEN", "valueFrom": reference})
     return [*environment, *model.spec.workers.env]
 
 
+def _compiled_volume(model: DiffusionModel) -> CompileCacheVolume | None:
+    cache = model.spec.compile_cache
+    return cache.persistent_volume_claim if cache is not None else None
+
+
+def _within(mount: str, path: str) -> str:
+    return f"{mount}/{path.strip('/')}".rstrip("/")
+
+
 def _worker_spec(model: DiffusionModel) -> dict[str, Any]:
     """Give the part of the spec that a worker runs by; what jobs only read stays out, so it replaces no worker."""
     spec = model.spec.to_wire()
-    kept = ("source", "torchDtype", "safetyChecker", "useSafetensors", "trustRemoteCode", "compile")
-    return {name: spec[name] for name in kept} | {"workers": {"maxBatchSize": model.spec.workers.max_batch_size}}
+    kept = ("source", "torchDtype", "safetyChecker", "useSafetensors", "trustRemoteCode", "compile", "compileCache")
+    return {name: spec[name] for name in kept if name in spec} | {
+        "workers": {"maxBatchSize": model.spec.workers.max_batch_size}
+    }
 
 
 def _value(name: str, value: str) -> dict[str, Any]:

@@ -102,6 +102,43 @@ class ModelSource(Schema):
     """A folder of the worker's image or machine."""
 
 
+class CompileCacheVolume(Schema):
+    """A folder on a PersistentVolumeClaim, mounted read-write: ReadWriteMany where workers run on several nodes."""
+
+    claim_name: Annotated[str, Field(min_length=1, max_length=253)]
+    """The PersistentVolumeClaim."""
+    path: Annotated[str, Field(max_length=1024)] = ""
+    """Folder within the volume; the root when empty."""
+
+
+class CompileCacheBucket(Schema):
+    """A folder in S3-compatible storage, read and written with the worker's own credentials."""
+
+    uri: Annotated[str, Field(pattern=r"^s3://[^/]+/.+$", max_length=1024)]
+    """Where the folder lies: s3://bucket/folder."""
+
+
+class CompileCache(Schema):
+    """Where compiled code outlives the worker that made it: exactly one of these.
+
+    Whoever may write there runs code in the workers that read it.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "has(self.s3) != has(self.persistentVolumeClaim)",
+                    "message": "exactly one of s3 and persistentVolumeClaim must be set",
+                }
+            ]
+        }
+    )
+
+    s3: CompileCacheBucket | None = None
+    persistent_volume_claim: CompileCacheVolume | None = None
+
+
 class Defaults(Schema):
     """What a job gets that does not say otherwise."""
 
@@ -206,7 +243,14 @@ class DiffusionModelSpec(Schema):
         json_schema_extra={
             # A default that jobs may not ask for themselves would be run by every job that asks for nothing.
             "x-kubernetes-validations": [
-                _default_within_limit(field) for field in ("num_inference_steps", "width", "height")
+                *(_default_within_limit(field) for field in ("num_inference_steps", "width", "height")),
+                {
+                    "rule": "!has(self.compileCache) || self.?compile.orValue(false)",
+                    "message": (
+                        "compileCache has nothing to keep while nothing is compiled: set compile to true, "
+                        "or remove compileCache"
+                    ),
+                },
             ]
         }
     )
@@ -221,6 +265,8 @@ class DiffusionModelSpec(Schema):
     """Allow the repository's own Python code to run in the worker."""
     compile: bool = False
     """Compile the denoiser with torch.compile."""
+    compile_cache: CompileCache | None = None
+    """Keep what was compiled for workers to come. Without it each worker compiles anew, for minutes."""
     defaults: Defaults = Defaults()
     limits: Limits = Limits()
     workers: WorkerSettings = WorkerSettings()

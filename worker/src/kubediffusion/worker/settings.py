@@ -43,6 +43,9 @@ class Settings(StorageSecrets):
     """Where models from S3 are kept; a folder of the temporary directory by default. The Hugging Face cache has its
     own setting, ``HF_HOME``."""
 
+    compile_cache_path: Annotated[Path | None, Field(alias="KUBEDIFFUSION_COMPILE_CACHE_PATH")] = None
+    """Where ``spec.compileCache.persistentVolumeClaim`` is mounted, its own path included."""
+
     hf_token: Annotated[SecretStr | None, Field(alias="HF_TOKEN")] = None
     """Token of the Hugging Face Hub, from the Secret that the source names."""
 

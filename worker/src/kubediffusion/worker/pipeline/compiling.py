@@ -1,16 +1,14 @@
-"""Compiles in the background, and keeps what was compiled for the next worker."""
+"""Compiles in the background."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import sys
-import uuid
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,6 +17,7 @@ import torch
 
 from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.worker.engine import described
+from kubediffusion.worker.pipeline.artifacts import Artifacts
 from kubediffusion.worker.progress import Progress, untold
 
 logger = logging.getLogger(__name__)
@@ -54,14 +53,14 @@ class Compiler:
     All but the compiling itself is for the engine's thread.
 
     Args:
-        cache: File that keeps what was compiled, for the next worker; None for none.
+        artifacts: Has what earlier workers compiled, and keeps it for the next; None for neither.
         backend: PyTorch's name of what compiles.
         progress: Told how much is compiled of what was asked for before :meth:`begin`.
     """
 
-    def __init__(self, cache: Path | None, backend: str = "inductor", progress: Progress = untold) -> None:
+    def __init__(self, artifacts: Artifacts | None, backend: str = "inductor", progress: Progress = untold) -> None:
         torch._dynamo.config.recompile_limit = _VARIANTS  # noqa: SLF001 - its documented place
-        self._cache = cache
+        self._artifacts = artifacts
         self._backend = backend
         self._progress = progress
         self._begun = False
@@ -72,12 +71,13 @@ class Compiler:
         self._latest: Future[bool] | None = None
         self._planned: WeakKeyDictionary[Any, set[Hashable]] = WeakKeyDictionary()
         self._count = _Count()
-        if cache is not None:
-            load_compiled(cache)
 
     def begin(self) -> None:
         """Compile from now on. Until then everything is prepared that cannot be while something is compiled."""
         self._begun = True
+        if self._artifacts is not None:
+            # Here and in this thread, where no first image waits for it.
+            self._thread.submit(self._load, self._artifacts)
         self._count.planned = sum(map(len, self._planned.values()))
         self._tell()
 
@@ -136,9 +136,15 @@ class Compiler:
             logger.warning("something stays uncompiled", extra=described(error))
             return False
         logger.info("compiled")
-        if self._cache is not None:
-            save_compiled(self._cache)
+        if self._artifacts is not None:
+            # As a job of its own: what was just compiled need not wait for it.
+            self._thread.submit(self._artifacts.save)
         return True
+
+    @staticmethod
+    def _load(artifacts: Artifacts) -> None:
+        with _switching():
+            artifacts.load()
 
 
 @contextlib.contextmanager
@@ -160,35 +166,3 @@ def _switching() -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(_USUAL_SWITCH_SECONDS)
-
-
-def compile_cache(folder: Path, revision: str, device: str, versions: dict[str, str]) -> Path:
-    """Give the file that keeps what was compiled: one for each model revision, kind of device and set of versions."""
-    parts = [revision, device, *(f"{name}-{version}" for name, version in sorted(versions.items()))]
-    name = "_".join("".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in part) for part in parts)
-    return folder / "compiled" / f"{name}.bin"
-
-
-def load_compiled(file: Path) -> None:
-    """Give PyTorch what an earlier worker compiled, if there is any; what it cannot use it says in the log."""
-    try:
-        torch.compiler.load_cache_artifacts(file.read_bytes())
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        logger.warning("the compile cache cannot be read: %s", error)
-
-
-def save_compiled(file: Path) -> None:
-    """Keep what PyTorch compiled in this process; a reader never sees half of it."""
-    artifacts = torch.compiler.save_cache_artifacts()
-    if artifacts is None:
-        return
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own: workers may share the folder.
-        part = file.with_suffix(f".{uuid.uuid4()}.part")
-        part.write_bytes(artifacts[0])
-        part.replace(file)
-    except OSError as error:
-        logger.warning("the compile cache cannot be written: %s", error)

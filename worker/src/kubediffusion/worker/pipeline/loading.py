@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import platform
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ from diffusers import DiffusionPipeline
 from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.resources.diffusion_model import DiffusionModelSpec, ModelSource, TorchDtype
 from kubediffusion.worker.calls import CallPlan
+from kubediffusion.worker.compiled import Keeper, entry_name, fetch, place_of
 from kubediffusion.worker.cpus import usable_cpus
 from kubediffusion.worker.engine import BadModelError, Engine, EngineInfo
 from kubediffusion.worker.pipeline import hub
 from kubediffusion.worker.pipeline.accelerator import prepare
-from kubediffusion.worker.pipeline.compiling import Compiler, compile_cache
+from kubediffusion.worker.pipeline.artifacts import Artifacts, Saving
+from kubediffusion.worker.pipeline.compiling import Compiler
 from kubediffusion.worker.pipeline.continuous import NAME as CONTINUOUS
 from kubediffusion.worker.pipeline.continuous import ContinuousEngine
 from kubediffusion.worker.pipeline.engine import NAME as STATIC
@@ -30,7 +34,7 @@ from kubediffusion.worker.pipeline.families import family_of
 from kubediffusion.worker.progress import Progress, untold
 from kubediffusion.worker.settings import Settings
 from kubediffusion.worker.sources import LocalModel, check_folder
-from kubediffusion.worker.starting import bring, cache_folder
+from kubediffusion.worker.starting import beside, bring
 
 logger = logging.getLogger(__name__)
 
@@ -58,17 +62,20 @@ def load_engine(settings: Settings, progress: Progress = untold, model: Future[L
     """
     pipeline, info = load_pipeline(settings, progress, model)
     family = family_of(pipeline)
+    artifacts = _artifacts(settings, info, pipeline.device) if settings.spec.compile else None
     engine: Engine
     if family is None:
         if settings.spec.compile:
             _compile(pipeline)
         engine = PipelineEngine(pipeline, _named(info, STATIC, settings.spec))
+        if artifacts is not None:
+            artifacts.load()
+            engine = Saving(engine, artifacts)
     else:
         prepare(pipeline)
         compiler = None
         if settings.spec.compile and pipeline.device.type == "cuda":
-            cache = compile_cache(cache_folder(settings), info.revision, info.device, info.versions)
-            compiler = Compiler(cache, progress=progress)
+            compiler = Compiler(artifacts, progress=progress)
         elif settings.spec.compile:
             _compile(pipeline)
         named = _named(info, CONTINUOUS, settings.spec)
@@ -205,6 +212,25 @@ def _dtype(wish: TorchDtype, device: torch.device) -> torch.dtype:
     if wish is TorchDtype.AUTO:
         return torch.float16 if device.type == "cuda" else torch.float32
     return _DTYPES[wish]
+
+
+def _artifacts(settings: Settings, info: EngineInfo, device: torch.device) -> Artifacts | None:
+    """Begin to fetch what earlier workers compiled; None on the CPU, whose code fits one kind of processor only."""
+    if device.type != "cuda":
+        if settings.spec.compile_cache is not None:
+            logger.warning("spec.compileCache is not used: code for the CPU is for one kind of processor only")
+        return None
+    made_by = {"torch": torch.__version__, "triton": _version("triton"), "python": platform.python_version()}
+    name = entry_name(info.revision, info.device, info.torch_dtype, info.versions | made_by)
+    place = partial(place_of, settings)
+    return Artifacts(beside(partial(fetch, place, name), "fetch-compiled"), Keeper(place, name).keep)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
 
 
 def _compile(pipeline: Any) -> None:

@@ -1,0 +1,138 @@
+"""Where compiled code is kept, and under which name."""
+
+from __future__ import annotations
+
+import threading
+import zipfile
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from worker_builders import image_task, settings
+
+from kubediffusion.worker.compiled import Bucket, Folder, Keeper, entry_name, fetch, place_of
+from kubediffusion.worker.pipeline import artifacts
+from kubediffusion.worker.pipeline.artifacts import Artifacts, Saving, pack, unpack
+
+VERSIONS = {"torch": "2.15.0+cu132", "triton": "3.9.0"}
+REVISION = "sha256:0a/b"
+
+
+def test_what_was_compiled_is_kept_by_all_that_it_depends_on() -> None:
+    name = entry_name(REVISION, "NVIDIA H200", "float16", VERSIONS)
+    assert name == "sha256-0a-b/NVIDIA-H200_float16/torch-2.15.0-cu132_triton-3.9.0.zip"
+    others = {
+        entry_name("sha256:1", "NVIDIA H200", "float16", VERSIONS),
+        entry_name(REVISION, "NVIDIA A100", "float16", VERSIONS),
+        entry_name(REVISION, "NVIDIA H200", "bfloat16", VERSIONS),
+        entry_name(REVISION, "NVIDIA H200", "float16", VERSIONS | {"triton": "3.10.0"}),
+    }
+    assert len({name, *others}) == 5
+
+
+def test_a_place_is_the_models_choice_or_beside_the_worker(tmp_path: Path) -> None:
+    bucket = settings(tmp_path, compile=True, compileCache={"s3": {"uri": "s3://cache/compiled"}})
+    assert isinstance(place_of(bucket), Bucket)
+    volume = settings(tmp_path, compile=True, compileCache={"persistentVolumeClaim": {"claimName": "compiled"}})
+    place_of(volume.model_copy(update={"compile_cache_path": tmp_path / "mounted"})).put("a/b.zip", b"x")
+    assert (tmp_path / "mounted" / "a" / "b.zip").read_bytes() == b"x"
+    place_of(settings(tmp_path).model_copy(update={"cache_dir": tmp_path / "own"})).put("b.zip", b"y")
+    assert (tmp_path / "own" / "compiled" / "b.zip").read_bytes() == b"y"
+
+
+def test_a_file_is_there_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    assert folder.get("a.zip") is None
+    folder.put("a.zip", b"one")
+    folder.put("a.zip", b"two")
+    assert folder.get("a.zip") == b"two"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.zip"]
+
+
+def test_a_place_that_cannot_be_read_is_an_empty_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.zip").mkdir()
+    assert fetch(lambda: Folder(tmp_path), "a.zip") is None
+    assert "the compile cache cannot be read" in caplog.text
+
+
+def test_a_keeper_tries_again_and_writes_the_newest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    in_the_way = tmp_path / "folder"
+    in_the_way.write_text("a file where the folder should be")
+    failed = threading.Event()
+
+    class Watched(Folder):
+        def put(self, name: str, data: bytes) -> None:
+            try:
+                super().put(name, data)
+            except OSError:
+                failed.set()
+                raise
+
+    keeper = Keeper(lambda: Watched(in_the_way), "a.zip", first_pause=0.01)
+    keeper.keep(b"one")
+    assert failed.wait(10)
+    keeper.keep(b"two")
+    assert not keeper.settled(0)
+    in_the_way.unlink()
+    assert keeper.settled(10)
+    assert (in_the_way / "a.zip").read_bytes() == b"two"
+    assert caplog.text.count("the compile cache cannot be written") == 1
+
+
+def given(data: bytes | None) -> Future[bytes | None]:
+    future: Future[bytes | None] = Future()
+    future.set_result(data)
+    return future
+
+
+def test_several_sets_are_one_file_and_a_broken_one_is_told() -> None:
+    packed = pack([b"one", b"two"])
+    assert unpack(packed) == [b"one", b"two"]
+    with pytest.raises(zipfile.BadZipFile):
+        unpack(packed[:-10])
+    with pytest.raises(zipfile.BadZipFile):
+        unpack(packed.replace(b"two", b"owt"))
+
+
+@pytest.mark.parametrize("data", [None, b"no archive", pack([b"no artifacts"])])
+def test_a_cache_that_is_of_no_use_costs_nothing_else(data: bytes | None) -> None:
+    Artifacts(given(data), pytest.fail).load()
+
+
+def test_nothing_is_kept_when_nothing_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Artifacts(given(None), pytest.fail)
+    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: None)
+    made.save()
+
+    def fails() -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", fails)
+    made.save()
+
+
+def test_what_the_first_batch_of_a_kind_compiled_is_kept() -> None:
+    class Batches:
+        info: Any = "info"
+        ran = 0
+
+        def plan(self, shape: Any) -> Any:
+            return type("Plan", (), {"key": shape.steps})
+
+        def run(self, tasks: Any, _monitor: Any) -> None:
+            self.ran += len(tasks)
+
+    class Counted(artifacts.Artifacts):
+        saved = 0
+
+        def save(self) -> None:
+            self.saved += 1
+
+    engine, counted = Batches(), Counted(given(None), pytest.fail)
+    saving = Saving(engine, counted)
+    for tasks in ((image_task(),), (image_task(),), (image_task(), image_task(1)), (image_task(steps=9),)):
+        saving.run(tasks, None)  # type: ignore[arg-type] - nobody asks it
+    assert (engine.ran, counted.saved) == (5, 3)
+    assert saving.info == "info"

@@ -1,0 +1,132 @@
+"""What PyTorch compiled, taken from one process and given to the next."""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+import zipfile
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+
+import torch
+
+from kubediffusion.worker.engine import Engine, EngineInfo, ImageTask, Monitor, Plan, Shape, described
+
+logger = logging.getLogger(__name__)
+
+_PARTS = 4
+"""Sets of artifacts of earlier processes that are handed on; more are seldom of use, and each costs its megabytes."""
+
+Keys = frozenset[tuple[str, str]]
+"""Kind and key of artifacts."""
+
+
+class Artifacts:
+    """Loads what earlier processes compiled, and keeps it together with what this one adds.
+
+    PyTorch saves what a process compiled or found in the cache, not what it loaded and had no use for yet: that is
+    handed on as it came, or the next worker would compile it once more.
+
+    Args:
+        fetched: What was kept by the last process, when it is there.
+        keep: Takes what is to be kept, and does not block.
+    """
+
+    def __init__(self, fetched: Future[bytes | None], keep: Callable[[bytes], None]) -> None:
+        self._fetched = fetched
+        self._keep = keep
+        self._parts: list[tuple[Keys, bytes]] = []
+        self._known: Keys = frozenset()
+
+    def load(self) -> None:
+        """Give PyTorch what there is. Whatever is wrong with it costs time only, and is said in the log."""
+        try:
+            data = self._fetched.result()
+            parts = unpack(data) if data is not None else []
+        except Exception as error:  # noqa: BLE001 - compiled anew instead
+            logger.warning("the compile cache cannot be used", extra=described(error))
+            return
+        began = time.monotonic()
+        for part in parts:
+            try:
+                info = torch.compiler.load_cache_artifacts(part)
+            except Exception as error:  # noqa: BLE001 - compiled anew instead
+                logger.warning("the compile cache cannot be used", extra=described(error))
+                continue
+            if info is not None:
+                self._parts.append((_keys(info.artifacts), part))
+        self._known = frozenset().union(*(keys for keys, _ in self._parts))
+        if parts:
+            seconds = round(time.monotonic() - began, 3)
+            logger.info("compile cache loaded", extra={"artifacts": len(self._known), "seconds": seconds})
+
+    def save(self) -> None:
+        """Keep what this process compiled, if it is anything new; not while anything is compiled."""
+        try:
+            saved = torch.compiler.save_cache_artifacts()
+        except Exception as error:  # noqa: BLE001 - the next worker compiles it anew
+            logger.warning("what was compiled cannot be kept", extra=described(error))
+            return
+        if saved is None:
+            return
+        own = _keys(saved[1].artifacts)
+        if own <= self._known:
+            return
+        self._known |= own
+        self._parts = [part for part in self._parts if not part[0] <= own][-_PARTS:]
+        self._keep(pack([*(data for _, data in self._parts), saved[0]]))
+
+
+class Saving:
+    """An engine that compiles while a batch runs; what the first batch of a kind compiled is kept when it has ended.
+
+    Args:
+        engine: The engine.
+        artifacts: Keeps it.
+    """
+
+    def __init__(self, engine: Engine, artifacts: Artifacts) -> None:
+        self._engine = engine
+        self._artifacts = artifacts
+        self._seen: set[Hashable] = set()
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine is."""
+        return self._engine.info
+
+    def plan(self, shape: Shape) -> Plan:
+        """Tell how images of a shape run: see :meth:`kubediffusion.worker.engine.Engine.plan`."""
+        return self._engine.plan(shape)
+
+    def run(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> None:
+        """Make the images of one batch: see :meth:`kubediffusion.worker.engine.Engine.run`."""
+        self._engine.run(tasks, monitor)
+        kind = (self.plan(tasks[0].shape).key, len(tasks))
+        if kind not in self._seen:
+            self._seen.add(kind)
+            self._artifacts.save()
+
+
+def _keys(artifacts: dict[str, list[str]]) -> Keys:
+    return frozenset((kind, key) for kind, keys in artifacts.items() for key in keys)
+
+
+def pack(parts: list[bytes]) -> bytes:
+    """Make one file of sets of artifacts; its checksums tell a broken one."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for number, part in enumerate(parts):
+            archive.writestr(str(number), part)
+    return file.getvalue()
+
+
+def unpack(data: bytes) -> list[bytes]:
+    """Give the sets of artifacts.
+
+    Raises:
+        zipfile.BadZipFile: It is no such file, or not a whole one.
+    """
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return [archive.read(name) for name in archive.namelist()]

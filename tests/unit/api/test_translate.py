@@ -132,7 +132,17 @@ def test_a_model_is_available_until_it_is_said_not_to_be(status: str | None, ava
         }
     )
     view = translate.model_view(model)
+    assert view.defaults.acceleration is None
     assert (view.available, view.defaults.width, view.defaults.num_inference_steps) == (available, 64, 50)
+
+
+def test_a_model_shows_the_acceleration_that_its_jobs_get() -> None:
+    spec = {"source": {"path": "/m"}, "defaults": {"acceleration": {"guidanceInterval": {"stop": 0.8}}}}
+    view = translate.model_view(DiffusionModel.from_wire({"metadata": {"name": "m"}, "spec": spec}))
+    assert view.model_dump()["defaults"]["acceleration"] == {
+        "guidance_interval": {"start": 0.0, "stop": 0.8},
+        "feature_caching": None,
+    }
 
 
 def test_a_document_leaves_out_what_nobody_shows() -> None:

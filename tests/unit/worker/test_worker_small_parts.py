@@ -80,7 +80,18 @@ def test_last_words_hold_no_secret_and_fit(tmp_path: Path) -> None:
 def test_a_worker_s_log_holds_no_secret(tmp_path: Path) -> None:
     """A path that is also the token: whatever an error quotes, it comes out as neither message nor log."""
     reason = tmp_path / "termination-log"
+    # The worker tells the API server how far its start is; one that is away is no reason to end.
+    cluster = {"name": "away", "cluster": {"server": "http://127.0.0.1:9"}}
+    context = {"name": "away", "context": {"cluster": "away", "user": "nobody"}}
+    config = {
+        "clusters": [cluster],
+        "contexts": [context],
+        "current-context": "away",
+        "users": [{"name": "nobody", "user": {}}],
+    }
+    (tmp_path / "kubeconfig").write_text(json.dumps(config))
     environment = {
+        "KUBECONFIG": str(tmp_path / "kubeconfig"),
         "POD_NAME": "p",
         "POD_NAMESPACE": "ns",
         "KUBEDIFFUSION_MODEL": "m",

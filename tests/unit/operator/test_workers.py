@@ -6,6 +6,7 @@ import pytest
 from builders import worker
 
 from kubediffusion.operator.workers import (
+    LONGEST_REASON,
     BatchJob,
     ContainerState,
     ContainerStatus,
@@ -17,6 +18,7 @@ from kubediffusion.operator.workers import (
     WorkerState,
 )
 from kubediffusion.resources.base import ObjectMeta
+from kubediffusion.resources.conditions import PodCondition
 from kubediffusion.resources.testing import NOW
 
 
@@ -173,6 +175,21 @@ def test_nothing_keeps_a_container_that_runs_or_of_which_nothing_is_said():
     running = {"phase": "Running", "containerStatuses": [{"name": "worker", "state": {"running": {}}}]}
     assert Pod.from_wire({"metadata": {"name": "pod"}, "status": running}).blocked == ""
     assert a_pod("Pending").blocked == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "words"),
+    [
+        ("False", "LoadingWeights", "exit code 137: OOMKilled (its start had come to LoadingWeights)"),
+        ("False", "x" * 5000, f"exit code 137: OOMKilled (its start had come to {'x' * LONGEST_REASON})"),
+        ("True", "Ready", "exit code 137: OOMKilled"),
+    ],
+)
+def test_a_crash_tells_how_far_the_start_had_come(status, reason, words):
+    ended = {"name": "worker", "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}
+    condition = {"type": PodCondition.ENGINE_READY, "status": status, "reason": reason}
+    shown = {"phase": "Failed", "containerStatuses": [ended], "conditions": [condition]}
+    assert Worker(a_job(FAILED), Pod.from_wire({"metadata": {"name": "pod"}, "status": shown})).crash == words
 
 
 def test_a_sidecars_end_is_not_the_workers():

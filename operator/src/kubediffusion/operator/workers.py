@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from kubediffusion.resources import meta
 from kubediffusion.resources.base import KubernetesObject, Schema, Time
-from kubediffusion.resources.conditions import PodCondition
+from kubediffusion.resources.conditions import ConditionStatus, PodCondition
 from kubediffusion.resources.errors import BAD_MODEL_EXIT_CODE
 
 CONTAINER = "worker"
@@ -16,6 +16,9 @@ CONTAINER = "worker"
 
 ON_ITS_WAY = frozenset({"", "ContainerCreating", "PodInitializing"})
 """Reasons of a container that waits as each does at first; any other says what keeps it from starting."""
+
+LONGEST_REASON = 100
+"""Characters of a worker's reason that go into a message: workers may run anybody's code."""
 
 
 class Terminated(Schema):
@@ -276,5 +279,9 @@ class Worker:
         ended = self.pod.terminated if self.pod is not None else None
         if ended is not None:
             detail = ended.message.strip() or ended.reason
-            return f"exit code {ended.exit_code}" + (f": {detail}" if detail else "")
+            how = f"exit code {ended.exit_code}" + (f": {detail}" if detail else "")
+            start = self.pod.engine_ready if self.pod is not None else None
+            if start is not None and start.status == ConditionStatus.FALSE:
+                how += f" (its start had come to {start.reason[:LONGEST_REASON]})"
+            return how
         return self.job.failure.message if self.job.failure is not None else "its Pod is gone"

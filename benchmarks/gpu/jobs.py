@@ -269,6 +269,10 @@ class StaticBatches:
         key: Hashable = (plan.key, shape.steps)
         return replace(plan, key=key, joins=False)
 
+    def rest(self, wake: Callable[[], None]) -> bool:
+        """Let it prepare what it can."""
+        return self._engine.rest(wake)
+
     def run(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> None:
         """Make one batch."""
         self._engine.run(tasks, _Closed(monitor))

@@ -11,6 +11,7 @@ import hashlib
 import os
 import sys
 import time
+from collections.abc import Callable
 
 from kubediffusion.resources.runtime import logs
 from kubediffusion.worker.engine import EngineInfo, EngineLostError, ImageTask, Monitor, Picture, Plan, Shape
@@ -28,6 +29,9 @@ class ObedientEngine:
 
     def plan(self, shape: Shape) -> Plan:
         return Plan(shape, shape.steps)
+
+    def rest(self, _wake: Callable[[], None]) -> bool:
+        return False
 
     def run(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> None:
         for step in range(tasks[0].shape.steps):

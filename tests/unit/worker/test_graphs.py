@@ -168,9 +168,9 @@ def test_a_compiler_tells_how_much_of_what_was_prepared_is_compiled(captures: Ca
     functions[0](torch.ones(7))
     wait_for(lambda: not made.busy)
     assert told == [
-        (EngineReason.READY, "0 of 2 compiled; the rest when jobs ask for it"),
+        (EngineReason.READY, "0 of 2 compiled; the rest follows"),
         (EngineReason.COMPILING, "0 of 2 compiled; the rest runs uncompiled so far"),
-        (EngineReason.READY, "1 of 2 compiled; the rest when jobs ask for it"),
+        (EngineReason.READY, "1 of 2 compiled; the rest follows"),
         (EngineReason.COMPILING, "1 of 2 compiled; the rest runs uncompiled so far"),
         (EngineReason.READY, "all that was prepared is compiled"),
     ]
@@ -211,14 +211,9 @@ def test_an_engine_on_graphs_makes_the_same_pictures_plain_and_compiled(
     engine = on_graphs(folders("stable_diffusion"), monkeypatch, made)
     told: list[tuple[EngineReason, str]] = []
     engine.warm_up(lambda *stage: told.append(stage))
-    assert told == [
-        (EngineReason.WARMING_UP, f"the weights are on the device; {count} of 3 batch sizes are prepared")
-        for count in range(3)
-    ]
-    # Every size was prepared before the first was compiled.
-    wait_for(lambda: not made.busy)
+    assert told == [(EngineReason.WARMING_UP, "the weights are on the device; the first image is made")]
     (machine,) = engine._machines.values()
-    assert list(machine.steps._graphs) == [1, 2, 4]
+    assert list(machine.steps._graphs) == [1]
     tasks = [image_task(index, "a cat", steps=4 + index, scheduler="EulerDiscreteScheduler") for index in range(3)]
     expected = Recorder()
     for task in tasks:
@@ -236,12 +231,98 @@ def test_an_engine_on_graphs_makes_the_same_pictures_plain_and_compiled(
         wait_for(lambda: not made.busy)
 
 
+def rested(engine: ContinuousEngine) -> None:
+    """Give an engine all the time that it wants."""
+    woken = threading.Event()
+    while True:
+        while engine.rest(woken.set):
+            pass
+        if not engine._compiler or not engine._compiler.busy:
+            return
+        assert woken.wait(60)
+        woken.clear()
+
+
+def test_an_idle_engine_captures_every_size_and_then_has_each_compiled(
+    folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[EngineReason, str]] = []
+    made = Compiler(None, backend="eager", progress=lambda *stage: told.append(stage))
+    engine = on_graphs(folders("stable_diffusion"), monkeypatch, made)
+    engine._decoder._graphed._compiler = made
+    engine.warm_up()
+    (machine,) = engine._machines.values()
+    while not engine._preparation.captured:
+        assert not told
+        assert engine.rest(lambda: None)
+    assert machine.steps._compiled == {1: False, 2: False, 4: False}
+    rested(engine)
+    assert machine.steps._compiled == {1: True, 2: True, 4: True}
+    assert told[0] == (EngineReason.READY, "0 of 3 compiled; the rest follows")
+    assert told[-1] == (EngineReason.READY, "all that was prepared is compiled")
+    count = captures.count
+    seen = Recorder()
+    engine.run((image_task(0), image_task(1)), seen)
+    assert all(load.compiled for load in seen.loads)
+    assert captures.count == count
+    assert not engine.rest(lambda: None)
+
+
+def test_an_engine_that_never_rests_prepares_between_the_steps_of_its_batch(
+    folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Compiler(None, backend="eager")
+    engine = on_graphs(folders("stable_diffusion"), monkeypatch, made)
+    engine.warm_up()
+    task = image_task(0, steps=4)
+    expected, seen = Recorder(), Recorder()
+    engine._static.run((task,), expected)
+    engine.run((task,), seen)
+    # Nobody waits for a size that the first image does not need.
+    assert not engine._preparation.captured
+    tasks = [image_task(index, steps=4 + 2 * index) for index in range(4)]
+    seen = Recorder()
+    engine.run(tuple(tasks), seen)
+    assert engine._preparation.captured
+    assert isinstance(seen.outcomes[0], Picture)
+    assert levels_apart(seen.outcomes[0], expected.outcomes[0]) <= 1
+    wait_for(lambda: not made.busy)
+
+
+def test_what_cannot_be_compiled_or_does_not_fit_ends_the_preparation(
+    folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError("no code for this")
+
+    refusing: Any = refuse
+    made = Compiler(None, backend=refusing)
+    engine = on_graphs(folders("stable_diffusion"), monkeypatch, made)
+    engine.warm_up()
+    rested(engine)
+    (machine,) = engine._machines.values()
+    assert machine.steps._compiled == {1: False, 2: False, 4: False}
+    fitting = on_graphs(folders("stable_diffusion"), monkeypatch, None)
+    fitting.warm_up()
+    captures.refusing = torch.OutOfMemoryError("too much")
+    rested(fitting)
+    assert fitting._preparation.captured
+    captures.refusing = None
+    seen = Recorder()
+    fitting.run((image_task(0), image_task(1)), seen)
+    assert all(isinstance(outcome, Picture) for outcome in seen.outcomes.values())
+
+
 def test_a_size_that_does_not_fit_frees_its_graph_and_those_above(
     folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     engine = on_graphs(folders("stable_diffusion"), monkeypatch, None)
     engine.warm_up()
+    rested(engine)
     (machine,) = engine._machines.values()
     machine.steps.forget(2)
     assert list(machine.steps._graphs) == [1]

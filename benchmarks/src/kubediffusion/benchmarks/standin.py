@@ -10,6 +10,7 @@ import hashlib
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,10 @@ class StandInEngine:
     def plan(self, shape: Shape) -> Plan:
         """Tell that images of one shape run together."""
         return Plan(shape, shape.steps)
+
+    def rest(self, _wake: Callable[[], None]) -> bool:
+        """Do nothing: there is nothing to prepare."""
+        return False
 
     def run(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> None:
         """Wait, then give every image of the batch."""

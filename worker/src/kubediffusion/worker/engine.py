@@ -8,7 +8,7 @@ together, and an engine that fills the slots of a running batch between two step
 from __future__ import annotations
 
 import traceback
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -198,6 +198,19 @@ class Engine(Protocol):
 
     def plan(self, shape: Shape) -> Plan:
         """Tell how images of a shape run. Called from any thread, often, and while a batch runs."""
+
+    def rest(self, wake: Callable[[], None]) -> bool:
+        """Use a moment, about a second, in which nobody waits for an image, to get faster.
+
+        Args:
+            wake: Called, from any thread, when another such moment would be of use later.
+
+        Returns:
+            Whether another would be of use now.
+
+        Raises:
+            EngineLostError: The process must end.
+        """
 
     def run(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> None:
         """Make the images of one batch, all of one key, and tell the monitor how each ends.

@@ -8,6 +8,7 @@ neither thread waits for the other.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import logging
 import queue
@@ -82,6 +83,7 @@ class Runner:
         self._metrics = metrics
         self._work = work
         self._stopping = False
+        self._restless = True
         self._leftover: Members = {}
 
     def stop(self) -> None:
@@ -115,7 +117,41 @@ class Runner:
                 return True
             if self._stopping and not runnable:
                 return False
-            await self._work.wait()
+            if runnable or not await self._rest():
+                await self._work.wait()
+
+    async def _rest(self) -> bool:
+        """Let the engine use a moment without work, and tell whether it can use another.
+
+        Raises:
+            EngineLostError: Only a new process can go on.
+        """
+        if not self._restless:
+            return False
+        # Before it is asked: it may have the runner woken before its answer is here.
+        self._restless = False
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:
+            # The loop may be closed by then: the worker has ended.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._wake)
+
+        try:
+            more = await loop.run_in_executor(self._engine_thread, self._engine.rest, wake)
+        except EngineLostError:
+            logger.exception("the engine is lost")
+            self._health.waits_for("the engine is lost")
+            raise
+        except Exception as error:  # noqa: BLE001 - a defect in what would make it faster costs no job
+            logger.warning("the engine cannot prepare more", extra=described(error))
+            return False
+        self._restless = self._restless or more
+        return more
+
+    def _wake(self) -> None:
+        self._restless = True
+        self._work.set()
 
     def _runnable(self) -> dict[str, Assignment]:
         # When told to stop, a job that has begun still gets its last images: half of it would be lost work.
@@ -127,6 +163,7 @@ class Runner:
 
     async def _run_batch(self) -> None:
         began = time.monotonic()
+        self._restless = True
         # What joined the last batch too late goes first.
         members = self._leftover or self._members(
             next_batch((self._candidate(a) for a in self._runnable().values()), self._limits.max_images)

@@ -74,6 +74,8 @@ class Compiler:
 
     def begin(self) -> None:
         """Compile from now on. Until then everything is prepared that cannot be while something is compiled."""
+        if self._begun:
+            return
         self._begun = True
         if self._artifacts is not None:
             # Here and in this thread, where no first image waits for it.
@@ -85,6 +87,18 @@ class Compiler:
     def busy(self) -> bool:
         """Whether something is being compiled. While it is, no graph may be captured."""
         return self._latest is not None and not self._latest.done()
+
+    def when_free(self, call: Callable[[], None]) -> None:
+        """Call when what is being compiled is done, in another thread; at once when there is nothing."""
+        if self._latest is None:
+            call()
+        else:
+            self._latest.add_done_callback(lambda _: call())
+
+    def refused(self, owner: Any, key: Hashable) -> bool:
+        """Tell whether something cannot be compiled."""
+        job = self._jobs.get(owner, {}).get(key)
+        return job is not None and job.done() and not job.result()
 
     def ready(
         self, owner: Any, key: Hashable, function: Function, arguments: Callable[[], tuple[Any, ...]]
@@ -126,7 +140,7 @@ class Compiler:
             elif self.busy:
                 self._progress(EngineReason.COMPILING, f"{done} of {planned} compiled; the rest runs uncompiled so far")
             else:
-                self._progress(EngineReason.READY, f"{done} of {planned} compiled; the rest when jobs ask for it")
+                self._progress(EngineReason.READY, f"{done} of {planned} compiled; the rest follows")
 
     def _compile(self, function: Function, arguments: Callable[[], tuple[Any, ...]]) -> bool:
         try:

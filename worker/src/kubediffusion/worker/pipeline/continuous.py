@@ -6,6 +6,7 @@ Everything else, and every scheduler that has no table, runs through the pipelin
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from kubediffusion.worker.pipeline.engine import NAME as STATIC
 from kubediffusion.worker.pipeline.engine import PipelineEngine, own_size, warm_up
 from kubediffusion.worker.pipeline.families import HIDDEN_STATES, Conditions, Family, Frame
 from kubediffusion.worker.pipeline.features import divisible
+from kubediffusion.worker.pipeline.preparation import Preparation
 from kubediffusion.worker.pipeline.running import Machine, RunningBatch
 from kubediffusion.worker.pipeline.schedulers import Schedulers
 from kubediffusion.worker.pipeline.stepping import EagerSteps, GraphedSteps, Steps
@@ -38,6 +40,9 @@ _MACHINES = 4
 
 _ENCODED = 16
 """Prompts whose encoding is kept: the images of a job share theirs."""
+
+_GUIDED = 7.5
+"""Any guidance scale that computes with and without the prompt, as most jobs do."""
 
 _TRIAL_STEPS = 6
 """Steps with which a scheduler is tried: enough for the deepest look back."""
@@ -72,6 +77,7 @@ class ContinuousEngine:
         self._tables: dict[tuple[str | None, int], Table | None] = {}
         self._linear: dict[str | None, bool] = {}
         self._known_calls: dict[tuple[str | None, int], int | None] = {}
+        self._preparation: Preparation | None = None
 
     @property
     def info(self) -> EngineInfo:
@@ -84,23 +90,27 @@ class ContinuousEngine:
         return self._schedulers.names
 
     def warm_up(self, progress: Progress = untold) -> None:
-        """Prepare a CUDA device for every batch size, smallest first, and only then begin to compile.
-
-        What is not prepared before runs as it is written while something is compiled, which takes minutes.
+        """Make an image on a CUDA device, alone and uncompiled: what the first job needs is then prepared.
 
         Args:
-            progress: Told of every batch size.
+            progress: Told that it begins.
         """
         if self._device.type != "cuda":
             return
-        for prepared, size in enumerate(self._sizes):
-            count = f"{prepared} of {len(self._sizes)} batch sizes are prepared"
-            progress(EngineReason.WARMING_UP, f"the weights are on the device; {count}")
-            warm_up(self, size)
-        if self._compiler is not None:
-            self._compiler.begin()
-            # Begins with what a lone job needs; nobody may come for a while.
-            warm_up(self)
+        progress(EngineReason.WARMING_UP, "the weights are on the device; the first image is made")
+        warm_up(self)
+        machine = self._machine(self._frame(Shape(steps=1, guidance=_GUIDED)))
+        self._preparation = Preparation(machine, self._decoder, self._compiler, self._device)
+
+    def rest(self, wake: Callable[[], None]) -> bool:
+        """Prepare what later jobs need: see :meth:`kubediffusion.worker.engine.Engine.rest`."""
+        if self._preparation is None:
+            return False
+        with torch.inference_mode():
+            more = self._preparation.proceed()
+        if not more and self._compiler is not None and self._compiler.busy:
+            self._compiler.when_free(wake)
+        return more
 
     def plan(self, shape: Shape) -> Plan:
         """Tell how images of a shape run: see :meth:`kubediffusion.worker.engine.Engine.plan`."""
@@ -134,6 +144,7 @@ class ContinuousEngine:
                 name=self._info.name,
                 monitor=monitor,
                 course=course,
+                between=None if frame.deterministic or self._preparation is None else self._preparation.capture,
             ).run(tasks)
 
     def _calls(self, shape: Shape) -> int | None:

@@ -81,6 +81,14 @@ class Decoder:
             done.record()
         return Decoding(decoding.latents, decoding.image, decoding.pixels, decoding.finite, done)
 
+    def prepare(self) -> bool:
+        """Compile for sizes that were decoded: see :meth:`GraphedFunction.prepare`."""
+        if self._stream is None:
+            return self._graphed.prepare()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            return self._graphed.prepare()
+
     def forget(self) -> bool:
         """Free the memory that graphs hold, and tell whether there were any."""
         return self._graphed.forget()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -110,6 +110,10 @@ class PipelineEngine:
     def plan(self, shape: Shape) -> Plan:
         """Tell how images of a shape run: only with those of the very same."""
         return Plan(shape, shape.steps)
+
+    def rest(self, _wake: Callable[[], None]) -> bool:
+        """Do nothing: see :meth:`kubediffusion.worker.engine.Engine.rest`."""
+        return False
 
     def run(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> None:
         """Make the images of one batch: see :meth:`kubediffusion.worker.engine.Engine.run`.

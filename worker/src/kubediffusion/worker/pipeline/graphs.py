@@ -62,6 +62,18 @@ class GraphedFunction:
         self._graphs.move_to_end(shape)
         return self._graphs[shape].replay(given)
 
+    def prepare(self) -> bool:
+        """Compile for shapes that were used, as far as can be done now; not while something is compiled.
+
+        Returns:
+            Whether all are as fast as they get.
+        """
+        for shape, graph in list(self._graphs.items()):
+            self._prepare(shape, graph.given)
+        return self._compiler is None or all(
+            graph.compiled or shape in self._refused for shape, graph in self._graphs.items()
+        )
+
     def forget(self) -> bool:
         """Free the memory that graphs hold, and tell whether there were any."""
         held = bool(self._graphs)
@@ -84,6 +96,8 @@ class GraphedFunction:
         function = self._compiler.ready(self, shape, self._function, lambda: (self._module, example))
         if function is not None:
             self._capture(shape, function, given, compiled=True)
+        elif self._compiler.refused(self, shape):
+            self._refused.add(shape)
 
     def _capture(
         self, shape: tuple[int, ...], function: Callable[..., torch.Tensor], example: torch.Tensor, *, compiled: bool

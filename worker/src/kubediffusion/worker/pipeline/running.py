@@ -80,6 +80,7 @@ class RunningBatch:
         name: The engine, for the recipe.
         monitor: Who is told.
         course: What each call computes, the same for all images; empty where every call computes the whole.
+        between: Called between two steps, once the first image has ended; None for nothing to do there.
     """
 
     def __init__(
@@ -93,9 +94,12 @@ class RunningBatch:
         name: str,
         monitor: Monitor,
         course: tuple[Variant, ...] = (),
+        between: Callable[[], object] | None = None,
     ) -> None:
         self._machine = machine
         self._course = course
+        self._between = between
+        self._ended = False
         self._keeps = any(variant.depth is not Depth.WHOLE for variant in course)
         self._prepare = prepare
         self._calls = calls
@@ -125,6 +129,8 @@ class RunningBatch:
             if self._slots:
                 self._step()
             self._report(wait=False)
+            if self._ended and self._between is not None:
+                self._between()
         self._report(wait=True)
 
     def _ask(self) -> None:
@@ -259,6 +265,7 @@ class RunningBatch:
         ready = [pair for pair in self._decodings if wait or pair[1].ready]
         self._decodings = [pair for pair in self._decodings if pair not in ready]
         for sitting, decoding in ready:
+            self._ended = True
             try:
                 outcome = self._outcome(sitting, decoding)
             except Exception as error:  # noqa: BLE001 - the outcome of this image

@@ -25,6 +25,16 @@ class Steps(Protocol):
     def run(self, size: int) -> bool:
         """Launch one step of the first ``size`` slots, and tell whether it runs compiled."""
 
+    def ready(self, size: int) -> bool:
+        """Tell whether the next step of a size need not be captured first."""
+
+    def prepare(self, size: int) -> bool:
+        """Capture a size, or have it compiled, as far as can be done now; not while something is compiled.
+
+        Returns:
+            Whether it is as fast as it gets.
+        """
+
     def of(self, variant: Variant) -> Steps:
         """Give what makes steps that compute something else; it is for the root of all to forget."""
 
@@ -49,6 +59,14 @@ class EagerSteps:
         work = self._batch.work(size, self._variant)
         work.store(work.function(*work.arguments))
         return False
+
+    def ready(self, _size: int) -> bool:
+        """Tell that nothing is captured: see :meth:`Steps.ready`."""
+        return True
+
+    def prepare(self, _size: int) -> bool:
+        """Prepare nothing: see :meth:`Steps.prepare`."""
+        return True
 
     def of(self, variant: Variant) -> EagerSteps:
         """Give what makes other steps: see :meth:`Steps.of`."""
@@ -93,11 +111,44 @@ class GraphedSteps:
         """Launch a step: see :meth:`Steps.run`."""
         if self._compiler is None or not self._compiler.busy:
             # Between two steps: a graph is captured by the thread that launches everything.
-            self._prepare(size)
+            self.prepare(size)
         if size not in self._graphs:
             return self._eager.run(size)
         self._graphs[size].replay()
         return self._compiled[size]
+
+    def ready(self, size: int) -> bool:
+        """Tell whether a size has a graph, or cannot have one: see :meth:`Steps.ready`."""
+        return size in self._graphs or size in self._refused
+
+    def prepare(self, size: int) -> bool:
+        """Do the next thing that a size lacks: see :meth:`Steps.prepare`."""
+        if self._settled(size):
+            return True
+        work = self._batch.work(size, self._variant)
+        if size not in self._graphs:
+            self._capture(size, work, work.function, compiled=False)
+            if self._variant != WHOLE:
+                # Compiled at the next use: a batch that needs several variants captures them first.
+                return self._settled(size)
+        if self._compiler is None or size in self._refused:
+            return True
+
+        def arguments() -> tuple[Any, ...]:
+            # Copies: the running batch writes into its own.
+            return tuple(_copied(argument) for argument in work.arguments)
+
+        key = (size, self._variant)
+        step = self._compiler.ready(self._batch, key, work.function, arguments)
+        if step is not None:
+            self._capture(size, work, step, compiled=True)
+        elif self._compiler.refused(self._batch, key):
+            self._refused.add(size)
+        return self._settled(size)
+
+    def _settled(self, size: int) -> bool:
+        plain = self._compiler is None and size in self._graphs
+        return plain or size in self._refused or self._compiled.get(size, False)
 
     def of(self, variant: Variant) -> GraphedSteps:
         """Give what makes other steps: see :meth:`Steps.of`."""
@@ -120,26 +171,6 @@ class GraphedSteps:
         for prepared in [prepared for prepared in self._graphs if prepared >= size]:
             del self._graphs[prepared], self._compiled[prepared]
         return bool(self._graphs)
-
-    def _prepare(self, size: int) -> None:
-        if size in self._refused or self._compiled.get(size) or (self._compiler is None and size in self._graphs):
-            return
-        work = self._batch.work(size, self._variant)
-        if size not in self._graphs:
-            self._capture(size, work, work.function, compiled=False)
-            if self._variant != WHOLE:
-                # Compiled at the next use: a batch that needs several variants captures them first.
-                return
-        if self._compiler is None or size in self._refused:
-            return
-
-        def arguments() -> tuple[Any, ...]:
-            # Copies: the running batch writes into its own.
-            return tuple(_copied(argument) for argument in work.arguments)
-
-        step = self._compiler.ready(self._batch, (size, self._variant), work.function, arguments)
-        if step is not None:
-            self._capture(size, work, step, compiled=True)
 
     def _capture(self, size: int, work: Work, step: Callable[..., Any], *, compiled: bool) -> None:
         began = time.monotonic()

@@ -100,6 +100,10 @@ class Saving:
         """Tell how images of a shape run: see :meth:`kubediffusion.worker.engine.Engine.plan`."""
         return self._engine.plan(shape)
 
+    def rest(self, wake: Callable[[], None]) -> bool:
+        """Let it prepare what it can: see :meth:`kubediffusion.worker.engine.Engine.rest`."""
+        return self._engine.rest(wake)
+
     def run(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> None:
         """Make the images of one batch: see :meth:`kubediffusion.worker.engine.Engine.run`."""
         self._engine.run(tasks, monitor)

@@ -120,9 +120,11 @@ class Compiler:
                     self._functions[function] = torch.compile(
                         function, fullgraph=True, dynamic=False, backend=self._backend
                     )
+                counted = not self._count.complete
+                if counted:
+                    self._tell(begins=True)
                 jobs[key] = self._latest = self._thread.submit(self._compile, self._functions[function], arguments)
-                if not self._count.complete:
-                    self._tell()
+                if counted:
                     jobs[key].add_done_callback(partial(self._done, planned=key in self._planned.get(owner, ())))
             return None
         return self._functions[function] if jobs[key].done() and jobs[key].result() else None
@@ -130,14 +132,14 @@ class Compiler:
     def _done(self, _job: Future[bool], *, planned: bool) -> None:
         self._tell(newly_done=int(planned))
 
-    def _tell(self, newly_done: int = 0) -> None:
+    def _tell(self, newly_done: int = 0, *, begins: bool = False) -> None:
         """Tell how far it has come; from two threads, and whoever is last tells what is true last."""
         with self._count.lock:
             self._count.done += newly_done
             done, planned = self._count.done, self._count.planned
             if self._count.complete:
                 self._progress(EngineReason.READY, "all that was prepared is compiled")
-            elif self.busy:
+            elif begins or self.busy:
                 self._progress(EngineReason.COMPILING, f"{done} of {planned} compiled; the rest runs uncompiled so far")
             else:
                 self._progress(EngineReason.READY, f"{done} of {planned} compiled; the rest follows")

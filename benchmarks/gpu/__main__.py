@@ -2,7 +2,8 @@
 
     python benchmarks/gpu --out dist/gpu          # results.json, and the table as Markdown
     python benchmarks/gpu --out dist/gpu --plain  # the same with nothing compiled: engine and peer are slower alike
-    python benchmarks/gpu --out dist/gpu --tiny   # a model for trying this on a CPU; measures nothing
+    python benchmarks/gpu --out dist/gpu --architecture sdxl --limit 4
+    python benchmarks/gpu --out dist/gpu --architecture tiny   # for trying this on a CPU; measures nothing
     python benchmarks/gpu --out dist/gpu --docs   # and the table into docs/performance.md
 
 Each part is a process of its own with a time limit, so that one that breaks takes nothing with it. To save time the
@@ -23,11 +24,11 @@ from typing import Any
 
 import tables
 
-from kubediffusion.local import binaries
-
 HERE = Path(__file__).resolve().parent
 SIZES = (16, 8, 4, 2, 1)
 COMPARED = (16, 8, 1)
+COMPARABLE = "sd21"
+"""The architecture that the raw loop knows."""
 PAGE = HERE.parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- begin gpu -->", "<!-- end gpu -->"
 
@@ -79,18 +80,24 @@ class Run:
     def precompile(self) -> None:
         """Compile every batch size, each in a process of its own; the engine's smallest leaves a worker's cache."""
         sizes = [size for size in SIZES if size <= self.given.limit]
-        kinds = [("engine", size) for size in sizes] + [("raw", size) for size in sizes if size in COMPARED]
+        kinds = [("engine", size) for size in sizes]
+        if self.given.architecture == COMPARABLE:
+            kinds += [("raw", size) for size in sizes if size in COMPARED]
+        # Spread over the GPUs that this command may use.
+        devices = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(self.given.devices)))
+        names = devices.split(",")
         threads = str(max((os.cpu_count() or 1) // len(kinds), 1))
         followers = []
-        for kind, size in kinds:
+        for number, (kind, size) in enumerate(kinds):
             part = self.start(
                 "precompile.py",
                 self.model,
                 size,
-                self.scratch / (f"cache-{kind}-{size}" if (kind, size) != ("engine", 1) else "cache-warm"),
+                self.scratch / "cache-warm",
                 kind,
                 cache="shared",
                 TORCHINDUCTOR_COMPILE_THREADS=threads,
+                CUDA_VISIBLE_DEVICES=names[number % len(names)],
             )
             follow = threading.Thread(
                 target=self.follow, args=(part, f"precompile-{kind}-{size}", self.given.compile_seconds)
@@ -118,6 +125,9 @@ class Run:
             f"--s3={self.given.s3}",
             f"--scratch={self.scratch / 's3'}",
             f"--limit={self.given.limit}",
+            f"--port={self.given.port}",
+            f"--compile-seconds={self.given.compile_seconds}",
+            f"--port={self.given.port}",
             f"--seconds={self.given.seconds}",
             f"--poisson-seconds={self.given.poisson_seconds}",
             *(["--plain"] if self.given.plain else []),
@@ -127,7 +137,7 @@ class Run:
         self.follow(part, "measure", self.given.seconds + 60)
 
     def results(self) -> dict[str, Any]:
-        """Gather what the parts found."""
+        """Gather what the parts found, in this run or in an earlier one whose folders these are."""
         found: dict[str, Any] = {}
         for name in ("cold", "warm"):
             file = self.scratch / f"cache-{name}" / "startup.json"
@@ -144,6 +154,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for results")
     parser.add_argument("--scratch", type=Path, help="folder for model and caches, 20 GB; a folder of --out by default")
     parser.add_argument("--s3", type=Path, help="the program versitygw; by default the one that `make binaries` built")
+    parser.add_argument("--port", type=int, default=17070, help="of the S3 server, with the next one free too")
     parser.add_argument("--limit", type=int, default=16, help="the most images in a batch")
     parser.add_argument("--seconds", type=float, default=1800, help="for all that is measured; the rest is left out")
     parser.add_argument("--compile-seconds", type=float, default=900, help="for compiling all batch sizes")
@@ -151,22 +162,26 @@ def main() -> None:
     parser.add_argument("--parts", nargs="*", default=[], help="measure only these")
     parser.add_argument("--plain", action="store_true", help="compile nothing: minutes, and slower images")
     parser.add_argument("--no-start", action="store_true", help="do not measure starts")
+    parser.add_argument("--no-precompile", action="store_true", help="take what is compiled already from --scratch")
+    parser.add_argument("--no-measure", action="store_true", help="compile and measure starts only")
+    parser.add_argument("--devices", type=int, default=1, help="GPUs to compile on; two are compared if there are two")
     parser.add_argument("--docs", action="store_true", help="write the table into docs/performance.md")
-    parser.add_argument("--tiny", action="store_true", help="a model for trying this script")
+    parser.add_argument("--architecture", default=COMPARABLE, help="sd21, sdxl, or tiny and tiny-xl for a CPU")
     given = parser.parse_args()
     if given.s3 is None:
+        from kubediffusion.local import binaries
+
         modules = [module for module in binaries.CLUSTER if "versitygw" in module.programs]
         given.s3 = binaries.provide(modules=modules).path("versitygw")
     run = Run(given)
     if not run.model.exists():
-        subprocess.run(
-            [sys.executable, "-c", _SAVE, str(HERE), str(run.model), "tiny" if given.tiny else ""], check=True
-        )
-    if not given.plain:
+        subprocess.run([sys.executable, "-c", _SAVE, str(HERE), str(run.model), given.architecture], check=True)
+    if not (given.plain or given.no_precompile):
         run.precompile()
     if not given.no_start:
         run.starts()
-    run.measure()
+    if not given.no_measure:
+        run.measure()
     found = run.results()
     (run.out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
     text = tables.table(found)
@@ -188,7 +203,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import models
-models.save_model(Path(sys.argv[2]), tiny=bool(sys.argv[3]))
+models.save_model(Path(sys.argv[2]), sys.argv[3])
 """
 
 if __name__ == "__main__":

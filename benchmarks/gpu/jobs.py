@@ -42,15 +42,15 @@ WORKER, BUCKET, PORT = "benchmark", "benchmark", 17070
 
 
 @contextlib.contextmanager
-def s3_server(program: Path, folder: Path) -> Iterator[None]:
+def s3_server(program: Path, folder: Path, port: int = PORT) -> Iterator[None]:
     """Run an S3 server whose objects are files in a folder (versitygw), and point boto3 to it."""
     objects, metadata = folder / "objects", folder / "metadata"
     (objects / BUCKET).mkdir(parents=True)
     metadata.mkdir()
     keys = {"ROOT_ACCESS_KEY": "benchmark", "ROOT_SECRET_KEY": "benchmark-secret"}
-    command = [program, f"--port=127.0.0.1:{PORT}", "--region=us-east-1", "--health=/health", "--keep-alive", "--quiet"]
+    command = [program, f"--port=127.0.0.1:{port}", "--region=us-east-1", "--health=/health", "--keep-alive", "--quiet"]
     server = subprocess.Popen([*command, "posix", f"--sidecar={metadata}", objects], env={**os.environ, **keys})
-    address = f"http://127.0.0.1:{PORT}"
+    address = f"http://127.0.0.1:{port}"
     os.environ |= {
         "AWS_ACCESS_KEY_ID": keys["ROOT_ACCESS_KEY"],
         "AWS_SECRET_ACCESS_KEY": keys["ROOT_SECRET_KEY"],

@@ -13,9 +13,12 @@ import base64
 import functools
 import io
 import json
+import os
 import random
 import statistics
+import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -35,6 +38,7 @@ from kubediffusion.worker.pipeline.loading import load_engine
 
 CUDA = torch.cuda.is_available()
 REPEATS = 3
+_PAIR = 2
 
 Found = dict[str, Any]
 
@@ -49,9 +53,10 @@ class Measurements:
     def __init__(self, given: argparse.Namespace) -> None:
         self.given = given
         self.limit: int = given.limit
-        self.sizes = [size for size in COMPARED if size <= self.limit]
+        self.sizes = [size for size in reversed(COMPARED) if size <= self.limit]
         self.compiled = CUDA and not given.plain
         self.found: Found = {}
+        self._runs = 0
 
     @functools.cached_property
     def engine(self) -> Any:
@@ -63,6 +68,11 @@ class Measurements:
             "compiled": self.compiled,
         }
         return engine
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether the raw loop knows the model."""
+        return "StableDiffusionPipeline" in (self.given.folder / "model_index.json").read_text()
 
     def run(self, parts: Sequence[tuple[str, Callable[[], Any]]]) -> None:
         """Measure part by part, until the time is up."""
@@ -83,68 +93,54 @@ class Measurements:
             self.given.out.write_text(json.dumps(self.found, indent=1) + "\n")
 
     def warm(self) -> Found:
-        """Have the batch sizes that are compared compiled and captured."""
-        return self._warm(self.sizes)
-
-    def warm_rest(self) -> Found:
-        """Have every other batch size compiled and captured too."""
-        return self._warm([size for size in (2, 4) if size < self.limit])
-
-    def _warm(self, sizes: Sequence[int]) -> Found:
-        took = {}
-        for size in sizes:
-            began, settling = time.perf_counter(), models.Settling(self.engine)
-            while not settling.after(make(self.engine, tasks(size, (2,)), size)):
-                if time.perf_counter() - began > self.given.compile_seconds:
-                    say(f"size {size} is not compiled after {self.given.compile_seconds} s")
-                    break
-            took[str(size)] = round(time.perf_counter() - began, 2)
-            say(f"size {size} ready after {took[str(size)]} s")
+        """Have every batch size compiled and captured."""
+        began = time.perf_counter()
+        done = models.rest(self.engine, self.given.compile_seconds) if CUDA else True
+        found: Found = {"all ready": done, "seconds": round(time.perf_counter() - began, 1)}
         make(self.engine, tasks(2 * self.limit), self.limit)
         if not CUDA:
-            return {"seconds": took}
-        return {
-            "seconds": took,
+            return found
+        return found | {
+            "compiled": self._machine().steps._compiled,
             "reserved GB": round(torch.cuda.memory_reserved() / 1e9, 2),
             "peak reserved GB": round(torch.cuda.max_memory_reserved() / 1e9, 2),
             "peak allocated GB": round(torch.cuda.max_memory_allocated() / 1e9, 2),
         }
 
+    def _machine(self) -> Any:
+        return self.engine._preparation._machine
+
     def replays(self) -> Found:
         """Time the graphs alone: what no engine around them can beat."""
         if not CUDA:
             return {}
-        (machine,) = [m for frame, m in self.engine._machines.items() if not frame.deterministic]
-        graphs = {f"step {size}": graph for size, graph in machine.steps._graphs.items()}
+        graphs = {f"step {size}": graph for size, graph in self._machine().steps._graphs.items()}
         graphs |= {"decode": next(iter(self.engine._decoder._graphed._graphs.values())).graph}
-        graphs |= {"encode": next(iter(self.engine._family._encoding._graphed._graphs.values())).graph}
+        encoding = getattr(self.engine._family, "_encoding", None)
+        if encoding is not None:
+            graphs |= {"encode": next(iter(encoding._graphed._graphs.values())).graph}
         return {name: _milliseconds(graph.replay) for name, graph in graphs.items()}
 
-    def raw(self) -> Found:
-        """Measure the raw loop and the engine by turns, at each size."""
-        results: Found = {}
-        for size in self.sizes:
-            loop = Raw(self.engine._pipeline, size, compiled=self.compiled) if CUDA else None
-            count = max(2 * size, 6)
-            ours, theirs = [], []
-            for turn in range(REPEATS):
-                if loop is not None:
-                    began = time.perf_counter()
-                    for call in range(max(count // size, 2)):
-                        loop.run([f"a picture of number {call * size + place} {turn}" for place in range(size)])
-                    theirs.append(max(count // size, 2) * size / (time.perf_counter() - began))
-                images = tasks(max(2 * count, 4 * size))
+    def raw(self, size: int) -> Found:
+        """Measure the raw loop and the engine by turns, at one batch size."""
+        loop = Raw(self.engine._pipeline, size, compiled=self.compiled) if CUDA else None
+        batches = max(16 // size, 2)
+        ours, theirs = [], []
+        for turn in range(REPEATS):
+            if loop is not None:
                 began = time.perf_counter()
-                make(self.engine, images, size)
-                ours.append(len(images) / (time.perf_counter() - began))
-            results[str(size)] = {
-                "engine": round(statistics.median(ours), 3),
-                "raw": round(statistics.median(theirs), 3) if theirs else None,
-                "runs": [[round(x, 3) for x in ours], [round(x, 3) for x in theirs]],
-            }
-            say(f"raw {size}: {results[str(size)]}")
-            del loop
-        return results
+                for call in range(batches):
+                    loop.run([f"a picture of number {call * size + place} {turn}" for place in range(size)])
+                theirs.append(batches * size / (time.perf_counter() - began))
+            images = tasks(batches * size)
+            began = time.perf_counter()
+            make(self.engine, images, size)
+            ours.append(len(images) / (time.perf_counter() - began))
+        return {
+            "engine": round(statistics.median(ours), 3),
+            "raw": round(statistics.median(theirs), 3) if theirs else None,
+            "runs": [[round(x, 3) for x in ours], [round(x, 3) for x in theirs]],
+        }
 
     def eager(self) -> Found:
         """Measure diffusers' own call, on the modules that the engine prepared."""
@@ -194,7 +190,8 @@ class Measurements:
         return asyncio.run(self._saturate(count))
 
     async def _saturate(self, count: int) -> Found:
-        async with jobs.worker(self.engine, self.limit, "saturated") as bench:
+        self._runs += 1
+        async with jobs.worker(self.engine, self.limit, f"saturated-{self._runs}") as bench:
             began = time.monotonic()
             for _ in range(count):
                 bench.submit()
@@ -225,23 +222,21 @@ class Measurements:
             "seconds to storage": round(statistics.median(t.stored - t.due for t in times), 4),
         }
 
-    def poisson(self) -> Found:
+    def poisson(self, steps: Sequence[int]) -> Found:
         """Offer jobs at random moments, 70 % of what the worker can do, to slots and to static batches."""
         most = self.found.get("end_to_end", {}).get("images/s without the first and the last batch", 1.0)
-        found: Found = {"jobs/s": round(0.7 * most, 3)}
-        for name, steps in (("uniform", (STEPS,)), ("mixed", (10, STEPS, 50))):
-            rate = 0.7 * most * STEPS / statistics.mean(steps)
-            for kind, engine in (("slots", self.engine), ("static", jobs.StaticBatches(self.engine))):
-                waits = asyncio.run(self._offer(engine, f"{kind}-{name}", rate, steps))
-                found[f"{name}, {kind}"] = {
-                    "p50": round(statistics.median(waits), 3),
-                    "p95": round(statistics.quantiles(waits, n=20)[-1], 3),
-                    "jobs": len(waits),
-                }
-                say(f"poisson {name}, {kind}: {found[f'{name}, {kind}']}")
-            slots, static = (found[f"{name}, {kind}"] for kind in ("slots", "static"))
-            found[f"{name}, ratio"] = {part: round(slots[part] / static[part], 3) for part in ("p50", "p95")}
-        return found
+        rate = 0.7 * most * STEPS / statistics.mean(steps)
+        found: Found = {"jobs/s": round(rate, 3)}
+        for kind, engine in (("slots", self.engine), ("static", jobs.StaticBatches(self.engine))):
+            waits = asyncio.run(self._offer(engine, f"{kind}-{len(steps)}", rate, steps))
+            found[kind] = {
+                "p50": round(statistics.median(waits), 3),
+                "p95": round(statistics.quantiles(waits, n=20)[-1], 3),
+                "jobs": len(waits),
+            }
+        return found | {
+            "ratio": {part: round(found["slots"][part] / found["static"][part], 3) for part in ("p50", "p95")}
+        }
 
     async def _offer(self, engine: Engine, run: str, rate: float, steps: Sequence[int]) -> list[float]:
         chance = random.Random(0)
@@ -256,13 +251,12 @@ class Measurements:
         return [times.stored - times.due for times in bench.times.values()]
 
     def seed(self) -> Found:
-        """Measure a plain server's way: one image after the other, PNDM, PNG and base64 in line."""
-        from diffusers import StableDiffusionPipeline
+        """Measure a plain server's way: one image after the other, the model's scheduler, PNG and base64 in line."""
+        from diffusers import DiffusionPipeline
 
         dtype = torch.float16 if CUDA else torch.float32
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            self.given.folder, dtype=dtype, safety_checker=None, requires_safety_checker=False
-        ).to("cuda" if CUDA else "cpu")
+        pipeline: Any = DiffusionPipeline.from_pretrained(self.given.folder, dtype=dtype)
+        pipeline.to("cuda" if CUDA else "cpu")
         pipeline.set_progress_bar_config(disable=True)
 
         def serve(number: int) -> str:
@@ -278,6 +272,60 @@ class Measurements:
             serve(number)
         return {"images/s": round(count / (time.perf_counter() - began), 3)}
 
+    def pair(self) -> Found:
+        """Saturate this worker and one on the second GPU at the same time; both beside what this one does alone."""
+        if torch.cuda.device_count() < _PAIR:
+            return {}
+        other = subprocess.Popen(
+            [
+                *(sys.executable, __file__, self.given.folder, self.given.out.with_name("second.json")),
+                *(
+                    f"--s3={self.given.s3}",
+                    f"--scratch={self.given.scratch}-second",
+                    f"--port={self.given.port}",
+                    "--second",
+                ),
+                *(f"--limit={self.limit}", *(["--plain"] if self.given.plain else [])),
+            ],
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with other:
+            for line in other.stdout or ():
+                if line.startswith("ready"):
+                    break
+            before = self.end_to_end()
+            if other.stdin is not None:
+                other.stdin.write("go\n")
+                other.stdin.flush()
+            ours = self.end_to_end()
+            theirs = json.loads((other.stdout and other.stdout.read()) or "{}")
+        rate = "images/s without the first and the last batch"
+        return {
+            "alone": before[rate],
+            "together": [ours[rate], theirs[rate]],
+            "ratio": round((ours[rate] + theirs[rate]) / before[rate], 3),
+        }
+
+    def second(self) -> None:
+        """Be the second worker of :meth:`pair`: prepare, wait to be told, work, and tell how fast it went."""
+        with torch.inference_mode():
+            while self.engine._preparation.capture():
+                pass
+            steps, decoder = self._machine().steps, self.engine._decoder
+            while not (steps.prepare(self.limit) and decoder.prepare()):
+                free = threading.Event()
+                if self.engine._compiler is not None:
+                    self.engine._compiler.when_free(free.set)
+                    free.wait()
+            make(self.engine, tasks(self.limit), self.limit)
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        sys.stdin.readline()
+        sys.stdout.write(json.dumps(self.end_to_end()))
+
     def png(self) -> Found:
         """Time what an image costs beside the device."""
         from kubediffusion.worker.images import encode
@@ -292,8 +340,7 @@ class Measurements:
         """List the kernels of a step of the largest batch."""
         if not CUDA:
             return {}
-        (machine,) = [m for frame, m in self.engine._machines.items() if not frame.deterministic]
-        graph = machine.steps._graphs[self.limit]
+        graph = self._machine().steps._graphs[self.limit]
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
             for _ in range(3):
                 graph.replay()
@@ -354,28 +401,39 @@ def main() -> None:
     parser.add_argument("--poisson-seconds", type=float, default=25, help="for which each load is offered")
     parser.add_argument("--plain", action="store_true", help="compile nothing, neither engine nor raw loop")
     parser.add_argument("--parts", nargs="*", default=[], help="measure only these")
+    parser.add_argument("--port", type=int, default=jobs.PORT, help="of the S3 server; the next one is the second's")
+    parser.add_argument("--second", action="store_true", help="be the second of two workers")
     given = parser.parse_args()
     logs.configure("WARNING")
     here = Measurements(given)
-    with jobs.s3_server(given.s3, given.scratch):
-        here.run(
-            [
-                ("warm", here.warm),
-                ("replays", here.replays),
-                ("warm_rest", here.warm_rest),
-                ("raw", here.raw),
-                ("end_to_end", here.end_to_end),
-                ("alone", here.alone),
-                ("seed", here.seed),
-                ("profile", here.profile),
-                ("poisson", here.poisson),
-                ("mixed", here.mixed),
-                ("same", here.same),
-                ("png", here.png),
-                ("memory_runs_out", here.memory_runs_out),
-                ("eager", here.eager),
-            ]
-        )
+    with jobs.s3_server(given.s3, given.scratch, given.port + given.second):
+        if given.second:
+            here.second()
+        else:
+            here.run(_parts(here))
+
+
+def _parts(here: Measurements) -> list[tuple[str, Callable[[], Any]]]:
+    """List what is measured, what matters most first."""
+    mixed = (10, STEPS, 50)
+    raw = [(f"raw {size}", functools.partial(here.raw, size)) for size in here.sizes]
+    return [
+        ("warm", here.warm),
+        ("replays", here.replays),
+        ("end_to_end", here.end_to_end),
+        ("alone", here.alone),
+        ("seed", here.seed),
+        *(raw if here.is_comparable else []),
+        ("poisson", functools.partial(here.poisson, (STEPS,))),
+        ("mixed", here.mixed),
+        ("same", here.same),
+        ("pair", here.pair),
+        ("poisson mixed", functools.partial(here.poisson, mixed)),
+        ("memory_runs_out", here.memory_runs_out),
+        ("png", here.png),
+        ("profile", here.profile),
+        ("eager", here.eager),
+    ]
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""A model to measure: Stable Diffusion 2.1-base's architecture with random weights, and the engine that serves it.
+"""Models to measure: the architectures of Stable Diffusion with random weights, and the engine that serves them.
 
 Speed does not depend on what the weights know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,69 +21,139 @@ from kubediffusion.worker.settings import Settings
 STEPS = 25
 SCHEDULER = "DPMSolverMultistepScheduler"
 
-_PATIENCE = 3
-"""Batches to run without anything being compiled before that counts as the end."""
 
+def save_model(folder: Path, architecture: str) -> None:
+    """Save a model, unless it is there.
 
-def save_model(folder: Path, *, tiny: bool) -> None:
-    """Save the model, unless it is there; a tiny one runs in seconds on a CPU too, to try a benchmark itself."""
-    if (folder / "model_index.json").exists():
-        return
-    if tiny:
-        testing.save_stable_diffusion(folder)
-    else:
-        _save_stable_diffusion_21(folder)
+    Args:
+        folder: Where.
+        architecture: One of :data:`ARCHITECTURES`.
+    """
+    if not (folder / "model_index.json").exists():
+        ARCHITECTURES[architecture](folder)
 
 
 def _save_stable_diffusion_21(folder: Path) -> None:
-    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
-    torch.manual_seed(0)
-    letters = [chr(code) for code in range(33, 127)]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=49408,
-                hidden_size=1024,
-                intermediate_size=4096,
-                num_hidden_layers=23,
-                num_attention_heads=16,
-                hidden_act="gelu",
-                bos_token_id=len(words) - 2,
-                eos_token_id=len(words) - 1,
-                pad_token_id=len(words) - 1,
-            )
-        )
+    with _weights():
+        text_encoder = _text_encoder(1024, 23, "gelu")
         unet = UNet2DConditionModel(
             sample_size=64,
             cross_attention_dim=1024,
             attention_head_dim=(5, 10, 20, 20),
             use_linear_projection=True,
         )
-        vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-            latent_channels=4,
-            sample_size=512,
-        )
+        vae = _vae(512)
     StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
-        tokenizer=CLIPTokenizer(
-            vocab={word: number for number, word in enumerate(words)}, merges=[], model_max_length=77
-        ),
+        tokenizer=_tokenizer(),
         unet=unet,
-        scheduler=PNDMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
-        ),
+        scheduler=_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     ).to(dtype=torch.float16).save_pretrained(folder)
+
+
+def _save_stable_diffusion_xl(folder: Path) -> None:
+    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+
+    with _weights():
+        text_encoder = _text_encoder(768, 12, "quick_gelu")
+        second = _text_encoder(1280, 32, "gelu", projected=True)
+        unet = UNet2DConditionModel(
+            sample_size=128,
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        )
+        # The one that computes in float16 without overflow, as people serve it.
+        vae = _vae(1024, scaling_factor=0.13025, force_upcast=False)
+    StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        text_encoder_2=second,
+        tokenizer=_tokenizer(),
+        tokenizer_2=_tokenizer(),
+        unet=unet,
+        scheduler=_scheduler(),
+        add_watermarker=False,
+    ).to(dtype=torch.float16).save_pretrained(folder)
+
+
+ARCHITECTURES: dict[str, Callable[[Path], object]] = {
+    "sd21": _save_stable_diffusion_21,
+    "sdxl": _save_stable_diffusion_xl,
+    "tiny": testing.save_stable_diffusion,
+    "tiny-xl": testing.save_stable_diffusion_xl,
+}
+"""Stable Diffusion 2.1-base; Stable Diffusion XL 1.0 base; and tiny ones, which run in seconds on a CPU too."""
+
+
+@contextlib.contextmanager
+def _weights() -> Iterator[None]:
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        yield
+
+
+_WORDS = [chr(code) for code in range(33, 127)]
+_TOKENS = [*_WORDS, *(f"{letter}</w>" for letter in _WORDS), "<|startoftext|>", "<|endoftext|>"]
+
+
+def _tokenizer() -> Any:
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer(vocab={token: number for number, token in enumerate(_TOKENS)}, merges=[], model_max_length=77)
+
+
+def _text_encoder(width: int, layers: int, activation: str, *, projected: bool = False) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        projection_dim=width,
+        hidden_act=activation,
+        bos_token_id=len(_TOKENS) - 2,
+        eos_token_id=len(_TOKENS) - 1,
+        pad_token_id=len(_TOKENS) - 1,
+    )
+    return CLIPTextModelWithProjection(config) if projected else CLIPTextModel(config)
+
+
+def _vae(side: int, **more: Any) -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        latent_channels=4,
+        sample_size=side,
+        **more,
+    )
+
+
+def _scheduler() -> Any:
+    from diffusers import PNDMScheduler
+
+    return PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+    )
 
 
 def settings(folder: Path, *, compiled: bool, limit: int, cache: Path | None = None) -> Settings:
@@ -159,25 +232,14 @@ def make(engine: Engine, images: Sequence[ImageTask], at_once: int) -> Watch:
     return watch
 
 
-class Settling:
-    """Tells when a batch size is as fast as it gets: compiled, or found out not to be.
-
-    Args:
-        engine: The engine.
-    """
-
-    def __init__(self, engine: Any) -> None:
-        self._engine = engine
-        self._quiet = 0
-
-    def after(self, watch: Watch, *, decoding: bool = True) -> bool:
-        """Look at a batch that ran; whatever is left to compile, it has begun."""
-        engine = self._engine
-        if engine._compiler is None:
+def rest(engine: Any, seconds: float = 600.0) -> bool:
+    """Let an engine prepare all that it wants, and tell whether it came to the end in that time."""
+    ends, woken = time.monotonic() + seconds, threading.Event()
+    while time.monotonic() < ends:
+        if engine.rest(woken.set):
+            continue
+        if engine._compiler is None or not engine._compiler.busy:
             return True
-        decodes = all(graph.compiled for graph in engine._decoder._graphed._graphs.values()) or not decoding
-        if all(load.compiled for load in watch.loads) and decodes:
-            return True
-        # Nobody compiles, and still it is not: it was refused, and the log says why.
-        self._quiet = 0 if engine._compiler.busy else self._quiet + 1
-        return self._quiet > _PATIENCE
+        woken.wait(max(ends - time.monotonic(), 0))
+        woken.clear()
+    return False

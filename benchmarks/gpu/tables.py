@@ -19,12 +19,17 @@ def table(found: Found) -> str:
 
 def _throughput(found: Found) -> list[tuple[str, str]]:
     rows = []
-    for size, rates in _part(found, "raw").items():
-        if rates["raw"]:
+    for size in (1, 8, 16):
+        rates = _part(found, f"raw {size}")
+        if rates.get("raw"):
             value = f"{rates['engine']:.2f} against {rates['raw']:.2f}: {rates['engine'] / rates['raw']:.3f}"
             rows.append((f"engine against the raw loop, images/s, batch {size}", value))
     if mixed := _part(found, "mixed"):
         rows.append(("jobs of 10, 25 and 50 steps against jobs of 25, images · steps/s", f"{mixed['ratio']:.3f}"))
+    if "ratio" in (pair := _part(found, "pair")):
+        together = " + ".join(f"{rate:.2f}" for rate in pair["together"])
+        value = f"{together} against {pair['alone']:.2f}: {pair['ratio']:.2f}"
+        rows.append(("two workers on two GPUs against one, images/s", value))
     return rows
 
 
@@ -41,13 +46,11 @@ def _worker(found: Found) -> list[tuple[str, str]]:
     if alone := _part(found, "alone"):
         rows.append(("one job alone, until its PNG's bytes, s", f"{alone['seconds to PNG']:.3f}"))
         rows.append(("one job alone, until storage has it, s", f"{alone['seconds to storage']:.3f}"))
-    for kind in ("uniform", "mixed"):
-        poisson = _part(found, "poisson")
-        if f"{kind}, ratio" in poisson:
-            slots, static = poisson[f"{kind}, slots"], poisson[f"{kind}, static"]
-            ratio = poisson[f"{kind}, ratio"]
+    for name, about in (("poisson", "25 steps"), ("poisson mixed", "10, 25 and 50 steps")):
+        if poisson := _part(found, name):
+            slots, static, ratio = (poisson[kind] for kind in ("slots", "static", "ratio"))
             value = ", ".join(f"{p} {slots[p]:.2f} against {static[p]:.2f}: {ratio[p]:.2f}" for p in ("p50", "p95"))
-            rows.append((f"random load of 70 %, {kind} steps, slots against static batches, s", value))
+            rows.append((f"random load of 70 %, {about}, slots against static batches, s", value))
     return rows
 
 
@@ -65,7 +68,7 @@ def _starts(found: Found) -> list[tuple[str, str]]:
 
 def _rest(found: Found) -> list[tuple[str, str]]:
     rows = []
-    if "peak reserved GB" in (memory := _part(found, "warm_rest")):
+    if "peak reserved GB" in (memory := _part(found, "warm")):
         rows.append(("peak GPU memory with all batch sizes ready, GB", f"{memory['peak reserved GB']:.1f}"))
     if same := _part(found, "same"):
         rows.append(("levels of 255 from diffusers' own call", str(max(same["levels from diffusers' call"]))))

@@ -36,6 +36,7 @@ from kubediffusion.worker.main import UPLOADS
 from kubediffusion.worker.metrics import Metrics
 from kubediffusion.worker.reporter import Build, Verdict
 from kubediffusion.worker.runner import Limits, Runner
+from kubediffusion.worker.throughput import StepTimes
 from kubediffusion.worker.uploads import Uploader
 
 WORKER, BUCKET, PORT = "benchmark", "benchmark", 17070
@@ -274,8 +275,18 @@ class StaticBatches:
         return self._engine.rest(wake)
 
     def run(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> None:
-        """Make one batch."""
-        self._engine.run(tasks, _Closed(monitor))
+        """Make one batch, all of it at once."""
+        preparation: Any = getattr(self._engine, "_preparation", None)
+        if preparation is None:
+            self._engine.run(tasks, _Closed(monitor))
+            return
+        machine = preparation._machine
+        times, machine.times = machine.times, StepTimes()
+        machine.times.note = lambda _size, _seconds: None
+        try:
+            self._engine.run(tasks, _Closed(monitor))
+        finally:
+            machine.times = times
 
 
 class _Closed:

@@ -20,8 +20,10 @@ from kubediffusion.worker import testing
 from kubediffusion.worker.engine import EngineLostError, ImageTask, Picture
 from kubediffusion.worker.pipeline.continuous import NAME, ContinuousEngine
 from kubediffusion.worker.pipeline.engine import PipelineEngine
+from kubediffusion.worker.pipeline.families import Frame
 from kubediffusion.worker.pipeline.loading import load_engine
 from kubediffusion.worker.slots import sizes_up_to
+from kubediffusion.worker.throughput import StepTimes
 
 EMBEDDED = Path(__file__).parents[3] / "models" / "kubediffusion-emoji"
 EULER, HEUN = "EulerDiscreteScheduler", "HeunDiscreteScheduler"
@@ -191,8 +193,51 @@ def test_an_image_leaves_when_it_is_done_and_makes_room_before(tiny: ContinuousE
     tasks = [image_task(index, steps=3 + index, scheduler=EULER) for index in range(4)]
     seen = run(tiny, *tasks)
     assert list(seen.outcomes) == [0, 1, 2, 3]
-    # Room is asked for one step ahead: the slot of an image that is in its last step counts.
-    assert seen.offers == [(0, 5), (0, 4), (1, 3), (2, 2), (3, 1), (4, 0)]
+    # Room is asked for ahead: the slot of an image counts that has four steps left or fewer.
+    assert seen.offers == [(0, 5), (3, 4), (4, 3), (4, 2), (4, 1), (4, 0)]
+
+
+def test_who_comes_next_is_made_ready_while_the_last_steps_run(tiny: ContinuousEngine) -> None:
+    tasks = [image_task(index, steps=4, scheduler=EULER) for index in range(4)]
+    later = tuple(image_task(4 + index, "later", steps=4, scheduler=EULER) for index in range(3))
+    ready: list[int] = []
+    prepare = tiny._prepare
+
+    def noted(task: ImageTask, frame: Frame) -> Any:
+        ready.append(task.ticket.index)
+        return prepare(task, frame)
+
+    tiny._prepare = noted  # type: ignore[method-assign]
+    try:
+        seen = run(tiny, *tasks, joining={2: later})
+    finally:
+        del tiny._prepare
+    assert ready == list(range(7))
+    # All of the second batch begin when the first has gone.
+    assert [load.images for load in seen.loads] == [4, 4, 4, 4, 3, 3, 3, 3]
+    assert sorted(seen.outcomes) == list(range(7))
+
+
+def test_an_engine_that_knows_its_steps_waits_for_a_full_batch_of_the_next_size(tiny: ContinuousEngine) -> None:
+    frame: Any = tiny.plan(image_task(0).shape).key
+    with torch.inference_mode():
+        machine = tiny._machine(frame)
+    times = machine.times
+    machine.times = StepTimes()
+    try:
+        for size, seconds in ((1, 0.006), (2, 0.010), (3, 0.018), (4, 0.019)):
+            for _ in range(5):
+                machine.times.note(size, seconds)
+        seen = run(
+            tiny,
+            *(image_task(index, steps=6, scheduler=EULER) for index in range(2)),
+            joining={1: (image_task(2, steps=6, scheduler=EULER),)},
+        )
+    finally:
+        machine.times = times
+    # Three would do less a second than two: the third waits until a slot of theirs is free.
+    assert [load.images for load in seen.loads] == [2] * 6 + [1] * 6
+    assert sorted(seen.outcomes) == [0, 1, 2]
 
 
 def test_a_cancelled_image_frees_its_slot_and_leaves_its_neighbours_as_they_are(tiny: ContinuousEngine) -> None:

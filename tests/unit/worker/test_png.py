@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 
+import numpy as np
 import pytest
 from PIL import Image
 from worker_builders import picture
 
+from kubediffusion.worker.engine import Picture
 from kubediffusion.worker.images import encode, read_recipe
 
 
@@ -31,3 +33,13 @@ def test_another_png_has_no_recipe() -> None:
     Image.new("RGB", (1, 1)).save(buffer, format="PNG")
     with pytest.raises(ValueError, match="no KubeDiffusion recipe"):
         read_recipe(buffer.getvalue())
+
+
+@pytest.mark.parametrize("height", [1, 127, 128, 129, 300])
+def test_every_height_comes_back_pixel_for_pixel(height: int) -> None:
+    pixels = np.random.default_rng(height).integers(0, 256, (height, 33, 3), dtype=np.uint8)
+    png = encode(Picture(33, height, pixels.tobytes(), "x"), "noise", {})
+    with Image.open(io.BytesIO(png.data)) as image:
+        image.verify()
+    with Image.open(io.BytesIO(png.data)) as image:
+        assert np.array_equal(np.asarray(image), pixels)

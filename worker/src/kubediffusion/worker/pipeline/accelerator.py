@@ -79,13 +79,23 @@ class Pace:
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
         self._last: Any = None
+        self._before: Any = None
 
-    def step(self) -> None:
-        """Note that a step has been launched, and wait for the one before it: the device stays busy."""
+    def step(self) -> float | None:
+        """Note that a step has been launched, and wait for the one before it: the device stays busy.
+
+        Returns:
+            Seconds on the device from the end of the last step but two to the end of the last but one; None where that
+            is not known.
+        """
         if not self._cuda:
-            return
-        launched = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            return None
+        launched = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         launched.record()
+        seconds = None
         if self._last is not None:
             self._last.synchronize()
-        self._last = launched
+            if self._before is not None:
+                seconds = self._before.elapsed_time(self._last) / 1e3
+        self._before, self._last = self._last, launched
+        return seconds

@@ -172,6 +172,8 @@ def _own_stream() -> Iterator[None]:
     with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
         yield
         torch.cuda.current_stream().synchronize()
+    # What was computed in it left memory that is kept for it.
+    torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager

@@ -161,6 +161,8 @@ def capture(compute: Callable[[], Any], store: Callable[[Any], object], pool: An
         for _ in range(2):
             compute()
     torch.cuda.current_stream().wait_stream(side)
+    # What these calls held is kept for this stream, and nobody else could use it.
+    torch.cuda.empty_cache()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
         store(compute())

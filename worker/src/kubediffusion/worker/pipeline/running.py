@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -23,8 +23,16 @@ from kubediffusion.worker.pipeline.stepping import Steps
 from kubediffusion.worker.pipeline.tables import Table
 from kubediffusion.worker.pipeline.variants import Depth, Variant
 from kubediffusion.worker.slots import arrange, lowered
+from kubediffusion.worker.throughput import StepTimes, admitted
 
 logger = logging.getLogger(__name__)
+
+_AHEAD = 4
+"""Steps before a slot is free in which who is to have it is made ready, a few images between two steps: when a whole
+batch leaves at once, the device would otherwise wait for sixteen to be encoded."""
+
+_AT_ONCE = 4
+"""Images that are made ready between two steps."""
 
 
 @dataclass
@@ -36,12 +44,14 @@ class Machine:
         steps: Makes steps of them.
         sizes: Batch sizes that may be computed, smallest first.
         plain: Always computed in the very same way.
+        times: What steps of each size take; nothing is known of them on the CPU.
     """
 
     batch: Batch
     steps: Steps
     sizes: tuple[int, ...]
     plain: bool = False
+    times: StepTimes = field(default_factory=StepTimes)
 
 
 @dataclass
@@ -110,7 +120,11 @@ class RunningBatch:
         self._device: torch.device = static.device
         self._pace = Pace(self._device)
         self._waiting: deque[ImageTask] = deque()
+        # Put aside with all their steps, then made ready: they may enter as they are.
         self._aside: deque[tuple[Sitting, Row]] = deque()
+        self._launched: int | None = None
+        self._step_count = 0
+        self._since: dict[Ticket, int] = {}
         # In the order in which they entered.
         self._slots: dict[int, Sitting] = {}
         self._size = 0
@@ -128,6 +142,7 @@ class RunningBatch:
             self._enter()
             if self._slots:
                 self._step()
+                self._make_ready()
             self._report(wait=False)
             if self._ended and self._between is not None:
                 self._between()
@@ -139,7 +154,7 @@ class RunningBatch:
             return
         left = [sitting.left for sitting in self._slots.values()]
         left += [sitting.left for sitting, _ in self._aside] + [self._calls(task) for task in self._waiting]
-        leaving = sum(calls == 1 for calls in left)
+        leaving = sum(sitting.left <= _AHEAD for sitting in self._slots.values())
         room = self._machine.sizes[-1] - len(left) + leaving
         self._waiting.extend(self._monitor.more(max(room, 0), max(left) - 1))
 
@@ -152,7 +167,7 @@ class RunningBatch:
 
     def _enter(self) -> None:
         """Fill the free slots, and bring the batch to its size."""
-        entering = self._admit(self._machine.sizes[-1] - len(self._slots))
+        entering = self._admit(self._room())
         if not self._slots and not entering:
             return
         batch = self._machine.batch
@@ -169,6 +184,29 @@ class RunningBatch:
             self._memory = reserved_memory(self._device)
         self._size = arrangement.size
 
+    def _room(self) -> int:
+        """Tell how many may enter: so many that the batch does the most, and who has waited for as long as it runs."""
+        running, waiting = len(self._slots), len(self._aside) + len(self._waiting)
+        sizes, known = self._machine.sizes, self._machine.times.known
+        if self._course or not known:
+            return sizes[-1] - running
+        tasks = [sitting.task for sitting, _ in self._aside] + list(self._waiting)
+        since = {task.ticket: self._since.get(task.ticket, self._step_count) for task in tasks}
+        self._since = since
+        overdue = sum(self._step_count - since[task.ticket] >= self._calls(task) for task in tasks)
+        return admitted(running, waiting, sizes, known, overdue)
+
+    def _make_ready(self) -> None:
+        """While a step runs, make ready some of those who wait; not those whose course has all begin together."""
+        if self._course or self._machine.plain:
+            return
+        for _ in range(min(_AT_ONCE, len(self._waiting))):
+            count = len(self._waiting)
+            if (ready := self._ready(self._waiting.popleft(), alone=False)) is not None:
+                self._aside.append(ready)
+            elif len(self._waiting) == count:
+                return
+
     def _admit(self, room: int) -> list[tuple[Sitting, Row]]:
         """Make ready, in order, as many as there is room for; first those who had a slot before."""
         entering: list[tuple[Sitting, Row]] = []
@@ -178,25 +216,37 @@ class RunningBatch:
                 break
             entering.append(self._aside.popleft())
         while self._waiting and len(entering) < room and self._fits(self._waiting[0], 0, entering):
-            task = self._waiting.popleft()
-            try:
-                ready = self._prepare(task)
-            except JobFailure as refusal:
-                self._monitor.ended(task.ticket, refusal)
-            except Exception as error:  # noqa: BLE001 - what encoding raises is the outcome of this image
-                logger.warning("an image cannot begin", extra=described(error))
-                check_device(self._device, error)
-                if is_out_of_memory(error) and (self._slots or entering):
-                    # It may fit when another has left.
-                    self._waiting.appendleft(task)
-                    break
-                self._monitor.ended(task.ticket, failure(error))
-            else:
-                if ready is None:
-                    self._static.run((task,), self._monitor)
-                else:
-                    entering.append((Sitting(task, ready[0]), ready[1]))
+            count = len(self._waiting)
+            ready = self._ready(self._waiting.popleft(), alone=not (self._slots or entering))
+            if ready is not None:
+                entering.append(ready)
+            elif len(self._waiting) == count:
+                break
         return entering
+
+    def _ready(self, task: ImageTask, *, alone: bool) -> tuple[Sitting, Row] | None:
+        """Make an image ready to enter.
+
+        Returns:
+            None when it has ended; or waits again, because there is no memory for it beside others.
+        """
+        try:
+            ready = self._prepare(task)
+        except JobFailure as refusal:
+            self._monitor.ended(task.ticket, refusal)
+        except Exception as error:  # noqa: BLE001 - what encoding raises is the outcome of this image
+            logger.warning("an image cannot begin", extra=described(error))
+            check_device(self._device, error)
+            if is_out_of_memory(error) and not alone:
+                # It may fit when another has left.
+                self._waiting.appendleft(task)
+            else:
+                self._monitor.ended(task.ticket, failure(error))
+        else:
+            if ready is not None:
+                return Sitting(task, ready[0]), ready[1]
+            self._static.run((task,), self._monitor)
+        return None
 
     def _fits(self, task: ImageTask, call: int, entering: list[tuple[Sitting, Row]]) -> bool:
         """Tell whether an image may enter beside others: on a course only when all are at the same call.
@@ -216,7 +266,7 @@ class RunningBatch:
         try:
             self._machine.batch.steer(rows, self._size)
             compiled = self._steps().run(self._size)
-            self._pace.step()
+            seconds = self._pace.step()
         except Exception as error:  # noqa: BLE001 - what the pipeline raises is the outcome of its images
             logger.warning("a step raised", extra={"images": len(rows), **described(error)})
             check_device(self._device, error)
@@ -225,6 +275,10 @@ class RunningBatch:
             elif not self._shrink():
                 self._end_all(failure(error))
             return
+        if seconds is not None and self._launched is not None and not self._course:
+            self._machine.times.note(self._launched, seconds)
+        self._launched = self._size
+        self._step_count += 1
         self._monitor.ran(Load(len(rows), self._size, self._machine.sizes[-1], compiled, self._memory))
         for sitting in self._slots.values():
             sitting.call += 1
@@ -289,8 +343,9 @@ class RunningBatch:
             return False
         logger.warning("a batch of %d does not fit the device's memory; at most %d from now on", self._size, sizes[-1])
         machine.sizes = sizes
-        for slot in list(self._slots)[sizes[-1] :]:
-            self._aside.append((self._slots[slot], machine.batch.row(slot, features=self._keeps).on_host()))
+        kept_out = list(self._slots)[sizes[-1] :]
+        for slot in reversed(kept_out):
+            self._aside.appendleft((self._slots[slot], machine.batch.row(slot, features=self._keeps).on_host()))
             self._leave(slot)
         machine.steps.forget(self._size)
         self._size = sizes[-1]

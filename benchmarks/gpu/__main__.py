@@ -138,7 +138,7 @@ class Run:
 
     def results(self) -> dict[str, Any]:
         """Gather what the parts found, in this run or in an earlier one whose folders these are."""
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"architecture": self.given.architecture}
         for name in ("cold", "warm"):
             file = self.scratch / f"cache-{name}" / "startup.json"
             if file.exists():

@@ -62,6 +62,15 @@ def test_a_process_starts_from_what_others_compiled(uri: str, tmp_path: Path) ->
     assert len(unpack(Bucket(uri).get(NAME) or b"")) == 1
 
 
+def test_what_a_process_saved_at_several_times_is_loaded_as_a_whole(tmp_path: Path) -> None:
+    # As a worker does: it saves when its step is compiled, and again when its decoder is.
+    place = str(tmp_path / "place")
+    first = compiles(place, tmp_path / "1", 3, 5)
+    assert (first["hits"], first["misses"], first["kept"]) == (0, 2, 2)
+    second = compiles(place, tmp_path / "2", 3, 5)
+    assert (second["hits"], second["misses"], second["kept"]) == (2, 0, 0)
+
+
 def test_an_object_is_there_whole_or_not_at_all_and_the_last_writer_wins(uri: str) -> None:
     place = Bucket(uri)
     assert place.get(NAME) is None

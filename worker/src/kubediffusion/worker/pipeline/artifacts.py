@@ -6,6 +6,7 @@ import io
 import logging
 import time
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 
@@ -50,12 +51,12 @@ class Artifacts:
         began = time.monotonic()
         for part in parts:
             try:
-                info = torch.compiler.load_cache_artifacts(part)
+                keys = _load(part)
             except Exception as error:  # noqa: BLE001 - compiled anew instead
                 logger.warning("the compile cache cannot be used", extra=described(error))
                 continue
-            if info is not None:
-                self._parts.append((_keys(info.artifacts), part))
+            if keys:
+                self._parts.append((keys, part))
         self._known = frozenset().union(*(keys for keys, _ in self._parts))
         if parts:
             seconds = round(time.monotonic() - began, 3)
@@ -111,6 +112,32 @@ class Saving:
         if kind not in self._seen:
             self._seen.add(kind)
             self._artifacts.save()
+
+
+def _load(data: bytes) -> Keys:
+    """Give PyTorch all that a process saved.
+
+    It saves a list of each kind of artifact for each time that it was asked to, one after the other, and its own
+    loading (2.11 to 2.15) takes the last list of a kind for the only one: what a worker saved when its step was
+    compiled would be lost because it saved again when its decoder was.
+
+    Raises:
+        Exception: It cannot be read.
+    """
+    try:
+        from torch.compiler._cache import CacheArtifact, CacheArtifactManager, _deserialize_single_cache
+        from torch.utils._appending_byte_serializer import AppendingByteSerializer
+
+        register = CacheArtifactManager._ensure_cache_artifacts_registered  # noqa: SLF001 - as its own loading does
+    except (ImportError, AttributeError):
+        # A version that is made otherwise: what it does not load is compiled anew.
+        info = torch.compiler.load_cache_artifacts(data)
+        return frozenset() if info is None else _keys(info.artifacts)
+    register()
+    whole: defaultdict[str, list[CacheArtifact]] = defaultdict(list)
+    for kind, artifacts in AppendingByteSerializer.to_list(data, deserialize_fn=_deserialize_single_cache):
+        whole[kind] += artifacts
+    return _keys(CacheArtifactManager.populate_caches(whole).artifacts)
 
 
 def _keys(artifacts: dict[str, list[str]]) -> Keys:

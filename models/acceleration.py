@@ -33,7 +33,7 @@ from models.training.scenes import RELATIONS, Sampler, Scene
 from models.training.settings import ROOT
 
 from kubediffusion.resources.generation_job import Acceleration
-from kubediffusion.worker.engine import EngineInfo, ImageTask, Load, Outcome, Picture, Shape, Ticket
+from kubediffusion.worker.engine import Admit, EngineInfo, ImageTask, Load, Outcome, Picture, Shape, Ticket
 from kubediffusion.worker.pipeline.accelerator import prepare
 from kubediffusion.worker.pipeline.continuous import NAME, ContinuousEngine
 from kubediffusion.worker.pipeline.families import family_of
@@ -85,7 +85,7 @@ class Album:
     def stepped(self, _ticket: Ticket, _step: int, _total: int) -> None:
         """Take no notice."""
 
-    def more(self, _room: int, _calls: int) -> tuple[ImageTask, ...]:
+    def more(self, _room: int, _calls: int, _admit: Admit) -> tuple[ImageTask, ...]:
         """Give none: the batches of all variants are the same."""
         return ()
 

@@ -29,7 +29,18 @@ from kubediffusion.resources.storage import ImageStorage
 from kubediffusion.worker.announcer import Announcer
 from kubediffusion.worker.assignments import Assignment, Assignments
 from kubediffusion.worker.cpus import usable_cpus
-from kubediffusion.worker.engine import Engine, EngineInfo, ImageTask, Load, Monitor, Outcome, Plan, Shape, Ticket
+from kubediffusion.worker.engine import (
+    Admit,
+    Engine,
+    EngineInfo,
+    ImageTask,
+    Load,
+    Monitor,
+    Outcome,
+    Plan,
+    Shape,
+    Ticket,
+)
 from kubediffusion.worker.finisher import Finisher
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.main import UPLOADS
@@ -280,9 +291,9 @@ class StaticBatches:
         if preparation is None:
             self._engine.run(tasks, _Closed(monitor))
             return
-        machine = preparation._machine
+        machine = preparation.machine
         times, machine.times = machine.times, StepTimes()
-        machine.times.note = lambda _size, _seconds: None
+        machine.times.note = lambda *_args, **_more: None
         try:
             self._engine.run(tasks, _Closed(monitor))
         finally:
@@ -304,7 +315,7 @@ class _Closed:
     def ended(self, ticket: Ticket, outcome: Outcome) -> None:
         self._monitor.ended(ticket, outcome)
 
-    def more(self, _room: int, _calls: int) -> tuple[ImageTask, ...]:
+    def more(self, _room: int, _calls: int, _admit: Admit) -> tuple[ImageTask, ...]:
         return ()
 
     def ran(self, load: Load) -> None:

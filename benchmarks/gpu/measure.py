@@ -108,7 +108,7 @@ class Measurements:
         }
 
     def _machine(self) -> Any:
-        return self.engine._preparation._machine
+        return self.engine._preparation.machine
 
     def replays(self) -> Found:
         """Time the graphs alone: what no engine around them can beat."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from kubediffusion.worker import testing
-from kubediffusion.worker.engine import Engine, ImageTask, Load, Outcome, Picture, Shape, Ticket
+from kubediffusion.worker.engine import Admit, Engine, ImageTask, Load, Outcome, Picture, Shape, Ticket
 from kubediffusion.worker.settings import Settings
 
 STEPS = 25
@@ -208,8 +208,9 @@ class Watch:
         """Remember how an image ends."""
         self.outcomes[ticket.index] = outcome
 
-    def more(self, room: int, _calls: int) -> tuple[ImageTask, ...]:
+    def more(self, room: int, _calls: int, admit: Admit) -> tuple[ImageTask, ...]:
         """Give from the stock as many as there is room for."""
+        room = admit(min(room, len(self._stock)))
         given, self._stock = self._stock[:room], self._stock[room:]
         return tuple(given)
 
@@ -236,9 +237,10 @@ def rest(engine: Any, seconds: float = 600.0) -> bool:
     """Let an engine prepare all that it wants, and tell whether it came to the end in that time."""
     ends, woken = time.monotonic() + seconds, threading.Event()
     while time.monotonic() < ends:
+        busy = engine._compiler is not None and engine._compiler.busy
         if engine.rest(woken.set):
             continue
-        if engine._compiler is None or not engine._compiler.busy:
+        if not busy:
             return True
         woken.wait(max(ends - time.monotonic(), 0))
         woken.clear()

@@ -48,7 +48,7 @@ def main() -> None:
 
 def _compile_step(engine: Any, size: int) -> None:
     """Compile an engine's step as its own compiler does, and nothing else."""
-    machine = engine._preparation._machine
+    machine = engine._preparation.machine
     work = machine.batch.work(size, WHOLE)
     compiler, compiled = Compiler(None), threading.Event()
     compiler.begin()

@@ -212,6 +212,17 @@ def test_the_volume_of_compiled_code_is_mounted_to_be_written_to(path, there):
     assert environment(item)["KUBEDIFFUSION_COMPILE_CACHE_PATH"] == mount["mountPath"] + there
 
 
+def test_compiled_code_on_the_models_own_volume_is_one_volume():
+    base = with_compile_cache(persistentVolumeClaim={"claimName": "models", "path": "compiled"})
+    source = ModelSource.model_validate({"persistentVolumeClaim": {"claimName": "models", "path": "sd"}})
+    item = base.model_copy(update={"spec": base.spec.model_copy(update={"source": source})})
+    pod = pod_of(item)
+    claims = [volume for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
+    assert [volume["persistentVolumeClaim"] for volume in claims] == [{"claimName": "models"}]
+    mounts = [mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] == claims[0]["name"]]
+    assert [mount.get("readOnly", False) for mount in mounts] == [True, False]
+
+
 def test_compiled_code_in_storage_is_the_workers_business():
     item = with_compile_cache(s3={"uri": "s3://cache/compiled"})
     assert json.loads(environment(item)["KUBEDIFFUSION_MODEL_SPEC"])["compileCache"] == {

@@ -11,7 +11,7 @@ from worker_builders import NOW, bound_job, picture
 
 from kubediffusion.resources.errors import ErrorCode, JobFailure
 from kubediffusion.worker.assignments import Assignment, Binding
-from kubediffusion.worker.engine import Load, Outcome, Ticket
+from kubediffusion.worker.engine import Admit, Load, Outcome, Ticket, everybody
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
 from kubediffusion.worker.runner import Members, _BatchMonitor
@@ -42,6 +42,7 @@ class Bench:
         self.first = members("first")
         self.queue: list[Members] = []
         self.asked: list[tuple[int, int]] = []
+        self.admits: list[Admit] = []
         self.ends = Ends()
         self.registry = CollectorRegistry()
         self.monitor = _BatchMonitor(
@@ -53,13 +54,14 @@ class Bench:
             Metrics(self.registry),
         )
 
-    def find(self, room: int, calls: int) -> Members:
+    def find(self, room: int, calls: int, admit: Admit) -> Members:
         self.asked.append((room, calls))
+        self.admits.append(admit)
         return self.queue.pop(0) if self.queue else {}
 
-    async def more(self, room: int, calls: int = 9) -> list[Ticket]:
+    async def more(self, room: int, calls: int = 9, admit: Admit = everybody) -> list[Ticket]:
         """Ask from another thread, as the engine does."""
-        return [task.ticket for task in await asyncio.to_thread(self.monitor.more, room, calls)]
+        return [task.ticket for task in await asyncio.to_thread(self.monitor.more, room, calls, admit)]
 
     def metric(self, name: str) -> float:
         return self.registry.get_sample_value(f"kubediffusion_worker_{name}") or 0.0
@@ -80,6 +82,14 @@ async def test_what_is_found_is_given_by_the_next_call(bench: Bench) -> None:
     assert bench.asked[1] == (1, 6)
     assert bench.monitor.images == 3
     assert all(bench.monitor.wanted(ticket) for ticket in joining)
+
+
+async def test_those_who_were_just_given_count_among_the_admitted(bench: Bench) -> None:
+    bench.queue = [members("second", images=2)]
+    await bench.more(6)
+    await bench.more(6, admit=lambda waiting: min(waiting, 3))
+    # Three in all: two have them.
+    assert [bench.admits[1](waiting) for waiting in (0, 1, 2)] == [0, 1, 1]
 
 
 async def test_nobody_is_looked_for_without_room(bench: Bench) -> None:

@@ -194,7 +194,7 @@ def test_an_image_leaves_when_it_is_done_and_makes_room_before(tiny: ContinuousE
     seen = run(tiny, *tasks)
     assert list(seen.outcomes) == [0, 1, 2, 3]
     # Room is asked for ahead: the slot of an image counts that has four steps left or fewer.
-    assert seen.offers == [(0, 5), (3, 4), (4, 3), (4, 2), (4, 1), (4, 0)]
+    assert seen.offers == [(0, 2), (3, 4), (4, 3), (4, 2), (4, 1), (4, 0)]
 
 
 def test_who_comes_next_is_made_ready_while_the_last_steps_run(tiny: ContinuousEngine) -> None:

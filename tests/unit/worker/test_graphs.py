@@ -235,9 +235,10 @@ def rested(engine: ContinuousEngine) -> None:
     """Give an engine all the time that it wants."""
     woken = threading.Event()
     while True:
-        while engine.rest(woken.set):
-            pass
-        if not engine._compiler or not engine._compiler.busy:
+        busy = engine._compiler is not None and engine._compiler.busy
+        if engine.rest(woken.set):
+            continue
+        if not busy:
             return
         assert woken.wait(60)
         woken.clear()
@@ -314,6 +315,40 @@ def test_what_cannot_be_compiled_or_does_not_fit_ends_the_preparation(
     seen = Recorder()
     fitting.run((image_task(0), image_task(1)), seen)
     assert all(isinstance(outcome, Picture) for outcome in seen.outcomes.values())
+
+
+def test_sizes_that_fit_are_compiled_though_larger_ones_do_not(
+    folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    engine = on_graphs(folders("stable_diffusion"), monkeypatch, Compiler(None, backend="eager"))
+    engine.warm_up()
+    (machine,) = engine._machines.values()
+    prepare, attempts = machine.steps.prepare, []
+
+    def short_of_memory(size: int) -> bool:
+        attempts.append(size)
+        if size >= 4:
+            raise torch.OutOfMemoryError("too much")
+        return prepare(size)
+
+    monkeypatch.setattr(machine.steps, "prepare", short_of_memory)
+    rested(engine)
+    assert machine.steps._compiled == {1: True, 2: True}
+    assert attempts.count(4) == 1
+
+
+def test_what_is_being_prepared_is_not_forgotten_for_jobs_of_other_sizes(
+    folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = on_graphs(folders("stable_diffusion"), monkeypatch, None)
+    engine.warm_up()
+    (frame,) = engine._machines
+    for width in (8, 16, 24, 40, 48):
+        engine.run((image_task(0, steps=1, width=width, height=8),), Recorder())
+    assert frame in engine._machines
+    assert len(engine._machines) <= 4
 
 
 def test_a_size_that_does_not_fit_frees_its_graph_and_those_above(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kubediffusion.resources.generation_job import GenerationJob
-from kubediffusion.worker.engine import EngineInfo, ImageTask, Load, Outcome, Picture, Shape, Ticket
+from kubediffusion.worker.engine import Admit, EngineInfo, ImageTask, Load, Outcome, Picture, Shape, Ticket
 from kubediffusion.worker.settings import Settings
 
 NOW = dt.datetime(2026, 1, 2, 3, 4, 5, 678901, dt.UTC)
@@ -85,8 +85,8 @@ class Recorder:
         assert step <= total
         self.steps.setdefault(ticket.index, []).append(step)
 
-    def more(self, room: int, calls: int) -> tuple[ImageTask, ...]:
-        self.offers.append((room, calls))
+    def more(self, room: int, calls: int, admit: Admit) -> tuple[ImageTask, ...]:
+        self.offers.append((admit(room), calls))
         return self._joining.pop(len(self.loads), ())
 
     def ran(self, load: Load) -> None:

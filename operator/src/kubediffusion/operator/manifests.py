@@ -124,7 +124,12 @@ def _template(model: DiffusionModel, defaults: WorkerDefaults) -> dict[str, Any]
     if claim is not None:
         volumes.append({"name": "model", "persistentVolumeClaim": {"claimName": claim.claim_name, "readOnly": True}})
         mounts.append({"name": "model", "mountPath": MODEL_MOUNT, "readOnly": True})
-    if (compiled := _compiled_volume(model)) is not None:
+    compiled = _compiled_volume(model)
+    if compiled is not None and claim is not None and compiled.claim_name == claim.claim_name:
+        # One volume: kubelet waits for ever for a claim that a Pod names twice.
+        volumes[-1] = {"name": "model", "persistentVolumeClaim": {"claimName": claim.claim_name}}
+        mounts.append({"name": "model", "mountPath": COMPILED_MOUNT})
+    elif compiled is not None:
         volumes.append({"name": "compiled", "persistentVolumeClaim": {"claimName": compiled.claim_name}})
         mounts.append({"name": "compiled", "mountPath": COMPILED_MOUNT})
     spec: dict[str, Any] = {

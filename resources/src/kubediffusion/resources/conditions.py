@@ -58,7 +58,7 @@ class EngineReason(StrEnum):
     LOADING_WEIGHTS = "LoadingWeights"
     """The weights go to the device."""
     WARMING_UP = "WarmingUp"
-    """The weights are on the device, and the batch sizes are prepared."""
+    """The weights are on the device, and the first image is made."""
     COMPILING = "Compiling"
     """The worker takes jobs, and compiles in the background."""
     READY = "Ready"

@@ -108,6 +108,15 @@ Outcome = Picture | JobFailure
 """How an image ends."""
 
 
+Admit = Callable[[int], int]
+"""Tells how many of so many images that wait may enter a batch; callable from any thread."""
+
+
+def everybody(waiting: int) -> int:
+    """Admit all who wait."""
+    return waiting
+
+
 @dataclass(frozen=True)
 class Plan:
     """How an engine would run images of one shape.
@@ -116,11 +125,13 @@ class Plan:
         key: What images must have in common to run in one batch.
         calls: How often the model is called for one image.
         joins: Whether such images may enter a batch that is running.
+        admit: How many of them are to begin a batch together, where others may join later.
     """
 
     key: Hashable
     calls: int
     joins: bool = False
+    admit: Admit = field(default=everybody, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -154,14 +165,15 @@ class Monitor(Protocol):
     def ended(self, ticket: Ticket, outcome: Outcome) -> None:
         """Note the end of an image. An image that is no longer wanted may end without it."""
 
-    def more(self, room: int, calls: int) -> tuple[ImageTask, ...]:
+    def more(self, room: int, calls: int, admit: Admit) -> tuple[ImageTask, ...]:
         """Give images that join the running batch: those that were found since the last call.
 
         Others are looked for meanwhile, for the next call. What is not called for when the batch ends runs in the next.
 
         Args:
-            room: Images that could enter after the step that follows.
-            calls: Calls of the model, after that step, until the last of the batch's images is done.
+            room: Images for which there will be a slot soon.
+            calls: Calls of the model, from when they enter, until the last of the batch's images is done.
+            admit: How many of those who wait are to take these slots.
         """
 
     def ran(self, load: Load) -> None:

@@ -21,7 +21,7 @@ from kubediffusion.resources.errors import ErrorCode, JobFailure
 from kubediffusion.worker.announcer import Announcer
 from kubediffusion.worker.assignments import Assignment, Assignments
 from kubediffusion.worker.batching import Candidate, Portion, joining, next_batch
-from kubediffusion.worker.engine import Engine, EngineLostError, ImageTask, Load, Outcome, Ticket, described
+from kubediffusion.worker.engine import Admit, Engine, EngineLostError, ImageTask, Load, Outcome, Ticket, described
 from kubediffusion.worker.finisher import Finisher
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
@@ -131,6 +131,8 @@ class Runner:
         # Before it is asked: it may have the runner woken before its answer is here.
         self._restless = False
         loop = asyncio.get_running_loop()
+        # What hangs here is found out as in a batch.
+        self._health.beat()
 
         def wake() -> None:
             # The loop may be closed by then: the worker has ended.
@@ -146,6 +148,8 @@ class Runner:
         except Exception as error:  # noqa: BLE001 - a defect in what would make it faster costs no job
             logger.warning("the engine cannot prepare more", extra=described(error))
             return False
+        finally:
+            self._health.rest()
         self._restless = self._restless or more
         return more
 
@@ -165,9 +169,7 @@ class Runner:
         began = time.monotonic()
         self._restless = True
         # What joined the last batch too late goes first.
-        members = self._leftover or self._members(
-            next_batch((self._candidate(a) for a in self._runnable().values()), self._limits.max_images)
-        )
+        members = self._leftover or self._members(self._next_batch())
         self._leftover = {}
         tasks = tuple(task for task, _ in members.values())
         about = {"jobs": sorted({a.name for _, a in members.values()}), "images": len(tasks)}
@@ -177,7 +179,7 @@ class Runner:
         key = self._engine.plan(tasks[0].shape).key
         monitor = _BatchMonitor(
             {ticket: assignment for ticket, (_, assignment) in members.items()},
-            lambda room, calls: self._joining(key, room, calls),
+            lambda room, calls, admit: self._joining(key, room, calls, admit),
             loop,
             self._finisher,
             self._health,
@@ -200,17 +202,31 @@ class Runner:
         seconds = round(time.monotonic() - began, 3)
         logger.info("batch ends", extra={**about, "images": monitor.images, "seconds": seconds})
 
+    def _next_batch(self) -> tuple[Portion[str], ...]:
+        candidates = [self._candidate(assignment) for assignment in self._runnable().values()]
+        portions = next_batch(candidates, self._limits.max_images)
+        plan = next(candidate.plan for candidate in candidates if candidate.key == portions[0].key)
+        waiting = sum(portion.count for portion in portions)
+        if plan.joins and (count := plan.admit(waiting)) < waiting:
+            # The others join when that makes the batch do more; until then they can go elsewhere.
+            portions = next_batch(candidates, count)
+        return portions
+
     def _candidate(self, assignment: Assignment) -> Candidate[str]:
         return assignment.candidate(self._engine.plan(assignment.shape))
 
-    def _joining(self, key: Hashable, room: int, calls: int) -> Members:
+    def _joining(self, key: Hashable, room: int, calls: int, admit: Admit) -> Members:
         """Give images that enter the running batch."""
         self._metrics.bound.set(len(self._assignments))
         if self._finisher.defect is not None or self._finisher.buffered >= self._limits.buffer_bytes:
             # The batch comes to its end, and what follows is decided then.
             return {}
-        candidates = (self._candidate(assignment) for assignment in self._runnable().values())
-        return self._members(joining(candidates, key, room, calls))
+        candidates = [self._candidate(assignment) for assignment in self._runnable().values()]
+        portions = joining(candidates, key, room, calls)
+        waiting = sum(portion.count for portion in portions)
+        if (count := admit(waiting)) < waiting:
+            portions = joining(candidates, key, count, calls)
+        return self._members(portions)
 
     def _members(self, portions: tuple[Portion[str], ...]) -> Members:
         """Take images for the engine."""
@@ -230,7 +246,8 @@ class _BatchMonitor:
 
     Args:
         members: The job of each image that the batch begins with.
-        find: Gives, on the event loop, images that join: of so many, with so many calls of the model left.
+        find: Gives, on the event loop, images that join: for so many slots, with so many calls of the model left, as
+            many of those who wait as are admitted.
         loop: Where ends are handled.
         finisher: Takes in ends.
         health: Told about every step.
@@ -243,7 +260,7 @@ class _BatchMonitor:
     def __init__(
         self,
         members: dict[Ticket, Assignment],
-        find: Callable[[int, int], Members],
+        find: Callable[[int, int, Admit], Members],
         loop: asyncio.AbstractEventLoop,
         finisher: Finisher,
         health: Health,
@@ -288,7 +305,7 @@ class _BatchMonitor:
         self._metrics.inference.observe(time.monotonic() - self._began[ticket])
         self._loop.call_soon_threadsafe(self._finisher.ended, self._members[ticket], ticket.index, outcome)
 
-    def more(self, room: int, calls: int) -> tuple[ImageTask, ...]:
+    def more(self, room: int, calls: int, admit: Admit) -> tuple[ImageTask, ...]:
         """Give what the event loop found, and ask it for more."""
         # Before what it found is taken: else an answer that comes in between is forgotten, and asked for again.
         asked = self._asked
@@ -299,7 +316,10 @@ class _BatchMonitor:
         self.images += len(found)
         if (room := room - len(found)) > 0 and not asked:
             self._asked = True
-            self._loop.call_soon_threadsafe(self._look, room, calls)
+            given = len(found)
+            self._loop.call_soon_threadsafe(
+                self._look, room, calls, lambda waiting: max(admit(waiting + given) - given, 0)
+            )
         return tuple(task for task, _ in found.values())
 
     def ran(self, load: Load) -> None:
@@ -330,8 +350,8 @@ class _BatchMonitor:
             if not assignment.dropped and not assignment.closing
         }
 
-    def _look(self, room: int, calls: int) -> None:
-        self._found.put(self._find(room, calls))
+    def _look(self, room: int, calls: int, admit: Admit) -> None:
+        self._found.put(self._find(room, calls, admit))
         self._asked = False
 
     def _take_found(self) -> Members:

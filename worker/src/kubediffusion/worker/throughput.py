@@ -14,7 +14,7 @@ from dataclasses import dataclass
 WORTH = 1.01
 """By how much more a larger batch must do: less is what two measurements of the same differ by."""
 
-_TRUSTED = 4
+_TRUSTED = 5
 """Steps of a size before its time is believed: the first may include its capture."""
 
 _LASTING = 4096
@@ -27,7 +27,8 @@ _SLOWER = 1.01
 @dataclass
 class _Time:
     seconds: float
-    count: int = 1
+    compiled: bool
+    count: int = 0
     noted: int = 0
 
 
@@ -38,10 +39,12 @@ class StepTimes:
         self._times: dict[int, _Time] = {}
         self._steps = 0
 
-    def note(self, size: int, seconds: float) -> None:
+    def note(self, size: int, seconds: float, *, compiled: bool = False) -> None:
         """Note what a step took. What comes between two steps makes one seem longer, never shorter."""
         self._steps += 1
-        time = self._times.setdefault(size, _Time(seconds, 0))
+        time = self._times.get(size)
+        if time is None or time.compiled is not compiled:
+            time = self._times[size] = _Time(seconds, compiled)
         time.seconds = min(seconds, time.seconds * _SLOWER)
         time.count += 1
         time.noted = self._steps
@@ -51,7 +54,8 @@ class StepTimes:
         """The times that can be relied on."""
         return {
             size: time.seconds
-            for size, time in self._times.items()
+            # A copy: another thread may note a time meanwhile.
+            for size, time in list(self._times.items())
             if time.count >= _TRUSTED and self._steps - time.noted < _LASTING
         }
 
@@ -77,7 +81,7 @@ def admitted(running: int, waiting: int, sizes: Sequence[int], seconds: Mapping[
         # Of what is not measured, the most: so the whole size is filled.
         if done is None or (most_done is not None and done > most_done * WORTH):
             best, most_done = images, done
-    return best - running
+    return max(best - running, 0)
 
 
 def _done(images: int, sizes: Sequence[int], seconds: Mapping[int, float]) -> float | None:

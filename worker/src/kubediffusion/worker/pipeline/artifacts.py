@@ -108,7 +108,9 @@ class Saving:
     def run(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> None:
         """Make the images of one batch: see :meth:`kubediffusion.worker.engine.Engine.run`."""
         self._engine.run(tasks, monitor)
-        kind = (self.plan(tasks[0].shape).key, len(tasks))
+        shape = tasks[0].shape
+        # What compiled code depends on.
+        kind = (shape.width, shape.height, shape.guidance > 1, len(tasks))
         if kind not in self._seen:
             self._seen.add(kind)
             self._artifacts.save()

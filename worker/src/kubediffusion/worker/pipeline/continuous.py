@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from kubediffusion.worker.pipeline.transfers import to_device
 from kubediffusion.worker.pipeline.variants import Course, variants
 from kubediffusion.worker.progress import Progress, untold
 from kubediffusion.worker.slots import sizes_up_to
+from kubediffusion.worker.throughput import admitted
 
 NAME = "continuous"
 """What ``status.parameters.engine`` says."""
@@ -106,11 +108,12 @@ class ContinuousEngine:
         """Prepare what later jobs need: see :meth:`kubediffusion.worker.engine.Engine.rest`."""
         if self._preparation is None:
             return False
-        with torch.inference_mode():
-            more = self._preparation.proceed()
-        if not more and self._compiler is not None and self._compiler.busy:
+        if self._compiler is not None and self._compiler.busy:
+            # Called at once where it has just ended.
             self._compiler.when_free(wake)
-        return more
+            return False
+        with torch.inference_mode():
+            return self._preparation.proceed()
 
     def plan(self, shape: Shape) -> Plan:
         """Tell how images of a shape run: see :meth:`kubediffusion.worker.engine.Engine.plan`."""
@@ -119,11 +122,18 @@ class ContinuousEngine:
             return self._static.plan(shape)
         frame = self._frame(shape)
         if shape.acceleration is None:
-            return Plan(frame, calls, joins=not shape.deterministic)
+            return Plan(frame, calls, joins=not shape.deterministic, admit=partial(self._admit, frame))
         if shape.acceleration.feature_caching is not None and not divisible(self._pipeline.unet):
             # Which refuses it.
             return self._static.plan(shape)
         return Plan(Course(frame, shape.acceleration, shape.scheduler, shape.steps), calls)
+
+    def _admit(self, frame: Frame, waiting: int) -> int:
+        """Tell how many begin a batch together."""
+        machine = self._machines.get(frame)
+        if machine is None or not waiting:
+            return waiting
+        return admitted(0, waiting, machine.sizes, machine.times.known)
 
     def run(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> None:
         """Make the images of one batch: see :meth:`kubediffusion.worker.engine.Engine.run`."""
@@ -177,8 +187,9 @@ class ContinuousEngine:
         """Give what is prepared for a frame, and forget what was used longest ago."""
         machine = self._machines.pop(frame, None)
         if machine is None:
+            kept = None if self._preparation is None else self._preparation.machine
             while len(self._machines) >= _MACHINES:
-                del self._machines[next(iter(self._machines))]
+                del self._machines[next(other for other, made in self._machines.items() if made is not kept)]
             sizes = (1,) if frame.deterministic else self._sizes
             nothing = ImageTask(Ticket("", 0, 0), "", None, 0, Shape(steps=1, guidance=1))
             example = self._beside.run(lambda: self._row(nothing, frame, 1.0))

@@ -13,6 +13,7 @@ import torch
 from kubediffusion.resources.errors import ErrorCode, JobFailure
 from kubediffusion.worker.calls import Callback, CallPlan
 from kubediffusion.worker.engine import (
+    Admit,
     Engine,
     EngineInfo,
     ImageTask,
@@ -56,7 +57,7 @@ class _Nobody:
     def ended(self, _ticket: Ticket, _outcome: Outcome) -> None:
         pass
 
-    def more(self, _room: int, _calls: int) -> tuple[ImageTask, ...]:
+    def more(self, _room: int, _calls: int, _admit: Admit) -> tuple[ImageTask, ...]:
         return ()
 
     def ran(self, _load: Load) -> None:
@@ -185,7 +186,8 @@ class PipelineEngine:
             ErrorCode.PIPELINE_FAILED,
             f"acceleration: {self._plan.pipeline} with {scheduler} runs through diffusers' own call, which has none of "
             "it; it is for Stable Diffusion 1, 2 and XL with a scheduler such as DPMSolverMultistepScheduler, "
-            "EulerDiscreteScheduler or DDIMScheduler. Leave it out; where the model's defaults ask for it, give an "
+            "EulerDiscreteScheduler or DDIMScheduler, and featureCaching for a UNet of cross-attention and plain blocks. "
+            "Leave it out; where the model's defaults ask for it, give an "
             "empty one",
         )
 

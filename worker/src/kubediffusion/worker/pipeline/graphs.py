@@ -16,7 +16,7 @@ import torch
 
 from kubediffusion.worker.engine import described
 from kubediffusion.worker.pipeline.compiling import Compiler
-from kubediffusion.worker.pipeline.faults import is_out_of_memory
+from kubediffusion.worker.pipeline.faults import check_device, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +111,7 @@ class GraphedFunction:
         except Exception as error:
             if is_out_of_memory(error) and not compiled:
                 raise
+            check_device(example.device, error)
             tell_refused(self._function.__name__, error, compiled=compiled)
             self._refused.add(shape)
             return

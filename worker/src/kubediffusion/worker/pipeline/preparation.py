@@ -7,6 +7,8 @@ works for minutes, and nothing can be captured meanwhile.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -29,11 +31,12 @@ class Preparation:
     """
 
     def __init__(self, machine: Machine, decoder: Decoder, compiler: Compiler | None, device: torch.device) -> None:
-        self._machine = machine
+        self.machine = machine
         self._decoder = decoder
         self._compiler = compiler
         self._device = device
         self._captured = False
+        self._too_large: set[int] = set()
 
     @property
     def captured(self) -> bool:
@@ -51,28 +54,19 @@ class Preparation:
         """
         if self._captured:
             return False
-        machine = self._machine
-        missing = [size for size in machine.sizes if not machine.steps.ready(size)]
+        missing = [size for size in self._sizes() if not self.machine.steps.ready(size)]
         if missing:
-            try:
-                machine.steps.prepare(missing[0])
-            except Exception as error:
-                check_device(self._device, error)
-                if not is_out_of_memory(error):
-                    raise
-                # When a batch needs the size, and it still does not fit, the batch gets smaller.
-                logger.warning("no memory to prepare a batch of %d", missing[0])
-                missing = []
+            self._attempt(missing[0])
         self._captured = len(missing) <= 1
         if self._captured and self._compiler is not None:
             self._compiler.begin()
         return not self._captured
 
     def proceed(self) -> bool:
-        """Do the next piece, in about a second.
+        """Do the next piece, in about a second; not while something is compiled.
 
         Returns:
-            Whether there is another to do now: not while something is compiled, and not when all is done.
+            Whether there is another.
 
         Raises:
             EngineLostError: The device failed.
@@ -80,11 +74,29 @@ class Preparation:
         if not self._captured:
             self.capture()
             return True
-        if self._compiler is None or self._compiler.busy:
+        if self._compiler is None:
             return False
-        sizes = self._machine.sizes
-        steps = self._machine.steps
-        # First what a lone job needs, then what the most images need.
-        if steps.prepare(sizes[0]) and self._decoder.prepare():
-            return not all(steps.prepare(size) for size in reversed(sizes))
-        return True
+        try:
+            steps = [partial(self._attempt, size) for size in self._sizes()]
+            # First what a lone job needs, then what the most images need.
+            parts: list[Callable[[], bool]] = [*steps[:1], self._decoder.prepare, *reversed(steps[1:])]
+            return not all(part() for part in parts)
+        except Exception as error:
+            check_device(self._device, error)
+            raise
+
+    def _sizes(self) -> tuple[int, ...]:
+        return tuple(size for size in self.machine.sizes if size not in self._too_large)
+
+    def _attempt(self, size: int) -> bool:
+        """Bring a size further, and tell whether it is as fast as it gets, or does not fit."""
+        try:
+            return self.machine.steps.prepare(size)
+        except Exception as error:
+            check_device(self._device, error)
+            if not is_out_of_memory(error):
+                raise
+            # When a batch needs the size, and it still does not fit, the batch gets smaller.
+            logger.warning("no memory to prepare a batch of %d", size)
+            self._too_large.add(size)
+            return True

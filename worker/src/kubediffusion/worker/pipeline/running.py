@@ -5,6 +5,7 @@ Where calls differ in what they compute, all images begin together, and nobody j
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -122,7 +123,7 @@ class RunningBatch:
         self._waiting: deque[ImageTask] = deque()
         # Put aside with all their steps, then made ready: they may enter as they are.
         self._aside: deque[tuple[Sitting, Row]] = deque()
-        self._launched: int | None = None
+        self._launched: tuple[int, bool] | None = None
         self._step_count = 0
         self._since: dict[Ticket, int] = {}
         # In the order in which they entered.
@@ -155,8 +156,16 @@ class RunningBatch:
         left = [sitting.left for sitting in self._slots.values()]
         left += [sitting.left for sitting, _ in self._aside] + [self._calls(task) for task in self._waiting]
         leaving = sum(sitting.left <= _AHEAD for sitting in self._slots.values())
-        room = self._machine.sizes[-1] - len(left) + leaving
-        self._waiting.extend(self._monitor.more(max(room, 0), max(left) - 1))
+        free = self._machine.sizes[-1] - len(left)
+        sizes, known = self._machine.sizes, self._machine.times.known
+        staying = len(left) - leaving
+
+        def admit(waiting: int) -> int:
+            return admitted(staying, waiting, sizes, known)
+
+        # Who gets the slot of one that leaves begins some steps later.
+        calls = max(left) - (1 if free > 0 else _AHEAD)
+        self._waiting.extend(self._monitor.more(max(free + leaving, 0), max(calls, 0), admit))
 
     def _drop_unwanted(self) -> None:
         wanted = self._monitor.wanted
@@ -193,8 +202,8 @@ class RunningBatch:
         tasks = [sitting.task for sitting, _ in self._aside] + list(self._waiting)
         since = {task.ticket: self._since.get(task.ticket, self._step_count) for task in tasks}
         self._since = since
-        overdue = sum(self._step_count - since[task.ticket] >= self._calls(task) for task in tasks)
-        return admitted(running, waiting, sizes, known, overdue)
+        overdue = itertools.takewhile(lambda task: self._step_count - since[task.ticket] >= self._calls(task), tasks)
+        return admitted(running, waiting, sizes, known, sum(1 for _ in overdue))
 
     def _make_ready(self) -> None:
         """While a step runs, make ready some of those who wait; not those whose course has all begin together."""
@@ -276,8 +285,8 @@ class RunningBatch:
                 self._end_all(failure(error))
             return
         if seconds is not None and self._launched is not None and not self._course:
-            self._machine.times.note(self._launched, seconds)
-        self._launched = self._size
+            self._machine.times.note(self._launched[0], seconds, compiled=self._launched[1])
+        self._launched = (self._size, compiled)
         self._step_count += 1
         self._monitor.ran(Load(len(rows), self._size, self._machine.sizes[-1], compiled, self._memory))
         for sitting in self._slots.values():

@@ -12,7 +12,7 @@ import torch
 
 from kubediffusion.worker.pipeline.batch import Batch, Work
 from kubediffusion.worker.pipeline.compiling import Compiler
-from kubediffusion.worker.pipeline.faults import is_out_of_memory
+from kubediffusion.worker.pipeline.faults import check_device, is_out_of_memory
 from kubediffusion.worker.pipeline.graphs import capture, tell_refused
 from kubediffusion.worker.pipeline.variants import WHOLE, Variant
 
@@ -179,6 +179,7 @@ class GraphedSteps:
         except Exception as error:
             if is_out_of_memory(error) and not compiled:
                 raise
+            check_device(work.arguments[1].device, error)
             tell_refused("step", error, size=size, compiled=compiled)
             self._refused.add(size)
             return

@@ -216,7 +216,7 @@ def test_compiled_code_on_the_models_own_volume_is_one_volume():
     base = with_compile_cache(persistentVolumeClaim={"claimName": "models", "path": "compiled"})
     source = ModelSource.model_validate({"persistentVolumeClaim": {"claimName": "models", "path": "sd"}})
     item = base.model_copy(update={"spec": base.spec.model_copy(update={"source": source})})
-    pod = pod_of(item)
+    pod = pod_spec(item)
     claims = [volume for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
     assert [volume["persistentVolumeClaim"] for volume in claims] == [{"claimName": "models"}]
     mounts = [mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] == claims[0]["name"]]

@@ -186,8 +186,8 @@ class PipelineEngine:
             ErrorCode.PIPELINE_FAILED,
             f"acceleration: {self._plan.pipeline} with {scheduler} runs through diffusers' own call, which has none of "
             "it; it is for Stable Diffusion 1, 2 and XL with a scheduler such as DPMSolverMultistepScheduler, "
-            "EulerDiscreteScheduler or DDIMScheduler, and featureCaching for their UNets alone. Leave it out; where the "
-            "model's defaults ask for it, give an empty one",
+            "EulerDiscreteScheduler or DDIMScheduler, and featureCaching for their UNets alone. Leave it out; where "
+            "the model's defaults ask for it, give an empty one",
         )
 
     def _complete_size(self, arguments: dict[str, Any]) -> None:

@@ -203,14 +203,7 @@ class Measurements:
                 bench.submit()
             await bench.done()
         stored = sorted(times.stored for times in bench.times.values())
-        # Also without the first batch and the last, whose beginning and end nothing overlaps.
-        skip = self.limit
-        middle = (count - 2 * skip) / (stored[-skip - 1] - stored[skip - 1])
-        return {
-            "images": count,
-            "images/s": round(count / (stored[-1] - began), 3),
-            "images/s without the first and the last batch": round(middle, 3),
-        }
+        return {"images": count, "images/s": round(count / (stored[-1] - began), 3)}
 
     def alone(self) -> Found:
         """Measure one job alone, from the moment that it is there to the bytes of its PNG, and to storage's word."""
@@ -230,7 +223,7 @@ class Measurements:
 
     def poisson(self, steps: Sequence[int]) -> Found:
         """Offer jobs at random moments, 70 % of what the worker can do, to slots and to static batches."""
-        most = self.found.get("end_to_end", {}).get("images/s without the first and the last batch", 1.0)
+        most = self.found.get("end_to_end", {}).get("images/s", 1.0)
         rate = 0.7 * most * STEPS / statistics.mean(steps)
         found: Found = {"jobs/s": round(rate, 3)}
         for kind, engine in (("slots", self.engine), ("static", jobs.StaticBatches(self.engine))):
@@ -308,7 +301,7 @@ class Measurements:
                 other.stdin.flush()
             ours = self.end_to_end()
             theirs = json.loads((other.stdout and other.stdout.read()) or "{}")
-        rate = "images/s without the first and the last batch"
+        rate = "images/s"
         return {
             "alone": before[rate],
             "together": [ours[rate], theirs[rate]],

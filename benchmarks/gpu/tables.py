@@ -7,7 +7,8 @@ from typing import Any
 
 Found = dict[str, Any]
 
-RATE = "images/s without the first and the last batch"
+RATE = "images/s"
+"""From the first job to the last image, in storage: what fills the worker and what empties it count."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,7 @@ def _worker(found: Found) -> list[Row]:
     whole, seed = _part(found, "end_to_end"), _part(found, "seed")
     if whole:
         rate = whole[RATE]
-        value = f"{rate:.2f}; {whole['images/s']:.2f} from the first job to the last image"
-        rows.append(Row("worker, jobs to PNGs in S3, saturated, images/s", value, "≥ 9.0", rate >= 9.0))
+        rows.append(Row("worker, jobs to PNGs in S3, saturated, images/s", f"{rate:.2f}", "≥ 9.0", rate >= 9.0))
         if seed:
             times = rate / seed["images/s"]
             rows.append(Row("plain server: one image after the other, images/s", f"{seed['images/s']:.2f}"))
@@ -86,9 +86,9 @@ def _worker(found: Found) -> list[Row]:
     for name, about in (("poisson", "25 steps"), ("poisson mixed", "10, 25 and 50 steps")):
         if poisson := _part(found, name):
             slots, static, ratio = (poisson[kind] for kind in ("slots", "static", "ratio"))
-            value = ", ".join(f"{p} {slots[p]:.2f} against {static[p]:.2f}: {ratio[p]:.2f}" for p in ("p50", "p95"))
+            value = ", ".join(f"{p} {slots[p]:.2f} s against {static[p]:.2f} s: {ratio[p]:.2f}" for p in ("p50", "p95"))
             met = max(ratio.values()) <= 0.6
-            rows.append(Row(f"random load of 70 %, {about}, slots against static batches, s", value, "≤ 0.6", met))
+            rows.append(Row(f"random load of 70 %, {about}, slots against static batches", value, "≤ 0.6", met))
     return rows
 
 

@@ -264,7 +264,7 @@ class DiffusionModelSpec(Schema):
     trust_remote_code: bool = False
     """Allow the repository's own Python code to run in the worker."""
     compile: bool = False
-    """Compile the denoiser with torch.compile."""
+    """Compile the denoiser, and the decoder where it runs apart, with torch.compile."""
     compile_cache: CompileCache | None = None
     """Keep what was compiled for workers to come. Without it each worker compiles anew, for minutes."""
     defaults: Defaults = Defaults()

@@ -24,9 +24,12 @@ async def test_a_models_status_tells_how_far_a_start_has_come(open_studio, tiny_
     await studio.until(
         "first", "says what it waits for", lambda job: find(job.status.conditions, "Scheduled"), seconds=60
     )
-    async with studio.http() as http:
+    async with studio.http() as http, asyncio.timeout(60):
+        # The model's status follows within a second of the job's.
+        while not (starts := (await http.get("/v1/models")).json()["models"][0]["workers"]["starts"]):  # noqa: ASYNC110 - asked over HTTP
+            await asyncio.sleep(0.02)
         waiting = (await http.get("/v1/jobs/first")).json()["waiting"]
-        (start,) = (await http.get("/v1/models")).json()["models"][0]["workers"]["starts"]
+    (start,) = starts
     assert waiting["reason"] == "WorkerStarting"
     assert waiting["message"].startswith(f"a worker is loading model {MODEL}: ")
     assert start["worker"].startswith(f"{MODEL}-")

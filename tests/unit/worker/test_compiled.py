@@ -132,7 +132,14 @@ def test_what_the_first_batch_of_a_kind_compiled_is_kept() -> None:
 
     engine, counted = Batches(), Counted(given(None), pytest.fail)
     saving = Saving(engine, counted)
-    for tasks in ((image_task(),), (image_task(),), (image_task(), image_task(1)), (image_task(steps=9),)):
+    for tasks in (
+        (image_task(),),
+        (image_task(),),
+        (image_task(), image_task(1)),
+        (image_task(steps=9),),
+        (image_task(guidance=1.0),),
+    ):
         saving.run(tasks, None)  # type: ignore[arg-type] - nobody asks it
-    assert (engine.ran, counted.saved) == (5, 3)
+    # Steps change nothing of the code; guidance or none, and how many images, do.
+    assert (engine.ran, counted.saved) == (6, 3)
     assert saving.info == "info"

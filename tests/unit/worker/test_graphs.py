@@ -337,6 +337,7 @@ def test_sizes_that_fit_are_compiled_though_larger_ones_do_not(
     rested(engine)
     assert machine.steps._compiled == {1: True, 2: True}
     assert attempts.count(4) == 1
+    assert machine.sizes == (1, 2)
 
 
 def test_what_is_being_prepared_is_not_forgotten_for_jobs_of_other_sizes(

@@ -46,6 +46,9 @@ _ENCODED = 16
 _GUIDED = 7.5
 """Any guidance scale that computes with and without the prompt, as most jobs do."""
 
+_MEASURED = 3
+"""Calls of an image from which on its batch's steps are timed: see :class:`Pace`."""
+
 _TRIAL_STEPS = 6
 """Steps with which a scheduler is tried: enough for the deepest look back."""
 
@@ -122,16 +125,17 @@ class ContinuousEngine:
             return self._static.plan(shape)
         frame = self._frame(shape)
         if shape.acceleration is None:
-            return Plan(frame, calls, joins=not shape.deterministic, admit=partial(self._admit, frame))
+            return Plan(frame, calls, joins=not shape.deterministic, admit=partial(self._admit, frame, calls))
         if shape.acceleration.feature_caching is not None and not divisible(self._pipeline.unet):
             # Which refuses it.
             return self._static.plan(shape)
         return Plan(Course(frame, shape.acceleration, shape.scheduler, shape.steps), calls)
 
-    def _admit(self, frame: Frame, waiting: int) -> int:
+    def _admit(self, frame: Frame, calls: int, waiting: int) -> int:
         """Tell how many begin a batch together."""
         machine = self._machines.get(frame)
-        if machine is None or not waiting:
+        # A batch of so few calls measures nothing: a size without a time would stay so, and be chosen for ever.
+        if machine is None or not waiting or calls < _MEASURED:
             return waiting
         return admitted(0, waiting, machine.sizes, machine.times.known)
 

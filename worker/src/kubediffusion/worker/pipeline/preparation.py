@@ -57,6 +57,11 @@ class Preparation:
         missing = [size for size in self._sizes() if not self.machine.steps.ready(size)]
         if missing:
             self._attempt(missing[0])
+            if missing[0] in self._too_large:
+                # Larger ones fit even less.
+                self._too_large.update(missing)
+                self._give_up(missing[0])
+                missing = []
         self._captured = len(missing) <= 1
         if self._captured and self._compiler is not None:
             self._compiler.begin()
@@ -88,6 +93,12 @@ class Preparation:
     def _sizes(self) -> tuple[int, ...]:
         return tuple(size for size in self.machine.sizes if size not in self._too_large)
 
+    def _give_up(self, size: int) -> None:
+        """Use no batches of a size or more, unless a larger one is there: it did fit once."""
+        machine = self.machine
+        if not any(machine.steps.ready(other) for other in machine.sizes if other > size):
+            machine.sizes = tuple(other for other in machine.sizes if other < size) or machine.sizes[:1]
+
     def _attempt(self, size: int) -> bool:
         """Bring a size further, and tell whether it is as fast as it gets, or does not fit."""
         try:
@@ -96,7 +107,6 @@ class Preparation:
             check_device(self._device, error)
             if not is_out_of_memory(error):
                 raise
-            # When a batch needs the size, and it still does not fit, the batch gets smaller.
             logger.warning("no memory to prepare a batch of %d", size)
             self._too_large.add(size)
             return True

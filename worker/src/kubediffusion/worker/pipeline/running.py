@@ -164,7 +164,7 @@ class RunningBatch:
             return admitted(staying, waiting, sizes, known)
 
         # Who gets the slot of one that leaves begins some steps later.
-        calls = max(left) - (1 if free > 0 else _AHEAD)
+        calls = max(left) - (_AHEAD if leaving else 1)
         self._waiting.extend(self._monitor.more(max(free + leaving, 0), max(calls, 0), admit))
 
     def _drop_unwanted(self) -> None:

@@ -19,7 +19,6 @@ from raw import Raw
 from kubediffusion.resources.runtime import logs
 from kubediffusion.worker.pipeline.compiling import Compiler
 from kubediffusion.worker.pipeline.loading import load_engine
-from kubediffusion.worker.pipeline.stepping import _copied
 from kubediffusion.worker.pipeline.variants import WHOLE
 
 CUDA = torch.cuda.is_available()
@@ -52,7 +51,7 @@ def _compile_step(engine: Any, size: int) -> None:
     work = machine.batch.work(size, WHOLE)
     compiler, compiled = Compiler(None), threading.Event()
     compiler.begin()
-    compiler.ready(machine.batch, size, work.function, lambda: tuple(map(_copied, work.arguments)))
+    compiler.ready(machine.batch, size, work.function, work.copies)
     compiler.when_free(compiled.set)
     compiled.wait()
     if compiler.refused(machine.batch, size):

@@ -75,6 +75,18 @@ class Work:
     arguments: tuple[Any, ...]
     store: Callable[[Any], object]
 
+    def copies(self) -> tuple[Any, ...]:
+        """Give copies of the arguments, for whoever computes while the batch goes on and writes into its own."""
+        return tuple(_copied(argument) for argument in self.arguments)
+
+
+def _copied(argument: Any) -> Any:
+    if isinstance(argument, torch.Tensor):
+        return argument.clone()
+    if isinstance(argument, dict):
+        return {name: _copied(part) for name, part in argument.items()}
+    return argument
+
 
 class Batch:
     """The slots of one batch.
@@ -96,6 +108,11 @@ class Batch:
         }
         # Made when they are first needed.
         self._features: torch.Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is computed."""
+        return self._history.device
 
     def enter(self, slot: int, row: Row) -> None:
         """Put an image into an empty slot."""

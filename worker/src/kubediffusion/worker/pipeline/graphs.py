@@ -108,11 +108,8 @@ class GraphedFunction:
             graph = capture(
                 lambda: function(self._module, given), result.copy_, torch.cuda.graph_pool_handle(), priority=URGENT
             )
-        except Exception as error:
-            if is_out_of_memory(error) and not compiled:
-                raise
-            check_device(example.device, error)
-            tell_refused(self._function.__name__, error, compiled=compiled)
+        except Exception as error:  # noqa: BLE001 - what was there before serves
+            refuse(self._function.__name__, error, example.device, compiled=compiled)
             self._refused.add(shape)
             return
         self._graphs[shape] = _Graph(given, result, graph, compiled)
@@ -141,9 +138,24 @@ class _Graph:
         return self.result.clone()
 
 
-def tell_refused(what: str, error: Exception, **more: object) -> None:
-    """Log that a capture failed. What was there before serves: the plain graph, or the computation as it is written."""
-    logger.warning("%s cannot be captured", what, extra={**more, **described(error)})
+def refuse(what: str, error: Exception, device: torch.device, *, compiled: bool, **more: object) -> None:
+    """A capture failed. What was there before serves: the plain graph, or the computation as it is written.
+
+    Args:
+        what: What was captured.
+        error: What the capture raised.
+        device: Where.
+        compiled: Whether it was of compiled code. The memory that a plain one lacks is lacking for the computation too.
+        more: What else the log says.
+
+    Raises:
+        EngineLostError: The device failed.
+        Exception: The error itself, where there is no memory for a plain capture.
+    """
+    if is_out_of_memory(error) and not compiled:
+        raise error
+    check_device(device, error)
+    logger.warning("%s cannot be captured", what, extra={"compiled": compiled, **more, **described(error)})
 
 
 def capture(compute: Callable[[], Any], store: Callable[[Any], object], pool: Any, *, priority: int = 0) -> Any:

@@ -12,8 +12,7 @@ import torch
 
 from kubediffusion.worker.pipeline.batch import Batch, Work
 from kubediffusion.worker.pipeline.compiling import Compiler
-from kubediffusion.worker.pipeline.faults import check_device, is_out_of_memory
-from kubediffusion.worker.pipeline.graphs import capture, tell_refused
+from kubediffusion.worker.pipeline.graphs import capture, refuse
 from kubediffusion.worker.pipeline.variants import WHOLE, Variant
 
 logger = logging.getLogger(__name__)
@@ -134,12 +133,8 @@ class GraphedSteps:
         if self._compiler is None or size in self._refused:
             return True
 
-        def arguments() -> tuple[Any, ...]:
-            # Copies: the running batch writes into its own.
-            return tuple(_copied(argument) for argument in work.arguments)
-
         key = (size, self._variant)
-        step = self._compiler.ready(self._batch, key, work.function, arguments)
+        step = self._compiler.ready(self._batch, key, work.function, work.copies)
         if step is not None:
             self._capture(size, work, step, compiled=True)
         elif self._compiler.refused(self._batch, key):
@@ -176,21 +171,10 @@ class GraphedSteps:
         began = time.monotonic()
         try:
             self._graphs[size] = capture(lambda: step(*work.arguments), work.store, self._pool.handle)
-        except Exception as error:
-            if is_out_of_memory(error) and not compiled:
-                raise
-            check_device(work.arguments[1].device, error)
-            tell_refused("step", error, size=size, compiled=compiled)
+        except Exception as error:  # noqa: BLE001 - what was there before serves
+            refuse("step", error, self._batch.device, compiled=compiled, size=size)
             self._refused.add(size)
             return
         self._compiled[size] = compiled
         seconds = round(time.monotonic() - began, 3)
         logger.info("batch size captured", extra={"size": size, "compiled": compiled, "seconds": seconds})
-
-
-def _copied(argument: Any) -> Any:
-    if isinstance(argument, torch.Tensor):
-        return argument.clone()
-    if isinstance(argument, dict):
-        return {name: _copied(part) for name, part in argument.items()}
-    return argument

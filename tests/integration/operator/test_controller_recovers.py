@@ -191,6 +191,27 @@ async def test_a_defect_beside_a_write_loses_no_job(
         assert await known(controller, namespace) == {job.name}
 
 
+async def test_a_job_that_cannot_be_taken_in_keeps_no_other_from_a_starting_operator(
+    namespace: Namespace, client: KubernetesClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await client.diffusion_models.create(namespace.name, MODEL)
+    # Lists are in the order of names.
+    for name in ("a-bad-one", "good"):
+        await client.generation_jobs.create(namespace.name, {**JOB, "metadata": {"name": name}})
+    observe = Controller.observe_job
+
+    def fails(controller: Controller, job: GenerationJob, gone: bool) -> None:
+        if job.name == "a-bad-one":
+            raise OverflowError("date value out of range")
+        observe(controller, job, gone)
+
+    monkeypatch.setattr(Controller, "observe_job", fails)
+    async with without_watches(namespace, client) as controller:
+        assert await known(controller, namespace) == {"good"}
+        assert await workers_pod(namespace)
+    assert "a GenerationJob cannot be taken in" in caplog.text
+
+
 async def test_the_operator_reports_what_it_sees_of_a_model(namespace: Namespace, client: KubernetesClient) -> None:
     await client.diffusion_models.create(namespace.name, MODEL)
     async with without_watches(namespace, client):

@@ -69,6 +69,15 @@ def test_a_job_that_is_not_found_is_gone():
     assert controller._namespaces[NAMESPACE].jobs == {}
 
 
+def test_a_held_job_that_cannot_be_taken_in_keeps_no_other_from_being_checked(monkeypatch, caplog):
+    controller, held = a_controller(), bound_job("held", worker="pod")
+    controller.observe_job(held, gone=False)
+    monkeypatch.setattr(controller, "_take", lambda *_: 1 / 0)
+    controller._correct(held, newer(held, 2))
+    assert [record.job for record in caplog.records] == ["held"]
+    assert "a defect" in caplog.text
+
+
 ENDED = newer(job("a", status=GenerationJobStatus(phase=Phase.CANCELLED, completion_time=NOW)), 5)
 
 

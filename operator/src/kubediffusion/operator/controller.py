@@ -22,6 +22,7 @@ from kubediffusion.operator.state import Listing, Namespaces, NamespaceState
 from kubediffusion.operator.strays import plan_orphans, plan_suspended
 from kubediffusion.operator.telling import ExplanationBudget, ModelReports, Teller
 from kubediffusion.operator.views import Knobs, ModelView, Plan
+from kubediffusion.operator.watching import guarded
 from kubediffusion.operator.worker_writes import WorkerWrites
 from kubediffusion.operator.workers import BatchJob, Pod
 from kubediffusion.resources.client import KubernetesError
@@ -175,8 +176,9 @@ class Controller:
         """
         jobs = await self._cluster.unfinished_jobs()
         await self._list_models()
+        observe = guarded(self.observe_job)
         for job in jobs.items:
-            self.observe_job(job, gone=False)
+            observe(job, False)
         await self._list_workers()
         self._turned = time.monotonic()
         self.synced = True
@@ -316,4 +318,4 @@ class Controller:
         """Take in what was read of a job, unless a watch has told of its end, or a write has begun, meanwhile."""
         state = self._namespaces.get(job.metadata.namespace)
         if state is not None and job.uid in state.jobs and job.uid not in self._job_writes:
-            self.observe_job(found or job, gone=found is None)
+            guarded(self.observe_job)(found or job, found is None)

@@ -124,16 +124,23 @@ def watch_jobs(
         observe: Told of each job, and whether it is gone; of one that is, metadata alone count.
         seen: Jobs of an earlier list: those that are deleted before the watch begins are told too.
     """
+    return Reflector(client.generation_jobs, namespace, guarded(observe), remember=_identity, seen=seen)
+
+
+def guarded(observe: Callable[[GenerationJob, bool], None]) -> Callable[[GenerationJob, bool], None]:
+    """Give an observer of jobs that tells in the log where the given one fails at a job.
+
+    The watch, or the list, would end there, and the operator with it: one tenant's job must not stop the others'.
+    """
 
     def tell(job: GenerationJob, gone: bool) -> None:
         try:
             observe(job, gone)
         except Exception:
-            # The watch would end, and the operator with it: one tenant's job must not stop the others'.
             place = {"job": job.name, "namespace": job.metadata.namespace}
             logger.exception("a defect: a GenerationJob cannot be taken in", extra=place)
 
-    return Reflector(client.generation_jobs, namespace, tell, remember=_identity, seen=seen)
+    return tell
 
 
 def _identity(job: GenerationJob) -> GenerationJob:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import signal
 
@@ -62,6 +63,22 @@ async def test_a_job_survives_the_loss_of_its_workers_node(open_studio):
         node.signal(signal.SIGCONT)
     studio.assert_images_are_true(job)
     assert (job.status.worker, job.status.attempt, job.status.retries) == (again.status.worker, 2, 0)
+
+
+async def test_a_worker_that_a_drain_cut_short_is_replaced_once(open_studio):
+    """By the operator while it goes; its batch/v1 Job, which replaces what the platform ended, must not do it again."""
+    studio = open_studio(standin_model(default=True, maxReplicas=2, terminationGracePeriodSeconds=1))
+    await studio.submit("long", **LONG)
+    running = await studio.phase("long", Phase.RUNNING)
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": running.status.worker}}
+    path = f"/api/v1/namespaces/{studio.name}/pods/{running.status.worker}/eviction"
+    studio.namespace.kubectl("create", f"--raw={path}", "--filename=-", stdin=json.dumps(eviction))
+    # It computes for longer than a Job waits before it makes another Pod.
+    job = await studio.phase("long", Phase.SUCCEEDED)
+    assert (job.status.attempt, job.status.retries) == (2, 0)
+    assert [pod["metadata"]["name"] for pod in studio.namespace.list("pods", meta.WORKER_SELECTOR)] == [
+        job.status.worker
+    ]
 
 
 @pytest.mark.standin

@@ -200,6 +200,25 @@ def test_jobs_that_a_disrupted_worker_left_ask_for_no_worker_beside_it():
     assert {type(action) for action in plan(cluster)} == {Requeue}
 
 
+@pytest.mark.parametrize(
+    ("waiting", "others", "deleted"),
+    [
+        (1, [WorkerState.STARTING], True),
+        (1, [WorkerState.READY], True),
+        (1, [], False),
+        (8, [WorkerState.STARTING], False),
+        (0, [], True),
+    ],
+)
+def test_a_disrupted_worker_is_given_up_where_others_are_enough(waiting, others, deleted):
+    """Its batch/v1 Job would replace what the operator has replaced while its Pod was going."""
+    workers = [replaced(0), *(worker(n, state) for n, state in enumerate(others, 1))]
+    jobs = [job(f"job-{n}", age=0) for n in range(waiting)]
+    actions = plan(view(jobs, workers, max_batch_size=4, max_replicas=3))
+    assert [a.name for a in actions if isinstance(a, DeleteWorker)] == ([workers[0].name] if deleted else [])
+    assert not any(isinstance(a, CreateWorker) for a in actions)
+
+
 @pytest.mark.parametrize(("images", "workers"), [(1, 1), (2, 2), (4, 4), (16, 4)])
 def test_jobs_of_many_images_ask_for_more_workers(images, workers):
     """As many as find work: a job is one worker's, however many batches it takes."""

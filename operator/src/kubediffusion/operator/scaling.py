@@ -103,6 +103,11 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, taken: Set[str], newl
         outdated = worker.template_hash != view.template_hash and worker.state in LIVE
         if outdated and not view.jobs_of(worker):
             actions.append(_delete(worker, "the model's spec has changed"))
+    surplus = max(len(live) - wanted, 0)
+    # While it went, another worker may have got its place; a Job waits for seconds before it makes the next Pod.
+    given_up = [w for w in live if w.between_pods and not view.jobs_of(w)][:surplus]
+    actions += [_delete(w, "the platform ended its Pod, and there are workers enough") for w in given_up]
+    surplus -= len(given_up)
     idle = [
         (w.idle_since, w)
         for w in view.current(WorkerState.READY)
@@ -111,8 +116,7 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, taken: Set[str], newl
         and w.pod.metadata.name not in newly_bound
         and not view.jobs_of(w)
     ]
-    surplus = len(live) - wanted
-    for since, worker in sorted(idle, key=lambda pair: pair[0])[: max(surplus, 0)]:
+    for since, worker in sorted(idle, key=lambda pair: pair[0])[:surplus]:
         due = since + dt.timedelta(seconds=settings.idle_seconds)
         if now >= due:
             actions.append(_delete(worker, f"idle for {settings.idle_seconds} s"))

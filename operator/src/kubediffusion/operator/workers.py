@@ -247,6 +247,11 @@ class Worker:
         return WorkerState.READY if self.pod is not None and self.pod.ready else WorkerState.STARTING
 
     @property
+    def between_pods(self) -> bool:
+        """Whether the platform ended its Pod (a drain cut it short), and its Job has not made the next one yet."""
+        return self.state is WorkerState.STARTING and self.pod is not None and self.pod.finished
+
+    @property
     def sent_away(self) -> bool:
         """Whether it was told to go (drained, preempted, deleted), so that its end is not its death.
 

@@ -109,8 +109,11 @@ async def test_a_worker_that_cannot_start_is_what_the_job_waits_for(open_studio)
     says = "WorkerCannotStart"
     job = await studio.until("waits", "says why", lambda job: says in str(job.status.conditions))
     assert "hub" in job.status.conditions[0].message
+    condition = await studio.model_says(STANDIN, "False")
+    assert (condition.reason, condition.message) == (says, job.status.conditions[0].message)
     studio.namespace.kubectl("create", "secret", "generic", "hub", "--from-literal=token=hf_x")
     studio.assert_images_are_true(await studio.phase("waits", Phase.SUCCEEDED))
+    assert (await studio.model_says(STANDIN, "True")).reason == "Ready"
 
 
 async def test_a_worker_that_the_api_server_refuses_is_what_the_job_waits_for(open_studio):

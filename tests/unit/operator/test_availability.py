@@ -9,7 +9,8 @@ import pytest
 from builders import HASH, OLD_HASH, pod_name, view, worker
 
 from kubediffusion.operator.availability import model_status
-from kubediffusion.operator.workers import WorkerState
+from kubediffusion.operator.waiting import waiting_reason
+from kubediffusion.operator.workers import ContainerState, ContainerStatus, Waiting, WorkerState
 from kubediffusion.resources.conditions import ConditionStatus, ModelReason, find
 from kubediffusion.resources.diffusion_model import WorkerCounts
 from kubediffusion.resources.testing import NOW, bound_job, job
@@ -98,6 +99,35 @@ def test_crashes_in_a_row_do_and_the_last_one_is_told(order):
         find(status.conditions, "Available").message
         == "2 workers crashed in a row, the last with exit code 1: the last"
     )
+
+
+def blocked(ordinal):
+    """A worker whose image is not found."""
+    starting = worker(ordinal, WorkerState.STARTING)
+    waiting = ContainerStatus(name="worker", state=ContainerState(waiting=Waiting(reason="ErrImagePull")))
+    status = starting.pod.status.model_copy(update={"container_statuses": (waiting,)})
+    return replace(starting, pod=starting.pod.model_copy(update={"status": status}))
+
+
+def test_a_model_whose_worker_cannot_start_is_not_available_until_it_does():
+    seen = view([job()], [blocked(0)])
+    status = status_of(seen)
+    assert available(status) == (FALSE, ModelReason.WORKER_CANNOT_START)
+    # What its waiting jobs say.
+    assert ("WorkerCannotStart", find(status.conditions, "Available").message) == waiting_reason(seen, NOW)
+    started = told(view(workers=[worker(0, WorkerState.STARTING)]), status)
+    assert available(status_of(started)) == (UNKNOWN, ModelReason.NOT_YET_LOADED)
+    ready = told(view(workers=[worker(0, WorkerState.READY)]), status)
+    assert available(status_of(ready)) == (TRUE, ModelReason.READY)
+
+
+def test_a_worker_that_cannot_start_says_nothing_of_a_model_that_others_load_or_have_loaded():
+    loading = view(workers=[blocked(0), worker(1, WorkerState.STARTING)])
+    assert available(status_of(loading)) == (UNKNOWN, ModelReason.NOT_YET_LOADED)
+    loaded = told(view(workers=[blocked(0)]), status_of(view(workers=[worker(0, WorkerState.READY)])))
+    status = status_of(loaded)
+    assert available(status) == (TRUE, ModelReason.SCALED_TO_ZERO)
+    assert find(status.conditions, "Available").message.endswith("ErrImagePull (WorkerCannotStart)")
 
 
 def test_a_worker_that_cannot_be_created_is_told_unless_another_is_loading():

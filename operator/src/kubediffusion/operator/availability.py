@@ -7,9 +7,17 @@ import datetime as dt
 from kubediffusion.operator.scaling import LoadFailure, back_off_until, load_failure
 from kubediffusion.operator.starts import compiling, oldest_first, stage, starting, starts
 from kubediffusion.operator.views import ModelView
+from kubediffusion.operator.waiting import waiting_reason
 from kubediffusion.operator.workers import WorkerState
 from kubediffusion.resources import meta
-from kubediffusion.resources.conditions import ConditionStatus, ModelCondition, ModelReason, find, with_condition
+from kubediffusion.resources.conditions import (
+    ConditionStatus,
+    ModelCondition,
+    ModelReason,
+    WaitingReason,
+    find,
+    with_condition,
+)
 from kubediffusion.resources.diffusion_model import DiffusionModelStatus, WorkerCounts
 
 
@@ -53,12 +61,16 @@ def _availability(view: ModelView, now: dt.datetime) -> tuple[ConditionStatus, M
     if back_off_until(crashes) is not None:
         message = f"{len(crashes)} workers crashed in a row, the last with {crashes[-1].crash}"
         return ConditionStatus.FALSE, ModelReason.WORKER_FAILED, message
-    # Status speaks of one template: what was loaded under another says nothing of today's.
+    # Status speaks of one template: what was loaded under another says nothing of today's, and what was loaded under
+    # this one had its image and its Secrets: what keeps the next worker from starting may pass.
     same = view.model.status.template_hash == view.template_hash
     loaded = old is not None and same and old.reason in {ModelReason.READY, ModelReason.SCALED_TO_ZERO}
     if loaded:
         message = _first_start(view) or "the next job gets one"
         return ConditionStatus.TRUE, ModelReason.SCALED_TO_ZERO, f"no worker is ready; {message}"
+    why, message = waiting_reason(view, now)
+    if why is WaitingReason.WORKER_CANNOT_START and not view.loading:
+        return ConditionStatus.FALSE, ModelReason.WORKER_CANNOT_START, message
     if view.refusal and not view.loading:
         return ConditionStatus.UNKNOWN, ModelReason.NOT_YET_LOADED, f"no worker can be created: {view.refusal}"
     message = "no worker has loaded the model with this spec so far"

@@ -11,7 +11,7 @@ from kubediffusion.operator.availability import model_status
 from kubediffusion.operator.events import Event, Events
 from kubediffusion.operator.views import ModelView
 from kubediffusion.operator.workers import WorkerState
-from kubediffusion.resources.conditions import JobReason, ModelCondition, ModelReason, WaitingReason, find
+from kubediffusion.resources.conditions import ConditionStatus, JobReason, ModelCondition, WaitingReason, find
 from kubediffusion.resources.diffusion_model import DiffusionModel, DiffusionModelStatus
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.resources.transitions import TERMINAL
@@ -62,7 +62,7 @@ class Teller:
         after = find(action.status.conditions, ModelCondition.AVAILABLE)
         if after is None or (before is not None and before.reason == after.reason):
             return
-        bad = after.reason in {ModelReason.LOAD_FAILED, ModelReason.WORKER_FAILED}
+        bad = after.status == ConditionStatus.FALSE
         self._events.note(Event(action.model, "Warning" if bad else "Normal", after.reason, after.message))
 
     def worker_refused(self, model: DiffusionModel, message: str) -> None:

@@ -116,6 +116,8 @@ class ModelReason(StrEnum):
     """The pipeline cannot be loaded from its source; correct the spec."""
     WORKER_FAILED = "WorkerFailed"
     """Workers crash before they are ready; tried again after a pause."""
+    WORKER_CANNOT_START = "WorkerCannotStart"
+    """No worker has loaded this spec so far, and the container of the one that should cannot be started."""
 
 
 class Condition(Schema):

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kubediffusion.local.testing import wait_for
+from kubediffusion.resources import meta
 
 OPEN = (
     "/",
@@ -30,6 +31,15 @@ OPEN = (
     "/openapi.json",
     "/docs/assets/swagger-ui.css",
 )
+
+
+CREATION = {
+    "apiGroups": [meta.GROUP],
+    "apiVersions": [meta.VERSION],
+    "resources": [meta.GENERATION_JOBS],
+    "operations": ["CREATE"],
+}
+"""What admission webhooks and policies of a test are asked about."""
 
 
 def problems(answer: httpx.Response) -> dict[str, str]:
@@ -264,6 +274,73 @@ def _refused(api: Api) -> httpx.Response | None:
     answer = generate(api)
     # Until the controller has counted once, the API server refuses everything, which is not the quota's own doing.
     return None if answer.status_code == 202 or "status unknown for quota" in answer.text else answer
+
+
+def test_a_webhook_that_does_not_answer_is_503_and_passes(site: Site) -> None:
+    api, namespace = site.start(RATE_LIMIT=""), site.stage.namespace
+    webhook = {
+        "name": "webhook.example.com",
+        "rules": [CREATION],
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace.name}},
+        "clientConfig": {"url": "https://127.0.0.1:1/"},
+        "timeoutSeconds": 1,
+        "sideEffects": "None",
+        "admissionReviewVersions": ["v1"],
+    }
+    registration = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingWebhookConfiguration",
+        "metadata": {"name": namespace.name},
+        "webhooks": [webhook],
+    }
+    namespace.cluster.apply([registration])
+    try:
+        refused = wait_for("the webhook", lambda: _refused(api))
+    finally:
+        namespace.cluster.kubectl("delete", "validatingwebhookconfiguration", namespace.name)
+    assert refused.status_code == 503, refused.text
+    assert refused.headers["Retry-After"]
+    assert "127.0.0.1" not in refused.text
+    assert "failed calling webhook" in api.log.read_text()
+    wait_for("the webhook to be gone", lambda: generate(api).status_code == 202)
+
+
+def test_a_rule_of_the_cluster_s_owner_is_422_with_its_words(site: Site) -> None:
+    api, namespace = site.start(RATE_LIMIT=""), site.stage.namespace
+    name = namespace.name
+    selector = {"matchLabels": {"kubernetes.io/metadata.name": name}}
+    no_cats = {
+        "expression": "!object.spec.prompt.contains('cat')",
+        "message": "no cats",
+        "reason": "Forbidden",
+    }
+    policies = "admissionregistration.k8s.io/v1"
+    namespace.cluster.apply(
+        [
+            {
+                "apiVersion": policies,
+                "kind": "ValidatingAdmissionPolicy",
+                "metadata": {"name": name},
+                "spec": {
+                    "matchConstraints": {"namespaceSelector": selector, "resourceRules": [CREATION]},
+                    "validations": [no_cats],
+                },
+            },
+            {
+                "apiVersion": policies,
+                "kind": "ValidatingAdmissionPolicyBinding",
+                "metadata": {"name": name},
+                "spec": {"policyName": name, "validationActions": ["Deny"]},
+            },
+        ]
+    )
+    try:
+        refused = wait_for("the policy", lambda: _refused(api))
+        api.generate("a dog")
+    finally:
+        kinds = "validatingadmissionpolicybinding,validatingadmissionpolicy"
+        namespace.cluster.kubectl("delete", kinds, name)
+    assert "no cats" in problems(refused)["body"]
 
 
 def test_a_key_of_idempotency_gives_one_job(api: Api, replica: Api) -> None:

@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 RETRY_SECONDS = 2
 """When to try again where nobody knows better."""
 
+_DENIED = re.compile(r"\bdenied (the )?request\b")
+"""In a 403: an admission policy or a webhook says no to the object. RBAC, which says no to us, words it otherwise."""
+
 Problem = dict[str, Any]
 """One entry of a 422's ``detail``: ``loc``, ``msg`` and ``type``, as FastAPI has it."""
 
@@ -147,7 +150,7 @@ def problem(field: str | None, message: str, kind: str = "value_error", where: s
 def from_kubernetes(error: KubernetesError) -> ApiError:
     """Say what a refusal of the API server means to our client."""
     match error:
-        case InvalidError() if "failed to configure policy" in error.message:
+        case InvalidError() | ForbiddenError() if "failed to configure policy" in error.message:
             # An API server that has just started and does not know the policy's resources yet; no fault of the job.
             return UnavailableError("The Kubernetes API server is starting; try again shortly.", 5)
         case InvalidError():
@@ -157,7 +160,12 @@ def from_kubernetes(error: KubernetesError) -> ApiError:
         case ForbiddenError() if "exceeded quota" in error.message:
             # The tenant's quota of jobs: like our own cap, it has room again when jobs finish and are deleted.
             return TooManyRequestsError(f"The namespace's quota is used up: {error.message}", 10)
+        case ForbiddenError() if _DENIED.search(error.message):
+            # A rule that somebody has for such jobs: the same one would be refused again.
+            return InvalidRequestError(_problems_of(error))
         case _ if error.status in {0, 408, 429} or error.status >= 500:
+            # Also where a webhook cannot be called, or fails itself: that is no fault of the job, and passes when the
+            # webhook is back. Its name and address are for the log.
             return UnavailableError("The Kubernetes API server is not available; try again shortly.", error.retry_after)
         case _:
             # Our own installation is at fault (a missing role, namespace or CRD), and only the operator can help.

@@ -79,6 +79,7 @@ def test_a_keeper_tries_again_and_writes_the_newest(tmp_path: Path, caplog: pyte
     assert keeper.settled(10)
     assert (in_the_way / "a.zip").read_bytes() == b"two"
     assert caplog.text.count("the compile cache cannot be written") == 1
+    assert "let workers write to the claim or folder that spec.compileCache of the DiffusionModel names" in caplog.text
 
 
 def given(data: bytes | None) -> Future[bytes | None]:

@@ -106,7 +106,8 @@ class CompileCacheVolume(Schema):
     """A folder on a PersistentVolumeClaim, mounted read-write: ReadWriteMany where workers run on several nodes."""
 
     claim_name: Annotated[str, Field(min_length=1, max_length=253)]
-    """The PersistentVolumeClaim."""
+    """The PersistentVolumeClaim. It must let workers write: with a ReadOnlyMany one their Pods do not start, or they
+    keep nothing, as its driver has it. The claim of the source, named here too, is mounted read-write."""
     path: Annotated[str, Field(max_length=1024)] = ""
     """Folder within the volume; the root when empty."""
 

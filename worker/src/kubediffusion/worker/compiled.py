@@ -29,6 +29,11 @@ logger = logging.getLogger(__name__)
 
 _MISSING = frozenset({"NoSuchKey", "404"})
 
+_NOT_KEPT = (
+    "the compile cache cannot be written: %s; until it can, workers to come compile anew: "
+    "let workers write to the claim or folder that spec.compileCache of the DiffusionModel names"
+)
+
 FIRST_PAUSE = 5.0
 """Seconds after which a write that failed is tried again; each further failure doubles it."""
 
@@ -202,7 +207,7 @@ class Keeper:
             self._place().put(self._name, data)
         except (OSError, ClientError, BotoCoreError, ValueError) as error:
             # Once for each outage: the rest would say the same.
-            logger.log(logging.WARNING if first else logging.DEBUG, "the compile cache cannot be written: %s", error)
+            logger.log(logging.WARNING if first else logging.DEBUG, _NOT_KEPT, error)
             return False
         seconds = round(time.monotonic() - began, 3)
         logger.info("compile cache kept", extra={"entry": self._name, "bytes": len(data), "seconds": seconds})

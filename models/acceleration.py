@@ -89,6 +89,10 @@ class Album:
         """Give none: the batches of all variants are the same."""
         return ()
 
+    def overdue(self, _ticket: Ticket) -> bool:
+        """Tell that nobody waits."""
+        return False
+
     def ran(self, _load: Load) -> None:
         """Take no notice."""
 

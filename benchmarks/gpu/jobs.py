@@ -318,5 +318,8 @@ class _Closed:
     def more(self, _room: int, _calls: int, _admit: Admit) -> tuple[ImageTask, ...]:
         return ()
 
+    def overdue(self, ticket: Ticket) -> bool:
+        return self._monitor.overdue(ticket)
+
     def ran(self, load: Load) -> None:
         self._monitor.ran(load)

@@ -14,8 +14,10 @@ from kubediffusion.worker.assignments import Assignment, Binding
 from kubediffusion.worker.engine import Admit, Load, Outcome, Ticket, everybody
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
-from kubediffusion.worker.runner import Members, _BatchMonitor
+from kubediffusion.worker.runner import Member, Members, _BatchMonitor
 
+BEFORE = 5
+"""Steps of batches before."""
 UNMADE = JobFailure(ErrorCode.INTERNAL, "not made")
 
 
@@ -29,10 +31,10 @@ class Ends:
         self.outcomes[assignment.name, index] = outcome
 
 
-def members(name: str, images: int = 1) -> Members:
+def members(name: str, images: int = 1, due: int = 0) -> Members:
     job = bound_job(name, parameters={"numImages": images})
     assignment = Assignment(job, Binding(job.uid, 1), job.status.parameters)
-    return {task.ticket: (task, assignment) for task in assignment.take(images, NOW, 0.0)}
+    return {task.ticket: Member(task, assignment, due) for task in assignment.take(images, NOW, 0.0)}
 
 
 class Bench:
@@ -42,20 +44,23 @@ class Bench:
         self.first = members("first")
         self.queue: list[Members] = []
         self.asked: list[tuple[int, int]] = []
+        self.steps: list[int] = []
         self.admits: list[Admit] = []
         self.ends = Ends()
         self.registry = CollectorRegistry()
         self.monitor = _BatchMonitor(
-            {ticket: assignment for ticket, (_, assignment) in self.first.items()},
+            self.first,
             self.find,
+            BEFORE,
             asyncio.get_running_loop(),
             self.ends,
             Health(60.0),
             Metrics(self.registry),
         )
 
-    def find(self, room: int, calls: int, admit: Admit) -> Members:
+    def find(self, room: int, calls: int, admit: Admit, step: int) -> Members:
         self.asked.append((room, calls))
+        self.steps.append(step)
         self.admits.append(admit)
         return self.queue.pop(0) if self.queue else {}
 
@@ -87,9 +92,26 @@ async def test_what_is_found_is_given_by_the_next_call(bench: Bench) -> None:
 async def test_those_who_were_just_given_count_among_the_admitted(bench: Bench) -> None:
     bench.queue = [members("second", images=2)]
     await bench.more(6)
-    await bench.more(6, admit=lambda waiting: min(waiting, 3))
+    await bench.more(6, admit=lambda waiting, overdue=0, /: min(waiting, max(overdue, 3)))
     # Three in all: two have them.
     assert [bench.admits[1](waiting) for waiting in (0, 1, 2)] == [0, 1, 1]
+    # Who has waited long enough comes after those two.
+    assert [bench.admits[1](5, overdue) for overdue in (0, 1, 2, 4)] == [1, 1, 2, 4]
+
+
+async def test_who_was_given_enters_at_the_latest_when_it_is_due(bench: Bench) -> None:
+    bench.queue = [members("second", due=BEFORE + 2)]
+    await bench.more(3)
+    (ticket,) = await bench.more(3)
+    waited = []
+    for _ in range(3):
+        waited.append(bench.monitor.overdue(ticket))
+        bench.monitor.ran(Load(1, 1, limit=4))
+        await bench.more(3)
+    assert waited == [False, False, True]
+    assert bench.monitor.steps == BEFORE + 3
+    # Whoever is found enters after the step that is made meanwhile.
+    assert bench.steps == [BEFORE + 1, BEFORE + 1, BEFORE + 2, BEFORE + 3, BEFORE + 4]
 
 
 async def test_nobody_is_looked_for_without_room(bench: Bench) -> None:
@@ -101,7 +123,7 @@ async def test_what_is_found_too_late_is_kept_for_the_next_batch(bench: Bench) -
     joining, dropped = members("second"), members("dropped")
     bench.queue = [joining | dropped]
     await bench.more(2)
-    next(iter(dropped.values()))[1].drop()
+    next(iter(dropped.values())).assignment.drop()
     assert bench.monitor.close(UNMADE) == joining
     # What the engine was given, and left without an end, has one now; what it was not given has none.
     assert bench.ends.outcomes == {("first", 0): UNMADE}

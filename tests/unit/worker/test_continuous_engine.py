@@ -225,20 +225,20 @@ def test_an_engine_that_knows_its_steps_waits_for_a_full_batch_of_the_next_size(
         machine = tiny._machine(frame)
     times = machine.times
     machine.times = StepTimes()
+    waiting = tuple(image_task(index, steps=6, scheduler=EULER) for index in range(3))
     try:
         for size, seconds in ((1, 0.006), (2, 0.010), (3, 0.018), (4, 0.019)):
             for _ in range(5):
                 machine.times.note(size, seconds)
-        seen = run(
-            tiny,
-            *(image_task(index, steps=6, scheduler=EULER) for index in range(2)),
-            joining={1: (image_task(2, steps=6, scheduler=EULER),)},
-        )
+        seen = run(tiny, *waiting[:2], joining={1: waiting[2:]})
+        late = run(tiny, *waiting[:2], joining={1: waiting[2:]}, due={2: 4})
     finally:
         machine.times = times
     # Three would do less a second than two: the third waits until a slot of theirs is free.
     assert [load.images for load in seen.loads] == [2] * 6 + [1] * 6
-    assert sorted(seen.outcomes) == [0, 1, 2]
+    # Or until it has waited for long enough.
+    assert [load.images for load in late.loads] == [2] * 4 + [3] * 2 + [1] * 4
+    assert sorted(seen.outcomes) == sorted(late.outcomes) == [0, 1, 2]
 
 
 def test_a_cancelled_image_frees_its_slot_and_leaves_its_neighbours_as_they_are(tiny: ContinuousEngine) -> None:

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubediffusion.worker.batching import Candidate, joining, next_batch
+from kubediffusion.worker.batching import Candidate, Portion, admission, joining, next_batch
 from kubediffusion.worker.engine import Plan
 from kubediffusion.worker.slots import SIZES, arrange, lowered, sizes_up_to
+from kubediffusion.worker.throughput import admitted
+from kubediffusion.worker.waits import PATIENCE, Waits
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 LIMITS = st.integers(1, 20)
@@ -94,8 +96,13 @@ class World:
     seats: list[Seat] = field(default_factory=list)
     entered: list[tuple[int, int, int]] = field(default_factory=list)
     """Step, job, image."""
+    seconds: dict[int, float] = field(default_factory=dict)
+    """What a step of a size takes; where it takes nothing that is known, every slot is filled."""
+    waits: Waits[tuple[int, int]] = field(default_factory=Waits)
+    could: dict[tuple[int, int], int] = field(default_factory=dict)
+    """Who could enter at this step, whether it did or not, and how many steps it needs."""
 
-    def take(self, portions: tuple[object, ...]) -> list[Seat]:
+    def take(self, portions: tuple[Portion[int], ...]) -> list[Seat]:
         seats = []
         for portion in portions:
             job = self.waiting[portion.key]
@@ -115,13 +122,26 @@ class World:
             portions = next_batch(self.waiting.values(), self.limit)
             if portions:
                 self.key = self.waiting[portions[0].key].plan.key
-            self.seats = self.take(portions)
+            self.seats = self.take(self.admitted([], 0))
         else:
             staying = [seat for seat in self.seats if seat.left > 1]
-            longest = max(seat.left for seat in self.seats) - 1
-            entering = self.take(joining(self.waiting.values(), self.key, self.limit - len(staying), longest))
+            entering = self.take(self.admitted(staying, max(seat.left for seat in self.seats) - 1))
             self.seats = [Seat(seat.job, seat.left - 1) for seat in staying] + entering
         self.now += 1
+
+    def admitted(self, staying: list[Seat], longest: int) -> tuple[Portion[int], ...]:
+        """Choose who enters after this step."""
+        sizes, jobs, room = sizes_up_to(self.limit, prepared=True), self.waiting.values(), self.limit - len(staying)
+        self.could = {
+            (portion.key, portion.first + number): self.waiting[portion.key].plan.calls
+            for portion in joining(jobs, self.key, room, longest)
+            for number in range(portion.count)
+        }
+
+        def admit(waiting: int, overdue: int = 0, /) -> int:
+            return admitted(len(staying), waiting, sizes, self.seconds, overdue)
+
+        return admission(jobs, self.key, room, longest, admit=admit, waits=self.waits, step=self.now + 1)
 
 
 @st.composite
@@ -167,6 +187,23 @@ def test_nobody_who_may_enter_waits_while_a_slot_is_free(world: World) -> None:
         queue = sorted(world.waiting.values(), key=order)
         if world.seats and queue and queue[0].plan.key == world.key:
             assert free == 0
+
+
+# Whatever steps take: a larger batch may do more, or less.
+@given(worlds(), st.fixed_dictionaries({size: st.floats(0.001, 1.0) for size in range(1, 7)}))
+def test_nobody_waits_for_a_slot_that_is_there_out_of_proportion_to_its_own_length(
+    world: World, seconds: dict[int, float]
+) -> None:
+    world.seconds = seconds
+    waited: dict[tuple[int, int], int] = {}
+    while world.arrivals or world.waiting or world.seats:
+        entered = len(world.entered)
+        world.step()
+        new = {(job, image) for _, job, image in world.entered[entered:]}
+        # Who cannot enter for a while, as others go first, begins to wait when it can again.
+        waited = {image: waited.get(image, -1) + 1 for image in world.could}
+        for image, steps in waited.items():
+            assert steps < PATIENCE * world.could[image] or image in new
 
 
 @given(worlds())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,13 @@ def levels_apart(a: Picture, b: Picture) -> int:
 
 
 class Recorder:
-    """A monitor that remembers, stops wanting an image at a given step, and has others join at a given step."""
+    """A monitor that remembers; at given steps an image is unwanted, others join, or one has waited long enough."""
 
     def __init__(
-        self, unwanted: dict[int, int] | None = None, joining: dict[int, tuple[ImageTask, ...]] | None = None
+        self,
+        unwanted: dict[int, int] | None = None,
+        joining: dict[int, tuple[ImageTask, ...]] | None = None,
+        due: dict[int, int] | None = None,
     ) -> None:
         self.outcomes: dict[int, Outcome] = {}
         self.steps: dict[int, list[int]] = {}
@@ -76,6 +80,7 @@ class Recorder:
         self.offers: list[tuple[int, int]] = []
         self._unwanted = unwanted or {}
         self._joining = joining or {}
+        self._due = due or {}
 
     def wanted(self, ticket: Ticket) -> bool:
         limit = self._unwanted.get(ticket.index)
@@ -88,6 +93,9 @@ class Recorder:
     def more(self, room: int, calls: int, admit: Admit) -> tuple[ImageTask, ...]:
         self.offers.append((admit(room), calls))
         return self._joining.pop(len(self.loads), ())
+
+    def overdue(self, ticket: Ticket) -> bool:
+        return len(self.loads) >= self._due.get(ticket.index, sys.maxsize)
 
     def ran(self, load: Load) -> None:
         self.loads.append(load)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from kubediffusion.resources.order import queue_key
-from kubediffusion.worker.engine import Plan
+from kubediffusion.worker.engine import Admit, Plan
+from kubediffusion.worker.waits import Waits
 
 K = TypeVar("K", bound=Hashable)
 
@@ -113,6 +114,39 @@ def joining(candidates: Iterable[Candidate[K]], key: Hashable, room: int, calls:
             entering.append(Portion(candidate.key, candidate.first, min(candidate.remaining, room)))
             room -= entering[-1].count
     return tuple(entering)
+
+
+def admission(
+    candidates: Iterable[Candidate[K]],
+    key: Hashable,
+    room: int,
+    calls: int,
+    *,
+    admit: Admit,
+    waits: Waits[tuple[K, int]],
+    step: int,
+) -> tuple[Portion[K], ...]:
+    """Choose who of those that :func:`joining` gives enters: as many as the engine admits.
+
+    Args:
+        candidates: Jobs with images to make, in any order.
+        key: What the batch's images share.
+        room: How many may enter.
+        calls: Calls of the model until the last of the batch's images is done.
+        admit: Tells how many of those who wait are to enter.
+        waits: How long those have waited, each by job and index.
+        step: Steps that will have been run when they enter.
+    """
+    candidates = list(candidates)
+    portions = joining(candidates, key, room, calls)
+    needs = {candidate.key: candidate.plan.calls for candidate in candidates}
+    images = {
+        (portion.key, portion.first + number): needs[portion.key]
+        for portion in portions
+        for number in range(portion.count)
+    }
+    count = admit(len(images), waits.note(images, step))
+    return portions if count >= len(images) else joining(candidates, key, count, calls)
 
 
 def _in_order(candidates: Iterable[Candidate[K]]) -> list[Candidate[K]]:

@@ -108,11 +108,19 @@ Outcome = Picture | JobFailure
 """How an image ends."""
 
 
-Admit = Callable[[int], int]
-"""Tells how many of so many images that wait may enter a batch; callable from any thread."""
+class Admit(Protocol):
+    """Tells how many of those who wait may enter a batch; callable from any thread."""
+
+    def __call__(self, waiting: int, overdue: int = 0, /) -> int:
+        """Tell it.
+
+        Args:
+            waiting: Images that wait.
+            overdue: How many of them have waited long enough, first of all: they enter while there is a slot.
+        """
 
 
-def everybody(waiting: int) -> int:
+def everybody(waiting: int, _overdue: int = 0, /) -> int:
     """Admit all who wait."""
     return waiting
 
@@ -174,6 +182,12 @@ class Monitor(Protocol):
             room: Images for which there will be a slot soon.
             calls: Calls of the model, from when they enter, until the last of the batch's images is done.
             admit: How many of those who wait are to take these slots.
+        """
+
+    def overdue(self, ticket: Ticket) -> bool:
+        """Tell whether an image that was given has waited so long that it enters whatever the batch then does.
+
+        Asked before a step, of those who have no slot.
         """
 
     def ran(self, load: Load) -> None:

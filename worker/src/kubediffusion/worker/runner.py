@@ -20,16 +20,32 @@ from dataclasses import dataclass
 from kubediffusion.resources.errors import ErrorCode, JobFailure
 from kubediffusion.worker.announcer import Announcer
 from kubediffusion.worker.assignments import Assignment, Assignments
-from kubediffusion.worker.batching import Candidate, Portion, joining, next_batch
+from kubediffusion.worker.batching import Candidate, Portion, admission, next_batch
 from kubediffusion.worker.engine import Admit, Engine, EngineLostError, ImageTask, Load, Outcome, Ticket, described
 from kubediffusion.worker.finisher import Finisher
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
+from kubediffusion.worker.waits import Waits
 
 logger = logging.getLogger(__name__)
 
-Members = dict[Ticket, tuple[ImageTask, Assignment]]
-"""Images that were taken for the engine, each with its job."""
+
+@dataclass(frozen=True)
+class Member:
+    """An image that was taken for the engine.
+
+    Attributes:
+        task: What is asked for.
+        assignment: Its job.
+        due: How many steps will have been run, in all batches, when it enters at the latest.
+    """
+
+    task: ImageTask
+    assignment: Assignment
+    due: int
+
+
+Members = dict[Ticket, Member]
 
 
 @dataclass(frozen=True)
@@ -85,6 +101,8 @@ class Runner:
         self._stopping = False
         self._restless = True
         self._leftover: Members = {}
+        self._waits: Waits[tuple[str, int]] = Waits()
+        self._steps = 0
 
     def stop(self) -> None:
         """Start nothing new; what has begun is finished."""
@@ -169,17 +187,18 @@ class Runner:
         began = time.monotonic()
         self._restless = True
         # What joined the last batch too late goes first.
-        members = self._leftover or self._members(self._next_batch())
+        members = self._leftover or self._members(self._next_batch(), self._steps)
         self._leftover = {}
-        tasks = tuple(task for task, _ in members.values())
-        about = {"jobs": sorted({a.name for _, a in members.values()}), "images": len(tasks)}
+        tasks = tuple(member.task for member in members.values())
+        about = {"jobs": sorted({member.assignment.name for member in members.values()}), "images": len(tasks)}
         logger.info("batch begins", extra={**about, "shape": str(tasks[0].shape)})
         self._health.beat()
         loop = asyncio.get_running_loop()
         key = self._engine.plan(tasks[0].shape).key
         monitor = _BatchMonitor(
-            {ticket: assignment for ticket, (_, assignment) in members.items()},
-            lambda room, calls, admit: self._joining(key, room, calls, admit),
+            members,
+            lambda room, calls, admit, step: self._joining(key, room, calls, admit, step),
+            self._steps,
             loop,
             self._finisher,
             self._health,
@@ -199,6 +218,7 @@ class Runner:
         finally:
             self._health.rest()
         self._leftover = monitor.close(problem)
+        self._steps = monitor.steps
         seconds = round(time.monotonic() - began, 3)
         logger.info("batch ends", extra={**about, "images": monitor.images, "seconds": seconds})
 
@@ -206,36 +226,36 @@ class Runner:
         candidates = [self._candidate(assignment) for assignment in self._runnable().values()]
         portions = next_batch(candidates, self._limits.max_images)
         plan = next(candidate.plan for candidate in candidates if candidate.key == portions[0].key)
-        waiting = sum(portion.count for portion in portions)
-        if plan.joins and (count := plan.admit(waiting)) < waiting:
-            # The others join when that makes the batch do more; until then they can go elsewhere.
-            portions = next_batch(candidates, count)
-        return portions
+        if not plan.joins:
+            self._waits.note({}, self._steps)
+            return portions
+        # The others join when that makes the batch do more; until then they can go elsewhere.
+        most, waits = self._limits.max_images, self._waits
+        return admission(candidates, plan.key, most, 0, admit=plan.admit, waits=waits, step=self._steps)
 
     def _candidate(self, assignment: Assignment) -> Candidate[str]:
         return assignment.candidate(self._engine.plan(assignment.shape))
 
-    def _joining(self, key: Hashable, room: int, calls: int, admit: Admit) -> Members:
+    def _joining(self, key: Hashable, room: int, calls: int, admit: Admit, step: int) -> Members:
         """Give images that enter the running batch."""
         self._metrics.bound.set(len(self._assignments))
         if self._finisher.defect is not None or self._finisher.buffered >= self._limits.buffer_bytes:
             # The batch comes to its end, and what follows is decided then.
             return {}
         candidates = [self._candidate(assignment) for assignment in self._runnable().values()]
-        portions = joining(candidates, key, room, calls)
-        waiting = sum(portion.count for portion in portions)
-        if (count := admit(waiting)) < waiting:
-            portions = joining(candidates, key, count, calls)
-        return self._members(portions)
+        portions = admission(candidates, key, room, calls, admit=admit, waits=self._waits, step=step)
+        return self._members(portions, step)
 
-    def _members(self, portions: tuple[Portion[str], ...]) -> Members:
-        """Take images for the engine."""
+    def _members(self, portions: tuple[Portion[str], ...], step: int) -> Members:
+        """Take images for the engine, which enter after so many steps."""
         clock, now = time.monotonic(), dt.datetime.now(dt.UTC)
         members: Members = {}
         for portion in portions:
             assignment = self._assignments.get(portion.key)
             if assignment is not None:
-                members |= {task.ticket: (task, assignment) for task in assignment.take(portion.count, now, clock)}
+                for task in assignment.take(portion.count, now, clock):
+                    due = self._waits.due((portion.key, task.ticket.index), step)
+                    members[task.ticket] = Member(task, assignment, due)
         if members:
             self._announcer.wake()
         return members
@@ -245,9 +265,10 @@ class _BatchMonitor:
     """Takes in what the engine tells about one batch, in the engine's thread.
 
     Args:
-        members: The job of each image that the batch begins with.
+        members: The images that the batch begins with.
         find: Gives, on the event loop, images that join: for so many slots, with so many calls of the model left, as
-            many of those who wait as are admitted.
+            many of those who wait as are admitted, when so many steps have been run.
+        steps: How many were run in batches before.
         loop: Where ends are handled.
         finisher: Takes in ends.
         health: Told about every step.
@@ -255,18 +276,20 @@ class _BatchMonitor:
 
     Attributes:
         images: Images that the engine was given.
+        steps: How many were run, those of batches before included.
     """
 
     def __init__(
         self,
-        members: dict[Ticket, Assignment],
-        find: Callable[[int, int, Admit], Members],
+        members: Members,
+        find: Callable[[int, int, Admit, int], Members],
+        steps: int,
         loop: asyncio.AbstractEventLoop,
         finisher: Finisher,
         health: Health,
         metrics: Metrics,
     ) -> None:
-        self._members = members
+        self._members = dict(members)
         self._find = find
         self._loop = loop
         self._finisher = finisher
@@ -274,7 +297,7 @@ class _BatchMonitor:
         self._metrics = metrics
         self._open = set(members)
         self._asked = False
-        self._steps = 0
+        self._before = self.steps = steps
         self._began = dict.fromkeys(members, time.monotonic())
         # Handed from the event loop to the engine's thread.
         self._found: queue.SimpleQueue[Members] = queue.SimpleQueue()
@@ -282,14 +305,14 @@ class _BatchMonitor:
 
     def wanted(self, ticket: Ticket) -> bool:
         """Tell whether the job is still ours and whole."""
-        assignment = self._members[ticket]
+        assignment = self._members[ticket].assignment
         return not assignment.dropped and not assignment.closing
 
     def stepped(self, ticket: Ticket, step: int, total: int) -> None:
         """Note progress."""
         del total  # the recipe says it
         self._health.beat()
-        assignment = self._members[ticket]
+        assignment = self._members[ticket].assignment
         if (more := step - assignment.steps[ticket.index]) > 0:
             if not assignment.steps[ticket.index] and (queued_at := assignment.job.status.queued_at) is not None:
                 waited = (dt.datetime.now(dt.UTC) - queued_at).total_seconds()
@@ -303,28 +326,35 @@ class _BatchMonitor:
         self._health.beat()
         self._open.discard(ticket)
         self._metrics.inference.observe(time.monotonic() - self._began[ticket])
-        self._loop.call_soon_threadsafe(self._finisher.ended, self._members[ticket], ticket.index, outcome)
+        self._loop.call_soon_threadsafe(self._finisher.ended, self._members[ticket].assignment, ticket.index, outcome)
 
     def more(self, room: int, calls: int, admit: Admit) -> tuple[ImageTask, ...]:
         """Give what the event loop found, and ask it for more."""
         # Before what it found is taken: else an answer that comes in between is forgotten, and asked for again.
         asked = self._asked
         found = self._take_found()
-        self._members |= {ticket: assignment for ticket, (_, assignment) in found.items()}
+        self._members |= found
         self._open |= found.keys()
         self._began |= dict.fromkeys(found, time.monotonic())
         self.images += len(found)
         if (room := room - len(found)) > 0 and not asked:
             self._asked = True
             given = len(found)
-            self._loop.call_soon_threadsafe(
-                self._look, room, calls, lambda waiting: max(admit(waiting + given) - given, 0)
-            )
-        return tuple(task for task, _ in found.values())
+
+            def others(waiting: int, overdue: int = 0, /) -> int:
+                return max(admit(waiting + given, overdue and overdue + given) - given, 0)
+
+            # Who is found enters after the step that comes now.
+            self._loop.call_soon_threadsafe(self._look, room, calls, others, self.steps + 1)
+        return tuple(member.task for member in found.values())
+
+    def overdue(self, ticket: Ticket) -> bool:
+        """Tell whether an image has waited long enough."""
+        return self.steps >= self._members[ticket].due
 
     def ran(self, load: Load) -> None:
         """Count a step of the batch."""
-        self._steps += 1
+        self.steps += 1
         self._metrics.batch.observe(load.images)
         self._metrics.slot_steps.inc(load.size)
         self._metrics.compiled_steps.inc(load.compiled)
@@ -338,20 +368,20 @@ class _BatchMonitor:
         Returns:
             What was found too late for this batch.
         """
-        if not self._steps:
+        if self.steps == self._before:
             self._metrics.batch.observe(self.images)
         for ticket in sorted(self._open, key=lambda ticket: ticket.index):
             if self.wanted(ticket):
-                self._finisher.ended(self._members[ticket], ticket.index, failure)
+                self._finisher.ended(self._members[ticket].assignment, ticket.index, failure)
         # What the engine asked for was looked for before this: the event loop keeps the order of calls.
         return {
-            ticket: (task, assignment)
-            for ticket, (task, assignment) in self._take_found().items()
-            if not assignment.dropped and not assignment.closing
+            ticket: member
+            for ticket, member in self._take_found().items()
+            if not member.assignment.dropped and not member.assignment.closing
         }
 
-    def _look(self, room: int, calls: int, admit: Admit) -> None:
-        self._found.put(self._find(room, calls, admit))
+    def _look(self, room: int, calls: int, admit: Admit, step: int) -> None:
+        self._found.put(self._find(room, calls, admit, step))
         self._asked = False
 
     def _take_found(self) -> Members:

@@ -131,13 +131,13 @@ class ContinuousEngine:
             return self._static.plan(shape)
         return Plan(Course(frame, shape.acceleration, shape.scheduler, shape.steps), calls)
 
-    def _admit(self, frame: Frame, calls: int, waiting: int) -> int:
+    def _admit(self, frame: Frame, calls: int, waiting: int, overdue: int = 0, /) -> int:
         """Tell how many begin a batch together."""
         machine = self._machines.get(frame)
         # A batch of so few calls measures nothing: a size without a time would stay so, and be chosen for ever.
         if machine is None or not waiting or calls < _MEASURED:
             return waiting
-        return admitted(0, waiting, machine.sizes, machine.times.known)
+        return admitted(0, waiting, machine.sizes, machine.times.known, overdue)
 
     def run(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> None:
         """Make the images of one batch: see :meth:`kubediffusion.worker.engine.Engine.run`."""

@@ -60,6 +60,9 @@ class _Nobody:
     def more(self, _room: int, _calls: int, _admit: Admit) -> tuple[ImageTask, ...]:
         return ()
 
+    def overdue(self, _ticket: Ticket) -> bool:
+        return False
+
     def ran(self, _load: Load) -> None:
         pass
 

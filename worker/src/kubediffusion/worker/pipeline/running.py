@@ -5,7 +5,6 @@ Where calls differ in what they compute, all images begin together, and nobody j
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from kubediffusion.worker.pipeline.tables import Table
 from kubediffusion.worker.pipeline.variants import Depth, Variant
 from kubediffusion.worker.slots import arrange, lowered
 from kubediffusion.worker.throughput import StepTimes, admitted
+from kubediffusion.worker.waits import overdue
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +124,6 @@ class RunningBatch:
         # Put aside with all their steps, then made ready: they may enter as they are.
         self._aside: deque[tuple[Sitting, Row]] = deque()
         self._launched: tuple[int, bool] | None = None
-        self._step_count = 0
-        self._since: dict[Ticket, int] = {}
         # In the order in which they entered.
         self._slots: dict[int, Sitting] = {}
         self._size = 0
@@ -160,8 +158,8 @@ class RunningBatch:
         sizes, known = self._machine.sizes, self._machine.times.known
         staying = len(left) - leaving
 
-        def admit(waiting: int) -> int:
-            return admitted(staying, waiting, sizes, known)
+        def admit(waiting: int, late: int = 0, /) -> int:
+            return admitted(staying, waiting, sizes, known, late)
 
         # Who gets the slot of one that leaves begins some steps later.
         calls = max(left) - (_AHEAD if leaving else 1)
@@ -194,16 +192,13 @@ class RunningBatch:
         self._size = arrangement.size
 
     def _room(self) -> int:
-        """Tell how many may enter: so many that the batch does the most, and who has waited for as long as it runs."""
-        running, waiting = len(self._slots), len(self._aside) + len(self._waiting)
-        sizes, known = self._machine.sizes, self._machine.times.known
+        """Tell how many may enter: so many that the batch does the most, and who has waited for long enough."""
+        running, sizes, known = len(self._slots), self._machine.sizes, self._machine.times.known
         if self._course or not known:
             return sizes[-1] - running
-        tasks = [sitting.task for sitting, _ in self._aside] + list(self._waiting)
-        since = {task.ticket: self._since.get(task.ticket, self._step_count) for task in tasks}
-        self._since = since
-        overdue = itertools.takewhile(lambda task: self._step_count - since[task.ticket] >= self._calls(task), tasks)
-        return admitted(running, waiting, sizes, known, sum(1 for _ in overdue))
+        held = [sitting.task for sitting, _ in self._aside] + list(self._waiting)
+        late = overdue(self._monitor.overdue(task.ticket) for task in held)
+        return admitted(running, len(held), sizes, known, late)
 
     def _make_ready(self) -> None:
         """While a step runs, make ready some of those who wait; not those whose course has all begin together."""
@@ -287,7 +282,6 @@ class RunningBatch:
         if seconds is not None and self._launched is not None and not self._course:
             self._machine.times.note(self._launched[0], seconds, compiled=self._launched[1])
         self._launched = (self._size, compiled)
-        self._step_count += 1
         self._monitor.ran(Load(len(rows), self._size, self._machine.sizes[-1], compiled, self._memory))
         for sitting in self._slots.values():
             sitting.call += 1

@@ -1,0 +1,172 @@
+"""No image waits in a worker's queue out of proportion to its own length: runner and engine together, on the CPU.
+
+The engine believes that steps take what they take on a GPU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+from worker_builders import WORKER, bound_job
+from worker_builders import settings as worker_settings
+
+from kubediffusion.worker.assignments import Assignment, Assignments
+from kubediffusion.worker.engine import Admit, ImageTask, Monitor, Outcome, Plan, Shape, Ticket
+from kubediffusion.worker.health import Health
+from kubediffusion.worker.metrics import Metrics
+from kubediffusion.worker.pipeline.continuous import ContinuousEngine
+from kubediffusion.worker.pipeline.loading import load_engine
+from kubediffusion.worker.runner import Limits, Runner
+from kubediffusion.worker.throughput import StepTimes
+from kubediffusion.worker.waits import PATIENCE
+
+SCHEDULER = "EulerDiscreteScheduler"
+"""Calls the model once a step."""
+LIMIT = 4
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
+
+
+@pytest.fixture(scope="module")
+def engine(folders: Callable[[str], Path]) -> ContinuousEngine:
+    made = load_engine(worker_settings(folders("stable_diffusion"), workers={"maxBatchSize": LIMIT}))
+    assert isinstance(made, ContinuousEngine)
+    return made
+
+
+class Ends:
+    """Takes in ends as the finisher does."""
+
+    defect = None
+    buffered = 0
+
+    def __init__(self, assignments: Assignments) -> None:
+        self.outcomes: list[Outcome] = []
+        self._assignments = assignments
+
+    def ended(self, assignment: Assignment, index: int, outcome: Outcome) -> None:
+        del index
+        self.outcomes.append(outcome)
+        self._assignments.close(assignment)
+
+    async def drain(self) -> None:
+        pass
+
+    def wake(self) -> None:
+        """Do nothing: as the announcer, who has nobody to tell."""
+
+
+class Seen:
+    """An engine of which is noted how many steps were run when an image began; jobs come at given steps.
+
+    Args:
+        engine: The engine.
+        come: Called before each step with the number of those before.
+    """
+
+    def __init__(self, engine: ContinuousEngine, come: Callable[[int], None]) -> None:
+        self.began: dict[str, int] = {}
+        self.steps = 0
+        self._engine = engine
+        self._come = come
+
+    def plan(self, shape: Shape) -> Plan:
+        return self._engine.plan(shape)
+
+    def rest(self, _wake: Callable[[], None]) -> bool:
+        return False
+
+    def run(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._engine.run(tasks, self)
+
+    def more(self, room: int, calls: int, admit: Admit) -> tuple[ImageTask, ...]:
+        # This waits for the event loop, so that it has looked for others before they are asked for.
+        self._come(self.steps)
+        return self._monitor.more(room, calls, admit)
+
+    def stepped(self, ticket: Ticket, step: int, total: int) -> None:
+        self.began.setdefault(ticket.uid, self.steps - 1)
+        self._monitor.stepped(ticket, step, total)
+
+    def ran(self, load: Any) -> None:
+        self.steps += 1
+        self._monitor.ran(load)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._monitor, name)
+
+
+async def served(engine: ContinuousEngine, jobs: list[tuple[int, int]]) -> dict[str, int]:
+    """Serve jobs that come when so many steps were run and need so many; tell how many were run when each began."""
+    loop, assignments, work = asyncio.get_running_loop(), Assignments(WORKER), asyncio.Event()
+    ends: Any = Ends(assignments)
+    coming = sorted((came, number, steps) for number, (came, steps) in enumerate(jobs))
+
+    async def observe(step: int) -> None:
+        while coming and coming[0][0] <= step:
+            _, number, steps = coming.pop(0)
+            parameters = {"numInferenceSteps": steps, "scheduler": SCHEDULER}
+            assignments.observe(bound_job(f"job-{number:02}", parameters=parameters), gone=False)
+
+    seen: Any = Seen(engine, lambda step: asyncio.run_coroutine_threadsafe(observe(step), loop).result())
+    with ThreadPoolExecutor(1) as thread:
+        runner = Runner(
+            engine=seen,
+            engine_thread=thread,
+            assignments=assignments,
+            finisher=ends,
+            announcer=ends,
+            limits=Limits(LIMIT, 1),
+            health=Health(60.0),
+            metrics=Metrics(CollectorRegistry()),
+            work=work,
+        )
+        while coming or len(assignments):
+            await observe(seen.steps if len(assignments) else coming[0][0])
+            await runner._run_batch()
+    assert len(ends.outcomes) == len(jobs)
+    return {name.removeprefix("uid-"): step for name, step in seen.began.items()}
+
+
+def believing(engine: ContinuousEngine, seconds: dict[int, float]) -> StepTimes:
+    """Have an engine believe what steps take."""
+    with torch.inference_mode():
+        machine: Any = engine._machine(engine._frame(Shape(steps=1, guidance=7.5)))
+    machine.times = StepTimes()
+    for size, time in seconds.items():
+        for _ in range(5):
+            machine.times.note(size, time)
+    return machine.times
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.sampled_from([3, 4, 5, 30])), min_size=2, max_size=LIMIT),
+    st.lists(st.sampled_from([1.0, 2.0, 4.0]), min_size=LIMIT, max_size=LIMIT),
+)
+def test_no_image_waits_out_of_proportion_to_its_own_length(
+    engine: ContinuousEngine, jobs: list[tuple[int, int]], seconds: list[float]
+) -> None:
+    believing(engine, dict(enumerate(itertools.accumulate(seconds), start=1)))
+    began = asyncio.run(served(engine, jobs))
+    for number, (came, steps) in enumerate(jobs):
+        # It is looked for while the first step after it came is made, and enters after that at the earliest.
+        assert began[f"job-{number:02}"] - came <= PATIENCE * steps + 1
+
+
+def test_a_short_job_does_not_wait_for_a_long_one(engine: ContinuousEngine) -> None:
+    # One after the other does the most.
+    believing(engine, {size: 0.01 * size**2 for size in range(1, LIMIT + 1)})
+    began = asyncio.run(served(engine, [(0, 40), (3, 4), (3, 10)]))
+    assert began == {"job-00": 0, "job-01": 4 + PATIENCE * 4, "job-02": 4 + PATIENCE * 10}

@@ -10,6 +10,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -51,6 +52,8 @@ class GraphedFunction:
         # Least recently used first.
         self._graphs: OrderedDict[tuple[int, ...], _Graph] = OrderedDict()
         self._refused: set[tuple[int, ...]] = set()
+        # All run in one stream, one after the other, so each may use the memory of those before it.
+        self._pool: Any = None
 
     def __call__(self, given: torch.Tensor) -> torch.Tensor:
         """Give the function's value for a tensor on the device."""
@@ -103,11 +106,12 @@ class GraphedFunction:
         self, shape: tuple[int, ...], function: Callable[..., torch.Tensor], example: torch.Tensor, *, compiled: bool
     ) -> None:
         given = example.clone()
+        if not self._graphs:
+            # PyTorch does not take a pool again that no graph uses any more.
+            self._pool = torch.cuda.graph_pool_handle()
         try:
             result = torch.empty_like(function(self._module, given))
-            graph = capture(
-                lambda: function(self._module, given), result.copy_, torch.cuda.graph_pool_handle(), priority=URGENT
-            )
+            graph = capture(lambda: function(self._module, given), result.copy_, self._pool, priority=URGENT)
         except Exception as error:  # noqa: BLE001 - what was there before serves
             refuse(self._function.__name__, error, example.device, compiled=compiled)
             self._refused.add(shape)
@@ -167,7 +171,7 @@ def capture(compute: Callable[[], Any], store: Callable[[Any], object], pool: An
         pool: Memory that graphs share which never run at the same time.
         priority: Of the kernels, as a stream's.
     """
-    side = torch.cuda.Stream(priority=priority)  # type: ignore[no-untyped-call]
+    side = _capturing_stream(priority)
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         # The first calls choose kernels and allocate workspaces, which a capture may not.
@@ -180,3 +184,9 @@ def capture(compute: Callable[[], Any], store: Callable[[Any], object], pool: An
     with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
         store(compute())
     return graph
+
+
+@cache
+def _capturing_stream(priority: int) -> Any:
+    """Give the stream of all captures: libraries keep a workspace for each stream that ever used them."""
+    return torch.cuda.Stream(priority=priority)  # type: ignore[no-untyped-call]

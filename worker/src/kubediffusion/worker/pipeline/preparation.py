@@ -54,15 +54,12 @@ class Preparation:
         """
         if self._captured:
             return False
-        missing = [size for size in self._sizes() if not self.machine.steps.ready(size)]
-        if missing:
-            self._attempt(missing[0])
-            if missing[0] in self._too_large:
-                # Larger ones fit even less.
-                self._too_large.update(missing)
-                self._give_up(missing[0])
-                missing = []
-        self._captured = len(missing) <= 1
+        if missing := self._missing():
+            # The largest first: all others then find room in the memory of its graph.
+            self._attempt(missing[-1])
+            if missing[-1] in self._too_large:
+                self._give_up(missing[-1])
+        self._captured = not self._missing()
         if self._captured and self._compiler is not None:
             self._compiler.begin()
         return not self._captured
@@ -92,6 +89,9 @@ class Preparation:
 
     def _sizes(self) -> tuple[int, ...]:
         return tuple(size for size in self.machine.sizes if size not in self._too_large)
+
+    def _missing(self) -> list[int]:
+        return [size for size in self._sizes() if not self.machine.steps.ready(size)]
 
     def _give_up(self, size: int) -> None:
         """Use no batches of a size or more, unless a larger one is there: it did fit once."""

@@ -56,13 +56,22 @@ class Run:
             stderr=subprocess.STDOUT,
             text=True,
             env={
-                **os.environ,
-                "PYTHONUNBUFFERED": "1",
+                **self.environment(),
                 "TORCHINDUCTOR_CACHE_DIR": str(self.scratch / cache),
                 "TRITON_CACHE_DIR": str(self.scratch / cache / "triton"),
                 **environment,
             },
         )
+
+    def environment(self) -> dict[str, str]:
+        """Give the variables of every part; bytecode is kept, as the worker's image has that of all libraries."""
+        kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        return kept | {"PYTHONUNBUFFERED": "1", "PYTHONPYCACHEPREFIX": str((self.scratch / "bytecode").resolve())}
+
+    def save_model(self) -> None:
+        """Make the model, and import what a worker imports: its bytecode is there before a start is timed."""
+        command = [sys.executable, "-c", _SAVE, str(HERE), str(self.model), self.given.architecture]
+        subprocess.run(command, check=True, env=self.environment())
 
     def follow(self, part: subprocess.Popen[str], name: str, seconds: float) -> None:
         """Show a part's lines until it ends or its time is up."""
@@ -78,7 +87,7 @@ class Run:
         timer.cancel()
 
     def precompile(self) -> None:
-        """Compile every batch size, each in a process of its own; the engine's smallest leaves a worker's cache."""
+        """Compile every batch size, each in a process of its own; what is the engine's is kept as workers keep it."""
         sizes = [size for size in SIZES if size <= self.given.limit]
         kinds = [("engine", size) for size in sizes]
         if self.given.architecture == COMPARABLE:
@@ -122,12 +131,12 @@ class Run:
             "measure.py",
             self.model,
             self.out / "measured.json",
+            f"--cache={self.scratch / 'cache-warm'}",
             f"--s3={self.given.s3}",
             f"--scratch={self.scratch / 's3'}",
             f"--limit={self.given.limit}",
             f"--port={self.given.port}",
             f"--compile-seconds={self.given.compile_seconds}",
-            f"--port={self.given.port}",
             f"--seconds={self.given.seconds}",
             f"--poisson-seconds={self.given.poisson_seconds}",
             *(["--plain"] if self.given.plain else []),
@@ -175,7 +184,7 @@ def main() -> None:
         given.s3 = binaries.provide(modules=modules).path("versitygw")
     run = Run(given)
     if not run.model.exists():
-        subprocess.run([sys.executable, "-c", _SAVE, str(HERE), str(run.model), given.architecture], check=True)
+        run.save_model()
     if not (given.plain or given.no_precompile):
         run.precompile()
     if not given.no_start:
@@ -202,6 +211,8 @@ _SAVE = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
+import kubediffusion.worker.main
+import kubediffusion.worker.pipeline.loading
 import models
 models.save_model(Path(sys.argv[2]), sys.argv[3])
 """

@@ -61,7 +61,8 @@ class Measurements:
     @functools.cached_property
     def engine(self) -> Any:
         """The engine, which begins to compile when it is asked for."""
-        engine = load_engine(models.settings(self.given.folder, compiled=self.compiled, limit=self.limit))
+        settings = models.settings(self.given.folder, compiled=self.compiled, limit=self.limit, cache=self.given.cache)
+        engine = load_engine(settings)
         self.found |= {
             "device": engine.info.device,
             "versions": engine.info.versions,
@@ -281,6 +282,7 @@ class Measurements:
                 *(
                     f"--s3={self.given.s3}",
                     f"--scratch={self.given.scratch}-second",
+                    f"--cache={self.given.cache}",
                     f"--port={self.given.port}",
                     "--second",
                 ),
@@ -394,6 +396,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="the JSON file")
     parser.add_argument("--s3", type=Path, required=True, help="the program versitygw")
     parser.add_argument("--scratch", type=Path, required=True, help="a new folder for the objects")
+    parser.add_argument("--cache", type=Path, required=True, help="folder of what is compiled already")
     parser.add_argument("--limit", type=int, default=16, help="the most images in a batch")
     parser.add_argument("--seconds", type=float, default=1800, help="begin no part after these")
     parser.add_argument("--compile-seconds", type=float, default=300, help="to wait for a batch size to be compiled")

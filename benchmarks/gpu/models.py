@@ -156,7 +156,7 @@ def _scheduler() -> Any:
     )
 
 
-def settings(folder: Path, *, compiled: bool, limit: int, cache: Path | None = None) -> Settings:
+def settings(folder: Path, *, compiled: bool, limit: int, cache: Path) -> Settings:
     """Give the settings of a worker that serves the model.
 
     Args:
@@ -170,7 +170,7 @@ def settings(folder: Path, *, compiled: bool, limit: int, cache: Path | None = N
         pod_namespace="benchmark",
         model_name="benchmark",
         bucket="benchmark",
-        cache_dir=cache or folder / "cache",
+        cache_dir=cache,
         spec={"source": {"path": str(folder)}, "compile": compiled, "workers": {"maxBatchSize": limit}},
     )
 

@@ -1,9 +1,9 @@
-"""Compiles one batch size, for the engine or for the raw loop, so that PyTorch's cache has it.
+"""Compiles one batch size, for the engine or for the raw loop, so that whoever measures need not.
 
     python benchmarks/gpu/precompile.py FOLDER SIZE CACHE engine|raw
 
-Several of these at once take little longer than one. The engine's size 1 is compiled as a worker does that serves one
-image at a time, with the decoder, and kept in ``CACHE`` for the next worker.
+Several of these at once take little longer than one. What is the engine's is kept in ``CACHE`` as a worker keeps it,
+with size 1 the decoder too; what is the loop's, in PyTorch's own cache.
 """
 
 import sys
@@ -17,7 +17,6 @@ import torch
 from raw import Raw
 
 from kubediffusion.resources.runtime import logs
-from kubediffusion.worker.pipeline.compiling import Compiler
 from kubediffusion.worker.pipeline.loading import load_engine
 from kubediffusion.worker.pipeline.variants import WHOLE
 
@@ -29,33 +28,38 @@ def main() -> None:
     folder, size, cache, kind = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
     logs.configure("WARNING")
     began = time.perf_counter()
-    lone = kind == "engine" and size == 1
-    engine: Any = load_engine(models.settings(folder, compiled=CUDA and lone, limit=size, cache=cache))
+    engine: Any = load_engine(models.settings(folder, compiled=CUDA and kind == "engine", limit=size, cache=cache))
     if not CUDA:
         models.make(engine, models.tasks(size, (2,)), size)
-    elif lone:
-        models.rest(engine)
-        # What keeps it waits in the compiler's thread.
-        engine._compiler._thread.shutdown(wait=True)
     elif kind == "engine":
-        _compile_step(engine, size)
+        _compile(engine, size)
     else:
         with torch.inference_mode():
             Raw(engine._pipeline, size, captured=False)
     sys.stdout.write(f"precompile: {size} of the {kind} after {time.perf_counter() - began:.0f} s\n")
 
 
-def _compile_step(engine: Any, size: int) -> None:
-    """Compile an engine's step as its own compiler does, and nothing else."""
-    machine = engine._preparation.machine
+def _compile(engine: Any, size: int) -> None:
+    """Have an engine's compiler compile a step of that size, with the smallest the decoder, and nothing else."""
+    machine, compiler = engine._preparation.machine, engine._compiler
     work = machine.batch.work(size, WHOLE)
-    compiler, compiled = Compiler(None), threading.Event()
     compiler.begin()
     compiler.ready(machine.batch, size, work.function, work.copies)
-    compiler.when_free(compiled.set)
-    compiled.wait()
+    _wait(compiler)
     if compiler.refused(machine.batch, size):
         raise RuntimeError(f"a batch of {size} cannot be compiled; the log says why")
+    if size == 1:
+        with torch.inference_mode():
+            engine._decoder.prepare()
+        _wait(compiler)
+    # What keeps it waits in the compiler's thread.
+    compiler._thread.shutdown(wait=True)
+
+
+def _wait(compiler: Any) -> None:
+    free = threading.Event()
+    compiler.when_free(free.set)
+    free.wait()
 
 
 if __name__ == "__main__":

@@ -56,14 +56,6 @@ def on_progress(stage: EngineReason, _message: str) -> None:
         note(what)
 
 
-def tell_cache() -> None:
-    """Tell what PyTorch found in its caches, for whoever wonders why a start took so long."""
-    from torch._dynamo.utils import counters
-
-    found = {f"{kind} {name}": count for kind in ("aot_autograd", "inductor") for name, count in counters[kind].items()}
-    sys.stdout.write(f"startup caches { {name: n for name, n in found.items() if 'cache' in name} }\n")
-
-
 def main() -> None:
     """Start, and write what was found into the cache's folder."""
     folder, cache = Path(sys.argv[2]), Path(sys.argv[3])
@@ -105,7 +97,6 @@ def main() -> None:
             if all(load.compiled for load in watch.loads) and all(graph.compiled for graph in decoders):
                 break
         FOUND["seconds of that image"] = round(time.perf_counter() - began, 3)
-        tell_cache()
         note("first image at full speed")
     cache.mkdir(parents=True, exist_ok=True)
     (cache / "startup.json").write_text(json.dumps(FOUND))

@@ -1,30 +1,43 @@
 """A process that compiles a function for some shapes, as a worker does on a GPU: see test_compile_cache.py.
 
-    python compiling_process.py PLACE SIZE ...
+    python compiling_process.py PLACE SIZE ... [--artifacts]
 
-PLACE is a folder, or s3://bucket/folder. What happened is its last line, as JSON.
+PLACE is a folder, or s3://bucket/folder. With ``--artifacts`` it compiles as a pipeline's own call does. What happened
+is its last line, as JSON.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch._dynamo.utils import counters
 
-from kubediffusion.worker.compiled import Bucket, Folder, Keeper, Place, fetch
+from kubediffusion.worker.compiled import Bucket, CompileCache, Folder, Place
 from kubediffusion.worker.pipeline.artifacts import Artifacts
 from kubediffusion.worker.pipeline.compiling import Compiler
-from kubediffusion.worker.starting import beside
+from kubediffusion.worker.pipeline.functions import Function
 
-NAME = "revision/device_dtype/versions.zip"
+FOLDER = "revision/device_dtype/versions"
 
 
 class Owner:
     """What functions are compiled for."""
+
+
+class Counted(CompileCache):
+    """Counts what is kept."""
+
+    kept = 0
+
+    def keep(self, name: str, parts: list[bytes]) -> None:
+        """Keep it."""
+        self.kept += 1
+        super().keep(name, parts)
 
 
 def function(numbers: torch.Tensor) -> torch.Tensor:
@@ -34,34 +47,51 @@ def function(numbers: torch.Tensor) -> torch.Tensor:
 
 def main() -> None:
     """Compile."""
-    where, *sizes = sys.argv[1:]
+    where, *sizes = (argument for argument in sys.argv[1:] if argument != "--artifacts")
     place = partial[Place](Bucket, where) if where.startswith("s3://") else partial[Place](Folder, Path(where))
-    keeper = Keeper(place, NAME)
-    kept: list[int] = []
+    cache = Counted(place, FOLDER)
+    compile_one = from_artifacts(cache) if "--artifacts" in sys.argv else from_functions(cache)
+    same = True
+    with torch.inference_mode():
+        for size in map(int, sizes):
+            numbers = torch.arange(float(size))
+            same &= torch.allclose(compile_one(numbers)(numbers), function(numbers))
+    found = {"same": same, "kept": cache.kept, "settled": cache.settled(30)}
+    found |= {"hits": counters["inductor"]["fxgraph_cache_hit"], "misses": counters["inductor"]["fxgraph_cache_miss"]}
+    found["traced"] = counters["stats"]["unique_graphs"]
+    sys.stdout.write(f"{json.dumps(found)}\n")
 
-    def keep(data: bytes) -> None:
-        kept.append(len(data))
-        keeper.keep(data)
 
-    compiler = Compiler(Artifacts(beside(partial(fetch, place, NAME), "fetch"), keep))
+def from_functions(cache: CompileCache) -> Callable[[torch.Tensor], Function]:
+    """Compile as the engine does that knows the pipeline."""
+    compiler, owner = Compiler(cache), Owner()
     compiler.begin()
-    owner, same = Owner(), True
-    for size in map(int, sizes):
-        numbers = torch.arange(float(size))
+
+    def compile_one(numbers: torch.Tensor) -> Function:
         arguments = partial(tuple[torch.Tensor], (numbers,))
-        assert compiler.ready(owner, size, function, arguments) is None
+        assert compiler.ready(owner, len(numbers), function, arguments) is None
         # One thread does one thing after the other: first the compiler's, then what keeps its work.
         for _ in range(2):
             compiler._thread.submit(int).result()
-        compiled = compiler.ready(owner, size, function, arguments)
+        compiled = compiler.ready(owner, len(numbers), function, arguments)
         assert compiled is not None
-        with torch.inference_mode():
-            same &= torch.allclose(compiled(numbers), function(numbers))
-    settled = keeper.settled(30)
-    found = {"same": same, "kept": len(kept), "settled": settled}
-    found |= {"hits": counters["inductor"]["fxgraph_cache_hit"], "misses": counters["inductor"]["fxgraph_cache_miss"]}
-    found["aot"] = dict(counters["aot_autograd"])
-    sys.stdout.write(f"{json.dumps(found)}\n")
+        return compiled
+
+    return compile_one
+
+
+def from_artifacts(cache: CompileCache) -> Callable[[torch.Tensor], Function]:
+    """Compile as the engine does that runs a pipeline's own call."""
+    artifacts = Artifacts(cache)
+    artifacts.load()
+    compiled = torch.compile(function, fullgraph=True, dynamic=False)
+
+    def compile_one(numbers: torch.Tensor) -> Function:
+        compiled(numbers)
+        artifacts.save()
+        return compiled
+
+    return compile_one
 
 
 if __name__ == "__main__":

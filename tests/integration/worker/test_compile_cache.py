@@ -15,11 +15,12 @@ import pytest
 
 from kubediffusion.local import installation
 from kubediffusion.local.cluster import LocalCluster
-from kubediffusion.worker.compiled import Bucket, Keeper, fetch
-from kubediffusion.worker.pipeline.artifacts import unpack
+from kubediffusion.worker.compiled import Bucket, CompileCache, Folder
+from kubediffusion.worker.pipeline import artifacts
 
 PROGRAM = Path(__file__).with_name("compiling_process.py")
-NAME = "revision/device_dtype/versions.zip"
+FOLDER = "revision/device_dtype/versions"
+NAME = f"{FOLDER}/a.zip"
 
 
 @pytest.fixture
@@ -30,13 +31,14 @@ def uri(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
     prefix = f"compiled-{os.getpid()}"
     yield f"s3://{installation.BUCKET}/{prefix}"
     with closing(cluster.store.client()) as client:
-        client.delete_object(Bucket=installation.BUCKET, Key=f"{prefix}/{NAME}")
+        for found in client.list_objects_v2(Bucket=installation.BUCKET, Prefix=f"{prefix}/").get("Contents", []):
+            client.delete_object(Bucket=installation.BUCKET, Key=found["Key"])
 
 
-def compiles(uri: str, own_cache: Path, *sizes: int) -> dict[str, Any]:
+def compiles(uri: str, own_cache: Path, *sizes: int, way: tuple[str, ...] = ()) -> dict[str, Any]:
     """Run a process that shares nothing with others but storage."""
     ended = subprocess.run(
-        [sys.executable, PROGRAM, uri, *map(str, sizes)],
+        [sys.executable, PROGRAM, uri, *map(str, sizes), *way],
         env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(own_cache)},
         stdout=subprocess.PIPE,
         text=True,
@@ -51,24 +53,35 @@ def compiles(uri: str, own_cache: Path, *sizes: int) -> dict[str, Any]:
 
 def test_a_process_starts_from_what_others_compiled(uri: str, tmp_path: Path) -> None:
     first = compiles(uri, tmp_path / "1", 3)
-    assert (first["hits"], first["misses"], first["kept"]) == (0, 1, 1)
-    # It has no use for what the first compiled, and hands it on.
+    assert (first["traced"], first["kept"]) == (1, 1)
     second = compiles(uri, tmp_path / "2", 5)
-    assert (second["hits"], second["misses"], second["kept"]) == (0, 1, 1)
+    assert (second["traced"], second["kept"]) == (1, 1)
+    # What was found is neither traced nor written again; what is new is.
     third = compiles(uri, tmp_path / "3", 3, 5, 7)
-    # What was found is not written again; what is new is.
-    assert (third["hits"], third["misses"], third["kept"]) == (2, 1, 1)
-    # It used everything, so its own is the whole.
-    assert len(unpack(Bucket(uri).get(NAME) or b"")) == 1
+    assert (third["traced"], third["kept"]) == (1, 1)
 
 
-def test_what_a_process_saved_at_several_times_is_loaded_as_a_whole(tmp_path: Path) -> None:
-    # As a worker does: it saves when its step is compiled, and again when its decoder is.
-    place = str(tmp_path / "place")
-    first = compiles(place, tmp_path / "1", 3, 5)
+def test_what_is_no_function_is_compiled_anew_and_replaced(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    compiles(str(place), tmp_path / "1", 3)
+    (file,) = (place / FOLDER).iterdir()
+    CompileCache(lambda: Folder(place), FOLDER).keep(file.name, [b"no function"])
+    again = compiles(str(place), tmp_path / "2", 3)
+    assert (again["traced"], again["kept"]) == (1, 1)
+    assert compiles(str(place), tmp_path / "3", 3)["traced"] == 0
+
+
+def test_a_pipelines_own_call_starts_from_what_others_compiled_too(tmp_path: Path) -> None:
+    place, way = str(tmp_path / "place"), ("--artifacts",)
+    # It saves after each batch of a new kind.
+    first = compiles(place, tmp_path / "1", 3, 5, way=way)
     assert (first["hits"], first["misses"], first["kept"]) == (0, 2, 2)
-    second = compiles(place, tmp_path / "2", 3, 5)
-    assert (second["hits"], second["misses"], second["kept"]) == (2, 0, 0)
+    # It has no use for what the first compiled, and hands it on.
+    second = compiles(place, tmp_path / "2", 7, way=way)
+    assert (second["hits"], second["misses"], second["kept"]) == (0, 1, 1)
+    third = compiles(place, tmp_path / "3", 3, 5, 7, way=way)
+    assert (third["hits"], third["misses"]) == (3, 0)
+    assert len(CompileCache(lambda: Folder(Path(place)), FOLDER).get(artifacts.NAME)) == 2
 
 
 def test_an_object_is_there_whole_or_not_at_all_and_the_last_writer_wins(uri: str) -> None:
@@ -83,9 +96,9 @@ def test_storage_that_refuses_costs_a_log_line(
     uri: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-key")
-    assert fetch(lambda: Bucket(uri), NAME) is None
-    keeper = Keeper(lambda: Bucket("s3://there-is-no-such-bucket/folder"), NAME)
-    keeper.keep(b"one")
-    assert not keeper.settled(0)
+    assert CompileCache(lambda: Bucket(uri), FOLDER).get("a.zip") == []
+    cache = CompileCache(lambda: Bucket("s3://there-is-no-such-bucket/folder"), FOLDER)
+    cache.keep("a.zip", [b"one"])
+    assert not cache.settled(0)
     assert "the compile cache cannot be read" in caplog.text
     assert "not-the-key" not in caplog.text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import zipfile
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +11,22 @@ import pytest
 import torch
 from worker_builders import image_task, settings
 
-from kubediffusion.worker.compiled import Bucket, Folder, Keeper, entry_name, fetch, place_of
+from kubediffusion.worker.compiled import Bucket, CompileCache, Folder, folder_name, pack, place_of, unpack
 from kubediffusion.worker.pipeline import artifacts
-from kubediffusion.worker.pipeline.artifacts import Artifacts, Saving, pack, unpack
+from kubediffusion.worker.pipeline.artifacts import Artifacts, Saving
 
 VERSIONS = {"torch": "2.15.0+cu132", "triton": "3.9.0"}
 REVISION = "sha256:0a/b"
 
 
 def test_what_was_compiled_is_kept_by_all_that_it_depends_on() -> None:
-    name = entry_name(REVISION, "NVIDIA H200", "float16", VERSIONS)
-    assert name == "sha256-0a-b/NVIDIA-H200_float16/torch-2.15.0-cu132_triton-3.9.0.zip"
+    name = folder_name(REVISION, "NVIDIA H200", "float16", VERSIONS)
+    assert name == "sha256-0a-b/NVIDIA-H200_float16/torch-2.15.0-cu132_triton-3.9.0"
     others = {
-        entry_name("sha256:1", "NVIDIA H200", "float16", VERSIONS),
-        entry_name(REVISION, "NVIDIA A100", "float16", VERSIONS),
-        entry_name(REVISION, "NVIDIA H200", "bfloat16", VERSIONS),
-        entry_name(REVISION, "NVIDIA H200", "float16", VERSIONS | {"triton": "3.10.0"}),
+        folder_name("sha256:1", "NVIDIA H200", "float16", VERSIONS),
+        folder_name(REVISION, "NVIDIA A100", "float16", VERSIONS),
+        folder_name(REVISION, "NVIDIA H200", "bfloat16", VERSIONS),
+        folder_name(REVISION, "NVIDIA H200", "float16", VERSIONS | {"triton": "3.10.0"}),
     }
     assert len({name, *others}) == 5
 
@@ -52,12 +51,16 @@ def test_a_file_is_there_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
 
 
 def test_a_place_that_cannot_be_read_is_an_empty_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "a.zip").mkdir()
-    assert fetch(lambda: Folder(tmp_path), "a.zip") is None
-    assert "the compile cache cannot be read" in caplog.text
+    (tmp_path / "made" / "a.zip").mkdir(parents=True)
+    (tmp_path / "made" / "b.zip").write_bytes(b"no archive")
+    cache = CompileCache(lambda: Folder(tmp_path), "made")
+    assert [cache.get(name) for name in ("a.zip", "b.zip", "c.zip")] == [[], [], []]
+    assert caplog.text.count("the compile cache cannot be read") == 2
 
 
-def test_a_keeper_tries_again_and_writes_the_newest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_written_is_tried_again_and_of_one_name_the_newest(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     in_the_way = tmp_path / "folder"
     in_the_way.write_text("a file where the folder should be")
     failed = threading.Event()
@@ -70,22 +73,18 @@ def test_a_keeper_tries_again_and_writes_the_newest(tmp_path: Path, caplog: pyte
                 failed.set()
                 raise
 
-    keeper = Keeper(lambda: Watched(in_the_way), "a.zip", first_pause=0.01)
-    keeper.keep(b"one")
+    cache = CompileCache(lambda: Watched(in_the_way), "made", first_pause=0.01)
+    cache.keep("a.zip", [b"one"])
+    cache.keep("b.zip", [b"another", b"in two parts"])
     assert failed.wait(10)
-    keeper.keep(b"two")
-    assert not keeper.settled(0)
+    cache.keep("a.zip", [b"two"])
+    assert not cache.settled(0)
     in_the_way.unlink()
-    assert keeper.settled(10)
-    assert (in_the_way / "a.zip").read_bytes() == b"two"
+    assert cache.settled(10)
+    assert cache.get("a.zip") == [b"two"]
+    assert cache.get("b.zip") == [b"another", b"in two parts"]
     assert caplog.text.count("the compile cache cannot be written") == 1
     assert "let workers write to the claim or folder that spec.compileCache of the DiffusionModel names" in caplog.text
-
-
-def given(data: bytes | None) -> Future[bytes | None]:
-    future: Future[bytes | None] = Future()
-    future.set_result(data)
-    return future
 
 
 def test_several_sets_are_one_file_and_a_broken_one_is_told() -> None:
@@ -97,13 +96,28 @@ def test_several_sets_are_one_file_and_a_broken_one_is_told() -> None:
         unpack(packed.replace(b"two", b"owt"))
 
 
-@pytest.mark.parametrize("data", [None, b"no archive", pack([b"no artifacts"])])
-def test_a_cache_that_is_of_no_use_costs_nothing_else(data: bytes | None) -> None:
-    Artifacts(given(data), pytest.fail).load()
+class Given:
+    """In the place of storage: what is there, and who writes to it fails."""
+
+    def __init__(self, *parts: bytes) -> None:
+        self._parts = list(parts)
+
+    def get(self, _name: str) -> list[bytes]:
+        return self._parts
+
+    def keep(self, *_: Any) -> None:
+        pytest.fail("there was nothing to keep")
+
+
+def test_a_cache_that_is_of_no_use_costs_nothing_else() -> None:
+    for given in (Given(), Given(b"no artifacts")):
+        cache: Any = given
+        Artifacts(cache).load()
 
 
 def test_nothing_is_kept_when_nothing_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Artifacts(given(None), pytest.fail)
+    cache: Any = Given()
+    made = Artifacts(cache)
     monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: None)
     made.save()
 
@@ -131,7 +145,8 @@ def test_what_the_first_batch_of_a_kind_compiled_is_kept() -> None:
         def save(self) -> None:
             self.saved += 1
 
-    engine, counted = Batches(), Counted(given(None), pytest.fail)
+    cache: Any = Given()
+    engine, counted = Batches(), Counted(cache)
     saving = Saving(engine, counted)
     for tasks in (
         (image_task(),),

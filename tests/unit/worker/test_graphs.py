@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,6 +54,13 @@ class Captures:
             raise self.refusing
         self.count += 1
         return SimpleNamespace(replay=lambda: store(compute()))
+
+
+@pytest.fixture(autouse=True)
+def without_gradients() -> Iterator[None]:
+    """As the engine computes: code is compiled for tensors that know of none."""
+    with torch.inference_mode():
+        yield
 
 
 @pytest.fixture

@@ -6,12 +6,14 @@ What lies there is run by whoever loads it, so only workers of one trust may wri
 from __future__ import annotations
 
 import atexit
+import io
 import logging
 import time
 import uuid
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from threading import Condition, Thread
+from threading import Condition, Lock, Thread
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
@@ -121,79 +123,90 @@ def place_of(settings: Settings) -> Place:
     return Folder(settings.compile_cache_path or cache_folder(settings) / "compiled")
 
 
-def entry_name(revision: str, device: str, dtype: str, versions: dict[str, str]) -> str:
-    """Name what is kept for one model revision, kind of device, dtype and set of versions.
+def folder_name(revision: str, device: str, dtype: str, versions: dict[str, str]) -> str:
+    """Name the folder of what is kept for one model revision, kind of device, dtype and set of versions.
 
     The driver's version is not among them: the code is made for the device by a compiler that comes with the libraries.
     """
     parts = (revision, f"{device}_{dtype}", "_".join(f"{name}-{version}" for name, version in sorted(versions.items())))
     clean = ("".join(letter if letter.isalnum() or letter in ".-_" else "-" for letter in part) for part in parts)
-    return "/".join(clean) + ".zip"
+    return "/".join(clean)
 
 
-def fetch(place: Callable[[], Place], name: str) -> bytes | None:
-    """Give what an earlier worker kept; whatever goes wrong costs time only, and is said in the log."""
-    began = time.monotonic()
-    try:
-        data = place().get(name)
-    except (OSError, ClientError, BotoCoreError, ValueError) as error:
-        logger.warning("the compile cache cannot be read: %s", error)
-        return None
-    logger.info(
-        "the compile cache holds nothing yet" if data is None else "compile cache fetched",
-        extra={"entry": name, "bytes": len(data or b""), "seconds": round(time.monotonic() - began, 3)},
-    )
-    return data
+class CompileCache:
+    """What workers compiled for the same model, device and versions: reads it, and writes what is new.
 
-
-class Keeper:
-    """Writes the newest of what it is given, in a thread of its own: nobody waits for storage.
-
-    A process that ends by itself lets it finish what it has begun; a worker does not.
+    Whatever goes wrong with storage costs time only, and is said in the log. Writing is for a thread of its own: nobody
+    waits for it. A process that ends by itself lets it finish what it has begun; a worker does not.
 
     Args:
-        place: Makes the place; called in that thread.
-        name: Of what is written.
+        place: Makes the place, when it is first needed.
+        folder: Of the place.
         first_pause: Seconds before a write that failed is tried again for the first time.
     """
 
-    def __init__(self, place: Callable[[], Place], name: str, first_pause: float = FIRST_PAUSE) -> None:
-        self._place = place
-        self._name = name
+    def __init__(self, place: Callable[[], Place], folder: str, first_pause: float = FIRST_PAUSE) -> None:
+        self._make_place = place
+        self._folder = folder
         self._first_pause = first_pause
-        self._newest: bytes | None = None
+        self._place: Place | None = None
+        self._opening = Lock()
+        # By name, in the order in which they came; of one name the newest.
+        self._unwritten: dict[str, bytes] = {}
         self._writing = False
         self._failing = False
         self._changed = Condition()
         atexit.register(self._finish)
         Thread(target=self._run, name="keep-compiled", daemon=True).start()
 
-    def keep(self, data: bytes) -> None:
-        """Have it written; what waits to be written is forgotten for it."""
+    def get(self, name: str) -> list[bytes]:
+        """Give what an earlier worker kept by a name, in parts; none where nothing can be read. Blocks."""
+        began = time.monotonic()
+        try:
+            data = self._opened().get(f"{self._folder}/{name}")
+            parts = [] if data is None else unpack(data)
+        except (OSError, ClientError, BotoCoreError, ValueError, zipfile.BadZipFile) as error:
+            logger.warning("the compile cache cannot be read: %s", error)
+            return []
+        logger.info(
+            "the compile cache holds nothing yet" if data is None else "compiled code fetched",
+            extra={"entry": name, "bytes": len(data or b""), "seconds": round(time.monotonic() - began, 3)},
+        )
+        return parts
+
+    def keep(self, name: str, parts: list[bytes]) -> None:
+        """Have them written; what waits to be written by that name is forgotten for it."""
         with self._changed:
-            self._newest = data
+            self._unwritten[name] = pack(parts)
             self._changed.notify_all()
 
     def settled(self, timeout: float) -> bool:
         """Wait until all is written; False when it is not after so many seconds."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._newest is None and not self._writing, timeout)
+            return self._changed.wait_for(lambda: not self._unwritten and not self._writing, timeout)
+
+    def _opened(self) -> Place:
+        with self._opening:
+            if self._place is None:
+                self._place = self._make_place()
+            return self._place
 
     def _finish(self) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._failing or (self._newest is None and not self._writing), LAST_WAIT)
+            self._changed.wait_for(lambda: self._failing or not (self._unwritten or self._writing), LAST_WAIT)
 
     def _run(self) -> None:
         pause = self._first_pause
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._newest is not None)
-                data, self._newest, self._writing = self._newest, None, True
-            failed = data is not None and not self._write(data, first=pause == self._first_pause)
+                self._changed.wait_for(lambda: bool(self._unwritten))
+                name = next(iter(self._unwritten))
+                data, self._writing = self._unwritten.pop(name), True
+            failed = not self._write(name, data, first=pause == self._first_pause)
             with self._changed:
                 self._writing, self._failing = False, failed
-                if failed and self._newest is None:
-                    self._newest = data
+                if failed:
+                    self._unwritten.setdefault(name, data)
                 self._changed.notify_all()
             if failed:
                 time.sleep(pause)
@@ -201,14 +214,33 @@ class Keeper:
             else:
                 pause = self._first_pause
 
-    def _write(self, data: bytes, *, first: bool) -> bool:
+    def _write(self, name: str, data: bytes, *, first: bool) -> bool:
         began = time.monotonic()
         try:
-            self._place().put(self._name, data)
+            self._opened().put(f"{self._folder}/{name}", data)
         except (OSError, ClientError, BotoCoreError, ValueError) as error:
             # Once for each outage: the rest would say the same.
             logger.log(logging.WARNING if first else logging.DEBUG, _NOT_KEPT, error)
             return False
         seconds = round(time.monotonic() - began, 3)
-        logger.info("compile cache kept", extra={"entry": self._name, "bytes": len(data), "seconds": seconds})
+        logger.info("compiled code kept", extra={"entry": name, "bytes": len(data), "seconds": seconds})
         return True
+
+
+def pack(parts: list[bytes]) -> bytes:
+    """Make one file of several; its checksums tell a broken one."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for number, part in enumerate(parts):
+            archive.writestr(str(number), part)
+    return file.getvalue()
+
+
+def unpack(data: bytes) -> list[bytes]:
+    """Give the parts.
+
+    Raises:
+        zipfile.BadZipFile: It is no such file, or not a whole one.
+    """
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return [archive.read(name) for name in archive.namelist()]

@@ -1,20 +1,21 @@
-"""What PyTorch compiled, taken from one process and given to the next."""
+"""What PyTorch compiles by itself in a pipeline's own call, taken from one process and given to the next."""
 
 from __future__ import annotations
 
-import io
 import logging
 import time
-import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future
 
 import torch
 
+from kubediffusion.worker.compiled import CompileCache
 from kubediffusion.worker.engine import Engine, EngineInfo, ImageTask, Monitor, Plan, Shape, described
 
 logger = logging.getLogger(__name__)
+
+NAME = "artifacts.zip"
+"""Of what all is kept in."""
 
 _PARTS = 4
 """Sets of artifacts of earlier processes that are handed on; more are seldom of use, and each costs its megabytes."""
@@ -30,24 +31,17 @@ class Artifacts:
     handed on as it came, or the next worker would compile it once more.
 
     Args:
-        fetched: What was kept by the last process, when it is there.
-        keep: Takes what is to be kept, and does not block.
+        cache: Has what the last process kept, and keeps it for the next.
     """
 
-    def __init__(self, fetched: Future[bytes | None], keep: Callable[[bytes], None]) -> None:
-        self._fetched = fetched
-        self._keep = keep
+    def __init__(self, cache: CompileCache) -> None:
+        self._cache = cache
         self._parts: list[tuple[Keys, bytes]] = []
         self._known: Keys = frozenset()
 
     def load(self) -> None:
         """Give PyTorch what there is. Whatever is wrong with it costs time only, and is said in the log."""
-        try:
-            data = self._fetched.result()
-            parts = unpack(data) if data is not None else []
-        except Exception as error:  # noqa: BLE001 - compiled anew instead
-            logger.warning("the compile cache cannot be used", extra=described(error))
-            return
+        parts = self._cache.get(NAME)
         began = time.monotonic()
         for part in parts:
             try:
@@ -76,7 +70,7 @@ class Artifacts:
             return
         self._known |= own
         self._parts = [part for part in self._parts if not part[0] <= own][-_PARTS:]
-        self._keep(pack([*(data for _, data in self._parts), saved[0]]))
+        self._cache.keep(NAME, [*(data for _, data in self._parts), saved[0]])
 
 
 class Saving:
@@ -120,8 +114,8 @@ def _load(data: bytes) -> Keys:
     """Give PyTorch all that a process saved.
 
     It saves a list of each kind of artifact for each time that it was asked to, one after the other, and its own
-    loading (2.11 to 2.15) takes the last list of a kind for the only one: what a worker saved when its step was
-    compiled would be lost because it saved again when its decoder was.
+    loading (2.11 to 2.15) takes the last list of a kind for the only one: what a worker saved after its first batch
+    would be lost because it saved again after another.
 
     Raises:
         Exception: It cannot be read.
@@ -144,22 +138,3 @@ def _load(data: bytes) -> Keys:
 
 def _keys(artifacts: dict[str, list[str]]) -> Keys:
     return frozenset((kind, key) for kind, keys in artifacts.items() for key in keys)
-
-
-def pack(parts: list[bytes]) -> bytes:
-    """Make one file of sets of artifacts; its checksums tell a broken one."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for number, part in enumerate(parts):
-            archive.writestr(str(number), part)
-    return file.getvalue()
-
-
-def unpack(data: bytes) -> list[bytes]:
-    """Give the sets of artifacts.
-
-    Raises:
-        zipfile.BadZipFile: It is no such file, or not a whole one.
-    """
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        return [archive.read(name) for name in archive.namelist()]

@@ -82,7 +82,9 @@ class Work:
 
 def _copied(argument: Any) -> Any:
     if isinstance(argument, torch.Tensor):
-        return argument.clone()
+        # With the same strides, of a part of the batch too: code is compiled for them.
+        copy = torch.empty_strided(argument.shape, argument.stride(), dtype=argument.dtype, device=argument.device)
+        return copy.copy_(argument)
     if isinstance(argument, dict):
         return {name: _copied(part) for name, part in argument.items()}
     return argument

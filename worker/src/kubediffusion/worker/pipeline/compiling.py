@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import time
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,14 +17,12 @@ from weakref import WeakKeyDictionary
 import torch
 
 from kubediffusion.resources.conditions import EngineReason
+from kubediffusion.worker.compiled import CompileCache
 from kubediffusion.worker.engine import described
-from kubediffusion.worker.pipeline.artifacts import Artifacts
+from kubediffusion.worker.pipeline.functions import Function, compiled_for, from_bytes, name_of, to_bytes
 from kubediffusion.worker.progress import Progress, untold
 
 logger = logging.getLogger(__name__)
-
-_VARIANTS = 64
-"""Batch sizes, frames and dtypes for which one function may be compiled; PyTorch's limit is 8."""
 
 _SWITCH_SECONDS = 0.0005
 """For which the compiler's thread may keep Python's lock from the engine's. A step gives the lock up some twenty times;
@@ -31,7 +30,8 @@ with Python's own 5 ms a batch that runs meanwhile would be many times slower.""
 
 _USUAL_SWITCH_SECONDS = sys.getswitchinterval()
 
-Function = Callable[..., Any]
+Arguments = Callable[[], tuple[Any, ...]]
+"""Makes arguments of one shape; called in the compiler's thread."""
 
 
 @dataclass
@@ -50,36 +50,32 @@ class _Count:
 class Compiler:
     """Compiles functions for the shapes that are in use, one after the other, in a thread of its own.
 
-    All but the compiling itself is for the engine's thread.
+    What an earlier worker compiled is loaded instead, in a second. All but that work itself is for the engine's thread.
 
     Args:
-        artifacts: Has what earlier workers compiled, and keeps it for the next; None for neither.
+        cache: Has what earlier workers compiled, and keeps it for the next; None for neither.
         backend: PyTorch's name of what compiles.
         progress: Told how much is compiled of what was asked for before :meth:`begin`.
     """
 
-    def __init__(self, artifacts: Artifacts | None, backend: str = "inductor", progress: Progress = untold) -> None:
-        torch._dynamo.config.recompile_limit = _VARIANTS  # noqa: SLF001 - its documented place
-        self._artifacts = artifacts
+    def __init__(self, cache: CompileCache | None, backend: Any = "inductor", progress: Progress = untold) -> None:
+        self._cache = cache
         self._backend = backend
         self._progress = progress
         self._begun = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compile")
-        self._functions: dict[Function, Function] = {}
         # A batch that is no longer in use must not be kept by what was compiled for it.
-        self._jobs: WeakKeyDictionary[Any, dict[Hashable, Future[bool]]] = WeakKeyDictionary()
-        self._latest: Future[bool] | None = None
+        self._jobs: WeakKeyDictionary[Any, dict[Hashable, Future[Function | None]]] = WeakKeyDictionary()
+        self._latest: Future[Function | None] | None = None
         self._planned: WeakKeyDictionary[Any, set[Hashable]] = WeakKeyDictionary()
         self._count = _Count()
+        self._stream: Any = None
 
     def begin(self) -> None:
         """Compile from now on. Until then everything is prepared that cannot be while something is compiled."""
         if self._begun:
             return
         self._begun = True
-        if self._artifacts is not None:
-            # Here and in this thread, where no first image waits for it.
-            self._thread.submit(self._load, self._artifacts)
         self._count.planned = sum(map(len, self._planned.values()))
         self._tell()
 
@@ -98,11 +94,9 @@ class Compiler:
     def refused(self, owner: Any, key: Hashable) -> bool:
         """Tell whether something cannot be compiled."""
         job = self._jobs.get(owner, {}).get(key)
-        return job is not None and job.done() and not job.result()
+        return job is not None and job.done() and job.result() is None
 
-    def ready(
-        self, owner: Any, key: Hashable, function: Function, arguments: Callable[[], tuple[Any, ...]]
-    ) -> Function | None:
+    def ready(self, owner: Any, key: Hashable, function: Function, arguments: Arguments) -> Function | None:
         """Give a compiled function, or None while there is none; the first call that finds nobody busy makes it.
 
         Args:
@@ -116,20 +110,16 @@ class Compiler:
             self._planned.setdefault(owner, set()).add(key)
         if key not in jobs:
             if self._begun and not self.busy:
-                if function not in self._functions:
-                    self._functions[function] = torch.compile(
-                        function, fullgraph=True, dynamic=False, backend=self._backend
-                    )
                 counted = not self._count.complete
                 if counted:
                     self._tell(begins=True)
-                jobs[key] = self._latest = self._thread.submit(self._compile, self._functions[function], arguments)
+                jobs[key] = self._latest = self._thread.submit(self._compile, function, arguments)
                 if counted:
                     jobs[key].add_done_callback(partial(self._done, planned=key in self._planned.get(owner, ())))
             return None
-        return self._functions[function] if jobs[key].done() and jobs[key].result() else None
+        return jobs[key].result() if jobs[key].done() else None
 
-    def _done(self, _job: Future[bool], *, planned: bool) -> None:
+    def _done(self, _job: Future[Function | None], *, planned: bool) -> None:
         self._tell(newly_done=int(planned))
 
     def _tell(self, newly_done: int = 0, *, begins: bool = False) -> None:
@@ -144,36 +134,63 @@ class Compiler:
             else:
                 self._progress(EngineReason.READY, f"{done} of {planned} compiled; the rest follows")
 
-    def _compile(self, function: Function, arguments: Callable[[], tuple[Any, ...]]) -> bool:
+    def _compile(self, function: Function, arguments: Arguments) -> Function | None:
         try:
-            with torch.inference_mode(), _switching(), _own_stream():
-                function(*arguments())
+            with torch.inference_mode(), _switching(), self._own_stream():
+                given = arguments()
+                name = f"{name_of(function, given)}.zip"
+                if (loaded := self._loaded(name, given)) is not None:
+                    return loaded
+                compiled = compiled_for(function, given, self._backend)
+                compiled(*given)
         except Exception as error:  # noqa: BLE001 - what cannot be compiled runs uncompiled
             logger.warning("something stays uncompiled", extra=described(error))
-            return False
-        logger.info("compiled")
-        if self._artifacts is not None:
-            # As a job of its own: what was just compiled need not wait for it.
-            self._thread.submit(self._artifacts.save)
-        return True
+            return None
+        logger.info("compiled", extra={"entry": name})
+        # As a job of its own: what was just compiled need not wait for it.
+        self._thread.submit(self._keep, name, compiled)
+        return compiled
 
-    @staticmethod
-    def _load(artifacts: Artifacts) -> None:
-        with _switching():
-            artifacts.load()
+    def _loaded(self, name: str, given: tuple[Any, ...]) -> Function | None:
+        """Give what an earlier worker compiled, once it has run; None where there is none that does."""
+        kept = [] if self._cache is None else self._cache.get(name)
+        if not kept:
+            return None
+        began = time.monotonic()
+        try:
+            function = from_bytes(kept[0])
+            function(*given)
+        except Exception as error:  # noqa: BLE001 - compiled anew instead
+            logger.warning("what was compiled before cannot be used", extra={"entry": name, **described(error)})
+            return None
+        logger.info("loaded", extra={"entry": name, "seconds": round(time.monotonic() - began, 3)})
+        return function
 
+    def _keep(self, name: str, compiled: Function) -> None:
+        if self._cache is None:
+            return
+        try:
+            with _switching():
+                data = to_bytes(compiled)
+        except Exception as error:  # noqa: BLE001 - the next worker compiles it anew
+            logger.warning("what was compiled cannot be kept", extra={"entry": name, **described(error)})
+            return
+        self._cache.keep(name, [data])
 
-@contextlib.contextmanager
-def _own_stream() -> Iterator[None]:
-    """Compute in a stream of its own, to its end; on the CPU there is none."""
-    if not torch.cuda.is_available():
-        yield
-        return
-    with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
-        yield
-        torch.cuda.current_stream().synchronize()
-    # What was computed in it left memory that is kept for it.
-    torch.cuda.empty_cache()
+    @contextlib.contextmanager
+    def _own_stream(self) -> Iterator[None]:
+        """Compute in the stream of this thread, to its end; on the CPU there is none."""
+        if not torch.cuda.is_available():
+            yield
+            return
+        if self._stream is None:
+            # One for all: libraries keep a workspace for each stream that ever used them.
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(self._stream):
+            yield
+            self._stream.synchronize()
+        # What was computed in it left memory that is kept for it.
+        torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager

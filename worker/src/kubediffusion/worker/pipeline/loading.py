@@ -19,7 +19,7 @@ from diffusers import DiffusionPipeline
 from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.resources.diffusion_model import DiffusionModelSpec, ModelSource, TorchDtype
 from kubediffusion.worker.calls import CallPlan
-from kubediffusion.worker.compiled import Keeper, entry_name, fetch, place_of
+from kubediffusion.worker.compiled import CompileCache, folder_name, place_of
 from kubediffusion.worker.cpus import usable_cpus
 from kubediffusion.worker.engine import BadModelError, Engine, EngineInfo
 from kubediffusion.worker.pipeline import hub
@@ -31,10 +31,11 @@ from kubediffusion.worker.pipeline.continuous import ContinuousEngine
 from kubediffusion.worker.pipeline.engine import NAME as STATIC
 from kubediffusion.worker.pipeline.engine import PipelineEngine, warm_up
 from kubediffusion.worker.pipeline.families import family_of
+from kubediffusion.worker.pipeline.functions import code_version
 from kubediffusion.worker.progress import Progress, untold
 from kubediffusion.worker.settings import Settings
 from kubediffusion.worker.sources import LocalModel, check_folder
-from kubediffusion.worker.starting import beside, bring
+from kubediffusion.worker.starting import bring
 
 logger = logging.getLogger(__name__)
 
@@ -62,20 +63,21 @@ def load_engine(settings: Settings, progress: Progress = untold, model: Future[L
     """
     pipeline, info = load_pipeline(settings, progress, model)
     family = family_of(pipeline)
-    artifacts = _artifacts(settings, info, pipeline.device) if settings.spec.compile else None
+    cache = _cache(settings, info, pipeline.device) if settings.spec.compile else None
     engine: Engine
     if family is None:
         if settings.spec.compile:
             _compile(pipeline)
         engine = PipelineEngine(pipeline, _named(info, STATIC, settings.spec))
-        if artifacts is not None:
+        if cache is not None:
+            artifacts = Artifacts(cache)
             artifacts.load()
             engine = Saving(engine, artifacts)
     else:
         prepare(pipeline)
         compiler = None
         if settings.spec.compile and pipeline.device.type == "cuda":
-            compiler = Compiler(artifacts, progress=progress)
+            compiler = Compiler(cache, progress=progress)
         elif settings.spec.compile:
             _compile(pipeline)
         named = _named(info, CONTINUOUS, settings.spec)
@@ -214,16 +216,17 @@ def _dtype(wish: TorchDtype, device: torch.device) -> torch.dtype:
     return _DTYPES[wish]
 
 
-def _artifacts(settings: Settings, info: EngineInfo, device: torch.device) -> Artifacts | None:
-    """Begin to fetch what earlier workers compiled; None on the CPU, whose code fits one kind of processor only."""
+def _cache(settings: Settings, info: EngineInfo, device: torch.device) -> CompileCache | None:
+    """Find what earlier workers compiled; None on the CPU, whose code fits one kind of processor only."""
     if device.type != "cuda":
         if settings.spec.compile_cache is not None:
             logger.warning("spec.compileCache is not used: code for the CPU is for one kind of processor only")
         return None
     made_by = {"torch": torch.__version__, "triton": _version("triton"), "python": platform.python_version()}
-    name = entry_name(info.revision, info.device, info.torch_dtype, info.versions | made_by)
-    place = partial(place_of, settings)
-    return Artifacts(beside(partial(fetch, place, name), "fetch-compiled"), Keeper(place, name).keep)
+    # The worker's version changes with its releases, its code on the way there too.
+    made_by["kubediffusion-worker"] = f"{info.versions['kubediffusion-worker']}-{code_version()}"
+    name = folder_name(info.revision, info.device, info.torch_dtype, info.versions | made_by)
+    return CompileCache(partial(place_of, settings), name)
 
 
 def _version(package: str) -> str:

@@ -356,7 +356,9 @@ class Measurements:
         if not CUDA:
             return {}
         torch.cuda.empty_cache()
-        engine: Any = load_engine(models.settings(self.given.folder, compiled=False, limit=self.limit))
+        engine: Any = load_engine(
+            models.settings(self.given.folder, compiled=False, limit=self.limit, cache=self.given.cache)
+        )
         held = torch.cuda.memory_reserved()
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min((held + 1.5e9) / total, 1.0))

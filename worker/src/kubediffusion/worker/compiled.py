@@ -11,6 +11,7 @@ import logging
 import time
 import uuid
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from threading import Condition, Lock, Thread
@@ -165,7 +166,7 @@ class CompileCache:
         try:
             data = self._opened().get(f"{self._folder}/{name}")
             parts = [] if data is None else unpack(data)
-        except (OSError, ClientError, BotoCoreError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, ClientError, BotoCoreError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             logger.warning("the compile cache cannot be read: %s", error)
             return []
         logger.info(
@@ -230,7 +231,7 @@ class CompileCache:
 def pack(parts: list[bytes]) -> bytes:
     """Make one file of several; its checksums tell a broken one."""
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for number, part in enumerate(parts):
             archive.writestr(str(number), part)
     return file.getvalue()
@@ -241,6 +242,7 @@ def unpack(data: bytes) -> list[bytes]:
 
     Raises:
         zipfile.BadZipFile: It is no such file, or not a whole one.
+        zlib.error: A part of it is broken.
     """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         return [archive.read(name) for name in archive.namelist()]

@@ -26,9 +26,7 @@ from prometheus_client import CollectorRegistry
 
 from kubediffusion.resources.generation_job import GenerationJob
 from kubediffusion.resources.storage import ImageStorage
-from kubediffusion.worker.announcer import Announcer
 from kubediffusion.worker.assignments import Assignment, Assignments
-from kubediffusion.worker.cpus import usable_cpus
 from kubediffusion.worker.engine import (
     Admit,
     Engine,
@@ -41,14 +39,12 @@ from kubediffusion.worker.engine import (
     Shape,
     Ticket,
 )
-from kubediffusion.worker.finisher import Finisher
 from kubediffusion.worker.health import Health
-from kubediffusion.worker.main import UPLOADS
 from kubediffusion.worker.metrics import Metrics
+from kubediffusion.worker.parts import UPLOADS, joined
 from kubediffusion.worker.reporter import Build, Verdict
-from kubediffusion.worker.runner import Limits, Runner
+from kubediffusion.worker.runner import Limits
 from kubediffusion.worker.throughput import StepTimes
-from kubediffusion.worker.uploads import Uploader
 
 WORKER, BUCKET, PORT = "benchmark", "benchmark", 17070
 
@@ -223,41 +219,28 @@ async def worker(engine: Engine, limit: int, run: str) -> AsyncIterator[Bench]:
     health, metrics = Health(900.0), Metrics(CollectorRegistry())
     storage = Storage(bench.times)
     reporter: Any = bench.reports
-    with contextlib.ExitStack() as stack:
-        stack.callback(storage.close)
-        uploads = stack.enter_context(ThreadPoolExecutor(UPLOADS, thread_name_prefix="upload"))
-        encoders = stack.enter_context(ThreadPoolExecutor(usable_cpus(), thread_name_prefix="encode"))
-        engine_thread = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="engine"))
-        announcer = Announcer(assignments, reporter, lambda assignment: finisher.lost(assignment))
-        finisher = Finisher(
-            engine=engine.info,
-            assignments=assignments,
-            announcer=announcer,
-            reporter=reporter,
-            uploader=Uploader(storage, uploads),
-            encoders=encoders,
-            prefix="",
-            metrics=metrics,
-            on_progress=work.set,
-        )
-        runner = Runner(
+    with (
+        ThreadPoolExecutor(1, thread_name_prefix="engine") as engine_thread,
+        joined(
             engine=engine,
             engine_thread=engine_thread,
             assignments=assignments,
-            finisher=finisher,
-            announcer=announcer,
+            reporter=reporter,
+            storage=storage,
+            prefix="",
             limits=Limits(limit, 256 * 2**20),
             health=health,
             metrics=metrics,
             work=work,
-        )
-        parts = [asyncio.create_task(runner.run()), asyncio.create_task(announcer.run())]
+        ) as parts,
+    ):
+        tasks = [asyncio.create_task(parts.runner.run()), asyncio.create_task(parts.announcer.run())]
         try:
             yield bench
         finally:
-            runner.stop()
-            await parts[0]
-            parts[1].cancel()
+            parts.runner.stop()
+            await tasks[0]
+            tasks[1].cancel()
 
 
 class StaticBatches:

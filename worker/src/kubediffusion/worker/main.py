@@ -24,13 +24,11 @@ from kubediffusion.resources.runtime.settings import read
 from kubediffusion.resources.storage import ImageStorage
 from kubediffusion.resources.transitions import TERMINAL
 from kubediffusion.resources.watching import Reflector
-from kubediffusion.worker.announcer import Announcer
 from kubediffusion.worker.assignments import Assignments
-from kubediffusion.worker.cpus import usable_cpus
 from kubediffusion.worker.engine import BadModelError, Engine
-from kubediffusion.worker.finisher import Finisher
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
+from kubediffusion.worker.parts import UPLOADS, Parts, joined
 from kubediffusion.worker.progress import Progress
 from kubediffusion.worker.reporter import Reporter
 from kubediffusion.worker.runner import Limits, Runner
@@ -38,12 +36,8 @@ from kubediffusion.worker.settings import Settings
 from kubediffusion.worker.start_report import StartReport
 from kubediffusion.worker.starting import load_pipeline
 from kubediffusion.worker.termination import scrubbed, write_reason
-from kubediffusion.worker.uploads import Uploader
 
 logger = logging.getLogger(__name__)
-
-UPLOADS = 16
-"""Uploads that may be under way at the same time."""
 
 LoadEngine = Callable[[Settings, Progress], Engine]
 """Loads the model, and tells where that stands; called in the engine's thread, so it may take its time."""
@@ -152,41 +146,24 @@ async def _work(
     health.waits_for("waiting for the API server")
     work = asyncio.Event()
     assignments = Assignments(settings.pod_name)
-    storage = ImageStorage(settings.bucket, UPLOADS)
-    with contextlib.ExitStack() as stack:
-        stack.callback(storage.close)
-        uploads = stack.enter_context(ThreadPoolExecutor(UPLOADS, thread_name_prefix="upload"))
-        encoders = stack.enter_context(ThreadPoolExecutor(usable_cpus(), thread_name_prefix="encode"))
-        reporter = Reporter(client, settings.pod_namespace)
-        announcer = Announcer(assignments, reporter, lambda assignment: finisher.lost(assignment))
-        finisher = Finisher(
-            engine=engine.info,
-            assignments=assignments,
-            announcer=announcer,
-            reporter=reporter,
-            uploader=Uploader(storage, uploads),
-            encoders=encoders,
-            prefix=settings.prefix,
-            metrics=metrics,
-            on_progress=work.set,
-        )
-        runner = Runner(
-            engine=engine,
-            engine_thread=engine_thread,
-            assignments=assignments,
-            finisher=finisher,
-            announcer=announcer,
-            limits=Limits(settings.spec.workers.max_batch_size, settings.upload_buffer_mib * 2**20),
-            health=health,
-            metrics=metrics,
-            work=work,
-        )
+    with joined(
+        engine=engine,
+        engine_thread=engine_thread,
+        assignments=assignments,
+        reporter=Reporter(client, settings.pod_namespace),
+        storage=ImageStorage(settings.bucket, UPLOADS),
+        prefix=settings.prefix,
+        limits=Limits(settings.spec.workers.max_batch_size, settings.upload_buffer_mib * 2**20),
+        health=health,
+        metrics=metrics,
+        work=work,
+    ) as parts:
 
         def on_change(job: GenerationJob, gone: bool) -> None:
             dropped = assignments.observe(job, gone)
             if dropped is not None:
                 logger.info("job taken away", extra={"job": dropped.name, "attempt": dropped.binding.attempt})
-                finisher.forget(dropped)
+                parts.finisher.forget(dropped)
             work.set()
 
         watch = Reflector(
@@ -195,27 +172,22 @@ async def _work(
             on_change,
             field_selector=_selector(settings.pod_name),
         )
-        await _run(watch, runner, announcer, health, start, stop)
+        await _run(watch, parts, health, start, stop)
 
 
 async def _run(
-    watch: Reflector[GenerationJob],
-    runner: Runner,
-    announcer: Announcer,
-    health: Health,
-    start: StartReport,
-    stop: asyncio.Event,
+    watch: Reflector[GenerationJob], parts: Parts, health: Health, start: StartReport, stop: asyncio.Event
 ) -> None:
     """Run the parts until the runner has ended; a part that breaks ends the worker."""
-    async with asyncio.TaskGroup() as parts:
-        background = [parts.create_task(watch.run()), parts.create_task(announcer.run())]
-
-        background += [
-            parts.create_task(_ready(watch, health, start)),
-            parts.create_task(_stop(runner, health, stop)),
+    async with asyncio.TaskGroup() as tasks:
+        background = [
+            tasks.create_task(watch.run()),
+            tasks.create_task(parts.announcer.run()),
+            tasks.create_task(_ready(watch, health, start)),
+            tasks.create_task(_stop(parts.runner, health, stop)),
         ]
         try:
-            await runner.run()
+            await parts.runner.run()
         finally:
             for task in background:
                 task.cancel()

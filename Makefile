@@ -68,7 +68,7 @@ unit: bootstrap ## Run the tests that need no cluster
 	$(TESTS) tests/unit $(PYTEST)
 
 .PHONY: conformance
-conformance: binaries ## Run the tests of the seed's HTTP interface
+conformance: binaries ## Run the tests of POST /generate and its results, as clients rely on them
 	$(TESTS) tests/conformance $(PYTEST)
 
 .PHONY: integration

@@ -253,16 +253,15 @@ def _write(out: Path, found: Found) -> None:
 
 def table(found: Found) -> str:
     """Give the results as a Markdown table."""
-    usual, timed = found["embedded"]["none"], found.get("timed", {})
-    heads = ["acceleration", "subject", "both subjects", "relation", "background", "levels apart", "s/image", "times"]
-    heads += ["larger model: s/image", "times"] if timed else []
+    timed = found.get("timed", {})
+    heads = ["acceleration", "subject", "both subjects", "relation", "background", "levels apart", "s/image"]
+    heads += ["larger model: s/image"] if timed else []
     lines = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
     for name, scores in found["embedded"].items():
         shares = [f"{100 * scores[what]:.1f} %" for what in ("subject", "both subjects", "relation", "background")]
-        cells = [name, *shares, f"{scores['levels']:.1f}"]
-        cells += [f"{scores['seconds']:.3f}", f"{usual['seconds'] / scores['seconds']:.2f}"]
+        cells = [name, *shares, f"{scores['levels']:.1f}", f"{scores['seconds']:.3f}"]
         if name in timed:
-            cells += [f"{timed[name]:.3f}", f"{timed['none'] / timed[name]:.2f}"]
+            cells.append(f"{timed[name]:.3f}")
         lines.append(f"| {' | '.join(cells)} |")
     prompts = found["prompts"]
     about = [

@@ -29,6 +29,13 @@ RUN for package in resources worker; do \
         --compile-bytecode /wheels/*.whl
 
 FROM ${BASE_IMAGE}
+# torch.compile: Triton builds its CUDA driver's module with a C compiler when it is first used, and code for the CPU is C++.
+RUN headers=$(python3 -c "import sysconfig; print(sysconfig.get_paths()['include'])") && \
+    apt-get update -qq && \
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends g++ \
+        $(test -e "$headers/Python.h" || echo libpython3.11-dev) >/dev/null && \
+    test -e "$headers/Python.h" && \
+    rm -rf /var/lib/apt/lists/* /var/cache/apt/archives/*.deb
 # What the packages depend on is a layer of its own: a change of the project's code leaves it as it is.
 # Where nothing is built twice, UV_NO_CACHE=1 saves the disk that the cache takes.
 ARG UV_NO_CACHE

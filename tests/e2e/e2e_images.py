@@ -28,14 +28,30 @@ PACKAGES = "python3,python3-venv,ca-certificates"
 MEGABYTES_ABOVE_BASE = {"operator": 250, "api": 250}
 LABELS = ("title", "description", "version", "revision", "licenses", "base.name")
 COMPILERS = ("cc", "c++", "gcc*", "g++*", "clang*", "ld", "as", "make", "cargo", "rustc", "nvcc", "go")
+COMPILERS_PATHS = tuple(
+    f"{folder}/{program}" for folder in ("usr/bin", "usr/local/bin", "opt/*/bin") for program in COMPILERS
+)
 LEFTOVERS = (
-    *(f"{folder}/{program}" for folder in ("usr/bin", "usr/local/bin", "opt/*/bin") for program in COMPILERS),
     # What installed the packages; a base image may have a pip of its own.
     *("opt/*/bin/pip*", "opt/*/bin/uv", "opt/*/lib/python*/site-packages/pip", "uv", "build", "src", "wheels"),
     # What it had fetched.
     *("root/.cache/*", "var/cache/uv/*", "var/cache/apt/archives/*.deb", "tmp/*", "tmp/.*"),
 )
 """Patterns of paths that no image may hold."""
+
+
+COMPILES = """
+import os, tempfile
+import torch
+from torch._inductor import config
+from triton.backends.nvidia import driver
+from triton.runtime.build import _build
+source = os.path.join(driver.dirname, "driver.c")
+assert os.path.exists(_build("cuda_utils", source, tempfile.mkdtemp(), [], driver.include_dirs, [], []))
+config.force_disable_caches = True
+assert torch.compile(lambda x: x.sin() + 1)(torch.zeros(3)).tolist() == [1, 1, 1]
+"""
+"""What Triton does when it meets its first CUDA device, but for linking with the driver, which this machine has not."""
 
 
 def name(part: str, tag: str = TAG) -> str:
@@ -79,6 +95,7 @@ def build_all() -> None:
     for part in PARTS:
         check_configuration(part)
         check_contents(part)
+    check_compilation()
     check_bills()
 
 
@@ -127,15 +144,26 @@ def check_configuration(part: str) -> None:
 
 
 def check_contents(part: str) -> None:
-    """Fail where an image holds what only builds it: a compiler, an installer, a cache of packages."""
+    """Fail where an image holds what it does not use: an installer, a cache of packages, and but for one a compiler."""
     container = run(["buildah", "from", "--pull-never", name(part)])
     try:
         root = Path(run(["buildah", "mount", container]))
-        for pattern in LEFTOVERS:
+        for pattern in (*LEFTOVERS, *(() if part == "worker" else COMPILERS_PATHS)):
             found = [str(path.relative_to(root)) for path in root.glob(pattern)]
             require(part, not found, f"holds {', '.join(found[:5])}")
         packages = next((root / "opt/kubediffusion/lib").glob("python3.*/site-packages"))
         require(part, (packages / "torch").exists() == (part == "worker"), "holds torch, or ought to")
+    finally:
+        run(["buildah", "rm", container])
+
+
+def check_compilation() -> None:
+    """Fail where the worker's image cannot compile: torch.compile's code for the CPU, and Triton's module for CUDA."""
+    container = run(["buildah", "from", "--pull-never", name("worker")])
+    try:
+        run(["buildah", "run", "--isolation=chroot", container, "python", "-c", COMPILES])
+    except subprocess.CalledProcessError:
+        require("worker", False, "cannot compile; what it says is above")
     finally:
         run(["buildah", "rm", container])
 

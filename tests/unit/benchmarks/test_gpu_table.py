@@ -56,7 +56,7 @@ def test_what_is_to_be_reached_stands_beside_what_was_measured() -> None:
     )
     assert "| engine against the raw loop, images/s, batch 8 | ≥ 0.97 | 9.00 against 9.00: 1.000 | yes |" in text
     assert "| ≥ 9.0 | 8.80 | **no** |" in text
-    assert "| start, empty cache: libraries, s after the process began |  | 7.0 |  |" in text
+    assert "| start, nothing compiled yet: libraries, s after the process began |  | 7.0 |  |" in text
     assert "first image, s after the process began | ≤ 12 | 11.5 | yes |" in text
     assert "| ≤ 12 | 12.5 | **no** |" in text
 
@@ -64,4 +64,4 @@ def test_what_is_to_be_reached_stands_beside_what_was_measured() -> None:
 def test_what_broke_or_was_not_measured_has_no_row() -> None:
     text = table({"mixed": {"broken": "Traceback"}, "cold start": {"libraries": 7.0, "first image": 11.5}})
     assert text.count("\n| ") == 3
-    assert "| start, empty cache: first image, s after the process began | 11.5 |" in text
+    assert "| start, nothing compiled yet: first image, s after the process began | 11.5 |" in text

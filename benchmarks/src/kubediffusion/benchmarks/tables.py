@@ -116,7 +116,7 @@ def steady(found: Found) -> str:
 
 
 def polling(found: Found) -> str:
-    """Tell how many requests a second we answer, and the seed's server."""
+    """Tell how many requests a second we answer, and the bare server."""
     loads = {
         f"{found['clients']:,} clients poll a pending task each": found["polls"],
         f"{found['submitters']:,} clients submit": found["submits"],
@@ -129,10 +129,10 @@ def polling(found: Found) -> str:
             f"{1e6 * measured[key]['cpu']:.0f}",
         )
         for name, measured in loads.items()
-        for server, key in (("KubeDiffusion", "ours"), ("the seed's server", "theirs"))
+        for server, key in (("KubeDiffusion", "ours"), ("a bare FastAPI server", "theirs"))
     ]
     ratios = "".join(
-        f"{name}: {measured['rate ratio']:.2f} times the seed's requests/s "
+        f"{name}: {measured['rate ratio']:.2f} times the bare server's requests/s "
         f"({measured['cpu ratio']:.2f} times by processor time).\n"
         for name, measured in loads.items()
     )

@@ -88,7 +88,7 @@ TARGETS: Mapping[str, tuple[Target, ...]] = {
     ),
     "polling": (
         Target(
-            "polls a second of a pending task, against the seed's server",
+            "polls a second of a pending task, against a bare FastAPI server",
             "times",
             0.9,
             True,

@@ -42,7 +42,7 @@ def waiting_reason(view: ModelView, now: dt.datetime) -> tuple[WaitingReason, st
     back_off = _back_off(view, now)
     stuck = [w.pod.unschedulable for w in starting if w.pod is not None and w.pod.unschedulable]
     if ready:
-        message = f"ready workers of model {view.model.name}: {len(ready)}, all with their fill"
+        message = f"ready workers of model {view.model.name}: {len(ready)}, all at capacity"
         message += f"; maxReplicas is {settings.max_replicas}"
         message += f"; {placed} starting" if (placed := len(starting) - len(stuck)) else ""
         message += f"; {len(stuck)} without a node: {stuck[0]}" if stuck else ""

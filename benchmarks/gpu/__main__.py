@@ -121,7 +121,13 @@ class Run:
         kinds = (("cold", ("first",), 120), *(() if self.given.plain else (("warm", ("full",), 240),)))
         for name, arguments, seconds in kinds:
             part = self.start(
-                "startup.py", f"{time.time():.3f}", self.model, self.scratch / f"cache-{name}", *arguments, cache=name
+                "startup.py",
+                f"{time.time():.3f}",
+                self.model,
+                self.scratch / f"cache-{name}",
+                self.given.limit,
+                *arguments,
+                cache=name,
             )
             self.follow(part, f"startup-{name}", seconds)
 

@@ -171,6 +171,7 @@ def settings(folder: Path, *, compiled: bool, limit: int, cache: Path) -> Settin
         model_name="benchmark",
         bucket="benchmark",
         cache_dir=cache,
+        compile_cache_path=cache / "compiled",
         spec={"source": {"path": str(folder)}, "compile": compiled, "workers": {"maxBatchSize": limit}},
     )
 

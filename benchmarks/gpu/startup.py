@@ -1,9 +1,10 @@
 """Starts as a worker's process does, makes an image, and tells how long after the process began it was a PNG.
 
-    python benchmarks/gpu/startup.py BEGAN FOLDER CACHE [full]
+    python benchmarks/gpu/startup.py BEGAN FOLDER CACHE LIMIT [full]
 
-``BEGAN`` is the time at which the process was started (``date +%s.%N``). With ``full`` it goes on until an image ran
-compiled from its first step to its last pixel; what another worker compiled is taken from ``CACHE``.
+``BEGAN`` is the time at which the process was started (``date +%s.%N``), ``LIMIT`` the most images in a batch. With
+``full`` it goes on until an image ran compiled from its first step to its last pixel; what another worker compiled is
+taken from ``CACHE``.
 """
 
 import json
@@ -67,7 +68,8 @@ def main() -> None:
             model_name="benchmark",
             bucket="benchmark",
             cache_dir=cache,
-            spec={"source": {"path": str(folder)}, "compile": CUDA, "workers": {"maxBatchSize": 16}},
+            compile_cache_path=cache / "compiled",
+            spec={"source": {"path": str(folder)}, "compile": CUDA, "workers": {"maxBatchSize": int(sys.argv[4])}},
         ),
         on_progress,
     )
@@ -86,7 +88,7 @@ def main() -> None:
 
     png()
     note("first image")
-    if CUDA and "full" in sys.argv[4:]:
+    if CUDA and "full" in sys.argv[5:]:
         # Until the image ran compiled from its first step to its last pixel; between two images the engine rests.
         serving: Any = engine
         while True:

@@ -359,7 +359,7 @@ def test_what_is_being_prepared_is_not_forgotten_for_jobs_of_other_sizes(
     assert len(engine._machines) <= 4
 
 
-def test_a_size_that_does_not_fit_frees_its_graph_and_those_above(
+def test_where_memory_runs_out_all_graphs_are_freed(
     folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
@@ -367,9 +367,9 @@ def test_a_size_that_does_not_fit_frees_its_graph_and_those_above(
     engine.warm_up()
     rested(engine)
     (machine,) = engine._machines.values()
-    machine.steps.forget(2)
-    assert list(machine.steps._graphs) == [1]
-    machine.steps.forget(1)
+    machine.steps.forget()
+    # All of them: graphs share their memory.
+    assert machine.steps._graphs == {}
     captures.refusing = torch.OutOfMemoryError("too much")
     seen = Recorder()
     engine.run((image_task(0), image_task(1)), seen)
@@ -407,7 +407,7 @@ def test_each_variant_of_a_step_has_a_graph_of_its_own_and_all_are_captured_befo
     # None of the whole, which no call of this image was.
     assert captures.count >= 2 * len(parts)
     assert machine.steps._graphs == {}
-    machine.steps.forget(1)
+    machine.steps.forget()
     assert all(steps._graphs == {} for steps in machine.steps._others.values())
 
 

@@ -6,13 +6,14 @@ What lies there is run by whoever loads it, so only workers of one trust may wri
 from __future__ import annotations
 
 import atexit
+import hashlib
 import io
 import logging
 import time
 import uuid
 import zipfile
-import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from threading import Condition, Lock, Thread
 from typing import TYPE_CHECKING, Protocol
@@ -23,7 +24,6 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from kubediffusion.worker.settings import Settings
-from kubediffusion.worker.starting import cache_folder
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -44,6 +44,9 @@ LONGEST_PAUSE = 600.0
 
 LAST_WAIT = 30.0
 """Seconds that a process which ends by itself waits for a write."""
+
+
+_DIGEST = hashlib.sha256().digest_size
 
 
 class Place(Protocol):
@@ -99,7 +102,7 @@ class Bucket:
     def __init__(self, uri: str, endpoint: str | None = None) -> None:
         parts = urlsplit(uri)
         self._bucket, self._prefix = parts.netloc, parts.path.strip("/")
-        config = Config(connect_timeout=5, read_timeout=60, retries={"total_max_attempts": 3, "mode": "standard"})
+        config = Config(connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 2, "mode": "standard"})
         self._client: S3Client = boto3.session.Session().client("s3", config=config, endpoint_url=endpoint)
 
     def get(self, name: str) -> bytes | None:
@@ -116,12 +119,12 @@ class Bucket:
         self._client.put_object(Bucket=self._bucket, Key=f"{self._prefix}/{name}", Body=data)
 
 
-def place_of(settings: Settings) -> Place:
-    """Choose where compiled code is kept: where the model says, or beside the worker, gone with its Pod."""
+def place_of(settings: Settings) -> Callable[[], Place] | None:
+    """Give what makes the place that the model names for compiled code; None where it names none."""
     chosen = settings.spec.compile_cache
     if chosen is not None and chosen.s3 is not None:
-        return Bucket(chosen.s3.uri)
-    return Folder(settings.compile_cache_path or cache_folder(settings) / "compiled")
+        return partial(Bucket, chosen.s3.uri)
+    return partial(Folder, settings.compile_cache_path) if settings.compile_cache_path is not None else None
 
 
 def folder_name(revision: str, device: str, dtype: str, versions: dict[str, str]) -> str:
@@ -152,8 +155,9 @@ class CompileCache:
         self._first_pause = first_pause
         self._place: Place | None = None
         self._opening = Lock()
+        self._unreadable_until = 0.0
         # By name, in the order in which they came; of one name the newest.
-        self._unwritten: dict[str, bytes] = {}
+        self._unwritten: dict[str, list[bytes]] = {}
         self._writing = False
         self._failing = False
         self._changed = Condition()
@@ -161,16 +165,26 @@ class CompileCache:
         Thread(target=self._run, name="keep-compiled", daemon=True).start()
 
     def get(self, name: str) -> list[bytes]:
-        """Give what an earlier worker kept by a name, in parts; none where nothing can be read. Blocks."""
+        """Give what an earlier worker kept by a name, in parts; none where nothing can be read.
+
+        Blocks, for as long as storage may take; where it did not answer, it is not asked again for some minutes.
+        """
         began = time.monotonic()
+        if began < self._unreadable_until:
+            return []
         try:
             data = self._opened().get(f"{self._folder}/{name}")
-            parts = [] if data is None else unpack(data)
-        except (OSError, ClientError, BotoCoreError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, ClientError, BotoCoreError, ValueError) as error:
             logger.warning("the compile cache cannot be read: %s", error)
+            self._unreadable_until = time.monotonic() + LONGEST_PAUSE
+            return []
+        try:
+            parts = [] if data is None else unpack(data)
+        except ValueError as error:
+            logger.warning("an entry of the compile cache is broken: %s", error, extra={"entry": name})
             return []
         logger.info(
-            "the compile cache holds nothing yet" if data is None else "compiled code fetched",
+            "nobody has compiled this yet" if data is None else "compiled code fetched",
             extra={"entry": name, "bytes": len(data or b""), "seconds": round(time.monotonic() - began, 3)},
         )
         return parts
@@ -178,7 +192,7 @@ class CompileCache:
     def keep(self, name: str, parts: list[bytes]) -> None:
         """Have them written; what waits to be written by that name is forgotten for it."""
         with self._changed:
-            self._unwritten[name] = pack(parts)
+            self._unwritten[name] = parts
             self._changed.notify_all()
 
     def settled(self, timeout: float) -> bool:
@@ -202,12 +216,12 @@ class CompileCache:
             with self._changed:
                 self._changed.wait_for(lambda: bool(self._unwritten))
                 name = next(iter(self._unwritten))
-                data, self._writing = self._unwritten.pop(name), True
-            failed = not self._write(name, data, first=pause == self._first_pause)
+                parts, self._writing = self._unwritten.pop(name), True
+            failed = not self._write(name, parts, first=pause == self._first_pause)
             with self._changed:
                 self._writing, self._failing = False, failed
                 if failed:
-                    self._unwritten.setdefault(name, data)
+                    self._unwritten.setdefault(name, parts)
                 self._changed.notify_all()
             if failed:
                 time.sleep(pause)
@@ -215,8 +229,8 @@ class CompileCache:
             else:
                 pause = self._first_pause
 
-    def _write(self, name: str, data: bytes, *, first: bool) -> bool:
-        began = time.monotonic()
+    def _write(self, name: str, parts: list[bytes], *, first: bool) -> bool:
+        began, data = time.monotonic(), pack(parts)
         try:
             self._opened().put(f"{self._folder}/{name}", data)
         except (OSError, ClientError, BotoCoreError, ValueError) as error:
@@ -229,20 +243,23 @@ class CompileCache:
 
 
 def pack(parts: list[bytes]) -> bytes:
-    """Make one file of several; its checksums tell a broken one."""
+    """Make one file of several: a ZIP archive after its SHA-256, as the archive's own checksums miss some damage."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for number, part in enumerate(parts):
             archive.writestr(str(number), part)
-    return file.getvalue()
+    data = file.getvalue()
+    return hashlib.sha256(data).digest() + data
 
 
-def unpack(data: bytes) -> list[bytes]:
+def unpack(packed: bytes) -> list[bytes]:
     """Give the parts.
 
     Raises:
-        zipfile.BadZipFile: It is no such file, or not a whole one.
-        zlib.error: A part of it is broken.
+        ValueError: It is no such file, or not as it was written.
     """
+    digest, data = packed[:_DIGEST], packed[_DIGEST:]
+    if hashlib.sha256(data).digest() != digest:
+        raise ValueError("its content is not what its checksum says")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         return [archive.read(name) for name in archive.namelist()]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ WHOLE_HASH_BYTES = 8 * 2**30
 """Folders up to this size are hashed whole (a second a GiB on one processor); of larger ones, see
 :func:`content_revision`."""
 
-_PART = 64 * 2**20
+_PART = 16 * 2**20
 _SAMPLE = 2**20
 
 _HASHERS = 4
@@ -143,7 +142,7 @@ def content_revision(folder: Path) -> str:
     """Name the content of a folder: ``sha256:`` and a hash over names, sizes and hashes of what makes the pipeline.
 
     Beside the components' folders that is what loading reads at the top; a README or a preview changes no pixel.
-    Each file is hashed in parts of 64 MiB, side by side. Of a folder beyond ``WHOLE_HASH_BYTES`` each file gives its
+    Each file is hashed in parts of 16 MiB, side by side. Of a folder beyond ``WHOLE_HASH_BYTES`` each file gives its
     size, its first and its last MiB: a safetensors header and any retraining change these, and a start is not delayed
     by minutes.
     """
@@ -169,15 +168,22 @@ def _at_the_edges(size: int) -> list[tuple[int, int]]:
 
 
 def _hashed(file: Path, begin: int, size: int) -> bytes:
-    """Hash a part of a file. It is mapped, not read: so that is one call, which holds Python's lock at no time."""
-    start = begin - begin % mmap.ALLOCATIONGRANULARITY
-    with (
-        file.open("rb") as stream,
-        mmap.mmap(stream.fileno(), begin - start + size, offset=start, access=mmap.ACCESS_READ) as mapped,
-        memoryview(mapped) as view,
-        view[begin - start :] as part,
-    ):
-        return hashlib.sha256(part).digest()
+    """Hash a part of a file, in two long calls that do not hold Python's lock: the imports need it.
+
+    Not mapped: a file that shrinks meanwhile would end the process by a signal.
+
+    Raises:
+        OSError: It cannot be read, or has become shorter.
+    """
+    buffer = memoryview(bytearray(size))
+    with file.open("rb", buffering=0) as stream:
+        stream.seek(begin)
+        read = 0
+        while read < size:
+            if not (count := stream.readinto(buffer[read:])):
+                raise OSError(f"{file} became shorter while it was read")
+            read += count
+    return hashlib.sha256(buffer).digest()
 
 
 def _is_content(file: Path) -> bool:

@@ -19,6 +19,7 @@ import torch
 from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.worker.compiled import CompileCache
 from kubediffusion.worker.engine import described
+from kubediffusion.worker.pipeline.faults import is_out_of_memory
 from kubediffusion.worker.pipeline.functions import Function, compiled_for, from_bytes, name_of, to_bytes
 from kubediffusion.worker.progress import Progress, untold
 
@@ -135,6 +136,7 @@ class Compiler:
                 self._progress(EngineReason.READY, f"{done} of {planned} compiled; the rest follows")
 
     def _compile(self, function: Function, arguments: Arguments) -> Function | None:
+        name = function.__name__
         try:
             with torch.inference_mode(), _switching(), self._own_stream():
                 given = arguments()
@@ -144,7 +146,7 @@ class Compiler:
                 compiled = compiled_for(function, given, self._backend)
                 compiled(*given)
         except Exception as error:  # noqa: BLE001 - what cannot be compiled runs uncompiled
-            logger.warning("something stays uncompiled", extra=described(error))
+            logger.warning("something stays uncompiled", extra={"entry": name, **described(error)})
             return None
         logger.info("compiled", extra={"entry": name})
         # As a job of its own: what was just compiled need not wait for it.
@@ -160,7 +162,10 @@ class Compiler:
         try:
             function = from_bytes(kept[0])
             function(*given)
-        except Exception as error:  # noqa: BLE001 - compiled anew instead
+        except Exception as error:
+            if is_out_of_memory(error):
+                # Nor is there any to compile it.
+                raise
             logger.warning("what was compiled before cannot be used", extra={"entry": name, **described(error)})
             return None
         logger.info("loaded", extra={"entry": name, "seconds": round(time.monotonic() - began, 3)})

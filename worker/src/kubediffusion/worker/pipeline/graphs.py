@@ -34,7 +34,7 @@ class GraphedFunction:
         function: Gives a tensor.
         module: Its first argument.
         compiler: Compiles it in the background; None to stay with the plain function.
-        kept: Shapes whose graph is kept; each holds the function's working set.
+        kept: Shapes whose graph is kept; each holds the function's working set for it.
     """
 
     def __init__(
@@ -52,8 +52,6 @@ class GraphedFunction:
         # Least recently used first.
         self._graphs: OrderedDict[tuple[int, ...], _Graph] = OrderedDict()
         self._refused: set[tuple[int, ...]] = set()
-        # All run in one stream, one after the other, so each may use the memory of those before it.
-        self._pool: Any = None
 
     def __call__(self, given: torch.Tensor) -> torch.Tensor:
         """Give the function's value for a tensor on the device."""
@@ -106,17 +104,17 @@ class GraphedFunction:
         self, shape: tuple[int, ...], function: Callable[..., torch.Tensor], example: torch.Tensor, *, compiled: bool
     ) -> None:
         given = example.clone()
-        if not self._graphs:
-            # PyTorch does not take a pool again that no graph uses any more.
-            self._pool = torch.cuda.graph_pool_handle()
+        plain = self._graphs.get(shape)
+        # The compiled one takes the plain one's place, and its memory.
+        pool = torch.cuda.graph_pool_handle() if plain is None else plain.pool
         try:
             result = torch.empty_like(function(self._module, given))
-            graph = capture(lambda: function(self._module, given), result.copy_, self._pool, priority=URGENT)
+            graph = capture(lambda: function(self._module, given), result.copy_, pool, priority=URGENT)
         except Exception as error:  # noqa: BLE001 - what was there before serves
             refuse(self._function.__name__, error, example.device, compiled=compiled)
             self._refused.add(shape)
             return
-        self._graphs[shape] = _Graph(given, result, graph, compiled)
+        self._graphs[shape] = _Graph(given, result, graph, pool, compiled)
 
 
 @dataclass(frozen=True)
@@ -127,12 +125,14 @@ class _Graph:
         given: Where the graph reads.
         result: Where it writes.
         graph: The graph.
+        pool: Its memory: given back when no graph uses it any more.
         compiled: Whether it is of compiled code.
     """
 
     given: torch.Tensor
     result: torch.Tensor
     graph: Any
+    pool: Any
     compiled: bool
 
     def replay(self, given: torch.Tensor) -> torch.Tensor:

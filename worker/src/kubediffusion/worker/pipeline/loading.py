@@ -7,7 +7,6 @@ import logging
 import platform
 from concurrent.futures import Future
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -217,16 +216,22 @@ def _dtype(wish: TorchDtype, device: torch.device) -> torch.dtype:
 
 
 def _cache(settings: Settings, info: EngineInfo, device: torch.device) -> CompileCache | None:
-    """Find what earlier workers compiled; None on the CPU, whose code fits one kind of processor only."""
+    """Give what earlier workers compiled, where the model names a place for it.
+
+    None on the CPU too, whose code fits one kind of processor only.
+    """
+    place = place_of(settings)
     if device.type != "cuda":
         if settings.spec.compile_cache is not None:
             logger.warning("spec.compileCache is not used: code for the CPU is for one kind of processor only")
+        return None
+    if place is None:
         return None
     made_by = {"torch": torch.__version__, "triton": _version("triton"), "python": platform.python_version()}
     # The worker's version changes with its releases, its code on the way there too.
     made_by["kubediffusion-worker"] = f"{info.versions['kubediffusion-worker']}-{code_version()}"
     name = folder_name(info.revision, info.device, info.torch_dtype, info.versions | made_by)
-    return CompileCache(partial(place_of, settings), name)
+    return CompileCache(place, name)
 
 
 def _version(package: str) -> str:

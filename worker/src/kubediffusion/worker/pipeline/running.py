@@ -350,7 +350,7 @@ class RunningBatch:
         for slot in reversed(kept_out):
             self._aside.appendleft((self._slots[slot], machine.batch.row(slot, features=self._keeps).on_host()))
             self._leave(slot)
-        machine.steps.forget(self._size)
+        machine.steps.forget()
         self._size = sizes[-1]
         return True
 

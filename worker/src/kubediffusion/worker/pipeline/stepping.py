@@ -37,8 +37,8 @@ class Steps(Protocol):
     def of(self, variant: Variant) -> Steps:
         """Give what makes steps that compute something else; it is for the root of all to forget."""
 
-    def forget(self, size: int) -> None:
-        """Free what was prepared for sizes from this one on: it does not fit the device's memory."""
+    def forget(self) -> None:
+        """Free what was prepared: the device's memory does not suffice. It is prepared anew where it is used."""
 
 
 class EagerSteps:
@@ -71,7 +71,7 @@ class EagerSteps:
         """Give what makes other steps: see :meth:`Steps.of`."""
         return EagerSteps(self._batch, variant)
 
-    def forget(self, size: int) -> None:
+    def forget(self) -> None:
         """Free nothing: nothing is prepared."""
 
 
@@ -153,19 +153,21 @@ class GraphedSteps:
             self._others[variant] = GraphedSteps(self._batch, self._compiler, variant, self._pool)
         return self._others[variant]
 
-    def forget(self, size: int) -> None:
-        """Drop the graphs of sizes from this one on: see :meth:`Steps.forget`."""
-        left = [steps.drop(size) for steps in (self, *self._others.values())]
-        if not any(left):
-            # PyTorch does not take a pool again that no graph uses any more.
-            self._pool.handle = torch.cuda.graph_pool_handle()
+    def forget(self) -> None:
+        """Drop the graphs of all sizes and variants: see :meth:`Steps.forget`.
+
+        They share their memory, so none of it is given back while one of them is left.
+        """
+        for steps in (self, *self._others.values()):
+            steps.drop()
+        # PyTorch does not take a pool again that no graph uses any more.
+        self._pool.handle = torch.cuda.graph_pool_handle()
         torch.cuda.empty_cache()
 
-    def drop(self, size: int) -> bool:
-        """Drop this variant's graphs alone, and tell whether any are left."""
-        for prepared in [prepared for prepared in self._graphs if prepared >= size]:
-            del self._graphs[prepared], self._compiled[prepared]
-        return bool(self._graphs)
+    def drop(self) -> None:
+        """Drop this variant's graphs alone."""
+        self._graphs.clear()
+        self._compiled.clear()
 
     def _capture(self, size: int, work: Work, step: Callable[..., Any], *, compiled: bool) -> None:
         began = time.monotonic()

@@ -28,7 +28,8 @@ RETRY_SECONDS = 2
 """When to try again where nobody knows better."""
 
 _DENIED = re.compile(r"\bdenied (the )?request\b")
-"""In a 403: an admission policy or a webhook says no to the object. RBAC, which says no to us, words it otherwise."""
+"""An admission policy or a webhook says no to the object, with a status that its owner chose: a policy with 403, 413 or
+422, a webhook with any. What says no to us (authentication, RBAC) words it otherwise."""
 
 Problem = dict[str, Any]
 """One entry of a 422's ``detail``: ``loc``, ``msg`` and ``type``, as FastAPI has it."""
@@ -155,14 +156,14 @@ def from_kubernetes(error: KubernetesError) -> ApiError:
             return UnavailableError("The Kubernetes API server is starting; try again shortly.", 5)
         case InvalidError():
             return InvalidRequestError(_problems_of(error))
-        case ConflictError():
-            return StateConflictError(f"The job has changed meanwhile: {error.message}")
         case ForbiddenError() if "exceeded quota" in error.message:
             # The tenant's quota of jobs: like our own cap, it has room again when jobs finish and are deleted.
             return TooManyRequestsError(f"The namespace's quota is used up: {error.message}", 10)
-        case ForbiddenError() if _DENIED.search(error.message):
+        case _ if 400 <= error.status < 500 and _DENIED.search(error.message):
             # A rule that somebody has for such jobs: the same one would be refused again.
             return InvalidRequestError(_problems_of(error))
+        case ConflictError():
+            return StateConflictError(f"The job has changed meanwhile: {error.message}")
         case _ if error.status in {0, 408, 429} or error.status >= 500:
             # Also where a webhook cannot be called, or fails itself: that is no fault of the job, and passes when the
             # webhook is back. Its name and address are for the log.

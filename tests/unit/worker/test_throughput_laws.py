@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-import random
-import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kubediffusion.benchmarks.admission import H100, Served, at_random, by_turns, simulated, spread, static
 from kubediffusion.worker.slots import SIZES
 from kubediffusion.worker.throughput import StepTimes, admitted
 from kubediffusion.worker.waits import PATIENCE, Waits, overdue
 
 SECONDS = st.dictionaries(st.sampled_from(SIZES), st.floats(0.001, 1.0), max_size=len(SIZES))
 LIMIT = SIZES[-1]
-H100 = {1: 0.0063, 2: 0.0098, 4: 0.0186, 8: 0.0332, 16: 0.0647}
-"""Steps of Stable Diffusion 2.1's UNet at 512x512, compiled; see docs/performance.md."""
 
 
 @given(st.integers(0, LIMIT), st.integers(0, 40), SECONDS, st.integers(0, 40))
@@ -68,91 +61,17 @@ def test_a_batch_is_not_computed_in_twice_the_slots_for_one_more() -> None:
     assert admitted(4, 1, SIZES, H100, overdue=1) == 1
 
 
-@dataclass
-class Served:
-    """An image in the simulation of a worker.
-
-    Attributes:
-        came: Second at which it came.
-        steps: How many it needs.
-        left: How many are left.
-        waited: Steps of others until its own first.
-        seconds: In the worker.
-    """
-
-    came: float
-    steps: int
-    left: int = 0
-    waited: int = 0
-    seconds: float = 0.0
-
-
-def at_random(lengths: Sequence[int], share: float = 0.7, count: int = 1500) -> list[Served]:
-    """Give images that come at random, ``share`` of what full batches do."""
-    chance = random.Random(0)  # noqa: S311 - a simulation
-    rate = share * LIMIT / (H100[LIMIT] * statistics.mean(lengths))
-    return [
-        Served(came, chance.choice(lengths))
-        for came in itertools.accumulate(chance.expovariate(rate) for _ in range(count))
-    ]
-
-
-def simulated(
-    images: Sequence[Served],
-    admit: Callable[[int, int, int], int] = lambda *numbers: admitted(*numbers[:2], SIZES, H100, numbers[2]),
-    static: bool = False,
-) -> list[Served]:
-    """Serve images.
-
-    Args:
-        images: In the order in which they come.
-        admit: Tells how many enter, of the images that run, that wait, and that have waited long enough.
-        static: Nobody joins, and only images of the same length run together.
-    """
-    now, step, waits = 0.0, 0, Waits[int]()
-    coming, waiting, running = list(enumerate(images)), list[tuple[int, Served]](), list[Served]()
-    while coming or waiting or running:
-        if not waiting and not running:
-            now = max(now, coming[0][1].came)
-        while coming and coming[0][1].came <= now:
-            number, image = coming.pop(0)
-            waiting.append((number, image))
-            image.left, image.waited = image.steps, step
-        entering = [image for image in waiting if image[1].steps == waiting[0][1].steps or not static]
-        if static:
-            count = 0 if running else LIMIT
-        else:
-            late = waits.note({number: image.steps for number, image in entering[: LIMIT - len(running)]}, step)
-            count = admit(len(running), len(waiting), late)
-        entering = entering[:count]
-        waiting = [image for image in waiting if image not in entering]
-        for _, image in entering:
-            image.waited = step - image.waited
-            running.append(image)
-        now, step = now + H100[next(size for size in SIZES if size >= len(running))], step + 1
-        for image in running:
-            image.left, image.seconds = image.left - 1, now - image.came
-        running = [image for image in running if image.left]
-    return list(images)
-
-
-def spread(images: Sequence[Served]) -> tuple[float, float]:
-    """Give median and 95th percentile of the seconds in the worker."""
-    seconds = [image.seconds for image in images]
-    return statistics.median(seconds), statistics.quantiles(seconds, n=20)[-1]
-
-
 @pytest.mark.parametrize("lengths", [(25,), (10, 25, 50)])
 def test_jobs_are_served_in_order_rather_than_by_turns(lengths: tuple[int, ...]) -> None:
-    static = spread(simulated(at_random(lengths), static=True))
-    by_turns = spread(simulated(at_random(lengths), lambda running, waiting, _: min(waiting, LIMIT - running)))
-    unbounded = spread(simulated(at_random(lengths), lambda *numbers: admitted(*numbers[:2], SIZES, H100)))
+    batches = spread(simulated(at_random(lengths), static))
+    turns = spread(simulated(at_random(lengths), by_turns))
+    unbounded = spread(simulated(at_random(lengths), patience=None))
     in_order = spread(simulated(at_random(lengths)))
     for number in range(2):
-        assert in_order[number] < 0.6 * static[number]
+        assert in_order[number] < 0.6 * batches[number]
         # The bound costs little of what order gains.
         assert in_order[number] < 1.05 * unbounded[number]
-    assert in_order[0] < 0.8 * by_turns[0]
+    assert in_order[0] < 0.8 * turns[0]
 
 
 @given(st.integers(1, 40), st.sampled_from([1, 2, 4, 8]))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import concurrent.futures
+import contextlib
 import json
 import os
 import socket
+import ssl
 import subprocess
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote
 
@@ -17,7 +22,8 @@ from api_kit import COMMAND, Api, Site, StartApi
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kubediffusion.local.testing import wait_for
+from kubediffusion.local.certificates import Authority
+from kubediffusion.local.testing import Namespace, wait_for
 from kubediffusion.resources import meta
 
 OPEN = (
@@ -276,13 +282,14 @@ def _refused(api: Api) -> httpx.Response | None:
     return None if answer.status_code == 202 or "status unknown for quota" in answer.text else answer
 
 
-def test_a_webhook_that_does_not_answer_is_503_and_passes(site: Site) -> None:
-    api, namespace = site.start(RATE_LIMIT=""), site.stage.namespace
-    webhook = {
+@contextlib.contextmanager
+def webhook(namespace: Namespace, **client: str) -> Iterator[None]:
+    """Let a webhook decide about the namespace's jobs."""
+    asked = {
         "name": "webhook.example.com",
         "rules": [CREATION],
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace.name}},
-        "clientConfig": {"url": "https://127.0.0.1:1/"},
+        "clientConfig": client,
         "timeoutSeconds": 1,
         "sideEffects": "None",
         "admissionReviewVersions": ["v1"],
@@ -291,18 +298,67 @@ def test_a_webhook_that_does_not_answer_is_503_and_passes(site: Site) -> None:
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "ValidatingWebhookConfiguration",
         "metadata": {"name": namespace.name},
-        "webhooks": [webhook],
+        "webhooks": [asked],
     }
     namespace.cluster.apply([registration])
     try:
-        refused = wait_for("the webhook", lambda: _refused(api))
+        yield
     finally:
         namespace.cluster.kubectl("delete", "validatingwebhookconfiguration", namespace.name)
+
+
+def test_a_webhook_that_does_not_answer_is_503_and_passes(site: Site) -> None:
+    api, namespace = site.start(RATE_LIMIT=""), site.stage.namespace
+    with webhook(namespace, url="https://127.0.0.1:1/"):
+        refused = wait_for("the webhook", lambda: _refused(api))
     assert refused.status_code == 503, refused.text
     assert refused.headers["Retry-After"]
     assert "127.0.0.1" not in refused.text
     assert "failed calling webhook" in api.log.read_text()
     wait_for("the webhook to be gone", lambda: generate(api).status_code == 202)
+
+
+DENIALS = {"cat": {"code": 401, "message": "no cats"}, "hen": {"code": 413, "reason": "no hens"}, "pig": {"code": 418}}
+"""What a webhook says of jobs for these: each has a status of its own, and another way to say why."""
+
+
+class Denying(BaseHTTPRequestHandler):
+    """Such a webhook."""
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        request = asked["request"]
+        status = DENIALS.get(request["object"]["spec"]["prompt"].removeprefix("a "))
+        response = {"uid": request["uid"], "allowed": status is None, **({"status": status} if status else {})}
+        content = json.dumps({**asked, "request": None, "response": response}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_a_webhook_that_denies_is_422_with_its_words_whatever_its_status(site: Site, tmp_path: Path) -> None:
+    api, namespace = site.start(RATE_LIMIT=""), site.stage.namespace
+    authority = Authority("webhooks", tmp_path)
+    pair = authority.server("webhook", "127.0.0.1")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(pair.certificate, pair.key)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Denying) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        trusted = base64.b64encode(authority.certificate.read_bytes()).decode()
+        with webhook(namespace, url=f"https://127.0.0.1:{server.server_port}/", caBundle=trusted):
+            wait_for("the webhook", lambda: _refused(api))
+            refused = {animal: generate(api, prompt=f"a {animal}") for animal in DENIALS}
+            api.generate("a dog")
+        server.shutdown()
+    words = {"cat": "no cats", "hen": "no hens", "pig": "without explanation"}
+    for animal, answer in refused.items():
+        assert words[animal] in problems(answer)["body"]
 
 
 def test_a_rule_of_the_cluster_s_owner_is_422_with_its_words(site: Site) -> None:

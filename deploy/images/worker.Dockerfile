@@ -33,7 +33,7 @@ FROM ${BASE_IMAGE}
 RUN headers=$(python3 -c "import sysconfig; print(sysconfig.get_paths()['include'])") && \
     apt-get update -qq && \
     DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends g++ \
-        $(test -e "$headers/Python.h" || echo libpython3.11-dev) >/dev/null && \
+        $(test -e "$headers/Python.h" || echo libpython3-dev) >/dev/null && \
     test -e "$headers/Python.h" && \
     rm -rf /var/lib/apt/lists/* /var/cache/apt/archives/*.deb
 # What the packages depend on is a layer of its own: a change of the project's code leaves it as it is.

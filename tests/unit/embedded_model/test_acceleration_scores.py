@@ -44,9 +44,9 @@ def test_the_table_has_a_row_for_each_and_its_place_in_the_documentation():
     }
     rows = [row for row in table(found).splitlines() if row.startswith("| ")]
     assert len(rows) == 2 + len(COMPARED)
-    assert rows[2] == "| none | 98.0 % | 88.9 % | 100.0 % | 100.0 % | 0.0 | 2.000 | 1.00 |"
-    assert rows[3].endswith("| 1.000 | 2.00 |")
+    assert rows[2] == "| none | 98.0 % | 88.9 % | 100.0 % | 100.0 % | 0.0 | 2.000 |"
+    assert rows[3].endswith("| 1.000 |")
     timed = found | {"timed": dict.fromkeys(COMPARED, 0.5) | {"none": 1.5}}
-    assert table(timed).splitlines()[3].endswith("| 1.000 | 2.00 | 0.500 | 3.00 |")
+    assert table(timed).splitlines()[3].endswith("| 1.000 | 0.500 |")
     page = PAGE.read_text(encoding="utf-8")
     assert page.index(BEGIN) < page.index(END)

@@ -51,7 +51,7 @@ class _Count:
 class Compiler:
     """Compiles functions for the shapes that are in use, one after the other, in a thread of its own.
 
-    What an earlier worker compiled is loaded instead, in a second. All but that work itself is for the engine's thread.
+    What an earlier worker compiled is loaded instead, in seconds. All but that work itself is for the engine's thread.
 
     Args:
         cache: Has what earlier workers compiled, and keeps it for the next; None for neither.

@@ -253,7 +253,7 @@ class Measurements:
             await bench.done()
         return [times.stored - times.due for times in bench.times.values()]
 
-    def seed(self) -> Found:
+    def plain(self) -> Found:
         """Measure a plain server's way: one image after the other, the model's scheduler, PNG and base64 in line."""
         from diffusers import DiffusionPipeline
 
@@ -429,7 +429,7 @@ def _parts(here: Measurements) -> list[tuple[str, Callable[[], Any]]]:
         ("replays", here.replays),
         ("end_to_end", here.end_to_end),
         ("alone", here.alone),
-        ("seed", here.seed),
+        ("plain", here.plain),
         *(raw if here.is_comparable else []),
         ("poisson", functools.partial(here.poisson, (STEPS,))),
         ("png", here.png),

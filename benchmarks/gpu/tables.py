@@ -74,13 +74,13 @@ def _throughput(found: Found) -> list[Row]:
 
 def _worker(found: Found) -> list[Row]:
     rows = []
-    whole, seed = _part(found, "end_to_end"), _part(found, "seed")
+    whole, plain = _part(found, "end_to_end"), _part(found, "plain")
     if whole:
         rate = whole[RATE]
         rows.append(Row("worker, jobs to PNGs in S3, saturated, images/s", f"{rate:.2f}", "≥ 9.0", rate >= 9.0))
-        if seed:
-            times = rate / seed["images/s"]
-            rows.append(Row("plain server: one image after the other, images/s", f"{seed['images/s']:.2f}"))
+        if plain:
+            times = rate / plain["images/s"]
+            rows.append(Row("plain server: one image after the other, images/s", f"{plain['images/s']:.2f}"))
             rows.append(Row("the worker against it", f"{times:.1f} times", "≥ 7", times >= 7))
     if alone := _part(found, "alone"):
         seconds = alone["seconds to PNG"]

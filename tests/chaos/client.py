@@ -60,7 +60,7 @@ class Clients:
             await self._http.aclose()
 
     async def _post(self, order: Order) -> None:
-        path, field = ("/generate", "task_id") if order.door is Door.SEED else ("/v1/jobs", "name")
+        path, field = ("/generate", "task_id") if order.door is Door.TASKS else ("/v1/jobs", "name")
         # The same key with every try: an answer that was lost must not become a second job.
         answer = await self._ask("POST", path, {"Idempotency-Key": f"order-{order.number}"}, order.request)
         if answer.status_code not in {201, 202}:

@@ -17,7 +17,7 @@ SCHEME = "chaos:"
 class Door(StrEnum):
     """How a job comes in."""
 
-    SEED = "POST /generate"
+    TASKS = "POST /generate"
     V1 = "POST /v1/jobs"
     KUBECTL = "kubectl apply"
 
@@ -70,20 +70,20 @@ def orders(seed: int, count: int) -> list[Order]:
 
 
 def _order(dice: random.Random, number: int) -> Order:
-    door = dice.choices((Door.SEED, Door.V1, Door.KUBECTL), (1, 1, 2))[0]
+    door = dice.choices((Door.TASKS, Door.V1, Door.KUBECTL), (1, 1, 2))[0]
     spec: dict[str, Any] = {
         "prompt": f"chaos {number}, drawn by {dice.choice(('hand', 'machine', 'chance'))}",
         # Three lengths: done within one batch write, about a second, and long enough to be reported as Running.
         "numInferenceSteps": dice.choices((1, 4, 20), (7, 2, 1))[0],
     }
-    if door is not Door.SEED:
+    if door is not Door.TASKS:
         spec |= _more(dice)
     change = dice.choices((None, Change.CANCEL, Change.DELETE), (90, 7, 3))[0]
     return Order(number, door, spec, change, round(dice.uniform(0, 3), 2))
 
 
 def _more(dice: random.Random) -> dict[str, Any]:
-    """Give some of the fields that the seed's own route does not have, each with its own chance."""
+    """Give some of the fields that clients of ``POST /generate`` seldom use, each with its own chance."""
     chances: list[tuple[float, dict[str, Any]]] = [
         (0.1, {"model": MODELS[1]}),
         (0.3, {"priority": dice.randint(-2, 2)}),

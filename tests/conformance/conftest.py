@@ -1,4 +1,4 @@
-"""The seed's interface, served by the real API before a real cluster, with the kit of the API's own tests."""
+"""The task API, served by the real API before a real cluster, with the kit of the API's own tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What polling is measured against: the seed's routes over a dictionary, as FastAPI's tutorial would have them."""
+"""What polling is measured against: the task API over a dictionary, as FastAPI's tutorial would have them."""
 
 from __future__ import annotations
 

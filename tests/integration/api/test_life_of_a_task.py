@@ -1,4 +1,4 @@
-"""A task from its submission to its image, as the seed's clients see it, through a real API server and real storage."""
+"""A task from its submission to its image, as a client of the task API sees it, on a real API server and storage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from api_kit import Api, Site, Stage, StartApi, png
 
 from kubediffusion.local.testing import wait_for
 
-SEED_FIELDS = ["task_id", "status", "prompt", "image_base64", "error_message"]
+RESULT_FIELDS = ["task_id", "status", "prompt", "image_base64", "error_message"]
 
 
 def curl(*arguments: str) -> dict[str, str]:
@@ -23,7 +23,7 @@ def curl(*arguments: str) -> dict[str, str]:
     return body
 
 
-def test_the_seeds_two_commands(api: Api, stage: Stage) -> None:
+def test_the_two_commands_of_the_readme(api: Api, stage: Stage) -> None:
     accepted = curl(
         "-X", "POST", f"{api.url}/generate", "-H", "Content-Type: application/json",
         "-d", '{"prompt": "A photo of an astronaut riding a horse on the moon", "num_inference_steps": 25, '
@@ -36,7 +36,7 @@ def test_the_seeds_two_commands(api: Api, stage: Stage) -> None:
         "message": "Task received and queued for processing.",
     }
     pending = curl("-X", "GET", f"{api.url}/results/{task_id}")
-    assert list(pending) == SEED_FIELDS
+    assert list(pending) == RESULT_FIELDS
     assert pending["status"] == "pending"
     spec = stage.job(task_id)["spec"]
     assert spec == {
@@ -51,7 +51,7 @@ def test_the_seeds_two_commands(api: Api, stage: Stage) -> None:
     stage.succeed(task_id, png())
     api.wait_status(task_id, "completed")
     completed = curl("-X", "GET", f"{api.url}/results/{task_id}")
-    assert list(completed) == SEED_FIELDS
+    assert list(completed) == RESULT_FIELDS
     assert base64.b64decode(completed["image_base64"]) == png()
     assert completed["error_message"] is None
 
@@ -110,7 +110,7 @@ def test_a_presigned_url_gives_the_image_to_anybody(api: Api, stage: Stage) -> N
     stage.complete(task_id, png("green"))
     api.wait_status(task_id, "completed")
     body = api.result(task_id, image="url")
-    assert list(body) == [*SEED_FIELDS, "image_url"]
+    assert list(body) == [*RESULT_FIELDS, "image_url"]
     assert body["image_base64"] is None
     assert httpx.get(body["image_url"], trust_env=False).content == png("green")
 

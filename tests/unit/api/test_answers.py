@@ -1,4 +1,4 @@
-"""The seed's view of a job."""
+"""The task API's view of a job."""
 
 from __future__ import annotations
 

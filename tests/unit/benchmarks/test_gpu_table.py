@@ -28,7 +28,7 @@ def test_ratios_are_told_beside_what_they_are_of() -> None:
             "raw 16": {"engine": 9.1, "raw": 9.3},
             "raw 1": {"engine": 5.0, "raw": None},
             "end_to_end": {"images/s": 9.0},
-            "seed": {"images/s": 1.2},
+            "plain": {"images/s": 1.2},
             "alone": {"seconds to PNG": 0.19, "seconds to storage": 0.2},
             "poisson": {
                 "slots": {"p50": 0.9, "p95": 1.1},

@@ -1,1 +1,1 @@
-"""The HTTP API: the seed's routes and ``/v1`` over GenerationJobs. It holds no state that the cluster does not."""
+"""The HTTP API: the task API and ``/v1`` over GenerationJobs. It holds no state that the cluster does not."""

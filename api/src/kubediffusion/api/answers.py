@@ -1,4 +1,4 @@
-"""The seed's view of a job: its status word and the JSON of ``GET /results``.
+"""The task API's view of a job: its status word and the JSON of ``GET /results``.
 
 Polling is most of the traffic, and most polls find a job that has not finished. Their answer is made once a change of
 state, and kept as bytes.
@@ -68,7 +68,7 @@ def stored_answer(entry: Entry) -> tuple[Headers, bytes] | None:
 
 
 def result_body(entry: Entry, image: bytes | None = None) -> bytes:
-    """Write the answer of ``GET /results`` with the seed's five fields.
+    """Write the answer of ``GET /results`` with the task API's five fields.
 
     Args:
         entry: The job.

@@ -22,7 +22,7 @@ from kubediffusion.api.metrics import Metrics
 from kubediffusion.api.models import ModelCache
 from kubediffusion.api.polling import Polling
 from kubediffusion.api.routes.operations import operation_routes
-from kubediffusion.api.routes.seed import seed_routes
+from kubediffusion.api.routes.tasks import task_routes
 from kubediffusion.api.routes.v1 import v1_routes
 from kubediffusion.api.service import JobService
 from kubediffusion.api.settings import ImageForm, Settings
@@ -67,7 +67,7 @@ def create_app(settings: Settings) -> FastAPI:
     limiter = creation_limiter(settings)
     app.state.parts = parts
     app.state.limiter = limiter
-    app.include_router(seed_routes(settings, limiter))
+    app.include_router(task_routes(settings, limiter))
     app.include_router(v1_routes(settings, limiter))
     app.include_router(operation_routes())
     docs.install(app, keys_required=parts.keys.required)

@@ -1,6 +1,6 @@
 """The short way for polls: a job that has not finished is answered from bytes, before the framework's machinery.
 
-It is the same answer that the route gives (:mod:`kubediffusion.api.routes.seed`), which takes everything else.
+It is the same answer that the route gives (:mod:`kubediffusion.api.routes.tasks`), which takes everything else.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ class ImageForm(StrEnum):
     """How ``GET /results`` hands out an image."""
 
     BASE64 = "base64"
-    """The PNG itself, base64 in ``image_base64``, as the seed's server does."""
+    """The PNG itself, base64 in ``image_base64``."""
     URL = "url"
     """A presigned URL in ``image_url``; the bytes then do not pass through the API."""
 

@@ -1,6 +1,6 @@
 """A small HTTP/1.1 client: connections that stay, and nothing that would cost more than what is measured.
 
-It knows what our servers and the seed's send: a Content-Length with every answer.
+It knows what our servers and the plain one send: a Content-Length with every answer.
 """
 
 from __future__ import annotations

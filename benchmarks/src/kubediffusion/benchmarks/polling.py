@@ -1,4 +1,4 @@
-"""Clients that poll, and clients that submit: against the seed's server, in turns, on the same machine."""
+"""Clients that poll, and clients that submit: against a plain server, in turns, on the same machine."""
 
 from __future__ import annotations
 
@@ -74,13 +74,13 @@ class Server:
 
 
 async def run(site: Site, sizes: Sizes) -> dict[str, Any]:
-    """Measure polls of pending tasks and submissions, ours and the seed's in turns.
+    """Measure polls of pending tasks and submissions, ours and a plain server's in turns.
 
     Returns:
         clients; polls and submits (each of ours and theirs, with the median of their ratios); requests (to the API
         server about jobs, during all polls).
     """
-    async with ours(site.cluster) as mine, seed() as theirs:
+    async with ours(site.cluster) as mine, plain() as theirs:
         my_paths, their_paths = await mine.tasks(sizes.pollers), await theirs.tasks(sizes.pollers)
         await site.quiet()
         polls, made = [], 0
@@ -124,13 +124,13 @@ async def ours(cluster: LocalCluster) -> AsyncIterator[Server]:
 
 
 @asynccontextmanager
-async def seed() -> AsyncIterator[Server]:
-    """Run the seed's server with an engine that does not end: its tasks stay pending."""
+async def plain() -> AsyncIterator[Server]:
+    """Run the plain server with an engine that does not end: its tasks stay pending."""
     with Claims() as claims:
         port = claims.port()
-        command = [sys.executable, "-m", "kubediffusion.benchmarks.seed_server", str(port), str(ENDLESS)]
+        command = [sys.executable, "-m", "kubediffusion.benchmarks.plain_server", str(port), str(ENDLESS)]
         healthy = answers(f"http://{LOOPBACK}:{port}/health")
-        process = Process(Program("seed's server", command, Path(os.devnull), healthy, dict(os.environ)))
+        process = Process(Program("plain server", command, Path(os.devnull), healthy, dict(os.environ)))
         try:
             process.start()
             process.wait_ready()

@@ -25,7 +25,7 @@ from kubediffusion.api.dependencies import (
 from kubediffusion.api.entries import Entry
 from kubediffusion.api.errors import InvalidRequestError, UnavailableError, problem
 from kubediffusion.api.routes.responses import errors
-from kubediffusion.api.routes.seed import CREATION
+from kubediffusion.api.routes.tasks import CREATION
 from kubediffusion.api.schemas import JobList, JobRequest, JobView, ModelList
 from kubediffusion.api.settings import ImageForm, Settings
 from kubediffusion.api.translate import model_view

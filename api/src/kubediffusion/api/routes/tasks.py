@@ -1,4 +1,4 @@
-"""The seed's two routes for jobs, exactly as its clients know them."""
+"""The task API: ``POST /generate`` and ``GET /results/{task_id}``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CREATION = "creation"
 """Both doors of creation, this one and ``/v1``, count against one limit."""
 
 
-def seed_routes(settings: Settings, limiter: Limiter) -> APIRouter:
+def task_routes(settings: Settings, limiter: Limiter) -> APIRouter:
     """Build the router."""
     router = APIRouter(route_class=JsonRoute, tags=["tasks"])
 

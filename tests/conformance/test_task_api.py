@@ -1,4 +1,4 @@
-"""The seed's HTTP interface, clause by clause, as a client that was written for the seed's server relies on it."""
+"""The task API, clause by clause, as its clients rely on it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from PIL import Image
 from kubediffusion.local.testing import wait_for
 
 RESULT_FIELDS = {"task_id", "status", "prompt", "image_base64", "error_message"}
-SEED_REQUEST = {
+REQUEST = {
     "prompt": "A photo of an astronaut riding a horse on the moon",
     "num_inference_steps": 25,
     "guidance_scale": 9.0,
 }
 
 
-class SeedClient:
-    """What somebody writes against the seed's server: submit, poll, decode."""
+class TaskClient:
+    """What somebody writes against the task API: submit, poll, decode."""
 
     def __init__(self, url: str) -> None:
         self.http = httpx.Client(base_url=url, trust_env=False)
@@ -33,7 +33,7 @@ class SeedClient:
         return answer.json()["task_id"]
 
     def wait(self, task_id: str) -> bytes:
-        """Poll until the image is there, as there is nothing else in the seed's interface."""
+        """Poll until the image is there, as there is nothing else in the task API."""
 
         def image() -> bytes | None:
             answer = self.http.get(f"/results/{task_id}")
@@ -48,14 +48,14 @@ class SeedClient:
 
 
 @pytest.fixture
-def client(server: Api) -> Iterator[SeedClient]:
-    seed = SeedClient(server.url)
-    yield seed
-    seed.http.close()
+def client(server: Api) -> Iterator[TaskClient]:
+    tasks = TaskClient(server.url)
+    yield tasks
+    tasks.http.close()
 
 
 def test_accepted(server: Api) -> None:
-    answer = server.http.post("/generate", json=SEED_REQUEST)
+    answer = server.http.post("/generate", json=REQUEST)
     assert answer.status_code == 202
     assert answer.headers["Content-Type"] == "application/json"
     body = answer.json()
@@ -66,11 +66,11 @@ def test_accepted(server: Api) -> None:
     assert body["message"] == "Task received and queued for processing."
 
 
-def test_every_field_of_the_seed_is_taken(server: Api, site: Site) -> None:
-    request = {**SEED_REQUEST, "negative_prompt": "blurry", "seed": 42}
+def test_every_documented_field_is_taken(server: Api, site: Site) -> None:
+    request = {**REQUEST, "negative_prompt": "blurry", "seed": 42}
     spec = site.stage.job(server.http.post("/generate", json=request).json()["task_id"])["spec"]
     assert spec == {
-        "prompt": SEED_REQUEST["prompt"],
+        "prompt": REQUEST["prompt"],
         "negativePrompt": "blurry",
         "numInferenceSteps": 25,
         "guidanceScale": 9.0,
@@ -84,24 +84,24 @@ def test_null_is_the_same_as_nothing(server: Api, site: Site) -> None:
     assert spec == {"prompt": "a cat"}
 
 
-def test_numbers_may_come_as_the_seed_took_them(server: Api) -> None:
+def test_numbers_may_come_as_text_or_with_a_point(server: Api) -> None:
     """FastAPI takes ``"25"`` and ``25.0`` for an integer; clients may have come to send that."""
     for steps in ("25", 25.0):
         assert server.http.post("/generate", json={"prompt": "x", "num_inference_steps": steps}).status_code == 202
 
 
-def test_pending(client: SeedClient) -> None:
-    task_id = client.generate(**SEED_REQUEST)
+def test_pending(client: TaskClient) -> None:
+    task_id = client.generate(**REQUEST)
     assert client.http.get(f"/results/{task_id}").json() == {
         "task_id": task_id,
         "status": "pending",
-        "prompt": SEED_REQUEST["prompt"],
+        "prompt": REQUEST["prompt"],
         "image_base64": None,
         "error_message": None,
     }
 
 
-def test_the_whole_way(client: SeedClient, site: Site) -> None:
+def test_the_whole_way(client: TaskClient, site: Site) -> None:
     task_id = client.generate(prompt="un café — 雪", num_inference_steps=5)
     site.stage.bind(task_id)
     site.stage.run(task_id)
@@ -115,7 +115,7 @@ def test_the_whole_way(client: SeedClient, site: Site) -> None:
     assert body["error_message"] is None
 
 
-def test_failed(client: SeedClient, site: Site) -> None:
+def test_failed(client: TaskClient, site: Site) -> None:
     task_id = client.generate(prompt="a cat")
     site.stage.bind(task_id)
     site.stage.fail(task_id, "OutOfMemory", "the job does not fit the device")
@@ -183,7 +183,7 @@ def test_health(server: Api, site: Site) -> None:
     try:
         wait_for("unavailable", lambda: server.http.get("/health").json()["model_status"] == "unavailable")
         assert server.http.get("/health").status_code == 200
-        refused = server.http.post("/generate", json=SEED_REQUEST)
+        refused = server.http.post("/generate", json=REQUEST)
         assert refused.status_code == 503
         assert set(refused.json()) == {"detail"}
     finally:

@@ -1,6 +1,6 @@
 """A plain server, to compare with: FastAPI over a dictionary, the work as a background task of the same process.
 
-``python -m kubediffusion.benchmarks.seed_server PORT SECONDS``: a task takes so many seconds.
+``python -m kubediffusion.benchmarks.plain_server PORT SECONDS``: a task takes so many seconds.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from prometheus_client import CollectorRegistry
 from kubediffusion.resources.generation_job import GenerationJob
 from kubediffusion.resources.storage import ImageStorage
 from kubediffusion.worker.assignments import Assignment, Assignments
+from kubediffusion.worker.context import WorkerContext
 from kubediffusion.worker.engine import (
     Admit,
     Engine,
@@ -41,10 +42,9 @@ from kubediffusion.worker.engine import (
 )
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
-from kubediffusion.worker.parts import UPLOADS, joined
 from kubediffusion.worker.reporter import Build, Verdict
-from kubediffusion.worker.runner import Limits
 from kubediffusion.worker.throughput import StepTimes
+from kubediffusion.worker.worker import UPLOADS, Worker
 
 WORKER, BUCKET, PORT = "benchmark", "benchmark", 17070
 
@@ -216,31 +216,28 @@ async def worker(engine: Engine, limit: int, run: str) -> AsyncIterator[Bench]:
     work = asyncio.Event()
     assignments = Assignments(WORKER)
     bench = Bench(assignments, work, run)
-    health, metrics = Health(900.0), Metrics(CollectorRegistry())
-    storage = Storage(bench.times)
     reporter: Any = bench.reports
-    with (
-        ThreadPoolExecutor(1, thread_name_prefix="engine") as engine_thread,
-        joined(
+    with ThreadPoolExecutor(1, thread_name_prefix="engine") as engine_thread:
+        context = WorkerContext(
             engine=engine,
             engine_thread=engine_thread,
             assignments=assignments,
             reporter=reporter,
-            storage=storage,
+            storage=Storage(bench.times),
             prefix="",
-            limits=Limits(limit, 256 * 2**20),
-            health=health,
-            metrics=metrics,
-            work=work,
-        ) as parts,
-    ):
-        tasks = [asyncio.create_task(parts.runner.run()), asyncio.create_task(parts.announcer.run())]
-        try:
-            yield bench
-        finally:
-            parts.runner.stop()
-            await tasks[0]
-            tasks[1].cancel()
+            max_batch_size=limit,
+            max_buffered_bytes=256 * 2**20,
+            health=Health(900.0),
+            metrics=Metrics(CollectorRegistry()),
+            work_available=work,
+        )
+        with Worker.open(context) as opened:
+            running = asyncio.create_task(opened.run())
+            try:
+                yield bench
+            finally:
+                opened.stop()
+                await running
 
 
 class StaticBatches:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pytest
 from bench_of_workers import Bench
 from prometheus_client import CollectorRegistry
+from standin_worker import ObedientEngine
 
 from kubediffusion.local import installation
 from kubediffusion.local.testing import eventually
@@ -19,15 +20,16 @@ from kubediffusion.resources.generation_job import GenerationJob
 from kubediffusion.resources.storage import ImageStorage, StorageError
 from kubediffusion.worker.announcer import Announcer
 from kubediffusion.worker.assignments import Assignment, Assignments
-from kubediffusion.worker.engine import EngineInfo, Picture
+from kubediffusion.worker.context import WorkerContext
+from kubediffusion.worker.engine import Picture
 from kubediffusion.worker.finisher import Finisher
+from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
 from kubediffusion.worker.reporter import Reporter
 from kubediffusion.worker.uploads import Uploader
 
 WORKER = "worker-a"
 SIDE = 8
-INFO = EngineInfo(name="none", pipeline="-", device="-", torch_dtype="-", revision="-", versions={})
 
 
 class SlowStorage(ImageStorage):
@@ -94,17 +96,21 @@ def desk(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     storage, assignments = SlowStorage(), Assignments(WORKER)
     reporter = Reporter(bench.client, bench.namespace.name)
     with ThreadPoolExecutor(2) as threads:
-        finisher = Finisher(
-            engine=INFO,
+        context = WorkerContext(
+            engine=ObedientEngine(),
+            engine_thread=threads,
             assignments=assignments,
-            announcer=Announcer(assignments, reporter, lambda assignment: finisher.lost(assignment)),
             reporter=reporter,
-            uploader=Uploader(storage, threads),
-            encoders=threads,
+            storage=storage,
             prefix="late",
+            max_batch_size=1,
+            max_buffered_bytes=1,
+            health=Health(60.0),
             metrics=Metrics(CollectorRegistry()),
-            on_progress=lambda: None,
+            work_available=asyncio.Event(),
         )
+        announcer = Announcer(assignments, reporter, lambda assignment: finisher.lost(assignment))
+        finisher = Finisher(context, announcer, Uploader(storage, threads), threads)
         yield Desk(bench, storage, assignments, finisher)
         storage.through.set()
     storage.close()

@@ -21,12 +21,13 @@ from worker_builders import WORKER, bound_job
 from worker_builders import settings as worker_settings
 
 from kubediffusion.worker.assignments import Assignment, Assignments
+from kubediffusion.worker.context import WorkerContext
 from kubediffusion.worker.engine import Admit, ImageTask, Monitor, Outcome, Plan, Shape, Ticket
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
 from kubediffusion.worker.pipeline.continuous import ContinuousEngine
 from kubediffusion.worker.pipeline.loading import load_engine
-from kubediffusion.worker.runner import Limits, Runner
+from kubediffusion.worker.runner import Runner
 from kubediffusion.worker.throughput import StepTimes
 from kubediffusion.worker.waits import PATIENCE
 
@@ -121,17 +122,21 @@ async def served(engine: ContinuousEngine, jobs: list[tuple[int, int]]) -> dict[
 
     seen: Any = Seen(engine, lambda step: asyncio.run_coroutine_threadsafe(observe(step), loop).result())
     with ThreadPoolExecutor(1) as thread:
-        runner = Runner(
+        unused: Any = None
+        context = WorkerContext(
             engine=seen,
             engine_thread=thread,
             assignments=assignments,
-            finisher=ends,
-            announcer=ends,
-            limits=Limits(LIMIT, 1),
+            reporter=unused,
+            storage=unused,
+            prefix="",
+            max_batch_size=LIMIT,
+            max_buffered_bytes=1,
             health=Health(60.0),
             metrics=Metrics(CollectorRegistry()),
-            work=work,
+            work_available=work,
         )
+        runner = Runner(context, ends, ends)
         while coming or len(assignments):
             await observe(seen.steps if len(assignments) else coming[0][0])
             await runner._run_batch()

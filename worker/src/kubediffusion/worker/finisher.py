@@ -6,7 +6,7 @@ import asyncio
 import datetime as dt
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
@@ -17,10 +17,10 @@ from kubediffusion.resources.generation_job import DeletionPolicy, Image
 from kubediffusion.resources.storage import SupersededError
 from kubediffusion.worker import images, reports
 from kubediffusion.worker.announcer import Announcer
-from kubediffusion.worker.assignments import Assignment, Assignments
-from kubediffusion.worker.engine import EngineInfo, Outcome, Picture
-from kubediffusion.worker.metrics import Metrics
-from kubediffusion.worker.reporter import Build, Reporter, ReportRefusedError, Verdict
+from kubediffusion.worker.assignments import Assignment
+from kubediffusion.worker.context import WorkerContext
+from kubediffusion.worker.engine import Outcome, Picture
+from kubediffusion.worker.reporter import Build, ReportRefusedError, Verdict
 from kubediffusion.worker.uploads import Uploader
 
 logger = logging.getLogger(__name__)
@@ -30,43 +30,26 @@ class Finisher:
     """Takes in what the engine made.
 
     Args:
-        engine: What made it, for the recipe.
-        assignments: The jobs.
+        context: What the parts of the worker share.
         announcer: Told to be silent before an outcome is reported.
-        reporter: Where outcomes go.
         uploader: Where images go.
         encoders: Threads that encode.
-        prefix: What the keys of images begin with.
-        metrics: Told about everything.
-        on_progress: Called when room was made in the buffer.
 
     Attributes:
         buffered: Bytes of finished images that are held.
         defect: What broke a report off. The job has no outcome then, and only the end of this process gives it one.
     """
 
-    def __init__(
-        self,
-        *,
-        engine: EngineInfo,
-        assignments: Assignments,
-        announcer: Announcer,
-        reporter: Reporter,
-        uploader: Uploader,
-        encoders: Executor,
-        prefix: str,
-        metrics: Metrics,
-        on_progress: Callable[[], None],
-    ) -> None:
-        self._engine = engine
-        self._assignments = assignments
+    def __init__(self, context: WorkerContext, announcer: Announcer, uploader: Uploader, encoders: Executor) -> None:
+        self._engine = context.engine.info
+        self._assignments = context.assignments
+        self._reporter = context.reporter
+        self._prefix = context.prefix
+        self._metrics = context.metrics
+        self._on_progress = context.work_available.set
         self._announcer = announcer
-        self._reporter = reporter
         self._uploader = uploader
         self._encoders = encoders
-        self._prefix = prefix
-        self._metrics = metrics
-        self._on_progress = on_progress
         self._tasks: set[asyncio.Task[None]] = set()
         self.buffered = 0
         self.defect: BaseException | None = None

@@ -1,4 +1,4 @@
-"""The worker's process: reads the settings, loads the model, and joins the parts. Nothing happens on import."""
+"""The worker's process: reads the settings, loads the model, and runs the jobs. Nothing happens on import."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import uvloop
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -25,17 +27,17 @@ from kubediffusion.resources.storage import ImageStorage
 from kubediffusion.resources.transitions import TERMINAL
 from kubediffusion.resources.watching import Reflector
 from kubediffusion.worker.assignments import Assignments
+from kubediffusion.worker.context import WorkerContext
 from kubediffusion.worker.engine import BadModelError, Engine
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
-from kubediffusion.worker.parts import UPLOADS, Parts, joined
 from kubediffusion.worker.progress import Progress
 from kubediffusion.worker.reporter import Reporter
-from kubediffusion.worker.runner import Limits, Runner
 from kubediffusion.worker.settings import Settings
 from kubediffusion.worker.start_report import StartReport
 from kubediffusion.worker.starting import load_pipeline
 from kubediffusion.worker.termination import scrubbed, write_reason
+from kubediffusion.worker.worker import UPLOADS, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +58,22 @@ def main() -> None:
     os._exit(code)
 
 
+@dataclass(frozen=True)
+class _Process:
+    """What lasts as long as the process does."""
+
+    settings: Settings
+    health: Health
+    metrics: Metrics
+    engine_thread: ThreadPoolExecutor
+    stop: asyncio.Event
+
+
 async def serve(settings: Settings, load: LoadEngine, registry: CollectorRegistry = REGISTRY) -> int:
-    """Run a worker, and give the process's exit code.
+    """Run a worker, and return the process's exit code.
 
     Args:
-        settings: Every knob.
+        settings: The worker's settings.
         load: Loads the engine.
         registry: Where metrics are registered.
 
@@ -73,15 +86,16 @@ async def serve(settings: Settings, load: LoadEngine, registry: CollectorRegistr
         loop.add_signal_handler(number, stop.set)
     health, metrics = Health(settings.stuck_seconds), Metrics(registry)
     engine_thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+    process = _Process(settings, health, metrics, engine_thread, stop)
     try:
         async with serve_probes(settings.bind_address, settings.port, live=health.live, ready=health.ready) as port:
             logger.info("worker starts", extra={"model": settings.model_name, "port": port})
             client = await KubernetesClient.connect(f"kubediffusion-worker/{settings.pod_name}")
-            async with client, _told(client, settings) as start:
-                engine = await _load(settings, load, engine_thread, health, metrics, start, stop)
+            async with client, _start_report(client, settings) as report:
+                engine = await _load(process, load, report)
                 if engine is None:
                     return 0
-                await _work(settings, client, engine, engine_thread, health, metrics, start, stop)
+                await _work(process, client, engine, report)
     except BadModelError as error:
         reason = scrubbed(str(error), settings)
         logger.error("the model cannot be loaded: %s", reason)  # noqa: TRY400 - the message is the whole story
@@ -99,113 +113,78 @@ async def serve(settings: Settings, load: LoadEngine, registry: CollectorRegistr
 
 
 @contextlib.asynccontextmanager
-async def _told(client: KubernetesClient, settings: Settings) -> AsyncIterator[StartReport]:
-    """Show how far the start has come, beside all else."""
-    start = StartReport(client, settings.pod_namespace, settings.pod_name)
-    telling = asyncio.create_task(start.run())
+async def _start_report(client: KubernetesClient, settings: Settings) -> AsyncIterator[StartReport]:
+    """Write how far the start has come to the Pod's status, beside all else."""
+    report = StartReport(client, settings.pod_namespace, settings.pod_name)
+    writing = asyncio.create_task(report.run())
     try:
-        yield start
+        yield report
     finally:
-        telling.cancel()
+        writing.cancel()
 
 
-async def _load(
-    settings: Settings,
-    load: LoadEngine,
-    thread: ThreadPoolExecutor,
-    health: Health,
-    metrics: Metrics,
-    start: StartReport,
-    stop: asyncio.Event,
-) -> Engine | None:
+async def _load(process: _Process, load: LoadEngine, report: StartReport) -> Engine | None:
     """Load the model; None when the worker is told to stop meanwhile."""
-    health.waits_for("loading the model")
+    process.health.waits_for("loading the model")
     began = time.monotonic()
-    loading = asyncio.get_running_loop().run_in_executor(thread, load, settings, start.tell)
-    if not await _first(loading, stop):
+    loading = asyncio.get_running_loop().run_in_executor(process.engine_thread, load, process.settings, report.tell)
+    if not await _done_before(loading, process.stop):
+        # Nobody asks for its outcome any more; an error must not be logged as one that was never retrieved.
         loading.add_done_callback(lambda future: future.cancelled() or future.exception())
         return None
     engine = loading.result()
     seconds = time.monotonic() - began
-    metrics.load.set(seconds)
+    process.metrics.load.set(seconds)
     logger.info("model loaded", extra={"seconds": round(seconds, 3), "revision": engine.info.revision})
     return engine
 
 
-async def _work(
-    settings: Settings,
-    client: KubernetesClient,
-    engine: Engine,
-    engine_thread: ThreadPoolExecutor,
-    health: Health,
-    metrics: Metrics,
-    start: StartReport,
-    stop: asyncio.Event,
-) -> None:
-    """Run the jobs that are bound to this worker until told to stop."""
+async def _work(process: _Process, client: KubernetesClient, engine: Engine, report: StartReport) -> None:
+    """Run the jobs that are bound to this worker until told to stop; a part that breaks ends the worker."""
+    settings, health = process.settings, process.health
     health.waits_for("waiting for the API server")
-    work = asyncio.Event()
-    assignments = Assignments(settings.pod_name)
-    with joined(
+    context = WorkerContext(
         engine=engine,
-        engine_thread=engine_thread,
-        assignments=assignments,
+        engine_thread=process.engine_thread,
+        assignments=Assignments(settings.pod_name),
         reporter=Reporter(client, settings.pod_namespace),
         storage=ImageStorage(settings.bucket, UPLOADS),
         prefix=settings.prefix,
-        limits=Limits(settings.spec.workers.max_batch_size, settings.upload_buffer_mib * 2**20),
+        max_batch_size=settings.spec.workers.max_batch_size,
+        max_buffered_bytes=settings.upload_buffer_mib * 2**20,
         health=health,
-        metrics=metrics,
-        work=work,
-    ) as parts:
-
-        def on_change(job: GenerationJob, gone: bool) -> None:
-            dropped = assignments.observe(job, gone)
-            if dropped is not None:
-                logger.info("job taken away", extra={"job": dropped.name, "attempt": dropped.binding.attempt})
-                parts.finisher.forget(dropped)
-            work.set()
-
-        watch = Reflector(
-            client.generation_jobs,
-            settings.pod_namespace,
-            on_change,
-            field_selector=_selector(settings.pod_name),
-        )
-        await _run(watch, parts, health, start, stop)
-
-
-async def _run(
-    watch: Reflector[GenerationJob], parts: Parts, health: Health, start: StartReport, stop: asyncio.Event
-) -> None:
-    """Run the parts until the runner has ended; a part that breaks ends the worker."""
-    async with asyncio.TaskGroup() as tasks:
-        background = [
-            tasks.create_task(watch.run()),
-            tasks.create_task(parts.announcer.run()),
-            tasks.create_task(_ready(watch, health, start)),
-            tasks.create_task(_stop(parts.runner, health, stop)),
-        ]
-        try:
-            await parts.runner.run()
-        finally:
-            for task in background:
-                task.cancel()
+        metrics=process.metrics,
+        work_available=asyncio.Event(),
+    )
+    with Worker.open(context) as worker:
+        selector = _field_selector(settings.pod_name)
+        watch = Reflector(client.generation_jobs, settings.pod_namespace, worker.observe, field_selector=selector)
+        async with asyncio.TaskGroup() as tasks:
+            background = [
+                tasks.create_task(watch.run()),
+                tasks.create_task(_ready(watch, health, report)),
+                tasks.create_task(_stop(worker, health, process.stop)),
+            ]
+            try:
+                await worker.run()
+            finally:
+                for task in background:
+                    task.cancel()
 
 
-async def _ready(watch: Reflector[GenerationJob], health: Health, start: StartReport) -> None:
+async def _ready(watch: Reflector[GenerationJob], health: Health, report: StartReport) -> None:
     await watch.synced.wait()
     garbage.settle()
     health.waits_for(None)
-    start.ready()
+    report.ready()
     logger.info("worker ready")
 
 
-async def _stop(runner: Runner, health: Health, stop: asyncio.Event) -> None:
+async def _stop(worker: Worker, health: Health, stop: asyncio.Event) -> None:
     await stop.wait()
     logger.info("worker stops: what has begun is finished")
     health.waits_for("stopping")
-    runner.stop()
+    worker.stop()
 
 
 def _reason(error: BaseException) -> str:
@@ -215,14 +194,17 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _selector(pod: str) -> str:
-    """Give the field selector of the jobs that this worker has."""
+def _field_selector(pod: str) -> str:
+    """Return the field selector of the unfinished jobs that are bound to a worker."""
     return ",".join([f"status.worker={pod}", *(f"status.phase!={phase}" for phase in sorted(TERMINAL, key=Phase))])
 
 
-async def _first(future: asyncio.Future[Engine], stop: asyncio.Event) -> bool:
-    """Wait for a future or the signal to stop, and tell whether the future is done."""
-    stopped = asyncio.create_task(stop.wait())
-    future.add_done_callback(lambda _: stopped.cancel())
-    await asyncio.wait([stopped])
+async def _done_before(future: asyncio.Future[Engine], event: asyncio.Event) -> bool:
+    """Wait until a future is done or an event is set, and return whether the future is done."""
+    waiting = asyncio.create_task(event.wait())
+    either: list[asyncio.Future[Any]] = [future, waiting]
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
     return future.done()

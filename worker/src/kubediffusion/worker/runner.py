@@ -14,14 +14,14 @@ import logging
 import queue
 import time
 from collections.abc import Callable, Hashable
-from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from kubediffusion.resources.errors import ErrorCode, JobFailure
 from kubediffusion.worker.announcer import Announcer
-from kubediffusion.worker.assignments import Assignment, Assignments
+from kubediffusion.worker.assignments import Assignment
 from kubediffusion.worker.batching import Candidate, Portion, admission, next_batch
-from kubediffusion.worker.engine import Admit, Engine, EngineLostError, ImageTask, Load, Outcome, Ticket, described
+from kubediffusion.worker.context import WorkerContext
+from kubediffusion.worker.engine import Admit, EngineLostError, ImageTask, Load, Outcome, Ticket, described
 from kubediffusion.worker.finisher import Finisher
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
@@ -48,56 +48,26 @@ class Member:
 Members = dict[Ticket, Member]
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How much the runner takes on.
-
-    Attributes:
-        max_images: The most images in a batch.
-        buffer_bytes: Finished images that may wait before the engine pauses.
-    """
-
-    max_images: int
-    buffer_bytes: int
-
-
 class Runner:
     """Runs the jobs of this worker.
 
     Args:
-        engine: What makes images.
-        engine_thread: Its one thread.
-        assignments: The jobs.
+        context: What the parts of the worker share.
         finisher: Takes in what the engine made.
         announcer: Told when a batch begins.
-        limits: How much to take on.
-        health: Told about signs of life.
-        metrics: Told about batches.
-        work: Set by others when there may be something to do.
     """
 
-    def __init__(
-        self,
-        *,
-        engine: Engine,
-        engine_thread: Executor,
-        assignments: Assignments,
-        finisher: Finisher,
-        announcer: Announcer,
-        limits: Limits,
-        health: Health,
-        metrics: Metrics,
-        work: asyncio.Event,
-    ) -> None:
-        self._engine = engine
-        self._engine_thread = engine_thread
-        self._assignments = assignments
+    def __init__(self, context: WorkerContext, finisher: Finisher, announcer: Announcer) -> None:
+        self._engine = context.engine
+        self._engine_thread = context.engine_thread
+        self._assignments = context.assignments
+        self._health = context.health
+        self._metrics = context.metrics
+        self._work = context.work_available
+        self._max_batch_size = context.max_batch_size
+        self._max_buffered_bytes = context.max_buffered_bytes
         self._finisher = finisher
         self._announcer = announcer
-        self._limits = limits
-        self._health = health
-        self._metrics = metrics
-        self._work = work
         self._stopping = False
         self._restless = True
         self._leftover: Members = {}
@@ -131,7 +101,7 @@ class Runner:
             if self._finisher.defect is not None:
                 raise self._finisher.defect
             runnable = self._runnable()
-            if runnable and self._finisher.buffered < self._limits.buffer_bytes:
+            if runnable and self._finisher.buffered < self._max_buffered_bytes:
                 return True
             if self._stopping and not runnable:
                 return False
@@ -224,13 +194,13 @@ class Runner:
 
     def _next_batch(self) -> tuple[Portion[str], ...]:
         candidates = [self._candidate(assignment) for assignment in self._runnable().values()]
-        portions = next_batch(candidates, self._limits.max_images)
+        portions = next_batch(candidates, self._max_batch_size)
         plan = next(candidate.plan for candidate in candidates if candidate.key == portions[0].key)
         if not plan.joins:
             self._waits.note({}, self._steps)
             return portions
         # The others join when that makes the batch do more; until then they can go elsewhere.
-        most, waits = self._limits.max_images, self._waits
+        most, waits = self._max_batch_size, self._waits
         return admission(candidates, plan.key, most, 0, admit=plan.admit, waits=waits, step=self._steps)
 
     def _candidate(self, assignment: Assignment) -> Candidate[str]:
@@ -239,7 +209,7 @@ class Runner:
     def _joining(self, key: Hashable, room: int, calls: int, admit: Admit, step: int) -> Members:
         """Give images that enter the running batch."""
         self._metrics.bound.set(len(self._assignments))
-        if self._finisher.defect is not None or self._finisher.buffered >= self._limits.buffer_bytes:
+        if self._finisher.defect is not None or self._finisher.buffered >= self._max_buffered_bytes:
             # The batch comes to its end, and what follows is decided then.
             return {}
         candidates = [self._candidate(assignment) for assignment in self._runnable().values()]

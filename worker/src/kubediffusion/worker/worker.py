@@ -1,0 +1,82 @@
+"""The worker around its engine: what carries an image from its job to storage."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+
+from kubediffusion.resources.generation_job import GenerationJob
+from kubediffusion.worker.announcer import Announcer
+from kubediffusion.worker.assignments import Assignment
+from kubediffusion.worker.context import WorkerContext
+from kubediffusion.worker.cpus import usable_cpus
+from kubediffusion.worker.finisher import Finisher
+from kubediffusion.worker.runner import Runner
+from kubediffusion.worker.uploads import Uploader
+
+logger = logging.getLogger(__name__)
+
+UPLOADS = 16
+"""Uploads that may be under way at the same time."""
+
+
+class Worker:
+    """Runs the jobs that it observes, until it is told to stop.
+
+    Args:
+        context: What its parts share.
+        uploads: Threads that upload.
+        encoders: Threads that encode.
+    """
+
+    def __init__(self, context: WorkerContext, uploads: Executor, encoders: Executor) -> None:
+        self._context = context
+        self._announcer = Announcer(context.assignments, context.reporter, self._on_lost)
+        self._finisher = Finisher(context, self._announcer, Uploader(context.storage, uploads), encoders)
+        self._runner = Runner(context, self._finisher, self._announcer)
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, context: WorkerContext) -> Iterator[Worker]:
+        """Make a worker with threads of its own; they end, and storage is closed, when the block is left."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(context.storage.close)
+            uploads = stack.enter_context(ThreadPoolExecutor(UPLOADS, thread_name_prefix="upload"))
+            encoders = stack.enter_context(ThreadPoolExecutor(usable_cpus(), thread_name_prefix="encode"))
+            yield cls(context, uploads, encoders)
+
+    def observe(self, job: GenerationJob, gone: bool) -> None:
+        """Take in one event of the watch.
+
+        Args:
+            job: The job as it is now.
+            gone: The job is deleted, or no longer bound to this worker.
+        """
+        dropped = self._context.assignments.observe(job, gone)
+        if dropped is not None:
+            logger.info("job taken away", extra={"job": dropped.name, "attempt": dropped.binding.attempt})
+            self._finisher.forget(dropped)
+        self._context.work_available.set()
+
+    async def run(self) -> None:
+        """Run jobs until :meth:`stop` is called, then finish what has begun.
+
+        Raises:
+            EngineLostError: Only a new process can go on. What was made before is stored and reported first.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            announcing = tasks.create_task(self._announcer.run())
+            try:
+                await self._runner.run()
+            finally:
+                announcing.cancel()
+
+    def stop(self) -> None:
+        """Start nothing new; what has begun is finished."""
+        self._runner.stop()
+
+    def _on_lost(self, assignment: Assignment) -> None:
+        self._finisher.lost(assignment)

@@ -15,7 +15,7 @@ from kubediffusion.operator import metrics
 from kubediffusion.operator.actions import CreateWorker, JobAction
 from kubediffusion.operator.cluster import RETRY_SECONDS, Cluster
 from kubediffusion.operator.controller import Controller
-from kubediffusion.operator.events import Events
+from kubediffusion.operator.events import EventRecorder
 from kubediffusion.operator.manifests import WorkerDefaults, template_hash
 from kubediffusion.operator.retention import ImageRemover
 from kubediffusion.operator.settings import Settings
@@ -47,7 +47,7 @@ async def without_watches(namespace: Namespace, client: KubernetesClient) -> Asy
     """Run an operator's loop that is told of nothing: what it knows, it has listed."""
     settings = Settings(resync_seconds=0.3)
     cluster = Cluster(client, [namespace.name], DEFAULTS, 4)
-    controller = Controller(cluster, Events(client, "test"), ImageRemover(None, ""), settings, DEFAULTS)
+    controller = Controller(cluster, EventRecorder(client, "test"), ImageRemover(None, ""), settings, DEFAULTS)
     await eventually("the first list", lambda: synced(controller))
     task = asyncio.create_task(controller.run())
     try:
@@ -135,7 +135,7 @@ async def worker_that_is_there(namespace: Namespace, client: KubernetesClient) -
     spec = {**MODEL["spec"], "workers": {**MODEL["spec"]["workers"], "queueName": "nobody-admits"}}
     model = await client.diffusion_models.create(namespace.name, {**MODEL, "spec": spec})
     action = CreateWorker(model, template_hash(model, DEFAULTS), 0)
-    created = await Cluster(client, [namespace.name], DEFAULTS, 4).carry_out(action)
+    created = await Cluster(client, [namespace.name], DEFAULTS, 4).execute(action)
     assert isinstance(created, BatchJob)
     return action, created
 
@@ -144,7 +144,7 @@ async def test_a_worker_that_is_there_already_is_taken_for_the_one_that_was_to_b
     namespace: Namespace, client: KubernetesClient
 ) -> None:
     action, created = await worker_that_is_there(namespace, client)
-    again = await Cluster(client, [namespace.name], DEFAULTS, 4).carry_out(action)
+    again = await Cluster(client, [namespace.name], DEFAULTS, 4).execute(action)
     assert isinstance(again, BatchJob)
     assert again.uid == created.uid
 

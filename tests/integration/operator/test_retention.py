@@ -56,7 +56,7 @@ async def test_many_that_are_due_together_go_a_few_at_a_time(namespace: Namespac
     cluster = CountingCluster(client, namespace.name)
     retention = Retention(cluster, ImageRemover(None, ""))
     for job in (later, changed, *due):
-        retention.note(job)
+        retention.add(job)
     task = asyncio.create_task(retention.run())
     try:
 
@@ -79,7 +79,7 @@ async def test_a_deleted_job_goes_once_its_images_have(namespace: Namespace, cli
     retention = Retention(CountingCluster(client, namespace.name), ImageRemover(None, ""))
     # The watch tells of it again and again.
     for _ in range(3):
-        retention.note(held)
+        retention.add(held)
     task = asyncio.create_task(retention.run())
     try:
 

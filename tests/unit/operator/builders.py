@@ -88,7 +88,7 @@ def worker(
 
 
 def pod_name(ordinal: int, template: str = HASH) -> str:
-    """Give the name of the Pod of a built worker."""
+    """Return the name of the Pod of a built worker."""
     return f"{meta.worker_job_name('emoji', template, ordinal)}-pod"
 
 

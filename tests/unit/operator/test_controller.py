@@ -8,12 +8,12 @@ import pytest
 from prometheus_client import REGISTRY
 
 from kubediffusion.operator.controller import Controller
-from kubediffusion.operator.events import Events
+from kubediffusion.operator.events import EventRecorder
 from kubediffusion.operator.job_writes import _Told
 from kubediffusion.operator.manifests import WorkerDefaults
 from kubediffusion.operator.retention import ImageRemover
 from kubediffusion.operator.settings import Settings
-from kubediffusion.operator.state import Listing
+from kubediffusion.operator.state import ObjectList
 from kubediffusion.resources.generation_job import GenerationJobStatus, Phase
 from kubediffusion.resources.testing import NAMESPACE, NOW, bound_job, job, model
 
@@ -21,7 +21,7 @@ DEFAULTS = WorkerDefaults(image="none", service_account="default", port=8080, s3
 
 
 def a_controller():
-    return Controller(None, Events(None, "operator-0"), ImageRemover(None, ""), Settings(), DEFAULTS)
+    return Controller(None, EventRecorder(None, "operator-0"), ImageRemover(None, ""), Settings(), DEFAULTS)
 
 
 def queued():
@@ -40,7 +40,7 @@ def test_a_model_that_is_gone_leaves_no_gauge_however_that_was_learned():
         if told:
             controller.observe_model(model(), gone=True)
         else:
-            controller._take_models(Listing((), 9))
+            controller._take_models(ObjectList((), 9))
         assert queued() is None
         assert state.models == {}
 

@@ -14,7 +14,7 @@ from kubernetes.aio.client import Configuration
 from kubediffusion.operator import controller as controller_module
 from kubediffusion.operator.cluster import Cluster
 from kubediffusion.operator.controller import Controller
-from kubediffusion.operator.events import Events
+from kubediffusion.operator.events import EventRecorder
 from kubediffusion.operator.manifests import WorkerDefaults
 from kubediffusion.operator.retention import ImageRemover
 from kubediffusion.operator.settings import Settings
@@ -32,7 +32,7 @@ class Counting(Controller):
     """A controller that keeps what each pass knew."""
 
     def __init__(self, client: KubernetesClient) -> None:
-        events = Events(client, "test")
+        events = EventRecorder(client, "test")
         super().__init__(Cluster(client, [], DEFAULTS, 1), events, ImageRemover(None, ""), Settings(), DEFAULTS)
         self.passes: list[tuple[str, set[str]]] = []
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kubediffusion.operator.actions import Bind, CreateWorker, DeleteWorker, Explain, Finish, Requeue
-from kubediffusion.operator.scheduling import deadline, judge, plan_model
-from kubediffusion.operator.views import LIVE, Knobs, ModelView, order_key
+from kubediffusion.operator.scheduling import deadline, decide_termination, schedule_model
+from kubediffusion.operator.views import LIVE, ModelView, SchedulerOptions, order_key
 from kubediffusion.operator.workers import (
     BatchJobStatus,
     ContainerState,
@@ -28,7 +28,7 @@ from kubediffusion.resources.errors import ErrorCode
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.resources.testing import NOW, bound_job, job
 
-KNOBS = Knobs()
+OPTIONS = SchedulerOptions()
 
 
 @st.composite
@@ -79,7 +79,7 @@ def clusters(draw: st.DrawFn) -> ModelView:
 
 
 def plan(cluster: ModelView) -> tuple[object, ...]:
-    return plan_model(cluster, NOW, KNOBS, explanations=5).actions
+    return schedule_model(cluster, NOW, OPTIONS, explanations=5).actions
 
 
 def live(cluster: ModelView, *, current: bool) -> list[Worker]:
@@ -100,7 +100,7 @@ def test_jobs_are_bound_only_to_ready_workers_of_todays_template(cluster):
 
 @given(clusters())
 def test_a_worker_gets_work_only_while_it_has_room(cluster):
-    room = KNOBS.batches_ahead * cluster.batch
+    room = OPTIONS.batches_ahead * cluster.batch
     load = {w.pod.metadata.name: cluster.load(w) for w in cluster.current(WorkerState.READY)}
     for action in plan(cluster):
         if isinstance(action, Bind):
@@ -130,7 +130,7 @@ def test_no_room_is_left_while_a_job_waits(cluster):
     if any(item.uid not in ended for item in cluster.waiting):
         for ready in cluster.current(WorkerState.READY):
             load = cluster.load(ready) + taken[ready.pod.metadata.name]
-            assert load >= KNOBS.batches_ahead * cluster.batch
+            assert load >= OPTIONS.batches_ahead * cluster.batch
 
 
 @given(clusters())
@@ -294,7 +294,7 @@ def test_a_deadline_after_the_end_of_the_calendar_is_none():
     metadata = item.metadata.model_copy(update={"creation_timestamp": dt.datetime(9999, 6, 1, tzinfo=dt.UTC)})
     late = item.model_copy(update={"metadata": metadata})
     assert deadline(item) == item.metadata.creation_timestamp + dt.timedelta(days=365)
-    assert (deadline(late), judge(late, NOW)) == (None, None)
+    assert (deadline(late), decide_termination(late, NOW)) == (None, None)
 
 
 def test_a_job_is_tried_as_often_as_its_backoff_limit_says():
@@ -396,8 +396,8 @@ def test_a_worker_on_a_lost_node_loses_its_jobs_and_its_place():
 def test_a_running_job_waits_for_a_worker_that_may_still_finish_it():
     going = dataclasses.replace(worker(0, WorkerState.GOING), lost_at=NOW + dt.timedelta(seconds=5))
     running = bound_job("running", worker=pod_name(0), phase=Phase.RUNNING)
-    waits = plan_model(view(workers=[going], bound={pod_name(0): [running]}, max_replicas=1), NOW, KNOBS)
-    assert (waits.actions, waits.next_look) == ((), going.lost_at)
+    waits = schedule_model(view(workers=[going], bound={pod_name(0): [running]}, max_replicas=1), NOW, OPTIONS)
+    assert (waits.actions, waits.recheck_at) == ((), going.lost_at)
 
 
 def test_a_released_job_goes_straight_to_another_worker():
@@ -421,14 +421,17 @@ def test_a_model_that_cannot_be_loaded_is_tried_again_after_a_pause_that_grows(t
     failed = [worker(n, WorkerState.FAILED, exit_code=78, message="401", failed=1) for n in range(tries)]
     waiting = view([job("waiting")], failed)
     until = NOW + dt.timedelta(seconds=pause - 1)
-    early, late = plan_model(waiting, until - dt.timedelta(seconds=1), KNOBS), plan_model(waiting, until, KNOBS)
+    early, late = (
+        schedule_model(waiting, until - dt.timedelta(seconds=1), OPTIONS),
+        schedule_model(waiting, until, OPTIONS),
+    )
     assert [type(action) for action in early.actions] == [Finish]
-    assert early.next_look == until
+    assert early.recheck_at == until
     assert [type(action) for action in late.actions] == [CreateWorker]
     # A worker that is kept warm needs no job for that.
     warm = view([], failed, min_replicas=1)
-    assert plan_model(warm, until - dt.timedelta(seconds=1), KNOBS).actions == ()
-    assert [type(action) for action in plan_model(warm, until, KNOBS).actions] == [CreateWorker]
+    assert schedule_model(warm, until - dt.timedelta(seconds=1), OPTIONS).actions == ()
+    assert [type(action) for action in schedule_model(warm, until, OPTIONS).actions] == [CreateWorker]
 
 
 def test_jobs_wait_while_a_failed_model_is_tried_again():
@@ -449,7 +452,9 @@ def test_idle_workers_go_after_idle_seconds_the_longest_idle_first():
     idle = [worker(0, WorkerState.READY, idle=61), worker(1, WorkerState.READY, idle=99)]
     kept = [a.name for a in plan(view([], idle, min_replicas=1, max_replicas=2, idle_seconds=60))]
     assert kept == [idle[1].name]
-    assert plan_model(view([], [worker(0, WorkerState.READY, idle=10)], idle_seconds=60), NOW, KNOBS).actions == ()
+    assert (
+        schedule_model(view([], [worker(0, WorkerState.READY, idle=10)], idle_seconds=60), NOW, OPTIONS).actions == ()
+    )
 
 
 def test_outdated_workers_go_once_they_are_done():

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from builders import OLD_HASH, pod_name, view, worker
 
-from kubediffusion.operator.availability import model_status
+from kubediffusion.operator.model_status import model_status
 from kubediffusion.operator.starts import LONGEST_MESSAGE, stage, starts
 from kubediffusion.operator.telling import ModelReports
 from kubediffusion.operator.workers import PlatformCondition, WorkerState

@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from kubediffusion.operator.agenda import Agenda
-from kubediffusion.operator.state import Latest, Listing, NamespaceState
+from kubediffusion.operator.deadline_queue import DeadlineQueue
+from kubediffusion.operator.state import NamespaceState, ObjectCache, ObjectList
 from kubediffusion.operator.views import order_key
 from kubediffusion.operator.workers import Pod, WorkerState
 from kubediffusion.resources.base import ObjectMeta
@@ -133,7 +133,7 @@ class Knowledge(RuleBasedStateMachine):
             for j in self.jobs.values()
             if j.status.phase not in BOUND and j.spec.suspend and not j.status.conditions
         }
-        assert {j.uid for j in self.state.silently_suspended} == silent
+        assert {j.uid for j in self.state.unexplained_suspended_jobs} == silent
 
 
 TestKnowledge = Knowledge.TestCase
@@ -169,14 +169,14 @@ def at(history, version):
 def test_a_list_that_crosses_a_watch_never_takes_anything_back(objects, listed_at, data):
     """The list is as of one moment and arrives at another; the watch has gone on meanwhile."""
     told_until = data.draw(st.integers(listed_at, 31))
-    known = Latest()
+    known = ObjectCache()
     for name, history in objects.items():
         for version, deleted in history:
             if version <= told_until:
                 (known.drop if deleted else known.put)(a_pod(name, version))
     listed = {name: at(history, listed_at) for name, history in objects.items()}
     items = tuple(a_pod(name, version) for name, version in listed.items() if version is not None)
-    known.replace(Listing(items, listed_at))
+    known.replace(ObjectList(items, listed_at))
     now = {name: at(history, told_until) for name, history in objects.items()}
     assert {name: item.metadata.version for name, item in known.items.items()} == {
         name: version for name, version in now.items() if version is not None
@@ -185,32 +185,32 @@ def test_a_list_that_crosses_a_watch_never_takes_anything_back(objects, listed_a
 
 @given(histories, st.integers(1, 30))
 def test_a_list_brings_what_a_broken_watch_missed(objects, listed_at):
-    known = Latest()
+    known = ObjectCache()
     for name in objects:
         known.put(a_pod(name, 0))
     listed = {name: at(history, listed_at) for name, history in objects.items()}
     items = tuple(a_pod(name, version) for name, version in listed.items() if version is not None)
-    known.replace(Listing(items, listed_at))
+    known.replace(ObjectList(items, listed_at))
     assert tuple(known.items.values()) == items
 
 
 @given(st.permutations(range(1, 6)))
 def test_of_all_that_is_told_of_an_object_the_newest_stays(order):
-    known = Latest()
+    known = ObjectCache()
     for version in order:
         known.put(a_pod("a", version))
     assert known.items["a"].metadata.version == 5
 
 
 def test_the_late_answer_to_a_creation_does_not_bring_a_deleted_worker_back():
-    known = Latest()
+    known = ObjectCache()
     known.drop(a_pod("a", 7))
     assert not known.put(a_pod("a", 5))
     assert known.put(a_pod("a", 9))
 
 
 def test_the_late_news_of_a_deletion_does_not_take_the_next_of_that_name():
-    known = Latest()
+    known = ObjectCache()
     known.put(a_pod("a", 9))
     assert not known.drop(a_pod("a", 7))
     assert "a" in known.items
@@ -364,9 +364,9 @@ def test_what_is_known_of_a_model_goes_with_it_however_that_was_learned():
     for listed in (), (new,):
         state = state_of(models=(old,))
         state.refusals["emoji"] = "exceeded quota: gpus"
-        assert state.replace_models(Listing((old,), 1)) == []
+        assert state.replace_models(ObjectList((old,), 1)) == []
         assert state.refusals == {"emoji": "exceeded quota: gpus"}
-        assert state.replace_models(Listing(listed, 3)) == [old]
+        assert state.replace_models(ObjectList(listed, 3)) == [old]
         assert (tuple(state.models.values()), state.refusals) == (listed, {})
     state.refusals["emoji"] = "exceeded quota: gpus"
     state.drop_model(versioned(new, 4))
@@ -415,7 +415,7 @@ STEPS = st.lists(
 @given(STEPS)
 @example([("add", "a", 2), ("add", "a", 0), ("add", "c", 2), ("add", "c", 1), ("pop", "", 0)])
 def test_an_agenda_gives_each_job_once_in_order_at_its_last_moment_and_keeps_little_else(steps):
-    agenda, due = Agenda(), {}
+    agenda, due = DeadlineQueue(), {}
     for step, name, moment in steps:
         if step == "add":
             agenda.add(after(moment), job(name))

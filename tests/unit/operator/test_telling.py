@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kubediffusion.operator import telling
-from kubediffusion.operator.telling import ExplanationBudget
+from kubediffusion.operator.telling import TokenBucket
 
 
 class Clock:
@@ -22,7 +22,7 @@ class Clock:
 def test_at_any_rate_one_explanation_may_be_written_and_then_so_many_a_second(rate, monkeypatch):
     clock = Clock()
     monkeypatch.setattr(telling, "time", clock)
-    budget = ExplanationBudget(rate)
+    budget = TokenBucket(rate)
     written = 0
     for eighth in range(64 * 8 + 1):
         clock.now = eighth / 8
@@ -35,6 +35,6 @@ def test_at_any_rate_one_explanation_may_be_written_and_then_so_many_a_second(ra
 def test_what_is_not_used_is_kept_for_a_second(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(telling, "time", clock)
-    budget = ExplanationBudget(4.0)
+    budget = TokenBucket(4.0)
     clock.now = 3600.0
     assert budget.left == 4

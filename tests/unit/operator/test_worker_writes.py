@@ -7,9 +7,9 @@ import datetime as dt
 import pytest
 from builders import HASH
 
-from kubediffusion.operator.background import Background
+from kubediffusion.operator.background_tasks import BackgroundTasks
 from kubediffusion.operator.cluster import NameTakenError
-from kubediffusion.operator.events import Events
+from kubediffusion.operator.events import EventRecorder
 from kubediffusion.operator.state import Namespaces
 from kubediffusion.operator.telling import Teller
 from kubediffusion.operator.worker_writes import WorkerWrites
@@ -19,8 +19,8 @@ from kubediffusion.resources.testing import NAMESPACE, model
 
 def refused(*errors):
     """Have a worker's creation end so, one after the other; give what is kept, the Events and the pauses."""
-    namespaces, events = Namespaces(lambda _: HASH, dt.timedelta()), Events(None, "operator-0")
-    writes = WorkerWrites(None, namespaces, Background(), Teller(events), lambda _: None)
+    namespaces, events = Namespaces(lambda _: HASH, dt.timedelta()), EventRecorder(None, "operator-0")
+    writes = WorkerWrites(None, namespaces, BackgroundTasks(), Teller(events), lambda _: None)
     pauses = [writes._refuse(model(), error) for error in errors]
     return namespaces[NAMESPACE].refusals, events._queue.qsize(), pauses
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from kubediffusion.operator.actions import Action, CreateWorker, DeleteWorker, ReportModel
 from kubediffusion.operator.manifests import WorkerDefaults, worker_job
-from kubediffusion.operator.state import Listing
+from kubediffusion.operator.state import ObjectList
 from kubediffusion.operator.workers import BatchJob, Pod
 from kubediffusion.resources import meta
 from kubediffusion.resources.base import merge_patch
@@ -56,30 +56,30 @@ class Cluster:
         self._batch_jobs = Resource(client, BatchJob, "/apis/batch/v1", "jobs")
         self._pods = Resource(client, Pod, "/api/v1", "pods")
 
-    async def models(self) -> Listing[DiffusionModel]:
+    async def models(self) -> ObjectList[DiffusionModel]:
         """List all models."""
         lists = [await self._client.diffusion_models.list(ns) for ns in self._namespaces]
-        return Listing(
+        return ObjectList(
             tuple(model for models, _ in lists for model in models), min(int(version) for _, version in lists)
         )
 
-    async def unfinished_jobs(self) -> Listing[GenerationJob]:
+    async def unfinished_jobs(self) -> ObjectList[GenerationJob]:
         """List all jobs that have not finished: what a restart must know, however many others are kept."""
         return await self._jobs(UNFINISHED)
 
-    async def held_jobs(self) -> Listing[GenerationJob]:
+    async def held_jobs(self) -> ObjectList[GenerationJob]:
         """List the jobs that workers have: few, however many wait."""
         return await self._jobs(HELD)
 
-    async def batch_jobs(self) -> Listing[BatchJob]:
+    async def batch_jobs(self) -> ObjectList[BatchJob]:
         """List the batch/v1 Jobs of workers."""
         lists = [await self._batch_jobs.list(ns, label_selector=meta.WORKER_SELECTOR) for ns in self._namespaces]
-        return Listing(tuple(job for jobs, _ in lists for job in jobs), min(int(version) for _, version in lists))
+        return ObjectList(tuple(job for jobs, _ in lists for job in jobs), min(int(version) for _, version in lists))
 
-    async def pods(self) -> Listing[Pod]:
+    async def pods(self) -> ObjectList[Pod]:
         """List the Pods of workers."""
         lists = [await self._pods.list(ns, label_selector=meta.WORKER_SELECTOR) for ns in self._namespaces]
-        return Listing(tuple(pod for pods, _ in lists for pod in pods), min(int(version) for _, version in lists))
+        return ObjectList(tuple(pod for pods, _ in lists for pod in pods), min(int(version) for _, version in lists))
 
     async def get_job(self, namespace: str, name: str, uid: str) -> GenerationJob:
         """Read one job.
@@ -96,7 +96,9 @@ class Cluster:
 
     async def find_job(self, job: GenerationJob) -> GenerationJob | None:
         """Read a job anew, however long that takes; None when it is gone."""
-        return await until_done("read a job", job.name, lambda: self.get_job(job.metadata.namespace, job.name, job.uid))
+        return await retry_until_done(
+            "read a job", job.name, lambda: self.get_job(job.metadata.namespace, job.name, job.uid)
+        )
 
     async def write_status(self, job: GenerationJob, status: GenerationJobStatus) -> GenerationJob:
         """Write a job's status, only if the job is still as it was seen, and give it as it is then.
@@ -133,7 +135,7 @@ class Cluster:
             except (NotFoundError, ConflictError):
                 return
 
-    async def carry_out(self, action: CreateWorker | DeleteWorker | ReportModel) -> DiffusionModel | BatchJob | None:
+    async def execute(self, action: CreateWorker | DeleteWorker | ReportModel) -> DiffusionModel | BatchJob | None:
         """Carry out an action on a worker or a model, and give what the write returned.
 
         Raises:
@@ -149,9 +151,9 @@ class Cluster:
                 case ReportModel():
                     return await self._report_model(action)
 
-    async def _jobs(self, selector: str) -> Listing[GenerationJob]:
+    async def _jobs(self, selector: str) -> ObjectList[GenerationJob]:
         lists = [await self._client.generation_jobs.list(ns, field_selector=selector) for ns in self._namespaces]
-        return Listing(tuple(job for jobs, _ in lists for job in jobs), min(int(version) for _, version in lists))
+        return ObjectList(tuple(job for jobs, _ in lists for job in jobs), min(int(version) for _, version in lists))
 
     async def _patch_job(self, job: GenerationJob, patch: dict[str, Any], subresource: str) -> GenerationJob:
         # The resource version makes the API server refuse a write over a state that was never seen here.
@@ -172,7 +174,7 @@ class Cluster:
         return job
 
     async def _worker_there(self, action: CreateWorker, name: str, refusal: ConflictError) -> BatchJob:
-        """Give the worker that was created before; one that is not the model's would be asked for again for ever."""
+        """Return the worker that was created before; one that is not the model's would be asked for again for ever."""
         try:
             job = await self._batch_jobs.get(action.model.metadata.namespace, name)
         except NotFoundError:
@@ -204,7 +206,7 @@ class Cluster:
             return None
 
 
-async def until_done(what: str, name: str, work: Callable[[], Awaitable[T]]) -> T | None:
+async def retry_until_done(what: str, name: str, work: Callable[[], Awaitable[T]]) -> T | None:
     """Do something about a job again and again, until it is done or the job is gone.
 
     Args:
@@ -225,6 +227,6 @@ async def until_done(what: str, name: str, work: Callable[[], Awaitable[T]]) -> 
             await asyncio.sleep(error.retry_after or RETRY_SECONDS)
 
 
-def name_of(action: Action) -> str:
-    """Give an action's name for logs and metrics."""
+def action_name(action: Action) -> str:
+    """Return an action's name for logs and metrics."""
     return type(action).__name__

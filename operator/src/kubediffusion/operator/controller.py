@@ -9,20 +9,20 @@ import time
 
 from kubediffusion.operator import metrics
 from kubediffusion.operator.actions import Action, CreateWorker, DeleteWorker, Explain, ReportModel
-from kubediffusion.operator.agenda import Agenda
-from kubediffusion.operator.background import Background
+from kubediffusion.operator.background_tasks import BackgroundTasks
 from kubediffusion.operator.cluster import Cluster
-from kubediffusion.operator.events import Events
+from kubediffusion.operator.deadline_queue import DeadlineQueue
+from kubediffusion.operator.events import EventRecorder
 from kubediffusion.operator.job_writes import JobWrites
 from kubediffusion.operator.manifests import WorkerDefaults, template_hash
+from kubediffusion.operator.orphaned_jobs import decide_orphaned_jobs, explain_suspended_jobs
 from kubediffusion.operator.retention import ImageRemover, Retention
-from kubediffusion.operator.scheduling import deadline, judge, plan_model
+from kubediffusion.operator.scheduling import deadline, decide_termination, schedule_model
 from kubediffusion.operator.settings import Settings
-from kubediffusion.operator.state import Listing, Namespaces, NamespaceState
-from kubediffusion.operator.strays import plan_orphans, plan_suspended
-from kubediffusion.operator.telling import ExplanationBudget, ModelReports, Teller
-from kubediffusion.operator.views import Knobs, ModelView, Plan
-from kubediffusion.operator.watching import guarded
+from kubediffusion.operator.state import Namespaces, NamespaceState, ObjectList
+from kubediffusion.operator.telling import ModelReports, Teller, TokenBucket
+from kubediffusion.operator.views import Decision, ModelView, SchedulerOptions
+from kubediffusion.operator.watching import isolate_errors
 from kubediffusion.operator.worker_writes import WorkerWrites
 from kubediffusion.operator.workers import BatchJob, Pod
 from kubediffusion.resources.client import KubernetesError
@@ -52,28 +52,33 @@ class Controller:
     """
 
     def __init__(
-        self, cluster: Cluster, events: Events, images: ImageRemover, settings: Settings, defaults: WorkerDefaults
+        self,
+        cluster: Cluster,
+        events: EventRecorder,
+        images: ImageRemover,
+        settings: Settings,
+        defaults: WorkerDefaults,
     ) -> None:
         self._cluster = cluster
         self._settings = settings
-        self._knobs = Knobs(
+        self._options = SchedulerOptions(
             batches_ahead=settings.batches_ahead,
             explain_after=dt.timedelta(seconds=settings.explain_after_seconds),
             model_grace=dt.timedelta(seconds=settings.model_grace_seconds),
         )
         node_grace = dt.timedelta(seconds=settings.node_grace_seconds)
         self._namespaces = Namespaces(lambda model: template_hash(model, defaults), node_grace)
-        self._background = Background()
+        self._background = BackgroundTasks()
         self._teller = Teller(events)
         self._reports = ModelReports()
-        self._budget = ExplanationBudget(settings.explanations_per_second)
+        self._budget = TokenBucket(settings.explanations_per_second)
         self._retention = Retention(cluster, images)
         self._job_writes = JobWrites(cluster, self._namespaces, self._background, self._teller, self._on_settled)
         self._worker_writes = WorkerWrites(cluster, self._namespaces, self._background, self._teller, self._touch)
-        self._deadlines = Agenda()
+        self._deadlines = DeadlineQueue()
         self._dirty: dict[str, None] = {}
         """Namespaces to decide on, in the order in which something changed there."""
-        self._looks: dict[str, dt.datetime] = {}
+        self._rechecks: dict[str, dt.datetime] = {}
         """When to decide on a namespace although nothing changes there."""
         self._wake = asyncio.Event()
         self._turned = time.monotonic()
@@ -86,7 +91,7 @@ class Controller:
         if job.uid in self._job_writes:
             self._job_writes.keep(job, gone)
             return
-        if self._job_writes.precedes_end(job, gone):
+        if self._job_writes.is_stale(job, gone):
             return
         state = self._namespaces.of(job)
         known = state.jobs.get(job.uid)
@@ -127,13 +132,13 @@ class Controller:
                 # A job that had finished before this operator began may have run on another revision.
                 state.learn_revision(job)
             self._deadlines.drop(job.uid)
-            self._retention.note(job)
+            self._retention.add(job)
             return
         if known is None:
             self._job_writes.arrived(job, now)
             if (due := deadline(job)) is not None:
                 self._deadlines.add(due, job)
-        self._judge(job, now)
+        self._terminate_if_due(job, now)
 
     def _forget(self, uid: str) -> None:
         """Drop what is kept beside the state of a job that is gone."""
@@ -146,8 +151,8 @@ class Controller:
         self._reports.forget(model)
         self._worker_writes.forget(model)
 
-    def _judge(self, job: GenerationJob, now: dt.datetime) -> None:
-        if (verdict := judge(job, now)) is not None:
+    def _terminate_if_due(self, job: GenerationJob, now: dt.datetime) -> None:
+        if (verdict := decide_termination(job, now)) is not None:
             self._start(verdict)
 
     def _on_settled(self, before: GenerationJob, after: GenerationJob | None) -> None:
@@ -163,7 +168,7 @@ class Controller:
         self._wake.set()
 
     def jobs_in(self, namespace: str | None) -> list[GenerationJob]:
-        """Give the unfinished jobs that are known; None asks for those of all namespaces."""
+        """Return the unfinished jobs that are known; None asks for those of all namespaces."""
         states = [state for state in self._namespaces.values() if namespace in {None, state.name}]
         return [job for state in states for job in state.jobs.values()]
 
@@ -176,7 +181,7 @@ class Controller:
         """
         jobs = await self._cluster.unfinished_jobs()
         await self._list_models()
-        observe = guarded(self.observe_job)
+        observe = isolate_errors(self.observe_job)
         for job in jobs.items:
             observe(job, False)
         await self._list_workers()
@@ -185,8 +190,8 @@ class Controller:
 
     async def run(self) -> None:
         """Decide and act until cancelled; :meth:`sync` must have come first."""
-        self._background.spawn(self._resync())
-        self._background.spawn(self._retention.run())
+        self._background.create_task(self._resync())
+        self._background.create_task(self._retention.run())
         try:
             while True:
                 await self._turn()
@@ -209,7 +214,7 @@ class Controller:
         self._turned = time.monotonic()
         metrics.LAST_PASS.set_to_current_time()
         due = self._deadlines.next_due
-        moments = [*self._looks.values(), *([due] if due is not None else [])]
+        moments = [*self._rechecks.values(), *([due] if due is not None else [])]
         pause = (min(moments) - dt.datetime.now(dt.UTC)).total_seconds() if moments else STUCK_SECONDS / 4
         try:
             async with asyncio.timeout(min(max(pause, 0), STUCK_SECONDS / 4)):
@@ -225,14 +230,14 @@ class Controller:
             job = state.jobs.get(uid) if state is not None else None
             # One that a write is under way for is judged when that is done.
             if job is not None and uid not in self._job_writes:
-                self._judge(job, now)
-        for namespace, look in list(self._looks.items()):
-            if look <= now:
+                self._terminate_if_due(job, now)
+        for namespace, recheck in list(self._rechecks.items()):
+            if recheck <= now:
                 self._dirty[namespace] = None
 
     def _pass(self, namespace: str, now: dt.datetime) -> None:
         """Decide on one namespace and start what is decided."""
-        self._looks.pop(namespace, None)
+        self._rechecks.pop(namespace, None)
         state = self._namespaces.get(namespace)
         if state is None:
             # Nothing was left there when a write for it ended.
@@ -241,21 +246,21 @@ class Controller:
             del self._namespaces[namespace]
             return
         with metrics.PASS_SECONDS.time():
-            looks = [
-                self._carry_out(plan_orphans(state, now, self._knobs, self._budget.left)),
-                self._carry_out(plan_suspended(state, now, self._budget.left)),
+            rechecks = [
+                self._execute(decide_orphaned_jobs(state, now, self._options, self._budget.left)),
+                self._execute(explain_suspended_jobs(state, now, self._budget.left)),
             ]
             for view in list(state.views(now)):
-                looks.append(self._carry_out(plan_model(view, now, self._knobs, self._budget.left)))
-                looks.append(self._report(state, view, now))
-        if pending := [look for look in looks if look is not None]:
-            self._looks[namespace] = min(pending)
+                rechecks.append(self._execute(schedule_model(view, now, self._options, self._budget.left)))
+                rechecks.append(self._report(state, view, now))
+        if pending := [recheck for recheck in rechecks if recheck is not None]:
+            self._rechecks[namespace] = min(pending)
 
-    def _carry_out(self, plan: Plan) -> dt.datetime | None:
+    def _execute(self, plan: Decision) -> dt.datetime | None:
         """Start what a plan says, and give when to look again."""
         for action in plan.actions:
             self._start(action)
-        return plan.next_look
+        return plan.recheck_at
 
     def _report(self, state: NamespaceState, view: ModelView, now: dt.datetime) -> dt.datetime | None:
         """Report on a model, or give when to."""
@@ -299,7 +304,7 @@ class Controller:
     async def _list_models(self) -> None:
         self._take_models(await self._cluster.models())
 
-    def _take_models(self, models: Listing[DiffusionModel]) -> None:
+    def _take_models(self, models: ObjectList[DiffusionModel]) -> None:
         for name in set(self._namespaces) | models.namespaces:
             for gone in self._namespaces[name].replace_models(models.within(name)):
                 self._forget_model(gone)
@@ -318,4 +323,4 @@ class Controller:
         """Take in what was read of a job, unless a watch has told of its end, or a write has begun, meanwhile."""
         state = self._namespaces.get(job.metadata.namespace)
         if state is not None and job.uid in state.jobs and job.uid not in self._job_writes:
-            guarded(self.observe_job)(found or job, found is None)
+            isolate_errors(self.observe_job)(found or job, found is None)

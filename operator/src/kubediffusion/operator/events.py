@@ -38,7 +38,7 @@ class Event:
     message: str
 
 
-class Events:
+class EventRecorder:
     """Write Events in the background.
 
     Args:
@@ -51,7 +51,7 @@ class Events:
         self._instance = instance
         self._queue: asyncio.Queue[Event] = asyncio.Queue(MOST_WAITING)
 
-    def note(self, event: Event) -> None:
+    def record(self, event: Event) -> None:
         """Have an Event written soon."""
         if self._queue.full():
             logger.warning("too many events wait, one is dropped: %s", event.reason)

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from kubediffusion.operator import metrics
 from kubediffusion.operator.actions import Bind, Explain, HoldImages, JobAction
-from kubediffusion.operator.background import Background
-from kubediffusion.operator.cluster import RETRY_SECONDS, Cluster, name_of
+from kubediffusion.operator.background_tasks import BackgroundTasks
+from kubediffusion.operator.cluster import RETRY_SECONDS, Cluster, action_name
+from kubediffusion.operator.job_status import next_status
 from kubediffusion.operator.state import Namespaces
-from kubediffusion.operator.statuses import next_status
 from kubediffusion.operator.telling import Teller
 from kubediffusion.resources import recipe
 from kubediffusion.resources.client import ConflictError, KubernetesError, NotFoundError
@@ -58,7 +58,12 @@ class JobWrites:
     """
 
     def __init__(
-        self, cluster: Cluster, namespaces: Namespaces, background: Background, teller: Teller, on_settled: OnSettled
+        self,
+        cluster: Cluster,
+        namespaces: Namespaces,
+        background: BackgroundTasks,
+        teller: Teller,
+        on_settled: OnSettled,
     ) -> None:
         self._cluster = cluster
         self._namespaces = namespaces
@@ -73,15 +78,15 @@ class JobWrites:
         """When a job was first seen, by uid, until it is first written: its own timestamp has whole seconds only."""
 
     def __contains__(self, uid: str) -> bool:
-        """Tell whether a write is under way for a job."""
+        """Return whether a write is under way for a job."""
         return uid in self._assumed
 
     def keep(self, job: GenerationJob, gone: bool) -> None:
         """Keep what the watch tells of a job that a write is under way for."""
         self._assumed[job.uid] = _Told(None, gone=True) if gone else _Told(job)
 
-    def precedes_end(self, job: GenerationJob, gone: bool) -> bool:
-        """Tell whether a job is told as it was before a write ended it: a list may be older than the write's answer.
+    def is_stale(self, job: GenerationJob, gone: bool) -> bool:
+        """Return whether a job is told as it was before a write ended it: a list may be older than the write's answer.
 
         Once the end itself has been told, nothing older will be, and nothing is kept.
         """
@@ -108,7 +113,7 @@ class JobWrites:
         if action.job.uid in self._assumed:
             return False
         self._assumed[action.job.uid] = _Told(None)
-        self._background.spawn(self._write(action, self._assume(action)))
+        self._background.create_task(self._write(action, self._assume(action)))
         return True
 
     def _assume(self, action: JobAction) -> GenerationJobStatus | None:
@@ -126,7 +131,7 @@ class JobWrites:
         return status
 
     async def _write(self, action: JobAction, status: GenerationJobStatus | None) -> None:
-        job, name = action.job, name_of(action)
+        job, name = action.job, action_name(action)
         result: GenerationJob | None = None
         try:
             if status is None:

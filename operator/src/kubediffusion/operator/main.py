@@ -17,7 +17,7 @@ from kubernetes.aio.config import ConfigException
 
 from kubediffusion.operator.cluster import Cluster
 from kubediffusion.operator.controller import Controller
-from kubediffusion.operator.events import Events
+from kubediffusion.operator.events import EventRecorder
 from kubediffusion.operator.handlers import register
 from kubediffusion.operator.manifests import WorkerDefaults
 from kubediffusion.operator.retention import ImageRemover
@@ -51,7 +51,7 @@ async def run(settings: Settings) -> None:
     async with await KubernetesClient.connect("kubediffusion-operator") as client:
         cluster = Cluster(client, settings.namespace_list, defaults, settings.concurrent_requests)
         instance = os.environ.get("POD_NAME") or socket.gethostname()
-        events = Events(client, instance)
+        events = EventRecorder(client, instance)
         controller = Controller(cluster, events, ImageRemover(storage, settings.s3_prefix), settings, defaults)
 
         def ready() -> str | None:

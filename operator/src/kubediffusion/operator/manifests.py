@@ -55,7 +55,7 @@ def template_hash(model: DiffusionModel, defaults: WorkerDefaults) -> str:
 
 
 def worker_job(model: DiffusionModel, name_hash: str, ordinal: int, defaults: WorkerDefaults) -> dict[str, Any]:
-    """Give the manifest of a worker's batch/v1 Job.
+    """Return the manifest of a worker's batch/v1 Job.
 
     Args:
         model: The model to serve; it owns the Job.
@@ -230,7 +230,7 @@ def _within(mount: str, path: str) -> str:
 
 
 def _worker_spec(model: DiffusionModel) -> dict[str, Any]:
-    """Give the part of the spec that a worker runs by; what jobs only read stays out, so it replaces no worker."""
+    """Return the part of the spec that a worker runs by; what jobs only read stays out, so it replaces no worker."""
     spec = model.spec.to_wire()
     kept = ("source", "torchDtype", "safetyChecker", "useSafetensors", "trustRemoteCode", "compile", "compileCache")
     return {name: spec[name] for name in kept if name in spec} | {

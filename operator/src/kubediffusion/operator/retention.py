@@ -8,8 +8,8 @@ import datetime as dt
 import logging
 from functools import partial
 
-from kubediffusion.operator.agenda import Agenda, moment_after
-from kubediffusion.operator.cluster import Cluster, until_done
+from kubediffusion.operator.cluster import Cluster, retry_until_done
+from kubediffusion.operator.deadline_queue import DeadlineQueue, time_after
 from kubediffusion.resources import meta
 from kubediffusion.resources.backoff import Backoff
 from kubediffusion.resources.generation_job import GenerationJob
@@ -27,15 +27,15 @@ that wait for a worker must not wait behind them."""
 
 
 def expiry(job: GenerationJob) -> dt.datetime | None:
-    """Give when a finished job is to be deleted; None when it has not finished or is kept."""
+    """Return when a finished job is to be deleted; None when it has not finished or is kept."""
     ttl, finished = job.spec.ttl_seconds_after_finished, job.status.completion_time
     if job.status.phase not in TERMINAL or ttl is None or finished is None:
         return None
-    return moment_after(finished, ttl)
+    return time_after(finished, ttl)
 
 
 def awaits_image_deletion(job: GenerationJob) -> bool:
-    """Tell whether a job is being deleted, has ended, and only its images hold it."""
+    """Return whether a job is being deleted, has ended, and only its images hold it."""
     return (
         job.metadata.deletion_timestamp is not None
         and job.status.phase in TERMINAL
@@ -97,13 +97,13 @@ class Retention:
     def __init__(self, cluster: Cluster, images: ImageRemover) -> None:
         self._cluster = cluster
         self._images = images
-        self._agenda = Agenda()
+        self._agenda = DeadlineQueue()
         self._noted = asyncio.Event()
         self._turn = asyncio.Lock()
         self._deleted: asyncio.Queue[GenerationJob] = asyncio.Queue()
         self._releasing: set[str] = set()
 
-    def note(self, job: GenerationJob) -> None:
+    def add(self, job: GenerationJob) -> None:
         """Take in a finished job as it is now."""
         if awaits_image_deletion(job):
             if job.uid not in self._releasing:
@@ -128,7 +128,7 @@ class Retention:
         while True:
             namespace, name, uid = await self._next_due()
             try:
-                await until_done("delete an expired job", name, partial(self._expire, namespace, name, uid))
+                await retry_until_done("delete an expired job", name, partial(self._expire, namespace, name, uid))
             except Exception:
                 logger.exception("a defect: an expired job stays", extra={"job": name})
 
@@ -152,14 +152,14 @@ class Retention:
         if due is not None and due <= dt.datetime.now(dt.UTC):
             await self._cluster.delete_job(job)
         else:
-            self.note(job)
+            self.add(job)
 
     async def _release_all(self) -> None:
         while True:
             job = await self._deleted.get()
             try:
                 await self._images.remove(job)
-                await until_done("release a deleted job", job.name, partial(self._cluster.release_images, job))
+                await retry_until_done("release a deleted job", job.name, partial(self._cluster.release_images, job))
             except Exception:
                 logger.exception("a defect: a deleted job is held", extra={"job": job.name})
             finally:

@@ -9,7 +9,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 
 from kubediffusion.operator.actions import Action, CreateWorker, DeleteWorker
-from kubediffusion.operator.views import LIVE, NEVER, ModelView, Plan
+from kubediffusion.operator.views import LIVE, NEVER, Decision, ModelView
 from kubediffusion.operator.workers import Worker, WorkerState
 from kubediffusion.resources import meta
 from kubediffusion.resources.backoff import pause_after
@@ -40,7 +40,7 @@ class LoadFailure:
 
 
 def load_failure(view: ModelView, now: dt.datetime) -> LoadFailure | None:
-    """Give why the model cannot be loaded; None when it can be, nobody knows yet, or it is time to try again.
+    """Return why the model cannot be loaded; None when it can be, nobody knows yet, or it is time to try again.
 
     A corrected spec makes another template, of which nothing is known. What else it was (a Secret, a volume, a
     bucket) may be mended without the operator seeing it, so after a pause the failure counts no more. The failed
@@ -57,7 +57,7 @@ def load_failure(view: ModelView, now: dt.datetime) -> LoadFailure | None:
     return LoadFailure(reason, until) if now < until else None
 
 
-def scale(view: ModelView, now: dt.datetime, backlog: int, taken: Set[str], newly_bound: Set[str]) -> Plan:
+def scale(view: ModelView, now: dt.datetime, backlog: int, taken: Set[str], newly_bound: Set[str]) -> Decision:
     """Create workers up to what the backlog asks for, and delete those that are outdated, failed or idle for long.
 
     Args:
@@ -69,9 +69,9 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, taken: Set[str], newl
     """
     settings = view.model.spec.workers
     actions: list[Action] = []
-    looks: list[dt.datetime] = []
+    rechecks: list[dt.datetime] = []
     live = view.current(*LIVE)
-    looks += [w.lost_at for w in view.workers if w.lost_at is not None and not w.lost]
+    rechecks += [w.lost_at for w in view.workers if w.lost_at is not None and not w.lost]
     load = sum(view.slots(job) for w in live for job in view.jobs_of(w) if job.uid not in taken)
     wanted = min(max(math.ceil((backlog + load) / view.batch), settings.min_replicas), settings.max_replicas)
 
@@ -79,11 +79,11 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, taken: Set[str], newl
     missing = min(wanted - len(live), settings.max_replicas - len(view.held))
     failure = load_failure(view, now)
     if failure is not None:
-        looks += [failure.until] if failure.until is not None else []
+        rechecks += [failure.until] if failure.until is not None else []
     elif missing > 0:
         allowed = back_off_until(view.crashes)
         if allowed is not None and now < allowed:
-            looks.append(allowed)
+            rechecks.append(allowed)
         else:
             in_use = {w.name for w in view.workers}
             names = (
@@ -121,12 +121,12 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, taken: Set[str], newl
         if now >= due:
             actions.append(_delete(worker, f"idle for {settings.idle_seconds} s"))
         else:
-            looks.append(due)
-    return Plan(tuple(actions), min(looks, default=None))
+            rechecks.append(due)
+    return Decision(tuple(actions), min(rechecks, default=None))
 
 
 def back_off_until(failures: list[Worker]) -> dt.datetime | None:
-    """Give when the next worker may start after so many crashes in a row: at once after one, then after pauses.
+    """Return when the next worker may start after so many crashes in a row: at once after one, then after pauses.
 
     The failed workers themselves are the record, so a restarted operator pauses just as long.
     """

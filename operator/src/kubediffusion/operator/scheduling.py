@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from kubediffusion.operator.actions import Bind, Finish, HoldImages, Requeue
-from kubediffusion.operator.agenda import moment_after
+from kubediffusion.operator.deadline_queue import time_after
 from kubediffusion.operator.scaling import LoadFailure, load_failure, scale
-from kubediffusion.operator.views import Knobs, ModelView, Plan, order_key
+from kubediffusion.operator.views import Decision, ModelView, SchedulerOptions, order_key
 from kubediffusion.operator.waiting import explain
 from kubediffusion.operator.workers import Worker, WorkerState
 from kubediffusion.resources import meta, recipe
@@ -50,8 +50,8 @@ class Released:
     message: str
 
 
-def judge(job: GenerationJob, now: dt.datetime) -> Finish | None:
-    """Tell whether an unfinished job must end whatever its worker does: cancelled, deleted or too late."""
+def decide_termination(job: GenerationJob, now: dt.datetime) -> Finish | None:
+    """Return whether an unfinished job must end whatever its worker does: cancelled, deleted or too late."""
     if job.spec.cancel:
         return Finish(job, Phase.CANCELLED, None, "cancelled by spec.cancel")
     if job.metadata.deletion_timestamp is not None:
@@ -64,19 +64,19 @@ def judge(job: GenerationJob, now: dt.datetime) -> Finish | None:
 
 
 def deadline(job: GenerationJob) -> dt.datetime | None:
-    """Give the moment at which a job fails for its ``activeDeadlineSeconds``."""
+    """Return the moment at which a job fails for its ``activeDeadlineSeconds``."""
     if job.spec.active_deadline_seconds is None or job.metadata.creation_timestamp is None:
         return None
-    return moment_after(job.metadata.creation_timestamp, job.spec.active_deadline_seconds)
+    return time_after(job.metadata.creation_timestamp, job.spec.active_deadline_seconds)
 
 
-def plan_model(view: ModelView, now: dt.datetime, knobs: Knobs, explanations: int = 0) -> Plan:
+def schedule_model(view: ModelView, now: dt.datetime, options: SchedulerOptions, explanations: int = 0) -> Decision:
     """Decide everything about one model.
 
     Args:
         view: What is observed.
         now: The time.
-        knobs: Settings.
+        options: Settings.
         explanations: How many jobs may be told why they wait.
     """
     spent, released = _split_by_backoff(release(view))
@@ -87,7 +87,7 @@ def plan_model(view: ModelView, now: dt.datetime, knobs: Knobs, explanations: in
         key=_released_key,
     )
     failing = fail_for_model(load_failure(view, now), queue, MOST_FAILURES_A_PASS)
-    binding = bind(view, queue, knobs)
+    binding = bind(view, queue, options)
     handled = {action.job.uid: action.job for action in (*failing, *binding)}
     unbound = [item for item in released if item.job.uid not in handled]
     # A suspended job asks for no worker. None is in the queue, but one may be taken from its worker, or fail here.
@@ -96,10 +96,10 @@ def plan_model(view: ModelView, now: dt.datetime, knobs: Knobs, explanations: in
     taken = again | {action.job.uid for action in spent}
     scaling = scale(view, now, backlog, taken, {action.pod for action in binding if isinstance(action, Bind)})
     rest = (item.job for item in queue if item.job.uid not in again)
-    explaining = explain(view, rest, now, knobs, explanations)
+    explaining = explain(view, rest, now, options, explanations)
     actions = (*spent, *failing, *binding, *map(_requeue, unbound), *scaling.actions, *explaining.actions)
-    looks = [plan.next_look for plan in (scaling, explaining) if plan.next_look is not None]
-    return Plan(actions, min(looks, default=None))
+    rechecks = [plan.recheck_at for plan in (scaling, explaining) if plan.recheck_at is not None]
+    return Decision(actions, min(rechecks, default=None))
 
 
 def _released_key(item: Released) -> QueueKey[dt.datetime]:
@@ -107,7 +107,7 @@ def _released_key(item: Released) -> QueueKey[dt.datetime]:
 
 
 def release(view: ModelView) -> Iterator[Released]:
-    """Give the jobs whose worker is gone, and those that a going worker has not started.
+    """Return the jobs whose worker is gone, and those that a going worker has not started.
 
     Only a job that was running when its worker died spends its ``backoffLimit``: one that was sent away (drained,
     preempted, deleted) and not done within its grace period did not die of its jobs, nor did one whose node is lost. A
@@ -134,7 +134,7 @@ def release(view: ModelView) -> Iterator[Released]:
 
 
 def _left_behind(name: str, worker: Worker | None, jobs: tuple[GenerationJob, ...]) -> Iterator[Released]:
-    """Give the jobs of a worker that has ended, of which nothing may be left to see."""
+    """Return the jobs of a worker that has ended, of which nothing may be left to see."""
     died = worker is None or not worker.sent_away
     crashed = died and worker is not None and worker.state is WorkerState.FAILED
     some_ran = any(job.status.phase == Phase.RUNNING for job in jobs)
@@ -157,7 +157,7 @@ def _split_by_backoff(released: Iterable[Released]) -> tuple[list[Finish], list[
     return spent, left
 
 
-def bind(view: ModelView, queue: Iterator[Released], knobs: Knobs) -> list[Bind | Finish | HoldImages]:
+def bind(view: ModelView, queue: Iterator[Released], options: SchedulerOptions) -> list[Bind | Finish | HoldImages]:
     """Bind jobs from the head of the queue to the least loaded worker, while one has room.
 
     A job is never passed over for a later one: the first that finds no room ends the binding, and the queue is left
@@ -165,7 +165,7 @@ def bind(view: ModelView, queue: Iterator[Released], knobs: Knobs) -> list[Bind 
     """
     actions: list[Bind | Finish | HoldImages] = []
     room = {
-        w.pod.metadata.name: knobs.batches_ahead * view.batch - view.load(w)
+        w.pod.metadata.name: options.batches_ahead * view.batch - view.load(w)
         for w in view.current(WorkerState.READY)
         if w.pod is not None
     }

@@ -14,7 +14,7 @@ LONGEST_MESSAGE = 500
 
 
 def starts(view: ModelView, now: dt.datetime) -> tuple[WorkerStart, ...]:
-    """Give the starts that are under way, those of workers that take jobs and still compile last.
+    """Return the starts that are under way, those of workers that take jobs and still compile last.
 
     Args:
         view: What is observed of the model.
@@ -31,12 +31,12 @@ def starts(view: ModelView, now: dt.datetime) -> tuple[WorkerStart, ...]:
 
 
 def starting(view: ModelView) -> list[Worker]:
-    """Give the workers of today's template that take no jobs yet."""
+    """Return the workers of today's template that take no jobs yet."""
     return view.current(WorkerState.STARTING, WorkerState.QUEUED)
 
 
 def compiling(view: ModelView) -> list[Worker]:
-    """Give the workers of today's template that take jobs and still compile."""
+    """Return the workers of today's template that take jobs and still compile."""
     return [w for w in view.current(WorkerState.READY) if stage(w)[0] == EngineReason.COMPILING]
 
 
@@ -62,7 +62,7 @@ def stage(worker: Worker) -> tuple[str, str]:
 
 
 def oldest_first(workers: list[Worker]) -> list[Worker]:
-    """Give workers in the order in which they were created."""
+    """Return workers in the order in which they were created."""
     return sorted(workers, key=lambda w: (w.job.metadata.creation_timestamp or NEVER, w.name))
 
 

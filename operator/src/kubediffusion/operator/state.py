@@ -28,7 +28,7 @@ T = TypeVar("T", BatchJob, Pod, GenerationJob, DiffusionModel)
 
 
 @dataclass(frozen=True)
-class Listing(Generic[T]):
+class ObjectList(Generic[T]):
     """All objects of one kind, as one moment had them.
 
     Attributes:
@@ -44,12 +44,12 @@ class Listing(Generic[T]):
         """The namespaces that have any."""
         return {item.metadata.namespace for item in self.items}
 
-    def within(self, namespace: str) -> Listing[T]:
-        """Give the part of the list that is in one namespace."""
-        return Listing(tuple(item for item in self.items if item.metadata.namespace == namespace), self.version)
+    def within(self, namespace: str) -> ObjectList[T]:
+        """Return the part of the list that is in one namespace."""
+        return ObjectList(tuple(item for item in self.items if item.metadata.namespace == namespace), self.version)
 
 
-class Latest(Generic[T]):
+class ObjectCache(Generic[T]):
     """Objects of one kind by name, each in its newest known state.
 
     Lists, watches and the answers to writes overlap in time: what comes later may be older.
@@ -80,7 +80,7 @@ class Latest(Generic[T]):
         self._gone[name] = version
         return self.items.pop(name, None) is not None
 
-    def replace(self, listing: Listing[T]) -> None:
+    def replace(self, listing: ObjectList[T]) -> None:
         """Take in a full list: what is not in it is gone, unless a watch has told of it since."""
         listed = {item.metadata.name for item in listing.items}
         self.items = {
@@ -123,12 +123,12 @@ class NamespaceState:
         self._queues: dict[ModelKey, SortedKeyList] = defaultdict(lambda: SortedKeyList(key=order_key))
         self._sizes: dict[ModelKey, Counter[int]] = defaultdict(Counter)
         """How many jobs of a queue have how many images."""
-        self._silently_suspended: dict[str, GenerationJob] = {}
+        self._unexplained_suspended_jobs: dict[str, GenerationJob] = {}
         self._missing_since: dict[ModelKey, dt.datetime] = {}
         self._bound: dict[str, dict[str, dict[str, GenerationJob]]] = defaultdict(lambda: defaultdict(dict))
-        self._models = Latest[DiffusionModel]()
-        self._batch_jobs = Latest[BatchJob]()
-        self._pods = Latest[Pod]()
+        self._models = ObjectCache[DiffusionModel]()
+        self._batch_jobs = ObjectCache[BatchJob]()
+        self._pods = ObjectCache[Pod]()
         self._idle_since: dict[str, dt.datetime] = {}
         self._going_since: dict[str, dt.datetime] = {}
         """When a Pod was first seen to be going: nodes, API server and this process need not agree on the time."""
@@ -144,7 +144,7 @@ class NamespaceState:
         elif job.spec.suspend:
             said = find(job.status.conditions, JobCondition.SCHEDULED)
             if said is None or said.reason != WaitingReason.SUSPENDED:
-                self._silently_suspended[job.uid] = job
+                self._unexplained_suspended_jobs[job.uid] = job
         else:
             self._queues[job.spec.model].add(job)
             self._sizes[job.spec.model][job.spec.num_images or 1] += 1
@@ -160,7 +160,7 @@ class NamespaceState:
             if not pods[job.status.worker]:
                 del pods[job.status.worker]
         elif job.spec.suspend:
-            self._silently_suspended.pop(uid, None)
+            self._unexplained_suspended_jobs.pop(uid, None)
         else:
             self._queues[job.spec.model].remove(job)
             self._sizes[job.spec.model][job.spec.num_images or 1] -= 1
@@ -192,7 +192,7 @@ class NamespaceState:
             self._hashes.pop(model.name, None)
             self.refusals.pop(model.name, None)
 
-    def replace_models(self, models: Listing[DiffusionModel]) -> list[DiffusionModel]:
+    def replace_models(self, models: ObjectList[DiffusionModel]) -> list[DiffusionModel]:
         """Take in the full list of models, as :meth:`replace_workers` does, and give those that are gone."""
         before = list(self.models.values())
         for model in models.items:
@@ -223,7 +223,7 @@ class NamespaceState:
             self._idle_since.pop(pod.metadata.name, None)
             self._going_since.pop(pod.metadata.name, None)
 
-    def replace_workers(self, jobs: Listing[BatchJob], pods: Listing[Pod]) -> None:
+    def replace_workers(self, jobs: ObjectList[BatchJob], pods: ObjectList[Pod]) -> None:
         """Take in the full lists of workers: what is not in them is gone, unless a watch has told of it since."""
         self._batch_jobs.replace(jobs)
         self._pods.replace(pods)
@@ -232,7 +232,7 @@ class NamespaceState:
                 del moments[name]
 
     def views(self, now: dt.datetime) -> Iterator[ModelView]:
-        """Give the view of each model.
+        """Return the view of each model.
 
         Args:
             now: The time, from which a worker that has just lost its last job counts as idle.
@@ -256,7 +256,7 @@ class NamespaceState:
             )
 
     def orphans(self, now: dt.datetime, most: int) -> list[tuple[GenerationJob, dt.datetime]]:
-        """Give unfinished jobs whose model does not exist, and since when it has been missed.
+        """Return unfinished jobs whose model does not exist, and since when it has been missed.
 
         Args:
             now: The time, from which a model that is first missed now is missing.
@@ -283,9 +283,9 @@ class NamespaceState:
         return found
 
     @property
-    def silently_suspended(self) -> list[GenerationJob]:
+    def unexplained_suspended_jobs(self) -> list[GenerationJob]:
         """Jobs that are suspended and not bound, and whose status does not say so yet."""
-        return list(self._silently_suspended.values())
+        return list(self._unexplained_suspended_jobs.values())
 
     @property
     def held(self) -> list[GenerationJob]:
@@ -323,13 +323,13 @@ class NamespaceState:
         return Worker(job, pod, lost_at=lost_at, lost=lost_at is not None and lost_at <= now)
 
     def _is_gone(self, pod: str, now: dt.datetime) -> bool:
-        """Tell whether a Pod is not there any more, or on a node that is lost."""
+        """Return whether a Pod is not there any more, or on a node that is lost."""
         known = self._pods.items.get(pod)
         lost_at = self._lost_at(known, now) if known is not None else None
         return known is None or (lost_at is not None and lost_at <= now)
 
     def _lost_at(self, pod: Pod, now: dt.datetime) -> dt.datetime | None:
-        """Give when a Pod's node is taken for lost; None while it is not to end, or has."""
+        """Return when a Pod's node is taken for lost; None while it is not to end, or has."""
         if not pod.going or pod.finished:
             return None
         return self._going_since.setdefault(pod.metadata.name, now) + pod.grace + self._node_grace
@@ -362,7 +362,7 @@ class Namespaces(dict[str, NamespaceState]):
         return state
 
     def of(self, item: KubernetesObject) -> NamespaceState:
-        """Give what is known of an object's namespace."""
+        """Return what is known of an object's namespace."""
         return self[item.metadata.namespace]
 
 

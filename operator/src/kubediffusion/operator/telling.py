@@ -7,8 +7,8 @@ import time
 
 from kubediffusion.operator import metrics
 from kubediffusion.operator.actions import Bind, Explain, JobAction, ReportModel, Requeue
-from kubediffusion.operator.availability import model_status
-from kubediffusion.operator.events import Event, Events
+from kubediffusion.operator.events import Event, EventRecorder
+from kubediffusion.operator.model_status import model_status
 from kubediffusion.operator.views import ModelView
 from kubediffusion.operator.workers import WorkerState
 from kubediffusion.resources.conditions import ConditionStatus, JobReason, ModelCondition, WaitingReason, find
@@ -28,7 +28,7 @@ class Teller:
         events: Where Events go.
     """
 
-    def __init__(self, events: Events) -> None:
+    def __init__(self, events: EventRecorder) -> None:
         self._events = events
 
     def job_written(self, action: JobAction, job: GenerationJob) -> None:
@@ -39,9 +39,11 @@ class Teller:
                     waited = dt.datetime.now(dt.UTC) - action.job.metadata.creation_timestamp
                     metrics.BINDING_SECONDS.observe(max(waited.total_seconds(), 0))
             case Requeue():
-                self._events.note(Event(job, "Warning" if action.counted else "Normal", action.reason, action.message))
+                self._events.record(
+                    Event(job, "Warning" if action.counted else "Normal", action.reason, action.message)
+                )
             case Explain():
-                self._events.note(Event(job, "Normal", action.reason, action.message))
+                self._events.record(Event(job, "Normal", action.reason, action.message))
             case _:
                 pass
 
@@ -50,11 +52,11 @@ class Teller:
         if before is None or before.status.phase in TERMINAL:
             return
         if job.status.phase is Phase.FAILED and job.status.error is not None:
-            self._events.note(Event(job, "Warning", job.status.error.code, job.status.error.message))
+            self._events.record(Event(job, "Warning", job.status.error.code, job.status.error.message))
         elif job.status.phase is Phase.CANCELLED and job.status.error is not None:
-            self._events.note(Event(job, "Normal", JobReason.CANCELLED, job.status.error.message))
+            self._events.record(Event(job, "Normal", JobReason.CANCELLED, job.status.error.message))
         for warning in job.status.warnings:
-            self._events.note(Event(job, "Warning", PARAMETERS_ADJUSTED, warning))
+            self._events.record(Event(job, "Warning", PARAMETERS_ADJUSTED, warning))
 
     def model_reported(self, action: ReportModel) -> None:
         """Tell of a model that can be used now, or no longer."""
@@ -63,11 +65,11 @@ class Teller:
         if after is None or (before is not None and before.reason == after.reason):
             return
         bad = after.status == ConditionStatus.FALSE
-        self._events.note(Event(action.model, "Warning" if bad else "Normal", after.reason, after.message))
+        self._events.record(Event(action.model, "Warning" if bad else "Normal", after.reason, after.message))
 
     def worker_refused(self, model: DiffusionModel, message: str) -> None:
         """Tell why the API server takes no worker of a model."""
-        self._events.note(Event(model, "Warning", WaitingReason.WORKER_REFUSED, message))
+        self._events.record(Event(model, "Warning", WaitingReason.WORKER_REFUSED, message))
 
 
 class ModelReports:
@@ -77,7 +79,7 @@ class ModelReports:
         self._reported: dict[str, dt.datetime] = {}
 
     def next_report(self, view: ModelView, revision: str | None, now: dt.datetime) -> ReportModel | dt.datetime | None:
-        """Give the report to write now, or when to look again; None when the status says all.
+        """Return the report to write now, or when to look again; None when the status says all.
 
         Args:
             view: What is observed of the model.
@@ -105,12 +107,12 @@ class ModelReports:
 
 
 def _availability(status: DiffusionModelStatus) -> object:
-    """Give what is written at once when it changes. Words are not: while a worker starts they tell its progress."""
+    """Return what is written at once when it changes. Words are not: while a worker starts they tell its progress."""
     condition = find(status.conditions, ModelCondition.AVAILABLE)
     return condition and (condition.status, condition.reason, condition.observed_generation)
 
 
-class ExplanationBudget:
+class TokenBucket:
     """How many jobs may be told why they wait: a token bucket of one second's worth, and of one at least.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a pass decides from, and what it answers with: the view of one model, the knobs, a plan. Pure."""
+"""What a pass decides from, and what it answers with: the view of one model, the options, a plan. Pure."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ NEVER = dt.datetime.max.replace(tzinfo=dt.UTC)
 
 
 def order_key(job: GenerationJob) -> QueueKey[dt.datetime]:
-    """Give what the queue is sorted by."""
+    """Return what the queue is sorted by."""
     return queue_key(job.spec.priority, job.metadata.creation_timestamp or NEVER, job.name)
 
 
 @dataclass(frozen=True)
-class Knobs:
+class SchedulerOptions:
     """Settings of the scheduler.
 
     Attributes:
@@ -69,7 +69,7 @@ class ModelView:
         return self.model.spec.workers.max_batch_size
 
     def current(self, *states: WorkerState) -> list[Worker]:
-        """Give the workers of today's template that are in one of the states."""
+        """Return the workers of today's template that are in one of the states."""
         return [w for w in self.workers if w.template_hash == self.template_hash and w.state in states]
 
     @property
@@ -99,21 +99,21 @@ class ModelView:
         return sorted(failed, key=lambda w: (w.failed_at or NEVER, w.name))
 
     def slots(self, job: GenerationJob) -> int:
-        """Give the places of a batch that a job takes: one that has more images runs in several, of one worker."""
+        """Return the places of a batch that a job takes: one that has more images runs in several, of one worker."""
         return min(job.spec.num_images or 1, self.batch)
 
     def load(self, worker: Worker) -> int:
-        """Give the places that a worker's jobs take."""
+        """Return the places that a worker's jobs take."""
         return sum(map(self.slots, self.jobs_of(worker)))
 
     def jobs_of(self, worker: Worker) -> tuple[GenerationJob, ...]:
-        """Give the jobs that a worker has."""
+        """Return the jobs that a worker has."""
         return self.bound.get(worker.pod.metadata.name, ()) if worker.pod is not None else ()
 
 
 @dataclass(frozen=True)
-class Plan:
+class Decision:
     """What to do now, and when to look again if nothing happens before."""
 
     actions: tuple[Action, ...]
-    next_look: dt.datetime | None = None
+    recheck_at: dt.datetime | None = None

@@ -8,34 +8,36 @@ from collections.abc import Iterator
 
 from kubediffusion.operator.actions import Explain
 from kubediffusion.operator.scaling import back_off_until
-from kubediffusion.operator.views import Knobs, ModelView, Plan
+from kubediffusion.operator.views import Decision, ModelView, SchedulerOptions
 from kubediffusion.operator.workers import WorkerState
 from kubediffusion.resources.conditions import ConditionStatus, JobCondition, WaitingReason, find
 from kubediffusion.resources.generation_job import GenerationJob
 
 
-def explain(view: ModelView, rest: Iterator[GenerationJob], now: dt.datetime, knobs: Knobs, explanations: int) -> Plan:
+def explain(
+    view: ModelView, rest: Iterator[GenerationJob], now: dt.datetime, options: SchedulerOptions, explanations: int
+) -> Decision:
     """Say why jobs wait: each that has waited long enough and does not say so yet, from the head, so many a pass."""
     if explanations <= 0:
-        return Plan((), now + dt.timedelta(seconds=1) if view.waiting_count else None)
+        return Decision((), now + dt.timedelta(seconds=1) if view.waiting_count else None)
     reason, message = waiting_reason(view, now)
     actions: list[Explain] = []
     # The head of the queue is what people ask about; looking further costs every pass.
     for job in itertools.islice(rest, 100):
-        due = (job.metadata.creation_timestamp or now) + knobs.explain_after
+        due = (job.metadata.creation_timestamp or now) + options.explain_after
         if now < due:
-            return Plan(tuple(actions), due)
+            return Decision(tuple(actions), due)
         said = find(job.status.conditions, JobCondition.SCHEDULED)
         if said is not None and said.status == ConditionStatus.FALSE and said.reason == reason:
             continue
         if len(actions) >= explanations:
-            return Plan(tuple(actions), now + dt.timedelta(seconds=1))
+            return Decision(tuple(actions), now + dt.timedelta(seconds=1))
         actions.append(Explain(job, reason, message))
-    return Plan(tuple(actions))
+    return Decision(tuple(actions))
 
 
 def waiting_reason(view: ModelView, now: dt.datetime) -> tuple[WaitingReason, str]:
-    """Give why a job of this model waits, for programs and for people."""
+    """Return why a job of this model waits, for programs and for people."""
     settings = view.model.spec.workers
     ready = view.current(WorkerState.READY)
     starting = view.current(WorkerState.STARTING)

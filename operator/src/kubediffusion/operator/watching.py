@@ -34,11 +34,11 @@ class NoDiffBase(kopf.DiffBaseStorage):
     """
 
     def build(self, **_: Any) -> kopf.BodyEssence:
-        """Give nothing to compare."""
+        """Return nothing to compare."""
         return _NOTHING
 
     def fetch(self, **_: Any) -> None:
-        """Give nothing to compare with."""
+        """Return nothing to compare with."""
 
     def store(self, **_: Any) -> None:
         """Write nothing."""
@@ -48,7 +48,7 @@ class NoProgress(kopf.ProgressStorage):
     """Remembers no handler's progress: none of them is ever tried again."""
 
     def fetch(self, **_: Any) -> None:
-        """Give no progress."""
+        """Return no progress."""
 
     def store(self, **_: Any) -> None:
         """Write nothing."""
@@ -124,11 +124,11 @@ def watch_jobs(
         observe: Told of each job, and whether it is gone; of one that is, metadata alone count.
         seen: Jobs of an earlier list: those that are deleted before the watch begins are told too.
     """
-    return Reflector(client.generation_jobs, namespace, guarded(observe), remember=_identity, seen=seen)
+    return Reflector(client.generation_jobs, namespace, isolate_errors(observe), remember=_identity, seen=seen)
 
 
-def guarded(observe: Callable[[GenerationJob, bool], None]) -> Callable[[GenerationJob, bool], None]:
-    """Give an observer of jobs that tells in the log where the given one fails at a job.
+def isolate_errors(observe: Callable[[GenerationJob, bool], None]) -> Callable[[GenerationJob, bool], None]:
+    """Return an observer of jobs that tells in the log where the given one fails at a job.
 
     The watch, or the list, would end there, and the operator with it: one tenant's job must not stop the others'.
     """
@@ -144,7 +144,7 @@ def guarded(observe: Callable[[GenerationJob, bool], None]) -> Callable[[Generat
 
 
 def _identity(job: GenerationJob) -> GenerationJob:
-    """Give the little of a job that its end is told with: there may be very many that have finished."""
+    """Return the little of a job that its end is told with: there may be very many that have finished."""
     known = job.metadata
     metadata = ObjectMeta(
         name=known.name, namespace=known.namespace, uid=known.uid, resource_version=known.resource_version

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from kubediffusion.operator import metrics
 from kubediffusion.operator.actions import CreateWorker, DeleteWorker, ReportModel
-from kubediffusion.operator.background import Background
-from kubediffusion.operator.cluster import RETRY_SECONDS, Cluster, NameTakenError, name_of
+from kubediffusion.operator.background_tasks import BackgroundTasks
+from kubediffusion.operator.cluster import RETRY_SECONDS, Cluster, NameTakenError, action_name
 from kubediffusion.operator.state import Namespaces
 from kubediffusion.operator.telling import Teller
 from kubediffusion.operator.workers import BatchJob
@@ -40,7 +40,7 @@ class WorkerWrites:
         self,
         cluster: Cluster,
         namespaces: Namespaces,
-        background: Background,
+        background: BackgroundTasks,
         teller: Teller,
         on_done: Callable[[str], None],
     ) -> None:
@@ -58,16 +58,16 @@ class WorkerWrites:
         key = _key(action)
         if key not in self._busy:
             self._busy.add(key)
-            self._background.spawn(self._write(action, key))
+            self._background.create_task(self._write(action, key))
 
     def forget(self, model: DiffusionModel) -> None:
         """Drop what is kept of a model that is gone."""
         self._refused.pop(model.uid, None)
 
     async def _write(self, action: WorkerAction, key: str) -> None:
-        name = name_of(action)
+        name = action_name(action)
         try:
-            written = await self._cluster.carry_out(action)
+            written = await self._cluster.execute(action)
             metrics.ACTIONS.labels(name, "done").inc()
         except KubernetesError as error:
             metrics.ACTIONS.labels(name, "error").inc()

@@ -167,7 +167,7 @@ class BatchJob(KubernetesObject):
         return self.metadata.labels.get(meta.MODEL_LABEL, "")
 
     def is_worker_of(self, model: str) -> bool:
-        """Tell whether it has the labels by which the operator lists and watches the workers of a model."""
+        """Return whether it has the labels by which the operator lists and watches the workers of a model."""
         labels = self.metadata.labels
         return (
             labels.get(meta.MANAGED_BY_LABEL) == meta.MANAGER

@@ -9,7 +9,7 @@ fenced_patch = reporter.fenced_patch
 
 
 def patch_without_tests(*arguments: Any) -> list[dict[str, Any]]:
-    """Give the patch without what must hold before it is applied."""
+    """Return the patch without what must hold before it is applied."""
     return [operation for operation in fenced_patch(*arguments) if operation["op"] != "test"]
 
 

@@ -11,8 +11,8 @@ from kubediffusion.resources.generation_job import GenerationJob
 _Entry = tuple[dt.datetime, str, str, str]
 
 
-def moment_after(start: dt.datetime, seconds: float) -> dt.datetime | None:
-    """Give the moment so many seconds later; None where the calendar ends before, as nothing is due then.
+def time_after(start: dt.datetime, seconds: float) -> dt.datetime | None:
+    """Return the moment so many seconds later; None where the calendar ends before, as nothing is due then.
 
     A status may say anything that is a date, the year 9999 included.
     """
@@ -22,7 +22,7 @@ def moment_after(start: dt.datetime, seconds: float) -> dt.datetime | None:
         return None
 
 
-class Agenda:
+class DeadlineQueue:
     """Deadlines or times to live of jobs, one moment each.
 
     A heap: what is due costs nothing until it is. Entries that no longer count stay in it until they are more than
@@ -35,7 +35,7 @@ class Agenda:
         """When a job is due, by uid: an entry of another moment no longer counts."""
 
     def __len__(self) -> int:
-        """Give how many jobs will be due."""
+        """Return how many jobs will be due."""
         return len(self._due)
 
     def add(self, due: dt.datetime, job: GenerationJob) -> None:
@@ -52,7 +52,7 @@ class Agenda:
             self._compact()
 
     def pop_due(self, now: dt.datetime) -> Iterator[tuple[str, str, str]]:
-        """Give and forget what is due, one by one: namespace, name and uid."""
+        """Return and forget what is due, one by one: namespace, name and uid."""
         while (due := self.next_due) is not None and due <= now:
             _, namespace, name, uid = heapq.heappop(self._heap)
             del self._due[uid]

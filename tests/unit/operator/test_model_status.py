@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from builders import HASH, OLD_HASH, pod_name, view, worker
 
-from kubediffusion.operator.availability import model_status
+from kubediffusion.operator.model_status import model_status
 from kubediffusion.operator.waiting import waiting_reason
 from kubediffusion.operator.workers import ContainerState, ContainerStatus, Waiting, WorkerState
 from kubediffusion.resources.conditions import ConditionStatus, ModelReason, find

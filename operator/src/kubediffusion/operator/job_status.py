@@ -19,7 +19,7 @@ from kubediffusion.resources.transitions import Writer, allowed
 def next_status(
     action: Bind | Requeue | Finish | Explain, now: dt.datetime, seed: int, arrived: dt.datetime | None = None
 ) -> GenerationJobStatus:
-    """Give the status that an action leads to.
+    """Return the status that an action leads to.
 
     Args:
         action: What was decided.

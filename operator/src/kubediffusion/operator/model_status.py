@@ -22,7 +22,7 @@ from kubediffusion.resources.diffusion_model import DiffusionModelStatus, Worker
 
 
 def model_status(view: ModelView, revision: str | None, now: dt.datetime) -> DiffusionModelStatus:
-    """Give the status that a model should have.
+    """Return the status that a model should have.
 
     Args:
         view: What is observed of the model.

@@ -10,13 +10,13 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 
-class Background:
+class BackgroundTasks:
     """Tasks that run until they are done: kept from the garbage collector, and a defect in one is logged."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def create_task(self, work: Coroutine[Any, Any, None]) -> None:
         """Have something done."""
         task = asyncio.create_task(work)
         self._tasks.add(task)

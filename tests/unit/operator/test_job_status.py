@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kubediffusion.operator.actions import Bind, Explain, Finish, Requeue
-from kubediffusion.operator.statuses import next_status
+from kubediffusion.operator.job_status import next_status
 from kubediffusion.resources.conditions import ConditionStatus, WaitingReason, find, with_condition
 from kubediffusion.resources.diffusion_model import Defaults
 from kubediffusion.resources.errors import ErrorCode

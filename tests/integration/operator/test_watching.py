@@ -17,19 +17,19 @@ from kubediffusion.resources.generation_job import GenerationJob
 
 
 class Listener:
-    """Stands where the controller does."""
+    """Stands where the store does."""
 
     def __init__(self) -> None:
         self.paces: list[int] = []
         self.gone = False
 
-    def observe_model(self, model: DiffusionModel, gone: bool) -> None:
+    def observe_model(self, model: DiffusionModel, deleted: bool) -> None:
         self.paces.append(model.spec.workers.idle_seconds)
-        self.gone = gone
+        self.gone = deleted
 
-    def observe_batch_job(self, job: BatchJob, gone: bool) -> None: ...
+    def observe_batch_job(self, job: BatchJob, deleted: bool) -> None: ...
 
-    def observe_pod(self, pod: Pod, gone: bool) -> None: ...
+    def observe_pod(self, pod: Pod, deleted: bool) -> None: ...
 
 
 async def test_kopf_tells_of_every_change_and_writes_nothing(namespace: Namespace, client: KubernetesClient) -> None:
@@ -132,7 +132,7 @@ async def test_a_job_that_cannot_be_taken_in_does_not_end_the_watch(
 ) -> None:
     told: list[str] = []
 
-    def observe(job: GenerationJob, gone: bool) -> None:
+    def observe(job: GenerationJob, deleted: bool) -> None:
         if job.name == "bad":
             raise OverflowError("date value out of range")
         told.append(job.name)

@@ -9,7 +9,7 @@ import yaml
 
 import documented
 from kubediffusion.local.layout import CHART
-from kubediffusion.operator.telling import PARAMETERS_ADJUSTED
+from kubediffusion.operator.events import PARAMETERS_ADJUSTED
 from kubediffusion.resources.conditions import (
     ConditionStatus,
     EngineReason,

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from kubediffusion.operator.events import Event, EventRecorder
+from kubediffusion.operator.events import Event, event_body
 from kubediffusion.resources.testing import NAMESPACE, NOW, job
 
 SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
@@ -14,7 +14,7 @@ SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z
 
 
 def body(name="fox", message="why"):
-    return EventRecorder(None, "operator-0")._body(Event(job(name), "Normal", "WorkersBusy", message), NOW)
+    return event_body(Event(job(name), "Normal", "WorkersBusy", message), "operator-0", NOW)
 
 
 @pytest.mark.parametrize("name", ["fox", "a" * 253, "a" * 199 + "-b", "a" * 199 + ".b", "a.b" * 80])

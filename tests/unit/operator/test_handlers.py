@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kubediffusion.operator.handlers import _tell
+from kubediffusion.operator.handlers import report
 from kubediffusion.operator.workers import Pod
 from kubediffusion.resources.generation_job import GenerationJob
 from kubediffusion.resources.testing import job
@@ -15,7 +15,7 @@ from kubediffusion.resources.testing import job
 )
 def test_an_event_is_an_object_and_whether_it_is_gone(kind, gone):
     told = []
-    _tell(
+    report(
         {"type": kind, "object": job("a").to_wire()}, GenerationJob, lambda item, is_gone: told.append((item, is_gone))
     )
     assert told == [(job("a"), gone)]
@@ -24,12 +24,12 @@ def test_an_event_is_an_object_and_whether_it_is_gone(kind, gone):
 def test_an_object_that_cannot_be_read_is_named_and_left_out(caplog):
     told = []
     body = {"metadata": {"name": "odd"}, "spec": {"prompt": "a fox", "scheduler": "NewerScheduler"}}
-    _tell({"type": "ADDED", "object": body}, GenerationJob, lambda item, _: told.append(item))
+    report({"type": "ADDED", "object": body}, GenerationJob, lambda item, _: told.append(item))
     assert told == []
     assert "cannot read GenerationJob odd" in caplog.text
 
 
 def test_a_pod_of_any_age_is_read():
     told = []
-    _tell({"type": "ADDED", "object": {"metadata": {"name": "p"}}}, Pod, lambda item, _: told.append(item))
+    report({"type": "ADDED", "object": {"metadata": {"name": "p"}}}, Pod, lambda item, _: told.append(item))
     assert [pod.status.phase for pod in told] == ["Pending"]

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from builders import HASH, OLD_HASH, pod_name, view, worker
 
+from kubediffusion.operator.job_status import waiting_reason
 from kubediffusion.operator.model_status import model_status
-from kubediffusion.operator.waiting import waiting_reason
 from kubediffusion.operator.workers import ContainerState, ContainerStatus, Waiting, WorkerState
 from kubediffusion.resources.conditions import ConditionStatus, ModelReason, find
 from kubediffusion.resources.diffusion_model import WorkerCounts

@@ -7,9 +7,9 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from kubediffusion.operator.actions import Action, CreateWorker, DeleteWorker, ReportModel
+from kubediffusion.operator.actions import CreateWorker, DeleteWorker, ReportModel
 from kubediffusion.operator.manifests import WorkerDefaults, worker_job
-from kubediffusion.operator.state import ObjectList
+from kubediffusion.operator.object_cache import ObjectList
 from kubediffusion.operator.workers import BatchJob, Pod
 from kubediffusion.resources import meta
 from kubediffusion.resources.base import merge_patch
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 UNFINISHED = ",".join(f"status.phase!={phase}" for phase in sorted(TERMINAL))
 """Field selector of jobs that have not finished."""
 
-HELD = ",".join(f"status.phase!={phase}" for phase in sorted(set(Phase) - BOUND))
+BOUND_JOBS = ",".join(f"status.phase!={phase}" for phase in sorted(set(Phase) - BOUND))
 """Field selector of jobs that workers have."""
 
 RETRY_SECONDS = 1.0
@@ -67,9 +67,9 @@ class Cluster:
         """List all jobs that have not finished: what a restart must know, however many others are kept."""
         return await self._jobs(UNFINISHED)
 
-    async def held_jobs(self) -> ObjectList[GenerationJob]:
+    async def bound_jobs(self) -> ObjectList[GenerationJob]:
         """List the jobs that workers have: few, however many wait."""
-        return await self._jobs(HELD)
+        return await self._jobs(BOUND_JOBS)
 
     async def batch_jobs(self) -> ObjectList[BatchJob]:
         """List the batch/v1 Jobs of workers."""
@@ -225,8 +225,3 @@ async def retry_until_done(what: str, name: str, work: Callable[[], Awaitable[T]
         except KubernetesError as error:
             logger.warning("cannot %s, trying again: %s", what, error, extra={"job": name})
             await asyncio.sleep(error.retry_after or RETRY_SECONDS)
-
-
-def action_name(action: Action) -> str:
-    """Return an action's name for logs and metrics."""
-    return type(action).__name__

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
-import heapq
 from collections.abc import Iterator
+
+from sortedcontainers import SortedList
 
 from kubediffusion.resources.generation_job import GenerationJob
 
@@ -12,7 +13,7 @@ _Entry = tuple[dt.datetime, str, str, str]
 
 
 def time_after(start: dt.datetime, seconds: float) -> dt.datetime | None:
-    """Return the moment so many seconds later; None where the calendar ends before, as nothing is due then.
+    """Return the time so many seconds later; None where the calendar ends before, as nothing is due then.
 
     A status may say anything that is a date, the year 9999 included.
     """
@@ -23,55 +24,36 @@ def time_after(start: dt.datetime, seconds: float) -> dt.datetime | None:
 
 
 class DeadlineQueue:
-    """Deadlines or times to live of jobs, one moment each.
-
-    A heap: what is due costs nothing until it is. Entries that no longer count stay in it until they are more than
-    those that do.
-    """
+    """Deadlines or times to live of jobs, one moment each: what is due costs nothing until it is."""
 
     def __init__(self) -> None:
-        self._heap: list[_Entry] = []
-        self._due: dict[str, dt.datetime] = {}
-        """When a job is due, by uid: an entry of another moment no longer counts."""
+        self._entries = SortedList()
+        self._by_uid: dict[str, _Entry] = {}
 
     def __len__(self) -> int:
-        """Return how many jobs will be due."""
-        return len(self._due)
+        return len(self._entries)
 
     def add(self, due: dt.datetime, job: GenerationJob) -> None:
-        """Note that a job is due then, and no longer when it was noted to be before."""
-        if self._due.get(job.uid) == due:
-            return
-        self._due[job.uid] = due
-        heapq.heappush(self._heap, (due, job.metadata.namespace, job.name, job.uid))
-        self._compact()
+        """Set the moment at which a job is due, instead of an earlier one that was set."""
+        self.remove(job.uid)
+        entry = (due, job.metadata.namespace, job.name, job.uid)
+        self._by_uid[job.uid] = entry
+        self._entries.add(entry)
 
-    def drop(self, uid: str) -> None:
-        """Forget a job."""
-        if self._due.pop(uid, None) is not None:
-            self._compact()
+    def remove(self, uid: str) -> None:
+        """Remove a job, if it is there."""
+        entry = self._by_uid.pop(uid, None)
+        if entry is not None:
+            self._entries.remove(entry)
 
     def pop_due(self, now: dt.datetime) -> Iterator[tuple[str, str, str]]:
-        """Return and forget what is due, one by one: namespace, name and uid."""
+        """Remove the jobs that are due, the earliest first, and yield namespace, name and uid of each."""
         while (due := self.next_due) is not None and due <= now:
-            _, namespace, name, uid = heapq.heappop(self._heap)
-            del self._due[uid]
-            self._compact()
+            _, namespace, name, uid = self._entries.pop(0)
+            del self._by_uid[uid]
             yield namespace, name, uid
 
     @property
     def next_due(self) -> dt.datetime | None:
-        """When the next job is due."""
-        while self._heap and not self._counts(self._heap[0]):
-            heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else None
-
-    def _counts(self, entry: _Entry) -> bool:
-        due, _, _, uid = entry
-        return self._due.get(uid) == due
-
-    def _compact(self) -> None:
-        if len(self._heap) > 2 * len(self._due):
-            # A job that came back to an earlier moment has two equal entries.
-            self._heap = list(set(filter(self._counts, self._heap)))
-            heapq.heapify(self._heap)
+        """When the next job is due; None where none is."""
+        return self._entries[0][0] if self._entries else None

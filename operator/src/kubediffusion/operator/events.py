@@ -13,16 +13,21 @@ import uuid
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from kubediffusion.operator.actions import Explain, JobAction, ReportModel, Requeue
 from kubediffusion.resources import meta
 from kubediffusion.resources.base import format_time
 from kubediffusion.resources.client import KubernetesClient, KubernetesError
+from kubediffusion.resources.conditions import ConditionStatus, JobReason, ModelCondition, WaitingReason, find
 from kubediffusion.resources.diffusion_model import DiffusionModel
-from kubediffusion.resources.generation_job import GenerationJob
+from kubediffusion.resources.generation_job import GenerationJob, Phase
 
 logger = logging.getLogger(__name__)
 
 MOST_WAITING = 1000
 """Events that wait to be written; more are dropped, since they only come in a flood."""
+
+PARAMETERS_ADJUSTED = "ParametersAdjusted"
+"""Reason of an Event that no condition carries: the job ran with other parameters than it asked for."""
 
 MOST_NOTE = 1024
 """Bytes of a note; the API server says characters, counts bytes and refuses an Event that has more."""
@@ -39,7 +44,7 @@ class Event:
 
 
 class EventRecorder:
-    """Write Events in the background.
+    """Writes Events in the background.
 
     Args:
         client: The connection.
@@ -51,12 +56,13 @@ class EventRecorder:
         self._instance = instance
         self._queue: asyncio.Queue[Event] = asyncio.Queue(MOST_WAITING)
 
-    def record(self, event: Event) -> None:
-        """Have an Event written soon."""
-        if self._queue.full():
-            logger.warning("too many events wait, one is dropped: %s", event.reason)
-            return
-        self._queue.put_nowait(event)
+    def record(self, *events: Event) -> None:
+        """Have Events written soon; those that find no room are dropped."""
+        for event in events:
+            if self._queue.full():
+                logger.warning("too many events wait, one is dropped: %s", event.reason)
+            else:
+                self._queue.put_nowait(event)
 
     async def run(self) -> None:
         """Write Events until cancelled."""
@@ -65,32 +71,83 @@ class EventRecorder:
             namespace = event.about.metadata.namespace
             try:
                 path = f"/apis/events.k8s.io/v1/namespaces/{namespace}/events"
-                await self._client.request("POST", path, body=self._body(event, dt.datetime.now(dt.UTC)))
+                body = event_body(event, self._instance, dt.datetime.now(dt.UTC))
+                await self._client.request("POST", path, body=body)
             except KubernetesError as error:
                 logger.warning("event %s of %s is lost: %s", event.reason, event.about.name, error)
 
-    def _body(self, event: Event, now: dt.datetime) -> dict[str, Any]:
-        metadata = event.about.metadata
-        return {
-            "apiVersion": "events.k8s.io/v1",
-            "kind": "Event",
-            # Named as client-go does: the object's name and something unique.
-            "metadata": {
-                "name": f"{metadata.name[:200].rstrip('-.')}.{uuid.uuid4().hex[:16]}",
-                "namespace": metadata.namespace,
-            },
-            "eventTime": format_time(now),
-            "type": event.kind,
-            "reason": event.reason,
-            "action": event.reason,
-            "note": event.message.encode()[:MOST_NOTE].decode(errors="ignore"),
-            "reportingController": f"{meta.GROUP}/operator",
-            "reportingInstance": self._instance,
-            "regarding": {
-                "apiVersion": meta.API_VERSION,
-                "kind": event.about.KIND,
-                "namespace": metadata.namespace,
-                "name": metadata.name,
-                "uid": metadata.uid,
-            },
-        }
+
+def event_body(event: Event, instance: str, now: dt.datetime) -> dict[str, Any]:
+    """Return the manifest of an Event.
+
+    Args:
+        event: What to tell.
+        instance: Name of this operator's Pod.
+        now: The time to write.
+    """
+    metadata = event.about.metadata
+    return {
+        "apiVersion": "events.k8s.io/v1",
+        "kind": "Event",
+        # Named as client-go does: the object's name and something unique.
+        "metadata": {
+            "name": f"{metadata.name[:200].rstrip('-.')}.{uuid.uuid4().hex[:16]}",
+            "namespace": metadata.namespace,
+        },
+        "eventTime": format_time(now),
+        "type": event.kind,
+        "reason": event.reason,
+        "action": event.reason,
+        "note": event.message.encode()[:MOST_NOTE].decode(errors="ignore"),
+        "reportingController": f"{meta.GROUP}/operator",
+        "reportingInstance": instance,
+        "regarding": {
+            "apiVersion": meta.API_VERSION,
+            "kind": event.about.KIND,
+            "namespace": metadata.namespace,
+            "name": metadata.name,
+            "uid": metadata.uid,
+        },
+    }
+
+
+def events_of_job_write(action: JobAction, job: GenerationJob) -> list[Event]:
+    """Return the Events of an action on a job that was written.
+
+    Args:
+        action: The action.
+        job: The job as it is since.
+    """
+    match action:
+        case Requeue():
+            return [Event(job, "Warning" if action.counted else "Normal", action.reason, action.message)]
+        case Explain():
+            return [Event(job, "Normal", action.reason, action.message)]
+        case _:
+            return []
+
+
+def events_of_job_end(job: GenerationJob) -> list[Event]:
+    """Return the Events of a job that has ended."""
+    events: list[Event] = []
+    error = job.status.error
+    if job.status.phase is Phase.FAILED and error is not None:
+        events.append(Event(job, "Warning", error.code, error.message))
+    elif job.status.phase is Phase.CANCELLED and error is not None:
+        events.append(Event(job, "Normal", JobReason.CANCELLED, error.message))
+    return events + [Event(job, "Warning", PARAMETERS_ADJUSTED, warning) for warning in job.status.warnings]
+
+
+def events_of_model_report(action: ReportModel) -> list[Event]:
+    """Return the Event of a model that can be used now, or no longer; nothing where that has not changed."""
+    before = find(action.model.status.conditions, ModelCondition.AVAILABLE)
+    after = find(action.status.conditions, ModelCondition.AVAILABLE)
+    if after is None or (before is not None and before.reason == after.reason):
+        return []
+    bad = after.status == ConditionStatus.FALSE
+    return [Event(action.model, "Warning" if bad else "Normal", after.reason, after.message)]
+
+
+def worker_refused(model: DiffusionModel, message: str) -> Event:
+    """Return the Event of a model of which the API server takes no worker."""
+    return Event(model, "Warning", WaitingReason.WORKER_REFUSED, message)

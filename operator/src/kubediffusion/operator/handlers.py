@@ -1,4 +1,4 @@
-"""kopf's handlers: each takes one raw event in, typed, and wakes the loop. Nothing is decided here.
+"""kopf's handlers: each takes one raw event in, typed, and reports it to the store. Nothing is decided here.
 
 ``on.event`` handlers leave no trace on the objects (no annotations, no finalizers): the state machine is in status,
 and a pass decides from all that is known, not from the event that woke it.
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import kopf
 from pydantic import ValidationError
 
-from kubediffusion.operator.controller import Controller
+from kubediffusion.operator.store import Store
 from kubediffusion.operator.workers import BatchJob, Pod
 from kubediffusion.resources import meta
 from kubediffusion.resources.base import KubernetesObject
@@ -24,32 +24,39 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T", bound=KubernetesObject)
 
 
-def register(registry: kopf.OperatorRegistry, controller: Controller) -> None:
+def register(registry: kopf.OperatorRegistry, store: Store) -> None:
     """Register what the operator watches through kopf.
 
     GenerationJobs are not among them: see :func:`kubediffusion.operator.watching.watch_jobs`.
 
     Args:
         registry: kopf's registry of this operator; none is global.
-        controller: Who is told.
+        store: Takes what is observed.
     """
     group, version = meta.GROUP, meta.VERSION
     ours = {meta.MANAGED_BY_LABEL: meta.MANAGER, meta.COMPONENT_LABEL: meta.WORKER_COMPONENT}
 
     @kopf.on.event(group, version, meta.DIFFUSION_MODELS, registry=registry)
     async def diffusion_model(event: kopf.RawEvent, **_: Any) -> None:
-        _tell(event, DiffusionModel, controller.observe_model)
+        report(event, DiffusionModel, store.observe_model)
 
     @kopf.on.event("batch", "v1", "jobs", labels=ours, registry=registry)
     async def batch_job(event: kopf.RawEvent, **_: Any) -> None:
-        _tell(event, BatchJob, controller.observe_batch_job)
+        report(event, BatchJob, store.observe_batch_job)
 
     @kopf.on.event("", "v1", "pods", labels=ours, registry=registry)
     async def pod(event: kopf.RawEvent, **_: Any) -> None:
-        _tell(event, Pod, controller.observe_pod)
+        report(event, Pod, store.observe_pod)
 
 
-def _tell(event: kopf.RawEvent, kind: type[T], observe: Callable[[T, bool], None]) -> None:
+def report(event: kopf.RawEvent, kind: type[T], observe: Callable[[T, bool], None]) -> None:
+    """Report an event as a typed object and whether that is deleted; one that cannot be read is logged and left out.
+
+    Args:
+        event: The raw event.
+        kind: Class of the object.
+        observe: Takes the object.
+    """
     body = event["object"]
     try:
         item = kind.from_wire(body)

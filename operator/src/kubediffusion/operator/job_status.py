@@ -1,13 +1,31 @@
-"""The statuses that the operator writes: from what a job says now to what it should say. Pure."""
+"""What a job's status says: where it stands after each action, and why it waits. Pure.
+
+Finishing and binding are told by :func:`next_status`. Waiting is told at a bounded rate (docs/adr/0006): each job that
+has waited long enough and does not say so yet, from the head of the queue, so many a pass.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
+import itertools
+from collections.abc import Iterator
 
 from kubediffusion.operator.actions import Bind, Explain, Finish, Requeue
+from kubediffusion.operator.scaling import back_off_until
+from kubediffusion.operator.views import Decision, ModelView, NamespaceView, SchedulerOptions
+from kubediffusion.operator.workers import WorkerState
 from kubediffusion.resources import recipe
-from kubediffusion.resources.conditions import Condition, ConditionStatus, JobCondition, JobReason, with_condition
+from kubediffusion.resources.conditions import (
+    Condition,
+    ConditionStatus,
+    JobCondition,
+    JobReason,
+    WaitingReason,
+    find,
+    with_condition,
+)
 from kubediffusion.resources.generation_job import (
+    GenerationJob,
     GenerationJobStatus,
     JobError,
     Parameters,
@@ -17,7 +35,7 @@ from kubediffusion.resources.transitions import Writer, allowed
 
 
 def next_status(
-    action: Bind | Requeue | Finish | Explain, now: dt.datetime, seed: int, arrived: dt.datetime | None = None
+    action: Bind | Requeue | Finish | Explain, now: dt.datetime, seed: int, first_seen: dt.datetime | None = None
 ) -> GenerationJobStatus:
     """Return the status that an action leads to.
 
@@ -25,13 +43,13 @@ def next_status(
         action: What was decided.
         now: The time to write.
         seed: Seed for a job that has none yet.
-        arrived: When the job was first seen, where that is known more exactly than from its creation timestamp.
+        first_seen: When the job was first seen, where that is known more exactly than from its creation timestamp.
 
     Raises:
         ValueError: The table of transitions forbids it; a defect of the scheduler, found before the API server does.
     """
     old = action.job.status
-    queued_at = old.queued_at or arrived or action.job.metadata.creation_timestamp or now
+    queued_at = old.queued_at or first_seen or action.job.metadata.creation_timestamp or now
     new = _next(action, now, seed).model_copy(update={"queued_at": queued_at})
     if not isinstance(action, Explain) and not allowed(Writer.OPERATOR, old.phase, new.phase):
         raise ValueError(f"{action.job.name}: the operator may not take a job from {old.phase} to {new.phase}")
@@ -133,3 +151,93 @@ def _explained(action: Explain, now: dt.datetime) -> GenerationJobStatus:
             ),
         }
     )
+
+
+def explain_waiting_jobs(
+    view: ModelView, rest: Iterator[GenerationJob], now: dt.datetime, options: SchedulerOptions, explanations: int
+) -> Decision:
+    """Decide which jobs of a model's queue are told why they wait.
+
+    Args:
+        view: What is observed of the model.
+        rest: The jobs that go on waiting, from the head of the queue.
+        now: The time.
+        options: Settings of the scheduler.
+        explanations: How many may be told in this pass.
+    """
+    if explanations <= 0:
+        return Decision((), now + dt.timedelta(seconds=1) if view.waiting_count else None)
+    reason, message = waiting_reason(view, now)
+    actions: list[Explain] = []
+    # The head of the queue is what people ask about; looking further costs every pass.
+    for job in itertools.islice(rest, 100):
+        due = (job.metadata.creation_timestamp or now) + options.explain_after
+        if now < due:
+            return Decision(tuple(actions), due)
+        said = find(job.status.conditions, JobCondition.SCHEDULED)
+        if said is not None and said.status == ConditionStatus.FALSE and said.reason == reason:
+            continue
+        if len(actions) >= explanations:
+            return Decision(tuple(actions), now + dt.timedelta(seconds=1))
+        actions.append(Explain(job, reason, message))
+    return Decision(tuple(actions))
+
+
+def waiting_reason(view: ModelView, now: dt.datetime) -> tuple[WaitingReason, str]:
+    """Return why a job of this model waits, for programs and for people."""
+    settings = view.model.spec.workers
+    ready = view.current(WorkerState.READY)
+    starting = view.current(WorkerState.STARTING)
+    back_off = _back_off(view, now)
+    stuck = [w.pod.unschedulable for w in starting if w.pod is not None and w.pod.unschedulable]
+    if ready:
+        message = f"ready workers of model {view.model.name}: {len(ready)}, all at capacity"
+        message += f"; maxReplicas is {settings.max_replicas}"
+        message += f"; {placed} starting" if (placed := len(starting) - len(stuck)) else ""
+        message += f"; {len(stuck)} without a node: {stuck[0]}" if stuck else ""
+        if len(view.replicas) < settings.max_replicas:
+            message += f"; no more can be created: {view.refusal}" if view.refusal else ""
+            message += f"; {back_off}" if back_off else ""
+        return WaitingReason.WORKERS_BUSY, message
+    if stuck:
+        return WaitingReason.WORKER_UNSCHEDULABLE, f"no node takes a worker of model {view.model.name}: {stuck[0]}"
+    if view.refusal and not view.loading:
+        return WaitingReason.WORKER_REFUSED, f"no worker of model {view.model.name} can be created: {view.refusal}"
+    if blocked := [w.pod.blocked for w in starting if w.pod is not None and w.pod.blocked]:
+        return WaitingReason.WORKER_CANNOT_START, f"a worker of model {view.model.name} cannot start: {blocked[0]}"
+    if starting:
+        # Not how far it is: this is written once, and would soon be wrong.
+        message = f"a worker is loading model {view.model.name}; the model's status.workers.starts says how far it is"
+        return WaitingReason.WORKER_STARTING, message
+    if view.current(WorkerState.QUEUED):
+        return WaitingReason.WORKER_QUEUED, f"Kueue has not admitted a worker to queue {settings.queue_name} yet"
+    if len(view.replicas) >= settings.max_replicas:
+        message = f"a worker of model {view.model.name} is going, and the next one gets its place once it has ended"
+        return WaitingReason.WORKER_STARTING, f"{message}; maxReplicas is {settings.max_replicas}"
+    if back_off:
+        return WaitingReason.WORKER_BACK_OFF, back_off
+    return WaitingReason.WORKER_STARTING, f"a worker of model {view.model.name} is being created"
+
+
+def _back_off(view: ModelView, now: dt.datetime) -> str:
+    """Say until when the next worker waits after crashes; empty where it need not."""
+    crashes = view.crashes
+    allowed = back_off_until(crashes)
+    if allowed is None or now >= allowed:
+        return ""
+    message = f"{len(crashes)} workers of model {view.model.name} crashed in a row; the next one starts at "
+    return f"{message}{allowed:%H:%M:%S} UTC. Last: {crashes[-1].crash}"
+
+
+def explain_suspended_jobs(view: NamespaceView, now: dt.datetime, explanations: int) -> Decision:
+    """Decide which suspended jobs are told that they are.
+
+    Args:
+        view: What is observed of the namespace.
+        now: The time.
+        explanations: How many jobs may be told why they wait; the next pass goes on.
+    """
+    explained = view.suspended_jobs[: max(explanations, 0)]
+    actions = (Explain(job, WaitingReason.SUSPENDED, "spec.suspend is true") for job in explained)
+    rest = len(view.suspended_jobs) - len(explained)
+    return Decision(tuple(actions), now + dt.timedelta(seconds=1) if rest else None)

@@ -8,19 +8,14 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Coroutine, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import kopf
 import uvloop
 from kubernetes.aio.config import ConfigException
 
-from kubediffusion.operator.cluster import Cluster
-from kubediffusion.operator.controller import Controller
-from kubediffusion.operator.events import EventRecorder
+from kubediffusion.operator.composition import Operator, compose
 from kubediffusion.operator.handlers import register
-from kubediffusion.operator.manifests import WorkerDefaults
-from kubediffusion.operator.retention import ImageRemover
 from kubediffusion.operator.settings import Settings
 from kubediffusion.operator.watching import configure_kopf, watch_jobs
 from kubediffusion.resources.client import KubernetesClient, KubernetesError
@@ -40,27 +35,18 @@ async def run(settings: Settings) -> None:
 
     Returns only after kopf and the loop have ended; kopf itself handles SIGTERM and SIGINT.
     """
-    defaults = WorkerDefaults(
-        image=settings.worker_image,
-        service_account=settings.worker_service_account,
-        port=settings.worker_port,
-        s3_secret=settings.s3_secret,
-        log_level=settings.worker_log_level,
-    )
     storage = ImageStorage(settings.s3_bucket) if settings.s3_bucket else None
     async with await KubernetesClient.connect("kubediffusion-operator") as client:
-        cluster = Cluster(client, settings.namespace_list, defaults, settings.concurrent_requests)
         instance = os.environ.get("POD_NAME") or socket.gethostname()
-        events = EventRecorder(client, instance)
-        controller = Controller(cluster, events, ImageRemover(storage, settings.s3_prefix), settings, defaults)
+        operator = compose(client, settings, storage, instance)
 
         def ready() -> str | None:
-            return None if controller.synced else "the first list of the cluster is not complete"
+            return None if operator.resync.complete else "the first list of the cluster is not complete"
 
-        async with serve_probes(settings.bind_address, settings.port, live=controller.problem, ready=ready):
-            await _first_sync(controller)
+        async with serve_probes(settings.bind_address, settings.port, live=operator.loop.problem, ready=ready):
+            await _list_all(operator)
             registry = kopf.OperatorRegistry()
-            register(registry, controller)
+            register(registry, operator.store)
             kopf_settings = kopf.OperatorSettings()
             configure_kopf(registry, kopf_settings, client)
             watches = kopf.operator(
@@ -72,36 +58,22 @@ async def run(settings: Settings) -> None:
                 namespaces=settings.namespace_list,
                 clusterwide=not settings.namespace_list,
             )
+            store = operator.store
             namespaces: Sequence[str | None] = settings.namespace_list or [None]
-            jobs = [
-                watch_jobs(client, name, controller.observe_job, controller.jobs_in(name)).run() for name in namespaces
-            ]
+            jobs = [watch_jobs(client, name, store.observe_job, store.unfinished_jobs(name)) for name in namespaces]
             garbage.settle()
-            await _until_first_ends(watches, *jobs, controller.run(), events.run())
+            await operator.run(watches, *(watch.run() for watch in jobs))
 
 
-async def _first_sync(controller: Controller) -> None:
+async def _list_all(operator: Operator) -> None:
     while True:
         try:
-            await controller.sync()
+            await operator.resync.list_all()
         except KubernetesError as error:
             logger.warning("cannot list the cluster yet, trying again: %s", error)
             await asyncio.sleep(error.retry_after or SYNC_PAUSE)
         else:
             return
-
-
-async def _until_first_ends(*works: Coroutine[Any, Any, None]) -> None:
-    """Run several coroutines until one ends: then the others are cancelled, and its error is raised."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()
 
 
 def main() -> None:

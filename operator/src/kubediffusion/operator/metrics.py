@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from kubediffusion.operator.actions import Action
+from kubediffusion.operator.views import ModelView
+from kubediffusion.operator.workers import WorkerState
+from kubediffusion.resources.diffusion_model import DiffusionModel
+
 ACTIONS = Counter(
     "kubediffusion_operator_actions_total", "Actions carried out, by kind and outcome.", ["action", "outcome"]
 )
@@ -22,7 +27,21 @@ PASS_SECONDS = Histogram(
 LAST_PASS = Gauge("kubediffusion_operator_last_pass_timestamp_seconds", "When the last scheduling pass ended.")
 
 
-def forget_model(namespace: str, model: str) -> None:
+def forget_model(model: DiffusionModel) -> None:
     """Drop the gauges of a model that is gone: they would tell of its last moment for ever."""
-    QUEUED.remove_by_labels({"namespace": namespace, "model": model})
-    WORKERS.remove_by_labels({"namespace": namespace, "model": model})
+    labels = {"namespace": model.metadata.namespace, "model": model.name}
+    QUEUED.remove_by_labels(labels)
+    WORKERS.remove_by_labels(labels)
+
+
+def action_label(action: Action) -> str:
+    """Return the value of the label ``action``: the name of the action's class."""
+    return type(action).__name__
+
+
+def set_model_gauges(view: ModelView) -> None:
+    """Set the gauges of a model to what is observed of it."""
+    namespace, name = view.model.metadata.namespace, view.model.name
+    QUEUED.labels(namespace, name).set(view.waiting_count)
+    for state in WorkerState:
+        WORKERS.labels(namespace, name, state).set(sum(worker.state is state for worker in view.workers))

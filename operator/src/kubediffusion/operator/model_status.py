@@ -1,24 +1,27 @@
-"""What a DiffusionModel's status says: can it be used, and if not, why. Pure."""
+"""What a DiffusionModel's status says: can it be used, and if not, why; how far its workers have come. Pure."""
 
 from __future__ import annotations
 
 import datetime as dt
 
+from kubediffusion.operator.job_status import waiting_reason
 from kubediffusion.operator.scaling import LoadFailure, back_off_until, load_failure
-from kubediffusion.operator.starts import compiling, oldest_first, stage, starting, starts
-from kubediffusion.operator.views import ModelView
-from kubediffusion.operator.waiting import waiting_reason
-from kubediffusion.operator.workers import WorkerState
+from kubediffusion.operator.views import NEVER, ModelView
+from kubediffusion.operator.workers import Worker, WorkerState
 from kubediffusion.resources import meta
 from kubediffusion.resources.conditions import (
     ConditionStatus,
+    EngineReason,
     ModelCondition,
     ModelReason,
     WaitingReason,
     find,
     with_condition,
 )
-from kubediffusion.resources.diffusion_model import DiffusionModelStatus, WorkerCounts
+from kubediffusion.resources.diffusion_model import MAX_STARTS, DiffusionModelStatus, WorkerCounts, WorkerStart
+
+LONGEST_MESSAGE = 500
+"""Characters of a worker's message that go into the model's status: workers may run anybody's code."""
 
 
 def model_status(view: ModelView, revision: str | None, now: dt.datetime) -> DiffusionModelStatus:
@@ -39,8 +42,8 @@ def model_status(view: ModelView, revision: str | None, now: dt.datetime) -> Dif
         workers=WorkerCounts(
             ready=len(ready),
             busy=sum(bool(view.jobs_of(w)) for w in ready),
-            starting=len(starting(view)),
-            starts=starts(view, now),
+            starting=len(starting_workers(view)),
+            starts=worker_starts(view, now),
         ),
         queued=view.waiting_count,
         revision=revision or (old.revision if old.template_hash == view.template_hash else None),
@@ -54,7 +57,7 @@ def _availability(view: ModelView, now: dt.datetime) -> tuple[ConditionStatus, M
     crashes = view.crashes
     if ready := view.current(WorkerState.READY):
         message = f"{len(ready)} worker{'s' if len(ready) > 1 else ''} ready"
-        message += f", still compiling: {busy}" if (busy := len(compiling(view))) else ""
+        message += f", still compiling: {busy}" if (busy := len(compiling_workers(view))) else ""
         return ConditionStatus.TRUE, ModelReason.READY, message
     if (failure := load_failure(view, now)) is not None:
         return ConditionStatus.FALSE, ModelReason.LOAD_FAILED, f"{failure.reason} ({_remedy(failure)})"
@@ -83,10 +86,10 @@ def _availability(view: ModelView, now: dt.datetime) -> tuple[ConditionStatus, M
 
 def _first_start(view: ModelView) -> str:
     """Say how far the oldest start has come; empty where there is none."""
-    under_way = starting(view)
+    under_way = starting_workers(view)
     if not under_way:
         return ""
-    reason, message = stage(oldest_first(under_way)[0])
+    reason, message = start_stage(_oldest_first(under_way)[0])
     return f"one is starting: {message} ({reason})"
 
 
@@ -97,3 +100,60 @@ def _remedy(failure: LoadFailure) -> str:
     return remedy + (
         f", else it is tried again after {failure.until:%H:%M:%S} UTC" if failure.until is not None else ""
     )
+
+
+def worker_starts(view: ModelView, now: dt.datetime) -> tuple[WorkerStart, ...]:
+    """Return the starts that are under way, those of workers that take jobs and still compile last.
+
+    Args:
+        view: What is observed of the model.
+        now: The time, for what has changed.
+    """
+    before = {(start.worker, start.reason): start.since for start in view.model.status.workers.starts}
+    found = []
+    for worker in [*_oldest_first(starting_workers(view)), *_oldest_first(compiling_workers(view))][:MAX_STARTS]:
+        name = worker.pod.metadata.name if worker.pod is not None else worker.name
+        reason, message = start_stage(worker)
+        since = before.get((name, reason), now)
+        found.append(WorkerStart(worker=name, reason=reason, message=message, since=since))
+    return tuple(found)
+
+
+def starting_workers(view: ModelView) -> list[Worker]:
+    """Return the workers of today's template that take no jobs yet."""
+    return view.current(WorkerState.STARTING, WorkerState.QUEUED)
+
+
+def compiling_workers(view: ModelView) -> list[Worker]:
+    """Return the workers of today's template that take jobs and still compile."""
+    return [w for w in view.current(WorkerState.READY) if start_stage(w)[0] == EngineReason.COMPILING]
+
+
+def start_stage(worker: Worker) -> tuple[str, str]:
+    """Say where a worker's start stands, for programs and for people: in its own words, once it has any."""
+    if worker.state is WorkerState.QUEUED:
+        return WaitingReason.WORKER_QUEUED, "Kueue has not admitted it yet"
+    pod = worker.pod
+    if pod is None:
+        return WaitingReason.WORKER_STARTING, "its Pod is being created"
+    if pod.unschedulable:
+        return WaitingReason.WORKER_UNSCHEDULABLE, _short(pod.unschedulable)
+    if pod.blocked:
+        return WaitingReason.WORKER_CANNOT_START, _short(pod.blocked)
+    told = pod.engine_ready
+    if told is None:
+        running = pod.status.phase == "Running"
+        return WaitingReason.WORKER_STARTING, "it loads the model" if running else "its container is being started"
+    if worker.state is WorkerState.STARTING and told.status == ConditionStatus.TRUE:
+        # Its node has not asked since, or not told yet.
+        return _short(told.reason), "it takes jobs as soon as its node says that it is ready"
+    return _short(told.reason), _short(told.message)
+
+
+def _oldest_first(workers: list[Worker]) -> list[Worker]:
+    """Return workers in the order in which they were created."""
+    return sorted(workers, key=lambda w: (w.job.metadata.creation_timestamp or NEVER, w.name))
+
+
+def _short(message: str) -> str:
+    return message if len(message) <= LONGEST_MESSAGE else f"{message[: LONGEST_MESSAGE - 1]}…"

@@ -1,4 +1,7 @@
-"""When finished jobs leave, and the images that go with them. What to do is decided pure."""
+"""Deletes finished jobs whose time to live is over, and images before the jobs that hold them.
+
+When a job goes is decided by pure functions; the classes below wait, ask the API server and storage, and try again.
+"""
 
 from __future__ import annotations
 
@@ -97,9 +100,9 @@ class Retention:
     def __init__(self, cluster: Cluster, images: ImageRemover) -> None:
         self._cluster = cluster
         self._images = images
-        self._agenda = DeadlineQueue()
-        self._noted = asyncio.Event()
-        self._turn = asyncio.Lock()
+        self._expiries = DeadlineQueue()
+        self._added = asyncio.Event()
+        self._taking = asyncio.Lock()
         self._deleted: asyncio.Queue[GenerationJob] = asyncio.Queue()
         self._releasing: set[str] = set()
 
@@ -110,12 +113,12 @@ class Retention:
                 self._releasing.add(job.uid)
                 self._deleted.put_nowait(job)
         elif (due := expiry(job)) is not None:
-            self._agenda.add(due, job)
-            self._noted.set()
+            self._expiries.add(due, job)
+            self._added.set()
 
-    def forget(self, uid: str) -> None:
+    def remove(self, uid: str) -> None:
         """Drop what is kept of a job that is gone."""
-        self._agenda.drop(uid)
+        self._expiries.remove(uid)
 
     async def run(self) -> None:
         """Let jobs go until cancelled."""
@@ -134,16 +137,16 @@ class Retention:
 
     async def _next_due(self) -> tuple[str, str, str]:
         """Wait for the next job that is due."""
-        async with self._turn:
+        async with self._taking:
             while True:
                 now = dt.datetime.now(dt.UTC)
-                for entry in self._agenda.pop_due(now):
+                for entry in self._expiries.pop_due(now):
                     return entry
-                self._noted.clear()
-                due = self._agenda.next_due
+                self._added.clear()
+                due = self._expiries.next_due
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout((due - now).total_seconds() if due is not None else None):
-                        await self._noted.wait()
+                        await self._added.wait()
 
     async def _expire(self, namespace: str, name: str, uid: str) -> None:
         """Delete a job whose time to live is over; its spec may have got another one since it was noted."""

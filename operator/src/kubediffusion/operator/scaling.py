@@ -76,7 +76,7 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, taken: Set[str], newl
     wanted = min(max(math.ceil((backlog + load) / view.batch), settings.min_replicas), settings.max_replicas)
 
     actions += _forget_failures(view, view.failures)
-    missing = min(wanted - len(live), settings.max_replicas - len(view.held))
+    missing = min(wanted - len(live), settings.max_replicas - len(view.replicas))
     failure = load_failure(view, now)
     if failure is not None:
         rechecks += [failure.until] if failure.until is not None else []

@@ -2,7 +2,7 @@
 
 A pass over a model is six steps: release the jobs of workers that are gone, order them with those that wait, bind
 from the head while workers have room, put the rest back, scale the workers to the backlog (:mod:`.scaling`), say why
-the others wait (:mod:`.waiting`).
+the others wait (:mod:`.job_status`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from kubediffusion.operator.actions import Bind, Finish, HoldImages, Requeue
 from kubediffusion.operator.deadline_queue import time_after
+from kubediffusion.operator.job_status import explain_waiting_jobs
 from kubediffusion.operator.scaling import LoadFailure, load_failure, scale
 from kubediffusion.operator.views import Decision, ModelView, SchedulerOptions, order_key
-from kubediffusion.operator.waiting import explain
 from kubediffusion.operator.workers import Worker, WorkerState
 from kubediffusion.resources import meta, recipe
 from kubediffusion.resources.conditions import WaitingReason
@@ -96,9 +96,9 @@ def schedule_model(view: ModelView, now: dt.datetime, options: SchedulerOptions,
     taken = again | {action.job.uid for action in spent}
     scaling = scale(view, now, backlog, taken, {action.pod for action in binding if isinstance(action, Bind)})
     rest = (item.job for item in queue if item.job.uid not in again)
-    explaining = explain(view, rest, now, options, explanations)
+    explaining = explain_waiting_jobs(view, rest, now, options, explanations)
     actions = (*spent, *failing, *binding, *map(_requeue, unbound), *scaling.actions, *explaining.actions)
-    rechecks = [plan.recheck_at for plan in (scaling, explaining) if plan.recheck_at is not None]
+    rechecks = [part.recheck_at for part in (scaling, explaining) if part.recheck_at is not None]
     return Decision(actions, min(rechecks, default=None))
 
 

@@ -1,4 +1,4 @@
-"""What a pass decides from, and what it answers with: the view of one model, the options, a plan. Pure."""
+"""What a pass decides from, and what it returns: views of a namespace and a model, options, a decision. Pure."""
 
 from __future__ import annotations
 
@@ -37,6 +37,36 @@ class SchedulerOptions:
     batches_ahead: int = 2
     explain_after: dt.timedelta = dt.timedelta(seconds=1)
     model_grace: dt.timedelta = dt.timedelta(seconds=30)
+
+
+@dataclass(frozen=True)
+class OrphanedJob:
+    """An unfinished job whose model does not exist.
+
+    Attributes:
+        job: The job.
+        missing_since: When the model was first missed.
+    """
+
+    job: GenerationJob
+    missing_since: dt.datetime
+
+
+@dataclass(frozen=True)
+class NamespaceView:
+    """The jobs of a namespace that are in no model's queue.
+
+    Attributes:
+        name: Name of the namespace.
+        models: Names of its DiffusionModels.
+        orphaned_jobs: Jobs whose model does not exist.
+        suspended_jobs: Jobs that are suspended and not bound, and whose status does not say so yet.
+    """
+
+    name: str
+    models: tuple[str, ...] = ()
+    orphaned_jobs: tuple[OrphanedJob, ...] = ()
+    suspended_jobs: tuple[GenerationJob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,7 +109,7 @@ class ModelView:
         return [w for w in starting if w.pod is None or not (w.pod.unschedulable or w.pod.blocked)]
 
     @property
-    def held(self) -> list[Worker]:
+    def replicas(self) -> list[Worker]:
         """The workers that count against ``maxReplicas``, of any template.
 
         One that is going holds its GPU until its Pod has ended, or its node is lost.
@@ -113,7 +143,12 @@ class ModelView:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do now, and when to look again if nothing happens before."""
+    """What to do now, and when to decide again.
+
+    Attributes:
+        actions: What to do, in this order.
+        recheck_at: When to decide again if nothing changes before; None where only a change asks for it.
+    """
 
     actions: tuple[Action, ...]
     recheck_at: dt.datetime | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import kopf
 
@@ -20,6 +20,8 @@ from kubediffusion.resources.generation_job import GenerationJob, GenerationJobS
 from kubediffusion.resources.watching import Reflector
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 INACTIVITY_SECONDS = 90.0
 """A watch without any byte for so long is dead: bookmarks come every minute."""
@@ -127,20 +129,20 @@ def watch_jobs(
     return Reflector(client.generation_jobs, namespace, isolate_errors(observe), remember=_identity, seen=seen)
 
 
-def isolate_errors(observe: Callable[[GenerationJob, bool], None]) -> Callable[[GenerationJob, bool], None]:
-    """Return an observer of jobs that tells in the log where the given one fails at a job.
+def isolate_errors(observe: Callable[[GenerationJob, T], None]) -> Callable[[GenerationJob, T], None]:
+    """Wrap an observer of jobs so that an error at one job is logged and ends neither the watch nor the list.
 
-    The watch, or the list, would end there, and the operator with it: one tenant's job must not stop the others'.
+    The operator would end with them: one tenant's job must not stop the others'.
     """
 
-    def tell(job: GenerationJob, gone: bool) -> None:
+    def observe_or_log(job: GenerationJob, observed: T) -> None:
         try:
-            observe(job, gone)
+            observe(job, observed)
         except Exception:
             place = {"job": job.name, "namespace": job.metadata.namespace}
             logger.exception("a defect: a GenerationJob cannot be taken in", extra=place)
 
-    return tell
+    return observe_or_log
 
 
 def _identity(job: GenerationJob) -> GenerationJob:

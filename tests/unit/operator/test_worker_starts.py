@@ -8,9 +8,8 @@ from dataclasses import replace
 import pytest
 from builders import OLD_HASH, pod_name, view, worker
 
-from kubediffusion.operator.model_status import model_status
-from kubediffusion.operator.starts import LONGEST_MESSAGE, stage, starts
-from kubediffusion.operator.telling import ModelReports
+from kubediffusion.operator.model_status import LONGEST_MESSAGE, model_status, start_stage, worker_starts
+from kubediffusion.operator.rate import ReportRate
 from kubediffusion.operator.workers import PlatformCondition, WorkerState
 from kubediffusion.resources.conditions import EngineReason, PodCondition, WaitingReason, find
 from kubediffusion.resources.diffusion_model import MAX_STARTS
@@ -40,7 +39,7 @@ def told(seen, status):
 
 
 def shown(seen, now=NOW):
-    return [(start.worker, start.reason, start.message) for start in starts(seen, now)]
+    return [(start.worker, start.reason, start.message) for start in worker_starts(seen, now)]
 
 
 def test_a_worker_tells_in_its_own_words_how_far_it_is():
@@ -77,7 +76,7 @@ def test_a_worker_tells_in_its_own_words_how_far_it_is():
     ],
 )
 def test_where_a_worker_has_said_nothing_its_pod_does(built, reason, message):
-    assert stage(built) == (reason, message)
+    assert start_stage(built) == (reason, message)
 
 
 def test_a_ready_worker_is_named_while_it_compiles_and_after_those_that_start():
@@ -97,7 +96,7 @@ def test_workers_of_another_template_and_such_as_have_ended_are_not_named():
 
 def test_a_status_stays_small_whatever_workers_say():
     wordy = [telling(worker(n, STARTING), "x" * 5000, "y" * 5000) for n in range(MAX_STARTS + 5)]
-    found = starts(view(workers=wordy), NOW)
+    found = worker_starts(view(workers=wordy), NOW)
     assert len(found) == MAX_STARTS
     assert {len(start.message) for start in found} == {LONGEST_MESSAGE}
     assert {len(start.reason) for start in found} == {LONGEST_MESSAGE}
@@ -124,14 +123,14 @@ def test_what_says_whether_a_model_is_available_says_how_far_the_first_start_is(
 
 
 def test_progress_is_written_once_a_second_and_availability_at_once():
-    reports = ModelReports()
+    reports = ReportRate()
     written = view()
     times = []
     for tenth in range(40):
         now = after(tenth / 10)
         built = worker(0, STARTING) if tenth < 35 else worker(0, READY)
         seen = told(view(workers=[telling(built, "WarmingUp", f"{tenth} of 35")]), written.model.status)
-        report = reports.next_report(seen, None, now)
+        report = reports.next_report(seen.model, model_status(seen, None, now), now)
         if report is not None and not isinstance(report, dt.datetime):
             written = told(written, report.status)
             times.append(tenth)

@@ -7,13 +7,12 @@ from collections import defaultdict
 from dataclasses import replace
 
 from builders import HASH, pod_name, worker
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from kubediffusion.operator.deadline_queue import DeadlineQueue
-from kubediffusion.operator.state import NamespaceState, ObjectCache, ObjectList
-from kubediffusion.operator.views import order_key
+from kubediffusion.operator.namespace_state import NamespaceState, ObjectCache, ObjectList
+from kubediffusion.operator.views import OrphanedJob, order_key
 from kubediffusion.operator.workers import Pod, WorkerState
 from kubediffusion.resources.base import ObjectMeta
 from kubediffusion.resources.conditions import ConditionStatus, WaitingReason, with_condition
@@ -53,36 +52,38 @@ def jobs(draw):
 
 
 class Knowledge(RuleBasedStateMachine):
-    """Put and drop in any order, beside a model that looks at everything anew each time."""
+    """Update and delete in any order, beside a model that looks at everything anew each time."""
 
     def __init__(self):
         super().__init__()
         self.state = NamespaceState(NAMESPACE, lambda _: HASH, NODE_GRACE)
         self.jobs = {}
         self.models = {}
+        self.versions = 0
 
     @rule(item=jobs())
     def a_job_is_told(self, item):
-        self.state.put_job(item)
+        self.state.update_job(item)
         self.jobs.pop(item.uid, None)
         if item.status.phase not in TERMINAL:
             self.jobs[item.uid] = item
 
     @rule(name=st.sampled_from("abcdef"))
     def a_job_is_gone(self, name):
-        self.state.drop_job(f"uid-{name}")
+        self.state.delete_job(f"uid-{name}")
         self.jobs.pop(f"uid-{name}", None)
 
     @rule(name=st.sampled_from(MODELS), default=st.booleans())
     def a_model_is_told(self, name, default):
-        self.models[name] = model(name, default=default)
-        self.state.put_model(self.models[name])
+        self.versions += 1
+        self.models[name] = versioned(model(name, default=default), self.versions)
+        self.state.update_model(self.models[name])
 
     @rule(name=st.sampled_from(MODELS))
     def a_model_is_gone(self, name):
         if name in self.models:
-            self.state.drop_model(versioned(self.models.pop(name), 1))
-            self.state._models._gone.clear()  # it may come back under the same version here
+            self.versions += 1
+            self.state.delete_model(versioned(self.models.pop(name), self.versions))
 
     def waiting(self):
         return [j for j in self.jobs.values() if j.status.phase not in BOUND and not j.spec.suspend]
@@ -94,12 +95,12 @@ class Knowledge(RuleBasedStateMachine):
     @invariant()
     def unfinished_jobs_are_kept(self):
         assert self.state.jobs == self.jobs
-        assert self.state.settled == (not self.jobs and not self.models)
+        assert self.state.empty == (not self.jobs and not self.models)
 
     @invariant()
     def each_model_sees_its_queue_in_order_and_what_its_workers_have(self):
         default = self.default()
-        views = {view.model.name: view for view in self.state.views(NOW)}
+        views = {view.model.name: view for view in self.state.model_views(NOW)}
         assert views.keys() == self.models.keys()
         for name, view in views.items():
             named = {name, None} if default is not None and default.name == name else {name}
@@ -123,7 +124,7 @@ class Knowledge(RuleBasedStateMachine):
             for j in self.jobs.values()
             if j.status.phase in BOUND and j.status.parameters.model not in self.models
         }
-        orphans = [item.uid for item, _ in self.state.orphans(NOW, 100)]
+        orphans = [orphan.job.uid for orphan in self.state.orphaned_jobs(NOW, 100)]
         assert sorted(orphans) == sorted(missing)
 
     @invariant()
@@ -133,7 +134,7 @@ class Knowledge(RuleBasedStateMachine):
             for j in self.jobs.values()
             if j.status.phase not in BOUND and j.spec.suspend and not j.status.conditions
         }
-        assert {j.uid for j in self.state.unexplained_suspended_jobs} == silent
+        assert {j.uid for j in self.state.view(NOW, 0).suspended_jobs} == silent
 
 
 TestKnowledge = Knowledge.TestCase
@@ -173,7 +174,7 @@ def test_a_list_that_crosses_a_watch_never_takes_anything_back(objects, listed_a
     for name, history in objects.items():
         for version, deleted in history:
             if version <= told_until:
-                (known.drop if deleted else known.put)(a_pod(name, version))
+                (known.delete if deleted else known.update)(a_pod(name, version))
     listed = {name: at(history, listed_at) for name, history in objects.items()}
     items = tuple(a_pod(name, version) for name, version in listed.items() if version is not None)
     known.replace(ObjectList(items, listed_at))
@@ -187,7 +188,7 @@ def test_a_list_that_crosses_a_watch_never_takes_anything_back(objects, listed_a
 def test_a_list_brings_what_a_broken_watch_missed(objects, listed_at):
     known = ObjectCache()
     for name in objects:
-        known.put(a_pod(name, 0))
+        known.update(a_pod(name, 0))
     listed = {name: at(history, listed_at) for name, history in objects.items()}
     items = tuple(a_pod(name, version) for name, version in listed.items() if version is not None)
     known.replace(ObjectList(items, listed_at))
@@ -198,37 +199,37 @@ def test_a_list_brings_what_a_broken_watch_missed(objects, listed_at):
 def test_of_all_that_is_told_of_an_object_the_newest_stays(order):
     known = ObjectCache()
     for version in order:
-        known.put(a_pod("a", version))
+        known.update(a_pod("a", version))
     assert known.items["a"].metadata.version == 5
 
 
 def test_the_late_answer_to_a_creation_does_not_bring_a_deleted_worker_back():
     known = ObjectCache()
-    known.drop(a_pod("a", 7))
-    assert not known.put(a_pod("a", 5))
-    assert known.put(a_pod("a", 9))
+    known.delete(a_pod("a", 7))
+    assert not known.update(a_pod("a", 5))
+    assert known.update(a_pod("a", 9))
 
 
 def test_the_late_news_of_a_deletion_does_not_take_the_next_of_that_name():
     known = ObjectCache()
-    known.put(a_pod("a", 9))
-    assert not known.drop(a_pod("a", 7))
+    known.update(a_pod("a", 9))
+    assert not known.delete(a_pod("a", 7))
     assert "a" in known.items
 
 
 def state_of(*workers, models=()):
     state = NamespaceState(NAMESPACE, lambda _: HASH, NODE_GRACE)
     for item in models or (model(),):
-        state.put_model(item)
+        state.update_model(item)
     for each in workers:
-        state.put_batch_job(each.job)
+        state.update_batch_job(each.job)
         if each.pod is not None:
-            state.put_pod(each.pod)
+            state.update_pod(each.pod)
     return state
 
 
 def only_view(state, now=NOW):
-    (view,) = state.views(now)
+    (view,) = state.model_views(now)
     return view
 
 
@@ -250,9 +251,9 @@ def test_a_worker_is_idle_since_its_last_job_left_it():
     state = state_of(worker(0, WorkerState.READY))
     assert only_view(state, after(0)).workers[0].idle_since == after(0)
     assert only_view(state, after(5)).workers[0].idle_since == after(0)
-    state.put_job(bound("a", pod_name(0)))
+    state.update_job(bound("a", pod_name(0)))
     assert only_view(state, after(6)).workers[0].idle_since is None
-    state.drop_job("uid-a")
+    state.delete_job("uid-a")
     assert only_view(state, after(9)).workers[0].idle_since == after(9)
 
 
@@ -284,10 +285,10 @@ def test_the_pod_of_a_deleted_job_is_not_its_namesakes():
     """A worker on a lost node is replaced under the same name, and stays for as long as its node is silent."""
     state = state_of(told_to_go(grace=5))
     only_view(state, after(0))
-    state.drop_batch_job(worker(0, WorkerState.READY).job)
+    state.delete_batch_job(worker(0, WorkerState.READY).job)
     fresh = worker(0, WorkerState.STARTING).job
     metadata = fresh.metadata.model_copy(update={"uid": "another", "resource_version": "2"})
-    state.put_batch_job(fresh.model_copy(update={"metadata": metadata}))
+    state.update_batch_job(fresh.model_copy(update={"metadata": metadata}))
     new, old = only_view(state, after(40)).workers
     assert (new.name, new.state, new.pod, new.lost) == (fresh.metadata.name, WorkerState.STARTING, None, False)
     assert (old.state, old.lost, old.pod.metadata.name) == (WorkerState.GOING, True, pod_name(0))
@@ -298,25 +299,25 @@ def test_a_worker_that_has_ended_is_not_lost():
     state = state_of(going)
     assert only_view(state, after(0)).workers[0].lost_at == after(35)
     status = going.pod.status.model_copy(update={"phase": "Failed"})
-    state.put_pod(going.pod.model_copy(update={"status": status}))
+    state.update_pod(going.pod.model_copy(update={"status": status}))
     (ended,) = only_view(state, after(99)).workers
     assert (ended.lost, ended.lost_at) == (False, None)
 
 
 def test_a_job_of_a_missing_model_is_an_orphan_once_its_worker_is_lost():
     state = state_of(told_to_go(grace=5))
-    state.put_job(bound("a", pod_name(0)))
-    state.drop_model(versioned(model(), 9))
-    assert [len(state.orphans(after(seconds), 9)) for seconds in (0, 34, 35)] == [0, 0, 1]
+    state.update_job(bound("a", pod_name(0)))
+    state.delete_model(versioned(model(), 9))
+    assert [len(state.orphaned_jobs(after(seconds), 9)) for seconds in (0, 34, 35)] == [0, 0, 1]
 
 
 def test_a_pod_whose_job_is_gone_is_a_worker_that_is_going():
     """It holds its GPU until it has ended."""
     state = state_of(worker(0, WorkerState.READY))
-    state.drop_batch_job(worker(0, WorkerState.READY).job)
+    state.delete_batch_job(worker(0, WorkerState.READY).job)
     (seen,) = only_view(state).workers
     assert (seen.state, seen.pod.metadata.name) == (WorkerState.GOING, pod_name(0))
-    state.drop_pod(worker(0, WorkerState.READY).pod)
+    state.delete_pod(worker(0, WorkerState.READY).pod)
     assert only_view(state).workers == ()
 
 
@@ -325,7 +326,7 @@ def test_each_pod_that_no_job_owns_is_a_worker_that_is_going():
     pods = [worker(n, WorkerState.READY).pod for n in range(2)]
     state = state_of()
     for pod in pods:
-        state.put_pod(pod.model_copy(update={"metadata": pod.metadata.model_copy(update={"owner_references": ()})}))
+        state.update_pod(pod.model_copy(update={"metadata": pod.metadata.model_copy(update={"owner_references": ()})}))
     seen = only_view(state).workers
     assert {(w.state, w.pod.metadata.name) for w in seen} == {(WorkerState.GOING, pod_name(n)) for n in range(2)}
 
@@ -334,7 +335,7 @@ def test_of_two_pods_of_a_job_the_newer_one_counts():
     ready = worker(0, WorkerState.READY)
     state = state_of(ready)
     metadata = ready.pod.metadata.model_copy(update={"name": "replacement", "creation_timestamp": NOW})
-    state.put_pod(ready.pod.model_copy(update={"metadata": metadata}))
+    state.update_pod(ready.pod.model_copy(update={"metadata": metadata}))
     (seen,) = only_view(state).workers
     assert seen.pod.metadata.name == "replacement"
 
@@ -343,18 +344,18 @@ def test_an_older_pod_of_a_job_is_kept_for_as_long_as_jobs_are_bound_to_it():
     """How it ended decides whether they spend their backoffLimit."""
     ready = worker(0, WorkerState.READY)
     state = state_of(ready)
-    state.put_job(bound_job("left", worker=pod_name(0), phase=Phase.RUNNING))
+    state.update_job(bound_job("left", worker=pod_name(0), phase=Phase.RUNNING))
     metadata = ready.pod.metadata.model_copy(update={"name": "replacement", "creation_timestamp": NOW})
-    state.put_pod(ready.pod.model_copy(update={"metadata": metadata}))
+    state.update_pod(ready.pod.model_copy(update={"metadata": metadata}))
     seen = {w.pod.metadata.name: w.state for w in only_view(state).workers}
     assert seen == {"replacement": WorkerState.READY, pod_name(0): WorkerState.GOING}
-    state.drop_job("uid-left")
+    state.delete_job("uid-left")
     assert [w.pod.metadata.name for w in only_view(state).workers] == ["replacement"]
 
 
 def test_workers_are_those_of_their_model():
     state = state_of(worker(0, WorkerState.READY), models=(model(), model("other", default=False)))
-    assert {view.model.name: len(view.workers) for view in state.views(NOW)} == {"emoji": 1, "other": 0}
+    assert {view.model.name: len(view.workers) for view in state.model_views(NOW)} == {"emoji": 1, "other": 0}
 
 
 def test_what_is_known_of_a_model_goes_with_it_however_that_was_learned():
@@ -369,64 +370,34 @@ def test_what_is_known_of_a_model_goes_with_it_however_that_was_learned():
         assert state.replace_models(ObjectList(listed, 3)) == [old]
         assert (tuple(state.models.values()), state.refusals) == (listed, {})
     state.refusals["emoji"] = "exceeded quota: gpus"
-    state.drop_model(versioned(new, 4))
+    state.delete_model(versioned(new, 4))
     assert state.refusals == {}
 
 
 def test_what_workers_loaded_is_forgotten_with_the_template_that_they_loaded_it_by():
     hashes = iter(["one", "one", "two"])
     state = NamespaceState(NAMESPACE, lambda _: next(hashes), NODE_GRACE)
-    state.put_model(versioned(model(), 1))
+    state.update_model(versioned(model(), 1))
     state.revisions["emoji"] = "rev-1"
-    state.put_model(versioned(model(), 2))
+    state.update_model(versioned(model(), 2))
     assert state.revisions == {"emoji": "rev-1"}
-    state.put_model(versioned(model(), 3))
+    state.update_model(versioned(model(), 3))
     assert state.revisions == {}
 
 
 def test_a_model_is_missed_from_when_it_was_first_looked_for():
     state = NamespaceState(NAMESPACE, lambda _: HASH, NODE_GRACE)
-    state.put_job(job("a", model="later", age=1000))
-    assert state.orphans(after(0), 10) == [(state.jobs["uid-a"], after(0))]
-    assert state.orphans(after(7), 10)[0][1] == after(0)
-    state.put_model(model("later"))
-    assert state.orphans(after(8), 10) == []
-    state.drop_model(versioned(model("later"), 5))
-    assert state.orphans(after(9), 10)[0][1] == after(9)
+    state.update_job(job("a", model="later", age=1000))
+    assert state.orphaned_jobs(after(0), 10) == [OrphanedJob(state.jobs["uid-a"], after(0))]
+    assert state.orphaned_jobs(after(7), 10)[0].missing_since == after(0)
+    state.update_model(model("later"))
+    assert state.orphaned_jobs(after(8), 10) == []
+    state.delete_model(versioned(model("later"), 5))
+    assert state.orphaned_jobs(after(9), 10)[0].missing_since == after(9)
 
 
 def test_a_long_queue_of_orphans_is_given_in_parts():
     state = NamespaceState(NAMESPACE, lambda _: HASH, NODE_GRACE)
     for n in range(10):
-        state.put_job(job(f"j-{n}", model="later"))
-    assert len(state.orphans(NOW, 4)) == 4
-
-
-STEPS = st.lists(
-    st.one_of(
-        st.tuples(st.just("add"), st.sampled_from("abcd"), st.integers(0, 20)),
-        st.tuples(st.just("drop"), st.sampled_from("abcd"), st.just(0)),
-        st.tuples(st.just("pop"), st.just(""), st.integers(0, 20)),
-    ),
-    max_size=60,
-)
-
-
-@given(STEPS)
-@example([("add", "a", 2), ("add", "a", 0), ("add", "c", 2), ("add", "c", 1), ("pop", "", 0)])
-def test_an_agenda_gives_each_job_once_in_order_at_its_last_moment_and_keeps_little_else(steps):
-    agenda, due = DeadlineQueue(), {}
-    for step, name, moment in steps:
-        if step == "add":
-            agenda.add(after(moment), job(name))
-            due[name] = moment
-        elif step == "drop":
-            agenda.drop(f"uid-{name}")
-            due.pop(name, None)
-        else:
-            given = [name for _, name, _ in agenda.pop_due(after(moment))]
-            assert given == sorted((n for n in due if due[n] <= moment), key=lambda n: (due[n], n))
-            due = {n: at for n, at in due.items() if at > moment}
-        assert len(agenda) == len(due)
-        assert len(agenda._heap) <= 2 * len(due)
-        assert agenda.next_due == (after(min(due.values())) if due else None)
+        state.update_job(job(f"j-{n}", model="later"))
+    assert len(state.orphaned_jobs(NOW, 4)) == 4

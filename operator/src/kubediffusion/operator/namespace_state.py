@@ -1,4 +1,4 @@
-"""What the operator knows of the cluster: filled from watches, read as views. No I/O.
+"""What the operator knows of one namespace: filled from watches and lists, read as views. No I/O.
 
 Everything here can be rebuilt from a list of the cluster; a restart loses nothing but time. Finished jobs are not
 kept: their cost would grow for ever.
@@ -11,86 +11,17 @@ import heapq
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from dataclasses import replace
 
 from sortedcontainers import SortedKeyList
 
-from kubediffusion.operator.views import ModelView, order_key
+from kubediffusion.operator.object_cache import ObjectCache, ObjectList
+from kubediffusion.operator.views import ModelView, NamespaceView, OrphanedJob, order_key
 from kubediffusion.operator.workers import BatchJob, Pod, Worker, WorkerState
-from kubediffusion.resources.base import KubernetesObject
 from kubediffusion.resources.conditions import JobCondition, WaitingReason, find
 from kubediffusion.resources.diffusion_model import DiffusionModel, choose_model
 from kubediffusion.resources.generation_job import GenerationJob
 from kubediffusion.resources.transitions import BOUND, TERMINAL
-
-T = TypeVar("T", BatchJob, Pod, GenerationJob, DiffusionModel)
-
-
-@dataclass(frozen=True)
-class ObjectList(Generic[T]):
-    """All objects of one kind, as one moment had them.
-
-    Attributes:
-        items: The objects.
-        version: Resource version of the list: what a watch has told since is newer.
-    """
-
-    items: tuple[T, ...]
-    version: int
-
-    @property
-    def namespaces(self) -> set[str]:
-        """The namespaces that have any."""
-        return {item.metadata.namespace for item in self.items}
-
-    def within(self, namespace: str) -> ObjectList[T]:
-        """Return the part of the list that is in one namespace."""
-        return ObjectList(tuple(item for item in self.items if item.metadata.namespace == namespace), self.version)
-
-
-class ObjectCache(Generic[T]):
-    """Objects of one kind by name, each in its newest known state.
-
-    Lists, watches and the answers to writes overlap in time: what comes later may be older.
-
-    Attributes:
-        items: The objects by name.
-    """
-
-    def __init__(self) -> None:
-        self.items: dict[str, T] = {}
-        self._gone: dict[str, int] = {}
-
-    def put(self, item: T) -> bool:
-        """Take in an object, and tell whether that was news."""
-        name, version = item.metadata.name, item.metadata.version
-        known = self.items.get(name)
-        if version <= self._gone.get(name, -1) or (known is not None and version < known.metadata.version):
-            return False
-        self.items[name] = item
-        return True
-
-    def drop(self, item: T) -> bool:
-        """Forget an object that is gone, and tell whether that was news; ``item`` has the version of its deletion."""
-        name, version = item.metadata.name, item.metadata.version
-        known = self.items.get(name)
-        if known is not None and version < known.metadata.version:
-            return False
-        self._gone[name] = version
-        return self.items.pop(name, None) is not None
-
-    def replace(self, listing: ObjectList[T]) -> None:
-        """Take in a full list: what is not in it is gone, unless a watch has told of it since."""
-        listed = {item.metadata.name for item in listing.items}
-        self.items = {
-            name: item for name, item in self.items.items() if name in listed or item.metadata.version > listing.version
-        }
-        for item in listing.items:
-            self.put(item)
-        # The next list is asked for after these deletions.
-        self._gone.clear()
-
 
 _NEVER_BEFORE = dt.datetime.min.replace(tzinfo=dt.UTC)
 
@@ -123,7 +54,7 @@ class NamespaceState:
         self._queues: dict[ModelKey, SortedKeyList] = defaultdict(lambda: SortedKeyList(key=order_key))
         self._sizes: dict[ModelKey, Counter[int]] = defaultdict(Counter)
         """How many jobs of a queue have how many images."""
-        self._unexplained_suspended_jobs: dict[str, GenerationJob] = {}
+        self._unexplained_suspensions: dict[str, GenerationJob] = {}
         self._missing_since: dict[ModelKey, dt.datetime] = {}
         self._bound: dict[str, dict[str, dict[str, GenerationJob]]] = defaultdict(lambda: defaultdict(dict))
         self._models = ObjectCache[DiffusionModel]()
@@ -133,9 +64,9 @@ class NamespaceState:
         self._going_since: dict[str, dt.datetime] = {}
         """When a Pod was first seen to be going: nodes, API server and this process need not agree on the time."""
 
-    def put_job(self, job: GenerationJob) -> None:
+    def update_job(self, job: GenerationJob) -> None:
         """Take in a job as it is now; one that has finished is forgotten."""
-        self.drop_job(job.uid)
+        self.delete_job(job.uid)
         if job.status.phase in TERMINAL:
             return
         self.jobs[job.uid] = job
@@ -144,12 +75,12 @@ class NamespaceState:
         elif job.spec.suspend:
             said = find(job.status.conditions, JobCondition.SCHEDULED)
             if said is None or said.reason != WaitingReason.SUSPENDED:
-                self._unexplained_suspended_jobs[job.uid] = job
+                self._unexplained_suspensions[job.uid] = job
         else:
             self._queues[job.spec.model].add(job)
             self._sizes[job.spec.model][job.spec.num_images or 1] += 1
 
-    def drop_job(self, uid: str) -> None:
+    def delete_job(self, uid: str) -> None:
         """Forget a job."""
         job = self.jobs.pop(uid, None)
         if job is None:
@@ -160,7 +91,7 @@ class NamespaceState:
             if not pods[job.status.worker]:
                 del pods[job.status.worker]
         elif job.spec.suspend:
-            self._unexplained_suspended_jobs.pop(uid, None)
+            self._unexplained_suspensions.pop(uid, None)
         else:
             self._queues[job.spec.model].remove(job)
             self._sizes[job.spec.model][job.spec.num_images or 1] -= 1
@@ -176,9 +107,9 @@ class NamespaceState:
         """DiffusionModels by name."""
         return self._models.items
 
-    def put_model(self, model: DiffusionModel) -> None:
+    def update_model(self, model: DiffusionModel) -> None:
         """Take in a model as it is now."""
-        if not self._models.put(model):
+        if not self._models.update(model):
             return
         name_hash = self._hash_of(model)
         if self._hashes.get(model.name) != name_hash:
@@ -186,9 +117,9 @@ class NamespaceState:
             self._hashes[model.name] = name_hash
             self.revisions.pop(model.name, None)
 
-    def drop_model(self, model: DiffusionModel) -> None:
+    def delete_model(self, model: DiffusionModel) -> None:
         """Forget a model."""
-        if self._models.drop(model):
+        if self._models.delete(model):
             self._hashes.pop(model.name, None)
             self.refusals.pop(model.name, None)
 
@@ -196,7 +127,7 @@ class NamespaceState:
         """Take in the full list of models, as :meth:`replace_workers` does, and give those that are gone."""
         before = list(self.models.values())
         for model in models.items:
-            self.put_model(model)
+            self.update_model(model)
         self._models.replace(models)
         self._hashes = {name: name_hash for name, name_hash in self._hashes.items() if name in self.models}
         there = {model.uid for model in self.models.values()}
@@ -205,21 +136,21 @@ class NamespaceState:
             self.refusals.pop(model.name, None)
         return gone
 
-    def put_batch_job(self, job: BatchJob) -> None:
+    def update_batch_job(self, job: BatchJob) -> None:
         """Take in a worker's batch/v1 Job as it is now."""
-        self._batch_jobs.put(job)
+        self._batch_jobs.update(job)
 
-    def drop_batch_job(self, job: BatchJob) -> None:
+    def delete_batch_job(self, job: BatchJob) -> None:
         """Forget a worker's batch/v1 Job."""
-        self._batch_jobs.drop(job)
+        self._batch_jobs.delete(job)
 
-    def put_pod(self, pod: Pod) -> None:
+    def update_pod(self, pod: Pod) -> None:
         """Take in a worker's Pod as it is now."""
-        self._pods.put(pod)
+        self._pods.update(pod)
 
-    def drop_pod(self, pod: Pod) -> None:
+    def delete_pod(self, pod: Pod) -> None:
         """Forget a worker's Pod."""
-        if self._pods.drop(pod):
+        if self._pods.delete(pod):
             self._idle_since.pop(pod.metadata.name, None)
             self._going_since.pop(pod.metadata.name, None)
 
@@ -231,7 +162,16 @@ class NamespaceState:
             for name in moments.keys() - self._pods.items.keys():
                 del moments[name]
 
-    def views(self, now: dt.datetime) -> Iterator[ModelView]:
+    def view(self, now: dt.datetime, most_orphans: int) -> NamespaceView:
+        """Return the view of the jobs that are in no model's queue; arguments as :meth:`orphaned_jobs` has them."""
+        return NamespaceView(
+            name=self.name,
+            models=tuple(self.models),
+            orphaned_jobs=tuple(self.orphaned_jobs(now, most_orphans)),
+            suspended_jobs=tuple(self._unexplained_suspensions.values()),
+        )
+
+    def model_views(self, now: dt.datetime) -> Iterator[ModelView]:
         """Return the view of each model.
 
         Args:
@@ -255,7 +195,7 @@ class NamespaceState:
                 bound={pod: tuple(jobs.values()) for pod, jobs in self._bound[model.name].items()},
             )
 
-    def orphans(self, now: dt.datetime, most: int) -> list[tuple[GenerationJob, dt.datetime]]:
+    def orphaned_jobs(self, now: dt.datetime, most: int) -> list[OrphanedJob]:
         """Return unfinished jobs whose model does not exist, and since when it has been missed.
 
         Args:
@@ -268,13 +208,13 @@ class NamespaceState:
         bound = {model: pods for model, pods in self._bound.items() if pods and model not in there}
         self._missing_since = {model: self._missing_since.get(model, now) for model in waiting.keys() | bound.keys()}
         found = [
-            (job, self._missing_since[model])
+            OrphanedJob(job, self._missing_since[model])
             for model, queue in waiting.items()
             for job in itertools.islice(queue, most)
         ]
         # A worker whose Pod is still there may finish what it runs: it goes with its model, but not at once.
         found += [
-            (job, self._missing_since[model])
+            OrphanedJob(job, self._missing_since[model])
             for model, pods in bound.items()
             for pod, jobs in pods.items()
             if self._is_gone(pod, now)
@@ -283,17 +223,12 @@ class NamespaceState:
         return found
 
     @property
-    def unexplained_suspended_jobs(self) -> list[GenerationJob]:
-        """Jobs that are suspended and not bound, and whose status does not say so yet."""
-        return list(self._unexplained_suspended_jobs.values())
-
-    @property
-    def held(self) -> list[GenerationJob]:
+    def bound_jobs(self) -> list[GenerationJob]:
         """Jobs that workers have."""
         return [job for pods in self._bound.values() for jobs in pods.values() for job in jobs.values()]
 
     @property
-    def settled(self) -> bool:
+    def empty(self) -> bool:
         """Whether there is nothing left to look after."""
         return not (self.models or self.jobs or self._batch_jobs.items or self._pods.items)
 
@@ -342,28 +277,6 @@ class NamespaceState:
             self._idle_since.pop(name, None)
             return worker
         return replace(worker, idle_since=self._idle_since.setdefault(name, now))
-
-
-class Namespaces(dict[str, NamespaceState]):
-    """What is known, by namespace; of one that was never heard of, nothing.
-
-    Args:
-        hash_of: Gives the hash of the worker template of a model.
-        node_grace: A Pod that was to have ended for so long is on a node that is lost.
-    """
-
-    def __init__(self, hash_of: Callable[[DiffusionModel], str], node_grace: dt.timedelta) -> None:
-        super().__init__()
-        self._hash_of = hash_of
-        self._node_grace = node_grace
-
-    def __missing__(self, name: str) -> NamespaceState:
-        state = self[name] = NamespaceState(name, self._hash_of, self._node_grace)
-        return state
-
-    def of(self, item: KubernetesObject) -> NamespaceState:
-        """Return what is known of an object's namespace."""
-        return self[item.metadata.namespace]
 
 
 def _bound_model(job: GenerationJob) -> str:

@@ -9,17 +9,17 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from kubediffusion.local.testing import Namespace, eventually
-from kubediffusion.operator import metrics
+from kubediffusion.operator import job_executor
 from kubediffusion.operator.actions import CreateWorker, JobAction
 from kubediffusion.operator.cluster import RETRY_SECONDS, Cluster
-from kubediffusion.operator.controller import Controller
-from kubediffusion.operator.events import EventRecorder
+from kubediffusion.operator.composition import Operator, compose
+from kubediffusion.operator.events import Event
 from kubediffusion.operator.manifests import WorkerDefaults, template_hash
-from kubediffusion.operator.retention import ImageRemover
 from kubediffusion.operator.settings import Settings
-from kubediffusion.operator.telling import Teller
+from kubediffusion.operator.store import Store
 from kubediffusion.operator.workers import BatchJob
 from kubediffusion.resources import meta
 from kubediffusion.resources.client import KubernetesClient, KubernetesError, Resource
@@ -43,15 +43,21 @@ JOB = {
 
 
 @asynccontextmanager
-async def without_watches(namespace: Namespace, client: KubernetesClient) -> AsyncIterator[Controller]:
-    """Run an operator's loop that is told of nothing: what it knows, it has listed."""
-    settings = Settings(resync_seconds=0.3)
-    cluster = Cluster(client, [namespace.name], DEFAULTS, 4)
-    controller = Controller(cluster, EventRecorder(client, "test"), ImageRemover(None, ""), settings, DEFAULTS)
-    await eventually("the first list", lambda: synced(controller))
-    task = asyncio.create_task(controller.run())
+async def without_watches(namespace: Namespace, client: KubernetesClient) -> AsyncIterator[Operator]:
+    """Run an operator that is told of nothing: what it knows, it has listed."""
+    settings = Settings(
+        namespaces=namespace.name,
+        resync_seconds=0.3,
+        worker_image=DEFAULTS.image,
+        worker_service_account=DEFAULTS.service_account,
+        s3_secret=DEFAULTS.s3_secret,
+        concurrent_requests=4,
+    )
+    operator = compose(client, settings, None, "test")
+    await eventually("the first list", lambda: listed(operator))
+    task = asyncio.create_task(operator.run())
     try:
-        yield controller
+        yield operator
         assert not task.done()
     finally:
         task.cancel()
@@ -59,9 +65,9 @@ async def without_watches(namespace: Namespace, client: KubernetesClient) -> Asy
             await task
 
 
-async def synced(controller: Controller) -> bool:
+async def listed(operator: Operator) -> bool:
     try:
-        await controller.sync()
+        await operator.resync.list_all()
     except KubernetesError as error:
         # The storage of a kind that was just defined is being set up.
         if not error.transient:
@@ -86,9 +92,8 @@ async def workers_pod(namespace: Namespace) -> str:
     return await eventually("the worker's Pod", found)
 
 
-async def known(controller: Controller, namespace: Namespace) -> set[str]:
-    state = controller._namespaces.get(namespace.name)
-    return {job.name for job in state.jobs.values()} if state is not None else set()
+def known(operator: Operator, namespace: Namespace) -> set[str]:
+    return {job.name for job in operator.store.unfinished_jobs(namespace.name)}
 
 
 async def test_a_restarted_operator_knows_what_is_bound_and_a_deletion_is_noticed_without_a_watch(
@@ -99,12 +104,12 @@ async def test_a_restarted_operator_knows_what_is_bound_and_a_deletion_is_notice
         pod = await workers_pod(namespace)
     kept, deleted = await bound_to(namespace, client, pod), await bound_to(namespace, client, pod)
 
-    async with without_watches(namespace, client) as controller:
-        assert await known(controller, namespace) == {kept, deleted}
+    async with without_watches(namespace, client) as operator:
+        assert known(operator, namespace) == {kept, deleted}
         await client.generation_jobs.delete(namespace.name, deleted)
 
         async def only_the_kept() -> bool:
-            return await known(controller, namespace) == {kept}
+            return known(operator, namespace) == {kept}
 
         await eventually("the deletion to be noticed", only_the_kept, 10)
         job = await client.generation_jobs.get(namespace.name, kept)
@@ -115,12 +120,12 @@ async def test_a_model_that_was_deleted_while_nobody_watched_gets_no_more_worker
     namespace: Namespace, client: KubernetesClient
 ) -> None:
     await client.diffusion_models.create(namespace.name, MODEL)
-    async with without_watches(namespace, client) as controller:
+    async with without_watches(namespace, client) as operator:
         await workers_pod(namespace)
         await client.diffusion_models.delete(namespace.name, "emoji")
 
         async def forgotten() -> bool:
-            return namespace.name not in controller._namespaces
+            return operator.store.namespace(namespace.name) is None
 
         await eventually("the model and its workers to be forgotten", forgotten, 30)
         # Owned by the model, they went with it.
@@ -149,6 +154,11 @@ async def test_a_worker_that_is_there_already_is_taken_for_the_one_that_was_to_b
     assert again.uid == created.uid
 
 
+def failed_creations() -> float:
+    labels = {"action": "CreateWorker", "outcome": "error"}
+    return REGISTRY.get_sample_value("kubediffusion_operator_actions_total", labels) or 0.0
+
+
 async def test_another_job_that_has_a_workers_name_is_told_and_not_asked_for_at_once_again(
     namespace: Namespace, client: KubernetesClient
 ) -> None:
@@ -156,15 +166,16 @@ async def test_another_job_that_has_a_workers_name_is_told_and_not_asked_for_at_
     # Somebody else's by its label, no list or watch of workers has it. Without any it would get its Pod's again.
     relabelled = {"metadata": {"labels": {meta.MANAGED_BY_LABEL: "somebody-else"}}}
     await Resource(client, BatchJob, "/apis/batch/v1", "jobs").patch(namespace.name, created.metadata.name, relabelled)
-    tries = metrics.ACTIONS.labels("CreateWorker", "error")._value
-    before, began = tries.get(), time.monotonic()
-    async with without_watches(namespace, client) as controller:
+    before, began = failed_creations(), time.monotonic()
+    async with without_watches(namespace, client) as operator:
 
         async def tried_three_times() -> bool:
-            return bool(tries.get() - before >= 3)
+            return failed_creations() - before >= 3
 
         await eventually("three tries", tried_three_times, 20)
-        refusal = controller._namespaces[namespace.name].refusals["emoji"]
+        state = operator.store.namespace(namespace.name)
+        assert state is not None
+        refusal = state.refusals["emoji"]
     assert "taken by a batch/v1 Job that is no worker; delete it" in refusal
     # Two pauses lie between them, each at least half of its full length.
     assert time.monotonic() - began >= RETRY_SECONDS / 2 + RETRY_SECONDS
@@ -177,18 +188,18 @@ async def test_a_defect_beside_a_write_loses_no_job(
     job = await client.generation_jobs.create(namespace.name, JOB)
     told: list[JobAction] = []
 
-    def breaks(_teller: Teller, action: JobAction, _job: GenerationJob) -> None:
+    def breaks(action: JobAction, _job: GenerationJob) -> list[Event]:
         told.append(action)
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(Teller, "job_written", breaks)
-    async with without_watches(namespace, client) as controller:
+    monkeypatch.setattr(job_executor, "events_of_job_write", breaks)
+    async with without_watches(namespace, client) as operator:
 
         async def written() -> bool:
-            return bool(told) and job.uid not in controller._job_writes
+            return bool(told) and not operator.store.is_being_written(job.uid)
 
         await eventually("the write and what follows it", written, 30)
-        assert await known(controller, namespace) == {job.name}
+        assert known(operator, namespace) == {job.name}
 
 
 async def test_a_job_that_cannot_be_taken_in_keeps_no_other_from_a_starting_operator(
@@ -198,16 +209,16 @@ async def test_a_job_that_cannot_be_taken_in_keeps_no_other_from_a_starting_oper
     # Lists are in the order of names.
     for name in ("a-bad-one", "good"):
         await client.generation_jobs.create(namespace.name, {**JOB, "metadata": {"name": name}})
-    observe = Controller.observe_job
+    observe = Store.observe_job
 
-    def fails(controller: Controller, job: GenerationJob, gone: bool) -> None:
+    def fails(store: Store, job: GenerationJob, deleted: bool) -> None:
         if job.name == "a-bad-one":
             raise OverflowError("date value out of range")
-        observe(controller, job, gone)
+        observe(store, job, deleted)
 
-    monkeypatch.setattr(Controller, "observe_job", fails)
-    async with without_watches(namespace, client) as controller:
-        assert await known(controller, namespace) == {"good"}
+    monkeypatch.setattr(Store, "observe_job", fails)
+    async with without_watches(namespace, client) as operator:
+        assert known(operator, namespace) == {"good"}
         assert await workers_pod(namespace)
     assert "a GenerationJob cannot be taken in" in caplog.text
 

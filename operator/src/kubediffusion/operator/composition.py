@@ -1,0 +1,88 @@
+"""The operator put together: every room once, each given those that it calls."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from kubediffusion.operator.cluster import Cluster
+from kubediffusion.operator.events import EventRecorder
+from kubediffusion.operator.executor import Executor
+from kubediffusion.operator.loop import SchedulingLoop
+from kubediffusion.operator.manifests import WorkerDefaults, template_hash
+from kubediffusion.operator.resync import Resync
+from kubediffusion.operator.retention import ImageRemover, Retention
+from kubediffusion.operator.settings import Settings
+from kubediffusion.operator.store import Store
+from kubediffusion.operator.views import SchedulerOptions
+from kubediffusion.resources.client import KubernetesClient
+from kubediffusion.resources.storage import ImageStorage
+
+
+@dataclass(frozen=True)
+class Operator:
+    """The operator without its watches, which report to the store.
+
+    Attributes:
+        store: What is known of the cluster.
+        loop: Decides.
+        resync: Lists the cluster.
+        retention: Deletes finished jobs and their images.
+        recorder: Writes Events.
+    """
+
+    store: Store
+    loop: SchedulingLoop
+    resync: Resync
+    retention: Retention
+    recorder: EventRecorder
+
+    async def run(self, *watches: Coroutine[Any, Any, None]) -> None:
+        """Run all of it, and the watches, until one ends: then the others are cancelled, and its error is raised.
+
+        The first list (:meth:`Resync.list_all`) must have come before.
+        """
+        works = [*watches, self.loop.run(), self.resync.run(), self.retention.run(), self.recorder.run()]
+        tasks = [asyncio.create_task(work) for work in works]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in done:
+            task.result()
+
+
+def compose(client: KubernetesClient, settings: Settings, storage: ImageStorage | None, instance: str) -> Operator:
+    """Put the operator together.
+
+    Args:
+        client: The connection.
+        settings: The operator's settings.
+        storage: Where images lie; None where the operator has no storage settings.
+        instance: Name of this operator's Pod.
+    """
+    defaults = WorkerDefaults(
+        image=settings.worker_image,
+        service_account=settings.worker_service_account,
+        port=settings.worker_port,
+        s3_secret=settings.s3_secret,
+        log_level=settings.worker_log_level,
+    )
+    options = SchedulerOptions(
+        batches_ahead=settings.batches_ahead,
+        explain_after=dt.timedelta(seconds=settings.explain_after_seconds),
+        model_grace=dt.timedelta(seconds=settings.model_grace_seconds),
+    )
+    node_grace = dt.timedelta(seconds=settings.node_grace_seconds)
+    cluster = Cluster(client, settings.namespace_list, defaults, settings.concurrent_requests)
+    store = Store(lambda model: template_hash(model, defaults), node_grace)
+    recorder = EventRecorder(client, instance)
+    retention = Retention(cluster, ImageRemover(storage, settings.s3_prefix))
+    executor = Executor(cluster, store, recorder)
+    loop = SchedulingLoop(store, executor, retention, recorder, options, settings.explanations_per_second)
+    return Operator(store, loop, Resync(cluster, store, settings.resync_seconds), retention, recorder)

@@ -1,0 +1,167 @@
+"""The scheduling loop: a change in the store wakes it, a pass decides, the executor carries out what was decided."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import time
+
+from kubediffusion.operator import metrics
+from kubediffusion.operator.actions import Explain, ReportModel
+from kubediffusion.operator.deadline_queue import DeadlineQueue
+from kubediffusion.operator.events import EventRecorder, events_of_job_end
+from kubediffusion.operator.executor import Executor
+from kubediffusion.operator.job_status import explain_suspended_jobs
+from kubediffusion.operator.model_status import model_status
+from kubediffusion.operator.namespace_state import NamespaceState
+from kubediffusion.operator.orphaned_jobs import ORPHANS_A_PASS, decide_orphaned_jobs
+from kubediffusion.operator.rate import ReportRate, TokenBucket
+from kubediffusion.operator.retention import Retention
+from kubediffusion.operator.scheduling import deadline, decide_termination, schedule_model
+from kubediffusion.operator.store import JobChange, Store
+from kubediffusion.operator.views import Decision, ModelView, SchedulerOptions
+from kubediffusion.resources.generation_job import GenerationJob
+from kubediffusion.resources.transitions import TERMINAL
+
+PASS_PAUSE = 0.01
+"""Seconds from one pass to the next at least. A pass looks at all workers and at the head of each queue, and in a burst
+there would be one for nearly every event; whoever comes after a pause longer than this is served at once."""
+
+STUCK_SECONDS = 60.0
+"""A loop that has not turned for so long is not alive."""
+
+
+class SchedulingLoop:
+    """Decides on what has changed in the store, and on what is due although nothing has.
+
+    Args:
+        store: What is known of the cluster.
+        executor: Carries out what is decided.
+        retention: Takes the jobs that have finished.
+        recorder: Takes the Events of jobs that have ended.
+        options: Settings of the scheduler.
+        explanations_per_second: How many jobs a second may be told why they wait.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        executor: Executor,
+        retention: Retention,
+        recorder: EventRecorder,
+        options: SchedulerOptions,
+        explanations_per_second: float,
+    ) -> None:
+        self._store = store
+        self._executor = executor
+        self._retention = retention
+        self._recorder = recorder
+        self._options = options
+        self._explanations = TokenBucket(explanations_per_second)
+        self._report_rate = ReportRate()
+        self._deadlines = DeadlineQueue()
+        self._rechecks: dict[str, dt.datetime] = {}
+        """When to decide on a namespace although nothing changes there."""
+        self._turned: float | None = None
+
+    async def run(self) -> None:
+        """Decide until cancelled."""
+        self._turned = time.monotonic()
+        try:
+            while True:
+                self._turn(dt.datetime.now(dt.UTC))
+                self._turned = time.monotonic()
+                metrics.LAST_PASS.set_to_current_time()
+                await self._wait()
+        finally:
+            await self._executor.close()
+
+    def problem(self) -> str | None:
+        """Return why the loop should be restarted; None while it turns, or has not begun."""
+        if self._turned is None:
+            return None
+        still = time.monotonic() - self._turned
+        return f"no scheduling pass for {still:.0f} s" if still > STUCK_SECONDS else None
+
+    async def _wait(self) -> None:
+        """Wait until something has changed or is due, and for the pause between two passes."""
+        due = self._deadlines.next_due
+        moments = [*self._rechecks.values(), *([due] if due is not None else [])]
+        pause = (min(moments) - dt.datetime.now(dt.UTC)).total_seconds() if moments else STUCK_SECONDS / 4
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(min(max(pause, 0), STUCK_SECONDS / 4)):
+                await self._store.wait_for_change()
+        except TimeoutError:
+            pass
+        await asyncio.sleep(began + PASS_PAUSE - time.monotonic())
+
+    def _turn(self, now: dt.datetime) -> None:
+        changes = self._store.take_changes()
+        for change in changes.jobs:
+            self._follow(change, now)
+        for model in changes.deleted_models:
+            metrics.forget_model(model)
+            self._report_rate.forget_model(model)
+            self._executor.forget_model(model)
+        for namespace, _, uid in self._deadlines.pop_due(now):
+            self._terminate_if_due(self._store.job(namespace, uid), now)
+        due = (namespace for namespace, recheck_at in self._rechecks.items() if recheck_at <= now)
+        for namespace in changes.namespaces | dict.fromkeys(due):
+            self._pass(namespace, now)
+
+    def _follow(self, change: JobChange, now: dt.datetime) -> None:
+        """See to what a job's change asks for, beside its place in a queue."""
+        job = change.after
+        if job is None:
+            self._deadlines.remove(change.uid)
+            self._retention.remove(change.uid)
+        elif job.status.phase in TERMINAL:
+            self._deadlines.remove(job.uid)
+            self._retention.add(job)
+            if change.before is not None:
+                self._recorder.record(*events_of_job_end(job))
+        else:
+            if change.before is None and (due := deadline(job)) is not None:
+                self._deadlines.add(due, job)
+            self._terminate_if_due(self._store.job(job.metadata.namespace, job.uid), now)
+
+    def _terminate_if_due(self, job: GenerationJob | None, now: dt.datetime) -> None:
+        # One that a write is under way for changes when that has ended.
+        if job is not None and (finish := decide_termination(job, now)) is not None:
+            self._executor.start(finish)
+
+    def _pass(self, namespace: str, now: dt.datetime) -> None:
+        """Decide on one namespace and start what is decided."""
+        self._rechecks.pop(namespace, None)
+        state = self._store.namespace(namespace)
+        if state is None:
+            return
+        with metrics.PASS_SECONDS.time():
+            view = state.view(now, ORPHANS_A_PASS)
+            rechecks = [
+                self._start(decide_orphaned_jobs(view, now, self._options, self._explanations.available)),
+                self._start(explain_suspended_jobs(view, now, self._explanations.available)),
+            ]
+            for model in list(state.model_views(now)):
+                rechecks.append(self._start(schedule_model(model, now, self._options, self._explanations.available)))
+                rechecks.append(self._report(state, model, now))
+        if due := [recheck_at for recheck_at in rechecks if recheck_at is not None]:
+            self._rechecks[namespace] = min(due)
+
+    def _start(self, decision: Decision) -> dt.datetime | None:
+        """Start what was decided, and return when to decide again."""
+        for action in decision.actions:
+            if self._executor.start(action) and isinstance(action, Explain):
+                self._explanations.take()
+        return decision.recheck_at
+
+    def _report(self, state: NamespaceState, view: ModelView, now: dt.datetime) -> dt.datetime | None:
+        """Report on a model, or return when to."""
+        metrics.set_model_gauges(view)
+        status = model_status(view, state.revisions.get(view.model.name), now)
+        report = self._report_rate.next_report(view.model, status, now)
+        if isinstance(report, ReportModel):
+            self._executor.start(report)
+            return None
+        return report

@@ -1,0 +1,79 @@
+"""Lists of objects of one kind, and a cache of the newest known state of each. No I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from kubediffusion.resources.base import KubernetesObject
+
+T = TypeVar("T", bound=KubernetesObject)
+
+
+@dataclass(frozen=True)
+class ObjectList(Generic[T]):
+    """All objects of one kind, as one moment had them.
+
+    Attributes:
+        items: The objects.
+        version: Resource version of the list: what a watch has told since is newer.
+    """
+
+    items: tuple[T, ...]
+    version: int
+
+    @property
+    def namespaces(self) -> set[str]:
+        """The namespaces that have any of the objects."""
+        return {item.metadata.namespace for item in self.items}
+
+    def within(self, namespace: str) -> ObjectList[T]:
+        """Return the part of the list that is in one namespace."""
+        return ObjectList(tuple(item for item in self.items if item.metadata.namespace == namespace), self.version)
+
+
+class ObjectCache(Generic[T]):
+    """Objects of one kind by name, each in its newest known state.
+
+    Lists, watches and the answers to writes overlap in time: what comes later may be older, so versions decide.
+
+    Attributes:
+        items: The objects by name.
+    """
+
+    def __init__(self) -> None:
+        self.items: dict[str, T] = {}
+        self._deleted: dict[str, int] = {}
+
+    def update(self, item: T) -> bool:
+        """Keep an object unless a newer state is known, and return whether it was kept."""
+        name, version = item.metadata.name, item.metadata.version
+        known = self.items.get(name)
+        if version <= self._deleted.get(name, -1) or (known is not None and version < known.metadata.version):
+            return False
+        self.items[name] = item
+        return True
+
+    def delete(self, item: T) -> bool:
+        """Remove an object that was deleted, and return whether it was known.
+
+        Args:
+            item: The object with the version of its deletion.
+        """
+        name, version = item.metadata.name, item.metadata.version
+        known = self.items.get(name)
+        if known is not None and version < known.metadata.version:
+            return False
+        self._deleted[name] = version
+        return self.items.pop(name, None) is not None
+
+    def replace(self, listed: ObjectList[T]) -> None:
+        """Keep what a full list has: what it lacks was deleted, unless a watch has told of it since."""
+        names = {item.metadata.name for item in listed.items}
+        self.items = {
+            name: item for name, item in self.items.items() if name in names or item.metadata.version > listed.version
+        }
+        for item in listed.items:
+            self.update(item)
+        # The next list is asked for after these deletions.
+        self._deleted.clear()

@@ -1,0 +1,77 @@
+"""How often people are told: explanations so many a second, and the numbers of a model once a second."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Callable
+
+from kubediffusion.operator.actions import ReportModel
+from kubediffusion.resources.conditions import ModelCondition, find
+from kubediffusion.resources.diffusion_model import DiffusionModel, DiffusionModelStatus
+
+REPORT_PERIOD = dt.timedelta(seconds=1)
+"""Time between two writes of a model's status, unless it can be used now, or no longer."""
+
+
+class TokenBucket:
+    """A token bucket that holds one second's worth of tokens, and one at least.
+
+    Args:
+        rate: Tokens a second.
+        clock: Returns the time in seconds.
+    """
+
+    def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = rate
+        self._clock = clock
+        self._capacity = max(rate, 1.0)
+        self._tokens = self._capacity
+        self._refilled = clock()
+
+    @property
+    def available(self) -> int:
+        """How many tokens may be taken now."""
+        now = self._clock()
+        self._tokens = min(self._capacity, self._tokens + self._rate * (now - self._refilled))
+        self._refilled = now
+        return int(self._tokens)
+
+    def take(self) -> None:
+        """Take one token."""
+        self._tokens -= 1
+
+
+class ReportRate:
+    """Decides when a model's status is written: whether it can be used at once, numbers once in a period."""
+
+    def __init__(self) -> None:
+        self._reported: dict[str, dt.datetime] = {}
+
+    def next_report(
+        self, model: DiffusionModel, status: DiffusionModelStatus, now: dt.datetime
+    ) -> ReportModel | dt.datetime | None:
+        """Return the report to write now, or when it is due; None when the model's status says all.
+
+        Args:
+            model: The model, with the status that it has.
+            status: The status that it should have.
+            now: The time.
+        """
+        if status == model.status:
+            return None
+        due = self._reported.get(model.uid, now - REPORT_PERIOD) + REPORT_PERIOD
+        if now < due and _urgent(status) == _urgent(model.status):
+            return due
+        self._reported[model.uid] = now
+        return ReportModel(model, status)
+
+    def forget_model(self, model: DiffusionModel) -> None:
+        """Drop what is kept of a model that is gone."""
+        self._reported.pop(model.uid, None)
+
+
+def _urgent(status: DiffusionModelStatus) -> object:
+    """Return what is written at once when it changes. Words are not: while a worker starts they tell its progress."""
+    condition = find(status.conditions, ModelCondition.AVAILABLE)
+    return condition and (condition.status, condition.reason, condition.observed_generation)

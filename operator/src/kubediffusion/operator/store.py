@@ -1,0 +1,300 @@
+"""The one owner of the operator's state: what is observed, and what is assumed until the API server has answered.
+
+Watches and lists report to the store; so does the executor, whose answers arrive before the watch tells of them. The
+store decides nothing and calls nobody. It keeps a list of changes and wakes the loop, which takes them.
+
+A job that a write is under way for is *assumed*, as kube-scheduler assumes a binding: the loop sees it as it will be,
+or not at all, and what is observed of it meanwhile is kept until the write has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from kubediffusion.operator.namespace_state import NamespaceState
+from kubediffusion.operator.object_cache import ObjectList
+from kubediffusion.operator.workers import BatchJob, Pod
+from kubediffusion.resources.base import KubernetesObject
+from kubediffusion.resources.diffusion_model import DiffusionModel
+from kubediffusion.resources.generation_job import GenerationJob
+from kubediffusion.resources.transitions import TERMINAL
+
+FRESH = dt.timedelta(seconds=2)
+"""A job seen within so long of its creation is new: the moment it is seen says more than its timestamp."""
+
+
+@dataclass(frozen=True)
+class JobChange:
+    """A GenerationJob that is not as it was.
+
+    Attributes:
+        uid: Its uid.
+        before: The unfinished job that was known; None where none was.
+        after: The job now; None when it is gone.
+    """
+
+    uid: str
+    before: GenerationJob | None
+    after: GenerationJob | None
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What has changed since the loop last asked.
+
+    Attributes:
+        namespaces: Names of the namespaces in which something did, in the order in which it did.
+        jobs: Changes of jobs, in their order.
+        deleted_models: DiffusionModels that are gone.
+    """
+
+    namespaces: dict[str, None] = field(default_factory=dict)
+    jobs: list[JobChange] = field(default_factory=list)
+    deleted_models: list[DiffusionModel] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Observation:
+    """What a watch has told of a job while a write is under way for it.
+
+    Attributes:
+        job: The latest state; None while there was none.
+        deleted: Whether the job is gone.
+    """
+
+    job: GenerationJob | None = None
+    deleted: bool = False
+
+
+class Store:
+    """Everything that the operator knows of the cluster.
+
+    Args:
+        hash_of: Returns the hash of the worker template of a model.
+        node_grace: How long after a Pod was to have ended its node counts as lost.
+    """
+
+    def __init__(self, hash_of: Callable[[DiffusionModel], str], node_grace: dt.timedelta) -> None:
+        self._hash_of = hash_of
+        self._node_grace = node_grace
+        self._namespaces: dict[str, NamespaceState] = {}
+        self._writes: dict[str, _Observation] = {}
+        """Jobs that a write is under way for, by uid."""
+        self._ended: dict[str, int] = {}
+        """The version that a write ended a job with, by uid, until the watch has told of that one or a later one."""
+        self._first_seen: dict[str, dt.datetime] = {}
+        """When a job was first seen, by uid, until it is first written: its own timestamp has whole seconds only."""
+        self._changes = Changes()
+        self._changed = asyncio.Event()
+
+    # What watches and lists observe.
+
+    def observe_job(self, job: GenerationJob, deleted: bool) -> None:
+        """Take in a GenerationJob as it is now, or its deletion."""
+        if job.uid in self._writes:
+            self._writes[job.uid] = _Observation(None, deleted=True) if deleted else _Observation(job)
+            return
+        if self._precedes_known_end(job, deleted):
+            return
+        known = self._state(job).jobs.get(job.uid)
+        if deleted:
+            self._remove_job(job, known)
+        elif known is None or known.metadata.version <= job.metadata.version:
+            self._keep_job(job, known)
+        self.mark_changed(job.metadata.namespace)
+
+    def observe_model(self, model: DiffusionModel, deleted: bool) -> None:
+        """Take in a DiffusionModel as it is now, or its deletion."""
+        state = self._state(model)
+        if deleted:
+            state.delete_model(model)
+            self._changes.deleted_models.append(model)
+        else:
+            state.update_model(model)
+        self.mark_changed(state.name)
+
+    def observe_batch_job(self, job: BatchJob, deleted: bool) -> None:
+        """Take in a worker's batch/v1 Job as it is now, or its deletion."""
+        state = self._state(job)
+        state.delete_batch_job(job) if deleted else state.update_batch_job(job)
+        self.mark_changed(state.name)
+
+    def observe_pod(self, pod: Pod, deleted: bool) -> None:
+        """Take in a worker's Pod as it is now, or its deletion."""
+        state = self._state(pod)
+        state.delete_pod(pod) if deleted else state.update_pod(pod)
+        self.mark_changed(state.name)
+
+    def replace_models(self, models: ObjectList[DiffusionModel]) -> None:
+        """Take in the full list of models: what it lacks is gone, unless a watch has told of it since."""
+        for name in self._namespaces.keys() | models.namespaces:
+            self._changes.deleted_models.extend(self._namespace(name).replace_models(models.within(name)))
+            self.mark_changed(name)
+
+    def replace_workers(self, batch_jobs: ObjectList[BatchJob], pods: ObjectList[Pod]) -> None:
+        """Take in the full lists of the workers' batch/v1 Jobs and Pods, as :meth:`replace_models` does."""
+        for name in self._namespaces.keys() | batch_jobs.namespaces | pods.namespaces:
+            self._namespace(name).replace_workers(batch_jobs.within(name), pods.within(name))
+            self.mark_changed(name)
+
+    def correct_job(self, job: GenerationJob, found: GenerationJob | None) -> None:
+        """Take in what was read of a job, unless a watch has told of its end, or a write has begun, meanwhile.
+
+        Args:
+            job: The job as it was known.
+            found: The job as it was read; None when it is gone.
+        """
+        state = self._namespaces.get(job.metadata.namespace)
+        if state is not None and job.uid in state.jobs and job.uid not in self._writes:
+            self.observe_job(found or job, deleted=found is None)
+
+    # What the executor reports.
+
+    def is_being_written(self, uid: str) -> bool:
+        """Return whether a write is under way for a job."""
+        return uid in self._writes
+
+    def assume_job(self, job: GenerationJob, becomes: GenerationJob | None) -> None:
+        """Show a job as a write that begins now will make it, so that nobody decides on it twice.
+
+        Args:
+            job: The job as it was seen.
+            becomes: The job as it will be; None keeps it out of sight until :meth:`settle_job`.
+        """
+        self._writes[job.uid] = _Observation()
+        state = self._state(job)
+        if becomes is None:
+            state.delete_job(job.uid)
+        else:
+            state.update_job(becomes)
+
+    def settle_job(self, before: GenerationJob, result: GenerationJob | None) -> None:
+        """Replace what was assumed by what is: the newest of the write's answer and what was observed meanwhile.
+
+        Args:
+            before: The job as it was when the write began.
+            result: The job as the API server answered; None when it is gone, or nothing is known.
+        """
+        observed = self._writes.pop(before.uid)
+        self._state(before).delete_job(before.uid)
+        # Of two of one version the watch's: what it has told, it does not tell again.
+        known = [job for job in (observed.job, result) if job is not None and not observed.deleted]
+        now = max(known, key=lambda job: job.metadata.version, default=None)
+        if now is None:
+            self._remove_job(before, before)
+        else:
+            if now is not observed.job and now.status.phase in TERMINAL:
+                self._ended[now.uid] = now.metadata.version
+            self._keep_job(now, before)
+        self.mark_changed(before.metadata.namespace)
+
+    def take_worker(self, job: BatchJob) -> None:
+        """Take in a worker's batch/v1 Job that was created, before the watch tells of it."""
+        self._state(job).update_batch_job(job)
+
+    def take_model(self, model: DiffusionModel) -> None:
+        """Take in a model whose status was written; one that is gone meanwhile stays gone."""
+        state = self._state(model)
+        if model.name in state.models:
+            state.update_model(model)
+
+    def refuse_worker(self, model: DiffusionModel, message: str) -> bool:
+        """Keep why the API server takes no worker of a model, and return whether that is news."""
+        refusals = self._state(model).refusals
+        is_news = refusals.get(model.name) != message
+        refusals[model.name] = message
+        return is_news
+
+    def admit_worker(self, model: DiffusionModel) -> None:
+        """Forget why the API server took no worker of a model, since it took one."""
+        self._state(model).refusals.pop(model.name, None)
+
+    def mark_changed(self, namespace: str) -> None:
+        """Have the loop decide on a namespace soon."""
+        self._changes.namespaces[namespace] = None
+        self._changed.set()
+
+    # What the loop reads.
+
+    async def wait_for_change(self) -> None:
+        """Wait until something has changed that :meth:`take_changes` has not returned yet."""
+        await self._changed.wait()
+
+    def take_changes(self) -> Changes:
+        """Return what has changed since the last call."""
+        changes, self._changes = self._changes, Changes()
+        self._changed.clear()
+        return changes
+
+    def namespace(self, name: str) -> NamespaceState | None:
+        """Return what is known of a namespace; None when nothing is."""
+        state = self._namespaces.get(name)
+        if state is not None and state.empty:
+            del self._namespaces[name]
+            return None
+        return state
+
+    def job(self, namespace: str, uid: str) -> GenerationJob | None:
+        """Return an unfinished job, as it is or is assumed to be; None when it is not known."""
+        state = self._namespaces.get(namespace)
+        return state.jobs.get(uid) if state is not None else None
+
+    def unfinished_jobs(self, namespace: str | None) -> list[GenerationJob]:
+        """Return the unfinished jobs of one namespace, or of all where it is None."""
+        states = [state for state in self._namespaces.values() if namespace in {None, state.name}]
+        return [job for state in states for job in state.jobs.values()]
+
+    def bound_jobs(self) -> list[GenerationJob]:
+        """Return the jobs that workers have."""
+        return [job for state in self._namespaces.values() for job in state.bound_jobs]
+
+    def pop_first_seen(self, job: GenerationJob) -> dt.datetime | None:
+        """Return and forget when a job was first seen, where that says more than its creation timestamp."""
+        return self._first_seen.pop(job.uid, None)
+
+    # Within.
+
+    def _state(self, item: KubernetesObject) -> NamespaceState:
+        return self._namespace(item.metadata.namespace)
+
+    def _namespace(self, name: str) -> NamespaceState:
+        if name not in self._namespaces:
+            self._namespaces[name] = NamespaceState(name, self._hash_of, self._node_grace)
+        return self._namespaces[name]
+
+    def _keep_job(self, job: GenerationJob, known: GenerationJob | None) -> None:
+        state = self._state(job)
+        state.update_job(job)
+        if job.status.phase in TERMINAL:
+            if known is not None:
+                # A job that had finished before this operator began may have run on another revision.
+                state.learn_revision(job)
+        elif known is None:
+            self._note_first_sight(job)
+        self._changes.jobs.append(JobChange(job.uid, known, job))
+
+    def _remove_job(self, job: GenerationJob, known: GenerationJob | None) -> None:
+        self._state(job).delete_job(job.uid)
+        self._first_seen.pop(job.uid, None)
+        self._changes.jobs.append(JobChange(job.uid, known, None))
+
+    def _note_first_sight(self, job: GenerationJob) -> None:
+        created, now = job.metadata.creation_timestamp, dt.datetime.now(dt.UTC)
+        if created is not None and now - created < FRESH and job.status.queued_at is None:
+            self._first_seen[job.uid] = now
+
+    def _precedes_known_end(self, job: GenerationJob, deleted: bool) -> bool:
+        """Return whether a job is told as it was before a write ended it: a list may be older than the write's answer.
+
+        Once the end itself has been told, nothing older will be, and nothing is kept.
+        """
+        ended = self._ended.get(job.uid)
+        if ended is None:
+            return False
+        if not deleted and job.metadata.version < ended:
+            return True
+        del self._ended[job.uid]
+        return False

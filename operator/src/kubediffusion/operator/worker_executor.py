@@ -1,0 +1,127 @@
+"""Carries out what was decided about workers and models: create, delete, report. The answers go to the store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from kubediffusion.operator import metrics
+from kubediffusion.operator.actions import CreateWorker, DeleteWorker, ReportModel
+from kubediffusion.operator.background_tasks import BackgroundTasks
+from kubediffusion.operator.cluster import RETRY_SECONDS, Cluster, NameTakenError
+from kubediffusion.operator.events import EventRecorder, events_of_model_report, worker_refused
+from kubediffusion.operator.store import Store
+from kubediffusion.operator.workers import BatchJob
+from kubediffusion.resources.backoff import Backoff
+from kubediffusion.resources.client import ConflictError, KubernetesError
+from kubediffusion.resources.diffusion_model import DiffusionModel
+
+logger = logging.getLogger(__name__)
+
+LONGEST_REFUSAL_PAUSE = 60.0
+"""Seconds between tries to create a worker that the API server refuses, at most."""
+
+WorkerAction = CreateWorker | DeleteWorker | ReportModel
+
+
+class WorkerExecutor:
+    """Carries out actions on workers and models, each once at a time.
+
+    Args:
+        cluster: Where they are written.
+        store: Takes the answers.
+        recorder: Takes the Events of what was written or refused.
+        tasks: Runs the writes.
+    """
+
+    def __init__(self, cluster: Cluster, store: Store, recorder: EventRecorder, tasks: BackgroundTasks) -> None:
+        self._cluster = cluster
+        self._store = store
+        self._recorder = recorder
+        self._tasks = tasks
+        self._under_way: set[str] = set()
+        self._backoffs: dict[str, Backoff] = {}
+        """The pauses of models whose workers the API server refuses, by the model's uid."""
+
+    def start(self, action: WorkerAction) -> bool:
+        """Begin to write an action, and return whether that was so: not while the same is under way."""
+        key = _key(action)
+        if key in self._under_way:
+            return False
+        self._under_way.add(key)
+        self._tasks.create_task(self._write(action, key))
+        return True
+
+    def forget_model(self, model: DiffusionModel) -> None:
+        """Drop what is kept of a model that is gone."""
+        self._backoffs.pop(model.uid, None)
+
+    async def _write(self, action: WorkerAction, key: str) -> None:
+        name = metrics.action_label(action)
+        try:
+            written = await self._cluster.execute(action)
+            metrics.ACTIONS.labels(name, "done").inc()
+        except KubernetesError as error:
+            metrics.ACTIONS.labels(name, "error").inc()
+            logger.warning("%s failed, trying again: %s", name, error, extra={"key": key})
+            pause = self._refuse(action.model, error) if isinstance(action, CreateWorker) else RETRY_SECONDS
+            # The key stays under way meanwhile, so that no pass starts the same again.
+            await asyncio.sleep(error.retry_after or pause)
+        except Exception:
+            metrics.ACTIONS.labels(name, "error").inc()
+            logger.exception("a defect: %s failed, trying again", name, extra={"key": key})
+            await asyncio.sleep(RETRY_SECONDS)
+        else:
+            self._report(action, written)
+        finally:
+            self._under_way.discard(key)
+            self._store.mark_changed(_namespace(action))
+
+    def _report(self, action: WorkerAction, written: BatchJob | DiffusionModel | None) -> None:
+        """Tell the store before the watch does: else the next pass would decide the same again."""
+        match written:
+            case BatchJob():
+                self._store.take_worker(written)
+            case DiffusionModel():
+                self._store.take_model(written)
+            case None:
+                pass
+        match action:
+            case ReportModel():
+                self._recorder.record(*events_of_model_report(action))
+            case CreateWorker():
+                self._backoffs.pop(action.model.uid, None)
+                self._store.admit_worker(action.model)
+            case DeleteWorker():
+                pass
+
+    def _refuse(self, model: DiffusionModel, error: KubernetesError) -> float:
+        """Keep why a worker's Job was refused, for those who wait, and return the seconds until the next try.
+
+        An Event tells of it once, not at every try.
+        """
+        if is_refusal(error) and self._store.refuse_worker(model, error.message):
+            self._recorder.record(worker_refused(model, error.message))
+        return self._backoffs.setdefault(model.uid, Backoff(RETRY_SECONDS, LONGEST_REFUSAL_PAUSE)).next_pause()
+
+
+def is_refusal(error: KubernetesError) -> bool:
+    """Return whether the API server will say the same until somebody acts.
+
+    What passes without anybody's doing is no refusal: the API server is away or busy, or others write the same quota.
+    """
+    return not error.transient and (not isinstance(error, ConflictError) or isinstance(error, NameTakenError))
+
+
+def _namespace(action: WorkerAction) -> str:
+    return action.namespace if isinstance(action, DeleteWorker) else action.model.metadata.namespace
+
+
+def _key(action: WorkerAction) -> str:
+    match action:
+        case CreateWorker():
+            return f"create/{action.model.uid}/{action.template_hash}/{action.ordinal}"
+        case DeleteWorker():
+            return f"delete/{action.uid}"
+        case ReportModel():
+            return f"report/{action.model.uid}"

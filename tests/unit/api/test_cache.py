@@ -7,9 +7,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from kubediffusion.api.answers import stored_answer
-from kubediffusion.api.cache import UNCONFIRMED_SECONDS, AgeKey, JobCache
-from kubediffusion.api.entries import Entry, JobRecord
+from kubediffusion.api.job_cache.cache import UNCONFIRMED_SECONDS, AgeKey, JobCache
+from kubediffusion.api.job_cache.records import CachedJob, JobRecord
+from kubediffusion.api.job_cache.results import cached_result
 
 
 class Clock:
@@ -74,13 +74,13 @@ def test_the_watchs_delay_is_measured_on_own_writes() -> None:
 def test_an_answer_is_made_once_a_change_of_state() -> None:
     cache = JobCache()
     shown(cache, version=1, phase="Running")
-    answer = stored_answer(cache.get("job"))
+    answer = cached_result(cache.get("job"))
     progress = {"progress": {"step": 3, "total": 25, "summary": "3/25"}}
     shown(cache, version=2, phase="Running", status=progress)
     assert cache.get("job").progress == "3/25"
-    assert stored_answer(cache.get("job")) is answer
+    assert cached_result(cache.get("job")) is answer
     shown(cache, version=3, phase="Failed")
-    assert stored_answer(cache.get("job")) is not answer
+    assert cached_result(cache.get("job")) is not answer
 
 
 def test_jobs_without_a_model_queue_with_those_of_the_default_one() -> None:
@@ -191,6 +191,6 @@ def test_an_entry_is_small() -> None:
     status = {
         "images": [{"index": 0, "uri": "s3://b/k", "sha256": "0" * 64, "bytes": 1, "width": 1, "height": 1, "seed": 1}]
     }
-    made: Entry = entry(phase="Succeeded", status=status)
+    made: CachedJob = entry(phase="Succeeded", status=status)
     assert not hasattr(made, "__dict__")
     assert not hasattr(made.images[0], "__dict__")

@@ -8,8 +8,8 @@ import pytest
 from limits import parse
 from limits.strategies import FixedWindowRateLimiter
 
-from kubediffusion.api import counters
-from kubediffusion.api.counters import CounterStorage
+from kubediffusion.api.client_limits import counters
+from kubediffusion.api.client_limits.counters import CounterStorage
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import asyncio
 import pytest
 from api_builders import entry
 
-from kubediffusion.api.entries import Entry
+from kubediffusion.api.client_limits.lookups import CONCURRENCY, JobLookups
+from kubediffusion.api.client_limits.rates import RateLimiter
 from kubediffusion.api.errors import TooManyRequestsError
-from kubediffusion.api.limits import Allowance
-from kubediffusion.api.lookups import CONCURRENCY, Lookups
+from kubediffusion.api.job_cache.records import CachedJob
 from kubediffusion.resources.client import KubernetesError
 
 INTERVAL = 0.05
@@ -20,14 +20,14 @@ class Cluster:
     """Jobs that come into being while reads are under way."""
 
     def __init__(self) -> None:
-        self.jobs: dict[str, Entry] = {}
+        self.jobs: dict[str, CachedJob] = {}
         self.reads = 0
         self.begun = asyncio.Event()
         self.gate = asyncio.Event()
         self.gate.set()
         self.away = False
 
-    async def read(self, name: str) -> Entry | None:
+    async def read(self, name: str) -> CachedJob | None:
         self.reads += 1
         found = self.jobs.get(name)
         self.begun.set()
@@ -37,8 +37,8 @@ class Cluster:
         return found
 
 
-def lookups(cluster: Cluster, limit: str = "") -> Lookups:
-    return Lookups(cluster.read, Allowance(limit, "slow down"), INTERVAL)
+def lookups(cluster: Cluster, limit: str = "") -> JobLookups:
+    return JobLookups(cluster.read, RateLimiter(limit, "slow down"), INTERVAL)
 
 
 async def test_a_job_is_found_at_once() -> None:

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from kubediffusion.api.app import create_app
 from kubediffusion.api.auth import ApiKeys
-from kubediffusion.api.docs import downgraded
 from kubediffusion.api.errors import UnauthorizedError, WrongKeyError
 from kubediffusion.api.images import ImageCache
+from kubediffusion.api.openapi import downgraded
 from kubediffusion.api.settings import Settings
 
 

@@ -147,8 +147,8 @@ def test_a_model_shows_the_acceleration_that_its_jobs_get() -> None:
 
 def test_a_document_leaves_out_what_nobody_shows() -> None:
     annotated = body(metadata={"annotations": {"x": "y" * 1000}, "managedFields": [{"manager": "z" * 1000}]})
-    from kubediffusion.api.entries import entry_of
+    from kubediffusion.api.job_cache.records import cached_job
 
-    made = entry_of(annotated)
+    made = cached_job(annotated)
     assert len(made.document) < 400
     assert made.job().spec.prompt == "a cat"

@@ -10,20 +10,20 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from kubediffusion.api import docs, errors, page
+from kubediffusion.api import errors, openapi, page
 from kubediffusion.api.auth import ApiKeys
-from kubediffusion.api.cache import JobCache
-from kubediffusion.api.dependencies import Connected, Parts
-from kubediffusion.api.edge import Edge
-from kubediffusion.api.entries import JobRecord
-from kubediffusion.api.images import Images
-from kubediffusion.api.limits import creation_limiter
+from kubediffusion.api.client_limits.rates import creation_limiter
+from kubediffusion.api.dependencies import AppState, LifespanState
+from kubediffusion.api.images import ImageReader
+from kubediffusion.api.job_cache.cache import JobCache
+from kubediffusion.api.job_cache.polling import PollingMiddleware
+from kubediffusion.api.job_cache.records import JobRecord
 from kubediffusion.api.metrics import Metrics
-from kubediffusion.api.models import ModelCache
-from kubediffusion.api.polling import Polling
+from kubediffusion.api.middleware import RequestMiddleware
+from kubediffusion.api.model_cache import ModelCache
+from kubediffusion.api.routes.jobs import job_routes
 from kubediffusion.api.routes.operations import operation_routes
 from kubediffusion.api.routes.tasks import task_routes
-from kubediffusion.api.routes.v1 import v1_routes
 from kubediffusion.api.service import JobService
 from kubediffusion.api.settings import ImageForm, Settings
 from kubediffusion.api.watches import Watches
@@ -48,7 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
     jobs = JobCache(on_confirmed=metrics.watch_lag.observe)
     models = ModelCache()
     metrics.follow(jobs)
-    parts = Parts(
+    state = AppState(
         settings=settings,
         keys=ApiKeys(settings.api_keys_file),
         metrics=metrics,
@@ -65,27 +65,27 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     limiter = creation_limiter(settings)
-    app.state.parts = parts
+    app.state.parts = state
     app.state.limiter = limiter
     app.include_router(task_routes(settings, limiter))
-    app.include_router(v1_routes(settings, limiter))
+    app.include_router(job_routes(settings, limiter))
     app.include_router(operation_routes())
-    docs.install(app, keys_required=parts.keys.required)
+    openapi.install(app, keys_required=state.keys.required)
     page.install(app)
     errors.install(app)
     if settings.image_form is ImageForm.BASE64:
-        app.add_middleware(Polling, jobs=jobs)
+        app.add_middleware(PollingMiddleware, jobs=jobs)
     # Added last, so it is the outermost: no answer leaves without passing it.
-    app.add_middleware(Edge, keys=parts.keys, metrics=metrics)
+    app.add_middleware(RequestMiddleware, keys=state.keys, metrics=metrics)
     return app
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-    parts: Parts = app.state.parts
-    settings = parts.settings
-    await asyncio.to_thread(parts.keys.reload)
-    if not parts.keys.required:
+    state: AppState = app.state.parts
+    settings = state.settings
+    await asyncio.to_thread(state.keys.reload)
+    if not state.keys.required:
         logger.warning("no API keys are configured (KUBEDIFFUSION_API_KEYS_FILE): anybody who reaches it may use it")
     storage = public = None
     if settings.s3_bucket:
@@ -94,14 +94,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
             public = await asyncio.to_thread(ImageStorage, settings.s3_bucket, endpoint=settings.s3_public_endpoint)
     else:
         logger.warning("no image storage is configured (KUBEDIFFUSION_S3_BUCKET): images cannot be handed out")
-    images = Images(storage, public, settings.image_cache_bytes, parts.metrics)
+    images = ImageReader(storage, public, settings.image_cache_bytes, state.metrics)
     try:
         async with await KubernetesClient.connect(AGENT) as client:
             jobs = Resource(client, JobRecord, f"/apis/{meta.API_VERSION}", meta.GENERATION_JOBS)
-            service = JobService(settings, jobs, parts.jobs, parts.models, parts.metrics)
-            async with parts.watches.running(jobs, client.diffusion_models, parts.keys.keep_current()):
-                logger.info("serving", extra={"namespace": settings.namespace, "ready": parts.watches.ready})
-                yield {"connected": Connected(service, images)}
+            service = JobService(settings, jobs, state.jobs, state.models, state.metrics)
+            async with state.watches.running(jobs, client.diffusion_models, state.keys.keep_current()):
+                logger.info("serving", extra={"namespace": settings.namespace, "ready": state.watches.ready})
+                yield {"connected": LifespanState(service, images)}
     finally:
         images.close()
         for opened in (storage, public):

@@ -15,17 +15,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kubediffusion.api.auth import ApiKeys
-from kubediffusion.api.cache import JobCache
-from kubediffusion.api.images import Images
+from kubediffusion.api.images import ImageReader
+from kubediffusion.api.job_cache.cache import JobCache
 from kubediffusion.api.metrics import Metrics
-from kubediffusion.api.models import ModelCache
+from kubediffusion.api.model_cache import ModelCache
 from kubediffusion.api.service import JobService
 from kubediffusion.api.settings import Settings
 from kubediffusion.api.watches import Watches
 
 
 @dataclass(frozen=True)
-class Parts:
+class AppState:
     """What an app is built of, before it connects to anything."""
 
     settings: Settings
@@ -37,30 +37,30 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class Connected:
+class LifespanState:
     """What exists while an app runs."""
 
     service: JobService
-    images: Images
+    images: ImageReader
 
 
-async def _parts(request: Request) -> Parts:
-    parts: Parts = request.app.state.parts
-    return parts
+async def _app_state(request: Request) -> AppState:
+    state: AppState = request.app.state.parts
+    return state
 
 
 # All of them coroutines: FastAPI would run plain functions in threads.
-def _connected(request: Request) -> Connected:
-    connected: Connected = request.state.connected
-    return connected
+def _lifespan_state(request: Request) -> LifespanState:
+    state: LifespanState = request.state.connected
+    return state
 
 
 async def _service(request: Request) -> JobService:
-    return _connected(request).service
+    return _lifespan_state(request).service
 
 
-async def _images(request: Request) -> Images:
-    return _connected(request).images
+async def _images(request: Request) -> ImageReader:
+    return _lifespan_state(request).images
 
 
 async def _client(request: Request) -> str:
@@ -73,12 +73,12 @@ async def _key_name(request: Request) -> str:
     return name
 
 
-PartsOf = Annotated[Parts, Depends(_parts)]
-ServiceOf = Annotated[JobService, Depends(_service)]
-ImagesOf = Annotated[Images, Depends(_images)]
-Client = Annotated[str, Depends(_client)]
+AppStateDep = Annotated[AppState, Depends(_app_state)]
+JobServiceDep = Annotated[JobService, Depends(_service)]
+ImagesDep = Annotated[ImageReader, Depends(_images)]
+ClientDep = Annotated[str, Depends(_client)]
 """Who asks, for limits and logs: the API key's name, else the address."""
-KeyName = Annotated[str, Depends(_key_name)]
+KeyNameDep = Annotated[str, Depends(_key_name)]
 """The API key's name; empty where no key is needed."""
 
 IdempotencyKey = Annotated[
@@ -109,7 +109,7 @@ class JsonRequest(Request):
         Raises:
             HTTPException: 413, the body is longer; what is left of it is not read.
         """
-        limit = (await _parts(self)).settings.max_body_bytes
+        limit = (await _app_state(self)).settings.max_body_bytes
         length = self.headers.get("content-length", "")
         if length.isdigit() and int(length) > limit:
             raise _too_large(limit)

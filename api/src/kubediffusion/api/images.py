@@ -8,8 +8,8 @@ import logging
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
-from kubediffusion.api.entries import StoredImage
 from kubediffusion.api.errors import CorruptImageError, UnavailableError
+from kubediffusion.api.job_cache.records import StoredImage
 from kubediffusion.api.metrics import Metrics
 from kubediffusion.resources.storage import ImageStorage, StorageError
 
@@ -55,7 +55,7 @@ class ImageCache:
             self.size -= len(dropped)
 
 
-class Images:
+class ImageReader:
     """Reads images for clients.
 
     Args:

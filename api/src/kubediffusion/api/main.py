@@ -11,7 +11,7 @@ import uvicorn
 from kubernetes.aio.config import ConfigException
 
 from kubediffusion.api.app import AGENT, create_app
-from kubediffusion.api.edge import RequestIds
+from kubediffusion.api.middleware import RequestIdFilter
 from kubediffusion.api.settings import Settings
 from kubediffusion.resources.client import KubernetesClient
 from kubediffusion.resources.runtime import garbage, logs
@@ -26,7 +26,7 @@ def main() -> None:
     # Keys of the API's own are not among them: of those it keeps digests only.
     logs.configure(settings.log_level, settings.secrets)
     for handler in logging.getLogger().handlers:
-        handler.addFilter(RequestIds())
+        handler.addFilter(RequestIdFilter())
     try:
         asyncio.run(_find_cluster())
     except ConfigException as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, PlatformCollector
 from prometheus_client import ProcessCollector as ProcessMetrics
 
-from kubediffusion.api.cache import JobCache
+from kubediffusion.api.job_cache.cache import JobCache
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 

@@ -35,19 +35,19 @@ def _shown_default(value: Any) -> dict[str, Any]:
     return {"default": value}
 
 
-class Strict(BaseModel):
+class RequestModel(BaseModel):
     """A request: an unknown field is an error, since a mistyped one would be silently without effect."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
-class Answer(BaseModel):
+class ResponseModel(BaseModel):
     """A response."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
 
-class GuidanceInterval(Strict):
+class GuidanceInterval(RequestModel):
     """Guidance at some of the steps only (https://arxiv.org/abs/2404.07724); the others take half the time."""
 
     start: Fraction = 0.0
@@ -62,14 +62,14 @@ class GuidanceInterval(Strict):
         return self
 
 
-class FeatureCaching(Strict):
+class FeatureCaching(RequestModel):
     """The UNet's deep layers at some of the steps only (DeepCache, https://arxiv.org/abs/2312.00858)."""
 
     interval: Annotated[CachingInterval, Field(examples=[3])]
     """At every step of so many the whole UNet is computed, in between its outermost layers; 1 is none."""
 
 
-class Acceleration(Strict):
+class Acceleration(RequestModel):
     """Speed for quality. What is absent is not done."""
 
     guidance_interval: GuidanceInterval | None = None
@@ -78,7 +78,7 @@ class Acceleration(Strict):
     """The UNet's deep layers at some of the steps only."""
 
 
-class JobRequest(Strict):
+class JobRequest(RequestModel):
     """What to generate. ``prompt`` alone is enough."""
 
     prompt: Annotated[Prompt, Field(examples=[EXAMPLE_PROMPT])]
@@ -124,7 +124,7 @@ class JobRequest(Strict):
     """Whether deleting the job deletes its images."""
 
 
-class TaskAccepted(Answer):
+class TaskAccepted(ResponseModel):
     """The task has been accepted."""
 
     task_id: Annotated[str, Field(examples=[EXAMPLE_ID])]
@@ -133,7 +133,7 @@ class TaskAccepted(Answer):
     message: str = "Task received and queued for processing."
 
 
-class TaskResult(Answer):
+class TaskResult(ResponseModel):
     """Where a task stands, and its image once it is completed."""
 
     task_id: Annotated[str, Field(examples=[EXAMPLE_ID])]
@@ -153,21 +153,21 @@ class TaskResultWithUrl(TaskResult):
     """Presigned address of the PNG in storage, valid for a limited time; null until the task is completed."""
 
 
-class Health(Answer):
+class Health(ResponseModel):
     """Whether the server answers, and whether the default model can be used."""
 
     status: Literal["ok"] = "ok"
     model_status: Literal["available", "unavailable"]
 
 
-class ErrorBody(Answer):
+class ErrorBody(ResponseModel):
     """An error."""
 
     detail: str
     """What is wrong and, where one can help, what to do."""
 
 
-class FieldProblem(Answer):
+class FieldProblem(ResponseModel):
     """One thing that is wrong with a request."""
 
     loc: Annotated[list[str | int], Field(examples=[["body", "num_inference_steps"]])]
@@ -178,13 +178,13 @@ class FieldProblem(Answer):
     """A word for programs."""
 
 
-class ValidationBody(Answer):
+class ValidationBody(ResponseModel):
     """The request is not valid."""
 
     detail: list[FieldProblem]
 
 
-class ImageView(Answer):
+class ImageView(ResponseModel):
     """One image of a job."""
 
     index: int
@@ -200,7 +200,7 @@ class ImageView(Answer):
     """The safety checker flagged it, and it has been blanked."""
 
 
-class JobError(Answer):
+class JobError(ResponseModel):
     """Why a job failed."""
 
     code: str
@@ -209,7 +209,7 @@ class JobError(Answer):
     """For people."""
 
 
-class JobSummary(Answer):
+class JobSummary(ResponseModel):
     """A job in a list."""
 
     name: str
@@ -230,7 +230,7 @@ class JobSummary(Answer):
     warnings: list[str]
 
 
-class Waiting(Answer):
+class Waiting(ResponseModel):
     """Why a job has no worker yet."""
 
     reason: str
@@ -238,7 +238,7 @@ class Waiting(Answer):
     message: str
 
 
-class GuidanceIntervalView(Answer):
+class GuidanceIntervalView(ResponseModel):
     """Guidance at some of the steps only."""
 
     model_config = ConfigDict(from_attributes=True)
@@ -247,7 +247,7 @@ class GuidanceIntervalView(Answer):
     stop: float
 
 
-class FeatureCachingView(Answer):
+class FeatureCachingView(ResponseModel):
     """The UNet's deep layers at some of the steps only."""
 
     model_config = ConfigDict(from_attributes=True)
@@ -255,7 +255,7 @@ class FeatureCachingView(Answer):
     interval: int
 
 
-class AccelerationView(Answer):
+class AccelerationView(ResponseModel):
     """Speed for quality."""
 
     model_config = ConfigDict(from_attributes=True)
@@ -264,7 +264,7 @@ class AccelerationView(Answer):
     feature_caching: FeatureCachingView | None
 
 
-class ParametersView(Answer):
+class ParametersView(ResponseModel):
     """The recipe as it was really run."""
 
     model_config = ConfigDict(from_attributes=True, protected_namespaces=())
@@ -288,7 +288,7 @@ class ParametersView(Answer):
     versions: dict[str, str] | None
 
 
-class TimingsView(Answer):
+class TimingsView(ResponseModel):
     """Seconds spent."""
 
     model_config = ConfigDict(from_attributes=True)
@@ -318,7 +318,7 @@ class JobView(JobSummary):
     timings: TimingsView | None
 
 
-class JobList(Answer):
+class JobList(ResponseModel):
     """Jobs, newest first."""
 
     jobs: list[JobSummary]
@@ -326,7 +326,7 @@ class JobList(Answer):
     """Hand it back as ``continue`` for the next page; null on the last."""
 
 
-class ModelLimits(Answer):
+class ModelLimits(ResponseModel):
     """The most that one job may ask for."""
 
     model_config = ConfigDict(from_attributes=True)
@@ -337,7 +337,7 @@ class ModelLimits(Answer):
     num_images: int
 
 
-class ModelDefaults(Answer):
+class ModelDefaults(ResponseModel):
     """What a job gets that does not say otherwise; null where the pipeline's own value applies."""
 
     model_config = ConfigDict(from_attributes=True)
@@ -351,7 +351,7 @@ class ModelDefaults(Answer):
     acceleration: AccelerationView | None
 
 
-class ModelStart(Answer):
+class ModelStart(ResponseModel):
     """How far the start of one worker has come."""
 
     model_config = ConfigDict(from_attributes=True)
@@ -363,7 +363,7 @@ class ModelStart(Answer):
     since: dt.datetime
 
 
-class ModelWorkers(Answer):
+class ModelWorkers(ResponseModel):
     """Workers by what they do."""
 
     model_config = ConfigDict(from_attributes=True)
@@ -375,7 +375,7 @@ class ModelWorkers(Answer):
     """How far they have come; then those that are ready and still compile."""
 
 
-class ModelView(Answer):
+class ModelView(ResponseModel):
     """A model that jobs can use."""
 
     name: str
@@ -393,7 +393,7 @@ class ModelView(Answer):
     revision: str | None
 
 
-class ModelList(Answer):
+class ModelList(ResponseModel):
     """The models of this namespace."""
 
     models: list[ModelView]

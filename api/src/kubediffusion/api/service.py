@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 from kubediffusion.api import translate
-from kubediffusion.api.cache import AgeKey, JobCache
-from kubediffusion.api.entries import Entry, JobRecord, StoredImage
+from kubediffusion.api.client_limits.lookups import JobLookups
+from kubediffusion.api.client_limits.rates import RateLimiter
 from kubediffusion.api.errors import (
     ImageNotFoundError,
     InvalidRequestError,
@@ -18,10 +18,10 @@ from kubediffusion.api.errors import (
     TooManyRequestsError,
     problem,
 )
-from kubediffusion.api.limits import Allowance
-from kubediffusion.api.lookups import Lookups
+from kubediffusion.api.job_cache.cache import AgeKey, JobCache
+from kubediffusion.api.job_cache.records import CachedJob, JobRecord, StoredImage
 from kubediffusion.api.metrics import Metrics
-from kubediffusion.api.models import ModelCache
+from kubediffusion.api.model_cache import ModelCache
 from kubediffusion.api.schemas import JobRequest, JobSummary, JobView
 from kubediffusion.api.settings import Settings
 from kubediffusion.resources import meta, recipe
@@ -61,12 +61,12 @@ class JobService:
         self._jobs = jobs
         self._models = models
         self._metrics = metrics
-        self._lookups = Lookups(
+        self._lookups = JobLookups(
             self._look_up,
-            Allowance(settings.unknown_task_limit, "Too many requests for task ids that do not exist; slow down."),
+            RateLimiter(settings.unknown_task_limit, "Too many requests for task ids that do not exist; slow down."),
         )
 
-    async def submit(self, request: JobRequest, client: str, owner: str, idempotency_key: str | None) -> Entry:
+    async def submit(self, request: JobRequest, client: str, owner: str, idempotency_key: str | None) -> CachedJob:
         """Accept a job: once this returns, it exists in the cluster.
 
         Args:
@@ -100,7 +100,7 @@ class JobService:
         logger.info("job accepted", extra=extra)
         return entry
 
-    async def read(self, name: str, client: str) -> Entry:
+    async def read(self, name: str, client: str) -> CachedJob:
         """Give a job, also one that another replica accepted a moment ago.
 
         Args:
@@ -122,7 +122,7 @@ class JobService:
         return found
 
     def page(
-        self, matches: Callable[[Entry], bool], limit: int, before: AgeKey | None
+        self, matches: Callable[[CachedJob], bool], limit: int, before: AgeKey | None
     ) -> tuple[list[JobSummary], AgeKey | None]:
         """List jobs, newest first.
 
@@ -134,17 +134,17 @@ class JobService:
         Returns:
             The jobs, and where the next page begins; None when there is none.
         """
-        found: Iterator[Entry] = filter(matches, self._jobs.newest_first(before))
+        found: Iterator[CachedJob] = filter(matches, self._jobs.newest_first(before))
         page = list(islice(found, limit))
         more = len(page) == limit and next(found, None) is not None
         summaries = [translate.summary(entry, self._position(entry)) for entry in page]
         return summaries, AgeKey(page[-1].created, page[-1].name) if more else None
 
-    def view(self, entry: Entry) -> JobView:
+    def view(self, entry: CachedJob) -> JobView:
         """Show all that there is to say about a job."""
         return translate.view(entry, self._position(entry), self._models.find(entry.model))
 
-    def image(self, entry: Entry, index: int) -> StoredImage:
+    def image(self, entry: CachedJob, index: int) -> StoredImage:
         """Find an image of a job.
 
         Raises:
@@ -155,7 +155,7 @@ class JobService:
             raise ImageNotFoundError(f"The job has no image {index}; it is {entry.phase}.")
         return image
 
-    async def cancel(self, name: str, client: str) -> Entry:
+    async def cancel(self, name: str, client: str) -> CachedJob:
         """Ask for a job to be cancelled. A waiting one is at once, a running one at its next step.
 
         Raises:
@@ -193,7 +193,7 @@ class JobService:
         self._jobs.forget(name)
         logger.info("job deleted by a client", extra={"job": name, "client": client})
 
-    def _position(self, entry: Entry) -> int | None:
+    def _position(self, entry: CachedJob) -> int | None:
         return self._jobs.queue_position(entry, self._models.default_name)
 
     def _check_room(self) -> None:
@@ -201,7 +201,7 @@ class JobService:
         if cap and self._jobs.unfinished >= cap:
             raise TooManyRequestsError(f"{cap} jobs are unfinished already; try again when some have finished.", 5)
 
-    async def _create(self, name: str, spec: GenerationJobSpec) -> Entry:
+    async def _create(self, name: str, spec: GenerationJobSpec) -> CachedJob:
         body = translate.manifest(name, spec)
         try:
             record = await self._resource.create(self._namespace, body)
@@ -218,10 +218,10 @@ class JobService:
         self._metrics.jobs_created.inc()
         return record.entry
 
-    async def _existing(self, name: str, spec: GenerationJobSpec) -> Entry:
+    async def _existing(self, name: str, spec: GenerationJobSpec) -> CachedJob:
         return _repeated((await self._resource.get(self._namespace, name)).entry, spec)
 
-    async def _look_up(self, name: str) -> Entry | None:
+    async def _look_up(self, name: str) -> CachedJob | None:
         # The watch may have brought it while this read waited for its turn.
         if (known := self._jobs.get(name)) is not None:
             return known
@@ -235,7 +235,7 @@ class JobService:
         return entry
 
 
-def _repeated(known: Entry, spec: GenerationJobSpec) -> Entry:
+def _repeated(known: CachedJob, spec: GenerationJobSpec) -> CachedJob:
     if not translate.same_request(known.job().spec, spec):
         message = "This key has been used with another request; choose a new key for a new job"
         raise InvalidRequestError([problem("Idempotency-Key", message, "idempotency_key_reused", where="header")])

@@ -6,7 +6,7 @@ import datetime as dt
 import uuid
 from typing import Any
 
-from kubediffusion.api.entries import Entry, StoredImage
+from kubediffusion.api.job_cache.records import CachedJob, StoredImage
 from kubediffusion.api.schemas import (
     Acceleration,
     ImageView,
@@ -71,12 +71,12 @@ def image_path(name: str, index: int) -> str:
     return f"/v1/jobs/{name}/images/{index}"
 
 
-def summary(entry: Entry, queue_position: int | None) -> JobSummary:
+def summary(entry: CachedJob, queue_position: int | None) -> JobSummary:
     """Show a job in a list."""
     return JobSummary(**_summary_fields(entry, queue_position))
 
 
-def view(entry: Entry, queue_position: int | None, model: DiffusionModel | None = None) -> JobView:
+def view(entry: CachedJob, queue_position: int | None, model: DiffusionModel | None = None) -> JobView:
     """Show a job with all that there is to say.
 
     Args:
@@ -117,7 +117,7 @@ def _waiting(scheduled: Condition, model: DiffusionModel | None) -> Waiting:
     return Waiting(reason=scheduled.reason, message=f"a worker is loading model {model.name}: {start.message}")
 
 
-def _summary_fields(entry: Entry, queue_position: int | None) -> dict[str, Any]:
+def _summary_fields(entry: CachedJob, queue_position: int | None) -> dict[str, Any]:
     return {
         "name": entry.name,
         "phase": entry.phase,

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-from kubediffusion.api.cache import JobCache
-from kubediffusion.api.entries import JobRecord
-from kubediffusion.api.models import ModelCache
+from kubediffusion.api.job_cache.cache import JobCache
+from kubediffusion.api.job_cache.records import JobRecord
+from kubediffusion.api.model_cache import ModelCache
 from kubediffusion.resources.client import Resource
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.watching import Reflector

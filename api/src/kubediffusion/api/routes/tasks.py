@@ -9,16 +9,16 @@ from slowapi import Limiter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from kubediffusion.api.answers import result_body, result_body_with_url, stored_answer, warning_headers
 from kubediffusion.api.dependencies import (
-    Client,
+    AppStateDep,
+    ClientDep,
     IdempotencyKey,
-    ImagesOf,
+    ImagesDep,
+    JobServiceDep,
     JsonRoute,
-    KeyName,
-    PartsOf,
-    ServiceOf,
+    KeyNameDep,
 )
+from kubediffusion.api.job_cache.results import cached_result, result_body, result_body_with_url, warning_headers
 from kubediffusion.api.routes.responses import errors
 from kubediffusion.api.schemas import JobRequest, TaskAccepted, TaskResult, TaskResultWithUrl
 from kubediffusion.api.settings import ImageForm, Settings
@@ -42,9 +42,9 @@ def task_routes(settings: Settings, limiter: Limiter) -> APIRouter:
     async def generate(
         request: Request,  # noqa: ARG001 - slowapi asks for it
         body: JobRequest,
-        service: ServiceOf,
-        client: Client,
-        key_name: KeyName,
+        service: JobServiceDep,
+        client: ClientDep,
+        key_name: KeyNameDep,
         idempotency_key: IdempotencyKey = None,
     ) -> TaskAccepted:
         """Accept a task. Ask `GET /results/{task_id}` for the outcome."""
@@ -59,10 +59,10 @@ def task_routes(settings: Settings, limiter: Limiter) -> APIRouter:
     )
     async def result(
         task_id: str,
-        service: ServiceOf,
-        images: ImagesOf,
-        parts: PartsOf,
-        client: Client,
+        service: JobServiceDep,
+        images: ImagesDep,
+        state: AppStateDep,
+        client: ClientDep,
         image: Annotated[
             ImageForm | None,
             Query(description="Whether a completed task carries its image or the image's address."),
@@ -74,14 +74,14 @@ def task_routes(settings: Settings, limiter: Limiter) -> APIRouter:
         `/v1` has all. A warning, such as a prompt that was cut, comes in the header `X-KubeDiffusion-Warning`.
         """
         entry = await service.read(task_id, client)
-        form = image or parts.settings.image_form
+        form = image or state.settings.image_form
         headers = warning_headers(entry)
         if form is ImageForm.URL:
             url = None
             if entry.phase is Phase.SUCCEEDED and entry.images:
-                url = await images.url(entry.images[0], parts.settings.presign_seconds)
+                url = await images.url(entry.images[0], state.settings.presign_seconds)
             return _json(result_body_with_url(entry, url), headers)
-        if (answer := stored_answer(entry)) is not None:
+        if (answer := cached_result(entry)) is not None:
             return _json(answer[1], headers)
         data = await images.read(entry.images[0]) if entry.images else None
         return _json(result_body(entry, data), headers)

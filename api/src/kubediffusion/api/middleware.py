@@ -31,7 +31,7 @@ UNROUTED = "none"
 _current: ContextVar[str] = ContextVar("request_id", default="")
 
 
-class RequestIds(logging.Filter):
+class RequestIdFilter(logging.Filter):
     """Write the request's id into each record that is logged while it is handled."""
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -41,7 +41,7 @@ class RequestIds(logging.Filter):
         return True
 
 
-class Edge:
+class RequestMiddleware:
     """Identify the request and its client, and count the answer.
 
     Args:

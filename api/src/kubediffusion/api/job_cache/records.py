@@ -32,14 +32,14 @@ class StoredImage:
 
 
 @dataclass(slots=True)
-class Entry:
+class CachedJob:
     """One job at one resource version.
 
     Attributes:
         created: Seconds since the epoch.
         document: ``metadata``, ``spec`` and ``status`` as JSON, for the detailed view.
         answer: The finished response of ``GET /results``, kept once it has been asked for; see
-            :mod:`kubediffusion.api.answers`.
+            :mod:`kubediffusion.api.job_cache.results`.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Entry:
         return GenerationJob.from_wire(json.loads(self.document))
 
 
-def entry_of(body: dict[str, Any]) -> Entry:
+def cached_job(body: dict[str, Any]) -> CachedJob:
     """Make the entry of a GenerationJob as the API server sends it."""
     job = GenerationJob.from_wire(body)
     metadata, spec, status = job.metadata, job.spec, job.status
@@ -85,7 +85,7 @@ def entry_of(body: dict[str, Any]) -> Entry:
         StoredImage(image.index, image.uri, image.sha256, image.bytes, image.width, image.height, image.flagged)
         for image in sorted(status.images, key=lambda image: image.index)
     )
-    return Entry(
+    return CachedJob(
         name=metadata.name,
         uid=metadata.uid,
         version=metadata.version,
@@ -118,7 +118,7 @@ class JobRecord(KubernetesObject):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    entry: Entry
+    entry: CachedJob
 
     @classmethod
     def from_wire(cls, body: Any) -> Self:
@@ -127,6 +127,6 @@ class JobRecord(KubernetesObject):
         Raises:
             pydantic.ValidationError: It is no GenerationJob.
         """
-        entry = entry_of(body)
+        entry = cached_job(body)
         metadata = ObjectMeta(name=entry.name, uid=entry.uid, resource_version=str(entry.version))
         return cls(metadata=metadata, entry=entry)

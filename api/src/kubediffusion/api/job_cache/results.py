@@ -10,7 +10,7 @@ import base64
 import json
 from typing import Literal
 
-from kubediffusion.api.entries import Entry
+from kubediffusion.api.job_cache.records import CachedJob
 from kubediffusion.resources.generation_job import Phase
 
 Status = Literal["pending", "processing", "completed", "failed"]
@@ -30,7 +30,7 @@ MAX_WARNING_LENGTH = 1000
 Headers = list[tuple[bytes, bytes]]
 
 
-def error_message(entry: Entry) -> str | None:
+def error_message(entry: CachedJob) -> str | None:
     """Say why a job failed, or None if it did not."""
     if entry.phase is Phase.CANCELLED:
         return f"Cancelled: {entry.error_message}" if entry.error_message else "Cancelled."
@@ -39,7 +39,7 @@ def error_message(entry: Entry) -> str | None:
     return None
 
 
-def warning_headers(entry: Entry) -> dict[str, str]:
+def warning_headers(entry: CachedJob) -> dict[str, str]:
     """Give the header that carries a job's warnings, such as a prompt that was cut."""
     if not entry.warnings:
         return {}
@@ -49,7 +49,7 @@ def warning_headers(entry: Entry) -> dict[str, str]:
     return {WARNING_HEADER: text[:MAX_WARNING_LENGTH]}
 
 
-def stored_answer(entry: Entry) -> tuple[Headers, bytes] | None:
+def cached_result(entry: CachedJob) -> tuple[Headers, bytes] | None:
     """Give headers and body of the answer for a job that has no image to hand out, or None for one that has.
 
     It is made on the first call and kept with the entry.
@@ -67,7 +67,7 @@ def stored_answer(entry: Entry) -> tuple[Headers, bytes] | None:
     return entry.answer
 
 
-def result_body(entry: Entry, image: bytes | None = None) -> bytes:
+def result_body(entry: CachedJob, image: bytes | None = None) -> bytes:
     """Write the answer of ``GET /results`` with the task API's five fields.
 
     Args:
@@ -88,7 +88,7 @@ def result_body(entry: Entry, image: bytes | None = None) -> bytes:
     )  # fmt: skip
 
 
-def result_body_with_url(entry: Entry, url: str | None) -> bytes:
+def result_body_with_url(entry: CachedJob, url: str | None) -> bytes:
     """Write the answer of ``GET /results?image=url``: a sixth field names the image, and the bytes are left out."""
     return result_body(entry)[:-1] + b',"image_url":' + _json(url) + b"}"
 

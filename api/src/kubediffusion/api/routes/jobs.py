@@ -11,19 +11,19 @@ from slowapi import Limiter
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from kubediffusion.api.answers import warning_headers
-from kubediffusion.api.cache import AgeKey
 from kubediffusion.api.dependencies import (
-    Client,
+    AppStateDep,
+    ClientDep,
     IdempotencyKey,
-    ImagesOf,
+    ImagesDep,
+    JobServiceDep,
     JsonRoute,
-    KeyName,
-    PartsOf,
-    ServiceOf,
+    KeyNameDep,
 )
-from kubediffusion.api.entries import Entry
 from kubediffusion.api.errors import InvalidRequestError, UnavailableError, problem
+from kubediffusion.api.job_cache.cache import AgeKey
+from kubediffusion.api.job_cache.records import CachedJob
+from kubediffusion.api.job_cache.results import warning_headers
 from kubediffusion.api.routes.responses import errors
 from kubediffusion.api.routes.tasks import CREATION
 from kubediffusion.api.schemas import JobList, JobRequest, JobView, ModelList
@@ -37,7 +37,7 @@ MAX_PAGE = 500
 Name = Annotated[str, Path(description="The job's name, which is the task id.")]
 
 
-def v1_routes(settings: Settings, limiter: Limiter) -> APIRouter:
+def job_routes(settings: Settings, limiter: Limiter) -> APIRouter:
     """Build the router."""
     router = APIRouter(prefix="/v1", route_class=JsonRoute)
     limited = limiter.shared_limit(settings.rate_limit or "1/second", scope=CREATION)
@@ -80,9 +80,9 @@ async def create_job(
     request: Request,  # noqa: ARG001 - slowapi asks for it
     response: Response,
     body: JobRequest,
-    service: ServiceOf,
-    client: Client,
-    key_name: KeyName,
+    service: JobServiceDep,
+    client: ClientDep,
+    key_name: KeyNameDep,
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """Create a job and show it."""
@@ -92,8 +92,8 @@ async def create_job(
 
 
 async def list_jobs(
-    service: ServiceOf,
-    parts: PartsOf,
+    service: JobServiceDep,
+    state: AppStateDep,
     phase: Annotated[list[Phase] | None, Query(description="Only jobs in these phases.")] = None,
     model: Annotated[str | None, Query(description="Only jobs of this model.")] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Jobs in a page.")] = 100,
@@ -102,30 +102,30 @@ async def list_jobs(
     ] = None,
 ) -> JobList:
     """List the namespace's jobs, newest first."""
-    if not parts.watches.ready:
+    if not state.watches.ready:
         raise UnavailableError("The server is starting and has not seen all jobs yet.", 1)
-    default = parts.models.default_name
+    default = state.models.default_name
 
-    def matches(entry: Entry) -> bool:
+    def matches(entry: CachedJob) -> bool:
         return (phase is None or entry.phase in phase) and (model is None or (entry.model or default) == model)
 
     jobs, end = service.page(matches, limit, _decoded(continue_token))
     return JobList(jobs=jobs, continue_token=_encoded(end))
 
 
-async def show_job(name: Name, service: ServiceOf, client: Client, response: Response) -> JobView:
+async def show_job(name: Name, service: JobServiceDep, client: ClientDep, response: Response) -> JobView:
     """Show what was asked for, where it stands and why it waits, and how it was run."""
     entry = await service.read(name, client)
     response.headers.update(warning_headers(entry))
     return service.view(entry)
 
 
-async def cancel_job(name: Name, service: ServiceOf, client: Client) -> JobView:
+async def cancel_job(name: Name, service: JobServiceDep, client: ClientDep) -> JobView:
     """Ask for the job to stop: at once if it waits, at the next denoising step if it runs."""
     return service.view(await service.cancel(name, client))
 
 
-async def delete_job(name: Name, service: ServiceOf, client: Client) -> None:
+async def delete_job(name: Name, service: JobServiceDep, client: ClientDep) -> None:
     """Delete the job, whatever it is doing; its images too, if its `deletion_policy` is `Delete`."""
     await service.delete(name, client)
 
@@ -133,17 +133,17 @@ async def delete_job(name: Name, service: ServiceOf, client: Client) -> None:
 async def get_image(
     name: Name,
     index: Annotated[int, Path(ge=0, description="Which of the job's images, from 0.")],
-    service: ServiceOf,
-    images: ImagesOf,
-    parts: PartsOf,
-    client: Client,
+    service: JobServiceDep,
+    images: ImagesDep,
+    state: AppStateDep,
+    client: ClientDep,
     image: Annotated[ImageForm | None, Query(description="`url` redirects to storage.")] = None,
     if_none_match: Annotated[str | None, Header(description="The ETag of a copy that the client has.")] = None,
 ) -> Response:
     """Give the PNG. Its ETag is the SHA-256 of its bytes, as in the job's status."""
     stored = service.image(await service.read(name, client), index)
-    if (image or parts.settings.image_form) is ImageForm.URL:
-        return RedirectResponse(await images.url(stored, parts.settings.presign_seconds), 307)
+    if (image or state.settings.image_form) is ImageForm.URL:
+        return RedirectResponse(await images.url(stored, state.settings.presign_seconds), 307)
     tag = f'"{stored.sha256}"'
     headers = {"ETag": tag, "Cache-Control": "private, max-age=31536000, immutable"}
     if if_none_match is not None and (if_none_match.strip() == "*" or tag in if_none_match):
@@ -151,9 +151,9 @@ async def get_image(
     return Response(await images.read(stored), media_type=PNG, headers=headers)
 
 
-async def list_models(parts: PartsOf) -> ModelList:
+async def list_models(state: AppStateDep) -> ModelList:
     """List the namespace's models: whether each is available, its defaults and its limits."""
-    return ModelList(models=[model_view(model) for model in parts.models.all()])
+    return ModelList(models=[model_view(model) for model in state.models.all()])
 
 
 def _encoded(end: AgeKey | None) -> str | None:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from kubediffusion.api.answers import stored_answer
-from kubediffusion.api.cache import JobCache
+from kubediffusion.api.job_cache.cache import JobCache
+from kubediffusion.api.job_cache.results import cached_result
 
 PREFIX = "/results/"
 ROUTE = "/results/{task_id}"
 
 
-class Polling:
+class PollingMiddleware:
     """Answer ``GET /results/{task_id}`` where the cache has the whole answer.
 
     Args:
@@ -34,7 +34,7 @@ class Polling:
             and scope["method"] == "GET"
             and not scope["query_string"]
             and (entry := self._jobs.get(scope["path"][len(PREFIX) :])) is not None
-            and (answer := stored_answer(entry)) is not None
+            and (answer := cached_result(entry)) is not None
         ):
             headers, body = answer
             scope["state"]["route"] = ROUTE

@@ -11,7 +11,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
-from kubediffusion.api.entries import Entry, JobRecord
+from kubediffusion.api.job_cache.records import CachedJob, JobRecord
 from kubediffusion.resources.order import QueueKey
 
 UNCONFIRMED_SECONDS = 300.0
@@ -42,7 +42,7 @@ class JobCache:
         on_confirmed: Callable[[float], None] = lambda _seconds: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, CachedJob] = {}
         self._by_age: list[AgeKey] = []
         self._queues: dict[str | None, list[QueueKey[float]]] = {}
         self._unfinished = 0
@@ -60,7 +60,7 @@ class JobCache:
         """How many jobs have no outcome yet."""
         return self._unfinished
 
-    def get(self, name: str) -> Entry | None:
+    def get(self, name: str) -> CachedJob | None:
         """Give a job's newest known state."""
         return self._entries.get(name)
 
@@ -79,7 +79,7 @@ class JobCache:
             self._put(entry)
         self._forget_unconfirmed()
 
-    def remember(self, entry: Entry) -> None:
+    def remember(self, entry: CachedJob) -> None:
         """Take in what this process has just written or read, ahead of the watch."""
         if entry.name not in self._entries:
             if entry.version <= self._watched:
@@ -95,7 +95,7 @@ class JobCache:
             self._drop(entry)
         self._unconfirmed.pop(name, None)
 
-    def queue_position(self, entry: Entry, default_model: str | None) -> int | None:
+    def queue_position(self, entry: CachedJob, default_model: str | None) -> int | None:
         """Tell which place the job has among those that wait for its model, from 1; None if it does not wait.
 
         Args:
@@ -109,13 +109,13 @@ class JobCache:
         queues = {model, None} if model == default_model else {model}
         return 1 + sum(bisect_left(self._queues.get(queue, []), key) for queue in queues)
 
-    def newest_first(self, before: AgeKey | None = None) -> Iterator[Entry]:
+    def newest_first(self, before: AgeKey | None = None) -> Iterator[CachedJob]:
         """Give the jobs from the newest on, or those older than ``before``."""
         end = len(self._by_age) if before is None else bisect_left(self._by_age, before)
         for index in range(end - 1, -1, -1):
             yield self._entries[self._by_age[index].name]
 
-    def _put(self, entry: Entry) -> None:
+    def _put(self, entry: CachedJob) -> None:
         known = self._entries.get(entry.name)
         if known is not None:
             if entry.version <= known.version:
@@ -129,7 +129,7 @@ class JobCache:
         if (key := entry.queue_key) is not None:
             insort(self._queues.setdefault(entry.model, []), key)
 
-    def _drop(self, entry: Entry) -> None:
+    def _drop(self, entry: CachedJob) -> None:
         del self._entries[entry.name]
         _remove(self._by_age, AgeKey(entry.created, entry.name))
         self._unfinished -= not entry.finished
@@ -152,7 +152,7 @@ def _remove(keys: list[Key], key: Key) -> None:
     del keys[bisect_left(keys, key)]
 
 
-def _answers_alike(old: Entry, new: Entry) -> bool:
+def _answers_alike(old: CachedJob, new: CachedJob) -> bool:
     """Tell whether ``GET /results`` says the same of both, as it does while only the progress moves."""
     return (old.uid, old.phase, old.error_message, old.warnings) == (
         new.uid,

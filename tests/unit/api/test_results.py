@@ -10,12 +10,12 @@ from api_builders import entry
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubediffusion.api.answers import (
+from kubediffusion.api.job_cache.results import (
     MAX_WARNING_LENGTH,
     WARNING_HEADER,
+    cached_result,
     result_body,
     result_body_with_url,
-    stored_answer,
     warning_headers,
 )
 from kubediffusion.api.schemas import TaskResult, TaskResultWithUrl
@@ -57,8 +57,8 @@ def test_any_answer_is_json_of_its_schema(prompt: str, image: bytes | None, url:
 
 
 def test_only_what_has_no_image_is_kept() -> None:
-    assert stored_answer(entry(phase="Succeeded")) is None
-    headers, body = stored_answer(entry(phase="Running"))
+    assert cached_result(entry(phase="Succeeded")) is None
+    headers, body = cached_result(entry(phase="Running"))
     assert dict(headers)[b"content-length"] == str(len(body)).encode()
 
 

@@ -19,9 +19,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from kubediffusion.api.entries import Entry
+from kubediffusion.api.client_limits.rates import RateLimiter
 from kubediffusion.api.errors import TooManyRequestsError
-from kubediffusion.api.limits import Allowance
+from kubediffusion.api.job_cache.records import CachedJob
 from kubediffusion.resources.client import KubernetesError
 
 INTERVAL = 0.5
@@ -30,7 +30,7 @@ INTERVAL = 0.5
 CONCURRENCY = 16
 """Reads that run at the same time."""
 
-Read = Callable[[str], Awaitable[Entry | None]]
+Read = Callable[[str], Awaitable[CachedJob | None]]
 
 
 class _Question(NamedTuple):
@@ -40,10 +40,10 @@ class _Question(NamedTuple):
     name: str
 
 
-_Answer = Entry | KubernetesError | TooManyRequestsError | None
+_Answer = CachedJob | KubernetesError | TooManyRequestsError | None
 
 
-class Lookups:
+class JobLookups:
     """Reads of names that are not in the cache.
 
     Args:
@@ -52,7 +52,7 @@ class Lookups:
         interval: Seconds between two reads of one name.
     """
 
-    def __init__(self, read: Read, allowance: Allowance, interval: float = INTERVAL) -> None:
+    def __init__(self, read: Read, allowance: RateLimiter, interval: float = INTERVAL) -> None:
         self._read = read
         self._allowance = allowance
         self._interval = interval
@@ -62,7 +62,7 @@ class Lookups:
         self._begun: dict[_Question, float] = {}
         self._slots = asyncio.Semaphore(CONCURRENCY)
 
-    async def find(self, name: str, client: str) -> Entry | None:
+    async def find(self, name: str, client: str) -> CachedJob | None:
         """Read a job, or find that there is none.
 
         Args:

@@ -7,7 +7,7 @@ from limits.strategies import FixedWindowRateLimiter
 from slowapi import Limiter
 from starlette.requests import Request
 
-from kubediffusion.api.counters import SCHEME, CounterStorage
+from kubediffusion.api.client_limits.counters import SCHEME, CounterStorage
 from kubediffusion.api.errors import TooManyRequestsError
 from kubediffusion.api.settings import Settings
 
@@ -32,7 +32,7 @@ def creation_limiter(settings: Settings) -> Limiter:
     )
 
 
-class Allowance:
+class RateLimiter:
     """A rate at which one client may do something that is only known afterwards to count.
 
     It is taken before, and given back where it did not.

@@ -1,0 +1,1 @@
+"""Jobs as the watch shows them: what polls, lists and the queue are answered from."""

@@ -1,0 +1,1 @@
+"""What makes the tiny models, a module for each kin."""

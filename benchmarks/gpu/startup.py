@@ -32,7 +32,7 @@ import kubediffusion.worker.main  # noqa: E402, F401 - what a worker's process i
 from kubediffusion.resources.conditions import EngineReason  # noqa: E402
 from kubediffusion.resources.runtime import logs  # noqa: E402
 from kubediffusion.worker.settings import Settings  # noqa: E402
-from kubediffusion.worker.starting import load_pipeline  # noqa: E402
+from kubediffusion.worker.starting import start_engine  # noqa: E402
 
 note("the worker's own modules")
 
@@ -61,7 +61,7 @@ def main() -> None:
     """Start, and write what was found into the cache's folder."""
     folder, cache = Path(sys.argv[2]), Path(sys.argv[3])
     logs.configure("INFO")
-    engine = load_pipeline(
+    engine = start_engine(
         Settings(
             pod_name="benchmark",
             pod_namespace="benchmark",

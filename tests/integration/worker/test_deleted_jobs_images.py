@@ -18,13 +18,13 @@ from kubediffusion.local.testing import eventually
 from kubediffusion.resources import meta
 from kubediffusion.resources.generation_job import GenerationJob
 from kubediffusion.resources.storage import ImageStorage, StorageError
-from kubediffusion.worker.announcer import Announcer
 from kubediffusion.worker.assignments import Assignment, Assignments
 from kubediffusion.worker.context import WorkerContext
 from kubediffusion.worker.engine import Picture
 from kubediffusion.worker.finisher import Finisher
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
+from kubediffusion.worker.progress_reporter import ProgressReporter
 from kubediffusion.worker.reporter import Reporter
 from kubediffusion.worker.uploads import Uploader
 
@@ -72,8 +72,8 @@ class Desk:
         self.assignments.observe(bound, False)
         assignment = self.assignments.get(bound.uid)
         assert assignment is not None
-        assignment.take(1, bound.status.queued_at, 0.0)
-        self.finisher.ended(assignment, 0, Picture(SIDE, SIDE, bytes(SIDE * SIDE * 3), "DDIMScheduler"))
+        assignment.take_requests(1, bound.status.queued_at, 0.0)
+        self.finisher.finish_image(assignment, 0, Picture(SIDE, SIDE, bytes(SIDE * SIDE * 3), "DDIMScheduler"))
 
         async def hanging() -> bool:
             return self.storage.hanging.is_set()
@@ -109,8 +109,8 @@ def desk(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
             metrics=Metrics(CollectorRegistry()),
             work_available=asyncio.Event(),
         )
-        announcer = Announcer(assignments, reporter, lambda assignment: finisher.lost(assignment))
-        finisher = Finisher(context, announcer, Uploader(storage, threads), threads)
+        progress = ProgressReporter(assignments, reporter, lambda assignment: finisher.abandon(assignment))
+        finisher = Finisher(context, progress, Uploader(storage, threads), threads)
         yield Desk(bench, storage, assignments, finisher)
         storage.through.set()
     storage.close()
@@ -119,7 +119,7 @@ def desk(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
 async def test_an_upload_that_hung_until_its_job_was_gone_leaves_nothing(desk: Desk) -> None:
     _, key = await desk.image_of("hung")
     gone = await desk.delete("hung", key)
-    desk.finisher.forget(desk.assignments.observe(gone, True))
+    desk.finisher.release(desk.assignments.observe(gone, True))
     desk.storage.through.set()
     await asyncio.wait_for(desk.finisher.drain(), 30)
     assert not desk.storage.holds(key)
@@ -138,7 +138,7 @@ async def test_an_image_stays_while_its_job_does(desk: Desk) -> None:
     """Taken away and bound elsewhere: what is stored goes with the job, whenever that is."""
     _, key = await desk.image_of("moved")
     rebound = await desk.bench.bind(await desk.bench.get("moved"), "somebody-else")
-    desk.finisher.forget(desk.assignments.observe(rebound, True))
+    desk.finisher.release(desk.assignments.observe(rebound, True))
     desk.storage.through.set()
     await asyncio.wait_for(desk.finisher.drain(), 30)
     assert desk.storage.holds(key)

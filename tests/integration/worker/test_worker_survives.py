@@ -75,8 +75,8 @@ async def test_the_fence_refuses_a_late_report_whole(bench: Bench) -> None:
     assignments = Assignments("worker-a")
     assignments.observe(bound, False)
     assignment = assignments.get(bound.uid)
-    assignment.take(1, bound.status.queued_at, 0.0)
-    assignment.made(0, Picture(8, 8, b"", "DDIMScheduler"), 1.0)
+    assignment.take_requests(1, bound.status.queued_at, 0.0)
+    assignment.record_output(0, Picture(8, 8, b"", "DDIMScheduler"), 1.0)
     rebound = await bench.bind(bound, "worker-a")
     reporter = Reporter(bench.client, bench.namespace.name)
     for report in (reporter.try_once, reporter.deliver):

@@ -51,17 +51,17 @@ def test_a_new_attempt_replaces_the_old_one() -> None:
 
 def test_our_own_report_does_not_drop_the_job() -> None:
     assignments, assignment = assigned()
-    assignment.closing = True
+    assignment.finishing = True
     assert assignments.observe(bound_job(version=2, status={"phase": "Succeeded"}), True) is None
     assert not assignment.dropped
-    assignments.close(assignment)
+    assignments.remove(assignment)
     assert len(assignments) == 0
 
 
 def test_a_late_event_does_not_start_a_finished_job_again() -> None:
     assignments, assignment = assigned()
-    assignment.closing = True
-    assignments.close(assignment)
+    assignment.finishing = True
+    assignments.remove(assignment)
     # The watch lags: it still says Running.
     assignments.observe(bound_job(version=2, status={"phase": "Running"}), False)
     assert len(assignments) == 0
@@ -72,10 +72,12 @@ def test_a_late_event_does_not_start_a_finished_job_again() -> None:
 
 def test_nothing_is_remembered_of_jobs_that_left() -> None:
     assignments, assignment = assigned()
-    assignment.closing = True
-    assignments.close(assignment)
+    assignment.finishing = True
+    assignments.remove(assignment)
     assignments.observe(bound_job(version=2), True)
-    assert assignments._ended == {}
+    # Even the same attempt would be taken as a new one: what ended is forgotten with its job.
+    assignments.observe(bound_job(version=3), False)
+    assert len(assignments) == 1
 
 
 def test_an_older_state_does_not_replace_a_newer_one() -> None:
@@ -88,7 +90,7 @@ def test_an_older_state_does_not_replace_a_newer_one() -> None:
 
 def test_images_are_taken_in_order_with_a_seed_each() -> None:
     _, assignment = assigned(parameters={"numImages": 3, "negativePrompt": "dog"})
-    tasks = (*assignment.take(2, NOW, 0.0), *assignment.take(1, NOW, 5.0))
+    tasks = (*assignment.take_requests(2, NOW, 0.0), *assignment.take_requests(1, NOW, 5.0))
     assert [(task.ticket.index, task.seed) for task in tasks] == [(0, 5), (1, 6), (2, 7)]
     assert {task.negative_prompt for task in tasks} == {"dog"}
     assert assignment.remaining == 0
@@ -96,29 +98,29 @@ def test_images_are_taken_in_order_with_a_seed_each() -> None:
 
 def test_inference_counts_the_spans_in_the_engine() -> None:
     _, assignment = assigned(parameters={"numImages": 2})
-    assignment.take(1, NOW, 0.0)
-    assignment.made(0, picture(), 2.0)
-    assignment.take(1, NOW, 10.0)
-    assignment.made(1, picture(), 13.0)
+    assignment.take_requests(1, NOW, 0.0)
+    assignment.record_output(0, picture(), 2.0)
+    assignment.take_requests(1, NOW, 10.0)
+    assignment.record_output(1, picture(), 13.0)
     assert assignment.inference == 5.0
     assert not assignment.computing
 
 
 def test_progress_is_the_average_of_the_images() -> None:
     _, assignment = assigned(parameters={"numImages": 2})
-    assignment.take(1, NOW, 0.0)
+    assignment.take_requests(1, NOW, 0.0)
     assignment.steps[0] = 9
     assert assignment.progress.summary == "4/10"
-    assignment.made(0, picture(), 1.0)
+    assignment.record_output(0, picture(), 1.0)
     assert assignment.progress.summary == "5/10"
-    assignment.take(1, NOW, 1.0)
-    assignment.made(1, picture(), 2.0)
+    assignment.take_requests(1, NOW, 1.0)
+    assignment.record_output(1, picture(), 2.0)
     assert assignment.progress.summary == "10/10"
 
 
 def test_a_prompt_does_not_show_in_what_is_logged() -> None:
     _, assignment = assigned(prompt="private wish", parameters={"negativePrompt": "private fear"})
-    assert "private" not in repr(assignment.take(1, NOW, 0.0))
+    assert "private" not in repr(assignment.take_requests(1, NOW, 0.0))
 
 
 EVENTS = st.tuples(st.sampled_from(["mine", "other", "cancel", "gone", "close"]), st.integers(1, 2), st.integers(1, 3))
@@ -138,8 +140,8 @@ def test_any_sequence_keeps_one_live_attempt_a_job_and_never_restarts_an_ended_o
         live = assignments.get(uid)
         if event == "close":
             if live is not None:
-                live.closing = True
-                assignments.close(live)
+                live.finishing = True
+                assignments.remove(live)
                 ended.add((uid, live.binding.attempt))
             continue
         changes = {"other": {"status": {"worker": "worker-b"}}, "cancel": {"cancel": True}}.get(event, {})

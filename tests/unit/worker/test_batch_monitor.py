@@ -27,14 +27,14 @@ class Ends:
     def __init__(self) -> None:
         self.outcomes: dict[tuple[str, int], Outcome] = {}
 
-    def ended(self, assignment: Assignment, index: int, outcome: Outcome) -> None:
+    def finish_image(self, assignment: Assignment, index: int, outcome: Outcome) -> None:
         self.outcomes[assignment.name, index] = outcome
 
 
 def members(name: str, images: int = 1, due: int = 0) -> Members:
     job = bound_job(name, parameters={"numImages": images})
     assignment = Assignment(job, Binding(job.uid, 1), job.status.parameters)
-    return {task.ticket: Member(task, assignment, due) for task in assignment.take(images, NOW, 0.0)}
+    return {task.ticket: Member(task, assignment, due) for task in assignment.take_requests(images, NOW, 0.0)}
 
 
 class Bench:

@@ -48,8 +48,8 @@ def finished(job: GenerationJob) -> Assignment:
     assignments = Assignments(WORKER)
     assignments.observe(job, False)
     assignment = assignments.get(job.uid)
-    assignment.take(1, NOW + dt.timedelta(seconds=1), 0.0)
-    assignment.made(0, picture(warnings=("prompt is too long",)), 1.5)
+    assignment.take_requests(1, NOW + dt.timedelta(seconds=1), 0.0)
+    assignment.record_output(0, picture(warnings=("prompt is too long",)), 1.5)
     assignment.images[0] = Image(index=0, uri="s3://b/k", sha256="0" * 64, bytes=1, width=8, height=4, seed=5)
     return assignment
 

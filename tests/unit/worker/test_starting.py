@@ -16,17 +16,18 @@ from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.resources.diffusion_model import ModelSource
 from kubediffusion.resources.runtime import garbage
 from kubediffusion.worker.engine import BadModelError
+from kubediffusion.worker.fetching import fetch_model
 from kubediffusion.worker.pipeline.device import open_device
 from kubediffusion.worker.sources import content_revision
-from kubediffusion.worker.starting import beside, bring, load_pipeline
+from kubediffusion.worker.starting import run_in_thread, start_engine
 
 
 def test_a_model_is_loaded_in_the_order_that_takes_least_time(folders: Callable[[str], Path]) -> None:
-    told: list[EngineReason] = []
+    stages: list[EngineReason] = []
     folder = folders("stable_diffusion")
-    engine = load_pipeline(settings(folder), lambda stage, _message: told.append(stage))
+    engine = start_engine(settings(folder), lambda stage, _message: stages.append(stage))
     assert engine.info.revision == content_revision(folder)
-    assert told[:3] == [EngineReason.IMPORTING, EngineReason.FETCHING_MODEL, EngineReason.LOADING_WEIGHTS]
+    assert stages[:3] == [EngineReason.IMPORTING, EngineReason.FETCHING_MODEL, EngineReason.LOADING_WEIGHTS]
 
 
 def test_a_folder_that_may_not_be_loaded_is_refused_before_anything_is_imported(tmp_path: Path) -> None:
@@ -34,7 +35,7 @@ def test_a_folder_that_may_not_be_loaded_is_refused_before_anything_is_imported(
         raise AssertionError
 
     with pytest.raises(BadModelError, match="does not exist"):
-        load_pipeline(settings(tmp_path / "nowhere"), told)
+        start_engine(settings(tmp_path / "nowhere"), told)
 
 
 def test_a_source_that_is_nowhere_is_a_bad_model(tmp_path: Path) -> None:
@@ -42,7 +43,7 @@ def test_a_source_that_is_nowhere_is_a_bad_model(tmp_path: Path) -> None:
     item = settings(tmp_path)
     unmounted = item.model_copy(update={"spec": item.spec.model_copy(update={"source": volume})})
     with pytest.raises(BadModelError, match=r"spec\.source"):
-        bring(unmounted)
+        fetch_model(unmounted)
 
 
 def test_what_runs_beside_gives_its_result_or_its_error() -> None:
@@ -55,10 +56,10 @@ def test_what_runs_beside_gives_its_result_or_its_error() -> None:
     def fails() -> int:
         raise BadModelError("no")
 
-    assert beside(name, "seven").result() == 7
+    assert run_in_thread(name, "seven").result() == 7
     assert threads == ["seven"]
     with pytest.raises(BadModelError):
-        beside(fails, "fails").result()
+        run_in_thread(fails, "fails").result()
 
 
 def test_opening_the_device_is_nothing_where_there_is_none() -> None:

@@ -55,16 +55,16 @@ class Ends:
         self.outcomes: list[Outcome] = []
         self._assignments = assignments
 
-    def ended(self, assignment: Assignment, index: int, outcome: Outcome) -> None:
+    def finish_image(self, assignment: Assignment, index: int, outcome: Outcome) -> None:
         del index
         self.outcomes.append(outcome)
-        self._assignments.close(assignment)
+        self._assignments.remove(assignment)
 
     async def drain(self) -> None:
         pass
 
-    def wake(self) -> None:
-        """Do nothing: as the announcer, who has nobody to tell."""
+    def batch_started(self) -> None:
+        """Do nothing, in the place of the progress reporter."""
 
 
 class Seen:

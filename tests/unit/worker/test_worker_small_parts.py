@@ -14,7 +14,7 @@ from kubediffusion.resources.errors import BAD_MODEL_EXIT_CODE
 from kubediffusion.worker import cpus
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.settings import Settings
-from kubediffusion.worker.termination import LIMIT, scrubbed, write_reason
+from kubediffusion.worker.termination import MAX_BYTES, redact, write_termination_message
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,15 +45,15 @@ def test_the_environment_is_read_in_one_place() -> None:
 def test_a_silent_engine_is_not_alive() -> None:
     now = 0.0
     health = Health(60.0, lambda: now)
-    assert (health.live(), health.ready()) == (None, "starting")
-    health.waits_for(None)
-    health.beat()
+    assert (health.liveness_failure(), health.readiness_failure()) == (None, "starting")
+    health.mark_ready()
+    health.engine_active()
     now = 59.0
-    assert (health.live(), health.ready()) == (None, None)
+    assert (health.liveness_failure(), health.readiness_failure()) == (None, None)
     now = 61.0
-    assert "no sign of life for 61 s" in health.live()
-    health.rest()
-    assert health.live() is None
+    assert "no sign of life for 61 s" in health.liveness_failure()
+    health.engine_idle()
+    assert health.liveness_failure() is None
 
 
 @pytest.mark.parametrize(
@@ -69,12 +69,12 @@ def test_a_quota_limits_the_threads(quota: str, expected: int, tmp_path: Path, m
 
 def test_last_words_hold_no_secret_and_fit(tmp_path: Path) -> None:
     told = settings(tmp_path).model_copy(update={"hf_token": Settings.model_fields["hf_token"].default})
-    assert scrubbed("token abc", told) == "token abc"
+    assert redact("token abc", told) == "token abc"
     told = Settings(**{**settings(tmp_path).model_dump(), "hf_token": "abc"})
-    assert scrubbed("token abc", told) == "token ***"
+    assert redact("token abc", told) == "token ***"
     path = tmp_path / "log"
-    write_reason(path, "ä" * LIMIT)
-    assert path.read_text() == "ä" * (LIMIT // 2)
+    write_termination_message(path, "ä" * MAX_BYTES)
+    assert path.read_text() == "ä" * (MAX_BYTES // 2)
 
 
 def test_a_worker_s_log_holds_no_secret(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The jobs that are bound to this worker, and how far each is.
 
-:class:`Assignments` follows the watch; :class:`Assignment` is one binding of one job (an attempt), from the moment it
-is seen until its outcome is reported or somebody took it away. Nothing here talks to anybody.
+:class:`Assignments` follows the watch; :class:`Assignment` is one binding of one job (an attempt), from the event that
+shows it until its outcome is reported or the job is taken away. Nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from kubediffusion.worker.engine import ImageTask, Picture, Plan, Shape, Ticket
 
 @dataclass(frozen=True)
 class Binding:
-    """What fences every report: the job, and which binding of it.
+    """Identifies one binding of one job; every report is fenced by it.
 
     Attributes:
-        uid: The job.
-        attempt: The binding.
+        uid: UID of the job.
+        attempt: ``status.attempt`` of the binding.
     """
 
     uid: str
@@ -53,19 +53,19 @@ class Assignment:
 
     Attributes:
         job: The job as last seen.
-        binding: What fences its reports.
+        binding: Fences its reports.
         parameters: The recipe, as the operator resolved it.
         taken: How many of its images the engine has been given.
         steps: Denoising steps done, by index of the image. Written by the engine's thread.
         pictures: What came out, by index, without the pixels.
         images: What storage has confirmed, by index.
-        warnings: What the reader of the image should know, in order, each once.
-        start_time: When the engine got the first image.
+        warnings: Warnings for ``status.warnings``, in order, each once.
+        start_time: When the engine was given the first image.
         spans: When the engine had its images.
-        dropped: Somebody took the job away: no more work, no report. Read by the engine's thread.
-        closing: The outcome is on its way: that the job now leaves the watch is our own doing.
-        left: The job left the watch while closing.
-        work: What goes on for it outside the engine; cancelled when it is dropped.
+        dropped: The job was taken away: no more work, no report. Read by the engine's thread.
+        finishing: The outcome is being reported: the report itself makes the job leave the watch.
+        left_watch: The job left the watch while its outcome was reported.
+        tasks: Work on the job outside the engine; cancelled when the job is dropped.
     """
 
     job: GenerationJob
@@ -79,9 +79,9 @@ class Assignment:
     start_time: dt.datetime | None = None
     spans: list[Span] = field(default_factory=list)
     dropped: bool = False
-    closing: bool = False
-    left: bool = False
-    work: set[Cancellable] = field(default_factory=set)
+    finishing: bool = False
+    left_watch: bool = False
+    tasks: set[Cancellable] = field(default_factory=set)
 
     @property
     def name(self) -> str:
@@ -90,7 +90,7 @@ class Assignment:
 
     @property
     def remaining(self) -> int:
-        """Images that the engine has not been given."""
+        """Number of images that the engine has not been given."""
         return self.parameters.num_images - self.taken
 
     @property
@@ -125,7 +125,7 @@ class Assignment:
         return Progress.of(min(done // self.parameters.num_images, total), total)
 
     def candidate(self, plan: Plan) -> Candidate[str]:
-        """Give what batching needs to know.
+        """Return the job as batching sees it.
 
         Args:
             plan: How the engine would run it.
@@ -142,13 +142,13 @@ class Assignment:
             deterministic=self.parameters.deterministic,
         )
 
-    def take(self, count: int, now: dt.datetime, clock: float) -> tuple[ImageTask, ...]:
-        """Give the engine the next images.
+    def take_requests(self, count: int, now: dt.datetime, clock: float) -> tuple[ImageTask, ...]:
+        """Return requests for the next images, and count them as given to the engine.
 
         Args:
-            count: How many.
+            count: How many, at most ``remaining``.
             now: Wall-clock time, for the status.
-            clock: Monotonic time, for the durations.
+            clock: Monotonic seconds, for durations.
         """
         self.start_time = self.start_time or now
         if self.taken == len(self.pictures):
@@ -169,11 +169,17 @@ class Assignment:
         )
 
     def seed(self, index: int) -> int:
-        """Give the seed of an image: the job's, counted up; it wraps at the largest that status can hold."""
+        """Return the seed of an image: the job's plus the index; it wraps at the largest that status can hold."""
         return (self.parameters.seed + index) % (MAX_SEED + 1)
 
-    def made(self, index: int, picture: Picture, clock: float) -> None:
-        """Note that the engine made an image; its pixels are not kept here."""
+    def record_output(self, index: int, picture: Picture, clock: float) -> None:
+        """Record an image that the engine made, without its pixels.
+
+        Args:
+            index: The image within the job.
+            picture: The image.
+            clock: Monotonic seconds.
+        """
         self.pictures[index] = Picture(
             picture.width, picture.height, b"", picture.scheduler, picture.flagged, picture.warnings
         )
@@ -181,35 +187,35 @@ class Assignment:
         self.spans[-1].ended = clock
         self.warnings += [warning for warning in picture.warnings if warning not in self.warnings]
 
-    def saw(self, job: GenerationJob) -> None:
-        """Take in a newer state of the job; an older one, from a watch that lags behind our own writes, is ignored."""
+    def update_job(self, job: GenerationJob) -> None:
+        """Replace the job by a newer state of it; an older one, of a watch behind this worker's writes, is ignored."""
         if job.metadata.version >= self.job.metadata.version:
             self.job = job
 
     def drop(self) -> None:
-        """Stop all work on it."""
+        """Mark the job as taken away, and cancel the work on it."""
         self.dropped = True
-        self.cancel_work()
+        self.cancel_tasks()
 
-    def cancel_work(self) -> None:
-        """Cancel what goes on for it outside the engine."""
+    def cancel_tasks(self) -> None:
+        """Cancel the work on the job outside the engine."""
         # Each once: a second cancel would end the wait for an upload that has begun, and with it what is done after.
-        while self.work:
-            self.work.pop().cancel()
+        while self.tasks:
+            self.tasks.pop().cancel()
 
 
 class Assignments:
-    """All jobs bound to this worker, kept equal to the cluster's picture.
+    """All jobs bound to this worker, as the watch shows them.
 
     Args:
-        worker: This worker's Pod.
+        worker: Name of this worker's Pod.
     """
 
     def __init__(self, worker: str) -> None:
         self._worker = worker
         self._live: dict[str, Assignment] = {}
-        # What we ended ourselves: a late event of such a binding must not start it again.
-        self._ended: dict[str, int] = {}
+        # The last attempt that ended here, by UID: a late event of such a binding must not start it again.
+        self._finished: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._live)
@@ -218,42 +224,42 @@ class Assignments:
         return iter(list(self._live.values()))
 
     def get(self, uid: str) -> Assignment | None:
-        """Give the live assignment of a job."""
+        """Return the live assignment of a job, by its UID; None without one."""
         return self._live.get(uid)
 
     def observe(self, job: GenerationJob, gone: bool) -> Assignment | None:
-        """Take in one event of the watch, and give the assignment that it dropped, if any.
+        """Apply one event of the watch, and return the assignment that it dropped, if any.
 
         Args:
             job: The job as it is now.
-            gone: It is deleted, or no longer ours.
+            gone: The job is deleted, or no longer bound to this worker.
         """
         dropped = None
         known = self._live.get(job.uid)
         ours = not gone and self._is_ours(job)
-        if known is not None and not ours and known.closing:
-            # Most likely our own report. If it is not, the report's fence finds out.
-            known.left = gone
+        if known is not None and not ours and known.finishing:
+            # Most likely the effect of the report. If it is not, the report's fence finds out.
+            known.left_watch = gone
         elif known is not None and (not ours or job.status.attempt != known.binding.attempt):
             del self._live[job.uid]
             known.drop()
             known, dropped = None, known
         if gone:
-            self._ended.pop(job.uid, None)
+            self._finished.pop(job.uid, None)
         if ours:
             if known is not None:
-                known.saw(job)
-            elif job.status.attempt > self._ended.get(job.uid, -1):
+                known.update_job(job)
+            elif job.status.attempt > self._finished.get(job.uid, -1):
                 self._live[job.uid] = _assignment(job)
         return dropped
 
-    def close(self, assignment: Assignment) -> None:
-        """Forget an assignment that ended: reported, or found to be somebody else's."""
+    def remove(self, assignment: Assignment) -> None:
+        """Remove an assignment that ended: reported, or found to be another worker's."""
         uid = assignment.binding.uid
         if self._live.get(uid) is assignment:
             del self._live[uid]
-            if not assignment.left:
-                self._ended[uid] = assignment.binding.attempt
+            if not assignment.left_watch:
+                self._finished[uid] = assignment.binding.attempt
 
     def _is_ours(self, job: GenerationJob) -> bool:
         return (

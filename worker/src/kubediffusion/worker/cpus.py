@@ -1,4 +1,7 @@
-"""How many CPU threads a container may keep busy."""
+"""Counts the CPUs that the container may use.
+
+``loky.cpu_count`` reads the same files by the same rules; it was tried and not taken: see docs/adr/0017.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ CPU_PERIOD = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
 
 
 def usable_cpus() -> int:
-    """Give the CPUs that this process may use, at least 1: affinity, and the quota of its control group.
+    """Return the number of CPUs that this process may use, at least 1: by affinity and the quota of its control group.
 
     PyTorch counts the machine's CPUs; more threads than the quota allows are throttled and slow each other down.
     """

@@ -1,4 +1,4 @@
-"""From the end of an image to the end of its job: encode, upload, report, beside the engine's next batch."""
+"""Ends images and jobs: encodes, uploads and reports while the engine computes the next batch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from kubediffusion.resources.errors import ErrorCode, JobFailure
 from kubediffusion.resources.generation_job import DeletionPolicy, Image
 from kubediffusion.resources.storage import SupersededError
 from kubediffusion.worker import images, reports
-from kubediffusion.worker.announcer import Announcer
 from kubediffusion.worker.assignments import Assignment
 from kubediffusion.worker.context import WorkerContext
 from kubediffusion.worker.engine import Outcome, Picture
+from kubediffusion.worker.progress_reporter import ProgressReporter
 from kubediffusion.worker.reporter import Build, ReportRefusedError, Verdict
 from kubediffusion.worker.uploads import Uploader
 
@@ -27,58 +27,67 @@ logger = logging.getLogger(__name__)
 
 
 class Finisher:
-    """Takes in what the engine made.
+    """Carries what the engine made to storage, and the outcome of each job to its status.
 
     Args:
         context: What the parts of the worker share.
-        announcer: Told to be silent before an outcome is reported.
-        uploader: Where images go.
+        progress: Writes progress; stopped for a job before its outcome is reported.
+        uploader: Uploads images.
         encoders: Threads that encode.
 
     Attributes:
-        buffered: Bytes of finished images that are held.
-        defect: What broke a report off. The job has no outcome then, and only the end of this process gives it one.
+        buffered: Bytes of finished images that are held in memory.
+        defect: An exception that left a job without an outcome; None normally. Only the end of this process gives the
+            job one: the operator binds it again.
     """
 
-    def __init__(self, context: WorkerContext, announcer: Announcer, uploader: Uploader, encoders: Executor) -> None:
+    def __init__(
+        self, context: WorkerContext, progress: ProgressReporter, uploader: Uploader, encoders: Executor
+    ) -> None:
         self._engine = context.engine.info
         self._assignments = context.assignments
         self._reporter = context.reporter
         self._prefix = context.prefix
         self._metrics = context.metrics
-        self._on_progress = context.work_available.set
-        self._announcer = announcer
+        self._wake_runner = context.work_available.set
+        self._progress = progress
         self._uploader = uploader
         self._encoders = encoders
         self._tasks: set[asyncio.Task[None]] = set()
         self.buffered = 0
         self.defect: BaseException | None = None
 
-    def ended(self, assignment: Assignment, index: int, outcome: Outcome) -> None:
-        """Take in the end of an image."""
-        if assignment.dropped or assignment.closing:
+    def finish_image(self, assignment: Assignment, index: int, outcome: Outcome) -> None:
+        """Store an image, or report its failure; nothing for a job that is no longer wanted.
+
+        Args:
+            assignment: The image's job.
+            index: The image within the job.
+            outcome: The image, or why there is none.
+        """
+        if assignment.dropped or assignment.finishing:
             return
         if isinstance(outcome, JobFailure):
-            self._close(assignment, self._fail(assignment, outcome))
+            self._finish(assignment, self._fail(assignment, outcome))
         else:
-            assignment.made(index, outcome, time.monotonic())
+            assignment.record_output(index, outcome, time.monotonic())
             task = self._spawn(self._store(assignment, index, outcome))
-            assignment.work.add(task)
-            task.add_done_callback(assignment.work.discard)
+            assignment.tasks.add(task)
+            task.add_done_callback(assignment.tasks.discard)
 
-    def lost(self, assignment: Assignment) -> None:
-        """Stop working on a job that is no longer ours."""
+    def abandon(self, assignment: Assignment) -> None:
+        """Stop all work on a job that is no longer this worker's."""
         logger.info("job is no longer ours", extra={"job": assignment.name, "attempt": assignment.binding.attempt})
         assignment.drop()
-        self.forget(assignment)
-        self._assignments.close(assignment)
+        self.release(assignment)
+        self._assignments.remove(assignment)
 
-    def forget(self, assignment: Assignment) -> None:
-        """Note that a job was taken away."""
-        self._announcer.hush(assignment)
+    def release(self, assignment: Assignment) -> None:
+        """Stop reporting on a job that the watch took away, and delete its images where they go with the job."""
+        self._progress.stop(assignment)
         self._metrics.jobs.labels("dropped").inc()
         if assignment.images:
-            self._spawn(self._take_back(assignment, *assignment.images))
+            self._spawn(self._delete_orphans(assignment, *assignment.images))
 
     async def drain(self) -> None:
         """Wait until everything that the engine made is stored and reported."""
@@ -90,38 +99,38 @@ class Finisher:
         try:
             image = await self._upload(assignment, index, picture)
         except JobFailure as failure:
-            self._close(assignment, self._fail(assignment, failure))
+            self._finish(assignment, self._fail(assignment, failure))
             return
         except SupersededError:
-            assignment.work.discard(asyncio.current_task())
-            self.lost(assignment)
+            assignment.tasks.discard(asyncio.current_task())
+            self.abandon(assignment)
             return
         except asyncio.CancelledError:
-            await self._take_back(assignment, index)
+            await self._delete_orphans(assignment, index)
             raise
         except Exception as error:
-            # A defect of ours; the job must end all the same.
+            # A defect of this worker; the job must end all the same.
             logger.exception("an image cannot be stored", extra={"job": assignment.name})
             defect = JobFailure(ErrorCode.INTERNAL, f"the image cannot be stored: {type(error).__name__}: {error}")
-            self._close(assignment, self._fail(assignment, defect))
+            self._finish(assignment, self._fail(assignment, defect))
             return
         self._metrics.upload.observe(time.monotonic() - ready)
         assignment.images[index] = image
         if len(assignment.images) == assignment.parameters.num_images:
             seconds = time.monotonic() - assignment.spans[-1].ended
-            self._close(assignment, self._succeed(assignment, seconds))
+            self._finish(assignment, self._succeed(assignment, seconds))
 
     async def _upload(self, assignment: Assignment, index: int, picture: Picture) -> Image:
-        with _Held(self, len(picture.rgb)) as held:
+        with _BufferedBytes(self, len(picture.rgb)) as buffered:
             png = await self._encode(assignment, index, picture)
-            held.resize(len(png.data))
+            buffered.resize(len(png.data))
             # Only the PNG is held while storage is waited for.
             picture = replace(picture, rgb=b"")
             uri = await self._uploader.put(
                 self._key(assignment, index),
                 png.data,
                 assignment.binding.attempt,
-                lambda problem: self._announcer.trouble(assignment, problem),
+                lambda problem: self._progress.report_storage_trouble(assignment, problem),
             )
         return Image(
             index=index,
@@ -134,7 +143,7 @@ class Finisher:
             flagged=picture.flagged,
         )
 
-    async def _take_back(self, assignment: Assignment, *indexes: int) -> None:
+    async def _delete_orphans(self, assignment: Assignment, *indexes: int) -> None:
         """Delete images that may have been stored after their job was deleted.
 
         The operator deletes a deleted job's images, and may have done so before an upload that hung got through. While
@@ -144,7 +153,7 @@ class Finisher:
             return
         if await self._reporter.is_deleted(assignment):
             for index in indexes:
-                await self._uploader.remove(self._key(assignment, index))
+                await self._uploader.delete(self._key(assignment, index))
 
     def _key(self, assignment: Assignment, index: int) -> str:
         return meta.image_key(self._prefix, assignment.job.metadata.namespace, assignment.binding.uid, index)
@@ -155,17 +164,17 @@ class Finisher:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._encoders, images.encode, picture, assignment.job.spec.prompt, own)
 
-    def _close(self, assignment: Assignment, report: Coroutine[Any, Any, None]) -> None:
-        """Begin to report the outcome, unless somebody was faster."""
-        if assignment.dropped or assignment.closing:
+    def _finish(self, assignment: Assignment, report: Coroutine[Any, Any, None]) -> None:
+        """Start to report an outcome, unless the job was dropped or has one."""
+        if assignment.dropped or assignment.finishing:
             report.close()
             return
-        assignment.closing = True
-        self._announcer.hush(assignment)
+        assignment.finishing = True
+        self._progress.stop(assignment)
         self._spawn(report)
         # After a failure the job's other images are not wanted; after a success there are none.
-        assignment.work.discard(asyncio.current_task())
-        assignment.cancel_work()
+        assignment.tasks.discard(asyncio.current_task())
+        assignment.cancel_tasks()
 
     async def _succeed(self, assignment: Assignment, upload_seconds: float) -> None:
         now = dt.datetime.now(dt.UTC)
@@ -188,33 +197,37 @@ class Finisher:
     async def _deliver(self, assignment: Assignment, outcome: str, build: Build, *, insist: bool = False) -> None:
         verdict = await self._reporter.deliver(assignment, build, insist=insist)
         if verdict is Verdict.FENCED:
-            self.lost(assignment)
+            self.abandon(assignment)
             return
-        self._assignments.close(assignment)
+        self._assignments.remove(assignment)
         self._metrics.jobs.labels(outcome).inc()
         logger.info("job %s", outcome, extra={"job": assignment.name, "seconds": round(assignment.inference, 3)})
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(self._on_task_done)
         return task
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self.defect = error
-        self._on_progress()
+        self._wake_runner()
 
-    def hold(self, more: int) -> None:
-        """Count bytes that are held."""
-        self.buffered += more
+    def count_buffered(self, change: int) -> None:
+        """Add to the bytes that are held in memory.
+
+        Args:
+            change: Bytes; negative when some were released.
+        """
+        self.buffered += change
         self._metrics.buffered.set(self.buffered)
-        self._on_progress()
+        self._wake_runner()
 
 
-class _Held:
-    """Counts the bytes of one image while it waits."""
+class _BufferedBytes:
+    """Counts the bytes of one image while they are held in memory."""
 
     def __init__(self, finisher: Finisher, size: int) -> None:
         self._finisher = finisher
@@ -222,10 +235,10 @@ class _Held:
         self.resize(size)
 
     def resize(self, size: int) -> None:
-        self._finisher.hold(size - self._size)
+        self._finisher.count_buffered(size - self._size)
         self._size = size
 
-    def __enter__(self) -> _Held:
+    def __enter__(self) -> _BufferedBytes:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,7 +1,7 @@
-"""Whether the worker is alive and ready: what ``/livez`` and ``/readyz`` answer.
+"""Decides what ``/livez`` and ``/readyz`` answer.
 
-The probes are answered on the event loop, so a stuck loop fails them by silence; what is left to decide is whether the
-engine shows signs of life.
+The probes are answered on the event loop, so a stuck loop fails them by its silence. That leaves the engine's thread,
+which must show signs of life while it has a batch.
 """
 
 from __future__ import annotations
@@ -11,38 +11,42 @@ from collections.abc import Callable
 
 
 class Health:
-    """Gathers signs of life.
+    """Records what the engine does, and answers the probes from it.
 
     Args:
-        stuck_seconds: A batch that shows no sign of life for this long is stuck.
-        clock: Monotonic seconds.
+        stuck_seconds: After so many seconds without a step the engine counts as stuck.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(self, stuck_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._stuck_seconds = stuck_seconds
         self._clock = clock
-        self._sign: float | None = None
-        self._waiting_for: str | None = "starting"
+        self._active_at: float | None = None
+        self._unready_reason: str | None = "starting"
 
-    def waits_for(self, what: str | None) -> None:
-        """Note what the worker still needs before it can take jobs; None once it is ready."""
-        self._waiting_for = what
+    def mark_unready(self, reason: str) -> None:
+        """Set why the worker cannot take jobs; ``/readyz`` answers with it."""
+        self._unready_reason = reason
 
-    def beat(self) -> None:
-        """Note a sign of life of the engine: a batch began or made a step."""
-        self._sign = self._clock()
+    def mark_ready(self) -> None:
+        """Let ``/readyz`` succeed: the worker takes jobs."""
+        self._unready_reason = None
 
-    def rest(self) -> None:
-        """Note that the engine has nothing to do."""
-        self._sign = None
+    def engine_active(self) -> None:
+        """Record that the engine began a batch or made a step."""
+        self._active_at = self._clock()
 
-    def live(self) -> str | None:
-        """Tell what is wrong with the process, or None."""
-        sign = self._sign
-        if sign is not None and (silence := self._clock() - sign) > self._stuck_seconds:
+    def engine_idle(self) -> None:
+        """Record that the engine has nothing to do: silence is no failure then."""
+        self._active_at = None
+
+    def liveness_failure(self) -> str | None:
+        """Return why the process should be restarted; None while it is alive."""
+        active_at = self._active_at
+        if active_at is not None and (silence := self._clock() - active_at) > self._stuck_seconds:
             return f"the engine has shown no sign of life for {silence:.0f} s"
         return None
 
-    def ready(self) -> str | None:
-        """Tell why the worker takes no jobs, or None."""
-        return self._waiting_for
+    def readiness_failure(self) -> str | None:
+        """Return why the worker takes no jobs; None while it does."""
+        return self._unready_reason

@@ -1,4 +1,4 @@
-"""From pixels to the PNG that is stored, with its recipe inside.
+"""Encodes pixels as the PNG that is stored, with its recipe inside.
 
 The recipe rides in text chunks, so an image that left the cluster still says how to make it again. The bytes are a
 function of pixels and recipe alone: no time, no attempt, so that every attempt of a deterministic job gives the same
@@ -53,11 +53,11 @@ _ZLIB_HEADER = b"\x78\x01"
 
 @dataclass(frozen=True)
 class Png:
-    """A file that is ready to be stored.
+    """An encoded image.
 
     Attributes:
-        data: The file.
-        sha256: Its hash, in hexadecimal.
+        data: Bytes of the file.
+        sha256: Their hash, in hexadecimal.
     """
 
     data: bytes = field(repr=False)
@@ -65,11 +65,11 @@ class Png:
 
 
 def encode(picture: Picture, prompt: str, recipe: Mapping[str, Any]) -> Png:
-    """Encode a picture with its recipe.
+    """Encode an image as a PNG that holds its recipe.
 
     Args:
-        picture: The pixels.
-        prompt: What the image shows.
+        picture: The pixels, ``height * width * 3`` bytes.
+        prompt: Text for the ``Description`` chunk.
         recipe: JSON-like values that make the image again.
     """
     info = PngInfo()
@@ -115,7 +115,7 @@ def _compressors() -> ThreadPoolExecutor:
 
 
 def read_recipe(data: bytes) -> tuple[str, dict[str, Any]]:
-    """Give the prompt and the recipe of a PNG that :func:`encode` made.
+    """Return the prompt and the recipe of a PNG that :func:`encode` made.
 
     Raises:
         ValueError: The file carries no recipe.

@@ -31,18 +31,18 @@ from kubediffusion.worker.context import WorkerContext
 from kubediffusion.worker.engine import BadModelError, Engine
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
-from kubediffusion.worker.progress import Progress
 from kubediffusion.worker.reporter import Reporter
 from kubediffusion.worker.settings import Settings
+from kubediffusion.worker.stages import OnStage
 from kubediffusion.worker.start_report import StartReport
-from kubediffusion.worker.starting import load_pipeline
-from kubediffusion.worker.termination import scrubbed, write_reason
+from kubediffusion.worker.starting import start_engine
+from kubediffusion.worker.termination import redact, write_termination_message
 from kubediffusion.worker.worker import UPLOADS, Worker
 
 logger = logging.getLogger(__name__)
 
-LoadEngine = Callable[[Settings, Progress], Engine]
-"""Loads the model, and tells where that stands; called in the engine's thread, so it may take its time."""
+LoadEngine = Callable[[Settings, OnStage], Engine]
+"""Loads the model and returns its engine, reporting its stages; called in the engine's thread, where it may block."""
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def main() -> None:
     settings = read(Settings, exit_code=1)
     logs.configure(settings.log_level, settings.secrets)
     logging.captureWarnings(True)
-    code = uvloop.run(serve(settings, load_pipeline))
+    code = uvloop.run(serve(settings, start_engine))
     logging.shutdown()
     sys.stderr.flush()
     # Not sys.exit: a model that is still loading, in its thread, would be waited for.
@@ -88,7 +88,9 @@ async def serve(settings: Settings, load: LoadEngine, registry: CollectorRegistr
     engine_thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
     process = _Process(settings, health, metrics, engine_thread, stop)
     try:
-        async with serve_probes(settings.bind_address, settings.port, live=health.live, ready=health.ready) as port:
+        async with serve_probes(
+            settings.bind_address, settings.port, live=health.liveness_failure, ready=health.readiness_failure
+        ) as port:
             logger.info("worker starts", extra={"model": settings.model_name, "port": port})
             client = await KubernetesClient.connect(f"kubediffusion-worker/{settings.pod_name}")
             async with client, _start_report(client, settings) as report:
@@ -97,13 +99,13 @@ async def serve(settings: Settings, load: LoadEngine, registry: CollectorRegistr
                     return 0
                 await _work(process, client, engine, report)
     except BadModelError as error:
-        reason = scrubbed(str(error), settings)
+        reason = redact(str(error), settings)
         logger.error("the model cannot be loaded: %s", reason)  # noqa: TRY400 - the message is the whole story
-        write_reason(settings.termination_log, reason)
+        write_termination_message(settings.termination_log, reason)
         return BAD_MODEL_EXIT_CODE
     except Exception as error:
         logger.exception("the worker fails")
-        write_reason(settings.termination_log, scrubbed(_reason(error), settings))
+        write_termination_message(settings.termination_log, redact(_reason(error), settings))
         return 1
     else:
         logger.info("worker ends")
@@ -125,9 +127,11 @@ async def _start_report(client: KubernetesClient, settings: Settings) -> AsyncIt
 
 async def _load(process: _Process, load: LoadEngine, report: StartReport) -> Engine | None:
     """Load the model; None when the worker is told to stop meanwhile."""
-    process.health.waits_for("loading the model")
+    process.health.mark_unready("loading the model")
     began = time.monotonic()
-    loading = asyncio.get_running_loop().run_in_executor(process.engine_thread, load, process.settings, report.tell)
+    loading = asyncio.get_running_loop().run_in_executor(
+        process.engine_thread, load, process.settings, report.set_stage
+    )
     if not await _done_before(loading, process.stop):
         # Nobody asks for its outcome any more; an error must not be logged as one that was never retrieved.
         loading.add_done_callback(lambda future: future.cancelled() or future.exception())
@@ -142,7 +146,7 @@ async def _load(process: _Process, load: LoadEngine, report: StartReport) -> Eng
 async def _work(process: _Process, client: KubernetesClient, engine: Engine, report: StartReport) -> None:
     """Run the jobs that are bound to this worker until told to stop; a part that breaks ends the worker."""
     settings, health = process.settings, process.health
-    health.waits_for("waiting for the API server")
+    health.mark_unready("waiting for the API server")
     context = WorkerContext(
         engine=engine,
         engine_thread=process.engine_thread,
@@ -175,20 +179,20 @@ async def _work(process: _Process, client: KubernetesClient, engine: Engine, rep
 async def _ready(watch: Reflector[GenerationJob], health: Health, report: StartReport) -> None:
     await watch.synced.wait()
     garbage.settle()
-    health.waits_for(None)
-    report.ready()
+    health.mark_ready()
+    report.set_ready()
     logger.info("worker ready")
 
 
 async def _stop(worker: Worker, health: Health, stop: asyncio.Event) -> None:
     await stop.wait()
     logger.info("worker stops: what has begun is finished")
-    health.waits_for("stopping")
+    health.mark_unready("stopping")
     worker.stop()
 
 
 def _reason(error: BaseException) -> str:
-    """Say what went wrong: of a group of parts that ended together, the first that broke."""
+    """Return type and text of an error; of a group, of the first that was raised."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return f"{type(error).__name__}: {error}"

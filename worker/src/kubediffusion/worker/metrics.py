@@ -1,4 +1,4 @@
-"""What Prometheus can read of a worker."""
+"""The worker's Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Metrics:
     """The worker's metrics.
 
     Args:
-        registry: Where they are registered; a registry of its own in tests.
+        registry: Registers them; a test has one of its own.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:

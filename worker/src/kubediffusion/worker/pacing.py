@@ -1,4 +1,4 @@
-"""When progress is worth a write: a function of the time and of what was written.
+"""Decides when progress is written, from the time and from what was written before.
 
 A job says Running only if its batch has not ended within a second, then its progress at most once a second. The whole
 worker writes progress at most ten times a second: the caller asks no more often.
@@ -12,38 +12,43 @@ from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
-EVERY = 1.0
+JOB_PERIOD = 1.0
 """Seconds between two writes of a job, and before its first."""
 
-TICK = 0.1
+WORKER_PERIOD = 0.1
 """Seconds between two writes of the worker."""
 
 
 @dataclass(frozen=True)
-class Standing(Generic[K]):
-    """What there is to say about a job.
+class ProgressState(Generic[K]):
+    """The progress of a job, and what of it was written.
 
     Attributes:
-        key: Names the job.
-        began: Monotonic seconds at which the engine got it.
+        key: Identifies the job.
+        started_at: When the engine was given its first image, in monotonic seconds.
         step: Denoising steps done.
-        written_at: When progress was last written; None before the first time.
-        written_step: What was written then.
+        written_at: When progress was last written, in monotonic seconds; None before the first time.
+        written_step: The step that was written then.
     """
 
     key: K
-    began: float
+    started_at: float
     step: int
     written_at: float | None = None
     written_step: int | None = None
 
     @property
     def due_at(self) -> float:
-        """The earliest moment for the next write."""
-        return (self.began if self.written_at is None else self.written_at) + EVERY
+        """The earliest time of the next write, in monotonic seconds."""
+        return (self.started_at if self.written_at is None else self.written_at) + JOB_PERIOD
 
 
-def next_due(standings: Iterable[Standing[K]], now: float) -> K | None:
-    """Choose the job whose progress to write now: the one that is overdue the longest, if any has something new."""
-    due = [s for s in standings if s.due_at <= now and s.step != s.written_step]
+def next_due(states: Iterable[ProgressState[K]], now: float) -> K | None:
+    """Return the key of the job whose progress to write now: of those with a new step, the one due the longest.
+
+    Args:
+        states: The jobs that are computed.
+        now: Monotonic seconds.
+    """
+    due = [s for s in states if s.due_at <= now and s.step != s.written_step]
     return min(due, key=lambda s: s.due_at).key if due else None

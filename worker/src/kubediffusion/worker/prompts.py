@@ -1,7 +1,6 @@
-"""Finds prompts that a pipeline's text encoders cut, as the pipelines do it: by their own tokenizers.
+"""Finds the prompts that a pipeline's text encoders truncate, with the pipeline's own tokenizers.
 
-diffusers says so in its log, with the text that was cut. A job must say it in its status, and no prompt belongs in a
-log.
+diffusers logs the truncated text. Here it becomes a warning in the job's status instead: no prompt belongs in a log.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 from kubediffusion.worker.engine import ImageTask
 
 UNLIMITED = 100_000
-"""transformers gives an astronomic number where a tokenizer has no limit."""
+"""A larger ``model_max_length`` is none: transformers gives an astronomic number where a tokenizer has no limit."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +21,8 @@ class TextEncoder:
 
     Attributes:
         name: Component of the pipeline, for example ``tokenizer_2``.
-        limit: Tokens that it takes, marks of start and end included.
-        count: Counts the tokens of a text, marks included.
+        limit: Tokens that it takes, start and end tokens included.
+        count: Returns the number of tokens of a text, start and end tokens included.
     """
 
     name: str
@@ -32,11 +31,11 @@ class TextEncoder:
 
 
 def text_encoders(components: Iterable[tuple[str, Any]], max_sequence_length: int | None) -> tuple[TextEncoder, ...]:
-    """Find the tokenizers among a pipeline's components.
+    """Return the encoders of a pipeline that truncate text, found by their tokenizers.
 
     Args:
         components: Name and object of each component.
-        max_sequence_length: What the pipeline's call takes by default of encoders that are not CLIP's.
+        max_sequence_length: Default of the pipeline's argument of that name, which bounds all encoders but CLIP's.
     """
     found = []
     for name, component in components:
@@ -59,7 +58,7 @@ def _counter(tokenizer: Any) -> Callable[[str], int]:
 
 
 def cut_warnings(task: ImageTask, encoders: Sequence[TextEncoder]) -> list[str]:
-    """Give a warning for each text of a task that an encoder cuts."""
+    """Return a warning for each text of a request that an encoder truncates."""
     warnings = []
     for field, text in (("prompt", task.prompt), ("negativePrompt", task.negative_prompt)):
         for encoder in encoders:

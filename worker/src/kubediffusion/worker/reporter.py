@@ -1,4 +1,4 @@
-"""Sends reports to the API server until they are accepted, or until it is clear that the job is no longer ours."""
+"""Writes reports to the API server until they are accepted, or until the job is known to be another worker's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 
 Build = Callable[[GenerationJob], GenerationJobStatus]
-"""Makes the status to report from the job as last seen."""
+"""Returns the status to report, of the job as last seen."""
 
 
 class Verdict(StrEnum):
@@ -35,13 +35,13 @@ class Verdict(StrEnum):
 
     ACCEPTED = "accepted"
     FENCED = "fenced"
-    """The job is not ours any more: nothing was changed."""
+    """The job is no longer this worker's: nothing was changed."""
     UNSENT = "unsent"
-    """The API server did not take it now."""
+    """The API server did not take it; another try may succeed."""
 
 
 class ReportRefusedError(Exception):
-    """The job is ours, and yet the API server refuses what the report says: a defect of the report."""
+    """The API server refuses the content of a report whose fence holds: a defect of the report."""
 
 
 class Reporter:
@@ -57,12 +57,12 @@ class Reporter:
         self._namespace = namespace
 
     async def deliver(self, assignment: Assignment, build: Build, *, insist: bool = False) -> Verdict:
-        """Report an outcome: tried until the API server has accepted or fenced it.
+        """Report an outcome, retrying until the API server has accepted or fenced it.
 
         Args:
-            assignment: Whose outcome.
-            build: The report.
-            insist: Go on even when the content is refused.
+            assignment: The job and its binding.
+            build: Makes the report.
+            insist: Retry even when the content is refused.
 
         Raises:
             ReportRefusedError: The API server refuses the report's content.
@@ -86,7 +86,7 @@ class Reporter:
             await asyncio.sleep(pause)
 
     async def try_once(self, assignment: Assignment, build: Build) -> Verdict:
-        """Report something that the next report would say as well: one try."""
+        """Report what the next report would say as well, in one try."""
         try:
             verdict, _ = await self._try(assignment, build)
         except KubernetesError:
@@ -94,7 +94,7 @@ class Reporter:
         return verdict
 
     async def is_deleted(self, assignment: Assignment) -> bool:
-        """Tell whether a job is gone or on its way out; asked until the API server has answered."""
+        """Return whether a job is deleted or being deleted, retrying until the API server answers."""
         backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
         while True:
             try:
@@ -107,7 +107,7 @@ class Reporter:
                 return gone or (current is not None and current.metadata.deletion_timestamp is not None)
 
     async def _try(self, assignment: Assignment, build: Build) -> tuple[Verdict, KubernetesError | None]:
-        """Send a report, and where it is refused find out why; a refusal comes back beside the verdict."""
+        """Send a report once; where it is refused, read the job to find out why, and return the refusal too."""
         job = assignment.job
         after = build(job)
         patch = fenced_patch(job, after)
@@ -121,9 +121,9 @@ class Reporter:
             current = await self._read(assignment)
             verdict = _verdict(assignment, current, after)
             if verdict is Verdict.UNSENT and current is not None:
-                assignment.saw(current)
+                assignment.update_job(current)
             return verdict, error
-        assignment.saw(answer)
+        assignment.update_job(answer)
         return Verdict.ACCEPTED, None
 
     async def _read(self, assignment: Assignment) -> GenerationJob | None:
@@ -134,7 +134,7 @@ class Reporter:
 
 
 def _verdict(assignment: Assignment, current: GenerationJob | None, after: GenerationJobStatus) -> Verdict:
-    """Judge a refused report by the job as it is now; UNSENT when the job is still ours to report on."""
+    """Judge a refused report by the job as it is now; UNSENT when the job is still this worker's."""
     if current is None or current.uid != assignment.binding.uid:
         return Verdict.FENCED
     status = current.status

@@ -1,4 +1,4 @@
-"""What the worker writes into a job's status: typed values, and the fenced JSON Patch that carries them.
+"""Builds what the worker writes into a job's status: typed values, and the fenced JSON Patch that carries them.
 
 A patch tests the job's uid, the worker and the attempt before it changes anything, so that the report of a zombie (a
 worker that was given up and lives on) is refused whole. That a terminal phase is never left needs no test: the CRD's
@@ -32,7 +32,7 @@ Patch = list[dict[str, Any]]
 
 
 def fenced_patch(before: GenerationJob, after: GenerationJobStatus) -> Patch:
-    """Give the patch of the status subresource that turns the job's status into ``after``.
+    """Return the patch of the status subresource that turns the job's status into ``after``.
 
     Only fields that differ are written, and conditions one by one, so that what the operator writes at the same time
     stays. Nothing is ever removed: a report adds to what is known.
@@ -74,7 +74,7 @@ def _condition_patch(before: tuple[Condition, ...], after: tuple[Condition, ...]
 
 
 def running(before: GenerationJob, assignment: Assignment) -> GenerationJobStatus:
-    """Report that the engine works on the job, and how far it is."""
+    """Return the status of a job that the engine works on, with its progress."""
     return before.status.model_copy(
         update={
             "phase": Phase.RUNNING,
@@ -88,7 +88,14 @@ def running(before: GenerationJob, assignment: Assignment) -> GenerationJobStatu
 def waiting_for_storage(
     before: GenerationJob, assignment: Assignment, message: str, now: dt.datetime
 ) -> GenerationJobStatus:
-    """Report that images are ready and storage does not take them."""
+    """Return the status of a job whose images are ready, while storage does not take them.
+
+    Args:
+        before: The job as last seen.
+        assignment: What was done.
+        message: What storage answers, for people.
+        now: Time of the condition.
+    """
     conditions = _condition(
         before, JobCondition.UPLOADED, ConditionStatus.FALSE, JobReason.STORAGE_UNAVAILABLE, message, now
     )
@@ -98,13 +105,13 @@ def waiting_for_storage(
 def succeeded(
     before: GenerationJob, assignment: Assignment, engine: EngineInfo, upload_seconds: float, now: dt.datetime
 ) -> GenerationJobStatus:
-    """Report that every image is in storage.
+    """Return the status of a job whose images are all in storage.
 
     Args:
         before: The job as last seen.
         assignment: What was done.
-        engine: What did it.
-        upload_seconds: From the pixels to the last confirmation.
+        engine: What made the images.
+        upload_seconds: Seconds from the pixels to the last confirmation.
         now: When the last image was confirmed.
     """
     images = tuple(assignment.images[index] for index in sorted(assignment.images))
@@ -147,7 +154,14 @@ def succeeded(
 
 
 def failed(before: GenerationJob, assignment: Assignment, failure: JobFailure, now: dt.datetime) -> GenerationJobStatus:
-    """Report that the job cannot be completed."""
+    """Return the status of a job that cannot be completed.
+
+    Args:
+        before: The job as last seen.
+        assignment: What was done.
+        failure: Why it fails.
+        now: When it failed.
+    """
     message = failure.message[:MAX_MESSAGE]
     update: dict[str, Any] = {
         "phase": Phase.FAILED,
@@ -163,7 +177,13 @@ def failed(before: GenerationJob, assignment: Assignment, failure: JobFailure, n
 
 
 def recipe(parameters: Parameters, engine: EngineInfo, picture: Picture) -> Parameters:
-    """Complete a recipe with what really ran: sizes and scheduler that were left open, model, engine and versions."""
+    """Return a recipe completed with what really ran: sizes and scheduler, model revision, engine and versions.
+
+    Args:
+        parameters: The recipe as the operator resolved it.
+        engine: What made the image.
+        picture: The image.
+    """
     return parameters.model_copy(
         update={
             "width": picture.width,

@@ -17,7 +17,6 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from kubediffusion.resources.errors import ErrorCode, JobFailure
-from kubediffusion.worker.announcer import Announcer
 from kubediffusion.worker.assignments import Assignment
 from kubediffusion.worker.batching import Candidate, Portion, admission, next_batch
 from kubediffusion.worker.context import WorkerContext
@@ -25,6 +24,7 @@ from kubediffusion.worker.engine import Admit, EngineLostError, ImageTask, Load,
 from kubediffusion.worker.finisher import Finisher
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
+from kubediffusion.worker.progress_reporter import ProgressReporter
 from kubediffusion.worker.waits import Waits
 
 logger = logging.getLogger(__name__)
@@ -54,10 +54,10 @@ class Runner:
     Args:
         context: What the parts of the worker share.
         finisher: Takes in what the engine made.
-        announcer: Told when a batch begins.
+        progress: Told when a batch begins.
     """
 
-    def __init__(self, context: WorkerContext, finisher: Finisher, announcer: Announcer) -> None:
+    def __init__(self, context: WorkerContext, finisher: Finisher, progress: ProgressReporter) -> None:
         self._engine = context.engine
         self._engine_thread = context.engine_thread
         self._assignments = context.assignments
@@ -67,7 +67,7 @@ class Runner:
         self._max_batch_size = context.max_batch_size
         self._max_buffered_bytes = context.max_buffered_bytes
         self._finisher = finisher
-        self._announcer = announcer
+        self._progress = progress
         self._stopping = False
         self._restless = True
         self._leftover: Members = {}
@@ -120,7 +120,7 @@ class Runner:
         self._restless = False
         loop = asyncio.get_running_loop()
         # What hangs here is found out as in a batch.
-        self._health.beat()
+        self._health.engine_active()
 
         def wake() -> None:
             # The loop may be closed by then: the worker has ended.
@@ -131,13 +131,13 @@ class Runner:
             more = await loop.run_in_executor(self._engine_thread, self._engine.rest, wake)
         except EngineLostError:
             logger.exception("the engine is lost")
-            self._health.waits_for("the engine is lost")
+            self._health.mark_unready("the engine is lost")
             raise
         except Exception as error:  # noqa: BLE001 - a defect in what would make it faster costs no job
             logger.warning("the engine cannot prepare more", extra=described(error))
             return False
         finally:
-            self._health.rest()
+            self._health.engine_idle()
         self._restless = self._restless or more
         return more
 
@@ -150,7 +150,7 @@ class Runner:
         return {
             assignment.binding.uid: assignment
             for assignment in self._assignments
-            if assignment.remaining and not assignment.closing and (assignment.spans or not self._stopping)
+            if assignment.remaining and not assignment.finishing and (assignment.spans or not self._stopping)
         }
 
     async def _run_batch(self) -> None:
@@ -162,7 +162,7 @@ class Runner:
         tasks = tuple(member.task for member in members.values())
         about = {"jobs": sorted({member.assignment.name for member in members.values()}), "images": len(tasks)}
         logger.info("batch begins", extra={**about, "shape": str(tasks[0].shape)})
-        self._health.beat()
+        self._health.engine_active()
         loop = asyncio.get_running_loop()
         key = self._engine.plan(tasks[0].shape).key
         monitor = _BatchMonitor(
@@ -179,14 +179,14 @@ class Runner:
             await loop.run_in_executor(self._engine_thread, self._engine.run, tasks, monitor)
         except EngineLostError:
             logger.exception("the engine is lost", extra=about)
-            self._health.waits_for("the engine is lost")
+            self._health.mark_unready("the engine is lost")
             raise
         except Exception as error:  # noqa: BLE001 - a defect of the engine fails its batch, not the worker
             logger.warning("the engine raised", extra={**about, **described(error)})
             # No text of the error: it may quote one job's prompt, and this reaches all of its batch mates.
             problem = JobFailure(ErrorCode.INTERNAL, f"the engine raised {type(error).__name__}; see the worker's log")
         finally:
-            self._health.rest()
+            self._health.engine_idle()
         self._leftover = monitor.close(problem)
         self._steps = monitor.steps
         seconds = round(time.monotonic() - began, 3)
@@ -223,11 +223,11 @@ class Runner:
         for portion in portions:
             assignment = self._assignments.get(portion.key)
             if assignment is not None:
-                for task in assignment.take(portion.count, now, clock):
+                for task in assignment.take_requests(portion.count, now, clock):
                     due = self._waits.due((portion.key, task.ticket.index), step)
                     members[task.ticket] = Member(task, assignment, due)
         if members:
-            self._announcer.wake()
+            self._progress.batch_started()
         return members
 
 
@@ -276,12 +276,12 @@ class _BatchMonitor:
     def wanted(self, ticket: Ticket) -> bool:
         """Tell whether the job is still ours and whole."""
         assignment = self._members[ticket].assignment
-        return not assignment.dropped and not assignment.closing
+        return not assignment.dropped and not assignment.finishing
 
     def stepped(self, ticket: Ticket, step: int, total: int) -> None:
         """Note progress."""
         del total  # the recipe says it
-        self._health.beat()
+        self._health.engine_active()
         assignment = self._members[ticket].assignment
         if (more := step - assignment.steps[ticket.index]) > 0:
             if not assignment.steps[ticket.index] and (queued_at := assignment.job.status.queued_at) is not None:
@@ -293,10 +293,12 @@ class _BatchMonitor:
 
     def ended(self, ticket: Ticket, outcome: Outcome) -> None:
         """Hand the end of an image to the event loop."""
-        self._health.beat()
+        self._health.engine_active()
         self._open.discard(ticket)
         self._metrics.inference.observe(time.monotonic() - self._began[ticket])
-        self._loop.call_soon_threadsafe(self._finisher.ended, self._members[ticket].assignment, ticket.index, outcome)
+        self._loop.call_soon_threadsafe(
+            self._finisher.finish_image, self._members[ticket].assignment, ticket.index, outcome
+        )
 
     def more(self, room: int, calls: int, admit: Admit) -> tuple[ImageTask, ...]:
         """Give what the event loop found, and ask it for more."""
@@ -342,12 +344,12 @@ class _BatchMonitor:
             self._metrics.batch.observe(self.images)
         for ticket in sorted(self._open, key=lambda ticket: ticket.index):
             if self.wanted(ticket):
-                self._finisher.ended(self._members[ticket].assignment, ticket.index, failure)
+                self._finisher.finish_image(self._members[ticket].assignment, ticket.index, failure)
         # What the engine asked for was looked for before this: the event loop keeps the order of calls.
         return {
             ticket: member
             for ticket, member in self._take_found().items()
-            if not member.assignment.dropped and not member.assignment.closing
+            if not member.assignment.dropped and not member.assignment.finishing
         }
 
     def _look(self, room: int, calls: int, admit: Admit, step: int) -> None:

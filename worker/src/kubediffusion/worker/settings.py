@@ -1,4 +1,4 @@
-"""Every knob of the worker: one object, read from the environment once, in :mod:`kubediffusion.worker.main`.
+"""The worker's settings: one object, read from the environment once, in :mod:`kubediffusion.worker.main`.
 
 The operator sets these on the worker's Pod. Storage's endpoint and credentials are boto3's own settings (``AWS_*``),
 and the API server is found by service account or ``KUBECONFIG``.
@@ -24,7 +24,7 @@ class Settings(StorageSecrets):
     )
 
     pod_name: Annotated[str, Field(alias="POD_NAME", min_length=1)]
-    """Name of the Pod: jobs whose ``status.worker`` says so are ours."""
+    """Name of the Pod: ``status.worker`` of the jobs that this worker runs."""
 
     pod_namespace: Annotated[str, Field(alias="POD_NAMESPACE", min_length=1)]
     """Namespace of the Pod, of its DiffusionModel and of the jobs."""
@@ -62,7 +62,7 @@ class Settings(StorageSecrets):
     """Log prompts, and messages of libraries that may quote them. Off: prompts are private."""
 
     termination_log: Annotated[Path | None, Field(alias="KUBEDIFFUSION_TERMINATION_LOG")] = None
-    """File that says why the worker ended, as the Pod's ``terminationMessagePath``; nothing is written without it."""
+    """File for the reason why the worker ended, as the Pod's ``terminationMessagePath``; none is written without it."""
 
     bucket: Annotated[str, Field(alias="KUBEDIFFUSION_S3_BUCKET", min_length=1)]
     """Bucket for images."""
@@ -81,6 +81,6 @@ class Settings(StorageSecrets):
 
     @property
     def secrets(self) -> list[str]:
-        """What no message and no line of the log may hold."""
+        """Values that no message and no line of the log may hold."""
         token = [self.hf_token.get_secret_value()] if self.hf_token is not None else []
         return [*token, *super().secrets]

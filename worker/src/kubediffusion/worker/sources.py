@@ -1,4 +1,4 @@
-"""From a model's source to a folder on this machine, checked before anything of it is loaded.
+"""Finds a model's folder on this machine, checks it before anything of it is loaded, and names its content.
 
 What a restart cannot cure is a :class:`~kubediffusion.worker.engine.BadModelError`: a missing folder, weights in a
 format that can run code, code of the repository without permission. Everything else raises as it comes.
@@ -36,7 +36,7 @@ _HASHERS = 4
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A model that lies on this machine.
+    """A model in a folder of this machine.
 
     Attributes:
         folder: Holds ``model_index.json``.
@@ -48,10 +48,10 @@ class LocalModel:
 
 
 def local_folder(source: ModelSource, mounted: Path | None) -> Path | None:
-    """Give the folder of a source that lies on this machine already; None for one that must be fetched.
+    """Return the folder of a source that is on this machine already; None for one that must be fetched.
 
     Args:
-        source: The model's source.
+        source: ``spec.source`` of the DiffusionModel.
         mounted: Where a volume is mounted, the source's own path included.
     """
     if source.path is not None:
@@ -60,7 +60,7 @@ def local_folder(source: ModelSource, mounted: Path | None) -> Path | None:
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """Read ``model_index.json``.
+    """Return ``model_index.json`` of a folder, parsed.
 
     Raises:
         BadModelError: The folder is missing, or is no diffusers pipeline.
@@ -79,7 +79,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def check_folder(folder: Path, spec: DiffusionModelSpec) -> dict[str, Any]:
-    """Check that a folder may be loaded under the model's rules, and give its index.
+    """Check that a folder may be loaded under the model's rules, and return its index.
 
     Raises:
         BadModelError: It may not; the message names the file and the remedy.
@@ -103,12 +103,12 @@ def _components(index: dict[str, Any]) -> dict[str, list[Any]]:
 
 
 def _is_loaded(value: object) -> bool:
-    """Tell whether an entry of the index names a component: ``[library, class]``, both null when it is left out."""
+    """Return whether an entry of the index names a component: ``[library, class]``, both null when it is left out."""
     return isinstance(value, list) and len(value) == 2 and None not in value
 
 
 def _own_code(folder: Path, index: dict[str, Any]) -> list[str]:
-    """Give what diffusers would import from the folder: a custom pipeline, or a component's module."""
+    """Return the files that diffusers would import from the folder: a custom pipeline, or a component's module."""
     code = []
     if not isinstance(index["_class_name"], str):
         code.append(f"{index['_class_name'][0]}.py")
@@ -139,9 +139,9 @@ def _check_weights(component: Path) -> None:
 
 
 def content_revision(folder: Path) -> str:
-    """Name the content of a folder: ``sha256:`` and a hash over names, sizes and hashes of what makes the pipeline.
+    """Return a name of a folder's content: ``sha256:`` and a hash over names, sizes and hashes of the pipeline's files.
 
-    Beside the components' folders that is what loading reads at the top; a README or a preview changes no pixel.
+    These are the files in the components' folders and those that loading reads at the top; a README changes no pixel.
     Each file is hashed in parts of 16 MiB, side by side. Of a folder beyond ``WHOLE_HASH_BYTES`` each file gives its
     size, its first and its last MiB: a safetensors header and any retraining change these, and a start is not delayed
     by minutes.
@@ -168,7 +168,7 @@ def _at_the_edges(size: int) -> list[tuple[int, int]]:
 
 
 def _hashed(file: Path, begin: int, size: int) -> bytes:
-    """Hash a part of a file, in two long calls that do not hold Python's lock: the imports need it.
+    """Return the SHA-256 of a part of a file, read and hashed in long calls that do not hold Python's lock.
 
     Not mapped: a file that shrinks meanwhile would end the process by a signal.
 

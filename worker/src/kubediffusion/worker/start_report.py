@@ -1,4 +1,4 @@
-"""Tells how far the worker's start has come, in a condition of its own Pod.
+"""Writes how far the worker's start has come to a condition of its own Pod.
 
 A node keeps conditions that it does not know, as those of readiness gates, and the operator watches its workers' Pods
 anyway: https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#pod-readiness-gate. Nothing depends on the
@@ -21,7 +21,7 @@ from kubediffusion.resources.conditions import ConditionStatus, EngineReason, Po
 logger = logging.getLogger(__name__)
 
 PERIOD = 1.0
-"""Seconds from one write to the next at least; what comes between is written together."""
+"""Seconds between two writes at least; of the stages between, the last is written."""
 
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 10.0
@@ -37,7 +37,7 @@ class _Stage:
 
 
 class StartReport:
-    """The condition of this worker's Pod; :meth:`tell` is a :data:`kubediffusion.worker.progress.Progress`.
+    """Writes the condition of this worker's Pod; :meth:`set_stage` is an :data:`OnStage`.
 
     Belongs to the event loop in which it is made.
 
@@ -45,7 +45,7 @@ class StartReport:
         client: The API server.
         namespace: Namespace of the Pod.
         pod: Name of the Pod.
-        period: Seconds from one write to the next at least.
+        period: Seconds between two writes at least.
     """
 
     def __init__(self, client: KubernetesClient, namespace: str, pod: str, period: float = PERIOD) -> None:
@@ -53,31 +53,36 @@ class StartReport:
         self._path = f"/api/v1/namespaces/{namespace}/pods/{pod}/status"
         self._period = period
         self._loop = asyncio.get_running_loop()
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._stage: _Stage | None = None
         self._after_start = (EngineReason.READY, "the worker takes jobs")
         self._ready = asyncio.Event()
         self._warned = False
 
-    def tell(self, reason: EngineReason, message: str) -> None:
-        """Take in where the start stands. From any thread; returns at once."""
-        # A model that still loads while the process ends has nobody to tell.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._take, reason, message)
+    def set_stage(self, reason: EngineReason, message: str) -> None:
+        """Set the stage of the start. Thread-safe; returns at once.
 
-    def ready(self) -> None:
-        """Note that the worker takes jobs."""
+        Args:
+            reason: The stage.
+            message: The stage for people.
+        """
+        # The loop may be closed: the model still loads while the process ends.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._set_stage, reason, message)
+
+    def set_ready(self) -> None:
+        """Set the condition to true: the worker takes jobs."""
         self._ready.set()
         self._set(ConditionStatus.TRUE, *self._after_start)
 
     async def run(self) -> None:
-        """Write the condition whenever it changes, until cancelled; whatever goes wrong is logged, and no more."""
+        """Write the condition whenever it changes, until cancelled; errors are logged."""
         backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
         written: _Stage | None = None
         since = dt.datetime.now(dt.UTC)
         while True:
-            await self._news.wait()
-            self._news.clear()
+            await self._changed.wait()
+            self._changed.clear()
             stage = self._stage
             if stage is None or stage == written:
                 continue
@@ -88,7 +93,7 @@ class StartReport:
             except KubernetesError as error:
                 self._warn(error)
                 if error.transient:
-                    self._news.set()
+                    self._changed.set()
                     await asyncio.sleep(error.retry_after or backoff.next_pause())
             except Exception:
                 logger.exception("a defect: how far the start has come cannot be shown")
@@ -98,16 +103,16 @@ class StartReport:
                 await self._pause()
 
     async def _pause(self) -> None:
-        """Wait until it is time for the next write; that the worker takes jobs is told at once."""
+        """Wait until the next write is due; readiness is written at once."""
         if self._ready.is_set():
             await asyncio.sleep(self._period)
             return
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._ready.wait(), self._period)
 
-    def _take(self, reason: EngineReason, message: str) -> None:
+    def _set_stage(self, reason: EngineReason, message: str) -> None:
         if reason in _AFTER_START:
-            # Told before the worker takes jobs, it is true only then.
+            # Set before the worker takes jobs, it holds only from then on.
             self._after_start = (reason, message)
             if self._ready.is_set():
                 self._set(ConditionStatus.TRUE, reason, message)
@@ -119,7 +124,7 @@ class StartReport:
         if stage != self._stage:
             logger.info("start: %s", message, extra={"stage": reason})
             self._stage = stage
-            self._news.set()
+            self._changed.set()
 
     async def _write(self, stage: _Stage, since: dt.datetime) -> None:
         condition = {
@@ -134,7 +139,7 @@ class StartReport:
         await self._client.request("PATCH", self._path, body=patch, content_type=STRATEGIC_MERGE)
 
     def _warn(self, error: KubernetesError) -> None:
-        """Say once that the condition cannot be written; an older role does not allow it, for example."""
+        """Log, once, that the condition cannot be written; an older role does not allow it, for example."""
         if not self._warned:
             self._warned = True
             logger.warning("the Pod's status does not show how far the start has come: %s", error)

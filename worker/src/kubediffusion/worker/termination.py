@@ -1,4 +1,4 @@
-"""Says why the process ends, where the operator reads it: the container's termination message."""
+"""Writes why the process ends where the operator reads it: to the container's termination message."""
 
 from __future__ import annotations
 
@@ -9,22 +9,25 @@ from kubediffusion.worker.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-LIMIT = 4096
+MAX_BYTES = 4096
 """Bytes that Kubernetes keeps of a termination message."""
 
 
-def scrubbed(text: str, settings: Settings) -> str:
-    """Take the worker's own secrets out of a text that others will read."""
+def redact(text: str, settings: Settings) -> str:
+    """Return a text with the worker's own secrets replaced by ``***``."""
     for secret in filter(None, settings.secrets):
         text = text.replace(secret, "***")
     return text
 
 
-def write_reason(path: Path | None, reason: str) -> None:
-    """Write the reason to the termination log, cut to what Kubernetes keeps; without a path, to nowhere."""
+def write_termination_message(path: Path | None, message: str) -> None:
+    """Write a message to the termination log, cut to ``MAX_BYTES``; do nothing without a path.
+
+    An error of the disk is logged: the process ends anyway.
+    """
     if path is None:
         return
     try:
-        path.write_bytes(reason.encode()[:LIMIT].decode(errors="ignore").encode())
+        path.write_bytes(message.encode()[:MAX_BYTES].decode(errors="ignore").encode())
     except OSError as error:
         logger.warning("the termination log cannot be written: %s", error)

@@ -1,6 +1,6 @@
-"""Tiny real pipelines for tests: seeded weights of a true architecture, a tokenizer made on the spot, no network.
+"""Saves tiny pipelines for tests: real architectures with seeded weights and a tokenizer of their own, no network.
 
-They make noise, not pictures, in a few milliseconds a step, by the very code that runs the large ones.
+They produce noise in a few milliseconds a step, through the code that runs the large ones.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 SIZE = 64
-"""Pixels of a side that the tiny pipelines make by themselves."""
+"""Default width and height of the tiny pipelines, in pixels."""
 
 MAX_TOKENS = 16
-"""Tokens that their text encoder takes, marks included: a word has one token for each of its letters."""
+"""Tokens that their text encoder takes, start and end included; a word has one token for each of its letters."""
 
 
 def save_stable_diffusion(folder: Path, *, safety_checker: bool = False) -> Path:
-    """Save a tiny StableDiffusionPipeline, and give its folder."""
+    """Save a tiny StableDiffusionPipeline in a folder, and return the folder."""
     _library("torch").manual_seed(0)
     pipeline = _library("diffusers").StableDiffusionPipeline(
         vae=_vae(),
@@ -42,7 +42,7 @@ def save_stable_diffusion(folder: Path, *, safety_checker: bool = False) -> Path
 
 
 def save_stable_diffusion_xl(folder: Path) -> Path:
-    """Save a tiny StableDiffusionXLPipeline with two text encoders, and give its folder."""
+    """Save a tiny StableDiffusionXLPipeline with two text encoders in a folder, and return the folder."""
     _library("torch").manual_seed(0)
     width = 32
     pipeline = _library("diffusers").StableDiffusionXLPipeline(
@@ -66,7 +66,7 @@ def save_stable_diffusion_xl(folder: Path) -> Path:
 
 
 def save_flux(folder: Path) -> Path:
-    """Save a tiny FluxPipeline: a transformer, flow matching, and no classifier-free guidance by default."""
+    """Save a tiny FluxPipeline (transformer, flow matching, no classifier-free guidance) in a folder, and return it."""
     _library("torch").manual_seed(0)
     width = 32
     pipeline = _library("diffusers").FluxPipeline(
@@ -106,7 +106,7 @@ def save_flux(folder: Path) -> Path:
 
 
 def _library(name: str) -> Any:
-    """Import a library late, and untyped: these publish no types that hold."""
+    """Import a library late and as Any: its types are missing or wrong."""
     return importlib.import_module(name)
 
 
@@ -158,7 +158,7 @@ def _vae() -> Any:
     )
 
 
-def _unet(cross_attention_dim: int = 32, **more: Any) -> Any:
+def _unet(cross_attention_dim: int = 32, **options: Any) -> Any:
     return _library("diffusers").UNet2DConditionModel(
         block_out_channels=(8, 16),
         norm_num_groups=4,
@@ -170,7 +170,7 @@ def _unet(cross_attention_dim: int = 32, **more: Any) -> Any:
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=4,
         cross_attention_dim=cross_attention_dim,
-        **more,
+        **options,
     )
 
 

@@ -1,4 +1,4 @@
-"""Brings finished images to storage, however long that takes, without making them again."""
+"""Uploads finished images, retrying for as long as storage is away: no image is computed again."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ logger = logging.getLogger(__name__)
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 10.0
 
-GRACE = 1.0
-"""Seconds of trouble before it is worth telling."""
+REPORT_AFTER = 1.0
+"""Seconds of failed tries after which trouble is reported."""
 
-SLOW = 5.0
-"""Seconds without an answer that are trouble: an upload takes a fraction of one."""
+SLOW_SECONDS = 5.0
+"""Seconds without an answer after which trouble is reported: an upload takes a fraction of one."""
 
 
 class Uploader:
@@ -39,15 +39,15 @@ class Uploader:
         self._answered = asyncio.Event()
 
     async def put(self, key: str, data: bytes, attempt: int, on_trouble: Callable[[str], None]) -> str:
-        """Store a PNG and give its address once storage has confirmed it.
+        """Store a PNG, and return its ``s3://`` address once storage has confirmed it.
 
         Cancelled, it ends when nothing of it can reach storage any more.
 
         Args:
-            key: Where in the bucket.
-            data: The file.
-            attempt: The binding of the job; storage keeps the latest one's file.
-            on_trouble: Called with what is wrong, from the first second of trouble on and then at every failed try.
+            key: Key in the bucket.
+            data: The PNG.
+            attempt: Which binding of the job made it; storage keeps the file of the latest.
+            on_trouble: Called with the problem, after the first second of trouble and then at every failed try.
 
         Raises:
             JobFailure: Storage refuses it for good.
@@ -67,7 +67,7 @@ class Uploader:
                 return uri
             now = time.monotonic()
             failing_since = failing_since or now
-            if now - failing_since >= GRACE:
+            if now - failing_since >= REPORT_AFTER:
                 on_trouble(problem)
             pause = backoff.next_pause()
             logger.warning("image not uploaded yet, trying again: %s", problem, extra={"key": key, "pause": pause})
@@ -82,9 +82,9 @@ class Uploader:
         thread = self._executor.submit(self._storage.put, key, data, attempt)
         trying = asyncio.wrap_future(thread)
         try:
-            done, _ = await asyncio.wait([trying], timeout=SLOW)
+            done, _ = await asyncio.wait([trying], timeout=SLOW_SECONDS)
             if not done:
-                on_trouble(f"storage has not answered for {SLOW:.0f} s")
+                on_trouble(f"storage has not answered for {SLOW_SECONDS:.0f} s")
                 await asyncio.wait([trying])
         except asyncio.CancelledError:
             # What has begun cannot be stopped.
@@ -94,8 +94,8 @@ class Uploader:
             raise
         return trying.result()
 
-    async def remove(self, key: str) -> None:
-        """Delete what is stored there, however long storage is away; nothing there is no error."""
+    async def delete(self, key: str) -> None:
+        """Delete an object, retrying while storage is away; an object that does not exist is no error."""
         backoff, uri = Backoff(FIRST_PAUSE, LONGEST_PAUSE), self._storage.uri(key)
         loop = asyncio.get_running_loop()
         while True:

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 
 from kubediffusion.resources.generation_job import GenerationJob
-from kubediffusion.worker.announcer import Announcer
 from kubediffusion.worker.assignments import Assignment
 from kubediffusion.worker.context import WorkerContext
 from kubediffusion.worker.cpus import usable_cpus
 from kubediffusion.worker.finisher import Finisher
+from kubediffusion.worker.progress_reporter import ProgressReporter
 from kubediffusion.worker.runner import Runner
 from kubediffusion.worker.uploads import Uploader
 
@@ -34,9 +34,9 @@ class Worker:
 
     def __init__(self, context: WorkerContext, uploads: Executor, encoders: Executor) -> None:
         self._context = context
-        self._announcer = Announcer(context.assignments, context.reporter, self._on_lost)
-        self._finisher = Finisher(context, self._announcer, Uploader(context.storage, uploads), encoders)
-        self._runner = Runner(context, self._finisher, self._announcer)
+        self._progress = ProgressReporter(context.assignments, context.reporter, self._on_fenced)
+        self._finisher = Finisher(context, self._progress, Uploader(context.storage, uploads), encoders)
+        self._runner = Runner(context, self._finisher, self._progress)
 
     @classmethod
     @contextlib.contextmanager
@@ -58,7 +58,7 @@ class Worker:
         dropped = self._context.assignments.observe(job, gone)
         if dropped is not None:
             logger.info("job taken away", extra={"job": dropped.name, "attempt": dropped.binding.attempt})
-            self._finisher.forget(dropped)
+            self._finisher.release(dropped)
         self._context.work_available.set()
 
     async def run(self) -> None:
@@ -68,7 +68,7 @@ class Worker:
             EngineLostError: Only a new process can go on. What was made before is stored and reported first.
         """
         async with asyncio.TaskGroup() as tasks:
-            announcing = tasks.create_task(self._announcer.run())
+            announcing = tasks.create_task(self._progress.run())
             try:
                 await self._runner.run()
             finally:
@@ -78,5 +78,5 @@ class Worker:
         """Start nothing new; what has begun is finished."""
         self._runner.stop()
 
-    def _on_lost(self, assignment: Assignment) -> None:
-        self._finisher.lost(assignment)
+    def _on_fenced(self, assignment: Assignment) -> None:
+        self._finisher.abandon(assignment)

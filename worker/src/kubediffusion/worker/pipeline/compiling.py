@@ -21,7 +21,7 @@ from kubediffusion.worker.compiled import CompileCache
 from kubediffusion.worker.engine import described
 from kubediffusion.worker.pipeline.faults import is_out_of_memory
 from kubediffusion.worker.pipeline.functions import Function, compiled_for, from_bytes, name_of, to_bytes
-from kubediffusion.worker.progress import Progress, untold
+from kubediffusion.worker.stages import OnStage, ignore_stage
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Compiler:
         progress: Told how much is compiled of what was asked for before :meth:`begin`.
     """
 
-    def __init__(self, cache: CompileCache | None, backend: Any = "inductor", progress: Progress = untold) -> None:
+    def __init__(self, cache: CompileCache | None, backend: Any = "inductor", progress: OnStage = ignore_stage) -> None:
         self._cache = cache
         self._backend = backend
         self._progress = progress

@@ -30,8 +30,8 @@ from kubediffusion.worker.pipeline.stepping import EagerSteps, GraphedSteps, Ste
 from kubediffusion.worker.pipeline.tables import Table, count_calls, make_table
 from kubediffusion.worker.pipeline.transfers import to_device
 from kubediffusion.worker.pipeline.variants import Course, variants
-from kubediffusion.worker.progress import Progress, untold
 from kubediffusion.worker.slots import sizes_up_to
+from kubediffusion.worker.stages import OnStage, ignore_stage
 from kubediffusion.worker.throughput import admitted
 
 NAME = "continuous"
@@ -94,7 +94,7 @@ class ContinuousEngine:
         """The schedulers that jobs may ask for."""
         return self._schedulers.names
 
-    def warm_up(self, progress: Progress = untold) -> None:
+    def warm_up(self, progress: OnStage = ignore_stage) -> None:
         """Make an image on a CUDA device, alone and uncompiled: what the first job needs is then prepared.
 
         Args:

@@ -21,6 +21,7 @@ from kubediffusion.worker.calls import CallPlan
 from kubediffusion.worker.compiled import CompileCache, folder_name, place_of
 from kubediffusion.worker.cpus import usable_cpus
 from kubediffusion.worker.engine import BadModelError, Engine, EngineInfo
+from kubediffusion.worker.fetching import fetch_model
 from kubediffusion.worker.pipeline import hub
 from kubediffusion.worker.pipeline.accelerator import prepare
 from kubediffusion.worker.pipeline.artifacts import Artifacts, Saving
@@ -31,10 +32,9 @@ from kubediffusion.worker.pipeline.engine import NAME as STATIC
 from kubediffusion.worker.pipeline.engine import PipelineEngine, warm_up
 from kubediffusion.worker.pipeline.families import family_of
 from kubediffusion.worker.pipeline.functions import code_version
-from kubediffusion.worker.progress import Progress, untold
 from kubediffusion.worker.settings import Settings
 from kubediffusion.worker.sources import LocalModel, check_folder
-from kubediffusion.worker.starting import bring
+from kubediffusion.worker.stages import OnStage, ignore_stage
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,9 @@ _DTYPES = {
 }
 
 
-def load_engine(settings: Settings, progress: Progress = untold, model: Future[LocalModel] | None = None) -> Engine:
+def load_engine(
+    settings: Settings, progress: OnStage = ignore_stage, model: Future[LocalModel] | None = None
+) -> Engine:
     """Load the model, once, and choose the engine that suits its pipeline.
 
     Args:
@@ -91,7 +93,7 @@ def load_engine(settings: Settings, progress: Progress = untold, model: Future[L
 
 
 def load_pipeline(
-    settings: Settings, progress: Progress = untold, coming: Future[LocalModel] | None = None
+    settings: Settings, progress: OnStage = ignore_stage, coming: Future[LocalModel] | None = None
 ) -> tuple[Any, EngineInfo]:
     """Load the pipeline to its device, and say what it is; the engine is not chosen yet.
 
@@ -148,7 +150,7 @@ def locate(settings: Settings) -> LocalModel:
         token = settings.hf_token.get_secret_value() if settings.hf_token is not None else ""
         folder, commit = hub.fetch(source.hugging_face, settings.spec, token or None)
         return LocalModel(folder, commit)
-    return bring(settings)
+    return fetch_model(settings)
 
 
 def load_weights(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from hypothesis import given
 from hypothesis import strategies as st
 from worker_builders import NOW, WORKER, bound_job, picture
@@ -104,6 +106,17 @@ def test_inference_counts_the_spans_in_the_engine() -> None:
     assignment.record_output(1, picture(), 13.0)
     assert assignment.inference == 5.0
     assert not assignment.computing
+
+
+def test_all_but_the_pixels_of_what_the_engine_made_is_kept() -> None:
+    _, assignment = assigned()
+    assignment.take_requests(1, NOW, 0.0)
+    made = picture(scheduler="UniPCMultistepScheduler", flagged=True, warnings=("cut",), engine="diffusers")
+    # A field of its own value each: one that is left out would show.
+    defaults = {field.name: field.default for field in dataclasses.fields(made)}
+    assert all(getattr(made, name) != default for name, default in defaults.items())
+    assignment.record_output(0, made, 1.0)
+    assert assignment.pictures[0] == dataclasses.replace(made, rgb=b"")
 
 
 def test_progress_is_the_average_of_the_images() -> None:

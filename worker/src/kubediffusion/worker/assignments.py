@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from kubediffusion.resources.diffusion_model import DiffusionModel, DiffusionModelSpec, ModelSource
@@ -180,9 +180,7 @@ class Assignment:
             picture: The image.
             clock: Monotonic seconds.
         """
-        self.pictures[index] = Picture(
-            picture.width, picture.height, b"", picture.scheduler, picture.flagged, picture.warnings
-        )
+        self.pictures[index] = replace(picture, rgb=b"")
         self.steps[index] = self.parameters.num_inference_steps
         self.spans[-1].ended = clock
         self.warnings += [warning for warning in picture.warnings if warning not in self.warnings]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import httpx
 
 from chaos.evidence import Evidence
-from chaos.load import Change, Door, Order
+from chaos.load import Change, Order, Route
 from chaos.system import System
 from kubediffusion.local import installation
 from kubediffusion.local.errors import LocalError
@@ -47,7 +47,7 @@ class Clients:
             async with asyncio.TaskGroup() as placing:
                 for order in orders:
                     await asyncio.sleep(max(0.0, began + order.number / rate - loop.time()))
-                    if order.door is not Door.KUBECTL:
+                    if order.route is not Route.KUBECTL:
                         placing.create_task(self._post(order))
                         continue
                     applied.append(order)
@@ -60,7 +60,7 @@ class Clients:
             await self._http.aclose()
 
     async def _post(self, order: Order) -> None:
-        path, field = ("/generate", "task_id") if order.door is Door.TASKS else ("/v1/jobs", "name")
+        path, field = ("/generate", "task_id") if order.route is Route.GENERATE else ("/v1/jobs", "name")
         # The same key with every try: an answer that was lost must not become a second job.
         answer = await self._ask("POST", path, {"Idempotency-Key": f"order-{order.number}"}, order.request)
         if answer.status_code not in {201, 202}:

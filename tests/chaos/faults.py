@@ -84,17 +84,17 @@ def schedule(seed: int, jobs: int, count: int, kinds: Sequence[Kind]) -> list[Fa
         count: How many faults; each kind comes once before any comes twice.
         kinds: Which kinds.
     """
-    dice = random.Random(seed)  # noqa: S311 - reproducible, no secret
+    rng = random.Random(seed)  # noqa: S311 - reproducible, no secret
     chosen: list[Kind] = []
     while len(chosen) < count:
-        chosen += dice.sample(list(kinds), min(len(kinds), count - len(chosen)))
+        chosen += rng.sample(list(kinds), min(len(kinds), count - len(chosen)))
     step = jobs * LAST / max(count, 1)
     return [
         Fault(
             kind=kind,
-            finished=int(step * (place + dice.random())),
-            seconds=round(dice.uniform(*SECONDS.get(kind, (0.0, 0.0))), 1),
-            number=dice.randrange(2**32),
+            finished=int(step * (place + rng.random())),
+            seconds=round(rng.uniform(*SECONDS.get(kind, (0.0, 0.0))), 1),
+            number=rng.randrange(2**32),
         )
         for place, kind in enumerate(chosen)
     ]

@@ -39,16 +39,16 @@ async def inject(system: System, fault: Fault) -> bool:
 def kill(prefix: str) -> Injector:
     """Kill a Pod's process."""
 
-    async def injector(system: System, _: Fault, dice: random.Random) -> bool:
+    async def injector(system: System, _: Fault, rng: random.Random) -> bool:
         pods = [str(pod["metadata"]["name"]) for pod in system.pods(prefix)]
-        return bool(pods) and system.signal(dice.choice(sorted(pods)), signal.SIGKILL)
+        return bool(pods) and system.signal(rng.choice(sorted(pods)), signal.SIGKILL)
 
     return injector
 
 
-async def kill_worker(system: System, _: Fault, dice: random.Random) -> bool:
+async def kill_worker(system: System, _: Fault, rng: random.Random) -> bool:
     """Kill a worker that has jobs."""
-    worker = await _busy_worker(system, dice)
+    worker = await _busy_worker(system, rng)
     return worker is not None and system.signal(worker, signal.SIGKILL)
 
 
@@ -72,17 +72,17 @@ async def kill_worker_unreported(system: System, _: Fault, __: random.Random) ->
     return True
 
 
-async def delete_worker(system: System, _: Fault, dice: random.Random) -> bool:
+async def delete_worker(system: System, _: Fault, rng: random.Random) -> bool:
     """Delete a worker's Pod, as a drain does: it may finish its batch."""
-    worker = await _busy_worker(system, dice)
+    worker = await _busy_worker(system, rng)
     if worker is not None:
         await _delete(system, worker)
     return worker is not None
 
 
-async def freeze_worker(system: System, fault: Fault, dice: random.Random) -> bool:
+async def freeze_worker(system: System, fault: Fault, rng: random.Random) -> bool:
     """Stop a worker with its jobs in it, and let it go on."""
-    worker = await _busy_worker(system, dice)
+    worker = await _busy_worker(system, rng)
     if worker is None:
         return False
     with _frozen(system, worker):
@@ -90,9 +90,9 @@ async def freeze_worker(system: System, fault: Fault, dice: random.Random) -> bo
     return True
 
 
-async def cut_off_worker(system: System, fault: Fault, dice: random.Random) -> bool:
+async def cut_off_worker(system: System, fault: Fault, rng: random.Random) -> bool:
     """Keep everything between a worker and the API server; it arrives when the network is back."""
-    worker = await _busy_worker(system, dice)
+    worker = await _busy_worker(system, rng)
     if worker is None:
         return False
     with system.site.to_apiserver.disturbed(Disturbance(client=f"kubediffusion-worker/{worker}", hold=True)):
@@ -100,13 +100,13 @@ async def cut_off_worker(system: System, fault: Fault, dice: random.Random) -> b
     return True
 
 
-async def make_zombie(system: System, _: Fault, dice: random.Random) -> bool:
+async def make_zombie(system: System, _: Fault, rng: random.Random) -> bool:
     """Give a frozen worker up, let its jobs run elsewhere, and thaw it where it cannot learn of that.
 
     It goes on as if nothing had happened: it stores images over those of its successor and, once the network is back,
     reports jobs that are no longer its own.
     """
-    worker = await _busy_worker(system, dice)
+    worker = await _busy_worker(system, rng)
     if worker is None or len(system.workers()) < 2:
         return False
     with system.site.to_apiserver.disturbed(Disturbance(client=f"kubediffusion-worker/{worker}", hold=True)):
@@ -162,9 +162,9 @@ async def kill_storage(system: System, fault: Fault, _: random.Random) -> bool:
     return True
 
 
-async def step_clocks(system: System, fault: Fault, dice: random.Random) -> bool:
+async def step_clocks(system: System, fault: Fault, rng: random.Random) -> bool:
     """Step the clocks of operator and workers, and step them back."""
-    clock.step(system.clocks, dice.choice((-CLOCK_SECONDS, CLOCK_SECONDS)))
+    clock.step(system.clocks, rng.choice((-CLOCK_SECONDS, CLOCK_SECONDS)))
     await asyncio.sleep(fault.seconds)
     clock.step(system.clocks, 0)
     return True
@@ -192,7 +192,7 @@ def disturb_storage(disturbance: Disturbance) -> Injector:
     return injector
 
 
-async def _busy_worker(system: System, dice: random.Random) -> str | None:
+async def _busy_worker(system: System, rng: random.Random) -> str | None:
     """Give a ready worker that has jobs; None when there is none for a while."""
 
     async def busy() -> list[str]:
@@ -200,7 +200,7 @@ async def _busy_worker(system: System, dice: random.Random) -> str | None:
         return [worker for worker in system.workers() if worker in having]
 
     try:
-        return dice.choice(await eventually("a worker with jobs", busy, TARGET_SECONDS))
+        return rng.choice(await eventually("a worker with jobs", busy, TARGET_SECONDS))
     except NotInTimeError:
         return None
 

@@ -14,10 +14,10 @@ SCHEME = "chaos:"
 """What the path of a model's source begins with; the seconds of a step follow."""
 
 
-class Door(StrEnum):
+class Route(StrEnum):
     """How a job comes in."""
 
-    TASKS = "POST /generate"
+    GENERATE = "POST /generate"
     V1 = "POST /v1/jobs"
     KUBECTL = "kubectl apply"
 
@@ -35,14 +35,14 @@ class Order:
 
     Attributes:
         number: Its place in the run.
-        door: How it comes in.
+        route: How it comes in.
         spec: Its spec, as a GenerationJob has it.
         change: What is done to it afterwards, if anything.
         delay: Seconds from its acceptance to that.
     """
 
     number: int
-    door: Door
+    route: Route
     spec: dict[str, Any]
     change: Change | None = None
     delay: float = 0.0
@@ -65,42 +65,42 @@ class Order:
 
 def orders(seed: int, count: int) -> list[Order]:
     """Give the jobs of a run: a pure function of its arguments."""
-    dice = random.Random(seed)  # noqa: S311 - reproducible, no secret
-    return [_order(dice, number) for number in range(count)]
+    rng = random.Random(seed)  # noqa: S311 - reproducible, no secret
+    return [_order(rng, number) for number in range(count)]
 
 
-def _order(dice: random.Random, number: int) -> Order:
-    door = dice.choices((Door.TASKS, Door.V1, Door.KUBECTL), (1, 1, 2))[0]
+def _order(rng: random.Random, number: int) -> Order:
+    route = rng.choices((Route.GENERATE, Route.V1, Route.KUBECTL), (1, 1, 2))[0]
     spec: dict[str, Any] = {
-        "prompt": f"chaos {number}, drawn by {dice.choice(('hand', 'machine', 'chance'))}",
+        "prompt": f"chaos {number}, drawn by {rng.choice(('hand', 'machine', 'chance'))}",
         # Three lengths: done within one batch write, about a second, and long enough to be reported as Running.
-        "numInferenceSteps": dice.choices((1, 4, 20), (7, 2, 1))[0],
+        "numInferenceSteps": rng.choices((1, 4, 20), (7, 2, 1))[0],
     }
-    if door is not Door.TASKS:
-        spec |= _more(dice)
-    change = dice.choices((None, Change.CANCEL, Change.DELETE), (90, 7, 3))[0]
-    return Order(number, door, spec, change, round(dice.uniform(0, 3), 2))
+    if route is not Route.GENERATE:
+        spec |= _more(rng)
+    change = rng.choices((None, Change.CANCEL, Change.DELETE), (90, 7, 3))[0]
+    return Order(number, route, spec, change, round(rng.uniform(0, 3), 2))
 
 
-def _more(dice: random.Random) -> dict[str, Any]:
+def _more(rng: random.Random) -> dict[str, Any]:
     """Give some of the fields that clients of ``POST /generate`` seldom use, each with its own chance."""
     chances: list[tuple[float, dict[str, Any]]] = [
         (0.1, {"model": MODELS[1]}),
-        (0.3, {"priority": dice.randint(-2, 2)}),
-        (0.3, {"numImages": dice.randint(2, 3)}),
-        (0.3, {"seed": dice.randrange(2**31)}),
+        (0.3, {"priority": rng.randint(-2, 2)}),
+        (0.3, {"numImages": rng.randint(2, 3)}),
+        (0.3, {"seed": rng.randrange(2**31)}),
         (0.2, {"guidanceScale": 1.5}),
         (0.2, {"width": 64, "height": 64}),
         (0.3, {"deterministic": True}),
         (0.1, {"negativePrompt": "order"}),
         (0.2, {"deletionPolicy": "Delete"}),
-        (0.05, {"ttlSecondsAfterFinished": dice.randint(5, 20)}),
-        (0.05, {"activeDeadlineSeconds": dice.randint(5, 60)}),
-        (0.1, {"backoffLimit": dice.randint(0, 1)}),
+        (0.05, {"ttlSecondsAfterFinished": rng.randint(5, 20)}),
+        (0.05, {"activeDeadlineSeconds": rng.randint(5, 60)}),
+        (0.1, {"backoffLimit": rng.randint(0, 1)}),
     ]
     fields: dict[str, Any] = {}
     for chance, field in chances:
-        if dice.random() < chance:
+        if rng.random() < chance:
             fields |= field
     return fields
 

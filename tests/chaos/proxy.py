@@ -95,12 +95,12 @@ class Proxy:
     def disturbed(self, disturbance: Disturbance) -> Iterator[None]:
         """Disturb for as long as the block runs."""
         self._disturbances.append(disturbance)
-        self._tell()
+        self._notify()
         try:
             yield
         finally:
             self._disturbances.remove(disturbance)
-            self._tell()
+            self._notify()
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -122,7 +122,7 @@ class Proxy:
             await runner.cleanup()
             await self._session.close()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -225,11 +225,11 @@ class Proxy:
         The Kubernetes API keeps the order of one object's versions, so those stay in order among themselves; a repeated
         event is one that its object was told before.
         """
-        told = [line for line in lines for _ in range(1 + (self._dice.random() < 1 / 3))]
-        for place in range(len(told) - 1):
-            if self._dice.random() < 1 / 3 and _uid(told[place]) != _uid(told[place + 1]):
-                told[place], told[place + 1] = told[place + 1], told[place]
-        return told
+        events = [line for line in lines for _ in range(1 + (self._dice.random() < 1 / 3))]
+        for place in range(len(events) - 1):
+            if self._dice.random() < 1 / 3 and _uid(events[place]) != _uid(events[place + 1]):
+                events[place], events[place + 1] = events[place + 1], events[place]
+        return events
 
     async def _let_through(self, exchange: _Exchange) -> None:
         while any(d.hold for d in self._hits(exchange)):

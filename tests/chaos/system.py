@@ -25,10 +25,10 @@ from chaos.load import API_VERSION, MODELS, SCHEME
 from chaos.proxy import Proxy
 from chaos.recorder import Recorder
 from kubediffusion.local import installation
-from kubediffusion.local.claims import Claims
 from kubediffusion.local.cluster import ClusterSettings, LocalCluster
 from kubediffusion.local.node.restarts import Backoff
 from kubediffusion.local.processes import Process
+from kubediffusion.local.reservations import Reservations
 from kubediffusion.local.testing import Namespace, eventually
 
 FOLDER = Path(__file__).resolve().parent
@@ -56,8 +56,8 @@ class Site:
 @asynccontextmanager
 async def site(seed: int) -> AsyncIterator[Site]:
     """Start a cluster with its proxies."""
-    with Claims() as claims:
-        ports = claims.port(), claims.port()
+    with Reservations() as reservations:
+        ports = reservations.port(), reservations.port()
         # More processors than the machine has: what Pods request must not make them wait.
         settings = ClusterSettings(
             cpu="64", backoff=Backoff(initial=0.5, limit=2.0), pods_reach=f"https://127.0.0.1:{ports[0]}"
@@ -103,7 +103,7 @@ class System:
         site: Where it runs.
         namespace: The namespace.
         recorder: Sees every state.
-        hands: One at a time for each thing that can be stopped and started again.
+        locks: One at a time for each thing that can be stopped and started again.
     """
 
     def __init__(self, where: Site, namespace: Namespace, clocks: Path) -> None:
@@ -111,7 +111,7 @@ class System:
         self.namespace = namespace
         self.clocks = clocks
         self.recorder = Recorder(where.cluster.admin, namespace.name)
-        self.hands: dict[str, asyncio.Lock] = {}
+        self.locks: dict[str, asyncio.Lock] = {}
 
     def install(self, build: Build) -> None:
         """Apply everything."""
@@ -180,7 +180,7 @@ class System:
 
     async def restart(self, process: Process, seconds: float = 0.0) -> None:
         """Kill a process of the control plane and start it again after some seconds."""
-        async with self.hands.setdefault(process.name, asyncio.Lock()):
+        async with self.locks.setdefault(process.name, asyncio.Lock()):
             process.kill()
             await asyncio.sleep(seconds)
             # From this thread: the kernel kills it with the thread that started it.

@@ -16,8 +16,8 @@ from typing import Any, Self, TypeVar
 from e2e_node import ADDRESS, DNS, GPU, NAME, Node
 
 from kubediffusion.local import binaries
-from kubediffusion.local.claims import Claims
 from kubediffusion.local.controlplane import ControlPlane
+from kubediffusion.local.reservations import Reservations
 from kubediffusion.local.s3 import ObjectStore
 
 GPUS = 2
@@ -54,11 +54,11 @@ class Cluster:
 
     def __init__(self, work: Path, store: Path, tags: tuple[str, ...]) -> None:
         programs = binaries.provide(modules=binaries.SETS["e2e"])
-        self.folder, self._tags, self._programs, self._claims = work, tags, programs, Claims()
+        self.folder, self._tags, self._programs, self._reservations = work, tags, programs, Reservations()
         self.logs = work / "logs"
         self.logs.mkdir(parents=True)
-        self.plane = ControlPlane(work / "plane", programs, self._claims, ADDRESS)
-        self.store = ObjectStore(work / "s3", self.logs / "s3.log", programs, self._claims, ADDRESS)
+        self.plane = ControlPlane(work / "plane", programs, self._reservations, ADDRESS)
+        self.store = ObjectStore(work / "s3", self.logs / "s3.log", programs, self._reservations, ADDRESS)
         self.node = Node(work / "node", store, self.plane, programs)
 
     def __enter__(self) -> Self:
@@ -90,7 +90,7 @@ class Cluster:
     def stop(self) -> None:
         """Stop everything, pods last known included: the namespace takes those along."""
         with ExitStack() as all_of_them:
-            all_of_them.callback(self._claims.release)
+            all_of_them.callback(self._reservations.release)
             all_of_them.callback(self.store.process.stop)
             all_of_them.callback(self.plane.stop)
             all_of_them.callback(self.node.stop)

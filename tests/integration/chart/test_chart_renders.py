@@ -236,13 +236,19 @@ def test_every_variable_is_a_setting(helm: Helm, values: Object):
                 assert {name.removeprefix(prefix).lower() for name in names} <= settings.model_fields.keys()
 
 
-def test_the_operator_s_knobs_are_at_their_own_defaults(helm: Helm):
+def test_the_operator_s_settings_are_at_their_own_defaults(helm: Helm):
     deployment = pick(helm.template(), "Deployment", "kubediffusion-operator")
     (operator,) = deployment["spec"]["template"]["spec"]["containers"]
     given = {variable["name"]: variable.get("value") for variable in operator["env"]}
-    for knob in ("concurrent_requests", "resync_seconds", "model_grace_seconds", "node_grace_seconds", "batches_ahead"):
-        default = OperatorSettings.model_fields[knob].default
-        assert float(given[f"KUBEDIFFUSION_{knob.upper()}"]) == default, knob
+    for setting in (
+        "concurrent_requests",
+        "resync_seconds",
+        "model_grace_seconds",
+        "node_grace_seconds",
+        "batches_ahead",
+    ):
+        default = OperatorSettings.model_fields[setting].default
+        assert float(given[f"KUBEDIFFUSION_{setting.upper()}"]) == default, setting
 
 
 def test_the_default_model_goes_where_the_gpus_are(helm: Helm):

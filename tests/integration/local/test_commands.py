@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kubediffusion.local.claims import Claims
+from kubediffusion.local.reservations import Reservations
 from kubediffusion.local.testing import wait_for
 
 START_SECONDS = 180.0
@@ -21,8 +21,8 @@ START_SECONDS = 180.0
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    with Claims() as claims:
-        yield claims.port()
+    with Reservations() as reservations:
+        yield reservations.port()
 
 
 class Command:

@@ -37,7 +37,7 @@ def mounted(name: str, path: str, **volume: Any) -> dict[str, Any]:
 
 
 def test_variables_come_from_the_pod_from_secrets_and_from_config_maps(namespace: Namespace) -> None:
-    namespace.apply(secret("keys", token="hush"), config("settings", LEVEL="debug"))
+    namespace.apply(secret("keys", token="password"), config("settings", LEVEL="debug"))
     namespace.apply(
         shell(
             "variables",
@@ -52,7 +52,7 @@ def test_variables_come_from_the_pod_from_secrets_and_from_config_maps(namespace
             envFrom=[{"configMapRef": {"name": "settings"}}],
         )
     )
-    expected = f"variables {namespace.name} this-machine hush debug hello-variables\n"
+    expected = f"variables {namespace.name} this-machine password debug hello-variables\n"
     assert output(namespace, "variables") == expected
 
 
@@ -81,13 +81,13 @@ def test_nothing_of_the_tester_s_environment_reaches_a_pod(namespace: Namespace)
 
 
 def test_secrets_and_config_maps_are_files(namespace: Namespace) -> None:
-    namespace.apply(secret("keys", token="hush"), config("settings", level="debug"))
+    namespace.apply(secret("keys", token="password"), config("settings", level="debug"))
     level = {"configMap": {"name": "settings", "items": [{"key": "level", "path": "a/b"}]}}
     projected = {"sources": [{"secret": {"name": "keys"}}, level]}
     namespace.apply(
         shell("files", "cat /etc/all/token /etc/all/a/b", **mounted("all", "/etc/all", projected=projected))
     )
-    assert output(namespace, "files") == "hushdebug"
+    assert output(namespace, "files") == "passworddebug"
 
 
 def test_a_host_path_is_that_path(namespace: Namespace, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ async def test_a_token_names_its_pod_and_dies_with_it(namespace: Namespace, clie
 
 
 async def test_a_node_may_not_touch_what_is_not_its_own(namespace: Namespace, cluster: LocalCluster) -> None:
-    namespace.apply(secret("private", token="hush"), pod("elsewhere", *SLEEP, spec={"nodeName": "another-node"}))
+    namespace.apply(secret("private", token="password"), pod("elsewhere", *SLEEP, spec={"nodeName": "another-node"}))
     kubeconfig = cluster.folder / "kubeconfigs" / "system-node-this-machine.yaml"
     base = f"/api/v1/namespaces/{namespace.name}"
     async with await connect(kubeconfig) as node:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chaos.faults import LAST, SECONDS, Kind, schedule
-from chaos.load import Door, orders
+from chaos.load import Route, orders
 
 KINDS = list(Kind)
 
@@ -33,7 +33,7 @@ def test_faults_come_in_order_and_leave_time_to_recover():
 
 def test_jobs_come_by_every_door_and_to_both_models():
     placed = orders(1, 500)
-    assert {order.door for order in placed} == set(Door)
+    assert {order.route for order in placed} == set(Route)
     assert {order.spec.get("model") for order in placed} == {None, "slow"}
     assert len({order.spec["prompt"] for order in placed}) == 500
 

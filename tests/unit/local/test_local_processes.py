@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kubediffusion.local.errors import PartFailedError
-from kubediffusion.local.processes import Process, Program, dying_with_us
+from kubediffusion.local.processes import Process, Program, killed_with_parent
 
 
 def a_process(tmp_path, script, healthy=lambda: True):
@@ -85,8 +85,8 @@ def test_a_process_dies_with_the_one_that_started_it(tmp_path):
     pid_file = tmp_path / "pid"
     starter = (
         "import subprocess, sys, time\n"
-        "from kubediffusion.local.processes import dying_with_us\n"
-        f"child = subprocess.Popen(dying_with_us(['sleep', '100']), start_new_session=True)\n"
+        "from kubediffusion.local.processes import killed_with_parent\n"
+        f"child = subprocess.Popen(killed_with_parent(['sleep', '100']), start_new_session=True)\n"
         f"open({str(pid_file)!r}, 'w').write(str(child.pid))\n"
         "time.sleep(100)\n"
     )
@@ -103,7 +103,7 @@ def test_a_process_dies_with_the_one_that_started_it(tmp_path):
 def test_a_launched_command_feels_broken_pipes():
     # Python ignores SIGPIPE, which its children would inherit: `yes | head` would then end with an error message.
     answer = subprocess.run(
-        dying_with_us(["bash", "-c", "set -o pipefail; yes | head -1; exit ${PIPESTATUS[0]}"]),
+        killed_with_parent(["bash", "-c", "set -o pipefail; yes | head -1; exit ${PIPESTATUS[0]}"]),
         capture_output=True,
         check=False,
     )

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from kubediffusion.benchmarks import figures
-from kubediffusion.local.claims import LOOPBACK, Claims
 from kubediffusion.local.processes import Process, Program
+from kubediffusion.local.reservations import LOOPBACK, Reservations
 
 ANSWER_SECONDS = 60.0
 APP = "kubediffusion.benchmarks.celery_app"
@@ -40,7 +40,7 @@ def run(folder: Path, singles: int, jobs: int) -> dict[str, Any]:
         completed (percentiles in seconds, one at a time), jobs and seconds (until the last of a burst was known).
     """
     with ExitStack() as stack:
-        port = stack.enter_context(Claims()).port()
+        port = stack.enter_context(Reservations()).port()
         os.environ[URL] = f"redis://{LOOPBACK}:{port}/0"
         from kubediffusion.benchmarks.celery_app import app, generate
 

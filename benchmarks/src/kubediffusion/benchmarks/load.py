@@ -15,7 +15,7 @@ import uvloop
 from kubediffusion.benchmarks import figures
 from kubediffusion.benchmarks.loopback import connect, message
 from kubediffusion.benchmarks.usage import usage
-from kubediffusion.local.processes import dying_with_us
+from kubediffusion.local.processes import killed_with_parent
 
 GRACE_SECONDS = 60.0
 
@@ -57,7 +57,7 @@ async def offer(load: Load, server: int) -> dict[str, float]:
     """
     before = usage(server).cpu
     process = await asyncio.create_subprocess_exec(
-        *dying_with_us([sys.executable, "-m", __name__]), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        *killed_with_parent([sys.executable, "-m", __name__]), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     told = json.dumps(asdict(load)).encode()
     answer, _ = await asyncio.wait_for(process.communicate(told), load.seconds + GRACE_SECONDS)

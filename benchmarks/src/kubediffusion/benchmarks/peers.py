@@ -11,7 +11,7 @@ from typing import Any
 from kubediffusion.benchmarks import batchjobs, celery_queue, figures, latency, throughput
 from kubediffusion.benchmarks.site import LONG_SECONDS, BenchmarkError, Site
 from kubediffusion.benchmarks.sizes import Sizes
-from kubediffusion.local.processes import dying_with_us
+from kubediffusion.local.processes import killed_with_parent
 
 
 async def run(site: Site, sizes: Sizes) -> dict[str, Any]:
@@ -39,7 +39,7 @@ async def celery(site: Site, sizes: Sizes) -> dict[str, Any]:
     for _ in range(sizes.runs):
         command = [celery_queue.__name__, str(site.cluster.folder), str(sizes.singles), str(sizes.tasks)]
         process = await asyncio.create_subprocess_exec(
-            *dying_with_us([sys.executable, "-m", *command]), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            *killed_with_parent([sys.executable, "-m", *command]), stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         answer, complaint = await asyncio.wait_for(process.communicate(), LONG_SECONDS)
         if process.returncode:

@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import BackgroundTasks, FastAPI, HTTPException
 from pydantic import BaseModel
 
-from kubediffusion.local.claims import LOOPBACK
+from kubediffusion.local.reservations import LOOPBACK
 
 PNG = base64.b64encode(bytes(256)).decode()
 """In the place of an image of the stand-in's size."""

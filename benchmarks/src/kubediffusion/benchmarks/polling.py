@@ -17,9 +17,9 @@ from kubediffusion.benchmarks.loopback import Client
 from kubediffusion.benchmarks.site import MODEL, REQUEST, UNLIMITED, BenchmarkError, Site, api_client, gather, ready_pod
 from kubediffusion.benchmarks.sizes import Sizes
 from kubediffusion.local import installation
-from kubediffusion.local.claims import LOOPBACK, Claims
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.processes import Process, Program, answers
+from kubediffusion.local.reservations import LOOPBACK, Reservations
 from kubediffusion.local.testing import Namespace
 
 NAMESPACE = "benchmark-polling"
@@ -126,8 +126,8 @@ async def ours(cluster: LocalCluster) -> AsyncIterator[Server]:
 @asynccontextmanager
 async def plain() -> AsyncIterator[Server]:
     """Run the plain server with an engine that does not end: its tasks stay pending."""
-    with Claims() as claims:
-        port = claims.port()
+    with Reservations() as reservations:
+        port = reservations.port()
         command = [sys.executable, "-m", "kubediffusion.benchmarks.plain_server", str(port), str(ENDLESS)]
         healthy = answers(f"http://{LOOPBACK}:{port}/health")
         process = Process(Program("plain server", command, Path(os.devnull), healthy, dict(os.environ)))

@@ -9,7 +9,7 @@ from pathlib import Path
 from kubediffusion.benchmarks.site import LONG_SECONDS, BenchmarkError, Site
 from kubediffusion.benchmarks.throughput import over_http
 from kubediffusion.local import binaries
-from kubediffusion.local.processes import dying_with_us
+from kubediffusion.local.processes import killed_with_parent
 
 SECONDS = 10
 JOBS = 1_500
@@ -27,7 +27,7 @@ async def write(site: Site, folder: Path) -> None:
     command = [str(binaries.provide().path("kubectl")), "get", "--raw", f"/debug/pprof/profile?seconds={SECONDS}"]
     with (folder / FILE).open("wb") as output:
         process = await asyncio.create_subprocess_exec(
-            *dying_with_us(command),
+            *killed_with_parent(command),
             env={"KUBECONFIG": str(site.cluster.admin), "HOME": str(site.cluster.folder)},
             stdout=output,
             stderr=subprocess.PIPE,

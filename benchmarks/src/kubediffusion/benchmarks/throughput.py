@@ -15,7 +15,7 @@ from kubediffusion.benchmarks.site import LONG_SECONDS, BenchmarkError, Site, ga
 from kubediffusion.benchmarks.sizes import Sizes
 from kubediffusion.benchmarks.usage import Meter
 from kubediffusion.local import binaries
-from kubediffusion.local.processes import dying_with_us
+from kubediffusion.local.processes import killed_with_parent
 from kubediffusion.resources import meta
 
 CLIENTS = 64
@@ -80,7 +80,7 @@ async def by_kubectl(site: Site, jobs: int) -> None:
         f"--filename={file}",
     ]
     process = await asyncio.create_subprocess_exec(
-        *dying_with_us(command),
+        *killed_with_parent(command),
         env={"KUBECONFIG": str(site.cluster.admin), "HOME": str(site.cluster.folder)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

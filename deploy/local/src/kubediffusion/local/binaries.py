@@ -24,7 +24,7 @@ from pathlib import Path
 from kubediffusion.local import toolchain
 from kubediffusion.local.errors import LocalError
 from kubediffusion.local.layout import BINARIES, cache_folder
-from kubediffusion.local.processes import dying_with_us
+from kubediffusion.local.processes import killed_with_parent
 from kubediffusion.local.progress import say, step
 from kubediffusion.local.toolchain import Toolchain, parse_version
 
@@ -198,7 +198,7 @@ def _build(module: Module, programs: list[str], tools: Toolchain, target: Path, 
 
 def _lines(module: Module, environment: Mapping[str, str], command: list[str]) -> Iterator[str]:
     process = subprocess.Popen(
-        dying_with_us(command),
+        killed_with_parent(command),
         cwd=module.folder,
         env=dict(environment),
         stdin=subprocess.DEVNULL,

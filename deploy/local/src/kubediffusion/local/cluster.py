@@ -16,19 +16,19 @@ from typing import Any, Self
 
 from kubediffusion.local import binaries
 from kubediffusion.local.binaries import Binaries
-from kubediffusion.local.claims import Claims
 from kubediffusion.local.controlplane import ControlPlane
 from kubediffusion.local.errors import LocalError, NotInTimeError
 from kubediffusion.local.node.restarts import Backoff
 from kubediffusion.local.node.settings import NodeSettings
 from kubediffusion.local.processes import STOP_SECONDS, Process, Program
+from kubediffusion.local.reservations import Reservations
 from kubediffusion.local.s3 import ObjectStore
 
 FIELD_MANAGER = "kubediffusion-local"
 NODE_NAME = "this-machine"
 NODES_GROUP = "system:nodes"
 KUBECTL_SECONDS = 120.0
-HASTY_SECONDS = 1.0
+FAILED_STOP_SECONDS = 1.0
 
 Manifest = Mapping[str, Any]
 
@@ -70,13 +70,13 @@ class LocalCluster:
     def __init__(self, settings: ClusterSettings | None = None, programs: Binaries | None = None) -> None:
         settings = settings or ClusterSettings()
         self._binaries = programs or binaries.provide()
-        self._claims = Claims()
+        self._reservations = Reservations()
         self.keep = False
         self.folder = settings.folder or Path(tempfile.mkdtemp(prefix="kubediffusion-"))
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.logs = self.folder / "logs"
-        self.control_plane = ControlPlane(self.folder, self._binaries, self._claims)
-        self.store = ObjectStore(self.folder / "s3", self.logs / "s3.log", self._binaries, self._claims)
+        self.control_plane = ControlPlane(self.folder, self._binaries, self._reservations)
+        self.store = ObjectStore(self.folder / "s3", self.logs / "s3.log", self._binaries, self._reservations)
         self.node = self._node(settings)
 
     @property
@@ -105,7 +105,7 @@ class LocalCluster:
             seconds: How long each part may take before it is killed.
         """
         with ExitStack() as all_of_them:  # each is stopped, also when stopping another is interrupted
-            all_of_them.callback(self._claims.release)
+            all_of_them.callback(self._reservations.release)
             for process in self.processes:
                 all_of_them.callback(process.stop, seconds)
 
@@ -129,7 +129,7 @@ class LocalCluster:
 
     def _leave(self, error: BaseException | None) -> None:
         # Where a part has failed, others wait for it in vain.
-        self.stop(HASTY_SECONDS if isinstance(error, LocalError) else STOP_SECONDS)
+        self.stop(FAILED_STOP_SECONDS if isinstance(error, LocalError) else STOP_SECONDS)
         if not self.keep and (error is None or isinstance(error, KeyboardInterrupt)):
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -170,14 +170,14 @@ class LocalCluster:
         plane = self.control_plane
         identity = plane.kubeconfig(f"system:node:{NODE_NAME}", (NODES_GROUP,))
         certificate = plane.server_certificate(NODE_NAME)
-        told = NodeSettings(
+        node_settings = NodeSettings(
             name=NODE_NAME,
             authority=plane.authority,
             server=settings.pods_reach or plane.url,
-            network=self._claims.network(),
+            network=self._reservations.network(),
             folder=self.folder / "pods",
             logs=self.logs / "pods",
-            port=self._claims.port(),
+            port=self._reservations.port(),
             certificate=certificate.certificate,
             key=certificate.key,
             gpus=settings.gpus,
@@ -187,7 +187,7 @@ class LocalCluster:
         return Process(
             Program(
                 name="process node",
-                command=[sys.executable, "-m", "kubediffusion.local.node", *told.arguments()],
+                command=[sys.executable, "-m", "kubediffusion.local.node", *node_settings.arguments()],
                 log=self.logs / "process-node.log",
                 healthy=self._node_ready,
                 environment={"KUBECONFIG": str(identity), "LANG": os.environ.get("LANG", "C.UTF-8")},

@@ -11,9 +11,9 @@ from pathlib import Path
 from kubediffusion.local import certificates, etcd, kubeconfig
 from kubediffusion.local.binaries import Binaries
 from kubediffusion.local.certificates import Authority, KeyPair
-from kubediffusion.local.claims import LOOPBACK, Claims
 from kubediffusion.local.etcd import Etcd
 from kubediffusion.local.processes import Process, Program, answers
+from kubediffusion.local.reservations import LOOPBACK, Reservations
 from kubediffusion.local.rest import Rest
 
 ISSUER = "https://kubernetes.default.svc"
@@ -34,13 +34,13 @@ class ControlPlane:
         rest: The API server, for an administrator.
     """
 
-    def __init__(self, folder: Path, binaries: Binaries, claims: Claims, address: str = LOOPBACK) -> None:
+    def __init__(self, folder: Path, binaries: Binaries, reservations: Reservations, address: str = LOOPBACK) -> None:
         """Prepares it; nothing runs yet.
 
         Args:
             folder: Where its data, keys and logs lie.
             binaries: Its programs.
-            claims: Where its ports come from.
+            reservations: Where its ports come from.
             address: Where the API server listens. One that is no loopback address is published as the endpoint of the
                 service "kubernetes", as pods with a network of their own need it.
         """
@@ -53,16 +53,16 @@ class ControlPlane:
         self._authority = Authority("kubernetes-ca", self._keys)
         self.authority = self._authority.certificate
         self._server = self._authority.server("kubernetes", address, SERVICE_ADDRESS)
-        self._port = claims.port()
+        self._port = reservations.port()
         self.url = f"https://{address}:{self._port}"
         self._tokens = certificates.signing_key(self._keys)
-        store = etcd.prepare(binaries.path("etcd"), folder / "etcd", self._keys, self._logs / "etcd.log", claims)
+        store = etcd.prepare(binaries.path("etcd"), folder / "etcd", self._keys, self._logs / "etcd.log", reservations)
         self.etcd = store.process
         self.apiserver = self._apiserver(store)
         self.admin = self.kubeconfig(ADMINISTRATOR, (ADMINISTRATORS,))
         self.rest = Rest(self.url, self.authority, self._authority.client(ADMINISTRATOR, (ADMINISTRATORS,)))
-        self.controller_manager = self._controller_manager(claims)
-        self.scheduler = self._scheduler(claims)
+        self.controller_manager = self._controller_manager(reservations)
+        self.scheduler = self._scheduler(reservations)
 
     @property
     def processes(self) -> tuple[Process, ...]:
@@ -126,8 +126,8 @@ class ControlPlane:
             health=f"{self.url}/readyz",
         )
 
-    def _controller_manager(self, claims: Claims) -> Process:
-        port = claims.port()
+    def _controller_manager(self, reservations: Reservations) -> Process:
+        port = reservations.port()
         return self._process(
             "kube-controller-manager",
             [
@@ -141,8 +141,8 @@ class ControlPlane:
             health=f"https://{LOOPBACK}:{port}/healthz",
         )
 
-    def _scheduler(self, claims: Claims) -> Process:
-        port = claims.port()
+    def _scheduler(self, reservations: Reservations) -> Process:
+        port = reservations.port()
         return self._process(
             "kube-scheduler", self._follower("kube-scheduler", port), health=f"https://{LOOPBACK}:{port}/readyz"
         )

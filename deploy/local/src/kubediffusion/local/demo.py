@@ -15,7 +15,7 @@ from typing import Any
 
 from kubediffusion.local.errors import LocalError, NotInTimeError
 from kubediffusion.local.layout import DEMO
-from kubediffusion.local.processes import dying_with_us
+from kubediffusion.local.processes import killed_with_parent
 from kubediffusion.local.progress import say
 from kubediffusion.local.service import NAMESPACE, Service
 from kubediffusion.resources import meta
@@ -100,7 +100,9 @@ def _watched(service: Service, task: str) -> Iterator[None]:
     """Shows the job's rows as kubectl prints them."""
     command = [str(service.kubectl), "get", meta.GENERATION_JOBS, task, f"--namespace={NAMESPACE}", "--watch"]
     environment = {"KUBECONFIG": str(service.cluster.admin), "HOME": str(service.cluster.folder)}
-    watch = subprocess.Popen(dying_with_us(command), stdin=subprocess.DEVNULL, env=environment, start_new_session=True)
+    watch = subprocess.Popen(
+        killed_with_parent(command), stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+    )
     try:
         yield
         time.sleep(POLL_SECONDS)  # the last row is on its way

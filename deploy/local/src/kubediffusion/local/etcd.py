@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kubediffusion.local.certificates import Authority, KeyPair
-from kubediffusion.local.claims import LOOPBACK, Claims
 from kubediffusion.local.processes import Process, Program, answers
+from kubediffusion.local.reservations import LOOPBACK, Reservations
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Etcd:
         ]
 
 
-def prepare(program: Path, data: Path, keys: Path, log: Path, claims: Claims) -> Etcd:
+def prepare(program: Path, data: Path, keys: Path, log: Path, reservations: Reservations) -> Etcd:
     """Returns a store that is ready to be started."""
     # An authority of its own: a certificate for Kubernetes must not open the store beneath it.
     authority = Authority("etcd-ca", keys)
     server = authority.server("etcd")
-    client, peer, metrics = (claims.port() for _ in range(3))
+    client, peer, metrics = (reservations.port() for _ in range(3))
     url, peer_url = (f"https://{LOOPBACK}:{port}" for port in (client, peer))
     metrics_url = f"http://{LOOPBACK}:{metrics}"
     command = [

@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from kubediffusion.local.claims import LOOPBACK
 from kubediffusion.local.layout import CHART
 from kubediffusion.local.node.objects import GPU
+from kubediffusion.local.reservations import LOOPBACK
 from kubediffusion.resources import meta
 
 Manifest = dict[str, Any]

@@ -16,7 +16,7 @@ from kubediffusion.local.errors import LocalError, PartFailedError
 from kubediffusion.local.installation import API_PORT, DEFAULT_MODEL
 from kubediffusion.local.layout import MODELS
 from kubediffusion.local.progress import say
-from kubediffusion.local.service import Offer, Service, serving
+from kubediffusion.local.service import ServeOptions, Service, serving
 
 CHECK_SECONDS = 1.0
 
@@ -44,17 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         if name == "demo":
             command.add_argument("--image", type=Path, default=demo.IMAGE, help="where the image goes (%(default)s)")
-    told = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     # A terminal that closes and `kill` end it as Ctrl-C does: with everything that it started.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
-        if told.command == "build":
-            binaries.provide(modules=binaries.SETS[told.purpose])
+        if options.command == "build":
+            binaries.provide(modules=binaries.SETS[options.purpose])
             return
-        with serving(Offer(told.port, told.model.absolute())) as service:
-            if told.command == "demo":
-                demo.run(service, told.image.absolute())
+        with serving(ServeOptions(options.port, options.model.absolute())) as service:
+            if options.command == "demo":
+                demo.run(service, options.image.absolute())
             else:
                 _stay(service)
     except LocalError as error:
@@ -78,13 +78,13 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 def _stay(service: Service) -> None:
-    say(doors(service))
+    say(usage(service))
     while True:
         time.sleep(CHECK_SECONDS)
         service.cluster.check()
 
 
-def doors(service: Service) -> str:
+def usage(service: Service) -> str:
     """Returns what a person needs to know to use it, an example for each way in included."""
     body = json.dumps(demo.REQUEST)
     manifest = EXAMPLE.format(prompt=demo.REQUEST["prompt"])

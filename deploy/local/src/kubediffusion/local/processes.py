@@ -25,7 +25,7 @@ POLL_SECONDS = 0.05
 HealthCheck = Callable[[], bool]
 
 
-def dying_with_us(command: Sequence[str]) -> list[str]:
+def killed_with_parent(command: Sequence[str]) -> list[str]:
     """Returns the command to start so that `command` is killed when this process ends.
 
     The kernel watches the *thread* that starts it: start it from one that stays.
@@ -104,7 +104,7 @@ class Process:
             raise LocalError(f"{self.name} is running already")
         with self.program.log.open("ab") as log:
             self._process = subprocess.Popen(
-                dying_with_us(self.program.command),
+                killed_with_parent(self.program.command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -11,8 +11,8 @@ import boto3
 from botocore.config import Config
 
 from kubediffusion.local.binaries import Binaries
-from kubediffusion.local.claims import LOOPBACK, Claims
 from kubediffusion.local.processes import Process, Program, answers
+from kubediffusion.local.reservations import LOOPBACK, Reservations
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -32,8 +32,10 @@ class ObjectStore:
         folder: Where a bucket is a folder and an object a file.
     """
 
-    def __init__(self, folder: Path, log: Path, binaries: Binaries, claims: Claims, address: str = LOOPBACK) -> None:
-        port = claims.port()
+    def __init__(
+        self, folder: Path, log: Path, binaries: Binaries, reservations: Reservations, address: str = LOOPBACK
+    ) -> None:
+        port = reservations.port()
         self.folder = folder / "buckets"
         self.folder.mkdir(mode=0o700, parents=True)
         # Not every file system of a temporary folder has extended attributes, so metadata gets a folder too.

@@ -28,7 +28,7 @@ PATIENCE = 2
 
 
 @dataclass(frozen=True)
-class Offer:
+class ServeOptions:
     """What to serve, and where.
 
     Attributes:
@@ -48,11 +48,11 @@ class Service:
         url: Where the HTTP API answers.
     """
 
-    def __init__(self, cluster: LocalCluster, programs: Binaries, offer: Offer) -> None:
+    def __init__(self, cluster: LocalCluster, programs: Binaries, options: ServeOptions) -> None:
         self.cluster = cluster
         self.kubectl = programs.path("kubectl")
-        self.url = f"http://localhost:{offer.port}"
-        self._offer = offer
+        self.url = f"http://localhost:{options.port}"
+        self._options = options
 
     def install(self) -> None:
         """Applies the manifests."""
@@ -67,8 +67,8 @@ class Service:
         cluster.apply(
             [
                 installation.operator(NAMESPACE),
-                installation.api(NAMESPACE, port=self._offer.port),
-                installation.default_model(NAMESPACE, self._offer.model, count_gpus()),
+                installation.api(NAMESPACE, port=self._options.port),
+                installation.default_model(NAMESPACE, self._options.model, count_gpus()),
             ]
         )
 
@@ -93,7 +93,7 @@ class Service:
             status = model.get("status", {})
             for condition in status.get("conditions", []):
                 if condition["type"] == "Available" and condition["status"] == "False":
-                    raise LocalError(f"the model in {self._offer.model} is not available: {condition['message']}")
+                    raise LocalError(f"the model in {self._options.model} is not available: {condition['message']}")
             return bool(status.get("workers", {}).get("ready"))
 
         self._wait("model", loaded, MODEL_SECONDS)
@@ -122,23 +122,23 @@ class Service:
 
 
 @contextmanager
-def serving(offer: Offer) -> Iterator[Service]:
+def serving(options: ServeOptions) -> Iterator[Service]:
     """Runs KubeDiffusion on this machine for as long as the block runs.
 
     Raises:
         LocalError: It cannot: the machine lacks something, or a part fails.
     """
     binaries.require_supported_machine()
-    require_free(offer.port)
-    if not (offer.model / "model_index.json").exists():
-        raise LocalError(f"{offer.model} holds no diffusers pipeline (no model_index.json); choose one with MODEL=")
+    require_free(options.port)
+    if not (options.model / "model_index.json").exists():
+        raise LocalError(f"{options.model} holds no diffusers pipeline (no model_index.json); choose one with MODEL=")
     programs = binaries.provide()
     with ExitStack() as stack:
         with step("Starting etcd, Kubernetes, S3 and a node") as progress:
             cluster = LocalCluster(ClusterSettings(), programs)
             progress.detail = f"logs in {cluster.logs}"
             stack.enter_context(cluster)
-        service = Service(cluster, programs, offer)
+        service = Service(cluster, programs, options)
         try:
             with step("Starting operator and API"):
                 service.install()

@@ -112,8 +112,8 @@ class Namespace:
             "spec": {**shared, "capacity": {"storage": "1Mi"}, "hostPath": {"path": str(folder)}},
         }
         self.cluster.apply([volume])
-        wish = {**shared, "volumeName": f"{self.name}-{name}", "resources": {"requests": {"storage": "1Mi"}}}
-        self.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": wish})
+        spec = {**shared, "volumeName": f"{self.name}-{name}", "resources": {"requests": {"storage": "1Mi"}}}
+        self.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec})
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         """Runs kubectl in this namespace."""

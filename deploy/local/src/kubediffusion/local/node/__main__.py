@@ -8,38 +8,39 @@ import logging
 import signal
 import sys
 
-from kubediffusion.local.claims import LOOPBACK
-from kubediffusion.local.node import settings
 from kubediffusion.local.node.access import Access
 from kubediffusion.local.node.agent import Agent
 from kubediffusion.local.node.devices import Addresses
 from kubediffusion.local.node.logs import LogServer
 from kubediffusion.local.node.registration import Registration
 from kubediffusion.local.node.runner import Node
-from kubediffusion.local.node.settings import NodeSettings
+from kubediffusion.local.node.settings import NodeSettings, parse
 from kubediffusion.local.node.workplace import ApiServer
+from kubediffusion.local.reservations import LOOPBACK
 from kubediffusion.resources.client import KubernetesClient
 
 
-async def serve(told: NodeSettings) -> None:
+async def serve(settings: NodeSettings) -> None:
     """Runs the node until SIGTERM or SIGINT."""
     async with await KubernetesClient.connect("kubediffusion-process-node") as client:
-        devices = told.make_devices()
+        devices = settings.make_devices()
         node = Node(
-            name=told.name,
+            name=settings.name,
             address=LOOPBACK,
-            folder=told.folder,
-            logs=told.logs,
+            folder=settings.folder,
+            logs=settings.logs,
             access=Access(client),
-            server=ApiServer(told.server, told.authority),
+            server=ApiServer(settings.server, settings.authority),
             devices=devices,
-            addresses=Addresses(told.network),
-            backoff=told.backoff,
+            addresses=Addresses(settings.network),
+            backoff=settings.backoff,
         )
         agent = Agent(client, node)
         logs = LogServer(agent.find)
-        await logs.start(told.port, told.certificate, told.key, told.authority)
-        registration = Registration(client, told.name, node.address, told.port, told.capacity(devices.count))
+        await logs.start(settings.port, settings.certificate, settings.key, settings.authority)
+        registration = Registration(
+            client, settings.name, node.address, settings.port, settings.capacity(devices.count)
+        )
         work = asyncio.gather(agent.run(), registration.run())
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, work.cancel)
@@ -53,7 +54,7 @@ async def serve(told: NodeSettings) -> None:
 def main() -> None:
     """Runs the node that the command line describes."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    asyncio.run(serve(settings.parse(sys.argv[1:])))
+    asyncio.run(serve(parse(sys.argv[1:])))
 
 
 if __name__ == "__main__":

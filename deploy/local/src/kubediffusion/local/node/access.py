@@ -69,7 +69,7 @@ class Access:
         options = {"gracePeriodSeconds": 0, "preconditions": {"uid": pod.metadata.uid}}
         await self._client.request("DELETE", _path(pod), body=options)
 
-    async def tell(self, event: Mapping[str, Any], namespace: str) -> None:
+    async def create_event(self, event: Mapping[str, Any], namespace: str) -> None:
         """Creates an event."""
         await self._client.request("POST", f"/api/v1/namespaces/{namespace}/events", body=event)
 

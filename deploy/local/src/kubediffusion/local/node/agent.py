@@ -45,13 +45,13 @@ class Agent:
         runner = self._runners.get(uid)
         if runner is None:
             if not gone:
-                self._take_up(pod)
+                self._start(pod)
         elif gone:
             runner.gone()
         else:
             runner.update(pod)
 
-    def _take_up(self, pod: Pod) -> None:
+    def _start(self, pod: Pod) -> None:
         uid = pod.metadata.uid
         runner = PodRunner(self._node, pod)
         self._runners[uid] = runner

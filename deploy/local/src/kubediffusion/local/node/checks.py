@@ -13,7 +13,7 @@ from pathlib import Path
 import aiohttp
 
 from kubediffusion.local.node.objects import Container, Exec, HTTPGet, Probe, TCPSocket
-from kubediffusion.local.processes import dying_with_us
+from kubediffusion.local.processes import killed_with_parent
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ async def _tcp(socket: TCPSocket, target: Target) -> None:
 
 async def _command(question: Exec, target: Target) -> str | None:
     process = await asyncio.create_subprocess_exec(
-        *dying_with_us([target.translate(word) for word in question.command]),
+        *killed_with_parent([target.translate(word) for word in question.command]),
         cwd=target.folder,
         env=dict(target.environment),
         stdin=asyncio.subprocess.DEVNULL,

@@ -12,7 +12,7 @@ from kubediffusion.local.node import events, probing
 from kubediffusion.local.node.checks import Target
 from kubediffusion.local.node.environment import ConfigurationError
 from kubediffusion.local.node.objects import Container, ContainerStatus, TerminatedState
-from kubediffusion.local.node.probing import Findings
+from kubediffusion.local.node.probing import ProbeCallbacks
 from kubediffusion.local.node.process import CANNOT_START, CannotStartError, ContainerProcess, Launch
 from kubediffusion.local.node.restarts import Backoff, should_restart
 from kubediffusion.local.node.status import (
@@ -36,7 +36,7 @@ UNKNOWN = "ContainerStatusUnknown"
 
 
 @dataclass(frozen=True)
-class Terms:
+class ContainerPolicy:
     """How a container of this pod is treated.
 
     Attributes:
@@ -59,9 +59,9 @@ class ContainerRunner:
         report: Everything there is to say about it; `changed` is called after each change.
     """
 
-    def __init__(self, container: Container, terms: Terms, stop: Stop, changed: Callable[[], None]) -> None:
+    def __init__(self, container: Container, policy: ContainerPolicy, stop: Stop, changed: Callable[[], None]) -> None:
         self._container = container
-        self._terms = terms
+        self._policy = policy
         self._stop = stop
         self._changed = changed
         self._crashes = 0
@@ -84,7 +84,7 @@ class ContainerRunner:
             self._crashes = 1
             self.report = replace(self.report, state=end)
 
-    def wait_because(self, reason: str, message: str) -> None:
+    def set_waiting(self, reason: str, message: str) -> None:
         """Says why it does not run yet."""
         self._update(state=Waiting(reason, message))
 
@@ -105,7 +105,7 @@ class ContainerRunner:
                 return
             started = _now()
             end = await self._run_once(launch, workplace)
-            self._crashes = self._terms.backoff.count(self._crashes, (_now() - started).total_seconds())
+            self._crashes = self._policy.backoff.count(self._crashes, (_now() - started).total_seconds())
             self._update(state=end, started=False, ready=False)
 
     def _update(self, **changes: object) -> None:
@@ -114,13 +114,13 @@ class ContainerRunner:
 
     async def _may_restart(self, end: Terminated) -> bool:
         """Waits out the back-off before a restart; tells whether there is to be one."""
-        if not should_restart(self._terms.restart_policy, end.exit_code):
+        if not should_restart(self._policy.restart_policy, end.exit_code):
             return False
-        delay = self._terms.backoff.delay(self._crashes)
+        delay = self._policy.backoff.delay(self._crashes)
         if delay:
             message = f"back-off {delay:g}s restarting failed container={self._container.name}"
             self._update(state=Waiting(CRASH_LOOP, message), last=end)
-            self._terms.warn(events.BACK_OFF, message)
+            self._policy.warn(events.BACK_OFF, message)
         if await self._stop.asked_within(delay):
             self._update(state=end)
             return False
@@ -133,8 +133,8 @@ class ContainerRunner:
             try:
                 return await workplace.launch(self._container, self.report.restarts)
             except (ConfigurationError, KubernetesError) as error:
-                self.wait_because(CONFIGURATION_ERROR, str(error))
-                self._terms.warn(events.FAILED, str(error))
+                self.set_waiting(CONFIGURATION_ERROR, str(error))
+                self._policy.warn(events.FAILED, str(error))
             if await self._stop.asked_within(RETRY_SECONDS):
                 return None
 
@@ -143,7 +143,7 @@ class ContainerRunner:
         try:
             process = ContainerProcess(launch)
         except (CannotStartError, OSError) as error:
-            self._terms.warn(events.FAILED, str(error))
+            self._policy.warn(events.FAILED, str(error))
             return Terminated(CANNOT_START, "StartError", str(error), started, _now(), "")
         identity = f"process://{process.pid}"
         self._update(state=Running(started), container_id=identity)
@@ -151,7 +151,7 @@ class ContainerRunner:
             code = await self._attend(process, launch, workplace)
         finally:
             process.kill()
-        message = last_words(launch, self._container.termination_message_policy, code)
+        message = termination_message(launch, self._container.termination_message_policy, code)
         return Terminated(code, "Error" if code else "Completed", message, started, _now(), identity)
 
     async def _attend(self, process: ContainerProcess, launch: Launch, workplace: Workplace) -> int:
@@ -159,10 +159,10 @@ class ContainerRunner:
         unhealthy = asyncio.Event()
 
         def end(reason: str) -> None:
-            self._terms.warn(events.UNHEALTHY, f"container {self._container.name} is ended: {reason}")
+            self._policy.warn(events.UNHEALTHY, f"container {self._container.name} is ended: {reason}")
             unhealthy.set()
 
-        findings = Findings(
+        callbacks = ProbeCallbacks(
             started=lambda: self._update(started=True),
             ready=lambda ready: self._update(ready=ready),
             unhealthy=end,
@@ -171,8 +171,8 @@ class ContainerRunner:
         target = Target(self._container, workplace.facts.pod_ip, launch.environment, launch.folder, mounts.translate)
         ended = asyncio.create_task(process.wait())
         helpers = [
-            asyncio.create_task(probing.watch(target, findings)),
-            asyncio.create_task(self._end_when_told(process)),
+            asyncio.create_task(probing.watch(target, callbacks)),
+            asyncio.create_task(self._end_when_stopped(process)),
             asyncio.create_task(self._end_when(unhealthy, process)),
         ]
         try:
@@ -188,23 +188,23 @@ class ContainerRunner:
                 task.cancel()
             await asyncio.gather(ended, *helpers, return_exceptions=True)
 
-    async def _end_when_told(self, process: ContainerProcess) -> None:
+    async def _end_when_stopped(self, process: ContainerProcess) -> None:
         await self._stop.wait()
-        hurry = asyncio.create_task(self._stop.hurry())
+        kill = asyncio.create_task(self._stop.wait_kill())
         stop = asyncio.create_task(process.stop(self._stop.grace_seconds))
         try:
-            await asyncio.wait({hurry, stop}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({kill, stop}, return_when=asyncio.FIRST_COMPLETED)
             process.kill()
         finally:
-            hurry.cancel()
+            kill.cancel()
             stop.cancel()
 
     async def _end_when(self, unhealthy: asyncio.Event, process: ContainerProcess) -> None:
         await unhealthy.wait()
-        await process.stop(self._terms.grace_seconds)
+        await process.stop(self._policy.grace_seconds)
 
 
-def last_words(launch: Launch, policy: str, exit_code: int) -> str:
+def termination_message(launch: Launch, policy: str, exit_code: int) -> str:
     """Returns a container's termination message."""
     try:
         message = launch.message.read_bytes()[:MESSAGE_BYTES].decode(errors="replace")

@@ -61,6 +61,6 @@ class Events:
             "count": 1,
         }
         try:
-            await self._access.tell(event, metadata.namespace)
+            await self._access.create_event(event, metadata.namespace)
         except KubernetesError as error:
             logger.info("pod %s: the event %s was not taken: %s", self._pod, reason, error)

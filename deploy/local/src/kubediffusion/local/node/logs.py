@@ -9,8 +9,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from kubediffusion.local.claims import LOOPBACK
 from kubediffusion.local.node.runner import PodRunner
+from kubediffusion.local.reservations import LOOPBACK
 
 CHUNK_BYTES = 64 * 1024
 FOLLOW_SECONDS = 0.2

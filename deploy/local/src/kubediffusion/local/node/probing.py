@@ -12,7 +12,7 @@ from kubediffusion.local.node.probes import ProbeState
 
 
 @dataclass(frozen=True)
-class Findings:
+class ProbeCallbacks:
     """Whom to tell what the probes find.
 
     Attributes:
@@ -26,22 +26,22 @@ class Findings:
     unhealthy: Callable[[str], None]
 
 
-async def watch(target: Target, findings: Findings) -> None:
+async def watch(target: Target, callbacks: ProbeCallbacks) -> None:
     """Probes a container until cancelled, or until nothing is left to ask."""
     container = target.container
-    if container.startup_probe and not await _passes(container.startup_probe, target, findings):
+    if container.startup_probe and not await _passes(container.startup_probe, target, callbacks):
         return
-    findings.started()
+    callbacks.started()
     if container.readiness_probe is None:
-        findings.ready(True)
+        callbacks.ready(True)
     async with asyncio.TaskGroup() as group:
         if container.readiness_probe:
-            group.create_task(_readiness(container.readiness_probe, target, findings))
+            group.create_task(_readiness(container.readiness_probe, target, callbacks))
         if container.liveness_probe:
-            group.create_task(_passes(container.liveness_probe, target, findings, forever=True))
+            group.create_task(_passes(container.liveness_probe, target, callbacks, forever=True))
 
 
-async def _passes(probe: Probe, target: Target, findings: Findings, *, forever: bool = False) -> bool:
+async def _passes(probe: Probe, target: Target, callbacks: ProbeCallbacks, *, forever: bool = False) -> bool:
     """Probes until the verdict: startup is over when it passes, liveness only when it fails."""
     state = ProbeState()
     await asyncio.sleep(probe.initial_delay_seconds)
@@ -49,19 +49,19 @@ async def _passes(probe: Probe, target: Target, findings: Findings, *, forever: 
         reason = await check(probe, target)
         state = state.observe(reason is None, probe)
         if state.verdict is False:
-            findings.unhealthy(reason or "")
+            callbacks.unhealthy(reason or "")
             return False
         if state.verdict and not forever:
             return True
         await asyncio.sleep(probe.period_seconds)
 
 
-async def _readiness(probe: Probe, target: Target, findings: Findings) -> None:
+async def _readiness(probe: Probe, target: Target, callbacks: ProbeCallbacks) -> None:
     state = ProbeState(verdict=False)
     await asyncio.sleep(probe.initial_delay_seconds)
     while True:
         before = state.verdict
         state = state.observe(await check(probe, target) is None, probe)
         if state.verdict is not None and state.verdict != before:
-            findings.ready(state.verdict)
+            callbacks.ready(state.verdict)
         await asyncio.sleep(probe.period_seconds)

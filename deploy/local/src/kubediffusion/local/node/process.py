@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kubediffusion.local.processes import dying_with_us
+from kubediffusion.local.processes import killed_with_parent
 
 # What container runtimes report for a command that cannot be started.
 CANNOT_START = 128
@@ -55,7 +55,7 @@ class ContainerProcess:
             raise CannotStartError(f"the working directory {launch.folder} does not exist")
         with launch.log.open("ab") as log:
             self._process = subprocess.Popen(
-                dying_with_us([str(program), *launch.command[1:]]),
+                killed_with_parent([str(program), *launch.command[1:]]),
                 cwd=launch.folder,
                 env=dict(launch.environment),
                 stdin=subprocess.DEVNULL,

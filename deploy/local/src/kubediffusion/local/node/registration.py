@@ -74,11 +74,9 @@ class Registration:
 
     async def run(self) -> None:
         """Registers the node and keeps it registered until cancelled."""
-        await asyncio.gather(
-            self._again_and_again(self._register, STATUS_SECONDS), self._again_and_again(self._renew, RENEW_SECONDS)
-        )
+        await asyncio.gather(self._repeat(self._register, STATUS_SECONDS), self._repeat(self._renew, RENEW_SECONDS))
 
-    async def _again_and_again(self, act: Any, seconds: float) -> None:
+    async def _repeat(self, act: Any, seconds: float) -> None:
         while True:
             try:
                 await act()

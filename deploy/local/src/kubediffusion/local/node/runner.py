@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kubediffusion.local.node.access import Access
-from kubediffusion.local.node.container import ContainerRunner, Terms
+from kubediffusion.local.node.container import ContainerPolicy, ContainerRunner
 from kubediffusion.local.node.devices import Addresses, Devices
 from kubediffusion.local.node.environment import ConfigurationError, Facts
 from kubediffusion.local.node.events import Events
@@ -57,7 +57,7 @@ class PodRunner:
         self._stop = Stop()
         self._deleted = asyncio.Event()
         self._gone = asyncio.Event()
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._start_time = pod.status.start_time or _now()
         self._failure: tuple[str, str] | None = None
         self._ip = ""
@@ -65,9 +65,9 @@ class PodRunner:
         self._written: dict[str, Any] = {}
         self._events = Events(node.access, pod, node.name)
         grace = pod.spec.termination_grace_period_seconds
-        terms = Terms(pod.spec.restart_policy, node.backoff, grace, self._events.warn)
+        policy = ContainerPolicy(pod.spec.restart_policy, node.backoff, grace, self._events.warn)
         self._containers = [
-            ContainerRunner(container, terms, self._stop, self._news.set) for container in pod.spec.containers
+            ContainerRunner(container, policy, self._stop, self._changed.set) for container in pod.spec.containers
         ]
         self._resume()
         self.update(pod)
@@ -143,7 +143,7 @@ class PodRunner:
             self._node.server,
             self._node.devices.variables(indices),
         )
-        self._news.set()
+        self._changed.set()
         helpers = [asyncio.create_task(self._deadline())]
         try:
             if await self._prepare(workplace):
@@ -175,7 +175,7 @@ class PodRunner:
                 await workplace.prepare()
             except (ConfigurationError, KubernetesError, OSError) as error:
                 logger.info("pod %s waits: %s", self._pod, error)
-                self._wait_because(str(error))
+                self._set_waiting(str(error))
                 if not (isinstance(error, KubernetesError) and error.status in PASSING):
                     self._events.warn(FAILED_MOUNT, str(error))
             else:
@@ -183,10 +183,10 @@ class PodRunner:
             await self._stop.asked_within(RETRY_SECONDS)
         return False
 
-    def _wait_because(self, message: str) -> None:
+    def _set_waiting(self, message: str) -> None:
         for container in self._containers:
             if isinstance(container.report.state, Waiting):
-                container.wait_because(CREATING, message)
+                container.set_waiting(CREATING, message)
 
     async def _deadline(self) -> None:
         seconds = self._pod.spec.active_deadline_seconds
@@ -212,8 +212,8 @@ class PodRunner:
     async def _report(self) -> None:
         """Writes the status after each change. Changes that come while one is written are written together."""
         while not self._gone.is_set():
-            await self._news.wait()
-            self._news.clear()
+            await self._changed.wait()
+            self._changed.clear()
             await self._persist(self._write)
 
     async def _write(self) -> None:

@@ -10,7 +10,7 @@ class Stop:
 
     def __init__(self) -> None:
         self._asked = asyncio.Event()
-        self._hurry = asyncio.Event()
+        self._kill = asyncio.Event()
         self.grace_seconds = 0.0
 
     @property
@@ -23,7 +23,7 @@ class Stop:
         if self.asked:
             self.grace_seconds = min(self.grace_seconds, grace_seconds)
             if self.grace_seconds == 0:
-                self._hurry.set()
+                self._kill.set()
         else:
             self.grace_seconds = grace_seconds
             self._asked.set()
@@ -32,9 +32,9 @@ class Stop:
         """Waits until the pod is to end."""
         await self._asked.wait()
 
-    async def hurry(self) -> None:
+    async def wait_kill(self) -> None:
         """Waits until the pod, which is ending, is to end without any more grace."""
-        await self._hurry.wait()
+        await self._kill.wait()
 
     async def asked_within(self, seconds: float) -> bool:
         """Waits for some seconds, or less if the pod is to end; tells which."""

@@ -23,26 +23,26 @@ LOWEST_PORT = 20_000
 EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
-class Claims:
-    """Names that no other `Claims` on this machine holds."""
+class Reservations:
+    """Ports and networks that no other `Reservations` on this machine holds."""
 
     def __init__(self) -> None:
         self._held: list[socket.socket] = []
 
     def port(self) -> int:
-        """Claims a TCP port of 127.0.0.1 on which nothing listens."""
+        """Reserves a TCP port of 127.0.0.1 on which nothing listens."""
         ports = list(range(LOWEST_PORT, _first_ephemeral_port()))
         random.shuffle(ports)
         return int(self._first_free("port", map(str, ports), lambda name: _can_listen(int(name))))
 
     def network(self) -> str:
-        """Claims the first two bytes of a /16 of loopback addresses, as in "127.42"."""
+        """Reserves the first two bytes of a /16 of loopback addresses, as in "127.42"."""
         seconds = list(range(1, 255))
         random.shuffle(seconds)
         return self._first_free("network", (f"127.{second}" for second in seconds), lambda _: True)
 
     def release(self) -> None:
-        """Gives back all that was claimed."""
+        """Releases everything that was reserved."""
         while self._held:
             self._held.pop().close()
 

@@ -59,7 +59,7 @@ Law = Callable[[Evidence], Iterator[Violation]]
 
 
 def check(evidence: Evidence) -> list[Violation]:
-    """Give everything that breaks a law."""
+    """Return everything that breaks a law."""
     return [violation for law in LAWS for violation in law(evidence)]
 
 
@@ -196,7 +196,7 @@ def jobs_are_bound_to_workers(evidence: Evidence) -> Iterator[Violation]:
 
 
 def _was_going(evidence: Evidence, worker: str | None, revision: int) -> bool:
-    """Tell whether a worker was gone or going at a revision: its Pod or its batch/v1 Job ended, or was told to."""
+    """Return whether a worker was gone or going at a revision: its Pod or its batch/v1 Job ended, or was told to."""
     pods = [pod for pod in evidence.pods.get(worker or "", ()) if pod.revision < revision]
     owners = {owner["uid"] for pod in pods for owner in pod.object["metadata"].get("ownerReferences", ())}
     jobs = [job for uid in owners for job in evidence.batch_jobs.get(uid, ()) if job.revision < revision]
@@ -204,7 +204,7 @@ def _was_going(evidence: Evidence, worker: str | None, revision: int) -> bool:
 
 
 def _was_told_to_go(evidence: Evidence, worker: str | None, revision: int) -> bool:
-    """Tell whether a worker that is gone was drained or deleted, and did not die."""
+    """Return whether a worker that is gone was drained or deleted, and did not die."""
     pods = [pod for pod in evidence.pods.get(worker or "", ()) if pod.revision < revision or pod.gap]
     return any(
         "deletionTimestamp" in pod.object["metadata"] or pod.object["status"].get("phase") == "Succeeded" or pod.gap
@@ -339,12 +339,12 @@ LAWS: tuple[Law, ...] = (
 
 
 def phase(version: Version) -> str:
-    """Give a job's phase; the schema's default where it says none."""
+    """Return a job's phase; the schema's default where it says none."""
     return str(status(version).get("phase", "Pending"))
 
 
 def status(version: Version) -> dict[str, Any]:
-    """Give an object's status."""
+    """Return an object's status."""
     found: dict[str, Any] = version.object.get("status") or {}
     return found
 

@@ -13,7 +13,7 @@ OFFSET = "offset"
 
 
 def available() -> bool:
-    """Tell whether clocks can be stepped on this machine."""
+    """Return whether clocks can be stepped on this machine."""
     return shutil.which("cc") is not None
 
 
@@ -28,7 +28,7 @@ def prepare(folder: Path) -> Path:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Give what a process needs in its environment for its clock to be stepped."""
+    """Return what a process needs in its environment for its clock to be stepped."""
     if not available():
         return {}
     return {"LD_PRELOAD": str(folder / LIBRARY), "CHAOS_CLOCK": str(folder / OFFSET)}

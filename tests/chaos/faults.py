@@ -76,7 +76,7 @@ class Fault:
 
 
 def schedule(seed: int, jobs: int, count: int, kinds: Sequence[Kind]) -> list[Fault]:
-    """Give the faults of a run, in order.
+    """Return the faults of a run, in order.
 
     Args:
         seed: The same seed gives the same faults.

@@ -28,11 +28,11 @@ CLOCK_SECONDS = 300
 XML = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>injected</Message></Error>"
 
 Injector = Callable[[System, Fault, random.Random], Awaitable[bool]]
-"""Lets a fault happen and ends it; tells whether there was anything to hit."""
+"""Runs a fault and ends it; returns whether there was anything to hit."""
 
 
 async def inject(system: System, fault: Fault) -> bool:
-    """Let a fault happen, until it is over, and tell whether it hit anything."""
+    """Run a fault, until it is over, and return whether it hit anything."""
     return await INJECTORS[fault.kind](system, fault, random.Random(fault.number))  # noqa: S311 - reproducible
 
 
@@ -101,7 +101,7 @@ async def cut_off_worker(system: System, fault: Fault, rng: random.Random) -> bo
 
 
 async def make_zombie(system: System, _: Fault, rng: random.Random) -> bool:
-    """Give a frozen worker up, let its jobs run elsewhere, and thaw it where it cannot learn of that.
+    """Give up a frozen worker, let its jobs run elsewhere, and thaw it where it cannot learn of that.
 
     It goes on as if nothing had happened: it stores images over those of its successor and, once the network is back,
     reports jobs that are no longer its own.
@@ -130,7 +130,7 @@ async def make_zombie(system: System, _: Fault, rng: random.Random) -> bool:
 
 
 async def fill_disks(system: System, fault: Fault, _: random.Random) -> bool:
-    """Let no file of any worker grow: what a full disk does to logs and caches, without filling one."""
+    """Limit the files of all workers to their size: what a full disk does to logs and caches, without filling one."""
     pids = [pid for worker in system.workers() if (pid := system.pid(worker)) is not None]
     limits: dict[int, tuple[int, int]] = {}
     for pid in pids:
@@ -193,7 +193,7 @@ def disturb_storage(disturbance: Disturbance) -> Injector:
 
 
 async def _busy_worker(system: System, rng: random.Random) -> str | None:
-    """Give a ready worker that has jobs; None when there is none for a while."""
+    """Return a ready worker that has jobs; None when there is none for a while."""
 
     async def busy() -> list[str]:
         having = {job["status"].get("worker") for job in system.jobs() if "status" in job and not ended(job)}

@@ -64,7 +64,7 @@ class Order:
 
 
 def orders(seed: int, count: int) -> list[Order]:
-    """Give the jobs of a run: a pure function of its arguments."""
+    """Return the jobs of a run: a pure function of its arguments."""
     rng = random.Random(seed)  # noqa: S311 - reproducible, no secret
     return [_order(rng, number) for number in range(count)]
 
@@ -83,7 +83,7 @@ def _order(rng: random.Random, number: int) -> Order:
 
 
 def _more(rng: random.Random) -> dict[str, Any]:
-    """Give some of the fields that clients of ``POST /generate`` seldom use, each with its own chance."""
+    """Choose some of the fields that clients of ``POST /generate`` seldom use, each with its own chance."""
     chances: list[tuple[float, dict[str, Any]]] = [
         (0.1, {"model": MODELS[1]}),
         (0.3, {"priority": rng.randint(-2, 2)}),

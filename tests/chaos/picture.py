@@ -10,7 +10,7 @@ SIDE = 16
 
 
 def pixels(prompt: str, negative: str | None, seed: int, steps: int, guidance: float, width: int, height: int) -> bytes:
-    """Give ``height * width * 3`` bytes that each part of the recipe decides."""
+    """Return ``height * width * 3`` bytes that each part of the recipe decides."""
     recipe = json.dumps([prompt, negative, seed, steps, guidance, width, height])
     return hashlib.shake_128(recipe.encode()).digest(width * height * 3)
 
@@ -25,5 +25,5 @@ def rounded(rgb: bytes, process: str) -> bytes:
 
 
 def alike(one: bytes, other: bytes) -> bool:
-    """Tell whether two pictures differ by rounding only."""
+    """Return whether two pictures differ by rounding only."""
     return len(one) == len(other) and all(a >> 1 == b >> 1 for a, b in zip(one, other, strict=True))

@@ -194,7 +194,7 @@ class Proxy:
         return response
 
     async def _lines(self, exchange: _Exchange, answer: aiohttp.ClientResponse) -> AsyncIterator[list[bytes]]:
-        """Give whole lines as they come, and an empty list when disturbances have changed."""
+        """Yield whole lines as they come, and an empty list when disturbances have changed."""
         rest = b""
         reading = asyncio.ensure_future(answer.content.readany())
         try:

@@ -17,7 +17,7 @@ BEGIN, END = "<!-- results: written by make chaos -->\n", "<!-- end of results -
 
 
 def table(seed: int, plan: Plan, outcome: Outcome, violations: Sequence[Violation]) -> str:
-    """Give the results of a run as Markdown."""
+    """Return the results of a run as Markdown."""
     evidence = outcome.evidence
     broken = Counter(violation.law for violation in violations)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 30

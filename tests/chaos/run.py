@@ -116,7 +116,7 @@ async def run(where: Site, plan: Plan, folder: Path) -> Outcome:
 
 
 async def _strike(system: System, faults: Sequence[Fault], began: float, over: asyncio.Event) -> list[Strike]:
-    """Let each fault happen when its moment has come, beside those that still last, until it is all over."""
+    """Run each fault when its moment has come, beside those that still last, until it is all over."""
     strikes: list[Strike] = []
 
     async def one(fault: Fault) -> None:
@@ -185,7 +185,7 @@ async def _take_down(system: System, evidence: Evidence) -> None:
 
 
 def _remains(system: System) -> list[str]:
-    """Give what there is beside operator and API."""
+    """Return what there is beside operator and API."""
     found = [
         f"{kind} {item['metadata']['name']}"
         for kind in LISTED

@@ -92,7 +92,7 @@ class Build:
 
 
 def defect(name: str) -> dict[str, str]:
-    """Give the environment that breaks a part: Python imports a module of the folder ``broken`` when it starts."""
+    """Return the environment that breaks a part: Python imports a module of the folder ``broken`` when it starts."""
     return {"PYTHONPATH": str(FOLDER / "broken" / name)}
 
 
@@ -137,25 +137,25 @@ class System:
         await eventually("operator, API and workers", ready, START_SECONDS)
 
     def jobs(self) -> list[Object]:
-        """Give the GenerationJobs as they are now."""
+        """Return the GenerationJobs as they are now."""
         return list(self.recorder.latest["GenerationJob"].values())
 
     def pods(self, prefix: str = "") -> list[Object]:
-        """Give the Pods whose names begin so."""
+        """Return the Pods whose names begin so."""
         pods = list(self.recorder.latest["Pod"].values())
         return [pod for pod in pods if pod["metadata"]["name"].startswith(prefix)]
 
     def ready_pods(self, prefix: str) -> list[Object]:
-        """Give the Pods that are ready, in order of their names."""
+        """Return the Pods that are ready, in order of their names."""
         found = [pod for pod in self.pods(prefix) if _ready(pod)]
         return sorted(found, key=lambda pod: str(pod["metadata"]["name"]))
 
     def workers(self) -> list[str]:
-        """Give the names of the ready workers of the first model, which has several."""
+        """Return the names of the ready workers of the first model, which has several."""
         return [str(pod["metadata"]["name"]) for pod in self.ready_pods(f"{MODELS[0]}-")]
 
     def pid(self, pod: str) -> int | None:
-        """Give the process of a Pod, as last seen; None when it has none."""
+        """Return the process of a Pod, as last seen; None when it has none."""
         for found in self.pods(pod):
             for container in found.get("status", {}).get("containerStatuses", ()):
                 if found["metadata"]["name"] == pod and "running" in container["state"]:
@@ -163,7 +163,7 @@ class System:
         return None
 
     def signal(self, pod: str, number: signal.Signals) -> bool:
-        """Send a signal to a Pod's processes, and tell whether there were any."""
+        """Send a signal to a Pod's processes, and return whether there were any."""
         pid = self.pid(pod)
         if pid is None:
             return False
@@ -174,7 +174,7 @@ class System:
         return True
 
     def holder(self, uid: str) -> str | None:
-        """Give the worker that a job is bound to."""
+        """Return the worker that a job is bound to."""
         job = self.recorder.latest["GenerationJob"].get(uid)
         return job.get("status", {}).get("worker") if job is not None else None
 
@@ -188,7 +188,7 @@ class System:
             await asyncio.to_thread(process.wait_ready)
 
     def storage(self) -> Any:
-        """Give an S3 client that goes past the proxy."""
+        """Return an S3 client that goes past the proxy."""
         settings = self.site.cluster.store.settings
         return boto3.client(
             "s3",
@@ -200,21 +200,21 @@ class System:
         )
 
     def stored_keys(self) -> set[str]:
-        """Give the keys of the namespace's images."""
+        """Return the keys of the namespace's images."""
         pages = self.storage().get_paginator("list_objects_v2")
         prefix = f"{installation.PREFIX}/{self.namespace.name}/"
         found = pages.paginate(Bucket=installation.BUCKET, Prefix=prefix)
         return {item["Key"] for page in found for item in page.get("Contents", ())}
 
     def stored(self) -> dict[str, bytes]:
-        """Give the namespace's images by key."""
+        """Return the namespace's images by key."""
         client = self.storage()
         return {
             key: client.get_object(Bucket=installation.BUCKET, Key=key)["Body"].read() for key in self.stored_keys()
         }
 
     def processes(self) -> list[str]:
-        """Give the processes of Pods that are not there any more."""
+        """Return the processes of Pods that are not there any more."""
         folder = self.site.cluster.folder / "pods"
         alive = {str(folder / pod["metadata"]["uid"]) for pod in self.pods()}
         found = []
@@ -228,7 +228,7 @@ class System:
 
 
 def ended(job: Object) -> bool:
-    """Tell whether a GenerationJob has reached a terminal phase."""
+    """Return whether a GenerationJob has reached a terminal phase."""
     return job.get("status", {}).get("phase") in TERMINAL
 
 

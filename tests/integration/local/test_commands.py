@@ -45,7 +45,7 @@ class Command:
         return self._output.read_text()
 
     def descendants(self) -> dict[int, str]:
-        """Give the processes that it or its children started, with their commands."""
+        """Return the processes that it or its children started, with their commands."""
         children: dict[int, list[int]] = {}
         for status in Path("/proc").glob("[0-9]*/stat"):
             try:
@@ -117,7 +117,7 @@ def test_the_demo_writes_the_image_and_leaves_nothing(run: Callable[..., Command
 
 
 def started(command: Command, part: str) -> Callable[[], dict[int, str] | None]:
-    """Give a condition: a part runs. Its value is all that runs then."""
+    """Return a condition: a part runs. Its value is all that runs then."""
 
     def condition() -> dict[int, str] | None:
         assert command.process.poll() is None, command.output

@@ -32,7 +32,7 @@ def secret(name: str, **data: str) -> dict[str, Any]:
 
 
 def mounted(name: str, path: str, **volume: Any) -> dict[str, Any]:
-    """Give the fields of a pod whose container mounts one volume."""
+    """Return the fields of a pod whose container mounts one volume."""
     return {"volumeMounts": [{"name": name, "mountPath": path}], "spec": {"volumes": [{"name": name, **volume}]}}
 
 

@@ -14,7 +14,7 @@ from kubediffusion.local.testing import Namespace, wait_for
 
 
 def ended(status: dict[str, Any]) -> dict[str, Any]:
-    """Give the end of a pod's only container."""
+    """Return the end of a pod's only container."""
     state: dict[str, Any] = status["containerStatuses"][0]["state"]["terminated"]
     return state
 
@@ -29,7 +29,7 @@ def restarted(namespace: Namespace, name: str, times: int = 1) -> dict[str, Any]
 
 
 def warnings(namespace: Namespace, name: str) -> set[str]:
-    """Give the reasons of the events on a pod."""
+    """Return the reasons of the events on a pod."""
     return {event["reason"] for event in namespace.list("events") if event["involvedObject"]["name"] == name}
 
 

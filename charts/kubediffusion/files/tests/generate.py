@@ -18,7 +18,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def request(method: str, path: str, body: object = None) -> bytes:
-    """Make one request; give its body."""
+    """Make one request and return its body."""
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get("API_KEY"):
         headers["X-API-Key"] = key

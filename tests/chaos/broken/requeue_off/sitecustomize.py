@@ -8,7 +8,7 @@ from kubediffusion.operator.views import ModelView
 
 
 def release_nothing(view: ModelView) -> Iterator[Released]:
-    """Return no job back, whatever became of its worker."""
+    """Release no job, whatever became of its worker."""
     del view
     return iter(())
 

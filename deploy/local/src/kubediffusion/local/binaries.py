@@ -225,7 +225,7 @@ def _lines(module: Module, environment: Mapping[str, str], command: list[str]) -
 
 @contextmanager
 def _alone(lock: Path, name: str) -> Iterator[None]:
-    """Lets one process at a time build a module; the lock goes with the process that holds it."""
+    """Holds a lock, so that one process at a time builds a module; the lock goes with the process that holds it."""
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

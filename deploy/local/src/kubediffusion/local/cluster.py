@@ -195,7 +195,7 @@ class LocalCluster:
         )
 
     def _node_ready(self) -> bool:
-        """Tells whether the scheduler may use the node: it is registered, and no taint keeps pods away."""
+        """Returns whether the scheduler may use the node: it is registered, and no taint keeps pods away."""
         try:
             found = self.get("node", NODE_NAME)
         except LocalError:

@@ -80,7 +80,7 @@ def _hold(name: str) -> socket.socket | None:
 
 
 def listening(port: int, host: str = LOOPBACK) -> bool:
-    """Tells whether something listens on a TCP port already."""
+    """Returns whether something listens on a TCP port already."""
     return not _can_listen(port, host)
 
 

@@ -93,7 +93,7 @@ class Namespace:
         self.cluster.control_plane.rest.request("DELETE", f"/api/v1/namespaces/{self.name}")
 
     def install(self, *parts: Manifest) -> None:
-        """Gives KubeDiffusion's parts their service accounts, rights and storage here, and runs those given."""
+        """Creates the service accounts, rights and storage Secret of the parts, and applies the parts given."""
         self.apply(*installation.namespaced(self.name, self.cluster.store.settings), *parts)
 
     def apply(self, *manifests: Manifest) -> None:
@@ -178,6 +178,6 @@ class Namespace:
 
 
 def is_true(status: dict[str, Any], condition: str) -> bool:
-    """Tells whether a condition of a status is true."""
+    """Returns whether a condition of a status is true."""
     conditions: Iterable[dict[str, Any]] = status.get("conditions", [])
     return any(found["type"] == condition and found["status"] == "True" for found in conditions)

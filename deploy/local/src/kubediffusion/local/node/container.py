@@ -43,7 +43,7 @@ class ContainerPolicy:
         restart_policy: The pod's.
         backoff: How long it waits after crashes.
         grace_seconds: How long it may take to end.
-        warn: Tells a person a reason and a message.
+        warn: Creates an Event of a reason and a message.
     """
 
     restart_policy: str
@@ -85,11 +85,11 @@ class ContainerRunner:
             self.report = replace(self.report, state=end)
 
     def set_waiting(self, reason: str, message: str) -> None:
-        """Says why it does not run yet."""
+        """Sets the reason for which the container does not run yet."""
         self._update(state=Waiting(reason, message))
 
     def abandon(self) -> None:
-        """Says that it will not run any more, so that no ended pod has a container that waits."""
+        """Marks the container as ended, so that no ended pod has a container that waits."""
         if isinstance(self.report.state, Waiting):
             never = "The container was never started"
             end = Terminated(LOST, UNKNOWN, never, None, _now(), "")
@@ -113,7 +113,7 @@ class ContainerRunner:
         self._changed()
 
     async def _may_restart(self, end: Terminated) -> bool:
-        """Waits out the back-off before a restart; tells whether there is to be one."""
+        """Waits out the back-off before a restart; returns whether there is to be one."""
         if not should_restart(self._policy.restart_policy, end.exit_code):
             return False
         delay = self._policy.backoff.delay(self._crashes)

@@ -13,7 +13,7 @@ from kubediffusion.local.node.probes import ProbeState
 
 @dataclass(frozen=True)
 class ProbeCallbacks:
-    """Whom to tell what the probes find.
+    """What is called with the results of probes.
 
     Attributes:
         started: The container has started up.

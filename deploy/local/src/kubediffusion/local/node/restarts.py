@@ -10,7 +10,7 @@ NEVER = "Never"
 
 
 def should_restart(policy: str, exit_code: int) -> bool:
-    """Tells whether a container that ended starts again."""
+    """Returns whether a container that ended starts again."""
     return policy == ALWAYS or (policy == ON_FAILURE and exit_code != 0)
 
 

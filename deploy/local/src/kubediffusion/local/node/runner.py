@@ -169,7 +169,7 @@ class PodRunner:
                 container.resume(status)
 
     async def _prepare(self, workplace: Workplace) -> bool:
-        """Makes the pod's volumes, for as long as it takes; tells whether that came before its end."""
+        """Makes the pod's volumes, for as long as it takes; returns whether that came before its end."""
         while not self._stop.asked:
             try:
                 await workplace.prepare()

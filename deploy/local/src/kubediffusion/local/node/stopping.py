@@ -37,7 +37,7 @@ class Stop:
         await self._kill.wait()
 
     async def asked_within(self, seconds: float) -> bool:
-        """Waits for some seconds, or less if the pod is to end; tells which."""
+        """Waits for some seconds, or less if the pod is to end; returns whether the pod is to end."""
         try:
             await asyncio.wait_for(self._asked.wait(), seconds)
         except TimeoutError:

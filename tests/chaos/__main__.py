@@ -11,11 +11,12 @@ from pathlib import Path
 
 from chaos import clock
 from chaos.checker import check
-from chaos.faults import Kind, schedule
+from chaos.faults import UNMET, Kind, TenantKind, schedule
 from chaos.load import orders
-from chaos.report import table, write
-from chaos.run import Outcome, Plan, run
+from chaos.report import Result, table, write
+from chaos.run import Plan, run
 from chaos.system import site
+from chaos.tenants import TenantPlan, run_tenants
 
 JOBS_A_FAULT = 40
 
@@ -27,6 +28,13 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2000)
     parser.add_argument("--faults", type=int, help=f"how many; one for {JOBS_A_FAULT} jobs where nothing is said")
     parser.add_argument("--kinds", nargs="+", choices=[kind.name for kind in Kind], help="only these faults")
+    parser.add_argument(
+        "--tenant-kinds",
+        nargs="*",
+        choices=[kind.name for kind in TenantKind],
+        default=[kind.name for kind in TenantKind if kind not in UNMET],
+        help="only these faults of one namespace among several, after the others (%(default)s)",
+    )
     parser.add_argument("--rate", type=float, default=10.0, help="jobs a second")
     parser.add_argument("--patience", type=float, default=180.0, help="seconds without an end before giving up")
     parser.add_argument("--write", type=Path, help="a page whose results are replaced by those of this run")
@@ -46,24 +54,28 @@ def main() -> int:
         rate=chosen.rate,
         patience=chosen.patience,
     )
-    outcome, folder = asyncio.run(_run(chosen.seed, plan))
-    violations = check(outcome.evidence)
-    result = table(chosen.seed, plan, outcome, violations)
-    sys.stdout.write(result)
+    tenants = TenantPlan("tenants", chosen.seed, [TenantKind[name] for name in chosen.tenant_kinds])
+    result, folder = asyncio.run(_run(chosen.seed, plan, tenants))
+    text = table(chosen.seed, plan, result)
+    sys.stdout.write(text)
     if chosen.write:
-        write(chosen.write, result)
-    if violations:
+        write(chosen.write, text)
+    if result.violations:
         logging.error("the logs are in %s", folder)
-    return 1 if violations else 0
+    return 1 if result.violations else 0
 
 
-async def _run(seed: int, plan: Plan) -> tuple[Outcome, Path]:
-    """Run on a cluster of its own, whose folder stays if a law was broken; give its logs too."""
+async def _run(seed: int, plan: Plan, tenants: TenantPlan) -> tuple[Result, Path]:
+    """Run on a cluster of its own, whose folder stays if a law was broken; return its logs too."""
     with tempfile.TemporaryDirectory(prefix="kubediffusion-chaos-") as folder:
         async with site(seed) as where:
-            outcome = await run(where, plan, Path(folder))
-            where.cluster.keep = bool(check(outcome.evidence))
-            return outcome, where.cluster.logs
+            outcome = await run(where, plan, Path(folder)) if plan.orders else None
+            struck = await run_tenants(where, tenants, Path(folder)) if tenants.kinds else ()
+            found = [*([outcome.evidence] if outcome else []), *struck]
+            paces = [pace for evidence in struck for pace in evidence.paces]
+            violations = [violation for evidence in found for violation in check(evidence)]
+            where.cluster.keep = bool(violations)
+            return Result(outcome, paces, violations), where.cluster.logs
 
 
 if __name__ == "__main__":

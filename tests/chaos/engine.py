@@ -6,12 +6,13 @@ All else is the worker itself.
 from __future__ import annotations
 
 import os
+import threading
 import time
 
 import uvloop
 
-from chaos.load import SCHEME
-from chaos.picture import SIDE, pixels, rounded
+from chaos.load import NEVER, SCHEME
+from chaos.picture import POISON, POISONED_EXIT_CODE, SIDE, pixels, rounded
 from kubediffusion.benchmarks.standin import StandInEngine
 from kubediffusion.resources.runtime import logs
 from kubediffusion.worker.engine import ImageTask, Monitor, Picture
@@ -40,6 +41,8 @@ class DrawingEngine(StandInEngine):
             time.sleep(self._step)
             for task in tasks:
                 monitor.stepped(task.ticket, step + 1, task.shape.steps)
+                if task.prompt.endswith(POISON) and 4 * (step + 1) >= 3 * task.shape.steps:
+                    os._exit(POISONED_EXIT_CODE)
         for task in tasks:
             monitor.ended(task.ticket, self._draw(task))
 
@@ -54,5 +57,11 @@ def main() -> None:
     """Run the worker."""
     settings = Settings()
     logs.configure(settings.log_level)
-    seconds = float((settings.spec.source.path or "").removeprefix(SCHEME))
-    os._exit(uvloop.run(serve(settings, lambda *_: DrawingEngine(seconds, settings.pod_name))))
+    step = (settings.spec.source.path or "").removeprefix(SCHEME)
+
+    def load(*_: object) -> DrawingEngine:
+        if step == NEVER:
+            threading.Event().wait()
+        return DrawingEngine(float(step), settings.pod_name)
+
+    os._exit(uvloop.run(serve(settings, load)))

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 Object = dict[str, Any]
@@ -58,6 +59,26 @@ class Memory:
     bytes: int
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How fast the jobs of a namespace ended while a fault struck another one.
+
+    Attributes:
+        fault: The fault.
+        without: Seconds from creation to end of each job, before any fault.
+        beside: The same of as many jobs that came while the fault lasted.
+    """
+
+    fault: str
+    without: tuple[float, ...]
+    beside: tuple[float, ...]
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long jobs took beside the fault, by their means."""
+        return fmean(self.beside) / fmean(self.without)
+
+
 @dataclass
 class Evidence:
     """All of a run.
@@ -74,6 +95,8 @@ class Evidence:
         kept: Keys of the bucket after every job had been deleted.
         remains: What there still was after everything had been taken down, in words.
         memory: Samples of the parts' memory.
+        guilty: Names of the jobs that were made to fail: their own worker exits with them.
+        paces: How fast this namespace's jobs ended beside each fault of another one.
     """
 
     namespace: str
@@ -87,6 +110,8 @@ class Evidence:
     kept: set[str] = field(default_factory=set)
     remains: list[str] = field(default_factory=list)
     memory: list[Memory] = field(default_factory=list)
+    guilty: set[str] = field(default_factory=set)
+    paces: list[Pace] = field(default_factory=list)
 
     @cached_property
     def jobs(self) -> dict[str, list[Version]]:

@@ -35,6 +35,21 @@ class Kind(StrEnum):
     CLOCK_STEPPED = "operator's and workers' clocks stepped"
 
 
+class TenantKind(StrEnum):
+    """A fault in one namespace, which the jobs of others must not feel. The value is how tables name it."""
+
+    STATUS_DENIED = "a policy denies status"
+    PREFIX_DENIED = "storage denies one prefix"
+    POISONOUS_JOB = "a job makes its worker exit"
+    WORKER_NEVER_STARTS = "a worker never finishes loading"
+    WORKER_NOT_ADMITTED = "a worker's Pod cannot be created"
+    NAMESPACE_DELETED = "a namespace is deleted while its jobs run"
+    LARGEST_OBJECTS = "jobs and models of the largest size"
+
+
+UNMET: dict[TenantKind, str] = {}
+"""Faults whose laws the parts do not keep yet, with the reason: none of them strikes unless it is asked for."""
+
 SECONDS: dict[Kind, tuple[float, float]] = {
     Kind.WORKER_FROZEN: (5.0, 15.0),
     # Six probes, ten seconds apart, fail before a worker is given up; then come its time of grace and SIGKILL.

@@ -12,6 +12,8 @@ MODELS = ("fast", "slow")
 """The first is the default."""
 SCHEME = "chaos:"
 """What the path of a model's source begins with; the seconds of a step follow."""
+NEVER = "never"
+"""What follows for a model whose workers never finish loading it."""
 
 
 class Route(StrEnum):

@@ -7,6 +7,10 @@ import json
 
 SIDE = 16
 """Pixels of a side where a recipe names none."""
+POISON = "poison"
+"""What the prompt of a job ends with whose worker exits when it has run three quarters of the job's steps."""
+POISONED_EXIT_CODE = 86
+"""What that worker exits with."""
 
 
 def pixels(prompt: str, negative: str | None, seed: int, steps: int, guidance: float, width: int, height: int) -> bytes:

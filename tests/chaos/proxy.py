@@ -29,6 +29,7 @@ class Disturbance:
 
     Attributes:
         client: Only clients whose User-Agent begins so.
+        path: Only paths that begin so.
         share: The part of the requests that it hits, drawn for each.
         delay: Seconds before a request goes on, at most; drawn for each, so that one may overtake another.
         hold: Neither requests nor answers get through, and nobody is told; they do once this is over.
@@ -40,6 +41,7 @@ class Disturbance:
     """
 
     client: str = ""
+    path: str = ""
     share: float = 1.0
     delay: float = 0.0
     hold: bool = False
@@ -127,8 +129,14 @@ class Proxy:
         self._changed = asyncio.Event()
 
     def _hits(self, exchange: _Exchange) -> list[Disturbance]:
-        agent = exchange.request.headers.get("User-Agent", "")
-        return [d for d in self._disturbances if agent.startswith(d.client) and exchange.draw < d.share]
+        agent, path = exchange.request.headers.get("User-Agent", ""), exchange.request.path
+        return [
+            disturbance
+            for disturbance in self._disturbances
+            if agent.startswith(disturbance.client)
+            and path.startswith(disturbance.path)
+            and exchange.draw < disturbance.share
+        ]
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         exchange = _Exchange(request, self._dice.random(), request.query.get("watch") in {"true", "1"})

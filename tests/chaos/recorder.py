@@ -43,7 +43,7 @@ class Recorder:
     Attributes:
         versions: All that was seen, in the order of seeing.
         latest: Each kind's objects as they are now, by uid.
-        finished: The uids of the jobs that have reached a terminal phase, or were deleted.
+        finished: When each job was first seen ended or deleted, by uid, on the monotonic clock of this process.
     """
 
     def __init__(self, kubeconfig: Path, namespace: str) -> None:
@@ -61,7 +61,7 @@ class Recorder:
         self._stopped = threading.Event()
         self.versions: list[Version] = []
         self.latest: dict[str, dict[str, Object]] = {kind: {} for kind in PATHS}
-        self.finished: set[str] = set()
+        self.finished: dict[str, float] = {}
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -142,7 +142,7 @@ class Recorder:
         else:
             self.latest[kind][uid] = item
         if kind == "GenerationJob" and (change == "DELETED" or item.get("status", {}).get("phase") in TERMINAL):
-            self.finished.add(uid)
+            self.finished.setdefault(uid, time.monotonic())
         self.versions.append(Version(kind, change, item, revision, gap))
 
 

@@ -6,42 +6,63 @@ import os
 import platform
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
-from chaos.checker import LAWS, Violation, phase, status
-from chaos.evidence import Evidence
+from chaos.checker import LAWS
+from chaos.evidence import Evidence, Pace
 from chaos.faults import Kind
 from chaos.run import Outcome, Plan
+from chaos.violation import Violation, phase, status
 
 BEGIN, END = "<!-- results: written by make chaos -->\n", "<!-- end of results -->\n"
 
 
-def table(seed: int, plan: Plan, outcome: Outcome, violations: Sequence[Violation]) -> str:
-    """Return the results of a run as Markdown."""
-    evidence = outcome.evidence
-    broken = Counter(violation.law for violation in violations)
+@dataclass(frozen=True)
+class Result:
+    """What came of all runs.
+
+    Attributes:
+        outcome: Of the run in one namespace, if there was one.
+        paces: How fast a neighbour's jobs ended beside each fault of another namespace.
+        violations: Of both.
+    """
+
+    outcome: Outcome | None
+    paces: Sequence[Pace]
+    violations: Sequence[Violation]
+
+
+def table(seed: int, plan: Plan, result: Result) -> str:
+    """Return the results of the runs as Markdown."""
+    broken = Counter(violation.law for violation in result.violations)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 30
     machine = f"{os.cpu_count()} processors ({platform.machine()}), {memory} GiB, Linux {platform.release()}"
-    extent = f"{len(plan.orders)} jobs at {plan.rate:g} a second, {len(outcome.strikes)} faults"
-    extent += f" ({sum(strike.hit for strike in outcome.strikes)} found something to strike)"
-    lines = [
-        f"Seed {seed}: {extent}, {outcome.seconds:.0f} s; {machine}.",
-        "",
-        "| fault | times |",
-        "| --- | ---: |",
-        *(f"| {kind} | {count} |" for kind, count in _faults(outcome)),
-        "",
-        "| what came of it | |",
-        "| --- | ---: |",
-        *(f"| {what} | {value} |" for what, value in _counts(evidence)),
-        "",
-        "| law | broken |",
-        "| --- | ---: |",
-        *(f"| {law.__name__.replace('_', ' ')} | {broken[law.__name__.replace('_', ' ')]} |" for law in LAWS),
-        "",
-        *(f"- {violation}" for violation in violations[:50]),
-    ]
-    return "\n".join(lines).rstrip() + "\n"
+    extent = f"{len(plan.orders)} jobs at {plan.rate:g} a second, "
+    lines = []
+    if result.outcome is not None:
+        strikes = result.outcome.strikes
+        extent += f"{len(strikes)} faults ({sum(strike.hit for strike in strikes)} found something to strike), "
+        extent += f"{result.outcome.seconds:.0f} s; "
+        lines += ["| fault | times |", "| --- | ---: |"]
+        lines += [f"| {kind} | {count} |" for kind, count in _faults(result.outcome)]
+        lines += ["", "| what came of it | |", "| --- | ---: |"]
+        lines += [f"| {what} | {value} |" for what, value in _counts(result.outcome.evidence)]
+        lines += [""]
+    if result.paces:
+        lines += ["| fault in another namespace | seconds a job without it | beside it | ratio |"]
+        lines += ["| --- | ---: | ---: | ---: |"]
+        lines += [_pace(pace) for pace in result.paces]
+        lines += [""]
+    lines += ["| law | broken |", "| --- | ---: |"]
+    lines += [f"| {name} | {broken[name]} |" for name in (law.__name__.replace("_", " ") for law in LAWS)]
+    lines += ["", *(f"- {violation}" for violation in result.violations[:50])]
+    return "\n".join([f"Seed {seed}: {extent}{machine}.", "", *lines]).rstrip() + "\n"
+
+
+def _pace(pace: Pace) -> str:
+    return f"| {pace.fault} | {fmean(pace.without):.2f} | {fmean(pace.beside):.2f} | {pace.ratio:.2f} |"
 
 
 def write(page: Path, result: str) -> None:

@@ -102,15 +102,15 @@ async def run(where: Site, plan: Plan, folder: Path) -> Outcome:
         over = asyncio.Event()
         striking = asyncio.create_task(_strike(system, plan.faults, began, over))
         await Clients(system, evidence).place(plan.orders, plan.rate)
-        await _wait_for_ends(system, plan.patience)
+        await wait_for_ends(system, plan.patience)
         over.set()
         strikes = await striking
-        await _wait_for_ends(system, plan.patience)
+        await wait_for_ends(system, plan.patience)
         seconds = time.monotonic() - began
         watching.cancel()
         evidence.versions = list(system.recorder.versions)
         evidence.stored = await asyncio.to_thread(system.stored)
-        await _take_down(system, evidence)
+        await take_down(system, evidence)
         namespace.delete()
     return Outcome(evidence, strikes, seconds)
 
@@ -134,7 +134,7 @@ async def _strike(system: System, faults: Sequence[Fault], began: float, over: a
     return strikes
 
 
-async def _wait_for_ends(system: System, patience: float) -> None:
+async def wait_for_ends(system: System, patience: float) -> None:
     """Wait until every job has ended, or none has for a long time: what is left then is for the checker."""
     finished, changed = -1, time.monotonic()
     while not all(map(ended, system.jobs())):
@@ -159,7 +159,7 @@ async def _sample(system: System, evidence: Evidence) -> None:
         await asyncio.sleep(SAMPLE_SECONDS)
 
 
-async def _take_down(system: System, evidence: Evidence) -> None:
+async def take_down(system: System, evidence: Evidence) -> None:
     """Delete jobs and models, and note what does not go with them."""
     namespace = system.namespace
 

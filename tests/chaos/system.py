@@ -33,6 +33,8 @@ from kubediffusion.local.testing import Namespace, eventually
 
 FOLDER = Path(__file__).resolve().parent
 STEP_SECONDS = 0.08
+STEPS = 4
+"""Steps of a job whose spec says nothing."""
 START_SECONDS = 120.0
 WORKERS = 2
 """Workers of the first model."""
@@ -51,6 +53,11 @@ class Site:
         self.cluster = cluster
         self.to_apiserver = to_apiserver
         self.to_storage = to_storage
+
+    @property
+    def storage_settings(self) -> dict[str, str]:
+        """The ordinary AWS settings of a client that reaches storage through the proxy."""
+        return self.cluster.store.settings | {"AWS_ENDPOINT_URL_S3": self.to_storage.url}
 
 
 @asynccontextmanager
@@ -115,16 +122,18 @@ class System:
 
     def install(self, build: Build) -> None:
         """Apply everything."""
-        cluster, name = self.site.cluster, self.namespace.name
-        settings = cluster.store.settings | {"AWS_ENDPOINT_URL_S3": self.site.to_storage.url}
+        name = self.namespace.name
         faked = clock.environment(self.clocks)
         # Jobs come from one client, faster than one person's.
         unlimited = {"KUBEDIFFUSION_RATE_LIMIT": ""}
         self.namespace.apply(
-            *installation.namespaced(name, settings),
+            *installation.namespaced(name, self.site.storage_settings),
             installation.operator(name, {**faked, **build.operator}),
             installation.api(name, environment=unlimited),
-            *(_model(model, place, {**faked, **build.worker}) for place, model in enumerate(MODELS)),
+            *(
+                model_manifest(model, {**faked, **build.worker}, place=place, workers=WORKERS if place == 0 else 1)
+                for place, model in enumerate(MODELS)
+            ),
         )
 
     async def wait_ready(self) -> None:
@@ -135,6 +144,18 @@ class System:
             return counts == [1, 1, WORKERS, 1]
 
         await eventually("operator, API and workers", ready, START_SECONDS)
+
+    def create_job(self, name: str, spec: Object | None = None, annotations: Object | None = None) -> Object:
+        """Create a GenerationJob past every proxy, and return it; its prompt is its name where the spec has none."""
+        job = {
+            "apiVersion": API_VERSION,
+            "kind": "GenerationJob",
+            "metadata": {"name": name, "namespace": self.namespace.name, "annotations": annotations or {}},
+            "spec": {"prompt": name, "numInferenceSteps": STEPS, **(spec or {})},
+        }
+        path = f"/apis/{API_VERSION}/namespaces/{self.namespace.name}/generationjobs"
+        found: Object = self.site.cluster.control_plane.rest.request("POST", path, job)
+        return found
 
     def jobs(self) -> list[Object]:
         """Return the GenerationJobs as they are now."""
@@ -239,9 +260,16 @@ def _ready(pod: Object) -> bool:
     )
 
 
-def _model(name: str, place: int, environment: Mapping[str, str]) -> Object:
+def model_manifest(name: str, environment: Mapping[str, str], *, place: int = 0, workers: int = 1) -> Object:
+    """Return a DiffusionModel whose workers run the stand-in engine.
+
+    Args:
+        name: Its name.
+        environment: More environment of its workers.
+        place: The first, 0, is the default model of its namespace; a step of another takes so many times longer.
+        workers: How many workers it always has.
+    """
     path = f"{FOLDER / 'bin'}:{Path(sys.executable).parent}:/usr/bin:/bin"
-    count = WORKERS if place == 0 else 1
     return {
         "apiVersion": API_VERSION,
         "kind": "DiffusionModel",
@@ -250,8 +278,8 @@ def _model(name: str, place: int, environment: Mapping[str, str]) -> Object:
             "source": {"path": f"{SCHEME}{STEP_SECONDS * (1 + place)}"},
             "workers": {
                 "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}},
-                "minReplicas": count,
-                "maxReplicas": count,
+                "minReplicas": workers,
+                "maxReplicas": workers,
                 "maxBatchSize": 4,
                 "terminationGracePeriodSeconds": 30,
                 "env": [{"name": key, "value": value} for key, value in {"PATH": path, **environment}.items()],

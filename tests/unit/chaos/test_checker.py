@@ -13,8 +13,8 @@ from PIL import Image
 
 import chaos
 from chaos.checker import check
-from chaos.evidence import Evidence, Memory, Version
-from chaos.picture import pixels, rounded
+from chaos.evidence import Evidence, Memory, Pace, Version
+from chaos.picture import POISONED_EXIT_CODE, pixels, rounded
 
 JOB, WORKER, OTHER = "uid-1", "fast-0-abc", "fast-1-def"
 KEY = f"images/chaos/{JOB}/0.png"
@@ -281,9 +281,47 @@ def test_memory_that_grows(history, samples, good):
 
 def test_the_checker_knows_nothing_of_what_it_judges():
     folder = Path(chaos.__file__).parent
-    for name in ("checker", "evidence", "picture", "recorder"):
+    for name in ("blame", "checker", "evidence", "picture", "recorder", "violation"):
         tree = ast.parse((folder / f"{name}.py").read_text())
         imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
         names = {alias.name for node in imports for alias in node.names}
         modules = {node.module or "" for node in imports if isinstance(node, ast.ImportFrom)}
         assert not any(found.startswith("kubediffusion") for found in names | modules)
+
+
+def test_only_who_makes_a_worker_exit_spends_a_retry_for_it(history):
+    exited = [{"name": "worker", "state": {"terminated": {"exitCode": POISONED_EXIT_CODE}}}]
+    history.job("Pending").bound("Running").pod(WORKER, phase="Failed", containerStatuses=exited)
+    history.bound(worker=OTHER, attempt=2, retries=1).succeeded(OTHER, 2, retries=1)
+    assert history.laws() == {"only the guilty fail"}
+
+
+def test_who_makes_its_worker_exit_fails(history):
+    exited = [{"name": "worker", "state": {"terminated": {"exitCode": POISONED_EXIT_CODE}}}]
+    history.evidence.guilty.add("fox")
+    history.job("Pending", retries=1).bound("Running", retries=1)
+    history.pod(WORKER, phase="Failed", containerStatuses=exited)
+    assert history.bound("Failed", retries=2, error={"code": "Crashed", "message": "m"}).laws() == set()
+
+
+def test_who_makes_its_worker_exit_does_not_succeed(history):
+    history.evidence.guilty.add("fox")
+    assert history.job("Pending").bound().succeeded().laws() == {"only the guilty fail"}
+
+
+@pytest.mark.parametrize(("beside", "laws"), [((1.0, 1.3), set()), ((1.0, 1.5), {"others end as fast"})])
+def test_others_end_as_fast(history, beside, laws):
+    history.evidence.paces.append(Pace("a fault", (1.0, 1.0), beside))
+    assert history.job("Pending").bound().succeeded().laws() == laws
+
+
+def test_a_retry_need_not_be_counted_for_one_of_several_that_ran(history):
+    history.job("Pending").bound("Running")
+    history.meta = {**history.meta, "name": "hare", "uid": "uid-2"}
+    history.spec = {**history.spec, "prompt": "a hare"}
+    history.job("Pending").bound("Running").pod(WORKER, phase="Failed")
+    history.job("Pending", worker=None, attempt=1, retries=0)
+    history.meta = {**history.meta, "name": "fox", "uid": JOB}
+    history.spec = dict(SPEC)
+    history.job("Pending", worker=None, attempt=1, retries=0)
+    assert "attempts are counted" not in history.laws()

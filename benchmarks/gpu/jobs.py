@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-from models import SCHEDULER, STEPS
 from prometheus_client import CollectorRegistry
 
 from kubediffusion.resources.generation_job import GenerationJob
@@ -45,6 +44,7 @@ from kubediffusion.worker.metrics import Metrics
 from kubediffusion.worker.reporter import Build, Verdict
 from kubediffusion.worker.throughput import StepTimes
 from kubediffusion.worker.worker import UPLOADS, Worker
+from models import SCHEDULER, STEPS
 
 WORKER, BUCKET, PORT = "benchmark", "benchmark", 17070
 

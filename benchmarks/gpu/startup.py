@@ -76,7 +76,6 @@ def main() -> None:
     note("loaded")
 
     import models
-
     from kubediffusion.worker.images import encode
 
     (task,) = models.tasks(1)

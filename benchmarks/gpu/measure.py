@@ -411,7 +411,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=jobs.PORT, help="of the S3 server; the next one is the second's")
     parser.add_argument("--second", action="store_true", help="be the second of two workers")
     given = parser.parse_args()
-    logs.configure("WARNING")
+    logs.configure_logging("WARNING")
     here = Measurements(given)
     with jobs.s3_server(given.s3, given.scratch, given.port + given.second):
         if given.second:

@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import models
 import torch
 from raw import Raw
 
+import models
 from kubediffusion.resources.runtime import logs
 from kubediffusion.worker.pipeline.loading import load_engine
 from kubediffusion.worker.pipeline.variants import WHOLE
@@ -26,7 +26,7 @@ CUDA = torch.cuda.is_available()
 def main() -> None:
     """Compile."""
     folder, size, cache, kind = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
-    logs.configure("WARNING")
+    logs.configure_logging("WARNING")
     began = time.perf_counter()
     engine: Any = load_engine(models.settings(folder, compiled=CUDA and kind == "engine", limit=size, cache=cache))
     if not CUDA:

@@ -60,7 +60,7 @@ def on_progress(stage: EngineReason, _message: str) -> None:
 def main() -> None:
     """Start, and write what was found into the cache's folder."""
     folder, cache = Path(sys.argv[2]), Path(sys.argv[3])
-    logs.configure("INFO")
+    logs.configure_logging("INFO")
     engine = start_engine(
         Settings(
             pod_name="benchmark",

@@ -56,7 +56,7 @@ class DrawingEngine(StandInEngine):
 def main() -> None:
     """Run the worker."""
     settings = Settings()
-    logs.configure(settings.log_level)
+    logs.configure_logging(settings.log_level)
     step = (settings.spec.source.path or "").removeprefix(SCHEME)
 
     def load(*_: object) -> DrawingEngine:

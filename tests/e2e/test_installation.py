@@ -18,7 +18,7 @@ from e2e_studio import LONG, MISSING_COLUMN, MODEL, NAMESPACE, RELEASE, WORKERS,
 
 import documented
 from kubediffusion.resources import meta
-from kubediffusion.resources.conditions import EngineReason, PodCondition
+from kubediffusion.resources.conditions import EngineReason, PodConditionType
 
 PARTS = ("api", "operator", "worker")
 CRD = "customresourcedefinition/generationjobs.kubediffusion.io"
@@ -78,8 +78,8 @@ def test_kubelet_keeps_what_a_worker_says_of_its_start(studio: Studio):
     pod = studio.cluster.get("pod", worker, NAMESPACE)
     # The condition Ready is kubelet's own, and written after the worker's first ones.
     assert is_true(pod, "Ready")
-    assert is_true(pod, PodCondition.ENGINE_READY)
-    (said,) = (c for c in pod["status"]["conditions"] if c["type"] == PodCondition.ENGINE_READY)
+    assert is_true(pod, PodConditionType.ENGINE_READY)
+    (said,) = (c for c in pod["status"]["conditions"] if c["type"] == PodConditionType.ENGINE_READY)
     assert said["reason"] in {EngineReason.COMPILING, EngineReason.READY}
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import Namespace, connect
-from kubediffusion.resources.client import KubernetesClient
+from kubediffusion.resources.apiserver.client import KubernetesClient
 
 numbers = itertools.count(1)
 

@@ -25,6 +25,7 @@ from kubediffusion.local import installation
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import Namespace, wait_for
 from kubediffusion.resources import meta
+from kubediffusion.resources.image_keys import image_key
 
 MODEL = "tiny"
 WORKER = "tiny-worker"
@@ -217,7 +218,7 @@ class Stage:
         uid = self.job(name)["metadata"]["uid"]
         listed = []
         for index, data in enumerate(images):
-            key = meta.image_key(installation.PREFIX, self.namespace.name, uid, index)
+            key = image_key(installation.PREFIX, self.namespace.name, uid, index)
             self._s3.put_object(Bucket=installation.BUCKET, Key=key, Body=data, ContentType="image/png")
             listed.append(
                 {

@@ -15,9 +15,9 @@ from matrix import MATRIX
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.layout import CHART
 from kubediffusion.operator.manifests import WorkerDefaults, worker_job
-from kubediffusion.resources.base import ObjectMeta
-from kubediffusion.resources.crd import definitions
+from kubediffusion.resources.crds.definitions import definitions
 from kubediffusion.resources.diffusion_model import DiffusionModel
+from kubediffusion.resources.objects import ObjectMeta
 
 CRD = "customresourcedefinition/generationjobs.kubediffusion.io"
 UPGRADER = "crd-upgrader"
@@ -96,7 +96,7 @@ def test_crds_are_brought_up_to_date_with_no_more_right_than_that(cluster: Local
     )
     environment = {**os.environ, "KUBECONFIG": str(cluster.control_plane.kubeconfig(UPGRADER))}
     answer = subprocess.run(
-        [sys.executable, "-m", "kubediffusion.resources.crd", "--apply"],
+        [sys.executable, "-m", "kubediffusion.resources.crds.main", "--apply"],
         env=environment,
         capture_output=True,
         text=True,

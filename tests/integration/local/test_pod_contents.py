@@ -11,7 +11,9 @@ from pods import SLEEP, pod, shell
 
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import Namespace, connect, eventually, wait_for
-from kubediffusion.resources.client import MERGE_PATCH, KubernetesClient, KubernetesError
+from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.apiserver.errors import KubernetesError
+from kubediffusion.resources.apiserver.resource import MERGE_PATCH
 
 
 def output(namespace: Namespace, name: str) -> str:
@@ -144,7 +146,7 @@ def test_kubectl_in_a_pod_is_its_service_account(namespace: Namespace) -> None:
 WHOAMI = """
 import asyncio, json
 
-from kubediffusion.resources.client import KubernetesClient
+from kubediffusion.resources.apiserver.client import KubernetesClient
 
 async def main():
     async with await KubernetesClient.connect("test") as client:

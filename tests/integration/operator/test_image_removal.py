@@ -12,8 +12,8 @@ from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import eventually
 from kubediffusion.operator import retention
 from kubediffusion.operator.retention import ImageRemover
-from kubediffusion.resources import meta
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Phase
+from kubediffusion.resources.image_keys import image_key
 from kubediffusion.resources.storage import ImageStorage, StorageError
 from kubediffusion.resources.testing import job
 
@@ -34,7 +34,7 @@ def finished(name: str) -> GenerationJob:
 
 
 def keys(item: GenerationJob) -> list[str]:
-    return [meta.image_key(PREFIX, item.metadata.namespace, item.uid, index) for index in range(2)]
+    return [image_key(PREFIX, item.metadata.namespace, item.uid, index) for index in range(2)]
 
 
 def stored(storage: ImageStorage, key: str) -> bool:

@@ -22,7 +22,9 @@ from kubediffusion.operator.settings import Settings
 from kubediffusion.operator.store import Store
 from kubediffusion.operator.workers import BatchJob
 from kubediffusion.resources import meta
-from kubediffusion.resources.client import KubernetesClient, KubernetesError, Resource
+from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.apiserver.errors import KubernetesError
+from kubediffusion.resources.apiserver.resource import Resource
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 
 DEFAULTS = WorkerDefaults(image="none", service_account="default", port=8080, s3_secret="none", log_level="INFO")

@@ -11,9 +11,9 @@ from kubediffusion.operator.cluster import Cluster
 from kubediffusion.operator.manifests import WorkerDefaults
 from kubediffusion.operator.retention import AT_ONCE, ImageRemover, Retention
 from kubediffusion.resources import meta
-from kubediffusion.resources.base import format_time
-from kubediffusion.resources.client import KubernetesClient
+from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.generation_job import GenerationJob, Phase
+from kubediffusion.resources.schema import format_time
 
 DEFAULTS = WorkerDefaults(image="none", service_account="default", port=8080, s3_secret="none", log_level="INFO")
 

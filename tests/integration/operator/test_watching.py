@@ -11,7 +11,7 @@ from kubediffusion.operator.handlers import register
 from kubediffusion.operator.watching import configure_kopf, watch_jobs
 from kubediffusion.operator.workers import BatchJob, Pod
 from kubediffusion.resources import meta
-from kubediffusion.resources.client import KubernetesClient
+from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob
 

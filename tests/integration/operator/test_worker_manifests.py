@@ -8,7 +8,7 @@ import pytest
 
 from kubediffusion.local.testing import Namespace
 from kubediffusion.operator.manifests import WorkerDefaults, template_hash, worker_job
-from kubediffusion.resources.client import KubernetesClient
+from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.diffusion_model import DiffusionModel
 
 DEFAULTS = WorkerDefaults(

@@ -12,7 +12,8 @@ import pytest
 
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import Namespace, eventually
-from kubediffusion.resources.client import ForbiddenError, KubernetesClient
+from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.apiserver.errors import ForbiddenError
 
 # Tests are no packages.
 sys.path.insert(0, str(Path(__file__).parent))

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import connect
-from kubediffusion.resources.client import KubernetesClient
+from kubediffusion.resources.apiserver.client import KubernetesClient
 
 
 class Gate:

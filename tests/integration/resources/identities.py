@@ -8,7 +8,9 @@ from typing import Any
 
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import connect, eventually
-from kubediffusion.resources.client import JSON_PATCH, ForbiddenError, KubernetesClient, KubernetesError
+from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.apiserver.errors import ForbiddenError, KubernetesError
+from kubediffusion.resources.apiserver.resource import JSON_PATCH
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 
 SignIn = Callable[..., AbstractAsyncContextManager[KubernetesClient]]

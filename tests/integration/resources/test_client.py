@@ -10,16 +10,16 @@ from identities import Room, SignIn, a_job, refusal
 
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import connect
-from kubediffusion.resources.client import (
-    Change,
+from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.apiserver.errors import (
     ConflictError,
     ForbiddenError,
     GoneError,
     InvalidError,
-    KubernetesClient,
     KubernetesError,
     NotFoundError,
 )
+from kubediffusion.resources.apiserver.resource import EventType
 from kubediffusion.resources.generation_job import Phase
 
 
@@ -94,12 +94,12 @@ async def test_a_watch_tells_of_each_change_with_the_version_to_go_on_from(own_r
     created = await own_room.create("fox")
     cancelled = await own_room.write(own_room.client, created, phase=Phase.CANCELLED)
     await jobs.delete(own_room.namespace, "fox")
-    seen: list[tuple[Change, Any]] = []
+    seen: list[tuple[EventType, Any]] = []
     async with aclosing(jobs.watch(own_room.namespace, version)) as events:
         async for event in events:
-            seen.append((event.change, event.item))
+            seen.append((event.type, event.item))
             assert event.item is None or event.resource_version == event.item.metadata.resource_version
-            if event.change is Change.DELETED:
+            if event.type is EventType.DELETED:
                 break
-    assert [change for change, _ in seen] == [Change.ADDED, Change.MODIFIED, Change.DELETED]
+    assert [kind for kind, _ in seen] == [EventType.ADDED, EventType.MODIFIED, EventType.DELETED]
     assert [item for _, item in seen[:2]] == [created, cancelled]

@@ -10,7 +10,8 @@ from identities import Room, a_job, refusal
 
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import Namespace, eventually
-from kubediffusion.resources.client import InvalidError, KubernetesClient
+from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.apiserver.errors import InvalidError
 from kubediffusion.resources.generation_job import GenerationJobSpec, Phase
 
 OUT_OF_RANGE: list[tuple[str, Any]] = [

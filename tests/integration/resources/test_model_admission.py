@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from identities import Room, refusal
 
-from kubediffusion.resources.client import InvalidError
+from kubediffusion.resources.apiserver.errors import InvalidError
 from kubediffusion.resources.diffusion_model import DiffusionModel
 
 SOURCES: dict[str, Any] = {

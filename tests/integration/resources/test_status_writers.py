@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from identities import Room, SignIn, a_job, refusal
 
-from kubediffusion.resources.client import ForbiddenError, InvalidError, KubernetesClient
+from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.apiserver.errors import ForbiddenError, InvalidError
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.resources.transitions import BOUND, TERMINAL, Writer, allowed
 

@@ -15,9 +15,11 @@ from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import eventually
 from kubediffusion.operator.watching import watch_jobs
 from kubediffusion.resources import client as client_module
-from kubediffusion.resources.client import KubernetesClient, Page, Resource
+from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.apiserver.errors import ConflictError, KubernetesError
+from kubediffusion.resources.apiserver.reflector import Reflector
+from kubediffusion.resources.apiserver.resource import Page, Resource
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobSpec
-from kubediffusion.resources.watching import Reflector
 
 
 class CountingLists(Resource[GenerationJob]):
@@ -234,9 +236,9 @@ async def test_a_deletion_is_seen_after_the_api_server_was_restarted(
 async def created(room: Room, name: str) -> bool:
     try:
         await room.create(name)
-    except client_module.ConflictError:
+    except ConflictError:
         # An answer that was lost on the way: it was created by the try before.
         return True
-    except client_module.KubernetesError:
+    except KubernetesError:
         return False
     return True

@@ -8,13 +8,15 @@ import pytest
 from identities import Room, SignIn, refusal
 
 from kubediffusion.local.testing import eventually
-from kubediffusion.resources.client import STRATEGIC_MERGE, ForbiddenError, KubernetesClient
-from kubediffusion.resources.conditions import PodCondition
+from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.apiserver.errors import ForbiddenError
+from kubediffusion.resources.apiserver.resource import STRATEGIC_MERGE_PATCH
+from kubediffusion.resources.conditions import PodConditionType
 
 WORKER, OTHER_WORKER = "worker-a", "worker-b"
 
 
-def condition(kind: str = PodCondition.ENGINE_READY, status: str = "False") -> dict[str, Any]:
+def condition(kind: str = PodConditionType.ENGINE_READY, status: str = "False") -> dict[str, Any]:
     return {"type": kind, "status": status, "reason": "WarmingUp", "message": "3 of 5 batch sizes are prepared"}
 
 
@@ -37,7 +39,7 @@ class Pods:
             self._room.path("pods", name, "status", group="api/v1"),
             query={"dryRun": "All"} if dry else {},
             body=patch,
-            content_type=STRATEGIC_MERGE,
+            content_type=STRATEGIC_MERGE_PATCH,
         )
 
 
@@ -58,9 +60,9 @@ async def test_a_worker_tells_in_its_own_pod_how_far_its_start_has_come(pods: Po
     for status in ("False", "True", "True"):
         await pods.write(worker, WORKER, {"status": {"conditions": [condition(status=status)]}})
     after = {each["type"]: each for each in (await pods.read(WORKER))["status"]["conditions"]}
-    assert after.pop(PodCondition.ENGINE_READY)["status"] == "True"
+    assert after.pop(PodConditionType.ENGINE_READY)["status"] == "True"
     # What others wrote is as it was; the scheduler may have written meanwhile.
-    assert {each["type"] for each in before} - {PodCondition.ENGINE_READY} <= after.keys()
+    assert {each["type"] for each in before} - {PodConditionType.ENGINE_READY} <= after.keys()
 
 
 async def test_a_worker_writes_of_no_other_pod(pods: Pods, worker: KubernetesClient) -> None:
@@ -111,7 +113,7 @@ async def test_a_worker_may_not_replace_a_status_or_touch_its_pod(
         ("DELETE", path, {}),
         ("GET", path, None),
     ):
-        kind = STRATEGIC_MERGE if method == "PATCH" else "application/json"
+        kind = STRATEGIC_MERGE_PATCH if method == "PATCH" else "application/json"
         assert isinstance(await refusal(worker.request(method, where, body=body, content_type=kind)), ForbiddenError)
 
 

@@ -15,10 +15,10 @@ import httpx
 from kubediffusion.local import installation
 from kubediffusion.local.testing import Namespace, eventually, is_true, wait_for
 from kubediffusion.resources import meta
-from kubediffusion.resources.client import KubernetesClient
+from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.apiserver.reflector import Reflector
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.resources.transitions import TERMINAL
-from kubediffusion.resources.watching import Reflector
 
 MODEL = "tiny"
 """A real pipeline, and the default model."""

@@ -8,7 +8,7 @@ import pytest
 from studio import LONG
 
 from kubediffusion.local.testing import eventually
-from kubediffusion.resources.client import NotFoundError
+from kubediffusion.resources.apiserver.errors import NotFoundError
 from kubediffusion.resources.generation_job import Phase
 
 pytestmark = pytest.mark.standin

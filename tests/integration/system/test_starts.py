@@ -6,10 +6,10 @@ import asyncio
 
 from studio import MODEL, tiny_model
 
-from kubediffusion.resources.conditions import EngineReason, ModelCondition, WaitingReason, find
+from kubediffusion.resources.apiserver.reflector import Reflector
+from kubediffusion.resources.conditions import EngineReason, ModelConditionType, WaitingReason, find_condition
 from kubediffusion.resources.diffusion_model import DiffusionModelStatus
 from kubediffusion.resources.generation_job import Phase
-from kubediffusion.resources.watching import Reflector
 
 TOLD = [WaitingReason.WORKER_STARTING, *EngineReason]
 """What a start on a machine with room goes through, some of it too short to be seen."""
@@ -22,7 +22,7 @@ async def test_a_models_status_tells_how_far_a_start_has_come(open_studio, tiny_
     watching = asyncio.create_task(watch.run())
     await studio.submit("first")
     await studio.until(
-        "first", "says what it waits for", lambda job: find(job.status.conditions, "Scheduled"), seconds=60
+        "first", "says what it waits for", lambda job: find_condition(job.status.conditions, "Scheduled"), seconds=60
     )
     async with studio.http() as http, asyncio.timeout(60):
         # The model's status follows within a second of the job's.
@@ -45,7 +45,7 @@ async def test_a_models_status_tells_how_far_a_start_has_come(open_studio, tiny_
     # A handful for the start, whatever it says, and those of the queue and the job that there would be without it.
     assert len(statuses) <= len(set(seen)) + 8
     importing = next(s for s in statuses if s.workers.starts and s.workers.starts[0].reason == EngineReason.IMPORTING)
-    available = find(importing.conditions, ModelCondition.AVAILABLE)
+    available = find_condition(importing.conditions, ModelConditionType.AVAILABLE)
     assert available is not None
     assert available.reason == "NotYetLoaded"
     assert available.message.endswith("one is starting: PyTorch and diffusers are imported (Importing)")

@@ -12,7 +12,7 @@ from studio import LONG, STANDIN, STEPS, Witness, standin_model
 
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources import meta
-from kubediffusion.resources.client import ConflictError, InvalidError
+from kubediffusion.resources.apiserver.errors import ConflictError, InvalidError
 from kubediffusion.resources.generation_job import Phase
 
 

@@ -15,9 +15,9 @@ from typing import Any
 from kubediffusion.local import installation
 from kubediffusion.local.testing import Namespace, eventually
 from kubediffusion.resources import meta
-from kubediffusion.resources.base import format_time
-from kubediffusion.resources.client import KubernetesClient
+from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.generation_job import GenerationJob, Phase
+from kubediffusion.resources.schema import format_time
 from kubediffusion.resources.transitions import TERMINAL
 
 MODEL = "tiny"

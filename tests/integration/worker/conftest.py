@@ -10,7 +10,7 @@ import pytest
 
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import Namespace
-from kubediffusion.resources.client import KubernetesClient
+from kubediffusion.resources.apiserver.client import KubernetesClient
 
 # Tests are no packages.
 sys.path.insert(0, str(Path(__file__).parent))

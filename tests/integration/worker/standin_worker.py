@@ -57,7 +57,7 @@ class ObedientEngine:
 def main() -> None:
     """Run the worker."""
     settings = Settings()
-    logs.configure(settings.log_level)
+    logs.configure_logging(settings.log_level)
     sys.exit(asyncio.run(serve(settings, lambda *_: ObedientEngine())))
 
 

@@ -17,6 +17,7 @@ from kubediffusion.local import installation
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources import meta
 from kubediffusion.resources.generation_job import GenerationJob
+from kubediffusion.resources.image_keys import image_key
 from kubediffusion.resources.storage import ImageStorage, StorageError
 from kubediffusion.worker.assignments import Assignment, Assignments
 from kubediffusion.worker.context import WorkerContext
@@ -79,7 +80,7 @@ class Desk:
             return self.storage.hanging.is_set()
 
         await eventually("the upload to hang", hanging)
-        return assignment, meta.image_key("late", self.bench.namespace.name, bound.uid, 0)
+        return assignment, image_key("late", self.bench.namespace.name, bound.uid, 0)
 
     async def delete(self, name: str, key: str) -> GenerationJob:
         """Delete a job as a user and the operator do: cancelled, its images deleted, and let go."""

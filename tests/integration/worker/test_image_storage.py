@@ -9,7 +9,7 @@ import pytest
 
 from kubediffusion.local import installation
 from kubediffusion.local.cluster import LocalCluster
-from kubediffusion.resources.errors import JobFailure
+from kubediffusion.resources.failures import JobFailure
 from kubediffusion.resources.storage import ImageStorage, StorageError, SupersededError
 from kubediffusion.worker.uploads import Uploader
 

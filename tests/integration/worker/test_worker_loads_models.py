@@ -9,7 +9,7 @@ from pathlib import Path
 from bench_of_workers import START_SECONDS, Bench, start
 
 from kubediffusion.local import installation
-from kubediffusion.resources.errors import BAD_MODEL_EXIT_CODE
+from kubediffusion.resources.failures import BAD_MODEL_EXIT_CODE
 from kubediffusion.resources.generation_job import Phase
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -7,8 +7,8 @@ import asyncio
 from bench_of_workers import LONG, MODEL, Bench
 
 from kubediffusion.local.testing import eventually
-from kubediffusion.resources.client import Change
-from kubediffusion.resources.conditions import ConditionStatus, find
+from kubediffusion.resources.apiserver.resource import EventType
+from kubediffusion.resources.conditions import ConditionStatus, find_condition
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.worker.images import read_recipe
 
@@ -19,7 +19,7 @@ async def history(bench: Bench, name: str, since: GenerationJob) -> list[Generat
     async for event in bench.client.generation_jobs.watch(
         bench.namespace.name, since.metadata.resource_version, field_selector=f"metadata.name={name}"
     ):
-        if event.change is Change.MODIFIED:
+        if event.type is EventType.MODIFIED:
             states.append(event.item)
             if event.item.status.completion_time is not None:
                 return states
@@ -33,7 +33,7 @@ async def test_a_job_becomes_images_in_storage(bench: Bench, warm: str) -> None:
     assert status.phase is Phase.SUCCEEDED, status.error
     bench.check_images(job)
     assert [image.seed for image in status.images] == [7, 8, 9]
-    assert find(status.conditions, "Complete").status is ConditionStatus.TRUE
+    assert find_condition(status.conditions, "Complete").status is ConditionStatus.TRUE
     assert status.progress.summary == "2/2"
     assert status.observed_generation == job.metadata.generation
     assert status.queued_at <= status.start_time <= status.completion_time
@@ -118,7 +118,7 @@ async def test_what_the_pipeline_refuses_fails_that_job_alone(bench: Bench, warm
     misfit, neighbour = await bench.reached("misfit"), await bench.reached("neighbour")
     assert misfit.status.error.code == "PipelineFailed"
     assert "PNDMScheduler" in misfit.status.error.message
-    assert find(misfit.status.conditions, "Failed").reason == "PipelineFailed"
+    assert find_condition(misfit.status.conditions, "Failed").reason == "PipelineFailed"
     assert neighbour.status.phase is Phase.SUCCEEDED
 
 

@@ -7,7 +7,7 @@ import signal
 from bench_of_workers import LONG, Bench
 
 from kubediffusion.local.testing import eventually
-from kubediffusion.resources.conditions import ConditionStatus, find
+from kubediffusion.resources.conditions import ConditionStatus, find_condition
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.worker.assignments import Assignments
 from kubediffusion.worker.engine import Picture
@@ -24,10 +24,10 @@ async def test_an_image_waits_for_storage_and_is_not_made_again(bench: Bench, wa
 
         async def told() -> GenerationJob | None:
             job = await bench.get("patient")
-            return job if find(job.status.conditions, "Uploaded") else None
+            return job if find_condition(job.status.conditions, "Uploaded") else None
 
         waiting = await eventually("the job to say that storage is away", told)
-        condition = find(waiting.status.conditions, "Uploaded")
+        condition = find_condition(waiting.status.conditions, "Uploaded")
         assert (condition.status, condition.reason) == (ConditionStatus.FALSE, "StorageUnavailable")
         assert (waiting.status.phase, waiting.status.images) == (Phase.RUNNING, ())
     finally:
@@ -35,7 +35,7 @@ async def test_an_image_waits_for_storage_and_is_not_made_again(bench: Bench, wa
         store.wait_ready()
     job = await bench.reached("patient")
     assert job.status.phase is Phase.SUCCEEDED
-    assert find(job.status.conditions, "Uploaded").status is ConditionStatus.TRUE
+    assert find_condition(job.status.conditions, "Uploaded").status is ConditionStatus.TRUE
     bench.check_images(job)
     assert bench.metric(warm, "kubediffusion_worker_steps_total") == steps + job.status.parameters.num_inference_steps
 

@@ -12,15 +12,15 @@ from bench_of_workers import START_SECONDS, Bench, start, start_obedient
 
 from kubediffusion.local.layout import CHART
 from kubediffusion.local.testing import Namespace, wait_for
-from kubediffusion.resources.client import KubernetesClient
-from kubediffusion.resources.conditions import EngineReason, PodCondition
+from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.conditions import EngineReason, PodConditionType
 
 ORDER = list(EngineReason)
 
 
 def engine_ready(pod: dict[str, Any]) -> dict[str, Any] | None:
     conditions = pod["status"].get("conditions", [])
-    return next((each for each in conditions if each["type"] == PodCondition.ENGINE_READY), None)
+    return next((each for each in conditions if each["type"] == PodConditionType.ENGINE_READY), None)
 
 
 async def told(client: KubernetesClient, namespace: Namespace, name: str) -> AsyncIterator[dict[str, Any]]:

@@ -6,7 +6,7 @@ import pytest
 
 from kubediffusion.api.errors import from_kubernetes, from_storage, nearest_field, validation_problems
 from kubediffusion.api.schemas import JobRequest
-from kubediffusion.resources.client import error_from_status
+from kubediffusion.resources.apiserver.errors import error_from_status
 from kubediffusion.resources.storage import StorageError
 
 

@@ -11,7 +11,7 @@ from kubediffusion.api.client_limits.lookups import CONCURRENCY, JobLookups
 from kubediffusion.api.client_limits.rates import RateLimiter
 from kubediffusion.api.errors import TooManyRequestsError
 from kubediffusion.api.job_cache.records import CachedJob
-from kubediffusion.resources.client import KubernetesError
+from kubediffusion.resources.apiserver.errors import KubernetesError
 
 INTERVAL = 0.05
 

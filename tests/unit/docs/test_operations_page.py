@@ -13,17 +13,17 @@ from kubediffusion.operator.events import PARAMETERS_ADJUSTED
 from kubediffusion.resources.conditions import (
     ConditionStatus,
     EngineReason,
-    JobCondition,
+    JobConditionType,
     JobReason,
-    ModelCondition,
+    ModelConditionType,
     ModelReason,
     WaitingReason,
 )
-from kubediffusion.resources.errors import ErrorCode
+from kubediffusion.resources.failures import ErrorCode
 
 PAGE = "operations"
 JOBS = "Conditions of a GenerationJob"
-MODELS = f"Condition of a DiffusionModel: `{ModelCondition.AVAILABLE}`"
+MODELS = f"Condition of a DiffusionModel: `{ModelConditionType.AVAILABLE}`"
 STARTS = "How far a worker's start is"
 EVENTS = "Events"
 ALERTS = "Alerts"
@@ -40,7 +40,7 @@ def conditions(status: str) -> set[str]:
 
 
 def test_every_reason_why_a_job_waits():
-    assert conditions(f"{JobCondition.SCHEDULED}={ConditionStatus.FALSE}") == set(WaitingReason)
+    assert conditions(f"{JobConditionType.SCHEDULED}={ConditionStatus.FALSE}") == set(WaitingReason)
 
 
 def test_every_other_reason_of_a_job_s_conditions():
@@ -50,7 +50,7 @@ def test_every_other_reason_of_a_job_s_conditions():
 
 def test_every_condition_of_a_job():
     said = {word.partition("=")[0] for cell, *_ in documented.table(PAGE, JOBS) for word in documented.code(cell)}
-    assert said == set(JobCondition)
+    assert said == set(JobConditionType)
 
 
 def test_every_error_code():

@@ -20,9 +20,10 @@ from kubediffusion.operator.workers import (
     WorkerState,
 )
 from kubediffusion.resources import meta
-from kubediffusion.resources.base import ObjectMeta, OwnerReference
 from kubediffusion.resources.generation_job import GenerationJob
+from kubediffusion.resources.objects import ObjectMeta, OwnerReference
 from kubediffusion.resources.testing import NAMESPACE, NOW, model
+from kubediffusion.resources.worker_names import worker_job_name
 
 HASH = "0a1b2c3d"
 OLD_HASH = "ffffffff"
@@ -43,7 +44,7 @@ def worker(
 
     One that is drained is Going: its Pod has been told to go, and its Job does not say so.
     """
-    name = meta.worker_job_name("emoji", template, ordinal)
+    name = worker_job_name("emoji", template, ordinal)
     labels = {meta.MODEL_LABEL: "emoji", meta.TEMPLATE_HASH_LABEL: template}
     ended = state is WorkerState.FAILED
     failure = PlatformCondition(
@@ -89,7 +90,7 @@ def worker(
 
 def pod_name(ordinal: int, template: str = HASH) -> str:
     """Return the name of the Pod of a built worker."""
-    return f"{meta.worker_job_name('emoji', template, ordinal)}-pod"
+    return f"{worker_job_name('emoji', template, ordinal)}-pod"
 
 
 def view(

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from kubediffusion.operator.actions import Bind, Explain, Finish, Requeue
 from kubediffusion.operator.job_status import next_status
-from kubediffusion.resources.conditions import ConditionStatus, WaitingReason, find, with_condition
-from kubediffusion.resources.diffusion_model import Defaults
-from kubediffusion.resources.errors import ErrorCode
-from kubediffusion.resources.generation_job import GenerationJobStatus, Phase, Progress
+from kubediffusion.resources.conditions import ConditionStatus, WaitingReason, find_condition, with_condition
+from kubediffusion.resources.diffusion_model import JobDefaults
+from kubediffusion.resources.failures import ErrorCode
+from kubediffusion.resources.generation_job import GenerationJobStatus, JobProgress, Phase
 from kubediffusion.resources.testing import NOW, bound_job, job, model
 from kubediffusion.resources.transitions import TERMINAL, Writer, allowed
 
@@ -50,7 +50,7 @@ def test_a_job_that_is_bound_at_once_carries_no_condition():
 
 def test_a_job_that_had_said_why_it_waits_says_that_it_does_no_more():
     waiting = resting(job(), after(Explain(job(), WaitingReason.WORKERS_BUSY, "all are busy")))
-    condition = find(after(Bind(waiting, model(), "pod-1"), LATER).conditions, "Scheduled")
+    condition = find_condition(after(Bind(waiting, model(), "pod-1"), LATER).conditions, "Scheduled")
     assert (condition.status, condition.reason, condition.last_transition_time) == (
         ConditionStatus.TRUE,
         "Bound",
@@ -60,7 +60,7 @@ def test_a_job_that_had_said_why_it_waits_says_that_it_does_no_more():
 
 
 def test_the_recipe_is_resolved_with_the_first_binding():
-    status = after(Bind(job(num_images=2), model(defaults=Defaults(guidance_scale=3.0)), "pod-1"))
+    status = after(Bind(job(num_images=2), model(defaults=JobDefaults(guidance_scale=3.0)), "pod-1"))
     recipe = status.parameters
     assert (recipe.model, recipe.seed, recipe.guidance_scale, recipe.num_images) == ("emoji", SEED, 3.0, 2)
 
@@ -68,7 +68,7 @@ def test_the_recipe_is_resolved_with_the_first_binding():
 def test_a_retry_runs_the_very_recipe_of_the_first_attempt():
     """Also when the model's defaults have changed meanwhile."""
     first = bound_after(job())
-    other = model(defaults=Defaults(num_inference_steps=4, guidance_scale=1.0))
+    other = model(defaults=JobDefaults(num_inference_steps=4, guidance_scale=1.0))
     second = bound_after(resting(first, after(Requeue(first, True, "Retrying", ""))), other, seed=99)
     assert second.status.parameters == first.status.parameters
     assert second.status.attempt == 2
@@ -76,7 +76,7 @@ def test_a_retry_runs_the_very_recipe_of_the_first_attempt():
 
 def test_on_another_model_the_recipe_is_resolved_anew_and_the_seed_is_kept():
     first = bound_after(job())
-    moved = bound_after(first, model("other", defaults=Defaults(num_inference_steps=4)), seed=99)
+    moved = bound_after(first, model("other", defaults=JobDefaults(num_inference_steps=4)), seed=99)
     recipe = moved.status.parameters
     assert (recipe.model, recipe.num_inference_steps, recipe.seed) == ("other", 4, SEED)
 
@@ -106,17 +106,17 @@ def test_the_seed_is_drawn_once_and_attempts_only_grow(steps, named):
 @pytest.mark.parametrize("phase", [Phase.SCHEDULED, Phase.RUNNING])
 def test_a_requeued_job_is_nobodys_and_starts_over(phase, counted):
     taken = bound_job(worker="pod-1", phase=phase)
-    taken = resting(taken, taken.status.model_copy(update={"progress": Progress.of(3, 25), "start_time": NOW}))
+    taken = resting(taken, taken.status.model_copy(update={"progress": JobProgress.of(3, 25), "start_time": NOW}))
     status = after(Requeue(taken, counted, WaitingReason.RETRYING, "worker pod-1 is gone"))
     assert (status.phase, status.worker, status.progress, status.start_time) == (Phase.PENDING, None, None, None)
     assert (status.attempt, status.retries) == (1, int(counted))
-    condition = find(status.conditions, "Scheduled")
+    condition = find_condition(status.conditions, "Scheduled")
     assert (condition.status, condition.reason) == (ConditionStatus.FALSE, "Retrying")
 
 
 def test_a_job_that_goes_straight_to_another_worker_starts_over_too():
     taken = bound_job(worker="pod-1", phase=Phase.RUNNING)
-    taken = resting(taken, taken.status.model_copy(update={"progress": Progress.of(3, 25), "start_time": NOW}))
+    taken = resting(taken, taken.status.model_copy(update={"progress": JobProgress.of(3, 25), "start_time": NOW}))
     status = bound_after(taken, counted=True).status
     assert (status.phase, status.worker, status.attempt, status.retries) == (Phase.SCHEDULED, "pod-2", 2, 1)
     assert (status.progress, status.start_time) == (None, None)
@@ -127,14 +127,14 @@ def test_what_an_attempt_said_of_its_images_goes_with_it():
     taken = bound_job(worker="pod-1", phase=Phase.RUNNING)
     taken = resting(taken, taken.status.model_copy(update={"conditions": conditions}))
     for status in (after(Requeue(taken, True, "Retrying", "it is gone")), bound_after(taken).status):
-        assert find(status.conditions, "Uploaded") is None
+        assert find_condition(status.conditions, "Uploaded") is None
 
 
 def test_a_failed_job_says_why_to_programs_people_and_kubectl_wait():
     failed = after(Finish(job(), Phase.FAILED, ErrorCode.DEADLINE_EXCEEDED, "not finished in 60 s"))
     assert (failed.phase, failed.completion_time) == (Phase.FAILED, NOW)
     assert (failed.error.code, failed.error.message) == ("DeadlineExceeded", "not finished in 60 s")
-    condition = find(failed.conditions, "Failed")
+    condition = find_condition(failed.conditions, "Failed")
     assert (condition.status, condition.reason, condition.message) == (
         "True",
         "DeadlineExceeded",
@@ -155,7 +155,7 @@ def test_a_job_that_ends_while_bound_still_names_its_worker():
 def test_an_explanation_changes_nothing_but_the_condition():
     before = job(age=10).status
     status = after(Explain(job(age=10), WaitingReason.WORKERS_BUSY, "all are busy"))
-    said = find(status.conditions, "Scheduled")
+    said = find_condition(status.conditions, "Scheduled")
     assert (said.reason, said.message) == ("WorkersBusy", "all are busy")
     changed = {"conditions": (), "queued_at": None}
     assert status.model_copy(update=changed) == before

@@ -23,7 +23,7 @@ from kubediffusion.operator.retention import ImageRemover, Retention
 from kubediffusion.operator.store import Changes, Store
 from kubediffusion.operator.views import SchedulerOptions
 from kubediffusion.operator.workers import WorkerState
-from kubediffusion.resources.client import KubernetesClient
+from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.testing import NAMESPACE
 
 DEFAULTS = WorkerDefaults(image="i", service_account="a", port=8080, s3_secret="s", log_level="INFO")

@@ -11,12 +11,12 @@ from kubediffusion.resources import meta
 from kubediffusion.resources.diffusion_model import (
     CompileCache,
     CompileCacheBucket,
-    Defaults,
-    Limits,
+    JobDefaults,
+    JobLimits,
     ModelSource,
     TorchDtype,
 )
-from kubediffusion.resources.errors import BAD_MODEL_EXIT_CODE
+from kubediffusion.resources.failures import BAD_MODEL_EXIT_CODE
 from kubediffusion.resources.testing import NAMESPACE, model
 
 DEFAULTS = WorkerDefaults(
@@ -245,8 +245,8 @@ def test_the_models_own_environment_comes_last_and_so_wins():
 
 
 SAME_WORKERS = {
-    "limits": {"limits": Limits(num_inference_steps=10)},
-    "defaults": {"defaults": Defaults(guidance_scale=1.0)},
+    "limits": {"limits": JobLimits(num_inference_steps=10)},
+    "defaults": {"defaults": JobDefaults(guidance_scale=1.0)},
     "more workers": {"max_replicas": 8},
     "warm workers": {"min_replicas": 1},
     "idle time": {"idle_seconds": 5},

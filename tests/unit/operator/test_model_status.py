@@ -11,7 +11,7 @@ from builders import HASH, OLD_HASH, pod_name, view, worker
 from kubediffusion.operator.job_status import waiting_reason
 from kubediffusion.operator.model_status import model_status
 from kubediffusion.operator.workers import ContainerState, ContainerStatus, Waiting, WorkerState
-from kubediffusion.resources.conditions import ConditionStatus, ModelReason, find
+from kubediffusion.resources.conditions import ConditionStatus, ModelReason, find_condition
 from kubediffusion.resources.diffusion_model import WorkerCounts
 from kubediffusion.resources.testing import NOW, bound_job, job
 
@@ -24,7 +24,7 @@ def status_of(seen, revision=None, now=NOW):
 
 
 def available(status):
-    condition = find(status.conditions, "Available")
+    condition = find_condition(status.conditions, "Available")
     return condition.status, condition.reason
 
 
@@ -41,7 +41,7 @@ def test_nobody_knows_of_a_model_that_was_never_loaded():
 def test_a_model_that_a_worker_holds_is_available():
     status = status_of(view(workers=[worker(0, WorkerState.READY), worker(1, WorkerState.FAILED)]))
     assert available(status) == (TRUE, ModelReason.READY)
-    assert find(status.conditions, "Available").message == "1 worker ready"
+    assert find_condition(status.conditions, "Available").message == "1 worker ready"
 
 
 def test_a_model_that_was_loaded_before_is_available_without_a_worker():
@@ -69,7 +69,7 @@ def test_a_model_that_cannot_be_loaded_says_why():
     bad = worker(0, WorkerState.FAILED, exit_code=78, message="no model_index.json in /models/emoji")
     status = status_of(view(workers=[bad]))
     assert available(status) == (FALSE, ModelReason.LOAD_FAILED)
-    message = find(status.conditions, "Available").message
+    message = find_condition(status.conditions, "Available").message
     assert message.startswith("no model_index.json in /models/emoji (correct the spec")
     assert "kubediffusion.io/restartedAt" in message
     assert message.endswith("tried again after 12:05:00 UTC)")
@@ -80,7 +80,7 @@ def test_a_model_that_could_not_be_loaded_may_be_tried_again_after_a_pause():
     bad = worker(0, WorkerState.FAILED, exit_code=78, message="the token is not valid", failed=301)
     status = status_of(view(workers=[bad]))
     assert available(status) == (UNKNOWN, ModelReason.NOT_YET_LOADED)
-    assert find(status.conditions, "Available").message.endswith("what failed before: the token is not valid")
+    assert find_condition(status.conditions, "Available").message.endswith("what failed before: the token is not valid")
 
 
 def test_one_crash_says_nothing_of_the_model():
@@ -96,7 +96,7 @@ def test_crashes_in_a_row_do_and_the_last_one_is_told(order):
     status = status_of(view(workers=crashed[::order]))
     assert available(status) == (FALSE, ModelReason.WORKER_FAILED)
     assert (
-        find(status.conditions, "Available").message
+        find_condition(status.conditions, "Available").message
         == "2 workers crashed in a row, the last with exit code 1: the last"
     )
 
@@ -114,7 +114,7 @@ def test_a_model_whose_worker_cannot_start_is_not_available_until_it_does():
     status = status_of(seen)
     assert available(status) == (FALSE, ModelReason.WORKER_CANNOT_START)
     # What its waiting jobs say.
-    assert ("WorkerCannotStart", find(status.conditions, "Available").message) == waiting_reason(seen, NOW)
+    assert ("WorkerCannotStart", find_condition(status.conditions, "Available").message) == waiting_reason(seen, NOW)
     started = told(view(workers=[worker(0, WorkerState.STARTING)]), status)
     assert available(status_of(started)) == (UNKNOWN, ModelReason.NOT_YET_LOADED)
     ready = told(view(workers=[worker(0, WorkerState.READY)]), status)
@@ -127,13 +127,14 @@ def test_a_worker_that_cannot_start_says_nothing_of_a_model_that_others_load_or_
     loaded = told(view(workers=[blocked(0)]), status_of(view(workers=[worker(0, WorkerState.READY)])))
     status = status_of(loaded)
     assert available(status) == (TRUE, ModelReason.SCALED_TO_ZERO)
-    assert find(status.conditions, "Available").message.endswith("ErrImagePull (WorkerCannotStart)")
+    assert find_condition(status.conditions, "Available").message.endswith("ErrImagePull (WorkerCannotStart)")
 
 
 def test_a_worker_that_cannot_be_created_is_told_unless_another_is_loading():
     refused = replace(view(workers=[worker(0, WorkerState.STARTING)]), refusal="exceeded quota: gpus")
     messages = [
-        find(status_of(seen).conditions, "Available").message for seen in (refused, replace(refused, workers=()))
+        find_condition(status_of(seen).conditions, "Available").message
+        for seen in (refused, replace(refused, workers=()))
     ]
     assert messages == [
         "no worker has loaded the model with this spec so far; one is starting: it loads the model (WorkerStarting)",
@@ -165,4 +166,4 @@ def test_nothing_new_gives_an_equal_status_so_nothing_is_written():
 def test_the_status_says_which_template_and_generation_it_speaks_of():
     status = status_of(view())
     assert (status.template_hash, status.observed_generation) == (HASH, 1)
-    assert find(status.conditions, "Available").observed_generation == 1
+    assert find_condition(status.conditions, "Available").observed_generation == 1

@@ -14,9 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from kubediffusion.operator.namespace_state import NamespaceState, ObjectCache, ObjectList
 from kubediffusion.operator.views import OrphanedJob, order_key
 from kubediffusion.operator.workers import Pod, WorkerState
-from kubediffusion.resources.base import ObjectMeta
 from kubediffusion.resources.conditions import ConditionStatus, WaitingReason, with_condition
 from kubediffusion.resources.generation_job import GenerationJobStatus, Parameters, Phase
+from kubediffusion.resources.objects import ObjectMeta
 from kubediffusion.resources.testing import NAMESPACE, NOW, bound_job, job, model
 from kubediffusion.resources.transitions import BOUND, TERMINAL
 

@@ -24,7 +24,7 @@ from kubediffusion.operator.workers import (
     Worker,
     WorkerState,
 )
-from kubediffusion.resources.errors import ErrorCode
+from kubediffusion.resources.failures import ErrorCode
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.resources.testing import NOW, bound_job, job
 

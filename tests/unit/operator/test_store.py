@@ -10,8 +10,8 @@ from builders import HASH
 
 from kubediffusion.operator.object_cache import ObjectList
 from kubediffusion.operator.store import JobChange, Store
-from kubediffusion.resources.base import KubernetesObject
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Phase
+from kubediffusion.resources.objects import KubernetesObject
 from kubediffusion.resources.testing import NAMESPACE, NOW, bound_job, job, model
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from kubediffusion.operator.cluster import NameTakenError
 from kubediffusion.operator.worker_executor import is_refusal
-from kubediffusion.resources.client import KubernetesError, error_from_status
+from kubediffusion.resources.apiserver.errors import KubernetesError, error_from_status
 
 
 def answer(status: int, reason: str, message: str) -> KubernetesError:

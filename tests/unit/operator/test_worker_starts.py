@@ -11,7 +11,7 @@ from builders import OLD_HASH, pod_name, view, worker
 from kubediffusion.operator.model_status import LONGEST_MESSAGE, model_status, start_stage, worker_starts
 from kubediffusion.operator.rate import ReportRate
 from kubediffusion.operator.workers import PlatformCondition, WorkerState
-from kubediffusion.resources.conditions import EngineReason, PodCondition, WaitingReason, find
+from kubediffusion.resources.conditions import EngineReason, PodConditionType, WaitingReason, find_condition
 from kubediffusion.resources.diffusion_model import MAX_STARTS
 from kubediffusion.resources.testing import NOW
 
@@ -24,7 +24,7 @@ def after(seconds):
 
 def telling(built, reason, message="so far", status="False"):
     """The same worker, whose Pod says how far its start has come."""
-    condition = PlatformCondition(type=PodCondition.ENGINE_READY, status=status, reason=reason, message=message)
+    condition = PlatformCondition(type=PodConditionType.ENGINE_READY, status=status, reason=reason, message=message)
     return showing(built, conditions=(*built.pod.status.conditions, condition))
 
 
@@ -86,7 +86,7 @@ def test_a_ready_worker_is_named_while_it_compiles_and_after_those_that_start():
     assert shown(seen) == [(pod_name(3), "Importing", "so far"), (pod_name(0), "Compiling", "1 of 6 compiled")]
     status = model_status(seen, None, NOW)
     assert (status.workers.ready, status.workers.starting) == (3, 1)
-    assert find(status.conditions, "Available").message == "3 workers ready, still compiling: 1"
+    assert find_condition(status.conditions, "Available").message == "3 workers ready, still compiling: 1"
 
 
 def test_workers_of_another_template_and_such_as_have_ended_are_not_named():
@@ -118,7 +118,7 @@ def test_what_says_whether_a_model_is_available_says_how_far_the_first_start_is(
     seen = view(workers=[telling(worker(0, STARTING), "LoadingWeights", "the weights go to the GPU")])
     if before == "loaded before":
         seen = told(seen, model_status(view(workers=[worker(0, READY)]), None, NOW))
-    message = find(model_status(seen, None, NOW).conditions, "Available").message
+    message = find_condition(model_status(seen, None, NOW).conditions, "Available").message
     assert message.endswith("; one is starting: the weights go to the GPU (LoadingWeights)")
 
 

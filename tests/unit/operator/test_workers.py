@@ -17,8 +17,8 @@ from kubediffusion.operator.workers import (
     Worker,
     WorkerState,
 )
-from kubediffusion.resources.base import ObjectMeta
-from kubediffusion.resources.conditions import PodCondition
+from kubediffusion.resources.conditions import PodConditionType
+from kubediffusion.resources.objects import ObjectMeta
 from kubediffusion.resources.testing import NOW
 
 
@@ -187,7 +187,7 @@ def test_nothing_keeps_a_container_that_runs_or_of_which_nothing_is_said():
 )
 def test_a_crash_tells_how_far_the_start_had_come(status, reason, words):
     ended = {"name": "worker", "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}
-    condition = {"type": PodCondition.ENGINE_READY, "status": status, "reason": reason}
+    condition = {"type": PodConditionType.ENGINE_READY, "status": status, "reason": reason}
     shown = {"phase": "Failed", "containerStatuses": [ended], "conditions": [condition]}
     assert Worker(a_job(FAILED), Pod.from_wire({"metadata": {"name": "pod"}, "status": shown})).crash == words
 

@@ -10,15 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from kubediffusion.resources.base import ObjectMeta, format_time, merge_patch
 from kubediffusion.resources.conditions import ConditionStatus
 from kubediffusion.resources.generation_job import (
     GenerationJob,
     GenerationJobSpec,
     GenerationJobStatus,
+    JobProgress,
     Phase,
-    Progress,
 )
+from kubediffusion.resources.merge_patch import merge_patch
+from kubediffusion.resources.objects import ObjectMeta
+from kubediffusion.resources.schema import format_time
 from kubediffusion.resources.testing import job
 
 scalars = st.booleans() | st.integers(2, 9) | st.text(max_size=3)
@@ -141,7 +143,7 @@ statuses = st.fixed_dictionaries(
         "conditions": st.lists(conditions, max_size=2),
         "worker": words,
         "attempt": st.integers(0, 9),
-        "progress": st.builds(Progress.of, st.integers(0, 50), st.integers(0, 50)),
+        "progress": st.builds(JobProgress.of, st.integers(0, 50), st.integers(0, 50)),
         "images": st.lists(images, max_size=2),
         "parameters": parameters,
         "queued_at": moments,

@@ -6,7 +6,7 @@ import datetime as dt
 
 import pytest
 
-from kubediffusion.resources.conditions import ConditionStatus, ModelCondition, with_condition
+from kubediffusion.resources.conditions import ConditionStatus, ModelConditionType, with_condition
 from kubediffusion.resources.diffusion_model import DiffusionModelStatus, choose_model
 from kubediffusion.resources.testing import NOW, model
 
@@ -55,7 +55,7 @@ def test_only_the_word_true_makes_a_default():
 
 @pytest.mark.parametrize("status", ConditionStatus)
 def test_only_a_model_that_is_known_not_to_load_is_unavailable(status):
-    conditions = with_condition((), ModelCondition.AVAILABLE, status, "Reason", "", NOW)
+    conditions = with_condition((), ModelConditionType.AVAILABLE, status, "Reason", "", NOW)
     told = model().model_copy(update={"status": DiffusionModelStatus(conditions=conditions)})
     assert (told.unavailable is not None) is (status is ConditionStatus.FALSE)
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from kubediffusion.resources.client import (
+from kubediffusion.resources.apiserver.errors import (
     ConflictError,
     ForbiddenError,
     GoneError,
     InvalidError,
     KubernetesError,
     NotFoundError,
-    _decode_status,
     error_from_status,
 )
+from kubediffusion.resources.apiserver.rest import _decode_status
 
 
 @pytest.mark.parametrize(

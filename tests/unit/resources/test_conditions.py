@@ -7,7 +7,7 @@ import datetime as dt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubediffusion.resources.conditions import ConditionStatus, find, with_condition
+from kubediffusion.resources.conditions import ConditionStatus, find_condition, with_condition
 from kubediffusion.resources.testing import NOW
 
 KINDS = ("Complete", "Failed", "Scheduled")
@@ -43,7 +43,7 @@ def test_saying_the_same_again_gives_the_very_same_tuple(steps, last):
 def test_the_transition_time_moves_with_the_status_and_only_with_it(steps):
     states, now = set_all(steps)
     kind = steps[-1][0]
-    before, after = find(states[-2], kind), find(states[-1], kind)
+    before, after = find_condition(states[-2], kind), find_condition(states[-1], kind)
     if before is not None and before.status == after.status:
         assert after.last_transition_time == before.last_transition_time
     else:

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kubediffusion.resources import crd
-from kubediffusion.resources.base import Schema
+from kubediffusion.resources.crds.definitions import diffusion_model_crd, generation_job_crd
+from kubediffusion.resources.crds.main import main, render
+from kubediffusion.resources.crds.structural_schema import structural_schema
 from kubediffusion.resources.generation_job import GenerationJobSpec
-from kubediffusion.resources.schema import structural_schema
+from kubediffusion.resources.schema import Schema
 
 CHART = Path(__file__).parents[3] / "charts" / "kubediffusion"
-DEFINITIONS = {"GenerationJob": crd.generation_job_crd(), "DiffusionModel": crd.diffusion_model_crd()}
+DEFINITIONS = {"GenerationJob": generation_job_crd(), "DiffusionModel": diffusion_model_crd()}
 NO_PART_OF_THE_DIALECT = {"$ref", "$defs", "title", "allOf", "oneOf", "const", "examples", "exclusiveMinimum"}
 """Of JSON Schema, not of structural schemas (or not of use there)."""
 THE_SERVERS_OWN = {".apiVersion", ".kind", ".metadata"}
@@ -112,13 +113,13 @@ def test_a_union_that_no_structural_schema_has_is_refused_when_generating():
         structural_schema(Odd)
 
 
-@pytest.mark.parametrize("path", crd.render())
+@pytest.mark.parametrize("path", render())
 def test_the_committed_files_are_the_generated_ones(path):
-    assert (CHART / path).read_text() == crd.render()[path], "run `make generate` and commit the result"
+    assert (CHART / path).read_text() == render()[path], "run `make generate` and commit the result"
 
 
 def test_what_is_generated_is_valid_yaml_of_what_was_meant():
-    files = crd.render()
+    files = render()
     assert list(yaml.safe_load_all(files["crds/generationjobs.yaml"])) == [DEFINITIONS["GenerationJob"]]
     assert list(yaml.safe_load_all(files["crds/diffusionmodels.yaml"])) == [DEFINITIONS["DiffusionModel"]]
 
@@ -127,7 +128,7 @@ def generate(monkeypatch, *arguments):
     """Run the program; what it complains of, empty where all is well."""
     monkeypatch.setattr(sys, "argv", ["kubediffusion-crds", *map(str, arguments)])
     try:
-        crd.main()
+        main()
     except SystemExit as end:
         return end.code
     return ""

@@ -81,7 +81,7 @@ def root():
 
 
 def test_requests_of_the_libraries_are_no_lines(root, capsys):
-    logs.configure("info")
+    logs.configure_logging("info")
     logging.getLogger("botocore").info("a request")
     logging.getLogger("kubediffusion").debug("a detail")
     logging.getLogger("kubediffusion").info("an event")

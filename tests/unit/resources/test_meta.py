@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 
 from kubediffusion.resources import meta
 from kubediffusion.resources.generation_job import MAX_IMAGES
+from kubediffusion.resources.image_keys import image_key
+from kubediffusion.resources.task_ids import new_task_id
+from kubediffusion.resources.worker_names import content_hash, worker_job_name
 
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 POD_SUFFIX = "-abcde"
@@ -26,7 +29,7 @@ json_values = st.recursive(
 
 def test_a_task_id_is_a_uuid_of_version_7_that_tells_the_time():
     before = time.time_ns() // 1_000_000
-    task = uuid.UUID(meta.new_task_id())
+    task = uuid.UUID(new_task_id())
     after = time.time_ns() // 1_000_000
     assert (task.version, task.variant) == (7, uuid.RFC_4122)
     assert before <= task.int >> 80 <= after
@@ -35,17 +38,17 @@ def test_a_task_id_is_a_uuid_of_version_7_that_tells_the_time():
 def test_task_ids_sort_by_the_time_of_their_making():
     made = []
     for _ in range(20):
-        made.append(meta.new_task_id())
+        made.append(new_task_id())
         time.sleep(0.002)
     assert made == sorted(made)
 
 
 def test_task_ids_of_one_moment_differ():
-    assert len({meta.new_task_id() for _ in range(1000)}) == 1000
+    assert len({new_task_id() for _ in range(1000)}) == 1000
 
 
 def test_a_task_id_is_a_name_that_kubernetes_takes():
-    assert LABEL.fullmatch(meta.new_task_id())
+    assert LABEL.fullmatch(new_task_id())
 
 
 @given(
@@ -54,23 +57,23 @@ def test_a_task_id_is_a_name_that_kubernetes_takes():
     st.integers(0, 9999),
 )
 def test_the_names_of_a_workers_job_and_pod_fit_a_label(model, content, ordinal):
-    name = meta.worker_job_name(model, meta.content_hash(content), ordinal)
+    name = worker_job_name(model, content_hash(content), ordinal)
     assert LABEL.fullmatch(name + POD_SUFFIX)
 
 
 @given(json_values)
 def test_a_hash_depends_on_the_value_and_not_on_the_order_of_its_keys(content):
-    assert meta.content_hash({"a": content, "b": 1}) == meta.content_hash({"b": 1, "a": content})
-    assert meta.content_hash({"a": content}) != meta.content_hash({"b": content})
+    assert content_hash({"a": content, "b": 1}) == content_hash({"b": 1, "a": content})
+    assert content_hash({"a": content}) != content_hash({"b": content})
 
 
 @given(st.sampled_from(["", "images", "/images/", "a/b"]))
 def test_the_keys_of_a_jobs_images_differ_and_lie_in_one_folder(prefix):
-    keys = [meta.image_key(prefix, "studio", "uid-1", index) for index in range(MAX_IMAGES)]
+    keys = [image_key(prefix, "studio", "uid-1", index) for index in range(MAX_IMAGES)]
     assert len(set(keys)) == MAX_IMAGES
     assert {key.rpartition("/")[0] for key in keys} == {f"{prefix.strip('/')}/studio/uid-1".lstrip("/")}
 
 
 def test_an_images_key_is_a_function_of_its_job():
-    assert meta.image_key("images", "studio", "uid-1", 0) == "images/studio/uid-1/0.png"
-    assert meta.image_key("", "studio", "uid-1", 3) == "studio/uid-1/3.png"
+    assert image_key("images", "studio", "uid-1", 0) == "images/studio/uid-1/0.png"
+    assert image_key("", "studio", "uid-1", 3) == "studio/uid-1/3.png"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kubediffusion.resources.order import queue_key
+from kubediffusion.resources.queue_order import queue_key
 from kubediffusion.resources.testing import NOW
 
 

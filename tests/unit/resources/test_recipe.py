@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubediffusion.resources.diffusion_model import Defaults, Limits
+from kubediffusion.resources.diffusion_model import JobDefaults, JobLimits
 from kubediffusion.resources.generation_job import (
     MAX_SEED,
     Acceleration,
@@ -13,7 +13,7 @@ from kubediffusion.resources.generation_job import (
     GenerationJobSpec,
     GuidanceInterval,
 )
-from kubediffusion.resources.recipe import check_limits, draw_seed, resolve
+from kubediffusion.resources.parameters import check_limits, draw_seed, resolve_parameters
 from kubediffusion.resources.testing import model
 
 LIMITED = ("num_inference_steps", "width", "height", "num_images")
@@ -32,7 +32,7 @@ def spec(**fields):
 
 
 def resolved(defaults=None, **fields):
-    return resolve(spec(**fields), model(defaults=defaults), seed=7)
+    return resolve_parameters(spec(**fields), model(defaults=defaults), seed=7)
 
 
 def test_a_prompt_alone_runs_with_the_projects_defaults():
@@ -47,12 +47,12 @@ def test_what_only_the_pipeline_knows_stays_open():
 
 
 def test_the_models_defaults_come_before_the_projects():
-    parameters = resolved(Defaults(**FULL))
+    parameters = resolved(JobDefaults(**FULL))
     assert {name: getattr(parameters, name) for name in FULL} == FULL
 
 
 def test_the_jobs_own_word_comes_first():
-    other = Defaults(
+    other = JobDefaults(
         num_inference_steps=4,
         guidance_scale=1,
         negative_prompt="x",
@@ -65,7 +65,9 @@ def test_the_jobs_own_word_comes_first():
 
 
 def test_no_guidance_and_no_negative_prompt_are_words_too():
-    parameters = resolved(Defaults(guidance_scale=5.0, negative_prompt="blurry"), guidance_scale=0, negative_prompt="")
+    parameters = resolved(
+        JobDefaults(guidance_scale=5.0, negative_prompt="blurry"), guidance_scale=0, negative_prompt=""
+    )
     assert (parameters.guidance_scale, parameters.negative_prompt) == (0, "")
 
 
@@ -73,12 +75,12 @@ def test_a_job_has_its_own_acceleration_whole_or_its_models():
     of_model = Acceleration(guidance_interval=GuidanceInterval(stop=0.8))
     own = Acceleration(feature_caching=FeatureCaching(interval=3))
     assert resolved().acceleration is None
-    assert resolved(Defaults(acceleration=of_model)).acceleration == of_model
-    assert resolved(Defaults(acceleration=of_model), acceleration=own).acceleration == own
+    assert resolved(JobDefaults(acceleration=of_model)).acceleration == of_model
+    assert resolved(JobDefaults(acceleration=of_model), acceleration=own).acceleration == own
 
 
 def test_acceleration_that_changes_nothing_is_none_and_is_not_written():
-    of_model = Defaults(acceleration=Acceleration(guidance_interval=GuidanceInterval(stop=0.8)))
+    of_model = JobDefaults(acceleration=Acceleration(guidance_interval=GuidanceInterval(stop=0.8)))
     nothing = Acceleration(guidance_interval=GuidanceInterval(), feature_caching=FeatureCaching(interval=1))
     for own in (Acceleration(), nothing):
         parameters = resolved(of_model, acceleration=own)
@@ -87,14 +89,14 @@ def test_acceleration_that_changes_nothing_is_none_and_is_not_written():
 
 
 def test_a_job_that_names_no_steps_never_runs_more_than_its_model_allows():
-    few = model(limits=Limits(num_inference_steps=8))
-    assert resolve(spec(), few, seed=7).num_inference_steps == 8
+    few = model(limits=JobLimits(num_inference_steps=8))
+    assert resolve_parameters(spec(), few, seed=7).num_inference_steps == 8
 
 
 @given(st.integers(0, MAX_SEED), st.integers(0, MAX_SEED))
 def test_a_seed_that_is_named_is_kept_and_one_that_is_not_is_the_drawn_one(named, drawn):
-    assert resolve(spec(seed=named), model(), drawn).seed == named
-    assert resolve(spec(), model(), drawn).seed == drawn
+    assert resolve_parameters(spec(seed=named), model(), drawn).seed == named
+    assert resolve_parameters(spec(), model(), drawn).seed == drawn
 
 
 def test_drawn_seeds_differ_and_every_tool_can_show_them():
@@ -106,7 +108,7 @@ def test_drawn_seeds_differ_and_every_tool_can_show_them():
 @given(st.sampled_from(LIMITED), st.integers(1, 16), st.integers(1, 16))
 def test_a_field_is_refused_exactly_when_it_exceeds_its_limit(field, asked, limit):
     unit = 64 if field in {"width", "height"} else 1
-    limited = model(limits=Limits(**{field: limit * unit}))
+    limited = model(limits=JobLimits(**{field: limit * unit}))
     problems = list(check_limits(spec(**{field: asked * unit}), limited))
     assert bool(problems) == (asked > limit)
     for problem in problems:
@@ -120,7 +122,7 @@ def test_every_field_that_is_too_much_is_named():
 
 
 def test_a_job_that_asks_for_nothing_special_is_within_every_limit():
-    assert list(check_limits(spec(), model(limits=Limits(num_inference_steps=1, width=64, height=64)))) == []
+    assert list(check_limits(spec(), model(limits=JobLimits(num_inference_steps=1, width=64, height=64)))) == []
 
 
 @given(st.integers(1, 4), st.integers(-8, 0))

@@ -8,9 +8,9 @@ import pytest
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from kubediffusion.resources.base import Schema
 from kubediffusion.resources.runtime import settings
 from kubediffusion.resources.runtime.settings import LogLevel
+from kubediffusion.resources.schema import Schema
 
 
 class Prefixed(BaseSettings):
@@ -41,7 +41,7 @@ def said(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as ended:
-        settings.read(kind)
+        settings.read_settings(kind)
     assert ended.value.code == 78
     return capsys.readouterr().err.splitlines()
 
@@ -49,7 +49,7 @@ def said(
 def test_what_is_right_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBEDIFFUSION_BUCKET", "images")
     monkeypatch.setenv("KUBEDIFFUSION_LOG_LEVEL", "debug")
-    read = settings.read(Prefixed)
+    read = settings.read_settings(Prefixed)
     assert (read.bucket, read.port, read.log_level) == ("images", 8000, "DEBUG")
 
 

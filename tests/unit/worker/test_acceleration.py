@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worker_builders import Recorder, bound_job, image_task, levels_apart, settings
 
-from kubediffusion.resources.errors import JobFailure
+from kubediffusion.resources.failures import JobFailure
 from kubediffusion.resources.generation_job import Acceleration, FeatureCaching, GuidanceInterval
 from kubediffusion.worker.assignments import Assignments
 from kubediffusion.worker.engine import ImageTask, Picture

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from worker_builders import NOW, bound_job, picture
 
-from kubediffusion.resources.errors import ErrorCode, JobFailure
+from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.worker.assignments import Assignment, Binding
 from kubediffusion.worker.engine import Admit, Load, Outcome, Ticket, everybody
 from kubediffusion.worker.health import Health

@@ -15,7 +15,7 @@ import torch
 from worker_builders import Recorder, image_task, levels_apart, settings
 
 from kubediffusion.resources.conditions import EngineReason
-from kubediffusion.resources.errors import JobFailure
+from kubediffusion.resources.failures import JobFailure
 from kubediffusion.worker import testing
 from kubediffusion.worker.engine import EngineLostError, ImageTask, Picture
 from kubediffusion.worker.pipeline.continuous import NAME, ContinuousEngine

@@ -12,7 +12,7 @@ import pytest
 import torch
 from worker_builders import Recorder, image_task, levels_apart, settings
 
-from kubediffusion.resources.errors import JobFailure
+from kubediffusion.resources.failures import JobFailure
 from kubediffusion.resources.generation_job import Scheduler
 from kubediffusion.worker import testing
 from kubediffusion.worker.engine import BadModelError, EngineLostError, Picture

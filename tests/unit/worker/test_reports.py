@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from worker_builders import INFO, NOW, WORKER, bound_job, picture
 
-from kubediffusion.resources.conditions import ConditionStatus, find
-from kubediffusion.resources.errors import ErrorCode, JobFailure
+from kubediffusion.resources.conditions import ConditionStatus, find_condition
+from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Image, Phase
 from kubediffusion.resources.transitions import Writer, allowed
 from kubediffusion.worker import reports
@@ -106,7 +106,7 @@ def test_conditions_of_others_stay() -> None:
 
 def test_a_success_is_complete() -> None:
     status = success(bound_job())
-    assert find(status.conditions, "Complete").status is ConditionStatus.TRUE
+    assert find_condition(status.conditions, "Complete").status is ConditionStatus.TRUE
     assert (status.timings.queue, status.timings.inference, status.timings.upload) == (1.0, 1.5, 0.25)
     assert status.progress.summary == "10/10"
     assert status.warnings == ("prompt is too long",)
@@ -118,9 +118,9 @@ def test_a_success_is_complete() -> None:
 def test_an_outage_that_is_over_is_said_to_be() -> None:
     job = bound_job()
     waiting = reports.waiting_for_storage(job, finished(job), "connection refused", NOW)
-    assert find(waiting.conditions, "Uploaded").status is ConditionStatus.FALSE
+    assert find_condition(waiting.conditions, "Uploaded").status is ConditionStatus.FALSE
     done = success(job.model_copy(update={"status": waiting}))
-    assert find(done.conditions, "Uploaded").status is ConditionStatus.TRUE
+    assert find_condition(done.conditions, "Uploaded").status is ConditionStatus.TRUE
 
 
 def test_a_queue_time_is_never_negative() -> None:
@@ -132,4 +132,4 @@ def test_a_failure_says_code_and_message() -> None:
     job = bound_job()
     status = reports.failed(job, finished(job), JobFailure(ErrorCode.OUT_OF_MEMORY, "x" * 9999), LATER)
     assert (status.error.code, len(status.error.message)) == ("OutOfMemory", reports.MAX_MESSAGE)
-    assert find(status.conditions, "Failed").reason == "OutOfMemory"
+    assert find_condition(status.conditions, "Failed").reason == "OutOfMemory"

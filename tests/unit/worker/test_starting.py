@@ -74,7 +74,7 @@ def test_pytorch_is_imported_when_the_model_is_loaded_and_not_before() -> None:
 def test_cycles_are_looked_for_again_after_a_pause_but_not_in_what_was_there() -> None:
     before = gc.get_freeze_count()
     try:
-        with garbage.paused():
+        with garbage.collection_paused():
             assert not gc.isenabled()
             kept = [[number] for number in range(1000)]
         assert gc.isenabled()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from worker_builders import settings
 
-from kubediffusion.resources.errors import BAD_MODEL_EXIT_CODE
+from kubediffusion.resources.failures import BAD_MODEL_EXIT_CODE
 from kubediffusion.worker import cpus
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.settings import Settings

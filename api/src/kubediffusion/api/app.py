@@ -28,7 +28,8 @@ from kubediffusion.api.service import JobService
 from kubediffusion.api.settings import ImageForm, Settings
 from kubediffusion.api.watches import Watches
 from kubediffusion.resources import meta
-from kubediffusion.resources.client import KubernetesClient, Resource
+from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.apiserver.resource import Resource
 from kubediffusion.resources.storage import ImageStorage
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from kubediffusion.api.schemas import Acceleration, FeatureCaching, GuidanceInterval, JobRequest
-from kubediffusion.resources.client import ConflictError, ForbiddenError, InvalidError, KubernetesError
+from kubediffusion.resources.apiserver.errors import ConflictError, ForbiddenError, InvalidError, KubernetesError
 from kubediffusion.resources.storage import StorageError
 
 logger = logging.getLogger(__name__)

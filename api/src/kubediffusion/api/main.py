@@ -13,18 +13,18 @@ from kubernetes.aio.config import ConfigException
 from kubediffusion.api.app import AGENT, create_app
 from kubediffusion.api.middleware import RequestIdFilter
 from kubediffusion.api.settings import Settings
-from kubediffusion.resources.client import KubernetesClient
+from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.runtime import garbage, logs
-from kubediffusion.resources.runtime.settings import EX_CONFIG, read
+from kubediffusion.resources.runtime.settings import EX_CONFIG, read_settings
 
 logger = logging.getLogger(__name__)
 
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT, then answer what is under way and go."""
-    settings = read(Settings)
+    settings = read_settings(Settings)
     # Keys of the API's own are not among them: of those it keeps digests only.
-    logs.configure(settings.log_level, settings.secrets)
+    logs.configure_logging(settings.log_level, settings.secrets)
     for handler in logging.getLogger().handlers:
         handler.addFilter(RequestIdFilter())
     try:
@@ -52,7 +52,7 @@ def main() -> None:
     # uvicorn raises the signal again when it is done; the process has then done what was asked, and exits with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    garbage.settle()
+    garbage.freeze_startup_objects()
     server.run()
 
 

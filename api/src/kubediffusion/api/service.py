@@ -24,9 +24,11 @@ from kubediffusion.api.metrics import Metrics
 from kubediffusion.api.model_cache import ModelCache
 from kubediffusion.api.schemas import JobRequest, JobSummary, JobView
 from kubediffusion.api.settings import Settings
-from kubediffusion.resources import meta, recipe
-from kubediffusion.resources.client import ConflictError, KubernetesError, NotFoundError, Resource
+from kubediffusion.resources.apiserver.errors import ConflictError, KubernetesError, NotFoundError
+from kubediffusion.resources.apiserver.resource import Resource
 from kubediffusion.resources.generation_job import GenerationJobSpec
+from kubediffusion.resources.parameters import check_limits
+from kubediffusion.resources.task_ids import new_task_id
 
 logger = logging.getLogger(__name__)
 
@@ -83,13 +85,13 @@ class JobService:
         """
         spec = translate.to_spec(request)
         if idempotency_key is None:
-            name = meta.new_task_id()
+            name = new_task_id()
         else:
             name = translate.idempotent_name(owner, idempotency_key)
             if (known := self._jobs.get(name)) is not None:
                 return _repeated(known, spec)
         model = self._models.usable(spec.model)
-        if errors := [problem(error.field, error.message) for error in recipe.check_limits(spec, model)]:
+        if errors := [problem(error.field, error.message) for error in check_limits(spec, model)]:
             raise InvalidRequestError(errors)
         self._check_room()
         entry = await self._create(name, spec)

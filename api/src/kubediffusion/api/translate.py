@@ -22,18 +22,19 @@ from kubediffusion.api.schemas import (
     TimingsView,
     Waiting,
 )
-from kubediffusion.resources import meta, recipe
+from kubediffusion.resources import meta
 from kubediffusion.resources.conditions import (
     Condition,
     ConditionStatus,
     EngineReason,
-    JobCondition,
-    ModelCondition,
+    JobConditionType,
+    ModelConditionType,
     WaitingReason,
-    find,
+    find_condition,
 )
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobSpec
+from kubediffusion.resources.parameters import resolve_parameters
 
 _IDEMPOTENCY_NAMESPACE = uuid.UUID("3c1f7f0e-6f0c-5d0a-9a6b-7d1f1c0e2b55")
 """Where the names of idempotent requests live (RFC 9562, version 5). It must never change."""
@@ -86,7 +87,7 @@ def view(entry: CachedJob, queue_position: int | None, model: DiffusionModel | N
     """
     job = entry.job()
     spec, status = job.spec, job.status
-    scheduled = find(status.conditions, JobCondition.SCHEDULED)
+    scheduled = find_condition(status.conditions, JobConditionType.SCHEDULED)
     waits = scheduled is not None and scheduled.status == ConditionStatus.FALSE and not entry.finished
     asked = {field: getattr(spec, field) for field in JobRequest.model_fields}
     if spec.acceleration is not None:
@@ -149,9 +150,9 @@ def _image_view(name: str, image: StoredImage) -> ImageView:
 
 def model_view(model: DiffusionModel) -> ModelView:
     """Show a model."""
-    condition = find(model.status.conditions, ModelCondition.AVAILABLE)
+    condition = find_condition(model.status.conditions, ModelConditionType.AVAILABLE)
     # The defaults as a job without any wish gets them; the prompt and the seed do not matter here.
-    defaults = recipe.resolve(GenerationJobSpec(prompt="-"), model, seed=0)
+    defaults = resolve_parameters(GenerationJobSpec(prompt="-"), model, seed=0)
     return ModelView(
         name=model.name,
         default=model.is_default,

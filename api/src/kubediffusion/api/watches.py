@@ -12,9 +12,9 @@ from typing import Any
 from kubediffusion.api.job_cache.cache import JobCache
 from kubediffusion.api.job_cache.records import JobRecord
 from kubediffusion.api.model_cache import ModelCache
-from kubediffusion.resources.client import Resource
+from kubediffusion.resources.apiserver.reflector import Reflector
+from kubediffusion.resources.apiserver.resource import Resource
 from kubediffusion.resources.diffusion_model import DiffusionModel
-from kubediffusion.resources.watching import Reflector
 
 logger = logging.getLogger(__name__)
 

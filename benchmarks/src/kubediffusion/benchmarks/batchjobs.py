@@ -19,8 +19,8 @@ from kubediffusion.benchmarks.site import Site, gather, until
 from kubediffusion.benchmarks.usage import Meter
 from kubediffusion.local.cluster import NODE_NAME, LocalCluster
 from kubediffusion.local.testing import Namespace
-from kubediffusion.resources.base import format_time
-from kubediffusion.resources.client import MERGE_PATCH
+from kubediffusion.resources.apiserver.resource import MERGE_PATCH
+from kubediffusion.resources.schema import format_time
 
 NAMESPACE = "benchmark-jobs"
 INSTANT = "instant"

@@ -17,7 +17,8 @@ from kubediffusion.benchmarks.usage import Meter
 from kubediffusion.local import installation
 from kubediffusion.local.cluster import LocalCluster, Manifest
 from kubediffusion.local.testing import Namespace, connect, is_true, wait_for
-from kubediffusion.resources.client import KubernetesClient, KubernetesError
+from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.apiserver.errors import KubernetesError
 
 NAMESPACE = "benchmark"
 MODEL = "stand-in"

@@ -91,6 +91,6 @@ def main() -> None:
     from kubediffusion.resources.runtime import logs
 
     settings = Settings()
-    logs.configure(settings.log_level)
+    logs.configure_logging(settings.log_level)
     seconds = float((settings.spec.source.path or "").removeprefix("stand-in:"))
     os._exit(uvloop.run(serve(settings, lambda *_: StandInEngine(seconds))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kubediffusion.resources.diffusion_model import DiffusionModel, DiffusionModelStatus
-from kubediffusion.resources.errors import ErrorCode
+from kubediffusion.resources.failures import ErrorCode
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 
 

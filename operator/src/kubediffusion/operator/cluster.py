@@ -12,10 +12,12 @@ from kubediffusion.operator.manifests import WorkerDefaults, worker_job
 from kubediffusion.operator.object_cache import ObjectList
 from kubediffusion.operator.workers import BatchJob, Pod
 from kubediffusion.resources import meta
-from kubediffusion.resources.base import merge_patch
-from kubediffusion.resources.client import ConflictError, KubernetesClient, KubernetesError, NotFoundError, Resource
+from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.apiserver.errors import ConflictError, KubernetesError, NotFoundError
+from kubediffusion.resources.apiserver.resource import Resource
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Phase
+from kubediffusion.resources.merge_patch import merge_patch
 from kubediffusion.resources.transitions import BOUND, TERMINAL
 
 logger = logging.getLogger(__name__)

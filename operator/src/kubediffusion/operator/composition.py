@@ -18,7 +18,7 @@ from kubediffusion.operator.retention import ImageRemover, Retention
 from kubediffusion.operator.settings import Settings
 from kubediffusion.operator.store import Store
 from kubediffusion.operator.views import SchedulerOptions
-from kubediffusion.resources.client import KubernetesClient
+from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.storage import ImageStorage
 
 

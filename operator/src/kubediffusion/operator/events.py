@@ -15,11 +15,18 @@ from typing import Any, Literal
 
 from kubediffusion.operator.actions import Explain, JobAction, ReportModel, Requeue
 from kubediffusion.resources import meta
-from kubediffusion.resources.base import format_time
-from kubediffusion.resources.client import KubernetesClient, KubernetesError
-from kubediffusion.resources.conditions import ConditionStatus, JobReason, ModelCondition, WaitingReason, find
+from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.apiserver.errors import KubernetesError
+from kubediffusion.resources.conditions import (
+    ConditionStatus,
+    JobReason,
+    ModelConditionType,
+    WaitingReason,
+    find_condition,
+)
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob, Phase
+from kubediffusion.resources.schema import format_time
 
 logger = logging.getLogger(__name__)
 
@@ -140,8 +147,8 @@ def events_of_job_end(job: GenerationJob) -> list[Event]:
 
 def events_of_model_report(action: ReportModel) -> list[Event]:
     """Return the Event of a model that can be used now, or no longer; nothing where that has not changed."""
-    before = find(action.model.status.conditions, ModelCondition.AVAILABLE)
-    after = find(action.status.conditions, ModelCondition.AVAILABLE)
+    before = find_condition(action.model.status.conditions, ModelConditionType.AVAILABLE)
+    after = find_condition(action.status.conditions, ModelConditionType.AVAILABLE)
     if after is None or (before is not None and before.reason == after.reason):
         return []
     bad = after.status == ConditionStatus.FALSE

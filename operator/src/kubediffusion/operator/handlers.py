@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from kubediffusion.operator.store import Store
 from kubediffusion.operator.workers import BatchJob, Pod
 from kubediffusion.resources import meta
-from kubediffusion.resources.base import KubernetesObject
 from kubediffusion.resources.diffusion_model import DiffusionModel
+from kubediffusion.resources.objects import KubernetesObject
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from kubediffusion.operator.cluster import RETRY_SECONDS, Cluster
 from kubediffusion.operator.events import EventRecorder, events_of_job_write
 from kubediffusion.operator.job_status import next_status
 from kubediffusion.operator.store import Store
-from kubediffusion.resources import recipe
-from kubediffusion.resources.client import ConflictError, KubernetesError, NotFoundError
+from kubediffusion.resources.apiserver.errors import ConflictError, KubernetesError, NotFoundError
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus
+from kubediffusion.resources.parameters import draw_seed
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class JobExecutor:
             status, becomes = None, None
         else:
             now, first_seen = dt.datetime.now(dt.UTC), self._store.pop_first_seen(job)
-            status = next_status(action, now, recipe.draw_seed(), first_seen)
+            status = next_status(action, now, draw_seed(), first_seen)
             becomes = job.model_copy(update={"status": status}) if isinstance(action, Bind | Explain) else None
         self._store.assume_job(job, becomes)
         self._tasks.create_task(self._write(action, status))

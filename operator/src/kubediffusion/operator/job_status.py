@@ -14,14 +14,13 @@ from kubediffusion.operator.actions import Bind, Explain, Finish, Requeue
 from kubediffusion.operator.scaling import back_off_until
 from kubediffusion.operator.views import Decision, ModelView, NamespaceView, SchedulerOptions
 from kubediffusion.operator.workers import WorkerState
-from kubediffusion.resources import recipe
 from kubediffusion.resources.conditions import (
     Condition,
     ConditionStatus,
-    JobCondition,
+    JobConditionType,
     JobReason,
     WaitingReason,
-    find,
+    find_condition,
     with_condition,
 )
 from kubediffusion.resources.generation_job import (
@@ -31,6 +30,7 @@ from kubediffusion.resources.generation_job import (
     Parameters,
     Phase,
 )
+from kubediffusion.resources.parameters import resolve_parameters
 from kubediffusion.resources.transitions import Writer, allowed
 
 
@@ -74,7 +74,7 @@ def _bound(action: Bind, now: dt.datetime, seed: int) -> GenerationJobStatus:
     if conditions:
         # A job that was bound at once never had a Scheduled condition, and needs none.
         conditions = with_condition(
-            conditions, JobCondition.SCHEDULED, ConditionStatus.TRUE, JobReason.BOUND, f"bound to {action.pod}", now
+            conditions, JobConditionType.SCHEDULED, ConditionStatus.TRUE, JobReason.BOUND, f"bound to {action.pod}", now
         )
     return old.model_copy(
         update={
@@ -93,7 +93,7 @@ def _bound(action: Bind, now: dt.datetime, seed: int) -> GenerationJobStatus:
 
 def _lasting(conditions: tuple[Condition, ...]) -> tuple[Condition, ...]:
     """Leave out what an attempt said of its images: the next one has none yet."""
-    return tuple(condition for condition in conditions if condition.type != JobCondition.UPLOADED)
+    return tuple(condition for condition in conditions if condition.type != JobConditionType.UPLOADED)
 
 
 def _parameters(action: Bind, seed: int) -> Parameters:
@@ -101,7 +101,7 @@ def _parameters(action: Bind, seed: int) -> Parameters:
     earlier = action.job.status.parameters
     if earlier is not None and earlier.model == action.model.name:
         return earlier
-    return recipe.resolve(action.job.spec, action.model, earlier.seed if earlier is not None else seed)
+    return resolve_parameters(action.job.spec, action.model, earlier.seed if earlier is not None else seed)
 
 
 def _requeued(action: Requeue, now: dt.datetime) -> GenerationJobStatus:
@@ -111,7 +111,7 @@ def _requeued(action: Requeue, now: dt.datetime) -> GenerationJobStatus:
             "phase": Phase.PENDING,
             "conditions": with_condition(
                 _lasting(old.conditions),
-                JobCondition.SCHEDULED,
+                JobConditionType.SCHEDULED,
                 ConditionStatus.FALSE,
                 action.reason,
                 action.message,
@@ -132,7 +132,7 @@ def _finished(action: Finish, now: dt.datetime) -> GenerationJobStatus:
         update={
             "phase": action.phase,
             "conditions": with_condition(
-                old.conditions, JobCondition.FAILED, ConditionStatus.TRUE, reason, action.message, now
+                old.conditions, JobConditionType.FAILED, ConditionStatus.TRUE, reason, action.message, now
             ),
             "retries": old.retries + int(action.counted),
             "error": JobError(code=reason, message=action.message),
@@ -147,7 +147,7 @@ def _explained(action: Explain, now: dt.datetime) -> GenerationJobStatus:
     return old.model_copy(
         update={
             "conditions": with_condition(
-                old.conditions, JobCondition.SCHEDULED, ConditionStatus.FALSE, action.reason, action.message, now
+                old.conditions, JobConditionType.SCHEDULED, ConditionStatus.FALSE, action.reason, action.message, now
             ),
         }
     )
@@ -174,7 +174,7 @@ def explain_waiting_jobs(
         due = (job.metadata.creation_timestamp or now) + options.explain_after
         if now < due:
             return Decision(tuple(actions), due)
-        said = find(job.status.conditions, JobCondition.SCHEDULED)
+        said = find_condition(job.status.conditions, JobConditionType.SCHEDULED)
         if said is not None and said.status == ConditionStatus.FALSE and said.reason == reason:
             continue
         if len(actions) >= explanations:

@@ -18,10 +18,11 @@ from kubediffusion.operator.composition import Operator, compose
 from kubediffusion.operator.handlers import register
 from kubediffusion.operator.settings import Settings
 from kubediffusion.operator.watching import configure_kopf, watch_jobs
-from kubediffusion.resources.client import KubernetesClient, KubernetesError
+from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.apiserver.errors import KubernetesError
 from kubediffusion.resources.runtime import garbage, logs
 from kubediffusion.resources.runtime.probes import serve_probes
-from kubediffusion.resources.runtime.settings import EX_CONFIG, read
+from kubediffusion.resources.runtime.settings import EX_CONFIG, read_settings
 from kubediffusion.resources.storage import ImageStorage
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ async def run(settings: Settings) -> None:
             store = operator.store
             namespaces: Sequence[str | None] = settings.namespace_list or [None]
             jobs = [watch_jobs(client, name, store.observe_job, store.unfinished_jobs(name)) for name in namespaces]
-            garbage.settle()
+            garbage.freeze_startup_objects()
             await operator.run(watches, *(watch.run() for watch in jobs))
 
 
@@ -78,8 +79,8 @@ async def _list_all(operator: Operator) -> None:
 
 def main() -> None:
     """Run the operator process."""
-    settings = read(Settings)
-    logs.configure(settings.log_level, settings.secrets)
+    settings = read_settings(Settings)
+    logs.configure_logging(settings.log_level, settings.secrets)
     # Until kopf takes the signals over, SIGTERM ends the process as the shell expects.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:

@@ -13,7 +13,8 @@ from typing import Any
 from kubediffusion.operator.workers import CONTAINER
 from kubediffusion.resources import meta
 from kubediffusion.resources.diffusion_model import CompileCacheVolume, DiffusionModel
-from kubediffusion.resources.errors import BAD_MODEL_EXIT_CODE
+from kubediffusion.resources.failures import BAD_MODEL_EXIT_CODE
+from kubediffusion.resources.worker_names import content_hash, worker_job_name
 
 MODEL_MOUNT = "/models"
 CACHE_MOUNT = "/var/cache/kubediffusion"
@@ -51,7 +52,7 @@ def template_hash(model: DiffusionModel, defaults: WorkerDefaults) -> str:
     A change of what jobs only read (defaults, limits) or of how many workers there are does not replace workers.
     """
     restarted = model.metadata.annotations.get(meta.RESTARTED_AT_ANNOTATION)
-    return meta.content_hash([_template(model, defaults), model.spec.workers.queue_name, restarted])
+    return content_hash([_template(model, defaults), model.spec.workers.queue_name, restarted])
 
 
 def worker_job(model: DiffusionModel, name_hash: str, ordinal: int, defaults: WorkerDefaults) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def worker_job(model: DiffusionModel, name_hash: str, ordinal: int, defaults: Wo
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {
-            "name": meta.worker_job_name(model.name, name_hash, ordinal),
+            "name": worker_job_name(model.name, name_hash, ordinal),
             "namespace": model.metadata.namespace,
             "labels": labels | ({meta.KUEUE_QUEUE_LABEL: queue_name} if queue_name else {}),
             "ownerReferences": [

@@ -12,10 +12,10 @@ from kubediffusion.resources import meta
 from kubediffusion.resources.conditions import (
     ConditionStatus,
     EngineReason,
-    ModelCondition,
+    ModelConditionType,
     ModelReason,
     WaitingReason,
-    find,
+    find_condition,
     with_condition,
 )
 from kubediffusion.resources.diffusion_model import MAX_STARTS, DiffusionModelStatus, WorkerCounts, WorkerStart
@@ -37,7 +37,7 @@ def model_status(view: ModelView, revision: str | None, now: dt.datetime) -> Dif
     ready = view.current(WorkerState.READY)
     return DiffusionModelStatus(
         conditions=with_condition(
-            old.conditions, ModelCondition.AVAILABLE, status, reason, message, now, view.model.metadata.generation
+            old.conditions, ModelConditionType.AVAILABLE, status, reason, message, now, view.model.metadata.generation
         ),
         workers=WorkerCounts(
             ready=len(ready),
@@ -53,7 +53,7 @@ def model_status(view: ModelView, revision: str | None, now: dt.datetime) -> Dif
 
 
 def _availability(view: ModelView, now: dt.datetime) -> tuple[ConditionStatus, ModelReason, str]:
-    old = find(view.model.status.conditions, ModelCondition.AVAILABLE)
+    old = find_condition(view.model.status.conditions, ModelConditionType.AVAILABLE)
     crashes = view.crashes
     if ready := view.current(WorkerState.READY):
         message = f"{len(ready)} worker{'s' if len(ready) > 1 else ''} ready"

@@ -18,7 +18,7 @@ from sortedcontainers import SortedKeyList
 from kubediffusion.operator.object_cache import ObjectCache, ObjectList
 from kubediffusion.operator.views import ModelView, NamespaceView, OrphanedJob, order_key
 from kubediffusion.operator.workers import BatchJob, Pod, Worker, WorkerState
-from kubediffusion.resources.conditions import JobCondition, WaitingReason, find
+from kubediffusion.resources.conditions import JobConditionType, WaitingReason, find_condition
 from kubediffusion.resources.diffusion_model import DiffusionModel, choose_model
 from kubediffusion.resources.generation_job import GenerationJob
 from kubediffusion.resources.transitions import BOUND, TERMINAL
@@ -73,7 +73,7 @@ class NamespaceState:
         if job.status.phase in BOUND and job.status.worker:
             self._bound[_bound_model(job)][job.status.worker][job.uid] = job
         elif job.spec.suspend:
-            said = find(job.status.conditions, JobCondition.SCHEDULED)
+            said = find_condition(job.status.conditions, JobConditionType.SCHEDULED)
             if said is None or said.reason != WaitingReason.SUSPENDED:
                 self._unexplained_suspensions[job.uid] = job
         else:

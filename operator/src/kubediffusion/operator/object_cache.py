@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from kubediffusion.resources.base import KubernetesObject
+from kubediffusion.resources.objects import KubernetesObject
 
 T = TypeVar("T", bound=KubernetesObject)
 

@@ -6,8 +6,8 @@ import datetime as dt
 
 from kubediffusion.operator.actions import Action, Explain, Finish
 from kubediffusion.operator.views import Decision, NamespaceView, SchedulerOptions
-from kubediffusion.resources.conditions import JobCondition, WaitingReason, find
-from kubediffusion.resources.errors import ErrorCode
+from kubediffusion.resources.conditions import JobConditionType, WaitingReason, find_condition
+from kubediffusion.resources.failures import ErrorCode
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 
 ORPHANS_A_PASS = 200
@@ -45,4 +45,6 @@ def decide_orphaned_jobs(
 
 
 def _is_unexplained(job: GenerationJob) -> bool:
-    return job.status.phase is Phase.PENDING and find(job.status.conditions, JobCondition.SCHEDULED) is None
+    return (
+        job.status.phase is Phase.PENDING and find_condition(job.status.conditions, JobConditionType.SCHEDULED) is None
+    )

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from kubediffusion.operator.actions import ReportModel
-from kubediffusion.resources.conditions import ModelCondition, find
+from kubediffusion.resources.conditions import ModelConditionType, find_condition
 from kubediffusion.resources.diffusion_model import DiffusionModel, DiffusionModelStatus
 
 REPORT_PERIOD = dt.timedelta(seconds=1)
@@ -73,5 +73,5 @@ class ReportRate:
 
 def _urgent(status: DiffusionModelStatus) -> object:
     """Return what is written at once when it changes. Words are not: while a worker starts they tell its progress."""
-    condition = find(status.conditions, ModelCondition.AVAILABLE)
+    condition = find_condition(status.conditions, ModelConditionType.AVAILABLE)
     return condition and (condition.status, condition.reason, condition.observed_generation)

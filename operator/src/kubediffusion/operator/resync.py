@@ -12,7 +12,7 @@ import logging
 from kubediffusion.operator.cluster import Cluster
 from kubediffusion.operator.store import Store
 from kubediffusion.operator.watching import isolate_errors
-from kubediffusion.resources.client import KubernetesError
+from kubediffusion.resources.apiserver.errors import KubernetesError
 
 logger = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from kubediffusion.operator.deadline_queue import DeadlineQueue, time_after
 from kubediffusion.resources import meta
 from kubediffusion.resources.backoff import Backoff
 from kubediffusion.resources.generation_job import GenerationJob
+from kubediffusion.resources.image_keys import image_key
 from kubediffusion.resources.storage import ImageStorage, StorageError
 from kubediffusion.resources.transitions import TERMINAL
 
@@ -70,7 +71,7 @@ class ImageRemover:
             )
             return
         for index in range(job.spec.num_images or 1):
-            uri = self._storage.uri(meta.image_key(self._prefix, job.metadata.namespace, job.uid, index))
+            uri = self._storage.uri(image_key(self._prefix, job.metadata.namespace, job.uid, index))
             await self._remove(self._storage, uri, job)
 
     async def _remove(self, storage: ImageStorage, uri: str, job: GenerationJob) -> None:

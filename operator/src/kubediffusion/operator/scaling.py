@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from kubediffusion.operator.actions import Action, CreateWorker, DeleteWorker
 from kubediffusion.operator.views import LIVE, NEVER, Decision, ModelView
 from kubediffusion.operator.workers import Worker, WorkerState
-from kubediffusion.resources import meta
 from kubediffusion.resources.backoff import pause_after
+from kubediffusion.resources.worker_names import worker_job_name
 
 FIRST_BACK_OFF = 10.0
 """Seconds until the next worker after two crashes in a row; after one it starts at once."""
@@ -89,7 +89,7 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, taken: Set[str], newl
             names = (
                 ordinal
                 for ordinal in itertools.count()
-                if meta.worker_job_name(view.model.name, view.template_hash, ordinal) not in in_use
+                if worker_job_name(view.model.name, view.template_hash, ordinal) not in in_use
             )
             actions += [
                 CreateWorker(view.model, view.template_hash, ordinal) for ordinal in itertools.islice(names, missing)

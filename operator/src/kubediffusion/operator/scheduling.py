@@ -19,9 +19,9 @@ from kubediffusion.operator.job_status import explain_waiting_jobs
 from kubediffusion.operator.scaling import LoadFailure, load_failure, scale
 from kubediffusion.operator.views import Decision, ModelView, SchedulerOptions, order_key
 from kubediffusion.operator.workers import Worker, WorkerState
-from kubediffusion.resources import meta, recipe
+from kubediffusion.resources import meta
 from kubediffusion.resources.conditions import WaitingReason
-from kubediffusion.resources.errors import ErrorCode
+from kubediffusion.resources.failures import ErrorCode
 from kubediffusion.resources.generation_job import (
     DEFAULT_BACKOFF_LIMIT,
     DeletionPolicy,
@@ -29,7 +29,8 @@ from kubediffusion.resources.generation_job import (
     GenerationJobSpec,
     Phase,
 )
-from kubediffusion.resources.order import QueueKey
+from kubediffusion.resources.parameters import check_limits
+from kubediffusion.resources.queue_order import QueueKey
 
 MOST_FAILURES_A_PASS = 200
 """Jobs failed in one pass when their model cannot be loaded, so that a long queue does not hold up the others."""
@@ -176,7 +177,7 @@ def bind(view: ModelView, queue: Iterator[Released], options: SchedulerOptions) 
         job = item.job
         if job.spec.suspend:
             continue
-        if problem := next(recipe.check_limits(job.spec, view.model), None):
+        if problem := next(check_limits(job.spec, view.model), None):
             message = f"spec.{GenerationJobSpec.model_fields[problem.field].alias}: {problem.message}"
             actions.append(Finish(job, Phase.FAILED, ErrorCode.INVALID_SPEC, message, counted=item.counted))
         elif job.spec.deletion_policy == DeletionPolicy.DELETE and meta.IMAGES_FINALIZER not in job.metadata.finalizers:

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from kubediffusion.operator.namespace_state import NamespaceState
 from kubediffusion.operator.object_cache import ObjectList
 from kubediffusion.operator.workers import BatchJob, Pod
-from kubediffusion.resources.base import KubernetesObject
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob
+from kubediffusion.resources.objects import KubernetesObject
 from kubediffusion.resources.transitions import TERMINAL
 
 FRESH = dt.timedelta(seconds=2)

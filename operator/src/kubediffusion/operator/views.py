@@ -10,7 +10,7 @@ from kubediffusion.operator.actions import Action
 from kubediffusion.operator.workers import Worker, WorkerState
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob
-from kubediffusion.resources.order import QueueKey, queue_key
+from kubediffusion.resources.queue_order import QueueKey, queue_key
 
 LIVE = frozenset({WorkerState.QUEUED, WorkerState.STARTING, WorkerState.READY})
 """States of a worker that takes jobs, or will once it has started."""

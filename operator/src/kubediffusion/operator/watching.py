@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 import kopf
 
 from kubediffusion.resources import meta
-from kubediffusion.resources.base import ObjectMeta
-from kubediffusion.resources.client import KubernetesClient
+from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.apiserver.reflector import Reflector
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobSpec, GenerationJobStatus
-from kubediffusion.resources.watching import Reflector
+from kubediffusion.resources.objects import ObjectMeta
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from kubediffusion.operator.cluster import RETRY_SECONDS, Cluster, NameTakenErro
 from kubediffusion.operator.events import EventRecorder, events_of_model_report, worker_refused
 from kubediffusion.operator.store import Store
 from kubediffusion.operator.workers import BatchJob
+from kubediffusion.resources.apiserver.errors import ConflictError, KubernetesError
 from kubediffusion.resources.backoff import Backoff
-from kubediffusion.resources.client import ConflictError, KubernetesError
 from kubediffusion.resources.diffusion_model import DiffusionModel
 
 logger = logging.getLogger(__name__)

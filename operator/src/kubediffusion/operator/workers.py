@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from kubediffusion.resources import meta
-from kubediffusion.resources.base import KubernetesObject, Schema, Time
-from kubediffusion.resources.conditions import ConditionStatus, PodCondition
-from kubediffusion.resources.errors import BAD_MODEL_EXIT_CODE
+from kubediffusion.resources.conditions import ConditionStatus, PodConditionType
+from kubediffusion.resources.failures import BAD_MODEL_EXIT_CODE
+from kubediffusion.resources.objects import KubernetesObject
+from kubediffusion.resources.schema import Schema, Time
 
 CONTAINER = "worker"
 """Name of the container in a worker Pod."""
@@ -124,7 +125,7 @@ class Pod(KubernetesObject):
     @property
     def engine_ready(self) -> PlatformCondition | None:
         """How far its start has come, as its worker says; None where it has not said anything."""
-        return next((c for c in self.status.conditions if c.type == PodCondition.ENGINE_READY), None)
+        return next((c for c in self.status.conditions if c.type == PodConditionType.ENGINE_READY), None)
 
     @property
     def terminated(self) -> Terminated | None:

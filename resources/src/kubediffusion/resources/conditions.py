@@ -13,7 +13,7 @@ from typing import Annotated
 from pydantic import Field
 
 from kubediffusion.resources import meta
-from kubediffusion.resources.base import Schema, Time
+from kubediffusion.resources.schema import Schema, Time
 
 
 class ConditionStatus(StrEnum):
@@ -24,7 +24,7 @@ class ConditionStatus(StrEnum):
     UNKNOWN = "Unknown"
 
 
-class JobCondition(StrEnum):
+class JobConditionType(StrEnum):
     """Condition types of a GenerationJob."""
 
     SCHEDULED = "Scheduled"
@@ -35,13 +35,13 @@ class JobCondition(StrEnum):
     FAILED = "Failed"
 
 
-class ModelCondition(StrEnum):
+class ModelConditionType(StrEnum):
     """Condition types of a DiffusionModel."""
 
     AVAILABLE = "Available"
 
 
-class PodCondition(StrEnum):
+class PodConditionType(StrEnum):
     """Condition types of a worker's Pod that are ours: its node keeps what it does not know, as for readiness gates."""
 
     ENGINE_READY = f"{meta.GROUP}/EngineReady"
@@ -137,7 +137,7 @@ class Condition(Schema):
     """The generation of the spec that it speaks of."""
 
 
-def find(conditions: Iterable[Condition], kind: str) -> Condition | None:
+def find_condition(conditions: Iterable[Condition], kind: str) -> Condition | None:
     """Give the condition of that type, or None."""
     return next((condition for condition in conditions if condition.type == kind), None)
 
@@ -155,7 +155,7 @@ def with_condition(
 
     ``lastTransitionTime`` moves only when ``status`` does, as the API conventions ask.
     """
-    old = find(conditions, kind)
+    old = find_condition(conditions, kind)
     if (
         old is not None
         and (old.status, old.reason, old.message) == (status, reason, message)

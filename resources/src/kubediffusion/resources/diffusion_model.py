@@ -10,8 +10,7 @@ from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 
 from kubediffusion.resources import meta
-from kubediffusion.resources.base import CustomResource, Schema, Time
-from kubediffusion.resources.conditions import Condition, ConditionStatus, ModelCondition, find
+from kubediffusion.resources.conditions import Condition, ConditionStatus, ModelConditionType, find_condition
 from kubediffusion.resources.generation_job import (
     MAX_IMAGES,
     MAX_SIZE,
@@ -23,6 +22,8 @@ from kubediffusion.resources.generation_job import (
     Size,
     Steps,
 )
+from kubediffusion.resources.objects import CustomResource
+from kubediffusion.resources.schema import Schema, Time
 
 AnyObject = Annotated[
     dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True, "properties": None})
@@ -140,7 +141,7 @@ class CompileCache(Schema):
     persistent_volume_claim: CompileCacheVolume | None = None
 
 
-class Defaults(Schema):
+class JobDefaults(Schema):
     """What a job gets that does not say otherwise."""
 
     num_inference_steps: Steps | None = None
@@ -159,7 +160,7 @@ class Defaults(Schema):
     """Speed for quality; none when absent. A job that has its own takes nothing of this one."""
 
 
-class Limits(Schema):
+class JobLimits(Schema):
     """The most that one job may ask for."""
 
     num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 150
@@ -230,7 +231,7 @@ class WorkerSettings(Schema):
 
 
 def _default_within_limit(field: str) -> JsonDict:
-    name, ordinary = Limits.model_fields[field].alias, Limits.model_fields[field].default
+    name, ordinary = JobLimits.model_fields[field].alias, JobLimits.model_fields[field].default
     return {
         "rule": f"self.?defaults.?{name}.orValue(1) <= self.?limits.?{name}.orValue({ordinary})",
         "message": f"defaults.{name} must not exceed limits.{name}, which is {ordinary} when absent",
@@ -268,8 +269,8 @@ class DiffusionModelSpec(Schema):
     """Compile the denoiser, and the decoder where it runs apart, with torch.compile."""
     compile_cache: CompileCache | None = None
     """Keep what was compiled for workers to come. Without it each worker compiles anew, for minutes."""
-    defaults: Defaults = Defaults()
-    limits: Limits = Limits()
+    defaults: JobDefaults = JobDefaults()
+    limits: JobLimits = JobLimits()
     workers: WorkerSettings = WorkerSettings()
 
 
@@ -343,7 +344,7 @@ class DiffusionModel(CustomResource[DiffusionModelSpec, DiffusionModelStatus]):
 
         A model that no worker has loaded yet is not unavailable: the first job is what loads it.
         """
-        condition = find(self.status.conditions, ModelCondition.AVAILABLE)
+        condition = find_condition(self.status.conditions, ModelConditionType.AVAILABLE)
         return condition if condition is not None and condition.status == ConditionStatus.FALSE else None
 
 

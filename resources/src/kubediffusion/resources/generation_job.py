@@ -8,8 +8,9 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field
 
 from kubediffusion.resources import meta
-from kubediffusion.resources.base import CustomResource, Schema, Time
 from kubediffusion.resources.conditions import Condition
+from kubediffusion.resources.objects import CustomResource
+from kubediffusion.resources.schema import Schema, Time
 
 MAX_PROMPT = 4000
 MAX_GUIDANCE = 50.0
@@ -164,7 +165,7 @@ class GenerationJobSpec(Schema):
     """While true, a job that has not started is not scheduled."""
 
 
-class Progress(Schema):
+class JobProgress(Schema):
     """How far the denoising is."""
 
     step: Annotated[int, Field(ge=0)]
@@ -175,7 +176,7 @@ class Progress(Schema):
     """Both as one word, for kubectl's table: a printer column shows one field only."""
 
     @classmethod
-    def of(cls, step: int, total: int) -> Progress:
+    def of(cls, step: int, total: int) -> JobProgress:
         """Give the progress after ``step`` of ``total`` denoising steps."""
         return cls(step=step, total=total, summary=f"{step}/{total}")
 
@@ -273,7 +274,7 @@ class GenerationJobStatus(Schema):
     """Counts bindings. Every report of a worker is fenced by it."""
     retries: Annotated[int, Field(ge=0)] = 0
     """Attempts that ended with the worker's death; compared with spec.backoffLimit."""
-    progress: Progress | None = None
+    progress: JobProgress | None = None
     """How far the denoising is."""
     images: tuple[Image, ...] = ()
     """The uploaded images."""

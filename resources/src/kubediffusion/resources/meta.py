@@ -1,13 +1,6 @@
-"""Names that the parts agree on: group and version, labels, annotations, finalizers, child names."""
+"""Names that the parts agree on: group and version, labels, annotations, finalizers, and the operator's RBAC verb."""
 
 from __future__ import annotations
-
-import hashlib
-import json
-import os
-import time
-import uuid
-from typing import Any
 
 GROUP = "kubediffusion.io"
 VERSION = "v1alpha1"
@@ -47,32 +40,3 @@ administrators with every verb have it."""
 
 MAX_MODEL_NAME = 40
 """Characters of a DiffusionModel's name: with hash and ordinal a worker Pod's name still fits a label's 63."""
-
-
-def new_task_id() -> str:
-    """Make the name of a new job: a UUID of version 7 (RFC 9562), so that names sort by the time of creation.
-
-    ``creationTimestamp`` has whole seconds only; the name keeps first come, first served within a second.
-    """
-    milliseconds = time.time_ns() // 1_000_000
-    tail = int.from_bytes(os.urandom(10), "big")
-    value = milliseconds << 80 | tail
-    value = value & ~(0xF << 76) | 7 << 76
-    value = value & ~(0x3 << 62) | 0x2 << 62
-    return str(uuid.UUID(int=value))
-
-
-def content_hash(content: Any) -> str:
-    """Give 8 hexadecimal digits that name a JSON-like value."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def worker_job_name(model: str, template_hash: str, ordinal: int) -> str:
-    """Name the batch/v1 Job of a worker: the same inputs give the same name, so creating one twice is a 409."""
-    return f"{model}-{template_hash}-{ordinal}"
-
-
-def image_key(prefix: str, namespace: str, uid: str, index: int) -> str:
-    """Give the S3 key of an image: a function of the job alone, so a retry overwrites its own bytes."""
-    return "/".join(part for part in (prefix.strip("/"), namespace, uid, f"{index}.png") if part)

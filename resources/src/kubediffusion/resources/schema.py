@@ -1,63 +1,56 @@
-"""Pydantic models to structural schemas of Kubernetes.
+"""What every part of a resource shares: camelCase on the wire, snake_case in Python, immutable values.
 
-Pydantic gives JSON Schema 2020-12 with references and unions; a CustomResourceDefinition takes a stricter dialect:
-https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/#specifying-a-structural-schema
+Raw dictionaries of the Kubernetes API are parsed here once, at the edge, and serialised here once on the way out.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import datetime as dt
+from typing import Annotated, Any, Self
 
-from kubediffusion.resources.base import Schema
-
-_KEPT = {
-    "type", "format", "enum", "minimum", "maximum", "minLength", "maxLength", "pattern", "multipleOf", "minItems",
-    "maxItems", "required", "x-kubernetes-validations", "x-kubernetes-preserve-unknown-fields",
-    "x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-int-or-string",
-}  # fmt: skip
-
-_LARGEST_INT64 = 2**63 - 1
+from pydantic import AwareDatetime, BaseModel, ConfigDict, PlainSerializer, WithJsonSchema
+from pydantic.alias_generators import to_camel
 
 
-def structural_schema(kind: type[Schema]) -> dict[str, Any]:
-    """Give the structural schema of a resource or of a part of one."""
-    schema = kind.model_json_schema(mode="validation", by_alias=True)
-    return _convert(schema, schema.get("$defs", {}))
+def format_time(moment: dt.datetime) -> str:
+    """Write a moment as Kubernetes' MicroTime does: RFC 3339, UTC, six digits of a second."""
+    return moment.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _convert(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    if "$ref" in node:
-        target = definitions[node["$ref"].rsplit("/", 1)[-1]]
-        return _convert({**target, **{key: value for key, value in node.items() if key != "$ref"}}, definitions)
-    if "anyOf" in node:
-        return _convert_union(node, definitions)
-    result = {key: value for key, value in node.items() if key in _KEPT}
-    if result.get("format") == "int64" and result.get("maximum") == _LARGEST_INT64:
-        # The format says it already, and the API server checks bounds as floats, where this one is out of range.
-        del result["maximum"]
-    if description := node.get("description"):
-        result["description"] = " ".join(str(description).split())
-    if node.get("type") == "object" and not node.get("x-kubernetes-preserve-unknown-fields"):
-        _convert_object(node, definitions, result)
-    if node.get("type") == "array":
-        result["items"] = _convert(node["items"], definitions)
-    return result
+Time = Annotated[
+    AwareDatetime,
+    PlainSerializer(format_time, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
+"""A moment, to the microsecond: latencies are read off status, where whole seconds would hide them."""
 
 
-def _convert_object(node: dict[str, Any], definitions: dict[str, Any], result: dict[str, Any]) -> None:
-    if properties := node.get("properties"):
-        result["properties"] = {name: _convert(part, definitions) for name, part in properties.items()}
-    elif isinstance(extra := node.get("additionalProperties"), dict):
-        result["additionalProperties"] = _convert(extra, definitions)
+class Schema(BaseModel):
+    """A part of a custom resource.
 
+    Values are frozen: state changes by building a new value, so a snapshot can be shared without copying. Unknown
+    fields are ignored when reading, since the API server has already refused them and a newer version may add some.
+    """
 
-def _convert_union(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    options = [option for option in node["anyOf"] if option != {"type": "null"}]
-    rest = {key: value for key, value in node.items() if key != "anyOf"}
-    if len(options) == 1:
-        # An optional field: absence says "no value", so null is no value of its own.
-        return _convert({**options[0], **rest}, definitions)
-    if {option.get("type") for option in options} == {"string", "integer"}:
-        described = _convert(rest, definitions)
-        return {**described, "x-kubernetes-int-or-string": True, "anyOf": [{"type": "integer"}, {"type": "string"}]}
-    raise TypeError(f"a structural schema has no such union: {options}")
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        frozen=True,
+        extra="ignore",
+        use_attribute_docstrings=True,
+        # A value that is refused may be a prompt, and errors reach logs.
+        hide_input_in_errors=True,
+    )
+
+    def to_wire(self) -> dict[str, Any]:
+        """Give the JSON object for the API server; a field without a value is left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+    @classmethod
+    def from_wire(cls, body: Any) -> Self:
+        """Parse an object of the API server.
+
+        Raises:
+            pydantic.ValidationError: The object does not have this shape.
+        """
+        return cls.model_validate(body)

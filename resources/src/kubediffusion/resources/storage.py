@@ -32,7 +32,7 @@ ATTEMPT = "attempt"
 """Metadata of an image: the attempt of the job that stored it."""
 
 
-class Condition(TypedDict, total=False):
+class Precondition(TypedDict, total=False):
     """When a put may happen (RFC 9110, section 13.1)."""
 
     IfMatch: str
@@ -111,7 +111,7 @@ class ImageStorage:
             SupersededError: A later attempt has stored its image; it stays.
             StorageError: It was not confirmed.
         """
-        condition: Condition = {"IfNoneMatch": "*"}
+        condition: Precondition = {"IfNoneMatch": "*"}
         try:
             for _ in range(_PUT_TRIES):
                 try:
@@ -137,7 +137,7 @@ class ImageStorage:
             raise _translated(error, f"cannot store {self.uri(key)}") from error
         raise StorageError(f"cannot store {self.uri(key)}: it changes all the time")
 
-    def _to_replace(self, key: str, attempt: int) -> Condition:
+    def _to_replace(self, key: str, attempt: int) -> Precondition:
         """Give the condition under which this attempt may replace what is stored."""
         try:
             stored = self._client.head_object(Bucket=self.bucket, Key=key)

@@ -9,12 +9,11 @@ import datetime as dt
 from typing import Any
 
 from kubediffusion.resources import meta
-from kubediffusion.resources.base import ObjectMeta
 from kubediffusion.resources.diffusion_model import (
-    Defaults,
     DiffusionModel,
     DiffusionModelSpec,
-    Limits,
+    JobDefaults,
+    JobLimits,
     ModelSource,
     WorkerSettings,
 )
@@ -25,6 +24,7 @@ from kubediffusion.resources.generation_job import (
     Parameters,
     Phase,
 )
+from kubediffusion.resources.objects import ObjectMeta
 
 NOW = dt.datetime(2030, 1, 1, 12, tzinfo=dt.UTC)
 """The time in tests."""
@@ -71,8 +71,8 @@ def model(
     name: str = "emoji",
     *,
     default: bool = True,
-    limits: Limits | None = None,
-    defaults: Defaults | None = None,
+    limits: JobLimits | None = None,
+    defaults: JobDefaults | None = None,
     **workers: Any,
 ) -> DiffusionModel:
     """Build a DiffusionModel.
@@ -96,8 +96,8 @@ def model(
         ),
         spec=DiffusionModelSpec(
             source=ModelSource(path="/models/emoji"),
-            limits=limits or Limits(),
-            defaults=defaults or Defaults(),
+            limits=limits or JobLimits(),
+            defaults=defaults or JobDefaults(),
             workers=WorkerSettings(**workers),
         ),
     )

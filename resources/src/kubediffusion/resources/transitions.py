@@ -2,7 +2,7 @@
 
 The API server enforces it twice: the CRD's CEL refuses a change of phase that the table does not have
 (:func:`transition_rule`), and an admission policy refuses it to the wrong writer
-(:mod:`kubediffusion.resources.policies`).
+(:mod:`kubediffusion.resources.crds.policies`).
 """
 
 from __future__ import annotations

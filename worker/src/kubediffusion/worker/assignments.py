@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from kubediffusion.resources.diffusion_model import DiffusionModel, DiffusionModelSpec, ModelSource
-from kubediffusion.resources.generation_job import MAX_SEED, GenerationJob, Image, Parameters, Progress
-from kubediffusion.resources.recipe import resolve
+from kubediffusion.resources.generation_job import MAX_SEED, GenerationJob, Image, JobProgress, Parameters
+from kubediffusion.resources.parameters import resolve_parameters
 from kubediffusion.resources.transitions import BOUND
 from kubediffusion.worker.batching import Candidate
 from kubediffusion.worker.engine import ImageTask, Picture, Plan, Shape, Ticket
@@ -118,11 +118,11 @@ class Assignment:
         )
 
     @property
-    def progress(self) -> Progress:
+    def progress(self) -> JobProgress:
         """Denoising steps done of an image, averaged over the job's images."""
         total = self.parameters.num_inference_steps
         done = sum(self.steps.values())
-        return Progress.of(min(done // self.parameters.num_images, total), total)
+        return JobProgress.of(min(done // self.parameters.num_images, total), total)
 
     def candidate(self, plan: Plan) -> Candidate[str]:
         """Return the job as batching sees it.
@@ -272,5 +272,5 @@ def _assignment(job: GenerationJob) -> Assignment:
     parameters = job.status.parameters
     if parameters is None:
         # The operator writes them with the binding; another binder may not know. Then the job's own words count.
-        parameters = resolve(job.spec, DiffusionModel(spec=DiffusionModelSpec(source=ModelSource())), seed=0)
+        parameters = resolve_parameters(job.spec, DiffusionModel(spec=DiffusionModelSpec(source=ModelSource())), seed=0)
     return Assignment(job=job, binding=Binding(job.uid, job.status.attempt), parameters=parameters)

@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from kubediffusion.resources.order import queue_key
+from kubediffusion.resources.queue_order import queue_key
 from kubediffusion.worker.engine import Admit, Plan
 from kubediffusion.worker.waits import Waits
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from kubediffusion.resources.errors import JobFailure
+from kubediffusion.resources.failures import JobFailure
 from kubediffusion.resources.generation_job import Acceleration
 
 

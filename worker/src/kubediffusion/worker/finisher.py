@@ -11,9 +11,9 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
 
-from kubediffusion.resources import meta
-from kubediffusion.resources.errors import ErrorCode, JobFailure
+from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.resources.generation_job import DeletionPolicy, Image
+from kubediffusion.resources.image_keys import image_key
 from kubediffusion.resources.storage import SupersededError
 from kubediffusion.worker import images, reports
 from kubediffusion.worker.assignments import Assignment
@@ -156,7 +156,7 @@ class Finisher:
                 await self._uploader.delete(self._key(assignment, index))
 
     def _key(self, assignment: Assignment, index: int) -> str:
-        return meta.image_key(self._prefix, assignment.job.metadata.namespace, assignment.binding.uid, index)
+        return image_key(self._prefix, assignment.job.metadata.namespace, assignment.binding.uid, index)
 
     async def _encode(self, assignment: Assignment, index: int, picture: Picture) -> images.Png:
         recipe = reports.recipe(assignment.parameters, self._engine, picture)

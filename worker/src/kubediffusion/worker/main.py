@@ -17,15 +17,15 @@ from typing import Any
 import uvloop
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from kubediffusion.resources.client import KubernetesClient
-from kubediffusion.resources.errors import BAD_MODEL_EXIT_CODE
+from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.apiserver.reflector import Reflector
+from kubediffusion.resources.failures import BAD_MODEL_EXIT_CODE
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.resources.runtime import garbage, logs
 from kubediffusion.resources.runtime.probes import serve_probes
-from kubediffusion.resources.runtime.settings import read
+from kubediffusion.resources.runtime.settings import read_settings
 from kubediffusion.resources.storage import ImageStorage
 from kubediffusion.resources.transitions import TERMINAL
-from kubediffusion.resources.watching import Reflector
 from kubediffusion.worker.assignments import Assignments
 from kubediffusion.worker.context import WorkerContext
 from kubediffusion.worker.engine import BadModelError, Engine
@@ -48,8 +48,8 @@ LoadEngine = Callable[[Settings, OnStage], Engine]
 def main() -> None:
     """Run the worker until it is told to stop; the console script ``kubediffusion-worker``."""
     # Not 78 as elsewhere: that says of the model that it cannot be loaded, and its jobs would fail.
-    settings = read(Settings, exit_code=1)
-    logs.configure(settings.log_level, settings.secrets)
+    settings = read_settings(Settings, exit_code=1)
+    logs.configure_logging(settings.log_level, settings.secrets)
     logging.captureWarnings(True)
     code = uvloop.run(serve(settings, start_engine))
     logging.shutdown()
@@ -178,7 +178,7 @@ async def _work(process: _Process, client: KubernetesClient, engine: Engine, rep
 
 async def _ready(watch: Reflector[GenerationJob], health: Health, report: StartReport) -> None:
     await watch.synced.wait()
-    garbage.settle()
+    garbage.freeze_startup_objects()
     health.mark_ready()
     report.set_ready()
     logger.info("worker ready")

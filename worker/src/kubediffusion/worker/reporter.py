@@ -7,15 +7,10 @@ import logging
 from collections.abc import Callable
 from enum import StrEnum
 
+from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.apiserver.errors import ForbiddenError, InvalidError, KubernetesError, NotFoundError
+from kubediffusion.resources.apiserver.resource import JSON_PATCH
 from kubediffusion.resources.backoff import Backoff
-from kubediffusion.resources.client import (
-    JSON_PATCH,
-    ForbiddenError,
-    InvalidError,
-    KubernetesClient,
-    KubernetesError,
-    NotFoundError,
-)
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus
 from kubediffusion.resources.transitions import TERMINAL
 from kubediffusion.worker.assignments import Assignment

@@ -10,15 +10,22 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from kubediffusion.resources.conditions import Condition, ConditionStatus, JobCondition, JobReason, find, with_condition
-from kubediffusion.resources.errors import JobFailure
+from kubediffusion.resources.conditions import (
+    Condition,
+    ConditionStatus,
+    JobConditionType,
+    JobReason,
+    find_condition,
+    with_condition,
+)
+from kubediffusion.resources.failures import JobFailure
 from kubediffusion.resources.generation_job import (
     GenerationJob,
     GenerationJobStatus,
     JobError,
+    JobProgress,
     Parameters,
     Phase,
-    Progress,
     Timings,
 )
 from kubediffusion.worker.assignments import Assignment
@@ -97,7 +104,7 @@ def waiting_for_storage(
         now: Time of the condition.
     """
     conditions = _condition(
-        before, JobCondition.UPLOADED, ConditionStatus.FALSE, JobReason.STORAGE_UNAVAILABLE, message, now
+        before, JobConditionType.UPLOADED, ConditionStatus.FALSE, JobReason.STORAGE_UNAVAILABLE, message, now
     )
     return running(before, assignment).model_copy(update={"conditions": conditions})
 
@@ -117,12 +124,12 @@ def succeeded(
     images = tuple(assignment.images[index] for index in sorted(assignment.images))
     message = f"{len(images)} image{'s' if len(images) != 1 else ''} uploaded"
     conditions = _condition(
-        before, JobCondition.COMPLETE, ConditionStatus.TRUE, JobReason.IMAGES_UPLOADED, message, now
+        before, JobConditionType.COMPLETE, ConditionStatus.TRUE, JobReason.IMAGES_UPLOADED, message, now
     )
-    if find(conditions, JobCondition.UPLOADED) is not None:
+    if find_condition(conditions, JobConditionType.UPLOADED) is not None:
         conditions = with_condition(
             conditions,
-            JobCondition.UPLOADED,
+            JobConditionType.UPLOADED,
             ConditionStatus.TRUE,
             JobReason.IMAGES_UPLOADED,
             message,
@@ -136,7 +143,7 @@ def succeeded(
         update={
             "phase": Phase.SUCCEEDED,
             "conditions": conditions,
-            "progress": Progress.of(steps, steps),
+            "progress": JobProgress.of(steps, steps),
             "images": images,
             "parameters": recipe(assignment.parameters, engine, assignment.pictures[0]),
             "warnings": _merged(before.status.warnings, assignment.warnings),
@@ -165,7 +172,7 @@ def failed(before: GenerationJob, assignment: Assignment, failure: JobFailure, n
     message = failure.message[:MAX_MESSAGE]
     update: dict[str, Any] = {
         "phase": Phase.FAILED,
-        "conditions": _condition(before, JobCondition.FAILED, ConditionStatus.TRUE, failure.code, message, now),
+        "conditions": _condition(before, JobConditionType.FAILED, ConditionStatus.TRUE, failure.code, message, now),
         "error": JobError(code=failure.code, message=message),
         "warnings": _merged(before.status.warnings, assignment.warnings),
         "completion_time": now,
@@ -200,7 +207,7 @@ def recipe(parameters: Parameters, engine: EngineInfo, picture: Picture) -> Para
 
 
 def _condition(
-    before: GenerationJob, kind: JobCondition, status: ConditionStatus, reason: str, message: str, now: dt.datetime
+    before: GenerationJob, kind: JobConditionType, status: ConditionStatus, reason: str, message: str, now: dt.datetime
 ) -> tuple[Condition, ...]:
     return with_condition(before.status.conditions, kind, status, reason, message, now, before.metadata.generation)
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
-from kubediffusion.resources.errors import ErrorCode, JobFailure
+from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.worker.assignments import Assignment
 from kubediffusion.worker.batching import Candidate, Portion, admission, next_batch
 from kubediffusion.worker.context import WorkerContext

@@ -13,10 +13,12 @@ import datetime as dt
 import logging
 from dataclasses import dataclass
 
+from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.apiserver.errors import KubernetesError
+from kubediffusion.resources.apiserver.resource import STRATEGIC_MERGE_PATCH
 from kubediffusion.resources.backoff import Backoff
-from kubediffusion.resources.base import format_time
-from kubediffusion.resources.client import STRATEGIC_MERGE, KubernetesClient, KubernetesError
-from kubediffusion.resources.conditions import ConditionStatus, EngineReason, PodCondition
+from kubediffusion.resources.conditions import ConditionStatus, EngineReason, PodConditionType
+from kubediffusion.resources.schema import format_time
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +130,7 @@ class StartReport:
 
     async def _write(self, stage: _Stage, since: dt.datetime) -> None:
         condition = {
-            "type": PodCondition.ENGINE_READY,
+            "type": PodConditionType.ENGINE_READY,
             "status": stage.status,
             "reason": stage.reason,
             "message": stage.message,
@@ -136,7 +138,7 @@ class StartReport:
         }
         # Conditions are merged by their type: those of others stay.
         patch = {"status": {"conditions": [condition]}}
-        await self._client.request("PATCH", self._path, body=patch, content_type=STRATEGIC_MERGE)
+        await self._client.request("PATCH", self._path, body=patch, content_type=STRATEGIC_MERGE_PATCH)
 
     def _warn(self, error: KubernetesError) -> None:
         """Log, once, that the condition cannot be written; an older role does not allow it, for example."""

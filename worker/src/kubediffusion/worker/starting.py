@@ -43,7 +43,7 @@ def start_engine(settings: Settings, on_stage: OnStage) -> Engine:
     model = None if hub is not None else run_in_thread(lambda: fetch_model(settings), "model")
     on_stage(EngineReason.IMPORTING, "PyTorch and diffusers are imported")
     # Late: torch takes seconds, in which the probes answer.
-    with garbage.paused():
+    with garbage.collection_paused():
         from kubediffusion.worker.pipeline.device import open_device
 
         opened = run_in_thread(open_device, "device")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 
 from kubediffusion.resources.backoff import Backoff
-from kubediffusion.resources.errors import ErrorCode, JobFailure
+from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.resources.storage import ImageStorage, StorageError
 
 logger = logging.getLogger(__name__)

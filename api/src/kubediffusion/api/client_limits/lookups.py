@@ -22,7 +22,7 @@ from typing import NamedTuple
 from kubediffusion.api.client_limits.rates import RateLimiter
 from kubediffusion.api.errors import TooManyRequestsError
 from kubediffusion.api.job_cache.records import CachedJob
-from kubediffusion.resources.client import KubernetesError
+from kubediffusion.resources.apiserver.errors import KubernetesError
 
 INTERVAL = 0.5
 """Seconds between two reads of one name."""

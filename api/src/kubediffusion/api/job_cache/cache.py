@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
 from kubediffusion.api.job_cache.records import CachedJob, JobRecord
-from kubediffusion.resources.order import QueueKey
+from kubediffusion.resources.queue_order import QueueKey
 
 UNCONFIRMED_SECONDS = 300.0
 """How long an entry lives that the watch has not shown. Only an object that was deleted between a read of this process

@@ -12,9 +12,9 @@ from typing import Any, Self
 
 from pydantic import ConfigDict
 
-from kubediffusion.resources.base import KubernetesObject, ObjectMeta
 from kubediffusion.resources.generation_job import GenerationJob, Phase
-from kubediffusion.resources.order import QueueKey, queue_key
+from kubediffusion.resources.objects import KubernetesObject, ObjectMeta
+from kubediffusion.resources.queue_order import QueueKey, queue_key
 from kubediffusion.resources.transitions import TERMINAL
 
 

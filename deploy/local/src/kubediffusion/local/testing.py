@@ -16,7 +16,7 @@ from kubernetes.aio import config as kubernetes_config
 from kubediffusion.local import installation
 from kubediffusion.local.cluster import LocalCluster, Manifest
 from kubediffusion.local.errors import LocalError, NotInTimeError
-from kubediffusion.resources.client import KubernetesClient
+from kubediffusion.resources.apiserver.client import KubernetesClient
 
 # Generous: two cores may be busy with something else. A condition that comes about ends the wait at once.
 POD_SECONDS = 60.0

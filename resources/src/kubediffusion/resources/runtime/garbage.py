@@ -11,7 +11,7 @@ YOUNG = 10_000
 as the version goes, is reached at every few events."""
 
 
-def settle() -> None:
+def freeze_startup_objects() -> None:
     """Call once all is set up: what is there by now stays, and need not be looked at again and again."""
     gc.collect()
     gc.freeze()
@@ -19,7 +19,7 @@ def settle() -> None:
 
 
 @contextlib.contextmanager
-def paused() -> Iterator[None]:
+def collection_paused() -> Iterator[None]:
     """Look for no cycles meanwhile, and never again at what is there at the end: for long imports.
 
     They make objects by the hundred thousand and next to no garbage; to look through them takes a tenth of their time.

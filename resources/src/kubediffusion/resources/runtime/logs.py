@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Iterable
 
-from kubediffusion.resources.base import format_time
+from kubediffusion.resources.schema import format_time
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
@@ -42,7 +42,7 @@ class JsonFormatter(logging.Formatter):
         return text
 
 
-def configure(level: str, secrets: Iterable[str] = ()) -> None:
+def configure_logging(level: str, secrets: Iterable[str] = ()) -> None:
     """Send every logger's records to standard error as JSON lines.
 
     Args:

@@ -39,7 +39,7 @@ class StorageSecrets(BaseSettings):
         return [secret.get_secret_value() for secret in held if secret is not None]
 
 
-def read(kind: type[S], exit_code: int = EX_CONFIG) -> S:
+def read_settings(kind: type[S], exit_code: int = EX_CONFIG) -> S:
     """Read settings from the environment, or end the process with a line on standard error for each mistake.
 
     No line holds a value: it may be a secret in the wrong place.

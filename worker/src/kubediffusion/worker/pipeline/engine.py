@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kubediffusion.resources.errors import ErrorCode, JobFailure
+from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.worker.calls import Callback, CallPlan
 from kubediffusion.worker.engine import (
     Admit,

@@ -6,7 +6,7 @@ import gc
 
 import torch
 
-from kubediffusion.resources.errors import ErrorCode, JobFailure
+from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.worker.engine import EngineLostError
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from kubediffusion.resources.errors import JobFailure
+from kubediffusion.resources.failures import JobFailure
 from kubediffusion.worker.engine import ImageTask, Load, Monitor, Outcome, Ticket, described
 from kubediffusion.worker.pipeline.accelerator import Pace, reserved_memory
 from kubediffusion.worker.pipeline.batch import Batch, Row, control_row

@@ -6,7 +6,7 @@ from typing import Any
 
 import diffusers
 
-from kubediffusion.resources.errors import ErrorCode, JobFailure
+from kubediffusion.resources.failures import ErrorCode, JobFailure
 
 
 class Schedulers:

@@ -17,7 +17,7 @@ from kubediffusion.local.node.runner import Node
 from kubediffusion.local.node.settings import NodeSettings, parse
 from kubediffusion.local.node.workplace import ApiServer
 from kubediffusion.local.reservations import LOOPBACK
-from kubediffusion.resources.client import KubernetesClient
+from kubediffusion.resources.apiserver.client import KubernetesClient
 
 
 async def serve(settings: NodeSettings) -> None:

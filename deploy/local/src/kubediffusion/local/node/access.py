@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from kubediffusion.local.node.objects import Pod
-from kubediffusion.resources.client import STRATEGIC_MERGE, KubernetesClient, NotFoundError
+from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.apiserver.errors import NotFoundError
+from kubediffusion.resources.apiserver.resource import STRATEGIC_MERGE_PATCH
 
 PLURALS = {"Secret": "secrets", "ConfigMap": "configmaps"}
 
@@ -62,7 +64,7 @@ class Access:
         # Lists are merged: without this, a pod whose address has changed would have both.
         addresses = {"podIPs": [{"$patch": "replace"}, *status["podIPs"]]} if "podIPs" in status else {}
         patch = {"metadata": {"uid": pod.metadata.uid}, "status": {**status, **addresses}}
-        await self._client.request("PATCH", f"{_path(pod)}/status", body=patch, content_type=STRATEGIC_MERGE)
+        await self._client.request("PATCH", f"{_path(pod)}/status", body=patch, content_type=STRATEGIC_MERGE_PATCH)
 
     async def remove(self, pod: Pod) -> None:
         """Takes a pod whose processes are gone out of the cluster."""

@@ -7,8 +7,9 @@ import logging
 
 from kubediffusion.local.node.objects import Pod
 from kubediffusion.local.node.runner import Node, PodRunner
-from kubediffusion.resources.client import KubernetesClient, Resource
-from kubediffusion.resources.watching import Reflector
+from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.apiserver.reflector import Reflector
+from kubediffusion.resources.apiserver.resource import Resource
 
 logger = logging.getLogger(__name__)
 

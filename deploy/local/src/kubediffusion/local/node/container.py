@@ -25,7 +25,7 @@ from kubediffusion.local.node.status import (
 )
 from kubediffusion.local.node.stopping import Stop
 from kubediffusion.local.node.workplace import Workplace
-from kubediffusion.resources.client import KubernetesError
+from kubediffusion.resources.apiserver.errors import KubernetesError
 
 MESSAGE_BYTES = 4096
 LOG_MESSAGE_BYTES = 2048

@@ -9,7 +9,7 @@ import logging
 from kubediffusion.local.node.access import Access
 from kubediffusion.local.node.objects import Pod
 from kubediffusion.local.node.status import timestamp
-from kubediffusion.resources.client import KubernetesError
+from kubediffusion.resources.apiserver.errors import KubernetesError
 
 logger = logging.getLogger(__name__)
 

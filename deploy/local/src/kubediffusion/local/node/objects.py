@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import Field
 
-from kubediffusion.resources.base import KubernetesObject, Schema, Time
+from kubediffusion.resources.objects import KubernetesObject
+from kubediffusion.resources.schema import Schema, Time
 
 GPU = "nvidia.com/gpu"
 

@@ -13,14 +13,10 @@ from typing import Any
 
 from kubediffusion.local.node.objects import GPU
 from kubediffusion.local.node.status import timestamp
-from kubediffusion.resources.base import format_time
-from kubediffusion.resources.client import (
-    STRATEGIC_MERGE,
-    ConflictError,
-    KubernetesClient,
-    KubernetesError,
-    NotFoundError,
-)
+from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.apiserver.errors import ConflictError, KubernetesError, NotFoundError
+from kubediffusion.resources.apiserver.resource import STRATEGIC_MERGE_PATCH
+from kubediffusion.resources.schema import format_time
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +96,7 @@ class Registration:
             await self._client.request("POST", "/api/v1/nodes", body={**node, "status": status})
         except ConflictError:
             path = f"/api/v1/nodes/{self._name}/status"
-            await self._client.request("PATCH", path, body={"status": status}, content_type=STRATEGIC_MERGE)
+            await self._client.request("PATCH", path, body={"status": status}, content_type=STRATEGIC_MERGE_PATCH)
 
     async def _renew(self) -> None:
         spec = {

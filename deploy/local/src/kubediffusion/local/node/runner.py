@@ -23,7 +23,7 @@ from kubediffusion.local.node.stopping import Stop
 from kubediffusion.local.node.support import unsupported
 from kubediffusion.local.node.volumes import RenewedToken
 from kubediffusion.local.node.workplace import ApiServer, Workplace, log_name
-from kubediffusion.resources.client import KubernetesError, NotFoundError
+from kubediffusion.resources.apiserver.errors import KubernetesError, NotFoundError
 
 logger = logging.getLogger(__name__)
 

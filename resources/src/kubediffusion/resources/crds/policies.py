@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 from kubediffusion.resources import meta
-from kubediffusion.resources.conditions import PodCondition
-from kubediffusion.resources.diffusion_model import DiffusionModel, Limits
+from kubediffusion.resources.conditions import PodConditionType
+from kubediffusion.resources.diffusion_model import DiffusionModel, JobLimits
 from kubediffusion.resources.generation_job import Phase
 from kubediffusion.resources.transitions import Writer, writer_rule
 
@@ -129,7 +129,7 @@ def worker_pods() -> list[dict[str, Any]]:
                 "variables.new.all(key, key == 'conditions' || "
                 "(key in variables.old && variables.new[key] == variables.old[key])) && "
                 "variables.old.all(key, key in variables.new)",
-                "message": f"a worker may write no more of its Pod than the condition {PodCondition.ENGINE_READY}",
+                "message": f"a worker may write no more of its Pod than the condition {PodConditionType.ENGINE_READY}",
                 "reason": "Forbidden",
             },
         ],
@@ -138,7 +138,7 @@ def worker_pods() -> list[dict[str, Any]]:
 
 
 def _foreign_conditions(status: str) -> str:
-    return f"{status}.?conditions.orValue([]).filter(condition, condition.type != '{PodCondition.ENGINE_READY}')"
+    return f"{status}.?conditions.orValue([]).filter(condition, condition.type != '{PodConditionType.ENGINE_READY}')"
 
 
 def model_limits() -> list[dict[str, Any]]:
@@ -151,7 +151,7 @@ def model_limits() -> list[dict[str, Any]]:
     name = f"model-limits.{meta.GROUP}"
     used = "(variables.named ? object.spec.model == params.metadata.name : variables.isDefault)"
     validations = []
-    for info in Limits.model_fields.values():
+    for info in JobLimits.model_fields.values():
         alias, default = info.alias, info.default
         limit = f"params.spec.?limits.?{alias}.orValue({default})"
         validations.append(

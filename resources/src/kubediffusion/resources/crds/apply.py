@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from kubediffusion.resources.client import KubernetesClient
+from kubediffusion.resources.apiserver.client import KubernetesClient
 
 FIELD_MANAGER = "kubediffusion-crds"
 PATH = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/"
 
 
-async def apply(client: KubernetesClient, definitions: Iterable[dict[str, Any]]) -> list[str]:
+async def apply_definitions(client: KubernetesClient, definitions: Iterable[dict[str, Any]]) -> list[str]:
     """Apply definitions that are there already, and give one line about each.
 
     Raises:

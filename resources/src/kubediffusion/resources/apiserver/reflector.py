@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from typing import Generic, TypeVar
 
+from kubediffusion.resources.apiserver.errors import GoneError, KubernetesError
+from kubediffusion.resources.apiserver.resource import EventType, Resource
 from kubediffusion.resources.backoff import Backoff
-from kubediffusion.resources.base import KubernetesObject
-from kubediffusion.resources.client import Change, GoneError, KubernetesError, Resource
+from kubediffusion.resources.objects import KubernetesObject
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ class Reflector(Generic[T]):
                 lively = True
                 self._version = event.resource_version
                 if event.item is not None:
-                    self._take(event.item, event.change is Change.DELETED)
+                    self._take(event.item, event.type is EventType.DELETED)
         return lively
 
     def _take(self, item: T, gone: bool) -> None:

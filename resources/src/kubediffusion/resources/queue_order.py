@@ -14,7 +14,7 @@ QueueKey = tuple[int, Created, str]
 def queue_key(priority: int | None, created: Created, name: str) -> QueueKey[Created]:
     """Give what a job is sorted by: its priority (higher first), then its age, then its name.
 
-    ``creationTimestamp`` has whole seconds; the names that :func:`~kubediffusion.resources.meta.new_task_id` makes
+    ``creationTimestamp`` has whole seconds; the names that :func:`~kubediffusion.resources.task_ids.new_task_id` makes
     keep first come, first served within one.
 
     Args:

@@ -49,7 +49,7 @@ def draw_seed() -> int:
     return secrets.randbits(32)
 
 
-def resolve(spec: GenerationJobSpec, model: DiffusionModel, seed: int) -> Parameters:
+def resolve_parameters(spec: GenerationJobSpec, model: DiffusionModel, seed: int) -> Parameters:
     """Fill in what the job leaves open: from the model's defaults, then the project's.
 
     Width, height and scheduler stay open where neither says: then the pipeline's own are used, and the worker

@@ -1,0 +1,54 @@
+"""Where the API server is, and the credentials for it: of the Pod's service account or of a kubeconfig."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from kubernetes.aio import client as kubernetes_client
+from kubernetes.aio import config as kubernetes_config
+
+TOKEN_PERIOD = 60.0
+"""Seconds after which a token that lies in a file is read again, as the in-cluster configuration does."""
+
+
+async def load_configuration() -> kubernetes_client.Configuration:
+    """Read the Pod's service account, or else the kubeconfig (``KUBECONFIG``, ``~/.kube/config``).
+
+    Raises:
+        kubernetes.aio.config.ConfigException: Neither is there.
+    """
+    configuration = kubernetes_client.Configuration()
+    if os.environ.get("KUBECONFIG") or not os.environ.get("KUBERNETES_SERVICE_HOST"):
+        await kubernetes_config.load_kube_config(client_configuration=configuration)
+        configuration.refresh_api_key_hook = _renew_from_kubeconfig()  # type: ignore[assignment] # untyped there
+    else:
+        kubernetes_config.load_incluster_config(client_configuration=configuration)
+    return configuration
+
+
+def _renew_from_kubeconfig() -> Callable[[kubernetes_client.Configuration], Awaitable[None]]:
+    """Make the hook that reads the kubeconfig again once a minute: its token may be a file that is rotated."""
+    renewed = time.monotonic()
+
+    async def renew(configuration: kubernetes_client.Configuration) -> None:
+        nonlocal renewed
+        if time.monotonic() - renewed < TOKEN_PERIOD:
+            return
+        renewed = time.monotonic()
+        fresh = kubernetes_client.Configuration()
+        await kubernetes_config.load_kube_config(client_configuration=fresh)
+        configuration.api_key = fresh.api_key
+
+    return renew
+
+
+def proxy_for(url: str) -> str | None:
+    """Give the proxy that the environment names for an address (``HTTPS_PROXY``, ``NO_PROXY``), as curl takes it."""
+    address = urlsplit(url)
+    if proxy_bypass(address.hostname or ""):
+        return None
+    return getproxies().get(address.scheme)

@@ -1,0 +1,78 @@
+"""What the API server answers when it refuses a request, as exceptions by HTTP status."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class KubernetesError(Exception):
+    """The API server refused a request, or could not be reached.
+
+    Attributes:
+        status: HTTP status; 0 when there was no answer.
+        reason: Kubernetes' machine-readable reason, for example ``AlreadyExists``.
+        message: What the server says to people.
+        details: The ``details`` of the server's Status object (fields that were refused, for example).
+        retry_after: Seconds after which the server asks to be tried again, if it says.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        reason: str,
+        message: str,
+        details: Mapping[str, Any] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(f"{status} {reason}: {message}")
+        self.status = status
+        self.reason = reason
+        self.message = message
+        self.details = details or {}
+        self.retry_after = retry_after
+
+    @property
+    def transient(self) -> bool:
+        """Whether the same request may succeed later."""
+        return self.status in {0, 408, 429} or self.status >= 500
+
+
+class NotFoundError(KubernetesError):
+    """404: there is no such object."""
+
+
+class ConflictError(KubernetesError):
+    """409: it exists already, or the object has changed since it was read."""
+
+
+class InvalidError(KubernetesError):
+    """400 or 422: the object or patch is refused, a failed JSON Patch ``test`` included."""
+
+
+class ForbiddenError(KubernetesError):
+    """403: not permitted, by RBAC or by an admission policy."""
+
+
+class GoneError(KubernetesError):
+    """410: the resource version is too old to watch from; list again."""
+
+
+_BY_STATUS: dict[int, type[KubernetesError]] = {
+    400: InvalidError,
+    403: ForbiddenError,
+    404: NotFoundError,
+    409: ConflictError,
+    410: GoneError,
+    422: InvalidError,
+}
+
+
+def error_from_status(status: int, body: Mapping[str, Any], retry_after: str | None = None) -> KubernetesError:
+    """Turn a ``Status`` object of the API server into the error of its class."""
+    seconds = (body.get("details") or {}).get("retryAfterSeconds") or (
+        int(retry_after) if retry_after and retry_after.isdigit() else None
+    )
+    return _BY_STATUS.get(status, KubernetesError)(
+        status, body.get("reason", ""), body.get("message", ""), body.get("details"), seconds
+    )

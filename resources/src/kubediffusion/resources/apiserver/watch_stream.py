@@ -1,0 +1,42 @@
+"""The events of a watch, decoded from the lines of its HTTP body."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+
+from kubediffusion.resources.apiserver.errors import error_from_status
+
+
+async def decode_events(content: aiohttp.StreamReader) -> AsyncIterator[dict[str, Any]]:
+    """Decode the events of a watch until its body ends.
+
+    Raises:
+        KubernetesError: The server sent an ``ERROR`` event; :class:`GoneError` when the resource version is too old.
+        ValueError: A line is no JSON.
+    """
+    async for line in split_lines(content):
+        event = json.loads(line)
+        if event["type"] == "ERROR":
+            raise error_from_status(event["object"].get("code", 0), event["object"])
+        yield event
+
+
+async def split_lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Split a stream into lines of any length.
+
+    aiohttp's own iteration gives up on a line longer than its read buffer. One object with large annotations (the API
+    server allows 256 KiB of them) would then break every watch again and again.
+    """
+    parts: list[bytes] = []
+    async for data in content.iter_any():
+        *ended, rest = data.split(b"\n")
+        for end in ended:
+            yield b"".join((*parts, end))
+            parts.clear()
+        if rest:
+            parts.append(rest)
+    # What follows the last newline is an event that was cut off with the connection.

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
+from functools import partial
 
 import kopf
 
 from kubediffusion.local.testing import Namespace, eventually
 from kubediffusion.operator.handlers import register
+from kubediffusion.operator.store import Store
 from kubediffusion.operator.watching import configure_kopf, watch_jobs
-from kubediffusion.operator.workers import BatchJob, Pod
 from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob
 
 
-class Listener:
-    """Stands where the store does."""
+class Listener(Store):
+    """A store that records what it is told of models."""
 
     def __init__(self) -> None:
+        super().__init__(lambda _: "", dt.timedelta())
         self.paces: list[int] = []
         self.gone = False
 
     def observe_model(self, model: DiffusionModel, deleted: bool) -> None:
         self.paces.append(model.spec.workers.idle_seconds)
         self.gone = deleted
-
-    def observe_batch_job(self, job: BatchJob, deleted: bool) -> None: ...
-
-    def observe_pod(self, pod: Pod, deleted: bool) -> None: ...
 
 
 async def test_kopf_tells_of_every_change_and_writes_nothing(namespace: Namespace, client: KubernetesClient) -> None:
@@ -43,7 +42,7 @@ async def test_kopf_tells_of_every_change_and_writes_nothing(namespace: Namespac
             settings=settings,
             standalone=True,
             namespaces=[namespace.name],
-            identity="test",
+            identity="test",  # type: ignore[arg-type] # a NewType of str that kopf does not export
             stop_flag=stop,
         )
     )
@@ -56,7 +55,7 @@ async def test_kopf_tells_of_every_change_and_writes_nothing(namespace: Namespac
         for pace in (101, 102):
             change = {"spec": {"workers": {"idleSeconds": pace}}}
             await client.diffusion_models.patch(namespace.name, "model", change)
-            await eventually("its change to be told", lambda wanted=pace: told(listener, wanted), 10)
+            await eventually("its change to be told", partial(told, listener, pace), 10)
         written = await client.request("GET", f"{path}/model")
         await client.diffusion_models.delete(namespace.name, "model")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+from typing import Any, TypeVar
 
 from kubediffusion.operator.views import ModelView, order_key
 from kubediffusion.operator.workers import (
@@ -24,6 +25,8 @@ from kubediffusion.resources.generation_job import GenerationJob
 from kubediffusion.resources.objects import ObjectMeta, OwnerReference
 from kubediffusion.resources.testing import NAMESPACE, NOW, model
 from kubediffusion.resources.worker_names import worker_job_name
+
+T = TypeVar("T")
 
 HASH = "0a1b2c3d"
 OLD_HASH = "ffffffff"
@@ -93,11 +96,22 @@ def pod_name(ordinal: int, template: str = HASH) -> str:
     return f"{worker_job_name('emoji', template, ordinal)}-pod"
 
 
+def present(value: T | None) -> T:
+    """Return a value that is there."""
+    assert value is not None
+    return value
+
+
+def pod_of(built: Worker) -> Pod:
+    """Return the Pod of a worker that has one."""
+    return present(built.pod)
+
+
 def view(
     waiting: list[GenerationJob] | None = None,
     workers: list[Worker] | None = None,
     bound: dict[str, list[GenerationJob]] | None = None,
-    **settings: object,
+    **settings: Any,
 ) -> ModelView:
     """Build the view of a model whose ``spec.workers`` are the settings."""
     queue = sorted(waiting or [], key=order_key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from kubediffusion.resources import meta
 from kubediffusion.resources.diffusion_model import (
     CompileCache,
     CompileCacheBucket,
+    DiffusionModel,
     JobDefaults,
     JobLimits,
     ModelSource,
@@ -28,35 +30,35 @@ DEFAULTS = WorkerDefaults(
 )
 
 
-def with_source(**source):
+def with_source(**source: Any) -> DiffusionModel:
     base = model()
     return base.model_copy(update={"spec": base.spec.model_copy(update={"source": ModelSource(**source)})})
 
 
-def manifest(item=None, ordinal=0):
+def manifest(item: DiffusionModel | None = None, ordinal: int = 0) -> dict[str, Any]:
     item = item or model()
     return worker_job(item, template_hash(item, DEFAULTS), ordinal, DEFAULTS)
 
 
-def pod_spec(item=None):
+def pod_spec(item: DiffusionModel | None = None) -> Any:
     return manifest(item)["spec"]["template"]["spec"]
 
 
-def container(item=None):
+def container(item: DiffusionModel | None = None) -> Any:
     (only,) = pod_spec(item)["containers"]
     return only
 
 
-def environment(item=None):
+def environment(item: DiffusionModel | None = None) -> dict[str, Any]:
     return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in container(item)["env"]}
 
 
-def test_the_same_worker_has_the_same_name_and_another_another():
+def test_the_same_worker_has_the_same_name_and_another_another() -> None:
     assert manifest()["metadata"]["name"] == manifest()["metadata"]["name"]
     assert manifest(ordinal=0)["metadata"]["name"] != manifest(ordinal=1)["metadata"]["name"]
 
 
-def test_the_worker_belongs_to_its_model_and_goes_with_it():
+def test_the_worker_belongs_to_its_model_and_goes_with_it() -> None:
     metadata = manifest()["metadata"]
     assert metadata["namespace"] == NAMESPACE
     (owner,) = metadata["ownerReferences"]
@@ -68,7 +70,7 @@ def test_the_worker_belongs_to_its_model_and_goes_with_it():
     )
 
 
-def test_job_and_pod_carry_the_labels_that_the_operator_finds_them_by():
+def test_job_and_pod_carry_the_labels_that_the_operator_finds_them_by() -> None:
     job = manifest()
     for labels in (job["metadata"]["labels"], job["spec"]["template"]["metadata"]["labels"]):
         selected = dict(term.split("=") for term in meta.WORKER_SELECTOR.split(","))
@@ -77,7 +79,7 @@ def test_job_and_pod_carry_the_labels_that_the_operator_finds_them_by():
         assert labels[meta.TEMPLATE_HASH_LABEL] == template_hash(model(), DEFAULTS)
 
 
-def test_the_pod_meets_the_restricted_security_standard():
+def test_the_pod_meets_the_restricted_security_standard() -> None:
     pod, own = pod_spec(), container()
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["runAsUser"] != 0
@@ -94,7 +96,7 @@ def test_the_pod_meets_the_restricted_security_standard():
     }
 
 
-def test_a_crash_ends_the_job_a_disruption_does_not_and_a_bad_model_is_told_apart():
+def test_a_crash_ends_the_job_a_disruption_does_not_and_a_bad_model_is_told_apart() -> None:
     spec = manifest()["spec"]
     assert (spec["backoffLimit"], spec["completions"], spec["parallelism"]) == (0, 1, 1)
     assert spec["podReplacementPolicy"] == "Failed"
@@ -107,7 +109,7 @@ def test_a_crash_ends_the_job_a_disruption_does_not_and_a_bad_model_is_told_apar
     assert bad_model["onExitCodes"]["containerName"] == container()["name"]
 
 
-def test_kueue_starts_a_worker_that_is_for_a_queue():
+def test_kueue_starts_a_worker_that_is_for_a_queue() -> None:
     queued = manifest(model(queue_name="gpus"))
     assert queued["spec"]["suspend"] is True
     assert queued["metadata"]["labels"][meta.KUEUE_QUEUE_LABEL] == "gpus"
@@ -116,23 +118,23 @@ def test_kueue_starts_a_worker_that_is_for_a_queue():
     assert meta.KUEUE_QUEUE_LABEL not in plain["metadata"]["labels"]
 
 
-def test_a_worker_always_says_what_it_needs():
+def test_a_worker_always_says_what_it_needs() -> None:
     assert container()["resources"] == {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {}}
 
 
-def test_a_gpu_is_asked_for_as_the_model_says():
+def test_a_gpu_is_asked_for_as_the_model_says() -> None:
     resources = container(model(resources={"limits": {"nvidia.com/gpu": 1, "memory": "24Gi"}}))["resources"]
     assert resources["limits"] == {"nvidia.com/gpu": 1, "memory": "24Gi"}
     # A request above its limit would be refused; left out, it is its limit.
     assert resources["requests"] == {"cpu": "1"}
 
 
-def test_the_models_own_requests_win():
+def test_the_models_own_requests_win() -> None:
     resources = container(model(resources={"requests": {"cpu": "4", "memory": "16Gi"}}))["resources"]
     assert resources["requests"] == {"cpu": "4", "memory": "16Gi"}
 
 
-def test_the_models_own_placement_is_passed_on():
+def test_the_models_own_placement_is_passed_on() -> None:
     placed = model(
         node_selector={"gpu": "a100"},
         tolerations=[{"key": "gpu", "operator": "Exists"}],
@@ -154,13 +156,13 @@ def test_the_models_own_placement_is_passed_on():
     assert container(placed)["image"] == "own/worker:2"
 
 
-def test_what_the_model_leaves_open_is_the_operators_or_absent():
+def test_what_the_model_leaves_open_is_the_operators_or_absent() -> None:
     pod = pod_spec()
     assert (pod["serviceAccountName"], container()["image"]) == ("kubediffusion-worker", "registry/worker:1")
     assert not {"nodeSelector", "tolerations", "affinity", "runtimeClassName", "imagePullSecrets"} & pod.keys()
 
 
-def test_the_worker_is_told_what_to_load_and_who_it_is():
+def test_the_worker_is_told_what_to_load_and_who_it_is() -> None:
     told = environment()
     spec = json.loads(told["KUBEDIFFUSION_MODEL_SPEC"])
     assert told["KUBEDIFFUSION_MODEL"] == "emoji"
@@ -171,23 +173,23 @@ def test_the_worker_is_told_what_to_load_and_who_it_is():
     assert told["KUBEDIFFUSION_BIND_ADDRESS"] == "$(POD_IP)"
 
 
-def test_an_address_is_named_before_it_is_used():
+def test_an_address_is_named_before_it_is_used() -> None:
     names = [entry["name"] for entry in container()["env"]]
     assert names.index("POD_IP") < names.index("KUBEDIFFUSION_BIND_ADDRESS")
 
 
-def test_storage_comes_from_its_secret_and_no_secret_is_in_the_manifest():
+def test_storage_comes_from_its_secret_and_no_secret_is_in_the_manifest() -> None:
     assert container()["envFrom"] == [{"secretRef": {"name": "kubediffusion-s3"}}]
 
 
-def test_a_token_of_the_hub_is_a_reference():
+def test_a_token_of_the_hub_is_a_reference() -> None:
     item = with_source(hugging_face={"repository": "a/b", "token_secret_ref": {"name": "hub", "key": "t"}})
     assert environment(item)["HF_TOKEN"] == {"secretKeyRef": {"name": "hub", "key": "t"}}
     assert "HF_TOKEN" not in environment()
 
 
 @pytest.mark.parametrize(("path", "there"), [("", "/models"), ("sd/turbo", "/models/sd/turbo"), ("/sd/", "/models/sd")])
-def test_a_volume_is_mounted_read_only(path, there):
+def test_a_volume_is_mounted_read_only(path: str, there: str) -> None:
     item = with_source(persistent_volume_claim={"claim_name": "weights", "path": path})
     (volume,) = [v for v in pod_spec(item)["volumes"] if "persistentVolumeClaim" in v]
     assert volume["persistentVolumeClaim"] == {"claimName": "weights", "readOnly": True}
@@ -196,14 +198,14 @@ def test_a_volume_is_mounted_read_only(path, there):
     assert environment(item)["KUBEDIFFUSION_MODEL_PATH"] == there
 
 
-def with_compile_cache(**cache):
+def with_compile_cache(**cache: Any) -> DiffusionModel:
     base = model()
     spec = base.spec.model_copy(update={"compile": True, "compile_cache": CompileCache.model_validate(cache)})
     return base.model_copy(update={"spec": spec})
 
 
 @pytest.mark.parametrize(("path", "there"), [("", ""), ("sd", "/sd"), ("/sd/", "/sd")])
-def test_the_volume_of_compiled_code_is_mounted_to_be_written_to(path, there):
+def test_the_volume_of_compiled_code_is_mounted_to_be_written_to(path: str, there: str) -> None:
     item = with_compile_cache(persistentVolumeClaim={"claimName": "compiled", "path": path})
     (volume,) = [v for v in pod_spec(item)["volumes"] if "persistentVolumeClaim" in v]
     assert volume["persistentVolumeClaim"] == {"claimName": "compiled"}
@@ -212,7 +214,7 @@ def test_the_volume_of_compiled_code_is_mounted_to_be_written_to(path, there):
     assert environment(item)["KUBEDIFFUSION_COMPILE_CACHE_PATH"] == mount["mountPath"] + there
 
 
-def test_compiled_code_on_the_models_own_volume_is_one_volume():
+def test_compiled_code_on_the_models_own_volume_is_one_volume() -> None:
     base = with_compile_cache(persistentVolumeClaim={"claimName": "models", "path": "compiled"})
     source = ModelSource.model_validate({"persistentVolumeClaim": {"claimName": "models", "path": "sd"}})
     item = base.model_copy(update={"spec": base.spec.model_copy(update={"source": source})})
@@ -223,7 +225,7 @@ def test_compiled_code_on_the_models_own_volume_is_one_volume():
     assert [mount.get("readOnly", False) for mount in mounts] == [True, False]
 
 
-def test_compiled_code_in_storage_is_the_workers_business():
+def test_compiled_code_in_storage_is_the_workers_business() -> None:
     item = with_compile_cache(s3={"uri": "s3://cache/compiled"})
     assert json.loads(environment(item)["KUBEDIFFUSION_MODEL_SPEC"])["compileCache"] == {
         "s3": {"uri": "s3://cache/compiled"}
@@ -233,25 +235,25 @@ def test_compiled_code_in_storage_is_the_workers_business():
     assert "compileCache" not in json.loads(environment()["KUBEDIFFUSION_MODEL_SPEC"])
 
 
-def test_what_libraries_write_goes_to_the_one_writable_folder():
+def test_what_libraries_write_goes_to_the_one_writable_folder() -> None:
     (cache,) = [m for m in container()["volumeMounts"] if not m.get("readOnly")]
     told = environment()
     assert all(told[name].startswith(cache["mountPath"]) for name in ("HOME", "TMPDIR", "HF_HOME"))
 
 
-def test_the_models_own_environment_comes_last_and_so_wins():
+def test_the_models_own_environment_comes_last_and_so_wins() -> None:
     own = {"name": "KUBEDIFFUSION_LOG_LEVEL", "value": "DEBUG"}
     assert container(model(env=[own]))["env"][-1] == own
 
 
-SAME_WORKERS = {
+SAME_WORKERS: dict[str, dict[str, Any]] = {
     "limits": {"limits": JobLimits(num_inference_steps=10)},
     "defaults": {"defaults": JobDefaults(guidance_scale=1.0)},
     "more workers": {"max_replicas": 8},
     "warm workers": {"min_replicas": 1},
     "idle time": {"idle_seconds": 5},
 }
-OTHER_WORKERS = {
+OTHER_WORKERS: dict[str, dict[str, Any]] = {
     "image": {"image": "own/worker:2"},
     "resources": {"resources": {"limits": {"nvidia.com/gpu": 1}}},
     "batch size": {"max_batch_size": 1},
@@ -263,12 +265,12 @@ OTHER_WORKERS = {
 
 
 @pytest.mark.parametrize("change", SAME_WORKERS)
-def test_what_only_jobs_or_the_operator_read_replaces_no_worker(change):
+def test_what_only_jobs_or_the_operator_read_replaces_no_worker(change: Any) -> None:
     assert template_hash(model(**SAME_WORKERS[change]), DEFAULTS) == template_hash(model(), DEFAULTS)
 
 
 @pytest.mark.parametrize("change", OTHER_WORKERS)
-def test_what_the_worker_is_made_from_replaces_it(change):
+def test_what_the_worker_is_made_from_replaces_it(change: Any) -> None:
     assert template_hash(model(**OTHER_WORKERS[change]), DEFAULTS) != template_hash(model(), DEFAULTS)
 
 
@@ -283,20 +285,20 @@ def test_what_the_worker_is_made_from_replaces_it(change):
     ],
     ids=str,
 )
-def test_another_way_to_load_the_model_replaces_its_workers(change):
+def test_another_way_to_load_the_model_replaces_its_workers(change: Any) -> None:
     base = model()
     changed = base.model_copy(update={"spec": base.spec.model_copy(update=change)})
     assert template_hash(changed, DEFAULTS) != template_hash(base, DEFAULTS)
 
 
-def test_a_restart_can_be_asked_for():
+def test_a_restart_can_be_asked_for() -> None:
     base = model()
     annotations = base.metadata.annotations | {meta.RESTARTED_AT_ANNOTATION: "now"}
     restarted = base.model_copy(update={"metadata": base.metadata.model_copy(update={"annotations": annotations})})
     assert template_hash(restarted, DEFAULTS) != template_hash(base, DEFAULTS)
 
 
-def test_the_hash_is_of_the_model_as_it_is_written_and_not_of_the_order_of_its_words():
+def test_the_hash_is_of_the_model_as_it_is_written_and_not_of_the_order_of_its_words() -> None:
     one = model(node_selector={"a": "1", "b": "2"})
     two = model(node_selector={"b": "2", "a": "1"})
     assert template_hash(one, DEFAULTS) == template_hash(two, DEFAULTS)

@@ -4,33 +4,41 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import TypeVar
 
-from builders import HASH, pod_name, worker
+from builders import HASH, pod_name, pod_of, present, worker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from kubediffusion.operator.namespace_state import NamespaceState, ObjectCache, ObjectList
-from kubediffusion.operator.views import OrphanedJob, order_key
-from kubediffusion.operator.workers import Pod, WorkerState
+from kubediffusion.operator.namespace_state import NamespaceState
+from kubediffusion.operator.object_cache import ObjectCache, ObjectList
+from kubediffusion.operator.views import ModelView, OrphanedJob, order_key
+from kubediffusion.operator.workers import Pod, Worker, WorkerState
 from kubediffusion.resources.conditions import ConditionStatus, WaitingReason, with_condition
-from kubediffusion.resources.generation_job import GenerationJobStatus, Parameters, Phase
-from kubediffusion.resources.objects import ObjectMeta
+from kubediffusion.resources.diffusion_model import DiffusionModel
+from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Parameters, Phase
+from kubediffusion.resources.objects import KubernetesObject, ObjectMeta
 from kubediffusion.resources.testing import NAMESPACE, NOW, bound_job, job, model
 from kubediffusion.resources.transitions import BOUND, TERMINAL
 
 MODELS = ("emoji", "other")
 PODS = ("pod-1", "pod-2")
+T = TypeVar("T", bound=KubernetesObject)
+
+History = list[tuple[int, bool]]
+
 NODE_GRACE = dt.timedelta(seconds=30)
 
 
-def recipe(name):
+def recipe(name: str) -> Parameters:
     return Parameters(model=name, num_inference_steps=1, guidance_scale=1, seed=1, num_images=1)
 
 
 @st.composite
-def jobs(draw):
+def jobs(draw: st.DrawFn) -> GenerationJob:
     phase = draw(st.sampled_from(Phase))
     said = draw(st.booleans())
     conditions = with_condition((), "Scheduled", ConditionStatus.FALSE, WaitingReason.SUSPENDED, "", NOW)
@@ -54,51 +62,51 @@ def jobs(draw):
 class Knowledge(RuleBasedStateMachine):
     """Update and delete in any order, beside a model that looks at everything anew each time."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.state = NamespaceState(NAMESPACE, lambda _: HASH, NODE_GRACE)
-        self.jobs = {}
-        self.models = {}
+        self.jobs: dict[str, GenerationJob] = {}
+        self.models: dict[str, DiffusionModel] = {}
         self.versions = 0
 
     @rule(item=jobs())
-    def a_job_is_told(self, item):
+    def a_job_is_told(self, item: GenerationJob) -> None:
         self.state.update_job(item)
         self.jobs.pop(item.uid, None)
         if item.status.phase not in TERMINAL:
             self.jobs[item.uid] = item
 
     @rule(name=st.sampled_from("abcdef"))
-    def a_job_is_gone(self, name):
+    def a_job_is_gone(self, name: str) -> None:
         self.state.delete_job(f"uid-{name}")
         self.jobs.pop(f"uid-{name}", None)
 
     @rule(name=st.sampled_from(MODELS), default=st.booleans())
-    def a_model_is_told(self, name, default):
+    def a_model_is_told(self, name: str, default: bool) -> None:
         self.versions += 1
         self.models[name] = versioned(model(name, default=default), self.versions)
         self.state.update_model(self.models[name])
 
     @rule(name=st.sampled_from(MODELS))
-    def a_model_is_gone(self, name):
+    def a_model_is_gone(self, name: str) -> None:
         if name in self.models:
             self.versions += 1
             self.state.delete_model(versioned(self.models.pop(name), self.versions))
 
-    def waiting(self):
+    def waiting(self) -> list[GenerationJob]:
         return [j for j in self.jobs.values() if j.status.phase not in BOUND and not j.spec.suspend]
 
-    def default(self):
+    def default(self) -> DiffusionModel | None:
         defaults = [m for m in self.models.values() if m.is_default]
         return min(defaults, key=lambda m: m.name, default=None)
 
     @invariant()
-    def unfinished_jobs_are_kept(self):
+    def unfinished_jobs_are_kept(self) -> None:
         assert self.state.jobs == self.jobs
         assert self.state.empty == (not self.jobs and not self.models)
 
     @invariant()
-    def each_model_sees_its_queue_in_order_and_what_its_workers_have(self):
+    def each_model_sees_its_queue_in_order_and_what_its_workers_have(self) -> None:
         default = self.default()
         views = {view.model.name: view for view in self.state.model_views(NOW)}
         assert views.keys() == self.models.keys()
@@ -110,25 +118,25 @@ class Knowledge(RuleBasedStateMachine):
             assert view.waiting_slots == sum(map(view.slots, queue))
             bound = defaultdict(set)
             for item in self.jobs.values():
-                if item.status.phase in BOUND and item.status.parameters.model == name:
+                if item.status.phase in BOUND and present(item.status.parameters).model == name:
                     bound[item.status.worker].add(item.uid)
             assert {pod: {j.uid for j in held} for pod, held in view.bound.items()} == bound
 
     @invariant()
-    def jobs_whose_model_is_missing_are_orphans(self):
+    def jobs_whose_model_is_missing_are_orphans(self) -> None:
         default = self.default()
         missing = {j.uid for j in self.waiting() if j.spec.model is None and default is None}
         missing |= {j.uid for j in self.waiting() if j.spec.model is not None and j.spec.model not in self.models}
         missing |= {
             j.uid
             for j in self.jobs.values()
-            if j.status.phase in BOUND and j.status.parameters.model not in self.models
+            if j.status.phase in BOUND and present(j.status.parameters).model not in self.models
         }
         orphans = [orphan.job.uid for orphan in self.state.orphaned_jobs(NOW, 100)]
         assert sorted(orphans) == sorted(missing)
 
     @invariant()
-    def suspended_jobs_that_do_not_say_so_are_known(self):
+    def suspended_jobs_that_do_not_say_so_are_known(self) -> None:
         silent = {
             j.uid
             for j in self.jobs.values()
@@ -141,12 +149,12 @@ TestKnowledge = Knowledge.TestCase
 TestKnowledge.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
 
 
-def versioned(item, version, name=None):
+def versioned(item: T, version: int, name: str | None = None) -> T:
     update = {"resource_version": str(version)} | ({"name": name} if name else {})
     return item.model_copy(update={"metadata": item.metadata.model_copy(update=update)})
 
 
-def a_pod(name, version):
+def a_pod(name: str, version: int) -> Pod:
     return Pod(metadata=ObjectMeta(name=name, resource_version=str(version)))
 
 
@@ -160,17 +168,19 @@ histories = st.dictionaries(
 """Of each object, its states in order: a version, and whether that was its deletion."""
 
 
-def at(history, version):
+def at(history: History, version: int) -> int | None:
     """What a list of that version has of an object."""
     past = [step for step in history if step[0] <= version]
     return past[-1][0] if past and not past[-1][1] else None
 
 
 @given(histories, st.integers(1, 30), st.data())
-def test_a_list_that_crosses_a_watch_never_takes_anything_back(objects, listed_at, data):
+def test_a_list_that_crosses_a_watch_never_takes_anything_back(
+    objects: dict[str, History], listed_at: int, data: st.DataObject
+) -> None:
     """The list is as of one moment and arrives at another; the watch has gone on meanwhile."""
     told_until = data.draw(st.integers(listed_at, 31))
-    known = ObjectCache()
+    known = ObjectCache[Pod]()
     for name, history in objects.items():
         for version, deleted in history:
             if version <= told_until:
@@ -185,8 +195,8 @@ def test_a_list_that_crosses_a_watch_never_takes_anything_back(objects, listed_a
 
 
 @given(histories, st.integers(1, 30))
-def test_a_list_brings_what_a_broken_watch_missed(objects, listed_at):
-    known = ObjectCache()
+def test_a_list_brings_what_a_broken_watch_missed(objects: dict[str, History], listed_at: int) -> None:
+    known = ObjectCache[Pod]()
     for name in objects:
         known.update(a_pod(name, 0))
     listed = {name: at(history, listed_at) for name, history in objects.items()}
@@ -196,28 +206,28 @@ def test_a_list_brings_what_a_broken_watch_missed(objects, listed_at):
 
 
 @given(st.permutations(range(1, 6)))
-def test_of_all_that_is_told_of_an_object_the_newest_stays(order):
-    known = ObjectCache()
+def test_of_all_that_is_told_of_an_object_the_newest_stays(order: list[int]) -> None:
+    known = ObjectCache[Pod]()
     for version in order:
         known.update(a_pod("a", version))
     assert known.items["a"].metadata.version == 5
 
 
-def test_the_late_answer_to_a_creation_does_not_bring_a_deleted_worker_back():
-    known = ObjectCache()
+def test_the_late_answer_to_a_creation_does_not_bring_a_deleted_worker_back() -> None:
+    known = ObjectCache[Pod]()
     known.delete(a_pod("a", 7))
     assert not known.update(a_pod("a", 5))
     assert known.update(a_pod("a", 9))
 
 
-def test_the_late_news_of_a_deletion_does_not_take_the_next_of_that_name():
-    known = ObjectCache()
+def test_the_late_news_of_a_deletion_does_not_take_the_next_of_that_name() -> None:
+    known = ObjectCache[Pod]()
     known.update(a_pod("a", 9))
     assert not known.delete(a_pod("a", 7))
     assert "a" in known.items
 
 
-def state_of(*workers, models=()):
+def state_of(*workers: Worker, models: Iterable[DiffusionModel] = ()) -> NamespaceState:
     state = NamespaceState(NAMESPACE, lambda _: HASH, NODE_GRACE)
     for item in models or (model(),):
         state.update_model(item)
@@ -228,26 +238,26 @@ def state_of(*workers, models=()):
     return state
 
 
-def only_view(state, now=NOW):
+def only_view(state: NamespaceState, now: dt.datetime = NOW) -> ModelView:
     (view,) = state.model_views(now)
     return view
 
 
-def after(seconds):
+def after(seconds: float) -> dt.datetime:
     return NOW + dt.timedelta(seconds=seconds)
 
 
-def bound(name, pod):
+def bound(name: str, pod: str) -> GenerationJob:
     status = GenerationJobStatus(phase=Phase.RUNNING, worker=pod, attempt=1, parameters=recipe("emoji"))
     return job(name, status=status)
 
 
-def test_a_worker_is_its_job_and_its_pod():
+def test_a_worker_is_its_job_and_its_pod() -> None:
     (seen,) = only_view(state_of(worker(0, WorkerState.READY))).workers
-    assert (seen.name, seen.pod.metadata.name, seen.state) == (f"emoji-{HASH}-0", pod_name(0), WorkerState.READY)
+    assert (seen.name, pod_of(seen).metadata.name, seen.state) == (f"emoji-{HASH}-0", pod_name(0), WorkerState.READY)
 
 
-def test_a_worker_is_idle_since_its_last_job_left_it():
+def test_a_worker_is_idle_since_its_last_job_left_it() -> None:
     state = state_of(worker(0, WorkerState.READY))
     assert only_view(state, after(0)).workers[0].idle_since == after(0)
     assert only_view(state, after(5)).workers[0].idle_since == after(0)
@@ -257,21 +267,21 @@ def test_a_worker_is_idle_since_its_last_job_left_it():
     assert only_view(state, after(9)).workers[0].idle_since == after(9)
 
 
-def test_a_worker_that_is_not_ready_is_not_idle():
+def test_a_worker_that_is_not_ready_is_not_idle() -> None:
     assert only_view(state_of(worker(0, WorkerState.STARTING))).workers[0].idle_since is None
 
 
-def told_to_go(grace):
+def told_to_go(grace: int) -> Worker:
     """A worker whose Pod was deleted with a time of grace; its Job is as it was."""
     ready = worker(0, WorkerState.READY)
-    metadata = ready.pod.metadata.model_copy(
+    metadata = pod_of(ready).metadata.model_copy(
         # As a clock says that is far from ours.
         update={"deletion_timestamp": after(-9999), "deletion_grace_period_seconds": grace}
     )
-    return replace(ready, pod=ready.pod.model_copy(update={"metadata": metadata}))
+    return replace(ready, pod=pod_of(ready).model_copy(update={"metadata": metadata}))
 
 
-def test_a_worker_whose_end_nobody_tells_of_is_lost_some_time_after_its_grace():
+def test_a_worker_whose_end_nobody_tells_of_is_lost_some_time_after_its_grace() -> None:
     state = state_of(told_to_go(grace=5))
     seen = [only_view(state, after(seconds)).workers[0] for seconds in (0, 34, 35)]
     assert [(w.state, w.lost, w.lost_at) for w in seen] == [
@@ -281,7 +291,7 @@ def test_a_worker_whose_end_nobody_tells_of_is_lost_some_time_after_its_grace():
     ]
 
 
-def test_the_pod_of_a_deleted_job_is_not_its_namesakes():
+def test_the_pod_of_a_deleted_job_is_not_its_namesakes() -> None:
     """A worker on a lost node is replaced under the same name, and stays for as long as its node is silent."""
     state = state_of(told_to_go(grace=5))
     only_view(state, after(0))
@@ -291,74 +301,74 @@ def test_the_pod_of_a_deleted_job_is_not_its_namesakes():
     state.update_batch_job(fresh.model_copy(update={"metadata": metadata}))
     new, old = only_view(state, after(40)).workers
     assert (new.name, new.state, new.pod, new.lost) == (fresh.metadata.name, WorkerState.STARTING, None, False)
-    assert (old.state, old.lost, old.pod.metadata.name) == (WorkerState.GOING, True, pod_name(0))
+    assert (old.state, old.lost, pod_of(old).metadata.name) == (WorkerState.GOING, True, pod_name(0))
 
 
-def test_a_worker_that_has_ended_is_not_lost():
+def test_a_worker_that_has_ended_is_not_lost() -> None:
     going = told_to_go(grace=5)
     state = state_of(going)
     assert only_view(state, after(0)).workers[0].lost_at == after(35)
-    status = going.pod.status.model_copy(update={"phase": "Failed"})
-    state.update_pod(going.pod.model_copy(update={"status": status}))
+    status = pod_of(going).status.model_copy(update={"phase": "Failed"})
+    state.update_pod(pod_of(going).model_copy(update={"status": status}))
     (ended,) = only_view(state, after(99)).workers
     assert (ended.lost, ended.lost_at) == (False, None)
 
 
-def test_a_job_of_a_missing_model_is_an_orphan_once_its_worker_is_lost():
+def test_a_job_of_a_missing_model_is_an_orphan_once_its_worker_is_lost() -> None:
     state = state_of(told_to_go(grace=5))
     state.update_job(bound("a", pod_name(0)))
     state.delete_model(versioned(model(), 9))
     assert [len(state.orphaned_jobs(after(seconds), 9)) for seconds in (0, 34, 35)] == [0, 0, 1]
 
 
-def test_a_pod_whose_job_is_gone_is_a_worker_that_is_going():
+def test_a_pod_whose_job_is_gone_is_a_worker_that_is_going() -> None:
     """It holds its GPU until it has ended."""
     state = state_of(worker(0, WorkerState.READY))
     state.delete_batch_job(worker(0, WorkerState.READY).job)
     (seen,) = only_view(state).workers
-    assert (seen.state, seen.pod.metadata.name) == (WorkerState.GOING, pod_name(0))
-    state.delete_pod(worker(0, WorkerState.READY).pod)
+    assert (seen.state, pod_of(seen).metadata.name) == (WorkerState.GOING, pod_name(0))
+    state.delete_pod(pod_of(worker(0, WorkerState.READY)))
     assert only_view(state).workers == ()
 
 
-def test_each_pod_that_no_job_owns_is_a_worker_that_is_going():
+def test_each_pod_that_no_job_owns_is_a_worker_that_is_going() -> None:
     """A Job may be deleted and its Pods left; each of them holds a GPU."""
-    pods = [worker(n, WorkerState.READY).pod for n in range(2)]
+    pods = [pod_of(worker(n, WorkerState.READY)) for n in range(2)]
     state = state_of()
     for pod in pods:
         state.update_pod(pod.model_copy(update={"metadata": pod.metadata.model_copy(update={"owner_references": ()})}))
     seen = only_view(state).workers
-    assert {(w.state, w.pod.metadata.name) for w in seen} == {(WorkerState.GOING, pod_name(n)) for n in range(2)}
+    assert {(w.state, pod_of(w).metadata.name) for w in seen} == {(WorkerState.GOING, pod_name(n)) for n in range(2)}
 
 
-def test_of_two_pods_of_a_job_the_newer_one_counts():
+def test_of_two_pods_of_a_job_the_newer_one_counts() -> None:
     ready = worker(0, WorkerState.READY)
     state = state_of(ready)
-    metadata = ready.pod.metadata.model_copy(update={"name": "replacement", "creation_timestamp": NOW})
-    state.update_pod(ready.pod.model_copy(update={"metadata": metadata}))
+    metadata = pod_of(ready).metadata.model_copy(update={"name": "replacement", "creation_timestamp": NOW})
+    state.update_pod(pod_of(ready).model_copy(update={"metadata": metadata}))
     (seen,) = only_view(state).workers
-    assert seen.pod.metadata.name == "replacement"
+    assert pod_of(seen).metadata.name == "replacement"
 
 
-def test_an_older_pod_of_a_job_is_kept_for_as_long_as_jobs_are_bound_to_it():
+def test_an_older_pod_of_a_job_is_kept_for_as_long_as_jobs_are_bound_to_it() -> None:
     """How it ended decides whether they spend their backoffLimit."""
     ready = worker(0, WorkerState.READY)
     state = state_of(ready)
     state.update_job(bound_job("left", worker=pod_name(0), phase=Phase.RUNNING))
-    metadata = ready.pod.metadata.model_copy(update={"name": "replacement", "creation_timestamp": NOW})
-    state.update_pod(ready.pod.model_copy(update={"metadata": metadata}))
-    seen = {w.pod.metadata.name: w.state for w in only_view(state).workers}
+    metadata = pod_of(ready).metadata.model_copy(update={"name": "replacement", "creation_timestamp": NOW})
+    state.update_pod(pod_of(ready).model_copy(update={"metadata": metadata}))
+    seen = {pod_of(w).metadata.name: w.state for w in only_view(state).workers}
     assert seen == {"replacement": WorkerState.READY, pod_name(0): WorkerState.GOING}
     state.delete_job("uid-left")
-    assert [w.pod.metadata.name for w in only_view(state).workers] == ["replacement"]
+    assert [pod_of(w).metadata.name for w in only_view(state).workers] == ["replacement"]
 
 
-def test_workers_are_those_of_their_model():
+def test_workers_are_those_of_their_model() -> None:
     state = state_of(worker(0, WorkerState.READY), models=(model(), model("other", default=False)))
     assert {view.model.name: len(view.workers) for view in state.model_views(NOW)} == {"emoji": 1, "other": 0}
 
 
-def test_what_is_known_of_a_model_goes_with_it_however_that_was_learned():
+def test_what_is_known_of_a_model_goes_with_it_however_that_was_learned() -> None:
     """A deletion that no watch told of shows in the next list, as a missing name or another uid."""
     old = versioned(model(), 1)
     new = old.model_copy(update={"metadata": old.metadata.model_copy(update={"uid": "new", "resource_version": "3"})})
@@ -374,7 +384,7 @@ def test_what_is_known_of_a_model_goes_with_it_however_that_was_learned():
     assert state.refusals == {}
 
 
-def test_what_workers_loaded_is_forgotten_with_the_template_that_they_loaded_it_by():
+def test_what_workers_loaded_is_forgotten_with_the_template_that_they_loaded_it_by() -> None:
     hashes = iter(["one", "one", "two"])
     state = NamespaceState(NAMESPACE, lambda _: next(hashes), NODE_GRACE)
     state.update_model(versioned(model(), 1))
@@ -385,7 +395,7 @@ def test_what_workers_loaded_is_forgotten_with_the_template_that_they_loaded_it_
     assert state.revisions == {}
 
 
-def test_a_model_is_missed_from_when_it_was_first_looked_for():
+def test_a_model_is_missed_from_when_it_was_first_looked_for() -> None:
     state = NamespaceState(NAMESPACE, lambda _: HASH, NODE_GRACE)
     state.update_job(job("a", model="later", age=1000))
     assert state.orphaned_jobs(after(0), 10) == [OrphanedJob(state.jobs["uid-a"], after(0))]
@@ -396,7 +406,7 @@ def test_a_model_is_missed_from_when_it_was_first_looked_for():
     assert state.orphaned_jobs(after(9), 10)[0].missing_since == after(9)
 
 
-def test_a_long_queue_of_orphans_is_given_in_parts():
+def test_a_long_queue_of_orphans_is_given_in_parts() -> None:
     state = NamespaceState(NAMESPACE, lambda _: HASH, NODE_GRACE)
     for n in range(10):
         state.update_job(job(f"j-{n}", model="later"))

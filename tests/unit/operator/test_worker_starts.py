@@ -4,45 +4,47 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from builders import OLD_HASH, pod_name, view, worker
+from builders import OLD_HASH, pod_name, pod_of, present, view, worker
 
 from kubediffusion.operator.model_status import LONGEST_MESSAGE, model_status, start_stage, worker_starts
 from kubediffusion.operator.rate import ReportRate
-from kubediffusion.operator.workers import PlatformCondition, WorkerState
+from kubediffusion.operator.views import ModelView
+from kubediffusion.operator.workers import PlatformCondition, Worker, WorkerState
 from kubediffusion.resources.conditions import EngineReason, PodConditionType, WaitingReason, find_condition
-from kubediffusion.resources.diffusion_model import MAX_STARTS
+from kubediffusion.resources.diffusion_model import MAX_STARTS, DiffusionModelStatus
 from kubediffusion.resources.testing import NOW
 
 STARTING, READY = WorkerState.STARTING, WorkerState.READY
 
 
-def after(seconds):
+def after(seconds: float) -> dt.datetime:
     return NOW + dt.timedelta(seconds=seconds)
 
 
-def telling(built, reason, message="so far", status="False"):
+def telling(built: Worker, reason: str, message: str = "so far", status: str = "False") -> Worker:
     """The same worker, whose Pod says how far its start has come."""
     condition = PlatformCondition(type=PodConditionType.ENGINE_READY, status=status, reason=reason, message=message)
-    return showing(built, conditions=(*built.pod.status.conditions, condition))
+    return showing(built, conditions=(*pod_of(built).status.conditions, condition))
 
 
-def showing(built, **status):
-    pod = built.pod.model_copy(update={"status": built.pod.status.model_copy(update=status)})
+def showing(built: Worker, **status: Any) -> Worker:
+    pod = pod_of(built).model_copy(update={"status": pod_of(built).status.model_copy(update=status)})
     return replace(built, pod=pod)
 
 
-def told(seen, status):
+def told(seen: ModelView, status: DiffusionModelStatus) -> ModelView:
     """The same view, once its model carries a status."""
     return replace(seen, model=seen.model.model_copy(update={"status": status}))
 
 
-def shown(seen, now=NOW):
+def shown(seen: ModelView, now: dt.datetime = NOW) -> list[tuple[str, str, str]]:
     return [(start.worker, start.reason, start.message) for start in worker_starts(seen, now)]
 
 
-def test_a_worker_tells_in_its_own_words_how_far_it_is():
+def test_a_worker_tells_in_its_own_words_how_far_it_is() -> None:
     one = telling(worker(0, STARTING), "WarmingUp", "the weights are on the device; 3 of 5 batch sizes are prepared")
     assert shown(view(workers=[one])) == [
         (pod_name(0), "WarmingUp", "the weights are on the device; 3 of 5 batch sizes are prepared")
@@ -75,26 +77,26 @@ def test_a_worker_tells_in_its_own_words_how_far_it_is():
         ),
     ],
 )
-def test_where_a_worker_has_said_nothing_its_pod_does(built, reason, message):
+def test_where_a_worker_has_said_nothing_its_pod_does(built: Worker, reason: str, message: str) -> None:
     assert start_stage(built) == (reason, message)
 
 
-def test_a_ready_worker_is_named_while_it_compiles_and_after_those_that_start():
+def test_a_ready_worker_is_named_while_it_compiles_and_after_those_that_start() -> None:
     compiling = telling(worker(0, READY), "Compiling", "1 of 6 compiled", "True")
     done = telling(worker(1, READY), "Ready", "all that was prepared is compiled", "True")
     seen = view(workers=[compiling, done, worker(2, READY), telling(worker(3, STARTING), "Importing")])
     assert shown(seen) == [(pod_name(3), "Importing", "so far"), (pod_name(0), "Compiling", "1 of 6 compiled")]
     status = model_status(seen, None, NOW)
     assert (status.workers.ready, status.workers.starting) == (3, 1)
-    assert find_condition(status.conditions, "Available").message == "3 workers ready, still compiling: 1"
+    assert present(find_condition(status.conditions, "Available")).message == "3 workers ready, still compiling: 1"
 
 
-def test_workers_of_another_template_and_such_as_have_ended_are_not_named():
+def test_workers_of_another_template_and_such_as_have_ended_are_not_named() -> None:
     others = [worker(0, STARTING, template=OLD_HASH), worker(1, WorkerState.GOING), worker(2, WorkerState.FAILED)]
     assert shown(view(workers=[telling(each, "Importing") for each in others])) == []
 
 
-def test_a_status_stays_small_whatever_workers_say():
+def test_a_status_stays_small_whatever_workers_say() -> None:
     wordy = [telling(worker(n, STARTING), "x" * 5000, "y" * 5000) for n in range(MAX_STARTS + 5)]
     found = worker_starts(view(workers=wordy), NOW)
     assert len(found) == MAX_STARTS
@@ -102,7 +104,7 @@ def test_a_status_stays_small_whatever_workers_say():
     assert {len(start.reason) for start in found} == {LONGEST_MESSAGE}
 
 
-def test_a_stage_keeps_the_moment_in_which_it_was_reached():
+def test_a_stage_keeps_the_moment_in_which_it_was_reached() -> None:
     seen = view(workers=[telling(worker(0, STARTING), "WarmingUp", "1 of 5")])
     first = model_status(seen, None, NOW)
     assert model_status(told(seen, first), None, after(1)) == first
@@ -114,15 +116,15 @@ def test_a_stage_keeps_the_moment_in_which_it_was_reached():
 
 
 @pytest.mark.parametrize("before", ["never loaded", "loaded before"])
-def test_what_says_whether_a_model_is_available_says_how_far_the_first_start_is(before):
+def test_what_says_whether_a_model_is_available_says_how_far_the_first_start_is(before: str) -> None:
     seen = view(workers=[telling(worker(0, STARTING), "LoadingWeights", "the weights go to the GPU")])
     if before == "loaded before":
         seen = told(seen, model_status(view(workers=[worker(0, READY)]), None, NOW))
-    message = find_condition(model_status(seen, None, NOW).conditions, "Available").message
+    message = present(find_condition(model_status(seen, None, NOW).conditions, "Available")).message
     assert message.endswith("; one is starting: the weights go to the GPU (LoadingWeights)")
 
 
-def test_progress_is_written_once_a_second_and_availability_at_once():
+def test_progress_is_written_once_a_second_and_availability_at_once() -> None:
     reports = ReportRate()
     written = view()
     times = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from builders import worker
 
@@ -22,11 +24,18 @@ from kubediffusion.resources.objects import ObjectMeta
 from kubediffusion.resources.testing import NOW
 
 
-def condition(kind, status="True", **more):
+def condition(kind: str, status: str = "True", **more: Any) -> PlatformCondition:
     return PlatformCondition(type=kind, status=status, **more)
 
 
-def a_pod(phase="Running", *conditions, going=False, exit_code=None, message="", reason=""):
+def a_pod(
+    phase: str = "Running",
+    *conditions: PlatformCondition,
+    going: bool = False,
+    exit_code: int | None = None,
+    message: str = "",
+    reason: str = "",
+) -> Pod:
     ended = Terminated(exit_code=exit_code, message=message, reason=reason) if exit_code is not None else None
     return Pod(
         metadata=ObjectMeta(name="pod", deletion_timestamp=NOW if going else None),
@@ -38,7 +47,7 @@ def a_pod(phase="Running", *conditions, going=False, exit_code=None, message="",
     )
 
 
-def a_job(*conditions, going=False, suspend=False):
+def a_job(*conditions: PlatformCondition, going: bool = False, suspend: bool = False) -> BatchJob:
     return BatchJob.from_wire(
         {
             "metadata": {"name": "job"} | ({"deletionTimestamp": "2030-01-01T12:00:00Z"} if going else {}),
@@ -80,7 +89,7 @@ FAILED = condition("Failed", reason="BackoffLimitExceeded", message="Job has rea
         (a_job(FAILED, going=True), a_pod("Failed", exit_code=1), WorkerState.GOING),
     ],
 )
-def test_the_state_of_a_worker(job, pod, state):
+def test_the_state_of_a_worker(job: BatchJob, pod: Pod | None, state: WorkerState) -> None:
     assert Worker(job, pod).state is state
 
 
@@ -100,33 +109,33 @@ def test_the_state_of_a_worker(job, pod, state):
         (a_job(), None, False),
     ],
 )
-def test_a_worker_that_was_told_to_go_did_not_die(job, pod, sent_away):
+def test_a_worker_that_was_told_to_go_did_not_die(job: BatchJob, pod: Pod | None, sent_away: bool) -> None:
     assert Worker(job, pod).sent_away is sent_away
 
 
-def test_a_worker_that_its_node_evicted_may_have_taken_the_memory_that_was_short():
+def test_a_worker_that_its_node_evicted_may_have_taken_the_memory_that_was_short() -> None:
     pod = a_pod("Failed", condition("DisruptionTarget", reason="TerminationByKubelet"), exit_code=137)
     evicted = pod.model_copy(update={"status": pod.status.model_copy(update={"reason": "Evicted"})})
     assert not Worker(a_job(), evicted).sent_away
 
 
 @pytest.mark.parametrize("state", WorkerState)
-def test_builders_build_every_state(state):
+def test_builders_build_every_state(state: WorkerState) -> None:
     assert worker(0, state).state is state
 
 
-def test_a_bad_model_is_known_by_its_exit_code_and_says_why():
+def test_a_bad_model_is_known_by_its_exit_code_and_says_why() -> None:
     bad = Worker(a_job(FAILED), a_pod("Failed", exit_code=78, message="no model_index.json\n"))
     assert bad.bad_model == "no model_index.json"
     assert Worker(a_job(FAILED), a_pod("Failed", exit_code=78)).bad_model == "the worker gave no reason; see its log"
 
 
 @pytest.mark.parametrize("code", [0, 1, 137, 143])
-def test_any_other_end_is_no_bad_model(code):
+def test_any_other_end_is_no_bad_model(code: int) -> None:
     assert Worker(a_job(FAILED), a_pod("Failed", exit_code=code, message="boom")).bad_model is None
 
 
-def test_a_bad_model_is_still_known_when_its_pod_is_gone():
+def test_a_bad_model_is_still_known_when_its_pod_is_gone() -> None:
     failed = condition("Failed", reason="PodFailurePolicy", message="Container worker failed with exit code 78")
     assert Worker(a_job(failed), None).bad_model == "Container worker failed with exit code 78"
     assert Worker(a_job(FAILED), None).bad_model is None
@@ -141,15 +150,15 @@ def test_a_bad_model_is_still_known_when_its_pod_is_gone():
         (None, "Job has reached the specified backoff limit"),
     ],
 )
-def test_a_crash_is_told_in_words(pod, words):
+def test_a_crash_is_told_in_words(pod: Pod | None, words: str) -> None:
     assert Worker(a_job(FAILED), pod).crash == words
 
 
-def test_a_worker_whose_pod_vanished_says_so():
+def test_a_worker_whose_pod_vanished_says_so() -> None:
     assert Worker(a_job(), None).crash == "its Pod is gone"
 
 
-def test_why_no_node_takes_a_pod():
+def test_why_no_node_takes_a_pod() -> None:
     message = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
     waiting = a_pod("Pending", condition("PodScheduled", "False", reason="Unschedulable", message=message))
     assert waiting.unschedulable == message
@@ -166,12 +175,12 @@ def test_why_no_node_takes_a_pod():
         ({"reason": "InvalidImageName"}, "InvalidImageName"),
     ],
 )
-def test_what_keeps_a_container_from_starting(waiting, blocked):
+def test_what_keeps_a_container_from_starting(waiting: dict[str, str], blocked: str) -> None:
     status = {"phase": "Pending", "containerStatuses": [{"name": "worker", "state": {"waiting": waiting}}]}
     assert Pod.from_wire({"metadata": {"name": "pod"}, "status": status}).blocked == blocked
 
 
-def test_nothing_keeps_a_container_that_runs_or_of_which_nothing_is_said():
+def test_nothing_keeps_a_container_that_runs_or_of_which_nothing_is_said() -> None:
     running = {"phase": "Running", "containerStatuses": [{"name": "worker", "state": {"running": {}}}]}
     assert Pod.from_wire({"metadata": {"name": "pod"}, "status": running}).blocked == ""
     assert a_pod("Pending").blocked == ""
@@ -185,14 +194,14 @@ def test_nothing_keeps_a_container_that_runs_or_of_which_nothing_is_said():
         ("True", "Ready", "exit code 137: OOMKilled"),
     ],
 )
-def test_a_crash_tells_how_far_the_start_had_come(status, reason, words):
+def test_a_crash_tells_how_far_the_start_had_come(status: str, reason: str, words: str) -> None:
     ended = {"name": "worker", "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}
     condition = {"type": PodConditionType.ENGINE_READY, "status": status, "reason": reason}
     shown = {"phase": "Failed", "containerStatuses": [ended], "conditions": [condition]}
     assert Worker(a_job(FAILED), Pod.from_wire({"metadata": {"name": "pod"}, "status": shown})).crash == words
 
 
-def test_a_sidecars_end_is_not_the_workers():
+def test_a_sidecars_end_is_not_the_workers() -> None:
     pod = Pod.from_wire(
         {
             "metadata": {"name": "pod"},
@@ -205,7 +214,7 @@ def test_a_sidecars_end_is_not_the_workers():
     assert pod.terminated is None
 
 
-def test_a_pod_names_the_job_that_made_it():
+def test_a_pod_names_the_job_that_made_it() -> None:
     owners = [
         {"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "1"},
         {"apiVersion": "batch/v1", "kind": "Job", "name": "emoji-0", "uid": "2"},
@@ -214,6 +223,6 @@ def test_a_pod_names_the_job_that_made_it():
     assert Pod.from_wire({"metadata": {"name": "p"}}).batch_job == ""
 
 
-def test_what_kubernetes_adds_to_its_objects_is_read_over():
+def test_what_kubernetes_adds_to_its_objects_is_read_over() -> None:
     pod = Pod.from_wire({"kind": "Pod", "metadata": {"name": "p", "managedFields": []}, "spec": {}, "status": {}})
     assert (pod.status.phase, pod.ready) == ("Pending", False)

@@ -11,7 +11,7 @@ from kubediffusion.resources.generation_job import GenerationJob, Phase
 
 @dataclass(frozen=True)
 class Bind:
-    """Return a job to a worker's Pod. Costs one status write.
+    """Bind a job to a worker's Pod. Costs one status write.
 
     Attributes:
         job: As it was seen.

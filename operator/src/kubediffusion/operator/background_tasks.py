@@ -11,19 +11,19 @@ logger = logging.getLogger(__name__)
 
 
 class BackgroundTasks:
-    """Tasks that run until they are done: kept from the garbage collector, and a defect in one is logged."""
+    """Keeps references to running tasks, as asyncio does not, and logs the errors that end them."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def create_task(self, work: Coroutine[Any, Any, None]) -> None:
-        """Have something done."""
+        """Run a coroutine as a task."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
 
     async def close(self) -> None:
-        """Cancel what is not done, and wait for its end."""
+        """Cancel the tasks that run, and wait until they have ended."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -39,7 +39,7 @@ class NameTakenError(ConflictError):
 
 
 class Cluster:
-    """Reads and writes of the operator, typed.
+    """Reads from and writes to the API server, typed.
 
     Args:
         client: The connection.
@@ -66,11 +66,11 @@ class Cluster:
         )
 
     async def unfinished_jobs(self) -> ObjectList[GenerationJob]:
-        """List all jobs that have not finished: what a restart must know, however many others are kept."""
+        """List the jobs that have not finished: all that a restart must know, however many finished ones are kept."""
         return await self._jobs(UNFINISHED)
 
     async def bound_jobs(self) -> ObjectList[GenerationJob]:
-        """List the jobs that workers have: few, however many wait."""
+        """List the jobs that are bound to workers: few, however many wait."""
         return await self._jobs(BOUND_JOBS)
 
     async def batch_jobs(self) -> ObjectList[BatchJob]:
@@ -97,13 +97,13 @@ class Cluster:
         return job
 
     async def find_job(self, job: GenerationJob) -> GenerationJob | None:
-        """Read a job anew, however long that takes; None when it is gone."""
+        """Read a job anew, and try again until the API server answers; None when the job is gone."""
         return await retry_until_done(
             "read a job", job.name, lambda: self.get_job(job.metadata.namespace, job.name, job.uid)
         )
 
     async def write_status(self, job: GenerationJob, status: GenerationJobStatus) -> GenerationJob:
-        """Write a job's status, only if the job is still as it was seen, and give it as it is then.
+        """Write a job's status if the job is still as it was seen, and return the job that the API server answers with.
 
         Raises:
             ConflictError: It has changed meanwhile; nothing was written.
@@ -114,12 +114,12 @@ class Cluster:
         return await self._patch_job(job, patch, "status")
 
     async def hold_images(self, job: GenerationJob) -> GenerationJob:
-        """Put the finalizer on a job whose images go with it; raises as :meth:`write_status` does."""
+        """Add the finalizer of images to a job. Errors are those of :meth:`write_status`."""
         patch = {"metadata": {"finalizers": [*job.metadata.finalizers, meta.IMAGES_FINALIZER]}}
         return await self._patch_job(job, patch, "")
 
     async def release_images(self, job: GenerationJob) -> None:
-        """Take the finalizer from a job whose images are gone; raises as :meth:`write_status` does.
+        """Remove the finalizer of images from a job. Errors are those of :meth:`write_status`.
 
         The job is read anew: other finalizers may have gone meanwhile, and writing them back is refused.
         """
@@ -130,7 +130,11 @@ class Cluster:
         await self._patch_job(now, {"metadata": {"finalizers": finalizers}}, "")
 
     async def delete_job(self, job: GenerationJob) -> None:
-        """Delete a job; that it is gone, or another has its name, is no error."""
+        """Delete a job. A job that is gone, or another of its name, is no error.
+
+        Raises:
+            KubernetesError: The API server refused, or is away.
+        """
         async with self._gate:
             try:
                 await self._client.generation_jobs.delete(job.metadata.namespace, job.name, job.uid)
@@ -138,7 +142,7 @@ class Cluster:
                 return
 
     async def execute(self, action: CreateWorker | DeleteWorker | ReportModel) -> DiffusionModel | BatchJob | None:
-        """Carry out an action on a worker or a model, and give what the write returned.
+        """Carry out an action on a worker or a model, and return the object that the API server answers with.
 
         Raises:
             KubernetesError: The API server refused, or is away.
@@ -176,7 +180,12 @@ class Cluster:
         return job
 
     async def _worker_there(self, action: CreateWorker, name: str, refusal: ConflictError) -> BatchJob:
-        """Return the worker that was created before; one that is not the model's would be asked for again for ever."""
+        """Return the worker that was created before.
+
+        Raises:
+            NameTakenError: The name is that of another batch/v1 Job, which would be asked for again for ever.
+            ConflictError: It is another conflict (a quota's), or the worker has gone since.
+        """
         try:
             job = await self._batch_jobs.get(action.model.metadata.namespace, name)
         except NotFoundError:
@@ -209,15 +218,15 @@ class Cluster:
 
 
 async def retry_until_done(what: str, name: str, work: Callable[[], Awaitable[T]]) -> T | None:
-    """Do something about a job again and again, until it is done or the job is gone.
+    """Call a coroutine function until it returns or the job is gone; errors of the API server are waited out.
 
     Args:
         what: What is done, for the log.
         name: The job's name, for the log.
-        work: Does it.
+        work: The coroutine function.
 
     Returns:
-        What ``work`` gives; None when the job is gone.
+        What ``work`` returns; None when the job is gone.
     """
     while True:
         try:

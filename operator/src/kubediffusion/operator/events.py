@@ -42,7 +42,14 @@ MOST_NOTE = 1024
 
 @dataclass(frozen=True)
 class Event:
-    """One thing worth telling about an object."""
+    """An Event about an object.
+
+    Attributes:
+        about: The object.
+        kind: ``type`` of the Event.
+        reason: A word for programs.
+        message: A sentence for people.
+    """
 
     about: GenerationJob | DiffusionModel
     kind: Literal["Normal", "Warning"]
@@ -64,7 +71,7 @@ class EventRecorder:
         self._queue: asyncio.Queue[Event] = asyncio.Queue(MOST_WAITING)
 
     def record(self, *events: Event) -> None:
-        """Have Events written soon; those that find no room are dropped."""
+        """Queue Events to be written; those that find no room in the queue are dropped."""
         for event in events:
             if self._queue.full():
                 logger.warning("too many events wait, one is dropped: %s", event.reason)

@@ -220,7 +220,7 @@ def waiting_reason(view: ModelView, now: dt.datetime) -> tuple[WaitingReason, st
 
 
 def _back_off(view: ModelView, now: dt.datetime) -> str:
-    """Say until when the next worker waits after crashes; empty where it need not."""
+    """Return the sentence that says until when the next worker waits after crashes; empty where it need not."""
     crashes = view.crashes
     allowed = back_off_until(crashes)
     if allowed is None or now >= allowed:

@@ -111,7 +111,7 @@ class SchedulingLoop:
             self._pass(namespace, now)
 
     def _follow(self, change: JobChange, now: dt.datetime) -> None:
-        """See to what a job's change asks for, beside its place in a queue."""
+        """Set or drop the deadlines of a job that has changed, and end it if it is cancelled or too late."""
         job = change.after
         if job is None:
             self._deadlines.remove(change.uid)
@@ -157,7 +157,7 @@ class SchedulingLoop:
         return decision.recheck_at
 
     def _report(self, state: NamespaceState, view: ModelView, now: dt.datetime) -> dt.datetime | None:
-        """Report on a model, or return when to."""
+        """Start the report of a model's status that is due; return when the next one is."""
         metrics.set_model_gauges(view)
         status = model_status(view, state.revisions.get(view.model.name), now)
         report = self._report_rate.next_report(view.model, status, now)

@@ -47,7 +47,7 @@ class WorkerDefaults:
 
 
 def template_hash(model: DiffusionModel, defaults: WorkerDefaults) -> str:
-    """Name the template that a model's workers are made from.
+    """Return the hash of the template that a model's workers are made from.
 
     A change of what jobs only read (defaults, limits) or of how many workers there are does not replace workers.
     """

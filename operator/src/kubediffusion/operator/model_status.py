@@ -85,7 +85,7 @@ def _availability(view: ModelView, now: dt.datetime) -> tuple[ConditionStatus, M
 
 
 def _first_start(view: ModelView) -> str:
-    """Say how far the oldest start has come; empty where there is none."""
+    """Return the sentence that says how far the oldest start has come; empty where there is none."""
     under_way = starting_workers(view)
     if not under_way:
         return ""
@@ -130,7 +130,10 @@ def compiling_workers(view: ModelView) -> list[Worker]:
 
 
 def start_stage(worker: Worker) -> tuple[str, str]:
-    """Say where a worker's start stands, for programs and for people: in its own words, once it has any."""
+    """Return the stage of a worker's start: a reason for programs and a message for people.
+
+    They are the worker's own, once it has told any, else what its Pod shows.
+    """
     if worker.state is WorkerState.QUEUED:
         return WaitingReason.WORKER_QUEUED, "Kueue has not admitted it yet"
     pod = worker.pod

@@ -30,7 +30,7 @@ ModelKey = str | None
 
 
 class NamespaceState:
-    """One namespace: its models, their unfinished jobs, their workers.
+    """Models, unfinished jobs and workers of one namespace.
 
     Args:
         name: Its name.
@@ -61,11 +61,11 @@ class NamespaceState:
         self._batch_jobs = ObjectCache[BatchJob]()
         self._pods = ObjectCache[Pod]()
         self._idle_since: dict[str, dt.datetime] = {}
-        self._going_since: dict[str, dt.datetime] = {}
-        """When a Pod was first seen to be going: nodes, API server and this process need not agree on the time."""
+        self._terminating_since: dict[str, dt.datetime] = {}
+        """When a Pod was first seen to terminate: nodes, API server and this process need not agree on the time."""
 
     def update_job(self, job: GenerationJob) -> None:
-        """Take in a job as it is now; one that has finished is forgotten."""
+        """Keep a job as it is now; one that has finished is removed."""
         self.delete_job(job.uid)
         if job.status.phase in TERMINAL:
             return
@@ -81,7 +81,7 @@ class NamespaceState:
             self._sizes[job.spec.model][job.spec.num_images or 1] += 1
 
     def delete_job(self, uid: str) -> None:
-        """Forget a job."""
+        """Remove a job."""
         job = self.jobs.pop(uid, None)
         if job is None:
             return
@@ -97,7 +97,7 @@ class NamespaceState:
             self._sizes[job.spec.model][job.spec.num_images or 1] -= 1
 
     def learn_revision(self, job: GenerationJob) -> None:
-        """Take in what a job's worker said to have loaded."""
+        """Keep the revision of the model that a job ran on."""
         parameters = job.status.parameters
         if parameters is not None and parameters.model_revision is not None:
             self.revisions[parameters.model] = parameters.model_revision
@@ -108,7 +108,7 @@ class NamespaceState:
         return self._models.items
 
     def update_model(self, model: DiffusionModel) -> None:
-        """Take in a model as it is now."""
+        """Keep a model as it is now."""
         if not self._models.update(model):
             return
         name_hash = self._hash_of(model)
@@ -118,13 +118,13 @@ class NamespaceState:
             self.revisions.pop(model.name, None)
 
     def delete_model(self, model: DiffusionModel) -> None:
-        """Forget a model."""
+        """Remove a model."""
         if self._models.delete(model):
             self._hashes.pop(model.name, None)
             self.refusals.pop(model.name, None)
 
     def replace_models(self, models: ObjectList[DiffusionModel]) -> list[DiffusionModel]:
-        """Take in the full list of models, as :meth:`replace_workers` does, and give those that are gone."""
+        """Take in the full list of models, as :meth:`replace_workers` does, and return those that are gone."""
         before = list(self.models.values())
         for model in models.items:
             self.update_model(model)
@@ -137,28 +137,28 @@ class NamespaceState:
         return gone
 
     def update_batch_job(self, job: BatchJob) -> None:
-        """Take in a worker's batch/v1 Job as it is now."""
+        """Keep a worker's batch/v1 Job as it is now."""
         self._batch_jobs.update(job)
 
     def delete_batch_job(self, job: BatchJob) -> None:
-        """Forget a worker's batch/v1 Job."""
+        """Remove a worker's batch/v1 Job."""
         self._batch_jobs.delete(job)
 
     def update_pod(self, pod: Pod) -> None:
-        """Take in a worker's Pod as it is now."""
+        """Keep a worker's Pod as it is now."""
         self._pods.update(pod)
 
     def delete_pod(self, pod: Pod) -> None:
-        """Forget a worker's Pod."""
+        """Remove a worker's Pod."""
         if self._pods.delete(pod):
             self._idle_since.pop(pod.metadata.name, None)
-            self._going_since.pop(pod.metadata.name, None)
+            self._terminating_since.pop(pod.metadata.name, None)
 
     def replace_workers(self, jobs: ObjectList[BatchJob], pods: ObjectList[Pod]) -> None:
         """Take in the full lists of workers: what is not in them is gone, unless a watch has told of it since."""
         self._batch_jobs.replace(jobs)
         self._pods.replace(pods)
-        for moments in (self._idle_since, self._going_since):
+        for moments in (self._idle_since, self._terminating_since):
             for name in moments.keys() - self._pods.items.keys():
                 del moments[name]
 
@@ -172,7 +172,7 @@ class NamespaceState:
         )
 
     def model_views(self, now: dt.datetime) -> Iterator[ModelView]:
-        """Return the view of each model.
+        """Yield the view of each model.
 
         Args:
             now: The time, from which a worker that has just lost its last job counts as idle.
@@ -196,11 +196,11 @@ class NamespaceState:
             )
 
     def orphaned_jobs(self, now: dt.datetime, most: int) -> list[OrphanedJob]:
-        """Return unfinished jobs whose model does not exist, and since when it has been missed.
+        """Return the unfinished jobs whose model does not exist.
 
         Args:
             now: The time, from which a model that is first missed now is missing.
-            most: The most of those that wait; those that are bound are few, and all given.
+            most: How many of those that wait are returned; those that are bound are few, and all returned.
         """
         default = choose_model(self.models, None)
         there: set[ModelKey] = {*self.models, *([None] if default is not None else [])}
@@ -224,12 +224,12 @@ class NamespaceState:
 
     @property
     def bound_jobs(self) -> list[GenerationJob]:
-        """Jobs that workers have."""
+        """The jobs that are bound to workers."""
         return [job for pods in self._bound.values() for jobs in pods.values() for job in jobs.values()]
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing left to look after."""
+        """Whether it has no model, unfinished job or worker."""
         return not (self.models or self.jobs or self._batch_jobs.items or self._pods.items)
 
     def _workers(self, now: dt.datetime) -> dict[str, list[Worker]]:
@@ -258,16 +258,16 @@ class NamespaceState:
         return Worker(job, pod, lost_at=lost_at, lost=lost_at is not None and lost_at <= now)
 
     def _is_gone(self, pod: str, now: dt.datetime) -> bool:
-        """Return whether a Pod is not there any more, or on a node that is lost."""
+        """Return whether a Pod does not exist, or its node is lost."""
         known = self._pods.items.get(pod)
         lost_at = self._lost_at(known, now) if known is not None else None
         return known is None or (lost_at is not None and lost_at <= now)
 
     def _lost_at(self, pod: Pod, now: dt.datetime) -> dt.datetime | None:
-        """Return when a Pod's node is taken for lost; None while it is not to end, or has."""
-        if not pod.going or pod.finished:
+        """Return when a Pod's node counts as lost; None where the Pod does not terminate, or has ended."""
+        if not pod.terminating or pod.finished:
             return None
-        return self._going_since.setdefault(pod.metadata.name, now) + pod.grace + self._node_grace
+        return self._terminating_since.setdefault(pod.metadata.name, now) + pod.grace + self._node_grace
 
     def _with_idleness(self, worker: Worker, busy: set[str], now: dt.datetime) -> Worker:
         if worker.pod is None or worker.state is not WorkerState.READY:

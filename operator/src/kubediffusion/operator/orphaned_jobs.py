@@ -17,7 +17,7 @@ ORPHANS_A_PASS = 200
 def decide_orphaned_jobs(
     view: NamespaceView, now: dt.datetime, options: SchedulerOptions, explanations: int
 ) -> Decision:
-    """Fail the jobs whose model has been missed for too long, and tell the others what they wait for.
+    """Decide which jobs without a model fail, and which are told what they wait for.
 
     Args:
         view: What is observed of the namespace.

@@ -71,7 +71,7 @@ class Resync:
         self._store.replace_workers(await self._cluster.batch_jobs(), await self._cluster.pods())
 
     async def _check_bound_jobs(self) -> None:
-        """Read jobs that workers should have and, as the cluster says, have not."""
+        """Read the jobs that are known to be bound and that the list of bound jobs lacks."""
         listed = await self._cluster.bound_jobs()
         uids = {job.uid for job in listed.items}
         correct = isolate_errors(self._store.correct_job)

@@ -48,7 +48,7 @@ def awaits_image_deletion(job: GenerationJob) -> bool:
 
 
 class ImageRemover:
-    """Delete the images of jobs.
+    """Deletes the images of jobs.
 
     Args:
         storage: Where they lie; None when the operator has no storage settings.
@@ -91,7 +91,7 @@ class ImageRemover:
 
 
 class Retention:
-    """Lets finished jobs go: deletes those whose time to live is over, and images before the jobs that hold them.
+    """Deletes jobs whose time to live is over, and the images of deleted jobs that wait for that.
 
     Args:
         cluster: Where the jobs are.
@@ -108,7 +108,7 @@ class Retention:
         self._releasing: set[str] = set()
 
     def add(self, job: GenerationJob) -> None:
-        """Take in a finished job as it is now."""
+        """Queue a finished job for what is due: its deletion, or that of its images."""
         if awaits_image_deletion(job):
             if job.uid not in self._releasing:
                 self._releasing.add(job.uid)
@@ -118,11 +118,11 @@ class Retention:
             self._added.set()
 
     def remove(self, uid: str) -> None:
-        """Drop what is kept of a job that is gone."""
+        """Remove a job that is gone."""
         self._expiries.remove(uid)
 
     async def run(self) -> None:
-        """Let jobs go until cancelled."""
+        """Delete what is due until cancelled."""
         async with asyncio.TaskGroup() as workers:
             for _ in range(AT_ONCE):
                 workers.create_task(self._expire_all())
@@ -150,7 +150,7 @@ class Retention:
                         await self._added.wait()
 
     async def _expire(self, namespace: str, name: str, uid: str) -> None:
-        """Delete a job whose time to live is over; its spec may have got another one since it was noted."""
+        """Delete a job whose time to live is over; its spec may have got another one since it was queued."""
         job = await self._cluster.get_job(namespace, name, uid)
         due = expiry(job)
         if due is not None and due <= dt.datetime.now(dt.UTC):

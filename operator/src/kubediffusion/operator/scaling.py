@@ -58,7 +58,7 @@ def load_failure(view: ModelView, now: dt.datetime) -> LoadFailure | None:
 
 
 def scale(view: ModelView, now: dt.datetime, backlog: int, taken: Set[str], newly_bound: Set[str]) -> Decision:
-    """Create workers up to what the backlog asks for, and delete those that are outdated, failed or idle for long.
+    """Decide which workers are created for the backlog, and which outdated, failed or idle ones are deleted.
 
     Args:
         view: What is observed.

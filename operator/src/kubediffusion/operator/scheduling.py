@@ -52,7 +52,7 @@ class Released:
 
 
 def decide_termination(job: GenerationJob, now: dt.datetime) -> Finish | None:
-    """Return whether an unfinished job must end whatever its worker does: cancelled, deleted or too late."""
+    """Return how an unfinished job ends that is cancelled, deleted or past its deadline; None for any other."""
     if job.spec.cancel:
         return Finish(job, Phase.CANCELLED, None, "cancelled by spec.cancel")
     if job.metadata.deletion_timestamp is not None:
@@ -72,7 +72,7 @@ def deadline(job: GenerationJob) -> dt.datetime | None:
 
 
 def schedule_model(view: ModelView, now: dt.datetime, options: SchedulerOptions, explanations: int = 0) -> Decision:
-    """Decide everything about one model.
+    """Decide on the jobs and workers of one model.
 
     Args:
         view: What is observed.
@@ -108,7 +108,7 @@ def _released_key(item: Released) -> QueueKey[dt.datetime]:
 
 
 def release(view: ModelView) -> Iterator[Released]:
-    """Return the jobs whose worker is gone, and those that a going worker has not started.
+    """Yield the jobs whose worker is gone, and those that a terminating worker has not started.
 
     Only a job that was running when its worker died spends its ``backoffLimit``: one that was sent away (drained,
     preempted, deleted) and not done within its grace period did not die of its jobs, nor did one whose node is lost. A
@@ -124,7 +124,7 @@ def release(view: ModelView) -> Iterator[Released]:
         elif worker.lost:
             for job in jobs:
                 yield Released(job, counted=False, message=f"worker {name} was told to go, and its node is silent")
-        elif worker.state is WorkerState.GOING or pod.going:
+        elif worker.state is WorkerState.GOING or pod.terminating:
             for job in jobs:
                 if job.status.phase == Phase.SCHEDULED:
                     yield Released(job, counted=False, message=f"worker {name} is going")
@@ -135,7 +135,7 @@ def release(view: ModelView) -> Iterator[Released]:
 
 
 def _left_behind(name: str, worker: Worker | None, jobs: tuple[GenerationJob, ...]) -> Iterator[Released]:
-    """Return the jobs of a worker that has ended, of which nothing may be left to see."""
+    """Yield the jobs of a worker that has ended, of which nothing may be left to see."""
     died = worker is None or not worker.sent_away
     crashed = died and worker is not None and worker.state is WorkerState.FAILED
     some_ran = any(job.status.phase == Phase.RUNNING for job in jobs)
@@ -191,7 +191,7 @@ def bind(view: ModelView, queue: Iterator[Released], options: SchedulerOptions) 
 
 
 def fail_for_model(failure: LoadFailure | None, queue: Iterator[Released], most: int) -> list[Finish]:
-    """Fail the jobs that wait for a model which cannot be loaded; none while it can.
+    """Return the failures of jobs that wait for a model which cannot be loaded; none while it can.
 
     Args:
         failure: Why the model cannot be loaded.

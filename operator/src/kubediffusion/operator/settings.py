@@ -1,4 +1,4 @@
-"""Every knob of the operator, read from the environment once."""
+"""The settings of the operator, read from the environment once."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ class Settings(StorageSecrets):
     concurrent_requests: int = Field(default=32, ge=1)
     """Requests to the API server that may be under way at once."""
     resync_seconds: float = Field(default=30, gt=0)
-    """How often workers are listed anew: what a watch may miss while it was broken is found then."""
+    """Seconds between two lists of the workers: what a watch may miss while it was broken is found then."""
     model_grace_seconds: float = Field(default=30, ge=0)
-    """How long a job waits for a DiffusionModel that does not exist, as both may be applied together."""
+    """Seconds that a job waits for a DiffusionModel that does not exist, as both may be applied together."""
     node_grace_seconds: float = Field(default=30, gt=0)
-    """How long after a worker's time of grace its node may take to tell of its end. Longer, and the node is taken for
+    """Seconds after a worker's grace period that its node may take to tell of its end. Then the node is taken for
     lost: the worker's jobs are bound elsewhere, as its reports are fenced should it still run."""
     explain_after_seconds: float = Field(default=1, ge=0)
-    """A job that waits longer than this says why, in its Scheduled condition."""
+    """A job that waits longer than so many seconds says why, in its Scheduled condition."""
     explanations_per_second: float = Field(default=5, gt=0)
-    """The most such writes a second, so that a long queue costs little."""
+    """Such writes a second at most, so that a long queue costs little."""
     batches_ahead: int = Field(default=2, ge=1)
     """Batches bound to a worker: the one that runs and those that wait behind it, so that it never idles."""
 

@@ -28,7 +28,7 @@ FRESH = dt.timedelta(seconds=2)
 
 @dataclass(frozen=True)
 class JobChange:
-    """A GenerationJob that is not as it was.
+    """The change of a GenerationJob.
 
     Attributes:
         uid: Its uid.
@@ -230,7 +230,7 @@ class Store:
         return changes
 
     def namespace(self, name: str) -> NamespaceState | None:
-        """Return what is known of a namespace; None when nothing is."""
+        """Return the state of a namespace, and forget one that has become empty; None where there is none."""
         state = self._namespaces.get(name)
         if state is not None and state.empty:
             del self._namespaces[name]

@@ -20,7 +20,7 @@ NEVER = dt.datetime.max.replace(tzinfo=dt.UTC)
 
 
 def order_key(job: GenerationJob) -> QueueKey[dt.datetime]:
-    """Return what the queue is sorted by."""
+    """Return the key by which a queue is sorted."""
     return queue_key(job.spec.priority, job.metadata.creation_timestamp or NEVER, job.name)
 
 
@@ -71,7 +71,7 @@ class NamespaceView:
 
 @dataclass(frozen=True)
 class ModelView:
-    """Everything that a decision about one model rests on.
+    """What is observed of one model and its workers, for a decision.
 
     Attributes:
         model: The model.
@@ -137,7 +137,7 @@ class ModelView:
         return sum(map(self.slots, self.jobs_of(worker)))
 
     def jobs_of(self, worker: Worker) -> tuple[GenerationJob, ...]:
-        """Return the jobs that a worker has."""
+        """Return the jobs that are bound to a worker."""
         return self.bound.get(worker.pod.metadata.name, ()) if worker.pod is not None else ()
 
 

@@ -118,7 +118,7 @@ def watch_jobs(
     observe: Callable[[GenerationJob, bool], None],
     seen: Iterable[GenerationJob] = (),
 ) -> Reflector[GenerationJob]:
-    """Make the watch of GenerationJobs. It goes on where the observer fails at one of them.
+    """Return the watch of GenerationJobs, which goes on where the observer fails at one of them.
 
     Args:
         client: The connection.
@@ -146,7 +146,7 @@ def isolate_errors(observe: Callable[[GenerationJob, T], None]) -> Callable[[Gen
 
 
 def _identity(job: GenerationJob) -> GenerationJob:
-    """Return the little of a job that its end is told with: there may be very many that have finished."""
+    """Return a job without what its deletion need not tell: very many may have finished."""
     known = job.metadata
     metadata = ObjectMeta(
         name=known.name, namespace=known.namespace, uid=known.uid, resource_version=known.resource_version

@@ -88,13 +88,13 @@ class Pod(KubernetesObject):
         return self.status.phase in {"Succeeded", "Failed"}
 
     @property
-    def going(self) -> bool:
-        """Whether it has been told to go."""
+    def terminating(self) -> bool:
+        """Whether it is being deleted (``metadata.deletionTimestamp`` is set)."""
         return self.metadata.deletion_timestamp is not None
 
     @property
     def grace(self) -> dt.timedelta:
-        """How long its node lets it take to end, once it has been told to go."""
+        """Its termination grace period."""
         return dt.timedelta(seconds=self.metadata.deletion_grace_period_seconds or 0)
 
     @property
@@ -102,7 +102,7 @@ class Pod(KubernetesObject):
         """Whether it holds its model and can be given jobs."""
         return (
             self.status.phase == "Running"
-            and not self.going
+            and not self.terminating
             and any(c.type == "Ready" and c.status == "True" for c in self.status.conditions)
         )
 
@@ -178,7 +178,7 @@ class BatchJob(KubernetesObject):
 
     @property
     def failure(self) -> PlatformCondition | None:
-        """Why it failed, or None."""
+        """The condition that says why it failed, or None."""
         return next((c for c in self.status.conditions if c.type == "Failed" and c.status == "True"), None)
 
     @property
@@ -242,7 +242,7 @@ class Worker:
             return WorkerState.STARTING if disrupted else WorkerState.FAILED
         if self.job.spec.suspend:
             return WorkerState.QUEUED
-        if self.pod is not None and (self.pod.going or self.pod.status.phase == "Succeeded"):
+        if self.pod is not None and (self.pod.terminating or self.pod.status.phase == "Succeeded"):
             # Told to go by somebody else (a drain): its Job says nothing of that before the Pod has ended.
             return WorkerState.GOING
         return WorkerState.READY if self.pod is not None and self.pod.ready else WorkerState.STARTING
@@ -260,7 +260,7 @@ class Worker:
         """
         if self.pod is None or self.job.complete:
             return self.job.complete
-        told = self.pod.going or self.pod.disrupted
+        told = self.pod.terminating or self.pod.disrupted
         # It ends well only when it is told to end.
         return self.pod.status.phase == "Succeeded" or (told and self.pod.status.reason != "Evicted")
 

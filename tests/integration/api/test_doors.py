@@ -451,7 +451,7 @@ def test_the_documentation_needs_no_internet(api: Api) -> None:
     assert "http" not in page.replace("http-equiv", "")
     assert api.http.get("/docs/assets/swagger-ui-bundle.js").status_code == 200
     document = api.http.get("/openapi.json").json()
-    assert document["openapi"].startswith("3.0")
+    assert document["openapi"].startswith("3.1")
     request = document["components"]["schemas"]["JobRequest"]["properties"]
     assert (request["num_inference_steps"]["default"], request["guidance_scale"]["default"]) == (50, 7.5)
     assert all(field.get("description") for field in request.values())

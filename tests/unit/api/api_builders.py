@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kubediffusion.api.job_cache.records import CachedJob, cached_job
+from kubediffusion.api.job_cache.records import CachedJob
 
 
 def body(name: str = "job", version: int = 1, phase: str = "Pending", **changes: Any) -> dict[str, Any]:
@@ -21,6 +21,6 @@ def body(name: str = "job", version: int = 1, phase: str = "Pending", **changes:
     return {"metadata": metadata, "spec": spec, "status": {"phase": phase, **changes.get("status", {})}}
 
 
-def entry(name: str = "job", version: int = 1, phase: str = "Pending", **changes: Any) -> CachedJob:
-    """Build the entry of such a job."""
-    return cached_job(body(name, version, phase, **changes))
+def cached(name: str = "job", version: int = 1, phase: str = "Pending", **changes: Any) -> CachedJob:
+    """Build the cached job of such a JSON."""
+    return CachedJob.from_wire(body(name, version, phase, **changes))

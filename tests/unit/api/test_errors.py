@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from kubediffusion.api.errors import from_kubernetes, from_storage, nearest_field, validation_problems
+from kubediffusion.api.errors import (
+    ApiError,
+    Problem,
+    from_kubernetes,
+    from_storage,
+    nearest_field,
+    validation_problems,
+)
 from kubediffusion.api.schemas import JobRequest
 from kubediffusion.resources.apiserver.errors import error_from_status
 from kubediffusion.resources.storage import StorageError
@@ -29,19 +36,24 @@ def test_the_nearest_field(mistyped: str, meant: str | None) -> None:
     assert nearest_field(mistyped, JobRequest.model_fields) == meant
 
 
-def refusal(status: int, message: str = "", **details: object):
+def refusal(status: int, message: str = "", **details: object) -> ApiError:
     return from_kubernetes(error_from_status(status, {"reason": "R", "message": message, "details": details}))
+
+
+def problems(error: ApiError) -> list[Problem]:
+    assert isinstance(error.detail, list)
+    return error.detail
 
 
 def test_a_refused_spec_names_the_field_in_the_clients_spelling() -> None:
     causes = [{"reason": "FieldValueInvalid", "message": "Invalid value: 0", "field": "spec.numInferenceSteps"}]
     error = refusal(422, "GenerationJob is invalid", causes=causes)
-    assert (error.status, error.detail[0]["loc"]) == (422, ["body", "num_inference_steps"])
+    assert (error.status, problems(error)[0]["loc"]) == (422, ["body", "num_inference_steps"])
 
 
 def test_a_policys_refusal_names_the_field_too() -> None:
     error = refusal(422, "denied request: spec.width: 2048 exceeds the limit 1024 of model m")
-    assert error.detail[0]["loc"] == ["body", "width"]
+    assert problems(error)[0]["loc"] == ["body", "width"]
 
 
 @pytest.mark.parametrize(

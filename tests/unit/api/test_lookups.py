@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from api_builders import entry
+from api_builders import cached
 
 from kubediffusion.api.client_limits.lookups import CONCURRENCY, JobLookups
 from kubediffusion.api.client_limits.rates import RateLimiter
@@ -43,7 +43,7 @@ def lookups(cluster: Cluster, limit: str = "") -> JobLookups:
 
 async def test_a_job_is_found_at_once() -> None:
     cluster = Cluster()
-    cluster.jobs["job"] = entry()
+    cluster.jobs["job"] = cached()
     assert await lookups(cluster).find("job", "me") is cluster.jobs["job"]
 
 
@@ -63,7 +63,7 @@ async def test_who_asks_after_the_job_was_created_finds_it() -> None:
     cluster.gate.clear()
     early = asyncio.create_task(looking.find("job", "me"))
     await cluster.begun.wait()
-    cluster.jobs["job"] = entry()
+    cluster.jobs["job"] = cached()
     late = asyncio.create_task(looking.find("job", "me"))
     await asyncio.sleep(0)
     cluster.gate.set()
@@ -95,7 +95,7 @@ async def test_requests_that_wait_together_do_not_get_past_the_allowance() -> No
 
 async def test_a_client_that_has_nothing_left_takes_nothing_from_another() -> None:
     cluster = Cluster()
-    cluster.jobs["job"] = entry()
+    cluster.jobs["job"] = cached()
     looking = lookups(cluster, "1/minute")
     assert await looking.find("nothing", "me") is None
     refused, found = await asyncio.gather(
@@ -107,7 +107,7 @@ async def test_a_client_that_has_nothing_left_takes_nothing_from_another() -> No
 
 async def test_many_that_find_their_jobs_together_are_not_held_up() -> None:
     cluster = Cluster()
-    cluster.jobs = {f"job-{number}": entry(f"job-{number}") for number in range(100)}
+    cluster.jobs = {f"job-{number}": cached(f"job-{number}") for number in range(100)}
     looking = lookups(cluster, f"{CONCURRENCY}/minute")
     found = await asyncio.gather(*(looking.find(name, "me") for name in cluster.jobs))
     assert list(found) == list(cluster.jobs.values())
@@ -124,7 +124,7 @@ async def test_the_api_server_being_away_spends_nothing() -> None:
 
 async def test_finding_spends_nothing() -> None:
     cluster = Cluster()
-    cluster.jobs = {f"job-{number}": entry(f"job-{number}") for number in range(10)}
+    cluster.jobs = {f"job-{number}": cached(f"job-{number}") for number in range(10)}
     looking = lookups(cluster, "1/minute")
     for name in cluster.jobs:
         assert await looking.find(name, "me") is not None
@@ -139,7 +139,7 @@ async def test_the_api_server_being_away_is_no_404() -> None:
 
 async def test_who_gives_up_takes_nobody_along() -> None:
     cluster = Cluster()
-    cluster.jobs["job"] = entry()
+    cluster.jobs["job"] = cached()
     looking = lookups(cluster)
     cluster.gate.clear()
     first, second = (asyncio.create_task(looking.find("job", "me")) for _ in range(2))
@@ -156,5 +156,4 @@ async def test_nothing_is_left_behind() -> None:
         await looking.find(f"nothing-{number}", "me")
     await asyncio.sleep(INTERVAL)
     await looking.find("last", "me")
-    assert len(looking._begun) == 1
-    assert not looking._coming
+    assert len(looking) == 1

@@ -6,7 +6,7 @@ import base64
 import json
 
 import pytest
-from api_builders import entry
+from api_builders import cached
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,18 +35,18 @@ text = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
     ],
 )
 def test_status(phase: str, status: str, message: str | None) -> None:
-    body = json.loads(result_body(entry(phase=phase, status={"error": {"code": "C", "message": "broken"}})))
+    body = json.loads(result_body(cached(phase=phase, status={"error": {"code": "C", "message": "broken"}})))
     assert (body["status"], body["error_message"]) == (status, message)
 
 
 def test_a_failure_without_words_is_still_said() -> None:
-    assert json.loads(result_body(entry(phase="Cancelled")))["error_message"] == "Cancelled."
-    assert json.loads(result_body(entry(phase="Failed")))["error_message"] == "Failed."
+    assert json.loads(result_body(cached(phase="Cancelled")))["error_message"] == "Cancelled."
+    assert json.loads(result_body(cached(phase="Failed")))["error_message"] == "Failed."
 
 
 @given(prompt=text, image=st.none() | st.binary(max_size=50), url=st.none() | text)
 def test_any_answer_is_json_of_its_schema(prompt: str, image: bytes | None, url: str | None) -> None:
-    made = entry(phase="Succeeded", spec={"prompt": prompt or "x"})
+    made = cached(phase="Succeeded", spec={"prompt": prompt or "x"})
     plain = json.loads(result_body(made, image))
     assert list(plain) == ["task_id", "status", "prompt", "image_base64", "error_message"]
     assert TaskResult.model_validate(plain).prompt == (prompt or "x")
@@ -57,14 +57,16 @@ def test_any_answer_is_json_of_its_schema(prompt: str, image: bytes | None, url:
 
 
 def test_only_what_has_no_image_is_kept() -> None:
-    assert cached_result(entry(phase="Succeeded")) is None
-    headers, body = cached_result(entry(phase="Running"))
+    assert cached_result(cached(phase="Succeeded")) is None
+    result = cached_result(cached(phase="Running"))
+    assert result is not None
+    headers, body = result
     assert dict(headers)[b"content-length"] == str(len(body)).encode()
 
 
 @given(st.lists(st.text(), min_size=1, max_size=3))
 def test_a_warning_is_one_line_of_ascii(warnings: list[str]) -> None:
-    header = warning_headers(entry(status={"warnings": warnings}))[WARNING_HEADER]
+    header = warning_headers(cached(status={"warnings": warnings}))[WARNING_HEADER]
     assert header.isascii()
     assert len(header) <= MAX_WARNING_LENGTH
     assert not any(ord(character) < 32 for character in header)

@@ -25,7 +25,7 @@ class ApiKeys:
     """The keys that are valid now.
 
     Args:
-        path: Folder with one file a client, or one such file; None when everybody may come in.
+        path: Folder with one file a client, or one such file; None when no key is needed.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -39,7 +39,7 @@ class ApiKeys:
         return self._path is not None
 
     def reload(self) -> None:
-        """Read the keys. It blocks.
+        """Read the keys from the files; this blocks.
 
         What cannot be read leaves the keys as they were: a Secret that is being replaced must lock nobody out.
         """
@@ -61,7 +61,7 @@ class ApiKeys:
             await asyncio.to_thread(self.reload)
 
     def client(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-        """Name the client that a request's key belongs to; None where no key is needed.
+        """Return the name of the client that a request's key belongs to; None where no key is needed.
 
         Args:
             headers: The request's headers, their names in lower case.
@@ -90,7 +90,7 @@ class ApiKeys:
 
 
 def is_open(path: str) -> bool:
-    """Tell whether a path needs no key."""
+    """Whether a path needs no key."""
     return path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
 
 

@@ -1,4 +1,4 @@
-"""What routes are given: the parts that the app was built with, and who asks."""
+"""The dependencies of routes: what the app was built of, what exists while it runs, and who asks."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ class LifespanState:
     images: ImageReader
 
 
+# All of them coroutines: FastAPI would run plain functions in threads.
 async def _app_state(request: Request) -> AppState:
-    state: AppState = request.app.state.parts
+    state: AppState = request.app.state.app_state
     return state
 
 
-# All of them coroutines: FastAPI would run plain functions in threads.
-def _lifespan_state(request: Request) -> LifespanState:
+async def _lifespan_state(request: Request) -> LifespanState:
     state: LifespanState = request.state.connected
     return state
 
 
 async def _service(request: Request) -> JobService:
-    return _lifespan_state(request).service
+    return (await _lifespan_state(request)).service
 
 
 async def _images(request: Request) -> ImageReader:
-    return _lifespan_state(request).images
+    return (await _lifespan_state(request)).images
 
 
 async def _client(request: Request) -> str:
@@ -77,7 +77,7 @@ AppStateDep = Annotated[AppState, Depends(_app_state)]
 JobServiceDep = Annotated[JobService, Depends(_service)]
 ImagesDep = Annotated[ImageReader, Depends(_images)]
 ClientDep = Annotated[str, Depends(_client)]
-"""Who asks, for limits and logs: the API key's name, else the address."""
+"""Who asks, for rates and logs: the API key's name, else the address."""
 KeyNameDep = Annotated[str, Depends(_key_name)]
 """The API key's name; empty where no key is needed."""
 
@@ -102,7 +102,7 @@ class JsonRequest(Request):
     """
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        """Give the body in pieces, up to the limit.
+        """Yield the body in pieces, up to the limit.
 
         Starlette has a limit of its own; it answers in plain text, where every other error here is JSON.
 
@@ -121,7 +121,7 @@ class JsonRequest(Request):
             yield piece
 
     async def json(self) -> object:
-        """Give the decoded body.
+        """Decode the body.
 
         Raises:
             json.JSONDecodeError: It is not JSON.
@@ -143,7 +143,7 @@ class JsonRoute(APIRoute):
     """A route whose requests are :class:`JsonRequest`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Give the handler of the route."""
+        """Build the handler of the route."""
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:

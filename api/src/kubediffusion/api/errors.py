@@ -1,4 +1,4 @@
-"""Every way a request can fail, and the response that each becomes. Nothing else decides a status code of an error."""
+"""Every way a request can fail, and the response to each. Nothing else decides the status code of an error."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
-from slowapi.errors import RateLimitExceeded
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from kubediffusion.api.schemas import Acceleration, FeatureCaching, GuidanceInterval, JobRequest
+from kubediffusion.api.derived import model_at
+from kubediffusion.api.schemas import JobRequest
 from kubediffusion.resources.apiserver.errors import ConflictError, ForbiddenError, InvalidError, KubernetesError
 from kubediffusion.resources.storage import StorageError
 
@@ -52,7 +51,7 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     def response(self) -> Response:
-        """Give the response."""
+        """Build the response."""
         return JSONResponse({"detail": self.detail}, status_code=self.status, headers=self.headers)
 
 
@@ -63,7 +62,7 @@ class UnauthorizedError(ApiError):
 
 
 class WrongKeyError(ApiError):
-    """403: an API key that is none of ours."""
+    """403: the API key is not one of this server's."""
 
     status = 403
 
@@ -119,7 +118,7 @@ class TooManyRequestsError(ApiError):
 
     @classmethod
     def until(cls, detail: str, moment: float) -> TooManyRequestsError:
-        """Make one that lasts until a moment of the clock."""
+        """Build an error that ends at ``moment``, in seconds since the epoch."""
         return cls(detail, max(1, math.ceil(moment - time.time())))
 
 
@@ -149,7 +148,7 @@ def problem(field: str | None, message: str, kind: str = "value_error", where: s
 
 
 def from_kubernetes(error: KubernetesError) -> ApiError:
-    """Say what a refusal of the API server means to our client."""
+    """Translate a refusal of the API server for a client."""
     match error:
         case InvalidError() | ForbiddenError() if "failed to configure policy" in error.message:
             # An API server that has just started and does not know the policy's resources yet; no fault of the job.
@@ -174,7 +173,7 @@ def from_kubernetes(error: KubernetesError) -> ApiError:
 
 
 def from_storage(error: StorageError) -> ApiError:
-    """Say what a failure of storage means to our client."""
+    """Translate a failure of storage for a client."""
     if error.missing:
         return ImageGoneError("The image has been deleted from storage.")
     # The error names buckets and addresses: that is for the log.
@@ -197,7 +196,7 @@ def _snake(name: str) -> str:
 
 
 def nearest_field(name: str, known: Iterable[str]) -> str | None:
-    """Give the field that a mistyped name most likely means."""
+    """Return the field that a mistyped name most likely means, or None."""
     names = list(known)
     spelled = _snake(name)
     close = difflib.get_close_matches(spelled, names, n=1)
@@ -206,23 +205,15 @@ def nearest_field(name: str, known: Iterable[str]) -> str | None:
 
 
 def validation_problems(errors: Iterable[Mapping[str, Any]]) -> list[Problem]:
-    """Write pydantic's errors for clients: what was sent is not echoed, and a mistyped field gets a suggestion."""
+    """Translate pydantic's errors for clients: values are not echoed, and a mistyped field gets a suggestion."""
     return [_validation_problem(error) for error in errors]
-
-
-_PARTS: dict[str, type[BaseModel]] = {
-    "acceleration": Acceleration,
-    "guidance_interval": GuidanceInterval,
-    "feature_caching": FeatureCaching,
-}
-"""What a request's fields are made of, by name, where they are objects."""
 
 
 def _validation_problem(error: Mapping[str, Any]) -> Problem:
     loc, message = list(error["loc"]), error["msg"]
     match error["type"]:
         case "extra_forbidden":
-            nearest = nearest_field(str(loc[-1]), _PARTS.get(str(loc[-2]), JobRequest).model_fields)
+            nearest = nearest_field(str(loc[-1]), model_at(JobRequest, map(str, loc[1:-1])).model_fields)
             message = f"Unknown field {str(loc[-1])[:100]!r}" + (f"; did you mean {nearest!r}?" if nearest else "")
         case "json_invalid":
             loc = ["body"]
@@ -239,7 +230,7 @@ def _validation_problem(error: Mapping[str, Any]) -> Problem:
 
 
 def install(app: FastAPI) -> None:
-    """Make an app answer with these responses."""
+    """Register the handlers of all errors with an app."""
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
 
@@ -273,18 +264,10 @@ async def _on_http_exception(_: Request, error: Exception) -> Response:
     return JSONResponse({"detail": error.detail}, status_code=error.status_code, headers=error.headers)
 
 
-async def _on_rate_limit(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RateLimitExceeded)  # noqa: S101 - as above
-    limit, key = request.state.view_rate_limit
-    reset = request.app.state.limiter.limiter.get_window_stats(limit, *key).reset_time
-    return TooManyRequestsError.until(f"Too many jobs created: at most {error.detail}.", reset).response()
-
-
 _HANDLERS = {
     ApiError: _on_api_error,
     KubernetesError: _on_kubernetes_error,
     StorageError: _on_storage_error,
     RequestValidationError: _on_invalid_request,
     HTTPException: _on_http_exception,
-    RateLimitExceeded: _on_rate_limit,
 }

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+
+from cachetools import LRUCache
 
 from kubediffusion.api.errors import CorruptImageError, UnavailableError
 from kubediffusion.api.job_cache.records import StoredImage
@@ -25,36 +26,6 @@ READ_SECONDS = 10.0
 """How long a request waits for storage. A read that takes longer goes on, and its image is there for the next one."""
 
 
-class ImageCache:
-    """The images used last, by the hash of their bytes, up to a number of bytes.
-
-    Args:
-        capacity: Bytes to keep.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._images: OrderedDict[str, bytes] = OrderedDict()
-        self.size = 0
-
-    def get(self, sha256: str) -> bytes | None:
-        """Give an image, which then counts as just used."""
-        data = self._images.get(sha256)
-        if data is not None:
-            self._images.move_to_end(sha256)
-        return data
-
-    def put(self, sha256: str, data: bytes) -> None:
-        """Keep an image, and drop those unused for longest while there are too many bytes."""
-        if sha256 in self._images or len(data) > self._capacity:
-            return
-        self._images[sha256] = data
-        self.size += len(data)
-        while self.size > self._capacity:
-            _, dropped = self._images.popitem(last=False)
-            self.size -= len(dropped)
-
-
 class ImageReader:
     """Reads images for clients.
 
@@ -70,14 +41,15 @@ class ImageReader:
     ) -> None:
         self._storage = storage
         self._public = public
-        self._cache = ImageCache(cache_bytes)
+        # By the hash of the bytes.
+        self._cache: LRUCache[str, bytes] = LRUCache(cache_bytes, getsizeof=len)
         # Threads of its own: storage that hangs must hold up nothing else.
         self._threads = ThreadPoolExecutor(THREADS, "storage")
         self._reading: dict[str, asyncio.Task[bytes | StorageError | CorruptImageError]] = {}
         self._metrics = metrics
 
     async def read(self, image: StoredImage) -> bytes:
-        """Give the bytes of an image.
+        """Read the bytes of an image.
 
         Raises:
             StorageError: Storage is away, or the image is not there.
@@ -106,7 +78,7 @@ class ImageReader:
         return result
 
     async def url(self, image: StoredImage, seconds: int) -> str:
-        """Give a presigned URL of an image.
+        """Sign a URL of an image that is valid for ``seconds``.
 
         Raises:
             StorageError: The image lies elsewhere than this API is told.
@@ -117,7 +89,7 @@ class ImageReader:
         return await asyncio.get_running_loop().run_in_executor(self._threads, sign, image.uri, seconds)
 
     def close(self) -> None:
-        """Let go of the threads."""
+        """End the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _fetch(self, storage: ImageStorage, image: StoredImage) -> bytes | StorageError | CorruptImageError:
@@ -131,7 +103,8 @@ class ImageReader:
         if hashlib.sha256(data).hexdigest() != image.sha256:
             logger.error("stored image does not match its hash", extra={"uri": image.uri, "sha256": image.sha256})
             return CorruptImageError("The stored image is not the one that was generated: its hash differs.")
-        self._cache.put(image.sha256, data)
+        if len(data) <= self._cache.maxsize:
+            self._cache[image.sha256] = data
         return data
 
 

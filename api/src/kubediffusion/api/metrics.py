@@ -1,4 +1,4 @@
-"""What Prometheus may ask: requests, jobs, cache and watch."""
+"""The metrics for Prometheus: requests, jobs, cache and watch."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class Metrics:
         self._unfinished_jobs = Gauge(f"{prefix}_unfinished_jobs", "Jobs without an outcome.", registry=self.registry)
 
     def follow(self, jobs: JobCache) -> None:
-        """Show the state of the cache."""
+        """Report the size of the cache."""
         self._cached_jobs.set_function(lambda: len(jobs))
         self._unfinished_jobs.set_function(lambda: jobs.unfinished)
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count one answered request."""
+        """Count one request by its route's template, and observe its duration in seconds."""
         self._requests.labels(method, route, status).inc()
         self._seconds.labels(route).observe(seconds)

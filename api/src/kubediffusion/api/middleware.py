@@ -1,4 +1,4 @@
-"""What every request passes first: its id, who it is from, and the clock and counters around it.
+"""What every request passes first: it gets an id and a client, and its response is timed and counted.
 
 Plain ASGI: a middleware of this kind costs microseconds, where one that builds request and response objects would
 cost more than the rest of a poll.
@@ -32,22 +32,22 @@ _current: ContextVar[str] = ContextVar("request_id", default="")
 
 
 class RequestIdFilter(logging.Filter):
-    """Write the request's id into each record that is logged while it is handled."""
+    """Adds the request's id to each record that is logged while the request is handled."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let every record pass."""
+        """Add the id, and let every record pass."""
         if request_id := _current.get():
             record.request_id = request_id
         return True
 
 
 class RequestMiddleware:
-    """Identify the request and its client, and count the answer.
+    """Identifies the request and its client, and counts the response.
 
     Args:
         app: The app behind.
         keys: The API keys.
-        metrics: Where answers are counted.
+        metrics: Where responses are counted.
     """
 
     def __init__(self, app: ASGIApp, keys: ApiKeys, metrics: Metrics) -> None:

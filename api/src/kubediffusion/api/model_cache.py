@@ -1,4 +1,4 @@
-"""The models of the namespace, as the watch shows them."""
+"""The DiffusionModels of the namespace as the watch shows them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class ModelCache:
         self.synced = asyncio.Event()
 
     def on_change(self, model: DiffusionModel, gone: bool) -> None:
-        """Take in what the watch shows."""
+        """Apply one change that the watch shows; ``gone`` says that the model was deleted."""
         if gone:
             self._models.pop(model.name, None)
         else:
             self._models[model.name] = model
 
     def all(self) -> list[DiffusionModel]:
-        """Give the models by name."""
+        """List the models, sorted by name."""
         return [self._models[name] for name in sorted(self._models)]
 
     @property
@@ -37,7 +37,7 @@ class ModelCache:
 
     @property
     def default_name(self) -> str | None:
-        """Its name."""
+        """The name of the default model."""
         return self.default.name if self.default else None
 
     @property
@@ -46,11 +46,11 @@ class ModelCache:
         return self.default is not None and self.default.unavailable is None
 
     def find(self, name: str | None) -> DiffusionModel | None:
-        """Give the model of that name, or the default; None where there is none."""
+        """Return the model of that name, or the default one for None; None where there is none."""
         return choose_model(self._models, name)
 
     def usable(self, name: str | None) -> DiffusionModel:
-        """Give the model that a new job means.
+        """Return the model that a new job asks for.
 
         Raises:
             InvalidRequestError: There is no model of that name.

@@ -1,59 +1,49 @@
-"""What clients send and get: the HTTP API's own models, apart from the resources that are stored."""
+"""What clients send and get: the HTTP API's own models. Whatever a resource has too is derived from it."""
 
 from __future__ import annotations
 
 import datetime as dt
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+from pydantic.fields import FieldInfo
 
+from kubediffusion.api.derived import RequestModel, ResponseModel, request_of, view_of
+from kubediffusion.resources import diffusion_model, generation_job
 from kubediffusion.resources.generation_job import (
     DEFAULT_BACKOFF_LIMIT,
     DEFAULT_GUIDANCE,
     DEFAULT_STEPS,
-    MAX_IMAGES,
-    CachingInterval,
     DeletionPolicy,
-    Fraction,
-    Guidance,
-    ModelName,
-    NegativePrompt,
     Phase,
-    Prompt,
     Scheduler,
-    Seed,
-    Size,
-    Steps,
 )
 
 EXAMPLE_ID = "01975f0a-6c1e-7d3b-9f56-2f0c8a4be1d7"
 EXAMPLE_PROMPT = "A photo of an astronaut riding a horse on the moon"
 
 
-def _shown_default(value: Any) -> dict[str, Any]:
-    # Left unset on purpose, so that the model's own default applies; this is what applies where it has none.
-    return {"default": value}
+def _words(description: str, example: object = None, default: object = None) -> FieldInfo:
+    """Describe a request's field; ``default`` applies where the client and the model leave the field unset."""
+    return FieldInfo(
+        description=description,
+        examples=None if example is None else [example],
+        json_schema_extra=None if default is None else {"default": default},  # type: ignore[dict-item] # JSON
+    )
 
 
-class RequestModel(BaseModel):
-    """A request: an unknown field is an error, since a mistyped one would be silently without effect."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-
-class ResponseModel(BaseModel):
-    """A response."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
+@request_of(
+    generation_job.GuidanceInterval,
+    documented={
+        "start": _words("Fraction of the steps before the first with guidance."),
+        "stop": _words("Fraction of the steps before the first without guidance again; above ``start``.", 0.8),
+    },
+)
 class GuidanceInterval(RequestModel):
     """Guidance at some of the steps only (https://arxiv.org/abs/2404.07724); the others take half the time."""
 
-    start: Fraction = 0.0
-    """Fraction of the steps before the first with guidance."""
-    stop: Annotated[Fraction, Field(examples=[0.8])] = 1.0
-    """Fraction of the steps before the first without guidance again; above ``start``."""
+    start: float
+    stop: float
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
@@ -62,66 +52,110 @@ class GuidanceInterval(RequestModel):
         return self
 
 
+@request_of(
+    generation_job.FeatureCaching,
+    documented={
+        "interval": _words(
+            "At every step of so many the whole UNet is computed, in between its outermost layers; 1 is none.", 3
+        )
+    },
+)
 class FeatureCaching(RequestModel):
     """The UNet's deep layers at some of the steps only (DeepCache, https://arxiv.org/abs/2312.00858)."""
 
-    interval: Annotated[CachingInterval, Field(examples=[3])]
-    """At every step of so many the whole UNet is computed, in between its outermost layers; 1 is none."""
 
-
+@request_of(
+    generation_job.Acceleration,
+    parts={generation_job.GuidanceInterval: GuidanceInterval, generation_job.FeatureCaching: FeatureCaching},
+)
 class Acceleration(RequestModel):
     """Speed for quality. What is absent is not done."""
 
-    guidance_interval: GuidanceInterval | None = None
-    """Guidance at some of the steps only."""
-    feature_caching: FeatureCaching | None = None
-    """The UNet's deep layers at some of the steps only."""
+
+NOT_REQUESTED = {
+    "cancel": "a job is cancelled by POST /v1/jobs/{name}/cancel, not born cancelled",
+    "suspend": "what a client submits is to run; suspending is for whoever has kubectl",
+}
+"""The fields of a GenerationJob's spec that a request has not, and why."""
 
 
+@request_of(
+    generation_job.GenerationJobSpec,
+    documented={
+        "prompt": _words(
+            "What the image shows. What exceeds the text encoder's length is cut, and the answer carries a warning.",
+            example=EXAMPLE_PROMPT,
+        ),
+        "negative_prompt": _words(
+            "What the image should not show.",
+            example="blurry, low quality",
+        ),
+        "num_inference_steps": _words(
+            "Denoising steps, up to the model's limit (150 unless it says otherwise). When absent, the model's "
+            "default\napplies, else 50.",
+            default=DEFAULT_STEPS,
+        ),
+        "guidance_scale": _words(
+            "How closely to follow the prompt (classifier-free guidance). When absent, the model's default applies, "
+            "else\n7.5.",
+            default=DEFAULT_GUIDANCE,
+        ),
+        "seed": _words(
+            "Noise seed of the first image; image n uses seed + n. Drawn at random when absent.",
+            example=42,
+        ),
+        "model": _words(
+            "The DiffusionModel to use, one of ``GET /v1/models``; the default model when absent.",
+            example="stable-diffusion-v1-5",
+        ),
+        "width": _words(
+            "Pixels, a multiple of 8 within the model's limit; the model's own size when absent.",
+            example=512,
+        ),
+        "height": _words(
+            "Pixels, a multiple of 8 within the model's limit; the model's own size when absent.",
+            example=512,
+        ),
+        "num_images": _words(
+            "Images to generate, up to the model's limit. ``GET /results`` hands out the first, ``/v1`` all of them.",
+            default=1,
+        ),
+        "scheduler": _words(
+            "Noise scheduler, a diffusers class; the model's own when absent.",
+            example=Scheduler.DPM_SOLVER_MULTISTEP,
+        ),
+        "acceleration": _words(
+            "Speed for quality, for the pipelines that can. When absent, the model's default applies, else none; an "
+            "empty\nobject is none.",
+        ),
+        "priority": _words(
+            "Higher runs first; equal priorities run in order of age.",
+            default=0,
+        ),
+        "deterministic": _words(
+            "Run in a fixed shape, so that the same seed gives the same pixels on the same kind of device.",
+            default=False,
+        ),
+        "active_deadline_seconds": _words(
+            "The job fails when it has not finished this long after its creation; never when absent.",
+        ),
+        "backoff_limit": _words(
+            "How often the job is run again after its worker died while running it.",
+            default=DEFAULT_BACKOFF_LIMIT,
+        ),
+        "ttl_seconds_after_finished": _words(
+            "The job is deleted this long after it finished; never when absent.",
+        ),
+        "deletion_policy": _words(
+            "Whether deleting the job deletes its images.",
+            default=DeletionPolicy.RETAIN,
+        ),
+    },
+    parts={generation_job.Acceleration: Acceleration},
+    without=NOT_REQUESTED,
+)
 class JobRequest(RequestModel):
     """What to generate. ``prompt`` alone is enough."""
-
-    prompt: Annotated[Prompt, Field(examples=[EXAMPLE_PROMPT])]
-    """What the image shows. What exceeds the text encoder's length is cut, and the answer carries a warning."""
-    negative_prompt: Annotated[NegativePrompt | None, Field(examples=["blurry, low quality"])] = None
-    """What the image should not show."""
-    num_inference_steps: Annotated[Steps | None, Field(json_schema_extra=_shown_default(DEFAULT_STEPS))] = None
-    """Denoising steps, up to the model's limit (150 unless it says otherwise). When absent, the model's default
-    applies, else 50."""
-    guidance_scale: Annotated[Guidance | None, Field(json_schema_extra=_shown_default(DEFAULT_GUIDANCE))] = None
-    """How closely to follow the prompt (classifier-free guidance). When absent, the model's default applies, else
-    7.5."""
-    seed: Annotated[Seed | None, Field(examples=[42])] = None
-    """Noise seed of the first image; image n uses seed + n. Drawn at random when absent."""
-    model: Annotated[ModelName | None, Field(examples=["stable-diffusion-v1-5"])] = None
-    """The DiffusionModel to use, one of ``GET /v1/models``; the default model when absent."""
-    width: Annotated[Size | None, Field(examples=[512])] = None
-    """Pixels, a multiple of 8 within the model's limit; the model's own size when absent."""
-    height: Annotated[Size | None, Field(examples=[512])] = None
-    """Pixels, a multiple of 8 within the model's limit; the model's own size when absent."""
-    num_images: Annotated[int | None, Field(ge=1, le=MAX_IMAGES, json_schema_extra=_shown_default(1))] = None
-    """Images to generate, up to the model's limit. ``GET /results`` hands out the first, ``/v1`` all of them."""
-    scheduler: Annotated[Scheduler | None, Field(examples=[Scheduler.DPM_SOLVER_MULTISTEP])] = None
-    """Noise scheduler, a diffusers class; the model's own when absent."""
-    acceleration: Acceleration | None = None
-    """Speed for quality, for the pipelines that can. When absent, the model's default applies, else none; an empty
-    object is none."""
-    priority: Annotated[int | None, Field(ge=-1_000_000, le=1_000_000, json_schema_extra=_shown_default(0))] = None
-    """Higher runs first; equal priorities run in order of age."""
-    deterministic: Annotated[bool | None, Field(json_schema_extra=_shown_default(value=False))] = None
-    """Run in a fixed shape, so that the same seed gives the same pixels on the same kind of device."""
-    active_deadline_seconds: Annotated[int | None, Field(ge=1, le=31_536_000)] = None
-    """The job fails when it has not finished this long after its creation; never when absent."""
-    backoff_limit: Annotated[
-        int | None, Field(ge=0, le=100, json_schema_extra=_shown_default(DEFAULT_BACKOFF_LIMIT))
-    ] = None
-    """How often the job is run again after its worker died while running it."""
-    ttl_seconds_after_finished: Annotated[int | None, Field(ge=0, le=31_536_000)] = None
-    """The job is deleted this long after it finished; never when absent."""
-    deletion_policy: Annotated[
-        DeletionPolicy | None, Field(json_schema_extra=_shown_default(DeletionPolicy.RETAIN))
-    ] = None
-    """Whether deleting the job deletes its images."""
 
 
 class TaskAccepted(ResponseModel):
@@ -238,64 +272,32 @@ class Waiting(ResponseModel):
     message: str
 
 
+@view_of(generation_job.GuidanceInterval)
 class GuidanceIntervalView(ResponseModel):
     """Guidance at some of the steps only."""
 
-    model_config = ConfigDict(from_attributes=True)
 
-    start: float
-    stop: float
-
-
+@view_of(generation_job.FeatureCaching)
 class FeatureCachingView(ResponseModel):
     """The UNet's deep layers at some of the steps only."""
 
-    model_config = ConfigDict(from_attributes=True)
 
-    interval: int
-
-
+@view_of(
+    generation_job.Acceleration,
+    parts={generation_job.GuidanceInterval: GuidanceIntervalView, generation_job.FeatureCaching: FeatureCachingView},
+)
 class AccelerationView(ResponseModel):
     """Speed for quality."""
 
-    model_config = ConfigDict(from_attributes=True)
 
-    guidance_interval: GuidanceIntervalView | None
-    feature_caching: FeatureCachingView | None
-
-
+@view_of(generation_job.Parameters, parts={generation_job.Acceleration: AccelerationView})
 class ParametersView(ResponseModel):
     """The recipe as it was really run."""
 
-    model_config = ConfigDict(from_attributes=True, protected_namespaces=())
 
-    model: str
-    num_inference_steps: int
-    guidance_scale: float
-    seed: int
-    num_images: int
-    negative_prompt: str | None
-    width: int | None
-    height: int | None
-    scheduler: str | None
-    deterministic: bool
-    acceleration: AccelerationView | None
-    model_revision: str | None
-    pipeline: str | None
-    engine: str | None
-    device: str | None
-    torch_dtype: str | None
-    versions: dict[str, str] | None
-
-
+@view_of(generation_job.Timings)
 class TimingsView(ResponseModel):
     """Seconds spent."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    queue: float | None
-    inference: float | None
-    upload: float | None
 
 
 class JobView(JobSummary):
@@ -326,53 +328,43 @@ class JobList(ResponseModel):
     """Hand it back as ``continue`` for the next page; null on the last."""
 
 
+@view_of(diffusion_model.JobLimits)
 class ModelLimits(ResponseModel):
     """The most that one job may ask for."""
 
-    model_config = ConfigDict(from_attributes=True)
 
-    num_inference_steps: int
-    width: int
-    height: int
-    num_images: int
-
-
+@view_of(
+    generation_job.Parameters,
+    parts={generation_job.Acceleration: AccelerationView},
+    without=generation_job.Parameters.model_fields.keys() - diffusion_model.JobDefaults.model_fields.keys(),
+)
 class ModelDefaults(ResponseModel):
     """What a job gets that does not say otherwise; null where the pipeline's own value applies."""
 
-    model_config = ConfigDict(from_attributes=True)
 
-    num_inference_steps: int
-    guidance_scale: float
-    negative_prompt: str | None
-    width: int | None
-    height: int | None
-    scheduler: str | None
-    acceleration: AccelerationView | None
-
-
+@view_of(
+    diffusion_model.WorkerStart,
+    documented={
+        "worker": FieldInfo(),
+        "reason": FieldInfo(description="A word for programs, for example ``LoadingWeights``."),
+    },
+)
 class ModelStart(ResponseModel):
     """How far the start of one worker has come."""
 
-    model_config = ConfigDict(from_attributes=True)
 
-    worker: str
-    reason: str
-    """A word for programs, for example ``LoadingWeights``."""
-    message: str
-    since: dt.datetime
-
-
+@view_of(
+    diffusion_model.WorkerCounts,
+    documented={
+        "ready": FieldInfo(),
+        "busy": FieldInfo(),
+        "starting": FieldInfo(),
+        "starts": FieldInfo(description="How far they have come; then those that are ready and still compile."),
+    },
+    parts={diffusion_model.WorkerStart: ModelStart},
+)
 class ModelWorkers(ResponseModel):
     """Workers by what they do."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    ready: int
-    busy: int
-    starting: int
-    starts: list[ModelStart]
-    """How far they have come; then those that are ready and still compile."""
 
 
 class ModelView(ResponseModel):

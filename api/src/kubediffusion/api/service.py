@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator
 from itertools import islice
 
 from kubediffusion.api import translate
@@ -18,15 +17,15 @@ from kubediffusion.api.errors import (
     TooManyRequestsError,
     problem,
 )
-from kubediffusion.api.job_cache.cache import AgeKey, JobCache
-from kubediffusion.api.job_cache.records import CachedJob, JobRecord, StoredImage
+from kubediffusion.api.job_cache.cache import JobCache
+from kubediffusion.api.job_cache.records import AgeKey, CachedJob, JobRecord, StoredImage
 from kubediffusion.api.metrics import Metrics
 from kubediffusion.api.model_cache import ModelCache
 from kubediffusion.api.schemas import JobRequest, JobSummary, JobView
 from kubediffusion.api.settings import Settings
 from kubediffusion.resources.apiserver.errors import ConflictError, KubernetesError, NotFoundError
 from kubediffusion.resources.apiserver.resource import Resource
-from kubediffusion.resources.generation_job import GenerationJobSpec
+from kubediffusion.resources.generation_job import GenerationJobSpec, Phase
 from kubediffusion.resources.parameters import check_limits
 from kubediffusion.resources.task_ids import new_task_id
 
@@ -63,6 +62,8 @@ class JobService:
         self._jobs = jobs
         self._models = models
         self._metrics = metrics
+        # Both ways to create a job, the task API's and /v1's, count against one rate.
+        self._creations = RateLimiter(settings.rate_limit, "Too many jobs created: at most {limit}.")
         self._lookups = JobLookups(
             self._look_up,
             RateLimiter(settings.unknown_task_limit, "Too many requests for task ids that do not exist; slow down."),
@@ -73,16 +74,17 @@ class JobService:
 
         Args:
             request: What to generate.
-            client: Who asks, for the log.
+            client: Who asks, for the rate and the log.
             owner: Whose the idempotency key is: the name of the API key, not an address, which may change.
             idempotency_key: Two requests of an owner with the same key are one job.
 
         Raises:
             InvalidRequestError: The model or its limits refuse it, or the key belongs to another request.
             UnavailableError: The model cannot be used.
-            TooManyRequestsError: There are too many unfinished jobs.
+            TooManyRequestsError: The client has created too many jobs, or there are too many unfinished ones.
             KubernetesError: The API server refused it.
         """
+        self._creations.hit(client)
         spec = translate.to_spec(request)
         if idempotency_key is None:
             name = new_task_id()
@@ -94,16 +96,16 @@ class JobService:
         if errors := [problem(error.field, error.message) for error in check_limits(spec, model)]:
             raise InvalidRequestError(errors)
         self._check_room()
-        entry = await self._create(name, spec)
-        self._jobs.remember(entry)
+        job = await self._create(name, spec)
+        self._jobs.remember(job)
         extra = {"job": name, "client": client}
         if self._settings.log_prompts:
             extra["prompt"] = spec.prompt
         logger.info("job accepted", extra=extra)
-        return entry
+        return job
 
     async def read(self, name: str, client: str) -> CachedJob:
-        """Give a job, also one that another replica accepted a moment ago.
+        """Return a job, also one that another replica accepted a moment ago.
 
         Args:
             name: Its name.
@@ -114,8 +116,8 @@ class JobService:
             TooManyRequestsError: This client has asked for too many jobs that do not exist.
             KubernetesError: It is not known here, and the API server cannot be asked.
         """
-        if (entry := self._jobs.get(name)) is not None:
-            return entry
+        if (job := self._jobs.get(name)) is not None:
+            return job
         if len(name) > MAX_NAME or not NAME.fullmatch(name):
             raise TaskNotFoundError
         found = await self._lookups.find(name, client)
@@ -124,58 +126,59 @@ class JobService:
         return found
 
     def page(
-        self, matches: Callable[[CachedJob], bool], limit: int, before: AgeKey | None
+        self, phases: frozenset[Phase] | None, model: str | None, limit: int, before: AgeKey | None
     ) -> tuple[list[JobSummary], AgeKey | None]:
         """List jobs, newest first.
 
         Args:
-            matches: Which jobs to list.
-            limit: How many at most.
+            phases: Only jobs in these phases; None for all.
+            model: Only jobs of this model; None for all.
+            limit: How many jobs at most.
             before: Where the last page ended.
 
         Returns:
             The jobs, and where the next page begins; None when there is none.
         """
-        found: Iterator[CachedJob] = filter(matches, self._jobs.newest_first(before))
+        found = self._jobs.newest_first(before, phases, model, self._models.default_name)
         page = list(islice(found, limit))
         more = len(page) == limit and next(found, None) is not None
-        summaries = [translate.summary(entry, self._position(entry)) for entry in page]
-        return summaries, AgeKey(page[-1].created, page[-1].name) if more else None
+        summaries = [translate.summary(job, self._position(job)) for job in page]
+        return summaries, page[-1].age_key if more else None
 
-    def view(self, entry: CachedJob) -> JobView:
-        """Show all that there is to say about a job."""
-        return translate.view(entry, self._position(entry), self._models.find(entry.model))
+    def view(self, job: CachedJob) -> JobView:
+        """Build the detailed view of a job."""
+        return translate.view(job, self._position(job), self._models.find(job.model))
 
-    def image(self, entry: CachedJob, index: int) -> StoredImage:
+    def image(self, job: CachedJob, index: int) -> StoredImage:
         """Find an image of a job.
 
         Raises:
             ImageNotFoundError: It has none of that index, or none yet.
         """
-        image = next((image for image in entry.images if image.index == index), None)
+        image = next((image for image in job.images if image.index == index), None)
         if image is None:
-            raise ImageNotFoundError(f"The job has no image {index}; it is {entry.phase}.")
+            raise ImageNotFoundError(f"The job has no image {index}; it is {job.phase}.")
         return image
 
     async def cancel(self, name: str, client: str) -> CachedJob:
-        """Ask for a job to be cancelled. A waiting one is at once, a running one at its next step.
+        """Ask for a job to be cancelled: a waiting job is at once, a running one at its next step.
 
         Raises:
             TaskNotFoundError: There is none.
             StateConflictError: It has finished already.
             KubernetesError: The API server refused it.
         """
-        entry = await self.read(name, client)
-        if entry.finished:
-            raise StateConflictError(f"The job has finished already: it is {entry.phase}.")
+        job = await self.read(name, client)
+        if job.finished:
+            raise StateConflictError(f"The job has finished already: it is {job.phase}.")
         try:
             record = await self._resource.patch(self._namespace, name, {"spec": {"cancel": True}})
         except NotFoundError:
             self._jobs.forget(name)
             raise TaskNotFoundError from None
-        self._jobs.remember(record.entry)
+        self._jobs.remember(record.job)
         logger.info("job cancelled by a client", extra={"job": name, "client": client})
-        return record.entry
+        return record.job
 
     async def delete(self, name: str, client: str) -> None:
         """Delete a job; its images go with it if its ``deletionPolicy`` says so.
@@ -195,8 +198,8 @@ class JobService:
         self._jobs.forget(name)
         logger.info("job deleted by a client", extra={"job": name, "client": client})
 
-    def _position(self, entry: CachedJob) -> int | None:
-        return self._jobs.queue_position(entry, self._models.default_name)
+    def _position(self, job: CachedJob) -> int | None:
+        return self._jobs.queue_position(job, self._models.default_name)
 
     def _check_room(self) -> None:
         cap = self._settings.max_unfinished_jobs
@@ -218,27 +221,27 @@ class JobService:
             except ConflictError:
                 return await self._existing(name, spec)
         self._metrics.jobs_created.inc()
-        return record.entry
+        return record.job
 
     async def _existing(self, name: str, spec: GenerationJobSpec) -> CachedJob:
-        return _repeated((await self._resource.get(self._namespace, name)).entry, spec)
+        return _repeated((await self._resource.get(self._namespace, name)).job, spec)
 
     async def _look_up(self, name: str) -> CachedJob | None:
         # The watch may have brought it while this read waited for its turn.
         if (known := self._jobs.get(name)) is not None:
             return known
         try:
-            entry = (await self._resource.get(self._namespace, name)).entry
+            job = (await self._resource.get(self._namespace, name)).job
         except NotFoundError:
             self._metrics.lookups.labels("no").inc()
             return None
         self._metrics.lookups.labels("yes").inc()
-        self._jobs.remember(entry)
-        return entry
+        self._jobs.remember(job)
+        return job
 
 
 def _repeated(known: CachedJob, spec: GenerationJobSpec) -> CachedJob:
-    if not translate.same_request(known.job().spec, spec):
+    if not translate.same_request(known.parse().spec, spec):
         message = "This key has been used with another request; choose a new key for a new job"
         raise InvalidRequestError([problem("Idempotency-Key", message, "idempotency_key_reused", where="header")])
     return known

@@ -1,4 +1,4 @@
-"""Every knob of the API, read once from the environment at start."""
+"""The settings of the API, read once from the environment at start."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _check_limit(limit: str) -> str:
 
 
 RateLimit = Annotated[str, AfterValidator(_check_limit)]
-"""A rate as slowapi spells it, for example ``600/minute`` or ``10/second;5000/hour``; empty for none."""
+"""A rate as the ``limits`` package spells it, for example ``600/minute`` or ``10/second;5000/hour``; empty for none."""
 
 
 class Settings(StorageSecrets):

@@ -8,7 +8,6 @@ from typing import Any
 
 from kubediffusion.api.job_cache.records import CachedJob, StoredImage
 from kubediffusion.api.schemas import (
-    Acceleration,
     ImageView,
     JobError,
     JobRequest,
@@ -41,12 +40,12 @@ _IDEMPOTENCY_NAMESPACE = uuid.UUID("3c1f7f0e-6f0c-5d0a-9a6b-7d1f1c0e2b55")
 
 
 def to_spec(request: JobRequest) -> GenerationJobSpec:
-    """Give the spec of the job that a request asks for. What the client left out stays unset."""
+    """Build the spec of the job that a request asks for; what the client left out stays unset."""
     return GenerationJobSpec(**request.model_dump(exclude_none=True))
 
 
 def manifest(name: str, spec: GenerationJobSpec) -> dict[str, Any]:
-    """Give the GenerationJob to create."""
+    """Build the GenerationJob to create."""
     return {
         "apiVersion": meta.API_VERSION,
         "kind": GenerationJob.KIND,
@@ -61,43 +60,39 @@ def idempotent_name(client: str, key: str) -> str:
 
 
 def same_request(one: GenerationJobSpec, other: GenerationJobSpec) -> bool:
-    """Tell whether two specs ask for the same: what may have been changed since creation does not count."""
+    """Whether two specs ask for the same; fields that may have been changed since creation are not compared."""
     return one.model_dump(exclude=set(GenerationJobSpec.MUTABLE)) == other.model_dump(
         exclude=set(GenerationJobSpec.MUTABLE)
     )
 
 
 def image_path(name: str, index: int) -> str:
-    """Give the path under which this API serves an image."""
+    """Return the path under which this API serves an image."""
     return f"/v1/jobs/{name}/images/{index}"
 
 
-def summary(entry: CachedJob, queue_position: int | None) -> JobSummary:
-    """Show a job in a list."""
-    return JobSummary(**_summary_fields(entry, queue_position))
+def summary(job: CachedJob, queue_position: int | None) -> JobSummary:
+    """Build the view of a job in a list."""
+    return JobSummary(**_summary_fields(job, queue_position))
 
 
-def view(entry: CachedJob, queue_position: int | None, model: DiffusionModel | None = None) -> JobView:
-    """Show a job with all that there is to say.
+def view(job: CachedJob, queue_position: int | None, model: DiffusionModel | None = None) -> JobView:
+    """Build the detailed view of a job.
 
     Args:
-        entry: The job.
+        job: The job.
         queue_position: Its place in the queue, while it waits.
         model: Its model, which says how far a worker's start has come.
     """
-    job = entry.job()
-    spec, status = job.spec, job.status
+    whole = job.parse()
+    spec, status = whole.spec, whole.status
     scheduled = find_condition(status.conditions, JobConditionType.SCHEDULED)
-    waits = scheduled is not None and scheduled.status == ConditionStatus.FALSE and not entry.finished
-    asked = {field: getattr(spec, field) for field in JobRequest.model_fields}
-    if spec.acceleration is not None:
-        asked["acceleration"] = Acceleration(**spec.acceleration.model_dump())
+    waits = scheduled is not None and scheduled.status == ConditionStatus.FALSE and not job.finished
     return JobView(
-        **_summary_fields(entry, queue_position),
-        # Not validated: the API server has done so, and a job must stay readable after a range has become tighter.
-        request=JobRequest.model_construct(_fields_set=None, **asked),
+        **_summary_fields(job, queue_position),
+        request=JobRequest.model_validate(spec),
         cancel_requested=bool(spec.cancel),
-        suspended=entry.suspended,
+        suspended=job.suspended,
         attempt=status.attempt,
         retries=status.retries,
         waiting=_waiting(scheduled, model) if waits and scheduled else None,
@@ -110,7 +105,7 @@ def view(entry: CachedJob, queue_position: int | None, model: DiffusionModel | N
 
 
 def _waiting(scheduled: Condition, model: DiffusionModel | None) -> Waiting:
-    """Say why a job waits: its condition is written once, and its model says how far a worker's start is by now."""
+    """Say why a job waits: its condition is written once, and its model says how far a worker's start is."""
     starts = model.status.workers.starts if model is not None else ()
     start = next((start for start in starts if start.reason != EngineReason.COMPILING), None)
     if scheduled.reason != WaitingReason.WORKER_STARTING or model is None or start is None:
@@ -118,20 +113,20 @@ def _waiting(scheduled: Condition, model: DiffusionModel | None) -> Waiting:
     return Waiting(reason=scheduled.reason, message=f"a worker is loading model {model.name}: {start.message}")
 
 
-def _summary_fields(entry: CachedJob, queue_position: int | None) -> dict[str, Any]:
+def _summary_fields(job: CachedJob, queue_position: int | None) -> dict[str, Any]:
     return {
-        "name": entry.name,
-        "phase": entry.phase,
-        "model": entry.model,
-        "prompt": entry.prompt,
-        "priority": entry.priority,
-        "created_at": dt.datetime.fromtimestamp(entry.created, dt.UTC),
-        "progress": entry.progress,
-        "worker": entry.worker,
+        "name": job.name,
+        "phase": job.phase,
+        "model": job.model,
+        "prompt": job.prompt,
+        "priority": job.priority,
+        "created_at": dt.datetime.fromtimestamp(job.created, dt.UTC),
+        "progress": job.progress,
+        "worker": job.worker,
         "queue_position": queue_position,
-        "images": [_image_view(entry.name, image) for image in entry.images],
-        "error": JobError(code=entry.error_code, message=entry.error_message or "") if entry.error_code else None,
-        "warnings": list(entry.warnings),
+        "images": [_image_view(job.name, image) for image in job.images],
+        "error": JobError(code=job.error_code, message=job.error_message or "") if job.error_code else None,
+        "warnings": list(job.warnings),
     }
 
 
@@ -149,7 +144,7 @@ def _image_view(name: str, image: StoredImage) -> ImageView:
 
 
 def model_view(model: DiffusionModel) -> ModelView:
-    """Show a model."""
+    """Build the view of a model."""
     condition = find_condition(model.status.conditions, ModelConditionType.AVAILABLE)
     # The defaults as a job without any wish gets them; the prompt and the seed do not matter here.
     defaults = resolve_parameters(GenerationJobSpec(prompt="-"), model, seed=0)

@@ -23,7 +23,7 @@ FIRST_SYNC_SECONDS = 5.0
 
 
 class Watches:
-    """What keeps the caches current, and whether it does.
+    """Keeps the caches current, and knows whether they are.
 
     Args:
         namespace: Namespace to watch.

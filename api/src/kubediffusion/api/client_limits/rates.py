@@ -1,75 +1,127 @@
-"""How much one client may ask for: slowapi on creation, an allowance on lookups of what does not exist."""
+"""How often one client may do something, counted in this process's memory.
+
+The storage that comes with the ``limits`` package starts a thread that walks over all keys, and keeps a lock for each
+key that it has ever seen. Keys may be addresses, so anybody could fill it; the counters here are bounded.
+"""
 
 from __future__ import annotations
 
+import time
+from typing import NamedTuple
+
+from cachetools import TLRUCache
 from limits import RateLimitItem, parse_many
+from limits.storage import Storage
 from limits.strategies import FixedWindowRateLimiter
-from slowapi import Limiter
-from starlette.requests import Request
 
-from kubediffusion.api.client_limits.counters import SCHEME, CounterStorage
 from kubediffusion.api.errors import TooManyRequestsError
-from kubediffusion.api.settings import Settings
 
-STRATEGY = "fixed-window"
-"""Two numbers a client, where a moving window keeps the time of every request. Around the turn of a window a client
-may get through twice the limit at once, which does no harm here."""
-
-
-def client_of(request: Request) -> str:
-    """Name who asks: the API key's client, else the address. It is what limits are counted by."""
-    client: str = request.state.client
-    return client
-
-
-def creation_limiter(settings: Settings) -> Limiter:
-    """Give the limiter of job creation; it counts in this process's memory."""
-    return Limiter(
-        key_func=client_of,
-        strategy=STRATEGY,
-        storage_uri=f"{SCHEME}://",
-        enabled=bool(settings.rate_limit),
-    )
+CAPACITY = 100_000
+"""Clients that are counted at the same time. Beyond it the one that was counted longest ago starts anew."""
 
 
 class RateLimiter:
-    """A rate at which one client may do something that is only known afterwards to count.
+    """A rate at which each client may do something.
 
-    It is taken before, and given back where it did not.
+    Its windows are fixed, two numbers a client, where a moving window keeps the time of every request. Around the turn
+    of a window a client may get through twice the limit at once, which does no harm here.
 
     Args:
-        limit: The rate as slowapi spells it; empty for any.
-        message: What a client reads that has used it up.
+        rate: The rate as the ``limits`` package spells it, for example ``10/second;5000/hour``; empty for none.
+        message: What a client reads that is over it; ``{limit}`` in it becomes the limit that was hit.
     """
 
-    def __init__(self, limit: str, message: str) -> None:
-        self._limits: list[RateLimitItem] = parse_many(limit) if limit else []
+    def __init__(self, rate: str, message: str) -> None:
+        self._limits: list[RateLimitItem] = parse_many(rate) if rate else []
         self._message = message
         self._counters = CounterStorage()
-        self._limiter = FixedWindowRateLimiter(self._counters)
+        self._strategy = FixedWindowRateLimiter(self._counters)
 
     def check(self, client: str) -> None:
-        """Let pass a client that has something left.
+        """Let a client pass that is below the rate, without counting.
 
         Raises:
-            TooManyRequestsError: It has not.
+            TooManyRequestsError: The client is not.
         """
         for limit in self._limits:
-            if not self._limiter.test(limit, client):
-                reset = self._limiter.get_window_stats(limit, client).reset_time
-                raise TooManyRequestsError.until(self._message, reset)
+            if not self._strategy.test(limit, client):
+                reset = self._strategy.get_window_stats(limit, client).reset_time
+                raise TooManyRequestsError.until(self._message.format(limit=limit), reset)
 
-    def take(self, client: str) -> None:
-        """Count one use, at once or not at all.
+    def hit(self, client: str) -> None:
+        """Count one use of a client.
 
         Raises:
-            TooManyRequestsError: The client has nothing left.
+            TooManyRequestsError: The client is over the rate; nothing was counted.
         """
         self.check(client)
         for limit in self._limits:
-            self._limiter.hit(limit, client)
+            self._strategy.hit(limit, client)
 
-    def give_back(self, client: str) -> None:
-        """Count one use less, since it did not count after all."""
+    def refund(self, client: str) -> None:
+        """Take one use of a client back, since it did not count after all."""
         for limit in self._limits:
             self._counters.decr(limit.key_for(client))
+
+
+class _Counter(NamedTuple):
+    """One window; ``expires`` is in seconds since the epoch."""
+
+    hits: int
+    expires: float
+
+
+def _expiry(_key: str, counter: _Counter, _now: float) -> float:
+    return counter.expires
+
+
+class CounterStorage(Storage):
+    """Counters that expire, for fixed windows: a window begins with a client's first request.
+
+    Args:
+        capacity: Counters to keep.
+    """
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        super().__init__()
+        self._counters: TLRUCache[str, _Counter] = TLRUCache(capacity, _expiry, lambda: time.time())
+
+    @property
+    def base_exceptions(self) -> type[Exception]:
+        """The errors of the storage: it has none."""
+        return ValueError
+
+    def incr(self, key: str, expiry: float, amount: int = 1) -> int:
+        """Add to the count of the window, and return it; ``expiry`` is the window's length in seconds."""
+        counter = self._counters.get(key) or _Counter(0, time.time() + expiry)
+        self._counters[key] = counter._replace(hits=counter.hits + amount)
+        return counter.hits + amount
+
+    def decr(self, key: str) -> None:
+        """Subtract one from the count of the window; nothing if the window has ended."""
+        if (counter := self._counters.get(key)) is not None and counter.hits:
+            self._counters[key] = counter._replace(hits=counter.hits - 1)
+
+    def get(self, key: str) -> int:
+        """Return the count of the window."""
+        counter = self._counters.get(key)
+        return counter.hits if counter else 0
+
+    def get_expiry(self, key: str) -> float:
+        """Return the moment at which the window ends, in seconds since the epoch."""
+        counter = self._counters.get(key)
+        return counter.expires if counter else time.time()
+
+    def check(self) -> bool:
+        """Return True: memory is always there."""
+        return True
+
+    def reset(self) -> int:
+        """Forget all counters, and return how many there were."""
+        forgotten = len(self._counters)
+        self._counters.clear()
+        return forgotten
+
+    def clear(self, key: str) -> None:
+        """Forget one counter."""
+        self._counters.pop(key, None)

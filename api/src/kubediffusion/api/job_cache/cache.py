@@ -1,36 +1,39 @@
 """The jobs of the namespace as the watch shows them, with this replica's own writes put in at once.
 
-Reading it costs the API server nothing. It is never ahead of the API server, and behind it by a watch's delay, except
-for what this process has written itself: that is in it from the moment the write was confirmed.
+Reading the cache costs the API server nothing. The cache is never ahead of the API server, and behind it by a watch's
+delay, except for what this process has written itself: that is in the cache once the write is confirmed.
 """
 
 from __future__ import annotations
 
 import time
-from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Hashable, Iterator
+from heapq import merge
+from itertools import product
+from typing import TypeVar
 
-from kubediffusion.api.job_cache.records import CachedJob, JobRecord
+from sortedcontainers import SortedList
+
+from kubediffusion.api.job_cache.records import AgeKey, CachedJob, JobRecord
+from kubediffusion.resources.generation_job import Phase
 from kubediffusion.resources.queue_order import QueueKey
 
 UNCONFIRMED_SECONDS = 300.0
-"""How long an entry lives that the watch has not shown. Only an object that was deleted between a read of this process
+"""How long a job is kept that the watch has not shown. Only an object that was deleted between a read of this process
 and a list of the watch never shows; everything else does within milliseconds, or when the API server is back."""
 
+ANY = "*"
+"""Stands for every phase, or every model, in the keys of the index; it is the name of neither."""
 
-Key = TypeVar("Key", "AgeKey", QueueKey[float])
+_Name = TypeVar("_Name", bound=Hashable)
+_Key = TypeVar("_Key")
 
-
-class AgeKey(NamedTuple):
-    """Orders all jobs by age."""
-
-    created: float
-    name: str
+_Group = tuple[str, str | None]
+"""Jobs of one phase (or :data:`ANY`) and one model (None: those that name none; or :data:`ANY`)."""
 
 
 class JobCache:
-    """Every job of the namespace, by name, by age and by place in the queue.
+    """Every job of the namespace by name, by age, and by place in the queue.
 
     Args:
         on_confirmed: Called with the seconds between a write of this process and the watch showing it.
@@ -42,102 +45,126 @@ class JobCache:
         on_confirmed: Callable[[float], None] = lambda _seconds: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._entries: dict[str, CachedJob] = {}
-        self._by_age: list[AgeKey] = []
-        self._queues: dict[str | None, list[QueueKey[float]]] = {}
+        self._jobs: dict[str, CachedJob] = {}
+        # By age, in a list for each filter that a client may ask for: a page costs what is on it, not what is not.
+        self._groups: dict[_Group, SortedList[AgeKey]] = {}
+        self._queues: dict[str | None, SortedList[QueueKey[float]]] = {}
         self._unfinished = 0
-        # When each entry was put in that the watch has not shown; in that order.
+        # When each job was put in that the watch has not shown; in that order.
         self._unconfirmed: dict[str, float] = {}
-        self._watched = 0
+        self._watched_version = 0
         self._on_confirmed = on_confirmed
         self._clock = clock
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._jobs)
 
     @property
     def unfinished(self) -> int:
-        """How many jobs have no outcome yet."""
+        """How many jobs are in no terminal phase."""
         return self._unfinished
 
     def get(self, name: str) -> CachedJob | None:
-        """Give a job's newest known state."""
-        return self._entries.get(name)
+        """Return the newest known state of a job, or None."""
+        return self._jobs.get(name)
 
     def on_change(self, record: JobRecord, gone: bool) -> None:
-        """Take in what the watch shows."""
-        entry = record.entry
-        self._watched = max(self._watched, entry.version)
-        if (written := self._unconfirmed.pop(entry.name, None)) is not None:
+        """Apply one change that the watch shows; ``gone`` says that the job was deleted."""
+        job = record.job
+        self._watched_version = max(self._watched_version, job.version)
+        if (written := self._unconfirmed.pop(job.name, None)) is not None:
             self._on_confirmed(self._clock() - written)
         if gone:
-            known = self._entries.get(entry.name)
-            # Another one of this name may have been created since.
-            if known is not None and known.uid == entry.uid:
-                self._drop(known)
+            known = self._jobs.get(job.name)
+            # Another job of this name may have been created since.
+            if known is not None and known.uid == job.uid:
+                self._remove(known)
         else:
-            self._put(entry)
+            self._put(job)
         self._forget_unconfirmed()
 
-    def remember(self, entry: CachedJob) -> None:
-        """Take in what this process has just written or read, ahead of the watch."""
-        if entry.name not in self._entries:
-            if entry.version <= self._watched:
+    def remember(self, job: CachedJob) -> None:
+        """Put in a job that this process has just written or read, ahead of the watch."""
+        if job.name not in self._jobs:
+            if job.version <= self._watched_version:
                 # The watch is past this version and the job is not here: it has been deleted since.
                 return
-            self._unconfirmed[entry.name] = self._clock()
-        self._put(entry)
+            self._unconfirmed[job.name] = self._clock()
+        self._put(job)
         self._forget_unconfirmed()
 
     def forget(self, name: str) -> None:
         """Take out a job that this process has just deleted; the watch will say the same."""
-        if (entry := self._entries.get(name)) is not None:
-            self._drop(entry)
+        if (job := self._jobs.get(name)) is not None:
+            self._remove(job)
         self._unconfirmed.pop(name, None)
 
-    def queue_position(self, entry: CachedJob, default_model: str | None) -> int | None:
-        """Tell which place the job has among those that wait for its model, from 1; None if it does not wait.
+    def queue_position(self, job: CachedJob, default_model: str | None) -> int | None:
+        """Count the jobs that run before this one among those that wait for its model, plus one.
 
         Args:
-            entry: The job.
-            default_model: The model that jobs without one mean.
+            job: The job.
+            default_model: The model of jobs that name none.
+
+        Returns:
+            The position from 1; None when the job does not wait.
         """
-        key = entry.queue_key
+        key = job.queue_key
         if key is None:
             return None
-        model = entry.model or default_model
-        queues = {model, None} if model == default_model else {model}
-        return 1 + sum(bisect_left(self._queues.get(queue, []), key) for queue in queues)
+        ahead: int = sum(
+            self._queues[queue].bisect_left(key)
+            for queue in _names_of(job.model or default_model, default_model)
+            if queue in self._queues
+        )
+        return ahead + 1
 
-    def newest_first(self, before: AgeKey | None = None) -> Iterator[CachedJob]:
-        """Give the jobs from the newest on, or those older than ``before``."""
-        end = len(self._by_age) if before is None else bisect_left(self._by_age, before)
-        for index in range(end - 1, -1, -1):
-            yield self._entries[self._by_age[index].name]
+    def newest_first(
+        self,
+        before: AgeKey | None = None,
+        phases: frozenset[Phase] | None = None,
+        model: str | None = None,
+        default_model: str | None = None,
+    ) -> Iterator[CachedJob]:
+        """Iterate over jobs from the newest on. The cache must not change meanwhile.
 
-    def _put(self, entry: CachedJob) -> None:
-        known = self._entries.get(entry.name)
+        Args:
+            before: Only jobs older than this.
+            phases: Only jobs in these phases; None for all.
+            model: Only jobs of this model; None for all.
+            default_model: The model of jobs that name none.
+        """
+        models: frozenset[str | None] = frozenset({ANY}) if model is None else _names_of(model, default_model)
+        groups = (self._groups.get(group) for group in product(phases or {ANY}, models))
+        ages = (
+            group.irange(maximum=before, inclusive=(True, False), reverse=True) for group in groups if group is not None
+        )
+        for age in merge(*ages, reverse=True):
+            yield self._jobs[age.name]
+
+    def _put(self, job: CachedJob) -> None:
+        known = self._jobs.get(job.name)
         if known is not None:
-            if entry.version <= known.version:
+            if job.version <= known.version:
                 return
-            if _answers_alike(known, entry):
-                entry.answer = known.answer
-            self._drop(known)
-        self._entries[entry.name] = entry
-        insort(self._by_age, AgeKey(entry.created, entry.name))
-        self._unfinished += not entry.finished
-        if (key := entry.queue_key) is not None:
-            insort(self._queues.setdefault(entry.model, []), key)
+            if _results_equal(known, job):
+                job.result = known.result
+            self._remove(known)
+        self._jobs[job.name] = job
+        age = job.age_key
+        for group in _groups_of(job):
+            self._groups.setdefault(group, SortedList()).add(age)
+        self._unfinished += not job.finished
+        if (key := job.queue_key) is not None:
+            self._queues.setdefault(job.model, SortedList()).add(key)
 
-    def _drop(self, entry: CachedJob) -> None:
-        del self._entries[entry.name]
-        _remove(self._by_age, AgeKey(entry.created, entry.name))
-        self._unfinished -= not entry.finished
-        if (key := entry.queue_key) is not None:
-            queue = self._queues[entry.model]
-            _remove(queue, key)
-            if not queue:
-                del self._queues[entry.model]
+    def _remove(self, job: CachedJob) -> None:
+        del self._jobs[job.name]
+        for group in _groups_of(job):
+            _discard(self._groups, group, job.age_key)
+        self._unfinished -= not job.finished
+        if (key := job.queue_key) is not None:
+            _discard(self._queues, job.model, key)
 
     def _forget_unconfirmed(self) -> None:
         oldest_allowed = self._clock() - UNCONFIRMED_SECONDS
@@ -148,12 +175,22 @@ class JobCache:
             self.forget(name)
 
 
-def _remove(keys: list[Key], key: Key) -> None:
-    del keys[bisect_left(keys, key)]
+def _names_of(model: str | None, default_model: str | None) -> frozenset[str | None]:
+    return frozenset({model, None}) if model == default_model else frozenset({model})
 
 
-def _answers_alike(old: CachedJob, new: CachedJob) -> bool:
-    """Tell whether ``GET /results`` says the same of both, as it does while only the progress moves."""
+def _groups_of(job: CachedJob) -> list[_Group]:
+    return [(phase, model) for phase in (job.phase, ANY) for model in (job.model, ANY)]
+
+
+def _discard(lists: dict[_Name, SortedList[_Key]], name: _Name, key: _Key) -> None:
+    lists[name].remove(key)
+    if not lists[name]:
+        del lists[name]
+
+
+def _results_equal(old: CachedJob, new: CachedJob) -> bool:
+    """Whether ``GET /results`` says the same of both states, as it does while only the progress moves."""
     return (old.uid, old.phase, old.error_message, old.warnings) == (
         new.uid,
         new.phase,

@@ -1,14 +1,14 @@
-"""What the API keeps in memory of a job: little enough that a hundred thousand of them are no burden.
+"""What the API keeps in memory of a job: little enough that a hundred thousand jobs are no burden.
 
-A :class:`GenerationJob` as a Python object takes some 12 KB. Its entry takes about 2: the few values that polling,
-lists and the queue need, and the rest as the JSON text that it came in.
+A :class:`GenerationJob` as a Python object takes some 12 KB. A :class:`CachedJob` takes about 2: the few values that
+polls, lists and the queue need, and the rest as the JSON text that it came in.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from pydantic import ConfigDict
 
@@ -17,10 +17,20 @@ from kubediffusion.resources.objects import KubernetesObject, ObjectMeta
 from kubediffusion.resources.queue_order import QueueKey, queue_key
 from kubediffusion.resources.transitions import TERMINAL
 
+Headers = list[tuple[bytes, bytes]]
+"""HTTP headers as ASGI has them, their names in lower case."""
+
+
+class AgeKey(NamedTuple):
+    """Orders jobs by age; ``created`` is in seconds since the epoch."""
+
+    created: float
+    name: str
+
 
 @dataclass(slots=True, frozen=True)
 class StoredImage:
-    """One image in storage."""
+    """One image in storage; ``size`` is in bytes, ``width`` and ``height`` are in pixels."""
 
     index: int
     uri: str
@@ -38,7 +48,7 @@ class CachedJob:
     Attributes:
         created: Seconds since the epoch.
         document: ``metadata``, ``spec`` and ``status`` as JSON, for the detailed view.
-        answer: The finished response of ``GET /results``, kept once it has been asked for; see
+        result: Headers and body of the response of ``GET /results``, kept once it has been asked for; see
             :mod:`kubediffusion.api.job_cache.results`.
     """
 
@@ -58,51 +68,60 @@ class CachedJob:
     error_message: str | None
     warnings: tuple[str, ...]
     document: bytes
-    answer: tuple[list[tuple[bytes, bytes]], bytes] | None = None
+    result: tuple[Headers, bytes] | None = None
+
+    @classmethod
+    def from_wire(cls, body: dict[str, Any]) -> Self:
+        """Parse a GenerationJob of the API server.
+
+        Raises:
+            pydantic.ValidationError: The object is no GenerationJob.
+        """
+        job = GenerationJob.from_wire(body)
+        metadata, spec, status = job.metadata, job.spec, job.status
+        images = (
+            StoredImage(image.index, image.uri, image.sha256, image.bytes, image.width, image.height, image.flagged)
+            for image in sorted(status.images, key=lambda image: image.index)
+        )
+        return cls(
+            name=metadata.name,
+            uid=metadata.uid,
+            version=metadata.version,
+            created=metadata.creation_timestamp.timestamp() if metadata.creation_timestamp else 0.0,
+            phase=status.phase,
+            model=spec.model,
+            prompt=spec.prompt,
+            priority=spec.priority or 0,
+            suspended=bool(spec.suspend),
+            worker=status.worker,
+            progress=status.progress.summary if status.progress else None,
+            images=tuple(images),
+            error_code=status.error.code if status.error else None,
+            error_message=status.error.message if status.error else None,
+            warnings=status.warnings,
+            document=_document(body),
+        )
 
     @property
     def finished(self) -> bool:
-        """Whether the job has its outcome."""
+        """Whether the job is in a terminal phase."""
         return self.phase in TERMINAL
 
     @property
+    def age_key(self) -> AgeKey:
+        """The place of the job among all jobs by age."""
+        return AgeKey(self.created, self.name)
+
+    @property
     def queue_key(self) -> QueueKey[float] | None:
-        """Where the job stands among those that wait; None when it does not wait for a worker."""
+        """The place of the job among those that wait; None when it does not wait for a worker."""
         if self.phase is not Phase.PENDING or self.suspended:
             return None
         return queue_key(self.priority, self.created, self.name)
 
-    def job(self) -> GenerationJob:
-        """Give the whole job."""
+    def parse(self) -> GenerationJob:
+        """Parse the whole job from its document."""
         return GenerationJob.from_wire(json.loads(self.document))
-
-
-def cached_job(body: dict[str, Any]) -> CachedJob:
-    """Make the entry of a GenerationJob as the API server sends it."""
-    job = GenerationJob.from_wire(body)
-    metadata, spec, status = job.metadata, job.spec, job.status
-    images = (
-        StoredImage(image.index, image.uri, image.sha256, image.bytes, image.width, image.height, image.flagged)
-        for image in sorted(status.images, key=lambda image: image.index)
-    )
-    return CachedJob(
-        name=metadata.name,
-        uid=metadata.uid,
-        version=metadata.version,
-        created=metadata.creation_timestamp.timestamp() if metadata.creation_timestamp else 0.0,
-        phase=status.phase,
-        model=spec.model,
-        prompt=spec.prompt,
-        priority=spec.priority or 0,
-        suspended=bool(spec.suspend),
-        worker=status.worker,
-        progress=status.progress.summary if status.progress else None,
-        images=tuple(images),
-        error_code=status.error.code if status.error else None,
-        error_message=status.error.message if status.error else None,
-        warnings=status.warnings,
-        document=_document(body),
-    )
 
 
 def _document(body: dict[str, Any]) -> bytes:
@@ -114,19 +133,19 @@ def _document(body: dict[str, Any]) -> bytes:
 
 
 class JobRecord(KubernetesObject):
-    """A GenerationJob as the typed client gives it to this process: its entry, and what the Reflector needs."""
+    """A GenerationJob as the typed client returns it to this process: the cached job, and what the Reflector needs."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    entry: CachedJob
+    job: CachedJob
 
     @classmethod
     def from_wire(cls, body: Any) -> Self:
         """Parse an object of the API server.
 
         Raises:
-            pydantic.ValidationError: It is no GenerationJob.
+            pydantic.ValidationError: The object is no GenerationJob.
         """
-        entry = cached_job(body)
-        metadata = ObjectMeta(name=entry.name, uid=entry.uid, resource_version=str(entry.version))
-        return cls(metadata=metadata, entry=entry)
+        job = CachedJob.from_wire(body)
+        metadata = ObjectMeta(name=job.name, uid=job.uid, resource_version=str(job.version))
+        return cls(metadata=metadata, job=job)

@@ -1,7 +1,7 @@
-"""The task API's view of a job: its status word and the JSON of ``GET /results``.
+"""The responses of ``GET /results``: a job in the task API's words, as bytes.
 
-Polling is most of the traffic, and most polls find a job that has not finished. Their answer is made once a change of
-state, and kept as bytes.
+Polls are most of the traffic, and most polls find a job that has not finished. Their response is built once a change of
+state and kept with the job, and :class:`PollingMiddleware` sends it before the framework's machinery.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ import base64
 import json
 from typing import Literal
 
-from kubediffusion.api.job_cache.records import CachedJob
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from kubediffusion.api.job_cache.cache import JobCache
+from kubediffusion.api.job_cache.records import CachedJob, Headers
 from kubediffusion.resources.generation_job import Phase
 
 Status = Literal["pending", "processing", "completed", "failed"]
@@ -27,70 +30,101 @@ STATUS: dict[Phase, Status] = {
 WARNING_HEADER = "X-KubeDiffusion-Warning"
 MAX_WARNING_LENGTH = 1000
 
-Headers = list[tuple[bytes, bytes]]
+PREFIX = "/results/"
+ROUTE = "/results/{task_id}"
 
 
-def error_message(entry: CachedJob) -> str | None:
-    """Say why a job failed, or None if it did not."""
-    if entry.phase is Phase.CANCELLED:
-        return f"Cancelled: {entry.error_message}" if entry.error_message else "Cancelled."
-    if entry.phase is Phase.FAILED:
-        return entry.error_message or entry.error_code or "Failed."
-    return None
+class PollingMiddleware:
+    """Answers ``GET /results/{task_id}`` where the cache holds the whole response; the route answers everything else.
 
-
-def warning_headers(entry: CachedJob) -> dict[str, str]:
-    """Give the header that carries a job's warnings, such as a prompt that was cut."""
-    if not entry.warnings:
-        return {}
-    # A header is one line of printable ASCII, and a warning may quote a prompt.
-    printable = "".join(letter if letter.isprintable() else " " for letter in "; ".join(entry.warnings))
-    text = " ".join(printable.split()).encode("ascii", "backslashreplace").decode()
-    return {WARNING_HEADER: text[:MAX_WARNING_LENGTH]}
-
-
-def cached_result(entry: CachedJob) -> tuple[Headers, bytes] | None:
-    """Give headers and body of the answer for a job that has no image to hand out, or None for one that has.
-
-    It is made on the first call and kept with the entry.
+    Args:
+        app: The app behind.
+        jobs: The cache.
     """
-    if entry.phase is Phase.SUCCEEDED:
+
+    def __init__(self, app: ASGIApp, jobs: JobCache) -> None:
+        self._app = app
+        self._jobs = jobs
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if (
+            scope["type"] == "http"
+            and scope["path"].startswith(PREFIX)
+            and scope["method"] == "GET"
+            and not scope["query_string"]
+            and (job := self._jobs.get(scope["path"][len(PREFIX) :])) is not None
+            and (result := cached_result(job)) is not None
+        ):
+            headers, body = result
+            scope["state"]["route"] = ROUTE
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+            return
+        await self._app(scope, receive, send)
+
+
+def cached_result(job: CachedJob) -> tuple[Headers, bytes] | None:
+    """Return headers and body of the response for a job without images, or None for a job that has them.
+
+    The response is built on the first call and kept with the job.
+    """
+    if job.phase is Phase.SUCCEEDED:
         return None
-    if entry.answer is None:
-        body = result_body(entry)
+    if job.result is None:
+        body = result_body(job)
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
-            *((name.lower().encode(), value.encode()) for name, value in warning_headers(entry).items()),
+            *((name.lower().encode(), value.encode()) for name, value in warning_headers(job).items()),
         ]
-        entry.answer = headers, body
-    return entry.answer
+        job.result = headers, body
+    return job.result
 
 
-def result_body(entry: CachedJob, image: bytes | None = None) -> bytes:
-    """Write the answer of ``GET /results`` with the task API's five fields.
+def result_body(job: CachedJob, image: bytes | None = None) -> bytes:
+    """Serialise the response of ``GET /results`` with the five fields of the task API.
 
     Args:
-        entry: The job.
+        job: The job.
         image: The PNG of a completed job.
     """
     # The image is spliced in: as a Python string it would be copied and scanned for characters to escape.
     encoded = b'"' + base64.b64encode(image) + b'"' if image is not None else b"null"
     return b"".join(
         (
-            b'{"task_id":', _json(entry.name),
-            b',"status":', _json(STATUS[entry.phase]),
-            b',"prompt":', _json(entry.prompt),
+            b'{"task_id":', _json(job.name),
+            b',"status":', _json(STATUS[job.phase]),
+            b',"prompt":', _json(job.prompt),
             b',"image_base64":', encoded,
-            b',"error_message":', _json(error_message(entry)),
+            b',"error_message":', _json(error_message(job)),
             b"}",
         )
     )  # fmt: skip
 
 
-def result_body_with_url(entry: CachedJob, url: str | None) -> bytes:
-    """Write the answer of ``GET /results?image=url``: a sixth field names the image, and the bytes are left out."""
-    return result_body(entry)[:-1] + b',"image_url":' + _json(url) + b"}"
+def result_body_with_url(job: CachedJob, url: str | None) -> bytes:
+    """Serialise the response of ``GET /results?image=url``: a sixth field has the image's URL instead of its bytes."""
+    return result_body(job)[:-1] + b',"image_url":' + _json(url) + b"}"
+
+
+def error_message(job: CachedJob) -> str | None:
+    """Say why a job failed; None if it did not."""
+    if job.phase is Phase.CANCELLED:
+        return f"Cancelled: {job.error_message}" if job.error_message else "Cancelled."
+    if job.phase is Phase.FAILED:
+        return job.error_message or job.error_code or "Failed."
+    return None
+
+
+def warning_headers(job: CachedJob) -> dict[str, str]:
+    """Build the header that carries a job's warnings, such as a prompt that was cut; empty without warnings."""
+    if not job.warnings:
+        return {}
+    # A header is one line of printable ASCII, and a warning may quote a prompt.
+    printable = "".join(letter if letter.isprintable() else " " for letter in "; ".join(job.warnings))
+    text = " ".join(printable.split()).encode("ascii", "backslashreplace").decode()
+    return {WARNING_HEADER: text[:MAX_WARNING_LENGTH]}
 
 
 def _json(value: str | None) -> bytes:

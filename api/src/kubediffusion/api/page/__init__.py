@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastapi import FastAPI
-from starlette.requests import Request
+from fastapi import APIRouter
 from starlette.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
@@ -23,11 +22,15 @@ HEADERS = {
 }
 
 
-def install(app: FastAPI) -> None:
-    """Give an app its page."""
+router = APIRouter(include_in_schema=False)
 
-    async def page(_: Request) -> FileResponse:
-        return FileResponse(HERE / "index.html", headers=HEADERS)
 
-    app.add_route("/", page, include_in_schema=False)
-    app.mount("/page", StaticFiles(directory=HERE / "assets"))
+@router.api_route("/", methods=["GET", "HEAD"])
+async def page() -> FileResponse:
+    """Send the page."""
+    return FileResponse(HERE / "index.html", headers=HEADERS)
+
+
+def assets() -> StaticFiles:
+    """Build the app that serves the page's script and style."""
+    return StaticFiles(directory=HERE / "assets")

@@ -1,1 +1,1 @@
-"""HTTP only: each route takes a request apart, calls the service and puts the answer together."""
+"""HTTP only: each route takes a request apart, calls the service and builds the response."""

@@ -7,8 +7,6 @@ import json
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query
-from slowapi import Limiter
-from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from kubediffusion.api.dependencies import (
@@ -21,13 +19,11 @@ from kubediffusion.api.dependencies import (
     KeyNameDep,
 )
 from kubediffusion.api.errors import InvalidRequestError, UnavailableError, problem
-from kubediffusion.api.job_cache.cache import AgeKey
-from kubediffusion.api.job_cache.records import CachedJob
+from kubediffusion.api.job_cache.records import AgeKey
 from kubediffusion.api.job_cache.results import warning_headers
 from kubediffusion.api.routes.responses import errors
-from kubediffusion.api.routes.tasks import CREATION
 from kubediffusion.api.schemas import JobList, JobRequest, JobView, ModelList
-from kubediffusion.api.settings import ImageForm, Settings
+from kubediffusion.api.settings import ImageForm
 from kubediffusion.api.translate import model_view
 from kubediffusion.resources.generation_job import Phase
 from kubediffusion.resources.storage import PNG
@@ -36,48 +32,11 @@ MAX_PAGE = 500
 
 Name = Annotated[str, Path(description="The job's name, which is the task id.")]
 
-
-def job_routes(settings: Settings, limiter: Limiter) -> APIRouter:
-    """Build the router."""
-    router = APIRouter(prefix="/v1", route_class=JsonRoute)
-    limited = limiter.shared_limit(settings.rate_limit or "1/second", scope=CREATION)
-    router.post(
-        "/jobs",
-        status_code=201,
-        tags=["jobs"],
-        summary="Create a job",
-        responses=errors(413, 422, 429, 503),
-    )(limited(create_job))
-    router.get("/jobs", tags=["jobs"], summary="List jobs", responses=errors(422, 503))(list_jobs)
-    router.get("/jobs/{name}", tags=["jobs"], summary="Show a job", responses=errors(404, 429, 503))(show_job)
-    router.post(
-        "/jobs/{name}/cancel",
-        status_code=202,
-        tags=["jobs"],
-        summary="Cancel a job",
-        responses=errors(404, 409, 429, 503),
-    )(cancel_job)
-    router.delete("/jobs/{name}", status_code=204, tags=["jobs"], summary="Delete a job", responses=errors(404, 503))(
-        delete_job
-    )
-    router.get(
-        "/jobs/{name}/images/{index}",
-        tags=["jobs"],
-        summary="Get an image",
-        response_class=Response,
-        responses={
-            200: {"content": {PNG: {"schema": {"type": "string", "format": "binary"}}}, "description": "The PNG."},
-            304: {"description": "The client has it already."},
-            307: {"description": "To the image's presigned address, with `?image=url`."},
-            **errors(404, 410, 422, 429, 502, 503),
-        },
-    )(get_image)
-    router.get("/models", tags=["models"], summary="List models", responses=errors())(list_models)
-    return router
+router = APIRouter(prefix="/v1", route_class=JsonRoute)
 
 
+@router.post("/jobs", status_code=201, tags=["jobs"], summary="Create a job", responses=errors(413, 422, 429, 503))
 async def create_job(
-    request: Request,  # noqa: ARG001 - slowapi asks for it
     response: Response,
     body: JobRequest,
     service: JobServiceDep,
@@ -86,11 +45,12 @@ async def create_job(
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """Create a job and show it."""
-    entry = await service.submit(body, client, key_name, idempotency_key)
-    response.headers["Location"] = f"/v1/jobs/{entry.name}"
-    return service.view(entry)
+    job = await service.submit(body, client, key_name, idempotency_key)
+    response.headers["Location"] = f"/v1/jobs/{job.name}"
+    return service.view(job)
 
 
+@router.get("/jobs", tags=["jobs"], summary="List jobs", responses=errors(422, 503))
 async def list_jobs(
     service: JobServiceDep,
     state: AppStateDep,
@@ -104,32 +64,49 @@ async def list_jobs(
     """List the namespace's jobs, newest first."""
     if not state.watches.ready:
         raise UnavailableError("The server is starting and has not seen all jobs yet.", 1)
-    default = state.models.default_name
-
-    def matches(entry: CachedJob) -> bool:
-        return (phase is None or entry.phase in phase) and (model is None or (entry.model or default) == model)
-
-    jobs, end = service.page(matches, limit, _decoded(continue_token))
+    phases = None if phase is None else frozenset(phase)
+    jobs, end = service.page(phases, model, limit, _decoded(continue_token))
     return JobList(jobs=jobs, continue_token=_encoded(end))
 
 
+@router.get("/jobs/{name}", tags=["jobs"], summary="Show a job", responses=errors(404, 429, 503))
 async def show_job(name: Name, service: JobServiceDep, client: ClientDep, response: Response) -> JobView:
     """Show what was asked for, where it stands and why it waits, and how it was run."""
-    entry = await service.read(name, client)
-    response.headers.update(warning_headers(entry))
-    return service.view(entry)
+    job = await service.read(name, client)
+    response.headers.update(warning_headers(job))
+    return service.view(job)
 
 
+@router.post(
+    "/jobs/{name}/cancel",
+    status_code=202,
+    tags=["jobs"],
+    summary="Cancel a job",
+    responses=errors(404, 409, 429, 503),
+)
 async def cancel_job(name: Name, service: JobServiceDep, client: ClientDep) -> JobView:
     """Ask for the job to stop: at once if it waits, at the next denoising step if it runs."""
     return service.view(await service.cancel(name, client))
 
 
+@router.delete("/jobs/{name}", status_code=204, tags=["jobs"], summary="Delete a job", responses=errors(404, 503))
 async def delete_job(name: Name, service: JobServiceDep, client: ClientDep) -> None:
     """Delete the job, whatever it is doing; its images too, if its `deletion_policy` is `Delete`."""
     await service.delete(name, client)
 
 
+@router.get(
+    "/jobs/{name}/images/{index}",
+    tags=["jobs"],
+    summary="Get an image",
+    response_class=Response,
+    responses={
+        200: {"content": {PNG: {"schema": {"type": "string", "format": "binary"}}}, "description": "The PNG."},
+        304: {"description": "The client has it already."},
+        307: {"description": "To the image's presigned address, with `?image=url`."},
+        **errors(404, 410, 422, 429, 502, 503),
+    },
+)
 async def get_image(
     name: Name,
     index: Annotated[int, Path(ge=0, description="Which of the job's images, from 0.")],
@@ -140,7 +117,7 @@ async def get_image(
     image: Annotated[ImageForm | None, Query(description="`url` redirects to storage.")] = None,
     if_none_match: Annotated[str | None, Header(description="The ETag of a copy that the client has.")] = None,
 ) -> Response:
-    """Give the PNG. Its ETag is the SHA-256 of its bytes, as in the job's status."""
+    """Return the PNG. Its ETag is the SHA-256 of its bytes, as in the job's status."""
     stored = service.image(await service.read(name, client), index)
     if (image or state.settings.image_form) is ImageForm.URL:
         return RedirectResponse(await images.url(stored, state.settings.presign_seconds), 307)
@@ -151,6 +128,7 @@ async def get_image(
     return Response(await images.read(stored), media_type=PNG, headers=headers)
 
 
+@router.get("/models", tags=["models"], summary="List models", responses=errors())
 async def list_models(state: AppStateDep) -> ModelList:
     """List the namespace's models: whether each is available, its defaults and its limits."""
     return ModelList(models=[model_view(model) for model in state.models.all()])

@@ -29,5 +29,5 @@ _ALL: Responses = {
 
 
 def errors(*statuses: int) -> Responses:
-    """Give the declarations of these statuses, and of those that every route with a key has."""
+    """Return the declarations of these statuses, and of those that every route with a key has."""
     return {status: _ALL[status] for status in sorted({401, 403, *statuses})}

@@ -1,20 +1,14 @@
-"""Keys, images, documents and settings, each by itself."""
+"""API keys and settings, each by itself."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from kubediffusion.api.app import create_app
 from kubediffusion.api.auth import ApiKeys
 from kubediffusion.api.errors import UnauthorizedError, WrongKeyError
-from kubediffusion.api.images import ImageCache
-from kubediffusion.api.openapi import downgraded
 from kubediffusion.api.settings import Settings
 
 
@@ -73,42 +67,6 @@ def test_without_a_folder_everybody_may() -> None:
     keys = ApiKeys(None)
     assert not keys.required
     assert keys.client([]) is None
-
-
-@given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 40)), max_size=40))
-def test_the_image_cache_stays_within_its_bytes(puts: list[tuple[str, int]]) -> None:
-    cache = ImageCache(100)
-    sizes: dict[str, int] = {}
-    for name, size in puts:
-        sizes.setdefault(name, size)
-        cache.put(name, b"x" * sizes[name])
-        kept = {name for name in sizes if cache.get(name) is not None}
-        assert cache.size == sum(sizes[name] for name in kept) <= 100
-        assert name in kept
-
-
-def test_what_was_unused_for_longest_goes_first() -> None:
-    cache = ImageCache(3)
-    for name in "abc":
-        cache.put(name, b"x")
-    cache.get("a")
-    cache.put("d", b"x")
-    assert [cache.get(name) is not None for name in "abcd"] == [True, False, True, True]
-
-
-def test_the_document_is_of_the_dialect_that_the_page_renders() -> None:
-    document = json.dumps(create_app(Settings()).openapi())
-    assert '"3.0.3"' in document
-    for word in ('"type": "null"', '"const"', "exclusiveMinimum"):
-        assert word not in document
-
-
-def test_an_optional_reference_becomes_nullable() -> None:
-    assert downgraded({"anyOf": [{"$ref": "#/x"}, {"type": "null"}], "title": "T"}) == {
-        "allOf": [{"$ref": "#/x"}],
-        "title": "T",
-        "nullable": True,
-    }
 
 
 def test_every_setting_is_documented() -> None:

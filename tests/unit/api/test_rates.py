@@ -1,21 +1,22 @@
-"""Limits are counted in bounded memory, and without threads."""
+"""Rates are counted in bounded memory, and without threads."""
 
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 from limits import parse
 from limits.strategies import FixedWindowRateLimiter
 
-from kubediffusion.api.client_limits import counters
-from kubediffusion.api.client_limits.counters import CounterStorage
+from kubediffusion.api.client_limits.rates import CounterStorage, RateLimiter
+from kubediffusion.api.errors import TooManyRequestsError
 
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     clock = [1000.0]
-    monkeypatch.setattr(counters.time, "time", lambda: clock[0])
+    monkeypatch.setattr(time, "time", lambda: clock[0])
     return clock
 
 
@@ -31,19 +32,16 @@ def test_a_window_begins_with_the_first_hit_and_ends(now: list[float]) -> None:
     assert [limiter.hit(limit, "me") for _ in range(3)] == [True, True, False]
 
 
-def test_it_is_bounded_and_forgets_the_oldest_first(now: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counters, "CAPACITY", 100)
-    storage = CounterStorage()
+def test_it_is_bounded_and_forgets_the_oldest_first(now: list[float]) -> None:
+    storage = CounterStorage(capacity=100)
     for number in range(1000):
         storage.incr(f"client-{number}", 60)
-        assert len(storage._counters) <= 100
-    assert storage.get("client-999") == 1
-    assert storage.get("client-0") == 0
+    assert [storage.get(f"client-{number}") for number in range(1000)] == [0] * 900 + [1] * 100
+    assert storage.reset() == 100
 
 
-def test_what_has_expired_goes_before_what_counts(now: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counters, "CAPACITY", 10)
-    storage = CounterStorage()
+def test_what_has_expired_goes_before_what_counts(now: list[float]) -> None:
+    storage = CounterStorage(capacity=10)
     storage.incr("patient", 3600)
     for number in range(8):
         storage.incr(f"brief-{number}", 1)
@@ -73,3 +71,21 @@ def test_no_thread_is_started() -> None:
     for _ in range(100):
         storage.incr("me", 60)
     assert threading.active_count() == before
+
+
+def test_a_use_over_any_limit_counts_against_none(now: list[float]) -> None:
+    limiter = RateLimiter("2/second;3/minute", "at most {limit}")
+    for _ in range(2):
+        limiter.hit("me")
+    for _ in range(5):
+        with pytest.raises(TooManyRequestsError, match="at most 2 per 1 second") as refused:
+            limiter.hit("me")
+        assert refused.value.headers["Retry-After"] == "1"
+    now[0] += 1.5
+    limiter.hit("me")
+    with pytest.raises(TooManyRequestsError, match="at most 3 per 1 minute") as refused:
+        limiter.hit("me")
+    assert refused.value.headers["Retry-After"] == "59"
+    limiter.hit("you")
+    limiter.refund("me")
+    limiter.hit("me")

@@ -35,16 +35,9 @@ def test_a_task_id_is_a_uuid_of_version_7_that_tells_the_time():
     assert before <= task.int >> 80 <= after
 
 
-def test_task_ids_sort_by_the_time_of_their_making():
-    made = []
-    for _ in range(20):
-        made.append(new_task_id())
-        time.sleep(0.002)
-    assert made == sorted(made)
-
-
-def test_task_ids_of_one_moment_differ():
-    assert len({new_task_id() for _ in range(1000)}) == 1000
+def test_task_ids_sort_by_the_time_of_their_making_within_a_millisecond_too():
+    task_ids = [new_task_id() for _ in range(10_000)]
+    assert task_ids == sorted(set(task_ids))
 
 
 def test_a_task_id_is_a_name_that_kubernetes_takes():

@@ -1,21 +1,15 @@
-"""Where images lie: S3-compatible storage, set up by the ordinary AWS settings.
+"""Where images lie: a bucket of S3-compatible storage (:mod:`kubediffusion.resources.s3` reaches it).
 
-Endpoint, region and credentials are boto3's own (``AWS_ENDPOINT_URL_S3``, ``AWS_REGION``, ``AWS_ACCESS_KEY_ID``, …:
-https://docs.aws.amazon.com/boto3/latest/guide/configuration.html); only bucket and prefix are ours. Calls block: run
-them in a thread.
+Calls block: run them in a thread.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from botocore.handlers import add_expect_header
 
-if TYPE_CHECKING:
-    from types_boto3_s3 import S3Client
+from kubediffusion.resources.s3 import make_client
 
 PNG = "image/png"
 
@@ -68,22 +62,7 @@ class ImageStorage:
 
     def __init__(self, bucket: str, connections: int = 16, endpoint: str | None = None) -> None:
         self.bucket = bucket
-        # One quick second try here; callers pace longer outages, since they can say so in a job's status meanwhile.
-        config = Config(
-            connect_timeout=3,
-            read_timeout=20,
-            max_pool_connections=connections,
-            retries={"total_max_attempts": 2, "mode": "standard"},
-            # boto3 still signs URLs with version 2 by default, which most servers, AWS's newer regions among them,
-            # no longer take.
-            signature_version="s3v4",
-            # boto3's own is put together anew for each request: a sixth of what a small one costs.
-            user_agent="kubediffusion",
-        )
-        self._client: S3Client = boto3.session.Session().client("s3", config=config, endpoint_url=endpoint)
-        # boto3 asks for leave before it sends a body: one more way there and back for each image, and no image is so
-        # long that it pays.
-        self._client.meta.events.unregister("before-call.s3", add_expect_header)
+        self._client = make_client(endpoint=endpoint, connections=connections)
 
     def uri(self, key: str) -> str:
         """Give the s3:// address of a key."""

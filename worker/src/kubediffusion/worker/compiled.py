@@ -16,17 +16,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from threading import Condition, Lock, Thread
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 from urllib.parse import urlsplit
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from kubediffusion.resources.s3 import make_client
 from kubediffusion.worker.settings import Settings
-
-if TYPE_CHECKING:
-    from types_boto3_s3 import S3Client
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +98,7 @@ class Bucket:
     def __init__(self, uri: str, endpoint: str | None = None) -> None:
         parts = urlsplit(uri)
         self._bucket, self._prefix = parts.netloc, parts.path.strip("/")
-        config = Config(connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 2, "mode": "standard"})
-        self._client: S3Client = boto3.session.Session().client("s3", config=config, endpoint_url=endpoint)
+        self._client = make_client(endpoint=endpoint)
 
     def get(self, name: str) -> bytes | None:
         """Read an object: see :class:`Place`."""

@@ -14,10 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from kubediffusion.resources.s3 import make_client
 from kubediffusion.worker.engine import BadModelError
 
 if TYPE_CHECKING:
@@ -49,8 +48,7 @@ def fetch(uri: str, cache_dir: Path) -> Path:
         BadModelError: There is no such bucket or folder.
         DownloadError: Storage did not answer, or the folder changed meanwhile; another try may help.
     """
-    config = Config(connect_timeout=5, read_timeout=60, retries={"total_max_attempts": 5, "mode": "standard"})
-    client = boto3.session.Session().client("s3", config=config)
+    client = make_client(read_timeout=60, attempts=5)
     try:
         return _fetch(client, uri, cache_dir)
     except ClientError as error:

@@ -21,7 +21,21 @@ LogLevel = Annotated[
 """The least severe level to log, in any case."""
 
 
-class StorageSecrets(BaseSettings):
+class S3Settings(BaseSettings):
+    """What boto3 does not read from the environment itself."""
+
+    model_config = SettingsConfigDict(use_attribute_docstrings=True, hide_input_in_errors=True)
+
+    aws_region: Annotated[str | None, Field(alias="AWS_REGION")] = None
+    """Region of the bucket. Every AWS SDK reads this variable but boto3, which reads ``AWS_DEFAULT_REGION`` alone."""
+
+    s3_addressing_style: Annotated[
+        Literal["auto", "path", "virtual"] | None, Field(alias="KUBEDIFFUSION_S3_ADDRESSING_STYLE")
+    ] = None
+    """Where a request names the bucket: in the path, in the host name (``virtual``), or as boto3 chooses."""
+
+
+class StorageSecrets(S3Settings):
     """Storage's credentials. boto3 reads them itself; here they are only to be kept out of messages and logs."""
 
     model_config = SettingsConfigDict(use_attribute_docstrings=True, hide_input_in_errors=True)

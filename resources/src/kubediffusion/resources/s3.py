@@ -1,0 +1,56 @@
+"""The one way to make a client of S3-compatible storage: for images, model folders and the compile cache.
+
+Endpoint, credentials, checksums and authorities of certificates are boto3's own settings (``AWS_ENDPOINT_URL_S3``,
+``AWS_ACCESS_KEY_ID``, ``AWS_REQUEST_CHECKSUM_CALCULATION``, ``AWS_CA_BUNDLE``, …:
+https://docs.aws.amazon.com/boto3/latest/guide/configuration.html). :class:`S3Settings` adds what boto3 reads from no
+environment variable.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import boto3
+from botocore.config import Config
+from botocore.handlers import add_expect_header
+
+from kubediffusion.resources.runtime.settings import S3Settings
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+
+CONNECT_TIMEOUT = 3.0
+"""Seconds to connect."""
+
+
+def make_client(
+    *, endpoint: str | None = None, connections: int = 10, read_timeout: float = 20.0, attempts: int = 2
+) -> S3Client:
+    """Make a client, which threads may share.
+
+    Args:
+        endpoint: Address of the server, where it is not the one of the AWS settings.
+        connections: Requests that may be under way at the same time.
+        read_timeout: Seconds without a byte of an answer after which a request has failed.
+        attempts: How often a request is sent in all. Callers pace longer outages themselves, since they can say so
+            meanwhile.
+    """
+    settings = S3Settings()
+    config = Config(
+        connect_timeout=CONNECT_TIMEOUT,
+        read_timeout=read_timeout,
+        max_pool_connections=connections,
+        retries={"total_max_attempts": attempts, "mode": "standard"},
+        # boto3 still signs URLs with version 2 by default, which most servers, AWS's newer regions among them, no
+        # longer take.
+        signature_version="s3v4",
+        s3={"addressing_style": settings.s3_addressing_style} if settings.s3_addressing_style else None,
+        # boto3's own is put together anew for each request: a sixth of what a small one costs.
+        user_agent="kubediffusion",
+    )
+    session = boto3.session.Session(region_name=settings.aws_region or None)
+    client: S3Client = session.client("s3", config=config, endpoint_url=endpoint)
+    # boto3 asks for leave before it sends a body: one more way there and back for each image, and no image is so long
+    # that it pays.
+    client.meta.events.unregister("before-call.s3", add_expect_header)
+    return client

@@ -1,4 +1,9 @@
-"""Pauses between tries of what fails: each twice as long as the one before, up to the longest."""
+"""Exponential backoff with jitter: each pause is twice as long as the one before, up to the longest.
+
+stamina and tenacity wrap one call and own its loop. Here the operator computes pauses in pure functions from failures
+that it counts in the cluster, and endless loops (watches, uploads, reports) take their next pause, honour the server's
+Retry-After and say in a status meanwhile why they wait. docs/adr/0017 has the table.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +14,10 @@ _MOST_DOUBLINGS = 30
 
 
 def pause_after(failures: int, first: float, longest: float) -> float:
-    """Give the seconds to wait after so many failures in a row.
+    """Compute the seconds to wait after some failures in a row.
 
     Args:
-        failures: How many, at least 1.
+        failures: Failures in a row, at least 1.
         first: Seconds after the first one.
         longest: Seconds at most.
     """
@@ -20,9 +25,9 @@ def pause_after(failures: int, first: float, longest: float) -> float:
 
 
 class Backoff:
-    """The pauses of one thing that is tried again and again.
+    """The pauses between the attempts of one operation.
 
-    Each is shortened by chance, by up to a half: after an outage all come back, and should not all come at once.
+    Each is shortened at random, by up to a half, so that clients do not return all at once after an outage.
 
     Args:
         first: Seconds after the first failure.
@@ -35,11 +40,11 @@ class Backoff:
         self._failures = 0
 
     def next_pause(self) -> float:
-        """Count a failure, and give the seconds to wait after it."""
+        """Count a failure and return the seconds to wait after it."""
         self._failures += 1
         pause = pause_after(self._failures, self._first, self._longest)
         return pause * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
 
     def reset(self) -> None:
-        """Begin anew, since it has worked."""
+        """Start again from the first pause, after a success."""
         self._failures = 0

@@ -138,7 +138,7 @@ class Condition(Schema):
 
 
 def find_condition(conditions: Iterable[Condition], kind: str) -> Condition | None:
-    """Give the condition of that type, or None."""
+    """Return the condition of a type; None where there is none."""
     return next((condition for condition in conditions if condition.type == kind), None)
 
 
@@ -151,7 +151,7 @@ def with_condition(
     now: dt.datetime,
     observed_generation: int | None = None,
 ) -> tuple[Condition, ...]:
-    """Set one condition; the very same tuple comes back when nothing changed, so an idle pass writes nothing.
+    """Set one condition and return all; the very same tuple when nothing changed, so that nobody writes it.
 
     ``lastTransitionTime`` moves only when ``status`` does, as the API conventions ask.
     """

@@ -349,10 +349,10 @@ class DiffusionModel(CustomResource[DiffusionModelSpec, DiffusionModelStatus]):
 
 
 def choose_model(models: dict[str, DiffusionModel], name: str | None) -> DiffusionModel | None:
-    """Find the model that a job means: the named one, or the default.
+    """Return the model of a job: the named one, or the default; None where there is none.
 
-    Where several carry the default annotation the newest is taken, of equally old ones the first by name, as
-    Kubernetes does with storage classes.
+    Of several with the default annotation the newest is the default, of equally old ones the first by name, as
+    Kubernetes chooses among storage classes.
 
     Args:
         models: DiffusionModels of the job's namespace by name.

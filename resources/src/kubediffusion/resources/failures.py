@@ -1,4 +1,4 @@
-"""Kinds of failure a job can end with, each with the one decision that matters: may another attempt help?"""
+"""The failures that a job can end with, by code, and the exit code of a worker whose model cannot be loaded."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class JobFailure(Exception):  # noqa: N818 - it is an outcome of a job that trav
     """One job cannot be completed; its batch mates are not concerned.
 
     Attributes:
-        code: What to report in ``status.error.code``.
-        message: What a person reads: the field or part, the reason, the remedy.
+        code: Value of ``status.error.code``.
+        message: For people: the field or part, the reason, the remedy.
     """
 
     code: ErrorCode
     message: str
 
     def __str__(self) -> str:
-        """Give code and message as one line."""
+        """Join code and message in one line."""
         return f"{self.code}: {self.message}"
 
 

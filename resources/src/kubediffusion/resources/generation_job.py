@@ -177,7 +177,7 @@ class JobProgress(Schema):
 
     @classmethod
     def of(cls, step: int, total: int) -> JobProgress:
-        """Give the progress after ``step`` of ``total`` denoising steps."""
+        """Make the progress after ``step`` of ``total`` denoising steps."""
         return cls(step=step, total=total, summary=f"{step}/{total}")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def merge_patch(old: Any, new: Any) -> Any:
-    """Give the JSON Merge Patch (RFC 7386) that turns one JSON object into the other; empty when they are equal.
+    """Compute the JSON Merge Patch that turns ``old`` into ``new``; an empty object when they are equal.
 
     Lists are replaced whole, as the RFC has it.
     """

@@ -1,4 +1,4 @@
-"""From a job's spec and its model to the parameters it runs with: check against limits, resolve defaults and seed."""
+"""The parameters that a job runs with: its spec checked against the model's limits, defaults and seed resolved."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class FieldError:
 
     Attributes:
         field: Path of the field in Python's spelling, for example ``num_inference_steps``.
-        message: The reason and the remedy.
+        message: The reason and the remedy, for people.
     """
 
     field: str
@@ -30,7 +30,7 @@ class FieldError:
 
 
 def check_limits(spec: GenerationJobSpec, model: DiffusionModel) -> Iterator[FieldError]:
-    """Give every field of ``spec`` that exceeds the model's limits; nothing when the model takes the job."""
+    """Yield each field of ``spec`` that exceeds the model's limits; none when the model accepts the job."""
     for field, limit in model.spec.limits.model_dump().items():
         value = getattr(spec, field)
         if value is not None and value > limit:
@@ -50,19 +50,19 @@ def draw_seed() -> int:
 
 
 def resolve_parameters(spec: GenerationJobSpec, model: DiffusionModel, seed: int) -> Parameters:
-    """Fill in what the job leaves open: from the model's defaults, then the project's.
+    """Resolve the parameters of a job: each from its spec, else the model's defaults, else the project's.
 
-    Width, height and scheduler stay open where neither says: then the pipeline's own are used, and the worker
-    reports them.
+    Width, height and scheduler stay None where neither spec nor defaults have them: the pipeline's own are used then,
+    and the worker reports them.
 
     Args:
-        spec: What the job asks for.
+        spec: Spec of the job.
         model: The model that it is bound to.
-        seed: Seed to use if the job names none.
+        seed: Seed of a job that names none.
     """
     defaults = model.spec.defaults
     acceleration = spec.acceleration if spec.acceleration is not None else defaults.acceleration
-    # The project's default is nobody's wish: it bows to the limit.
+    # A limit below the project's default lowers the default: nobody asked for that many steps.
     steps = min(DEFAULT_STEPS, model.spec.limits.num_inference_steps)
     return Parameters(
         model=model.name,

@@ -1,4 +1,4 @@
-"""Who comes first: the one order in which jobs are served, wherever they wait."""
+"""The order in which jobs are served: the operator queues by it, and the API counts positions by it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TypeVar
 Created = TypeVar("Created", dt.datetime, float)
 
 QueueKey = tuple[int, Created, str]
-"""What jobs that wait are sorted by."""
+"""Sort key of a waiting job."""
 
 
 def queue_key(priority: int | None, created: Created, name: str) -> QueueKey[Created]:
-    """Give what a job is sorted by: its priority (higher first), then its age, then its name.
+    """Return the sort key of a job: its priority (higher first), then its age, then its name.
 
     ``creationTimestamp`` has whole seconds; the names that :func:`~kubediffusion.resources.task_ids.new_task_id` makes
     keep first come, first served within one.

@@ -43,7 +43,7 @@ class Schema(BaseModel):
     )
 
     def to_wire(self) -> dict[str, Any]:
-        """Give the JSON object for the API server; a field without a value is left out."""
+        """Serialise to the JSON object that the API server takes, without the fields that are None."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
     @classmethod

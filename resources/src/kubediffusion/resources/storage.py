@@ -20,14 +20,14 @@ _MISSING = frozenset({"NoSuchKey", "404"})
 _CONDITION_FAILED = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 
 _PUT_TRIES = 5
-"""Tries of one put against other writers of the same key; there is hardly ever one."""
+"""Attempts of one put while other writers change the same key; there is hardly ever one."""
 
 ATTEMPT = "attempt"
 """Metadata of an image: the attempt of the job that stored it."""
 
 
 class Precondition(TypedDict, total=False):
-    """When a put may happen (RFC 9110, section 13.1)."""
+    """Under which condition storage accepts a put (RFC 9110, section 13.1)."""
 
     IfMatch: str
     IfNoneMatch: str
@@ -38,11 +38,12 @@ class SupersededError(Exception):
 
 
 class StorageError(Exception):
-    """Storage did not do what was asked.
+    """Storage refused a request, or could not be reached.
 
     Attributes:
-        permanent: Asking again cannot help. Denied access is not permanent: credentials get rotated and mended.
-        missing: There is no such object.
+        permanent: Whether the same request can never succeed. Denied access is not permanent: credentials get rotated
+            and mended.
+        missing: Whether there is no such object.
     """
 
     def __init__(self, message: str, *, permanent: bool = False, missing: bool = False) -> None:
@@ -65,11 +66,11 @@ class ImageStorage:
         self._client = make_client(endpoint=endpoint, connections=connections)
 
     def uri(self, key: str) -> str:
-        """Give the s3:// address of a key."""
+        """Return the address of a key: ``s3://bucket/key``."""
         return f"s3://{self.bucket}/{key}"
 
     def key(self, uri: str) -> str:
-        """Give the key of an address of this bucket.
+        """Return the key of an address of this bucket.
 
         Raises:
             StorageError: The address is of another bucket: it was written under other settings.
@@ -80,15 +81,15 @@ class ImageStorage:
         return uri.removeprefix(scheme)
 
     def put(self, key: str, data: bytes, attempt: int) -> str:
-        """Store a PNG and give its address once storage has confirmed it; an earlier attempt's is overwritten.
+        """Store a PNG and return its address once storage has confirmed it; an earlier attempt's image is overwritten.
 
-        The attempt fences here as it does in status: the write of a worker that was frozen while its job ran
-        elsewhere would else replace the image whose hash the status names. Storage without conditional writes is
-        written to all the same.
+        The attempt number fences here as it does in status: a worker that was frozen while its job ran elsewhere would
+        otherwise replace the image whose hash the status names. Storage without conditional writes is written to
+        without this fence.
 
         Raises:
-            SupersededError: A later attempt has stored its image; it stays.
-            StorageError: It was not confirmed.
+            SupersededError: A later attempt has stored its image, which stays.
+            StorageError: Storage did not confirm the write.
         """
         condition: Precondition = {"IfNoneMatch": "*"}
         try:
@@ -117,7 +118,11 @@ class ImageStorage:
         raise StorageError(f"cannot store {self.uri(key)}: it changes all the time")
 
     def _to_replace(self, key: str, attempt: int) -> Precondition:
-        """Give the condition under which this attempt may replace what is stored."""
+        """Return the precondition under which this attempt may replace the stored image.
+
+        Raises:
+            SupersededError: A later attempt stored it.
+        """
         try:
             stored = self._client.head_object(Bucket=self.bucket, Key=key)
         except ClientError as error:
@@ -129,10 +134,10 @@ class ImageStorage:
         return {"IfMatch": stored["ETag"]}
 
     def get(self, uri: str) -> bytes:
-        """Read an image.
+        """Read an image's bytes.
 
         Raises:
-            StorageError: It cannot be read; ``missing`` when it is not there.
+            StorageError: It cannot be read; ``missing`` is true when storage has no such object.
         """
         try:
             return self._client.get_object(Bucket=self.bucket, Key=self.key(uri))["Body"].read()
@@ -151,7 +156,11 @@ class ImageStorage:
             raise _translated(error, f"cannot delete {uri}") from error
 
     def presign(self, uri: str, seconds: int) -> str:
-        """Give a URL that anyone may read the image by for so many seconds. Signed here, without a request."""
+        """Sign a URL with which anyone may read the image for some seconds. It makes no request.
+
+        Raises:
+            StorageError: The address is of another bucket.
+        """
         target = {"Bucket": self.bucket, "Key": self.key(uri)}
         return self._client.generate_presigned_url("get_object", Params=target, ExpiresIn=seconds)
 

@@ -13,7 +13,7 @@ from kubediffusion.resources.generation_job import Phase
 
 
 class Writer(StrEnum):
-    """Who writes status."""
+    """A component that writes the status of jobs."""
 
     OPERATOR = "operator"
     WORKER = "worker"
@@ -23,7 +23,7 @@ TERMINAL = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED})
 """Phases that are never left."""
 
 BOUND = frozenset({Phase.SCHEDULED, Phase.RUNNING})
-"""Phases in which ``status.worker`` names who has the job."""
+"""Phases in which ``status.worker`` names the Pod that the job is bound to."""
 
 TRANSITIONS: dict[Writer, dict[Phase, frozenset[Phase]]] = {
     Writer.OPERATOR: {
@@ -43,12 +43,12 @@ TRANSITIONS: dict[Writer, dict[Phase, frozenset[Phase]]] = {
 
 
 def allowed(writer: Writer, old: Phase, new: Phase) -> bool:
-    """Tell whether this writer may take a job from ``old`` to ``new``."""
+    """Return whether this writer may change a job's phase from ``old`` to ``new``."""
     return new in TRANSITIONS[writer].get(old, frozenset())
 
 
 def targets(old: Phase) -> frozenset[Phase]:
-    """Give the phases that some writer may write over ``old``, itself included unless it is terminal."""
+    """Return the phases that some writer may write over ``old``, itself included unless it is terminal."""
     if old in TERMINAL:
         return frozenset()
     reachable = frozenset().union(*(table.get(old, frozenset()) for table in TRANSITIONS.values()))
@@ -61,19 +61,19 @@ def _cel_map(table: dict[Phase, frozenset[Phase]]) -> str:
 
 
 def transition_rule() -> str:
-    """Give the CEL expression on ``status.phase`` that holds only for changes that the table has."""
+    """Generate the CEL expression on ``status.phase`` that holds only for changes that the table has."""
     table = {old: targets(old) for old in Phase if old not in TERMINAL}
     return f"!(oldSelf in {_cel_map(table)}) || self in {_cel_map(table)}[oldSelf]"
 
 
 def terminal_rule() -> str:
-    """Give the CEL expression on ``status`` that keeps the status of a finished job as it is."""
+    """Generate the CEL expression on ``status`` that holds unless the status of a finished job changes."""
     terminal = ", ".join(repr(str(phase)) for phase in sorted(TERMINAL))
     return f"!(oldSelf.phase in [{terminal}]) || self == oldSelf"
 
 
 def writer_rule(writer: Writer, old: str, new: str) -> str:
-    """Give the CEL expression that holds when this writer may go from ``old`` to ``new``.
+    """Generate the CEL expression that holds when this writer may change the phase from ``old`` to ``new``.
 
     Args:
         writer: Whose row of the table.

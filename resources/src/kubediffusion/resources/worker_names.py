@@ -8,7 +8,7 @@ from typing import Any
 
 
 def content_hash(content: Any) -> str:
-    """Give 8 hexadecimal digits that name a JSON-like value."""
+    """Hash a JSON-like value to 8 hexadecimal digits; the order of keys does not matter."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 

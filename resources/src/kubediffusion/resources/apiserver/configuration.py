@@ -31,7 +31,7 @@ async def load_configuration() -> kubernetes_client.Configuration:
 
 
 def _renew_from_kubeconfig() -> Callable[[kubernetes_client.Configuration], Awaitable[None]]:
-    """Make the hook that reads the kubeconfig again once a minute: its token may be a file that is rotated."""
+    """Make the hook that reads the kubeconfig again once a minute: its token may be a file that gets rotated."""
     renewed = time.monotonic()
 
     async def renew(configuration: kubernetes_client.Configuration) -> None:
@@ -47,7 +47,7 @@ def _renew_from_kubeconfig() -> Callable[[kubernetes_client.Configuration], Awai
 
 
 def proxy_for(url: str) -> str | None:
-    """Give the proxy that the environment names for an address (``HTTPS_PROXY``, ``NO_PROXY``), as curl takes it."""
+    """Return the proxy that the environment names for an address (``HTTPS_PROXY``, ``NO_PROXY``), as curl reads it."""
     address = urlsplit(url)
     if proxy_bypass(address.hostname or ""):
         return None

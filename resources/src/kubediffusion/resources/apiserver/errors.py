@@ -12,7 +12,7 @@ class KubernetesError(Exception):
     Attributes:
         status: HTTP status; 0 when there was no answer.
         reason: Kubernetes' machine-readable reason, for example ``AlreadyExists``.
-        message: What the server says to people.
+        message: The server's explanation, for people.
         details: The ``details`` of the server's Status object (fields that were refused, for example).
         retry_after: Seconds after which the server asks to be tried again, if it says.
     """
@@ -69,7 +69,13 @@ _BY_STATUS: dict[int, type[KubernetesError]] = {
 
 
 def error_from_status(status: int, body: Mapping[str, Any], retry_after: str | None = None) -> KubernetesError:
-    """Turn a ``Status`` object of the API server into the error of its class."""
+    """Make the error of a ``Status`` object of the API server.
+
+    Args:
+        status: HTTP status.
+        body: The ``Status`` object.
+        retry_after: The ``Retry-After`` header; only seconds count, not dates.
+    """
     seconds = (body.get("details") or {}).get("retryAfterSeconds") or (
         int(retry_after) if retry_after and retry_after.isdigit() else None
     )

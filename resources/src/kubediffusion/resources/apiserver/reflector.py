@@ -1,8 +1,19 @@
-"""List and watch: keep a reader's picture of a collection equal to the cluster's, through every interruption.
+"""List and watch: a handler learns of every change of a collection, through every interruption.
 
-The same contract as client-go's Reflector: list, then watch from the list's resource version; resume from the last
-version seen when a watch ends, which is normal; list again when that version is gone. An object that vanished while
-nobody watched is reported as deleted after the next list.
+As client-go's Reflector does, it lists, watches from the list's resource version, resumes from the last version it saw
+when a watch ends, and lists again when that version is gone. Other than there:
+
+- it calls a handler, and keeps no store; of each object it keeps what ``remember`` returns, for the report of a
+  deletion that it learns of by a list;
+- the same object in the same version is reported once, so a list after an interruption reports only what changed;
+- several changes of an object may be merged into the last one, by a list; a watch reports each;
+- there is no periodic resync;
+- an object that cannot be parsed is skipped, and counts as neither changed nor deleted.
+
+``kubernetes.informer.SharedInformer`` of version 37 was tried: it cannot list custom resources (their API returns a
+dictionary, and it iterates over the attribute ``items``, the method). It also needs a thread for each collection, lists
+without pages, keeps every object whole, reports every object as modified at each list, logs and drops a handler's
+error, and opens a refused watch again without a pause. docs/adr/0010 and 0017 say more.
 """
 
 from __future__ import annotations
@@ -27,19 +38,20 @@ LONGEST_PAUSE = 10.0
 
 
 class Reflector(Generic[T]):
-    """Tell a handler of every change of a collection, once and in the server's order.
+    """Calls a handler for every change of a collection, once and in the server's order.
 
     Args:
-        resource: What to watch.
-        namespace: Where; None for all namespaces.
-        on_change: Called with the object and whether it is gone. It must not block.
-        field_selector: Only objects that match; one that stops matching counts as gone.
+        resource: The kind of object.
+        namespace: The namespace to watch; None for all namespaces.
+        on_change: Called with the object and whether it is deleted. It must not block.
+        field_selector: Only objects that match; one that stops matching counts as deleted.
         label_selector: The same, by labels.
-        remember: What is kept of an object until it is gone, and told then; all of it unless something less will do.
-        seen: Objects that an earlier list had, which was not this one's: those that are gone by the first are told.
+        remember: Reduces an object to what is kept of it, and passed to ``on_change`` when a list lacks it; the whole
+            object by default.
+        seen: Objects of a list that somebody else made before: those that the first list lacks are reported deleted.
 
     Attributes:
-        synced: Set while the picture is complete: from the first full list on.
+        synced: Set from the end of the first full list on.
     """
 
     def __init__(
@@ -65,7 +77,7 @@ class Reflector(Generic[T]):
         self.synced = asyncio.Event()
 
     async def run(self) -> None:
-        """Reflect until cancelled. The API server being away is waited out."""
+        """List and watch until cancelled. Errors of the API server are logged, and tried again after a pause."""
         backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
         while True:
             try:
@@ -97,34 +109,35 @@ class Reflector(Generic[T]):
             async for page in pages:
                 version = page.resource_version
                 present.update(item.uid for item in page.items)
-                # What cannot be read is as it was last told: it is there.
+                # What cannot be parsed is there all the same.
                 present.update(page.unreadable)
-                changed += filter(self._is_news, page.items)
+                changed += filter(self._has_changed, page.items)
                 if first:
-                    # Nothing can have gone, so nobody need wait for the end: all of it at once may be a lot of memory.
-                    self._tell(changed)
+                    # Nothing can have been deleted, so nothing need wait for the last page: all of it at once may be a
+                    # lot of memory.
+                    self._report_all(changed)
         before = self._seen | self._known
         self._seen = {}
         for uid in before.keys() - present:
             self._known.pop(uid, None)
             self._on_change(before[uid], True)
-        self._tell(changed)
+        self._report_all(changed)
         self._version = version
         self.synced.set()
 
-    def _is_news(self, item: T) -> bool:
+    def _has_changed(self, item: T) -> bool:
         known = self._known.get(item.uid)
         return known is None or known.metadata.resource_version != item.metadata.resource_version
 
-    def _tell(self, changed: list[T]) -> None:
+    def _report_all(self, changed: list[T]) -> None:
         for item in changed:
-            self._take(item, False)
+            self._report(item, False)
         changed.clear()
 
     async def _watch(self) -> bool:
-        """Follow one watch to its end, and tell whether it brought anything."""
+        """Follow one watch to its end; return whether it had an event."""
         assert self._version is not None  # noqa: S101 - set by _list
-        lively = False
+        has_events = False
         events = self._resource.watch(
             self._namespace,
             self._version,
@@ -133,15 +146,15 @@ class Reflector(Generic[T]):
         )
         async with aclosing(events):
             async for event in events:
-                lively = True
+                has_events = True
                 self._version = event.resource_version
                 if event.item is not None:
-                    self._take(event.item, event.type is EventType.DELETED)
-        return lively
+                    self._report(event.item, event.type is EventType.DELETED)
+        return has_events
 
-    def _take(self, item: T, gone: bool) -> None:
-        if gone:
+    def _report(self, item: T, deleted: bool) -> None:
+        if deleted:
             self._known.pop(item.uid, None)
         else:
             self._known[item.uid] = self._remember(item)
-        self._on_change(item, gone)
+        self._on_change(item, deleted)

@@ -27,7 +27,7 @@ T = TypeVar("T", bound=KubernetesObject)
 
 
 class EventType(StrEnum):
-    """What a watch event says of its object."""
+    """Type of a watch event, as in the Kubernetes API."""
 
     ADDED = "ADDED"
     MODIFIED = "MODIFIED"
@@ -41,7 +41,7 @@ class WatchEvent(Generic[T]):
 
     Attributes:
         type: What happened.
-        resource_version: Where to resume the watch from.
+        resource_version: The version to resume the watch from.
         item: The object; None for a bookmark.
     """
 
@@ -56,8 +56,8 @@ class Page(Generic[T]):
 
     Attributes:
         items: The objects.
-        unreadable: Uids of objects that are there too, in a shape of another version.
-        resource_version: Where to watch from, after the last page.
+        unreadable: Uids of the page's objects that have the shape of another version.
+        resource_version: The version to watch from, after the last page.
     """
 
     items: Sequence[T]
@@ -82,7 +82,7 @@ class Resource(Generic[T]):
         self._plural = plural
 
     def path(self, namespace: str | None, name: str = "", subresource: str = "") -> str:
-        """Give the path of a collection (in all namespaces where ``namespace`` is None), an object or a subresource."""
+        """Return the path of a collection (of all namespaces where ``namespace`` is None), an object or subresource."""
         parts = [self._base, *(("namespaces", namespace) if namespace else ()), self._plural, name, subresource]
         return "/".join(part for part in parts if part)
 
@@ -113,7 +113,7 @@ class Resource(Generic[T]):
         return self.kind.from_wire(answer)
 
     async def delete(self, namespace: str, name: str, uid: str | None = None) -> None:
-        """Delete an object in the background, only if it still has that uid where one is given."""
+        """Delete an object, its dependents in the background; only the object of ``uid`` where one is given."""
         options: dict[str, Any] = {"propagationPolicy": "Background"}
         if uid:
             options["preconditions"] = {"uid": uid}
@@ -122,7 +122,7 @@ class Resource(Generic[T]):
     async def pages(
         self, namespace: str | None, *, field_selector: str = "", label_selector: str = ""
     ) -> AsyncGenerator[Page[T], None]:
-        """Read all objects and give them page by page."""
+        """List all objects and yield them page by page."""
         query: dict[str, str | int] = {"limit": PAGE_SIZE, **_selectors(field_selector, label_selector)}
         while True:
             page = await self._rest.request("GET", self.path(namespace), query=query)
@@ -140,7 +140,7 @@ class Resource(Generic[T]):
     async def list(
         self, namespace: str | None, *, field_selector: str = "", label_selector: str = ""
     ) -> tuple[list[T], str]:
-        """Read all objects, page by page, and the resource version to watch from."""
+        """List all objects, page by page; also return the resource version to watch from."""
         items: list[T] = []
         version = ""
         async for page in self.pages(namespace, field_selector=field_selector, label_selector=label_selector):
@@ -157,9 +157,13 @@ class Resource(Generic[T]):
         label_selector: str = "",
         idle_timeout: float = 90.0,
     ) -> AsyncGenerator[WatchEvent[T], None]:
-        """Give the changes after a resource version, until the server ends the watch.
+        """Yield the events after a resource version, until the server ends the watch.
 
-        Who leaves it earlier closes it (:func:`contextlib.aclosing`), and its connection with it.
+        Whoever leaves it earlier closes it (:func:`contextlib.aclosing`), and its connection with it.
+
+        Raises:
+            GoneError: The resource version is too old: list again.
+            KubernetesError: The server refused, or the connection broke.
         """
         query: dict[str, str | int] = {
             "watch": "true",
@@ -177,7 +181,7 @@ class Resource(Generic[T]):
                     yield WatchEvent(EventType(event["type"]), version, item)
 
     def _read(self, body: Any) -> T | None:
-        """Read one object of many; None where it has a shape of another version, as one must not stop the others."""
+        """Parse one object of many; None where it has the shape of another version, as one must not stop the others."""
         try:
             return self.kind.from_wire(body)
         except ValidationError:

@@ -75,7 +75,7 @@ class RestClient:
         content_type: str = "application/json",
         timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109 - bounds the HTTP exchange, connection pool wait included
     ) -> Any:
-        """Make one request and give the decoded JSON of its answer.
+        """Make one request and return the decoded JSON of its answer.
 
         Raises:
             KubernetesError: The server refused, or did not answer (status 0).
@@ -96,13 +96,13 @@ class RestClient:
     async def stream(
         self, path: str, query: Mapping[str, str | int], idle_timeout: float
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """Give the events of a watch until the server ends it.
+        """Yield the events of a watch until the server ends it.
 
         Args:
             path: Path of the collection.
             query: Query of the watch.
-            idle_timeout: Seconds without any byte after which the connection counts as dead. Bookmarks come every
-                minute, so more than that.
+            idle_timeout: Seconds without any byte after which the connection counts as dead: more than 60, as the
+                server sends a bookmark every minute.
 
         Raises:
             GoneError: The resource version is too old.

@@ -1,7 +1,7 @@
-"""Bring the cluster's CustomResourceDefinitions up to date: what the chart's hook runs, as Helm upgrades none itself.
+"""Brings the cluster's CustomResourceDefinitions up to date, in the chart's hook: Helm itself upgrades none.
 
-Applied on the server's side, so what others set on them (conversion, labels, annotations) stays. An older release never
-takes fields away again: the hook runs before installs and upgrades, not before a rollback.
+Server-side apply leaves what others set on them (conversion, labels, annotations). An older release never removes
+fields: the hook runs before installs and upgrades, not before a rollback.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ PATH = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/"
 
 
 async def apply_definitions(client: KubernetesClient, definitions: Iterable[dict[str, Any]]) -> list[str]:
-    """Apply definitions that are there already, and give one line about each.
+    """Apply definitions that the cluster has already, and return one line about each.
 
     Raises:
-        KubernetesError: The server refused one; Forbidden also where it is not there, as nobody here may create any.
+        KubernetesError: The server refused one; ``ForbiddenError`` also where the cluster lacks it, since the hook has
+            no right to create one.
     """
     lines = []
     for definition in definitions:

@@ -14,7 +14,7 @@ _CONDITIONS = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["
 
 
 def generation_job_crd() -> dict[str, Any]:
-    """Give the CustomResourceDefinition of GenerationJob, immutability and transitions included."""
+    """Generate the CustomResourceDefinition of GenerationJob, immutability and transitions included."""
     schema = _root_schema(GenerationJob)
     spec, status = schema["properties"]["spec"], schema["properties"]["status"]
     spec["x-kubernetes-validations"] = [_immutability(spec["properties"]), _cancel_is_final(), _seeds_fit()]
@@ -59,7 +59,7 @@ def generation_job_crd() -> dict[str, Any]:
 
 
 def diffusion_model_crd() -> dict[str, Any]:
-    """Give the CustomResourceDefinition of DiffusionModel."""
+    """Generate the CustomResourceDefinition of DiffusionModel."""
     schema = _root_schema(DiffusionModel)
     status = schema["properties"]["status"]
     status["properties"]["conditions"].update(_CONDITIONS)
@@ -105,10 +105,10 @@ def _root_schema(kind: type[GenerationJob] | type[DiffusionModel]) -> dict[str, 
 
 
 def _immutability(properties: dict[str, Any]) -> dict[str, Any]:
-    """Give the rule that no field changes but those that may.
+    """Generate the CEL rule that only mutable fields of ``spec`` change.
 
-    One rule for all of them, and first whether anything changed at all: each look at a field costs the API server
-    more, the more fields there are, and the rules of ``spec`` run at every write of ``status`` too.
+    It is one rule for all fields, and compares the whole spec first: what a look at a field costs the API server grows
+    with the number of fields, and the rules of ``spec`` run at every write of ``status`` too.
     """
     mutable = {GenerationJobSpec.model_fields[name].alias for name in GenerationJobSpec.MUTABLE}
     fixed = [name for name in properties if name not in mutable]
@@ -188,5 +188,5 @@ def _column(name: str, kind: str, path: str, description: str, priority: int) ->
 
 
 def definitions() -> tuple[dict[str, Any], ...]:
-    """Give every CustomResourceDefinition."""
+    """Generate every CustomResourceDefinition."""
     return (generation_job_crd(), diffusion_model_crd())

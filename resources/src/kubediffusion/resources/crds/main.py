@@ -22,7 +22,7 @@ _HEADER = "# Generated from the typed models of resources/ by `make generate`. D
 
 
 def render() -> dict[str, str]:
-    """Give every generated file of the chart: its path below the chart, and its content."""
+    """Generate the files: the content of each, by its path below the chart's folder."""
     files = {f"crds/{body['spec']['names']['plural']}.yaml": [body] for body in definitions()}
     files |= {f"files/policies/{name}.yaml": bodies for name, bodies in policies.render().items()}
     return {

@@ -22,12 +22,12 @@ _NEW_PHASE = "variables.new.?phase.orValue('Pending')"
 
 
 def render() -> dict[str, list[dict[str, Any]]]:
-    """Give each policy with its binding, by file name."""
+    """Generate each policy with its binding, by file name."""
     return {"status-writers": status_writers(), "worker-pods": worker_pods(), "model-limits": model_limits()}
 
 
 def status_writers() -> list[dict[str, Any]]:
-    """Give the policy that lets each of the two writers do its own transitions only."""
+    """Generate the policy that permits each of the two writers its own transitions only."""
     name = f"status-writers.{meta.GROUP}"
     outcomes = ", ".join(repr(str(phase)) for phase in (Phase.RUNNING, Phase.SUCCEEDED))
     spec = {
@@ -80,7 +80,7 @@ def status_writers() -> list[dict[str, Any]]:
 
 
 def worker_pods() -> list[dict[str, Any]]:
-    """Give the policy that lets a worker write one condition of its own Pod, and nothing else of any Pod.
+    """Generate the policy that permits a worker to write one condition of its own Pod, and nothing else of any Pod.
 
     A right to patch ``pods/status`` is one for all Pods of the namespace, and for all that a status says, on which
     Services, Jobs and schedulers act; labels and annotations pass that way too. A worker is known by its rights, as the
@@ -142,7 +142,7 @@ def _foreign_conditions(status: str) -> str:
 
 
 def model_limits() -> list[dict[str, Any]]:
-    """Give the policy that refuses, at the door, a job that exceeds its model's limits.
+    """Generate the policy that refuses the creation of a job that exceeds its model's limits.
 
     The policy's parameters are all DiffusionModels of the namespace: it is evaluated once for each, and lets pass
     where the job means another model. Seeing one at a time, it cannot tell which of several default models is the

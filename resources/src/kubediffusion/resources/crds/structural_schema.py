@@ -1,6 +1,6 @@
 """Pydantic models to structural schemas of Kubernetes.
 
-Pydantic gives JSON Schema 2020-12 with references and unions; a CustomResourceDefinition takes a stricter dialect:
+pydantic generates JSON Schema 2020-12 with references and unions; a CustomResourceDefinition takes a stricter dialect:
 https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/#specifying-a-structural-schema
 """
 
@@ -20,7 +20,11 @@ _LARGEST_INT64 = 2**63 - 1
 
 
 def structural_schema(kind: type[Schema]) -> dict[str, Any]:
-    """Give the structural schema of a resource or of a part of one."""
+    """Convert a resource, or a part of one, into a structural schema.
+
+    Raises:
+        TypeError: It has a union that structural schemas do not know.
+    """
     schema = kind.model_json_schema(mode="validation", by_alias=True)
     return _convert(schema, schema.get("$defs", {}))
 

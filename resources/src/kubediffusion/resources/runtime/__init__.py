@@ -1,1 +1,1 @@
-"""What every process of the project needs: structured logs, and an endpoint for probes and metrics."""
+"""What every process of the project uses: settings, JSON logs, probes and metrics, and tuned garbage collection."""

@@ -1,4 +1,9 @@
-"""Structured logs: one JSON object a line, with the job's name where a line concerns one."""
+"""JSON logs: one object a line, with the job's name where a line concerns one.
+
+structlog was measured as the formatter of the same fields (``ProcessorFormatter``, since libraries log through the
+standard library): 20.4 µs a line instead of 9.8, byte for byte the same output, from as many lines of our own, as its
+processors would be ours too. docs/adr/0017 has the table.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +19,10 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class JsonFormatter(logging.Formatter):
-    """Write a record as JSON: time, level, logger, message, what was passed as ``extra``, and the traceback.
+    """Formats a record as JSON: time, level, logger, message, the fields of ``extra``, and the traceback.
 
     Args:
-        secrets: What no line may hold, wherever it comes from: an error of a library may quote what it was given.
+        secrets: Values that no line may hold, wherever they come from: an error of a library may quote its input.
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
@@ -26,7 +31,7 @@ class JsonFormatter(logging.Formatter):
         self._secrets = [json.dumps(secret)[1:-1] for secret in secrets if secret]
 
     def format(self, record: logging.LogRecord) -> str:
-        """Give the record's line."""
+        """Format a record as one line of JSON, secrets replaced by ``***``."""
         line: dict[str, object] = {
             "time": format_time(dt.datetime.fromtimestamp(record.created, dt.UTC)),
             "level": record.levelname.lower(),
@@ -47,7 +52,7 @@ def configure_logging(level: str, secrets: Iterable[str] = ()) -> None:
 
     Args:
         level: The least severe level to write, for example ``INFO``.
-        secrets: What no line may hold.
+        secrets: Values that no line may hold.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(secrets))

@@ -10,12 +10,12 @@ from prometheus_client import REGISTRY, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 Check = Callable[[], str | None]
-"""Tells what is wrong in a few words, or None when all is well. It must not block."""
+"""Returns what is wrong in a few words, or None when all is well. It must not block."""
 
 
 @asynccontextmanager
 async def serve_probes(host: str, port: int, *, live: Check, ready: Check) -> AsyncIterator[int]:
-    """Serve the endpoint, and give the port that it listens on.
+    """Serve the endpoint while the context lasts; its value is the port that it listens on.
 
     Args:
         host: Address to bind.

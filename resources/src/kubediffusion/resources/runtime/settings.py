@@ -1,4 +1,4 @@
-"""Settings from the environment, and one line for each that is wrong: the variable, the reason, the remedy."""
+"""Settings from the environment. Each wrong one is a line on standard error: the variable, the reason, the remedy."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class StorageSecrets(S3Settings):
 
     @property
     def secrets(self) -> list[str]:
-        """What no message and no line of the log may hold."""
+        """Credentials in the clear, which no message and no log line may hold."""
         held = (self.aws_secret_access_key, self.aws_session_token)
         return [secret.get_secret_value() for secret in held if secret is not None]
 
@@ -59,8 +59,8 @@ def read_settings(kind: type[S], exit_code: int = EX_CONFIG) -> S:
     No line holds a value: it may be a secret in the wrong place.
 
     Args:
-        kind: What to read.
-        exit_code: What the process ends with.
+        kind: Class of the settings.
+        exit_code: Exit code of the process.
 
     Raises:
         SystemExit: A variable is missing, or its value is not valid.
@@ -87,7 +87,7 @@ def _line(kind: type[BaseSettings], where: tuple[int | str, ...], error: str, me
 
 
 def _variable(kind: type[BaseSettings], name: str) -> str:
-    """Give the variable of a field; one that has a variable as its alias is mostly reported under that already."""
+    """Return the environment variable of a field. pydantic reports a field under its alias, if it has one."""
     if name not in kind.model_fields:
         return name
     return kind.model_fields[name].alias or f"{kind.model_config.get('env_prefix', '')}{name}".upper()

@@ -33,10 +33,10 @@ from models.training.scenes import RELATIONS, Sampler, Scene
 from models.training.settings import ROOT
 
 from kubediffusion.resources.generation_job import Acceleration
-from kubediffusion.worker.engine import Admit, EngineInfo, ImageTask, Load, Outcome, Picture, Shape, Ticket
-from kubediffusion.worker.pipeline.accelerator import prepare
-from kubediffusion.worker.pipeline.continuous import NAME, ContinuousEngine
-from kubediffusion.worker.pipeline.families import family_of
+from kubediffusion.worker.engine import Admit, EngineInfo, ImageId, ImageOutput, ImageRequest, Outcome, Shape, StepStats
+from kubediffusion.worker.execution.accelerator import prepare
+from kubediffusion.worker.execution.continuous import NAME, ContinuousEngine
+from kubediffusion.worker.families.registry import Unsupported, family_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,34 +78,34 @@ class Album:
     def __init__(self) -> None:
         self.outcomes: dict[int, Outcome] = {}
 
-    def wanted(self, _ticket: Ticket) -> bool:
+    def wanted(self, _image_id: ImageId) -> bool:
         """Tell that every image is."""
         return True
 
-    def stepped(self, _ticket: Ticket, _step: int, _total: int) -> None:
+    def stepped(self, _image_id: ImageId, _step: int, _total: int) -> None:
         """Take no notice."""
 
-    def more(self, _room: int, _calls: int, _admit: Admit) -> tuple[ImageTask, ...]:
+    def more(self, _room: int, _calls: int, _admit: Admit) -> tuple[ImageRequest, ...]:
         """Give none: the batches of all variants are the same."""
         return ()
 
-    def overdue(self, _ticket: Ticket) -> bool:
+    def overdue(self, _image_id: ImageId) -> bool:
         """Tell that nobody waits."""
         return False
 
-    def ran(self, _load: Load) -> None:
+    def ran(self, _load: StepStats) -> None:
         """Take no notice."""
 
-    def ended(self, ticket: Ticket, outcome: Outcome) -> None:
+    def ended(self, image_id: ImageId, outcome: Outcome) -> None:
         """Keep it."""
-        self.outcomes[ticket.index] = outcome
+        self.outcomes[image_id.index] = outcome
 
     def pictures(self) -> Tensor:
         """Give all as uint8, ``[images, 3, height, width]``."""
         made = []
         for index in sorted(self.outcomes):
             outcome = self.outcomes[index]
-            if not isinstance(outcome, Picture):
+            if not isinstance(outcome, ImageOutput):
                 raise outcome
             made.append(np.frombuffer(outcome.rgb, np.uint8).reshape(outcome.height, outcome.width, 3))
         return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2)
@@ -131,8 +131,8 @@ class Painter:
         pipeline.to("cuda" if CUDA else "cpu")
         prepare(pipeline)
         family = family_of(pipeline)
-        if family is None:
-            raise TypeError(f"{type(pipeline).__name__} runs by its own call, which knows no acceleration")
+        if isinstance(family, Unsupported):
+            raise TypeError(f"this model runs by its own call, which knows no acceleration: {family.reason}")
         device = torch.cuda.get_device_name() if CUDA else "cpu"
         info = EngineInfo(NAME, type(pipeline).__name__, device, str(pipeline.dtype).removeprefix("torch."), "", {})
         engine = ContinuousEngine(pipeline, info, family, batch)
@@ -143,7 +143,7 @@ class Painter:
         """Make images, batch by batch."""
         shape = Shape(steps=STEPS, guidance=GUIDANCE, acceleration=acceleration)
         tasks = [
-            ImageTask(Ticket("", 1, index), prompt, None, seed, shape)
+            ImageRequest(ImageId("", 1, index), prompt, None, seed, shape)
             for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
         ]
         album = Album()

@@ -218,7 +218,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import kubediffusion.worker.main
-import kubediffusion.worker.pipeline.loading
+import kubediffusion.worker.execution.build
 import models
 models.save_model(Path(sys.argv[2]), sys.argv[3])
 """

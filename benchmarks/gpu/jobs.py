@@ -31,18 +31,17 @@ from kubediffusion.worker.engine import (
     Admit,
     Engine,
     EngineInfo,
-    ImageTask,
-    Load,
+    ImageId,
+    ImageRequest,
     Monitor,
     Outcome,
     Plan,
-    Shape,
-    Ticket,
+    StepStats,
 )
+from kubediffusion.worker.engine.throughput import StepTimes
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
 from kubediffusion.worker.reporter import Build, Verdict
-from kubediffusion.worker.throughput import StepTimes
 from kubediffusion.worker.worker import UPLOADS, Worker
 from models import SCHEDULER, STEPS
 
@@ -255,17 +254,17 @@ class StaticBatches:
         """What it is."""
         return self._engine.info
 
-    def plan(self, shape: Shape) -> Plan:
+    def plan(self, request: ImageRequest) -> Plan:
         """Tell that images run with those of as many steps, and that nobody joins."""
-        plan = self._engine.plan(shape)
-        key: Hashable = (plan.key, shape.steps)
+        plan = self._engine.plan(request)
+        key: Hashable = (plan.key, request.shape.steps)
         return replace(plan, key=key, joins=False)
 
     def rest(self, wake: Callable[[], None]) -> bool:
         """Let it prepare what it can."""
         return self._engine.rest(wake)
 
-    def run(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> None:
+    def run(self, tasks: tuple[ImageRequest, ...], monitor: Monitor) -> None:
         """Make one batch, all of it at once."""
         preparation: Any = getattr(self._engine, "_preparation", None)
         if preparation is None:
@@ -286,20 +285,20 @@ class _Closed:
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
 
-    def wanted(self, ticket: Ticket) -> bool:
-        return self._monitor.wanted(ticket)
+    def wanted(self, image_id: ImageId) -> bool:
+        return self._monitor.wanted(image_id)
 
-    def stepped(self, ticket: Ticket, step: int, total: int) -> None:
-        self._monitor.stepped(ticket, step, total)
+    def stepped(self, image_id: ImageId, step: int, total: int) -> None:
+        self._monitor.stepped(image_id, step, total)
 
-    def ended(self, ticket: Ticket, outcome: Outcome) -> None:
-        self._monitor.ended(ticket, outcome)
+    def ended(self, image_id: ImageId, outcome: Outcome) -> None:
+        self._monitor.ended(image_id, outcome)
 
-    def more(self, _room: int, _calls: int, _admit: Admit) -> tuple[ImageTask, ...]:
+    def more(self, _room: int, _calls: int, _admit: Admit) -> tuple[ImageRequest, ...]:
         return ()
 
-    def overdue(self, ticket: Ticket) -> bool:
-        return self._monitor.overdue(ticket)
+    def overdue(self, image_id: ImageId) -> bool:
+        return self._monitor.overdue(image_id)
 
-    def ran(self, load: Load) -> None:
+    def ran(self, load: StepStats) -> None:
         self._monitor.ran(load)

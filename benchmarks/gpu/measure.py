@@ -33,7 +33,7 @@ from raw import COMPARED, Raw
 import models
 from kubediffusion.resources.runtime import logs
 from kubediffusion.worker.engine import Engine
-from kubediffusion.worker.pipeline.loading import load_engine
+from kubediffusion.worker.execution.build import load_engine
 from models import STEPS, make, tasks
 
 CUDA = torch.cuda.is_available()
@@ -179,7 +179,7 @@ class Measurements:
         """Compare pictures: with diffusers' call, and a deterministic one with itself."""
         images = tasks(self.limit)
         batch = make(self.engine, images, self.limit).outcomes
-        calls = {task.ticket.index: make(self.engine._static, [task], 1).outcomes for task in images[:2]}
+        calls = {task.id.index: make(self.engine._static, [task], 1).outcomes for task in images[:2]}
         image = tasks(1, deterministic=True)
         first = make(self.engine, image, 1).outcomes[0]
         make(self.engine, tasks(self.limit, (4,)), self.limit)

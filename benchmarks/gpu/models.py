@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from kubediffusion.worker import testing
-from kubediffusion.worker.engine import Admit, Engine, ImageTask, Load, Outcome, Picture, Shape, Ticket
+from kubediffusion.worker.engine import Admit, Engine, ImageId, ImageOutput, ImageRequest, Outcome, Shape, StepStats
 from kubediffusion.worker.settings import Settings
 
 STEPS = 25
@@ -176,11 +176,11 @@ def settings(folder: Path, *, compiled: bool, limit: int, cache: Path) -> Settin
     )
 
 
-def tasks(count: int, steps: Sequence[int] = (STEPS,), **shape: Any) -> tuple[ImageTask, ...]:
+def tasks(count: int, steps: Sequence[int] = (STEPS,), **shape: Any) -> tuple[ImageRequest, ...]:
     """Give images, each with a prompt of its own; their steps take turns."""
     return tuple(
-        ImageTask(
-            Ticket("job", 1, index),
+        ImageRequest(
+            ImageId("job", 1, index),
             f"a picture of number {index}",
             None,
             index,
@@ -193,38 +193,38 @@ def tasks(count: int, steps: Sequence[int] = (STEPS,), **shape: Any) -> tuple[Im
 class Watch:
     """A monitor with images in stock: whoever has room gets more."""
 
-    def __init__(self, stock: Sequence[ImageTask] = ()) -> None:
+    def __init__(self, stock: Sequence[ImageRequest] = ()) -> None:
         self.outcomes: dict[int, Outcome] = {}
-        self.loads: list[Load] = []
+        self.loads: list[StepStats] = []
         self._stock = list(stock)
 
-    def wanted(self, _ticket: Ticket) -> bool:
+    def wanted(self, _image_id: ImageId) -> bool:
         """Tell that every image is."""
         return True
 
-    def stepped(self, _ticket: Ticket, _step: int, _total: int) -> None:
+    def stepped(self, _image_id: ImageId, _step: int, _total: int) -> None:
         """Ignore it: :meth:`ran` counts."""
 
-    def ended(self, ticket: Ticket, outcome: Outcome) -> None:
+    def ended(self, image_id: ImageId, outcome: Outcome) -> None:
         """Remember how an image ends."""
-        self.outcomes[ticket.index] = outcome
+        self.outcomes[image_id.index] = outcome
 
-    def more(self, room: int, _calls: int, admit: Admit) -> tuple[ImageTask, ...]:
+    def more(self, room: int, _calls: int, admit: Admit) -> tuple[ImageRequest, ...]:
         """Give from the stock as many as there is room for."""
         room = admit(min(room, len(self._stock)))
         given, self._stock = self._stock[:room], self._stock[room:]
         return tuple(given)
 
-    def overdue(self, _ticket: Ticket) -> bool:
+    def overdue(self, _image_id: ImageId) -> bool:
         """Tell that nobody is in a hurry."""
         return False
 
-    def ran(self, load: Load) -> None:
+    def ran(self, load: StepStats) -> None:
         """Remember what a step was like."""
         self.loads.append(load)
 
 
-def make(engine: Engine, images: Sequence[ImageTask], at_once: int) -> Watch:
+def make(engine: Engine, images: Sequence[ImageRequest], at_once: int) -> Watch:
     """Make images, so many at once.
 
     Raises:
@@ -232,7 +232,7 @@ def make(engine: Engine, images: Sequence[ImageTask], at_once: int) -> Watch:
     """
     watch = Watch(images[at_once:])
     engine.run(tuple(images[:at_once]), watch)
-    broken = [outcome for outcome in watch.outcomes.values() if not isinstance(outcome, Picture)]
+    broken = [outcome for outcome in watch.outcomes.values() if not isinstance(outcome, ImageOutput)]
     if broken or len(watch.outcomes) != len(images):
         raise RuntimeError(f"{len(watch.outcomes)} of {len(images)} images ended, {broken[:1]}")
     return watch

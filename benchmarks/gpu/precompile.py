@@ -17,8 +17,8 @@ from raw import Raw
 
 import models
 from kubediffusion.resources.runtime import logs
-from kubediffusion.worker.pipeline.loading import load_engine
-from kubediffusion.worker.pipeline.variants import WHOLE
+from kubediffusion.worker.engine.forward_mode import FULL
+from kubediffusion.worker.execution.build import load_engine
 
 CUDA = torch.cuda.is_available()
 
@@ -42,7 +42,7 @@ def main() -> None:
 def _compile(engine: Any, size: int) -> None:
     """Have an engine's compiler compile a step of that size, with the smallest the decoder, and nothing else."""
     machine, compiler = engine._preparation.machine, engine._compiler
-    work = machine.batch.work(size, WHOLE)
+    work = machine.batch.input_batch(size, FULL)
     compiler.begin()
     compiler.ready(machine.batch, size, work.function, work.copies)
     _wait(compiler)

@@ -15,7 +15,7 @@ from chaos.load import NEVER, SCHEME
 from chaos.picture import POISON, POISONED_EXIT_CODE, SIDE, pixels, rounded
 from kubediffusion.benchmarks.standin import StandInEngine
 from kubediffusion.resources.runtime import logs
-from kubediffusion.worker.engine import ImageTask, Monitor, Picture
+from kubediffusion.worker.engine import ImageOutput, ImageRequest, Monitor
 from kubediffusion.worker.main import serve
 from kubediffusion.worker.settings import Settings
 
@@ -33,24 +33,24 @@ class DrawingEngine(StandInEngine):
         self._step = seconds
         self._process = process
 
-    def run(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> None:
+    def run(self, tasks: tuple[ImageRequest, ...], monitor: Monitor) -> None:
         """Draw a batch."""
         for step in range(tasks[0].shape.steps):
-            if not any(monitor.wanted(task.ticket) for task in tasks):
+            if not any(monitor.wanted(task.id) for task in tasks):
                 return
             time.sleep(self._step)
             for task in tasks:
-                monitor.stepped(task.ticket, step + 1, task.shape.steps)
+                monitor.stepped(task.id, step + 1, task.shape.steps)
                 if task.prompt.endswith(POISON) and 4 * (step + 1) >= 3 * task.shape.steps:
                     os._exit(POISONED_EXIT_CODE)
         for task in tasks:
-            monitor.ended(task.ticket, self._draw(task))
+            monitor.ended(task.id, self._draw(task))
 
-    def _draw(self, task: ImageTask) -> Picture:
+    def _draw(self, task: ImageRequest) -> ImageOutput:
         shape = task.shape
         width, height = shape.width or SIDE, shape.height or SIDE
         rgb = pixels(task.prompt, task.negative_prompt, task.seed, shape.steps, shape.guidance, width, height)
-        return Picture(width, height, rgb if shape.deterministic else rounded(rgb, self._process), "none")
+        return ImageOutput(width, height, rgb if shape.deterministic else rounded(rgb, self._process), "none")
 
 
 def main() -> None:

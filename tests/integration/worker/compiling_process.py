@@ -18,9 +18,9 @@ import torch
 from torch._dynamo.utils import counters
 
 from kubediffusion.worker.compiled import Bucket, CompileCache, Folder, Place
-from kubediffusion.worker.pipeline.artifacts import Artifacts
-from kubediffusion.worker.pipeline.compiling import Compiler
-from kubediffusion.worker.pipeline.functions import Function
+from kubediffusion.worker.execution.compile.artifacts import Artifacts
+from kubediffusion.worker.execution.compile.compiler import Compiler
+from kubediffusion.worker.execution.compile.functions import Function
 
 FOLDER = "revision/device_dtype/versions"
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from kubediffusion.resources.runtime import logs
-from kubediffusion.worker.engine import EngineInfo, EngineLostError, ImageTask, Monitor, Picture, Plan, Shape
+from kubediffusion.worker.engine import EngineInfo, EngineLostError, ImageOutput, ImageRequest, Monitor, Plan
 from kubediffusion.worker.main import serve
 from kubediffusion.worker.settings import Settings
 
@@ -27,19 +27,19 @@ class ObedientEngine:
 
     info = EngineInfo(name="stand-in", pipeline="-", device="-", torch_dtype="-", revision="-", versions={})
 
-    def plan(self, shape: Shape) -> Plan:
-        return Plan(shape, shape.steps)
+    def plan(self, request: ImageRequest) -> Plan:
+        return Plan(request.shape, request.shape.steps)
 
     def rest(self, _wake: Callable[[], None]) -> bool:
         return False
 
-    def run(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> None:
+    def run(self, tasks: tuple[ImageRequest, ...], monitor: Monitor) -> None:
         for step in range(tasks[0].shape.steps):
-            if not any(monitor.wanted(task.ticket) for task in tasks):
+            if not any(monitor.wanted(task.id) for task in tasks):
                 return
             time.sleep(STEP_SECONDS)
             for task in tasks:
-                monitor.stepped(task.ticket, step + 1, task.shape.steps)
+                monitor.stepped(task.id, step + 1, task.shape.steps)
         for task in tasks:
             if task.prompt == "lose the engine":
                 raise EngineLostError("the device is gone")
@@ -47,7 +47,7 @@ class ObedientEngine:
                 raise ZeroDivisionError("a defect")
             side = 2 * SIDE if task.prompt == "too few pixels" else SIDE
             if task.prompt != "nothing":
-                monitor.ended(task.ticket, Picture(side, side, self.noise(task.seed), f"batch of {len(tasks)}"))
+                monitor.ended(task.id, ImageOutput(side, side, self.noise(task.seed), f"batch of {len(tasks)}"))
 
     def noise(self, seed: int) -> bytes:
         """Pixels that do not compress."""

@@ -18,7 +18,7 @@ import pytest
 from kubediffusion.local import installation
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.worker.compiled import Bucket, CompileCache, Folder, pack
-from kubediffusion.worker.pipeline import artifacts
+from kubediffusion.worker.execution.compile import artifacts
 
 PROGRAM = Path(__file__).with_name("compiling_process.py")
 FOLDER = "revision/device_dtype/versions"

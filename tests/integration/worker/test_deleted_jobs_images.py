@@ -21,7 +21,7 @@ from kubediffusion.resources.image_keys import image_key
 from kubediffusion.resources.storage import ImageStorage, StorageError
 from kubediffusion.worker.assignments import Assignment, Assignments
 from kubediffusion.worker.context import WorkerContext
-from kubediffusion.worker.engine import Picture
+from kubediffusion.worker.engine import ImageOutput
 from kubediffusion.worker.finisher import Finisher
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
@@ -74,7 +74,7 @@ class Desk:
         assignment = self.assignments.get(bound.uid)
         assert assignment is not None
         assignment.take_requests(1, bound.status.queued_at, 0.0)
-        self.finisher.finish_image(assignment, 0, Picture(SIDE, SIDE, bytes(SIDE * SIDE * 3), "DDIMScheduler"))
+        self.finisher.finish_image(assignment, 0, ImageOutput(SIDE, SIDE, bytes(SIDE * SIDE * 3), "DDIMScheduler"))
 
         async def hanging() -> bool:
             return self.storage.hanging.is_set()

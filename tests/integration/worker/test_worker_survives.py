@@ -10,7 +10,7 @@ from kubediffusion.local.testing import eventually
 from kubediffusion.resources.conditions import ConditionStatus, find_condition
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.worker.assignments import Assignments
-from kubediffusion.worker.engine import Picture
+from kubediffusion.worker.engine import ImageOutput
 from kubediffusion.worker.reporter import Reporter, Verdict
 from kubediffusion.worker.reports import running
 
@@ -76,7 +76,7 @@ async def test_the_fence_refuses_a_late_report_whole(bench: Bench) -> None:
     assignments.observe(bound, False)
     assignment = assignments.get(bound.uid)
     assignment.take_requests(1, bound.status.queued_at, 0.0)
-    assignment.record_output(0, Picture(8, 8, b"", "DDIMScheduler"), 1.0)
+    assignment.record_output(0, ImageOutput(8, 8, b"", "DDIMScheduler"), 1.0)
     rebound = await bench.bind(bound, "worker-a")
     reporter = Reporter(bench.client, bench.namespace.name)
     for report in (reporter.try_once, reporter.deliver):

@@ -16,16 +16,16 @@ from diffusers import UNet2DConditionModel
 from diffusers.guiders import ClassifierFreeGuidance
 from hypothesis import given
 from hypothesis import strategies as st
-from worker_builders import Recorder, bound_job, image_task, levels_apart, settings
+from worker_builders import Recorder, bound_job, image_request, levels_apart, settings
 
 from kubediffusion.resources.failures import JobFailure
 from kubediffusion.resources.generation_job import Acceleration, FeatureCaching, GuidanceInterval
 from kubediffusion.worker.assignments import Assignments
-from kubediffusion.worker.engine import ImageTask, Picture
-from kubediffusion.worker.pipeline import features
-from kubediffusion.worker.pipeline.continuous import NAME, ContinuousEngine
-from kubediffusion.worker.pipeline.loading import load_engine
-from kubediffusion.worker.pipeline.variants import WHOLE, Depth, Variant, variants
+from kubediffusion.worker.engine import ImageOutput, ImageRequest
+from kubediffusion.worker.engine.forward_mode import FULL, Features, ForwardMode, forward_modes
+from kubediffusion.worker.execution.build import load_engine
+from kubediffusion.worker.execution.continuous import NAME, ContinuousEngine
+from kubediffusion.worker.families import features
 
 EULER, HEUN = "EulerDiscreteScheduler", "HeunDiscreteScheduler"
 
@@ -59,19 +59,19 @@ def either(request: pytest.FixtureRequest, folders: Callable[[str], Path]) -> Co
     return load(folders(request.param))
 
 
-def task(index: int = 0, prompt: str = "a cat", **shape: Any) -> ImageTask:
-    return image_task(index, prompt, **({"steps": 8, "scheduler": EULER, "acceleration": BOTH} | shape))
+def task(index: int = 0, prompt: str = "a cat", **shape: Any) -> ImageRequest:
+    return image_request(index, prompt, **({"steps": 8, "scheduler": EULER, "acceleration": BOTH} | shape))
 
 
-def run(engine: Any, *tasks: ImageTask, **recorder: Any) -> Recorder:
+def run(engine: Any, *tasks: ImageRequest, **recorder: Any) -> Recorder:
     seen = Recorder(**recorder)
     engine.run(tasks, seen)
     return seen
 
 
-def picture(engine: Any, wanted: ImageTask) -> Picture:
-    outcome = run(engine, wanted).outcomes[wanted.ticket.index]
-    assert isinstance(outcome, Picture), outcome
+def picture(engine: Any, wanted: ImageRequest) -> ImageOutput:
+    outcome = run(engine, wanted).outcomes[wanted.id.index]
+    assert isinstance(outcome, ImageOutput), outcome
     return outcome
 
 
@@ -91,17 +91,17 @@ def calls_of(engine: ContinuousEngine, monkeypatch: pytest.MonkeyPatch) -> list[
 
 
 def test_what_each_call_computes() -> None:
-    whole, alone = Variant(), Variant(prompt_only=True)
-    assert variants(asked((0.25, 0.75)), 8, guided=True) == (*[alone] * 2, *[whole] * 4, *[alone] * 2)
-    assert variants(asked((0.25, 0.75)), 8, guided=False) == (whole,) * 8
-    keep, reuse = Variant(Depth.KEEPING), Variant(Depth.SHALLOW)
-    assert variants(asked(None, 3), 7, guided=True) == (keep, reuse, reuse, keep, reuse, reuse, keep)
+    whole, alone = ForwardMode(), ForwardMode(prompt_only=True)
+    assert forward_modes(asked((0.25, 0.75)), 8, guided=True) == (*[alone] * 2, *[whole] * 4, *[alone] * 2)
+    assert forward_modes(asked((0.25, 0.75)), 8, guided=False) == (whole,) * 8
+    keep, reuse = ForwardMode(Features.REFRESH), ForwardMode(Features.REUSE)
+    assert forward_modes(asked(None, 3), 7, guided=True) == (keep, reuse, reuse, keep, reuse, reuse, keep)
 
 
 def test_where_guidance_begins_nothing_is_reused_that_was_not_kept_for_it() -> None:
-    chosen = variants(asked((0.25, 0.75), 4), 8, guided=True)
-    depths = [variant.depth.value[0] for variant in chosen]
-    assert (depths, [variant.prompt_only for variant in chosen]) == (
+    chosen = forward_modes(asked((0.25, 0.75), 4), 8, guided=True)
+    choices = [mode.features.value[0] for mode in chosen]
+    assert (choices, [mode.prompt_only for mode in chosen]) == (
         list("ksksksss"),
         [True, True, False, False, False, False, True, True],
     )
@@ -110,25 +110,25 @@ def test_where_guidance_begins_nothing_is_reused_that_was_not_kept_for_it() -> N
 @pytest.mark.parametrize(("start", "stop"), [(0.0, 0.5), (0.25, 0.75), (0.3, 1.0), (0.75, 0.8)])
 def test_the_interval_is_that_of_diffusers_guiders(start: float, stop: float) -> None:
     guider = ClassifierFreeGuidance(start=start, stop=stop)
-    for call, variant in enumerate(variants(asked((start, stop)), 20, guided=True)):
+    for call, mode in enumerate(forward_modes(asked((start, stop)), 20, guided=True)):
         guider.set_state(step=call, num_inference_steps=20, timestep=torch.ones(1))
-        assert variant.prompt_only != guider._is_cfg_enabled()
+        assert mode.prompt_only != guider._is_cfg_enabled()
 
 
 @given(st.integers(1, 60), st.integers(2, 20), st.floats(0, 1), st.floats(0, 1), st.booleans())
 def test_a_shallow_call_follows_one_that_kept_what_it_needs(
     calls: int, period: int, start: float, stop: float, guided: bool
 ) -> None:
-    kept: Variant | None = None
+    kept: ForwardMode | None = None
     since = 0
-    for variant in variants(asked((start, stop), period), calls, guided=guided):
-        if variant.depth is Depth.KEEPING:
-            kept, since = variant, 0
+    for mode in forward_modes(asked((start, stop), period), calls, guided=guided):
+        if mode.features is Features.REFRESH:
+            kept, since = mode, 0
         else:
             since += 1
             assert kept is not None
             assert since < period
-            assert variant.prompt_only or not kept.prompt_only
+            assert mode.prompt_only or not kept.prompt_only
 
 
 def test_nothing_is_left_out_by_the_whole_interval_and_caching_at_every_step() -> None:
@@ -230,17 +230,22 @@ def test_a_picture_does_not_depend_on_its_neighbours(either: ContinuousEngine, s
     together = run(either, *tasks)
     assert together.offers == []
     for one in tasks:
-        assert levels_apart(together.outcomes[one.ticket.index], picture(either, one)) <= 1
-        assert together.steps[one.ticket.index][-1] == 8
+        assert levels_apart(together.outcomes[one.id.index], picture(either, one)) <= 1
+        assert together.steps[one.id.index][-1] == 8
 
 
 def test_accelerated_images_share_a_batch_only_with_their_like_from_its_begin(tiny: ContinuousEngine) -> None:
-    plan = tiny.plan(task().shape)
+    plan = tiny.plan(task())
     assert not plan.joins
-    assert plan.key == tiny.plan(task(guidance=3.0).shape).key
-    others = [task(steps=9), task(scheduler=HEUN), task(acceleration=asked(None, 3)), task(acceleration=None)]
+    assert plan.key == tiny.plan(task(guidance=3.0)).key
+    others = [
+        task(steps=9),
+        task(scheduler=HEUN),
+        task(acceleration=asked(None, 3)),
+        task(acceleration=None),
+    ]
     others += [task(deterministic=True), task(width=128), task(guidance=1.0)]
-    assert len({plan.key, *(tiny.plan(other.shape).key for other in others)}) == 8
+    assert len({plan.key, *(tiny.plan(other).key for other in others)}) == 8
 
 
 def test_what_is_not_accelerated_is_computed_as_ever_beside_the_same_tensors(
@@ -279,7 +284,7 @@ def test_more_images_than_slots_run_one_batch_after_the_other(folders: Callable[
     tasks = [task(index) for index in range(3)]
     seen = run(engine, *tasks)
     assert [load.images for load in seen.loads] == [2] * 8 + [1] * 8
-    assert all(isinstance(outcome, Picture) for outcome in seen.outcomes.values())
+    assert all(isinstance(outcome, ImageOutput) for outcome in seen.outcomes.values())
 
 
 def test_a_batch_that_does_not_fit_is_split_and_goes_on_where_it_was(
@@ -304,8 +309,8 @@ def test_a_batch_that_does_not_fit_is_split_and_goes_on_where_it_was(
     assert failed
     assert [load.images for load in seen.loads] == [4] * 4 + [2] * 8
     for one in tasks:
-        assert levels_apart(seen.outcomes[one.ticket.index], whole[one.ticket.index]) <= 1
-        assert len(seen.steps[one.ticket.index]) == 8
+        assert levels_apart(seen.outcomes[one.id.index], whole[one.id.index]) <= 1
+        assert len(seen.steps[one.id.index]) == 8
 
 
 def test_memory_that_does_not_suffice_for_what_is_kept_splits_the_batch(
@@ -324,7 +329,7 @@ def test_memory_that_does_not_suffice_for_what_is_kept_splits_the_batch(
     monkeypatch.setattr(features, "features_shape", first_refused)
     seen = run(engine, *(task(index) for index in range(4)))
     assert {load.images for load in seen.loads} == {2}
-    assert all(isinstance(outcome, Picture) for outcome in seen.outcomes.values())
+    assert all(isinstance(outcome, ImageOutput) for outcome in seen.outcomes.values())
 
 
 def test_only_the_culprit_of_a_step_that_raises_fails_and_nobody_runs_unaccelerated(
@@ -366,7 +371,7 @@ def test_pixels_that_are_not_numbers_fail_their_accelerated_image_alone(
     monkeypatch.setattr(engine._pipeline.vae, "decode", first_broken)
     outcomes = run(engine, task(0), task(1)).outcomes
     assert outcomes[0].code == "InvalidImage"
-    assert isinstance(outcomes[1], Picture)
+    assert isinstance(outcomes[1], ImageOutput)
 
 
 @pytest.mark.parametrize("family", ["flux", "stable_diffusion"])
@@ -379,16 +384,16 @@ def test_what_cannot_be_accelerated_is_refused_by_name_and_alone(family: str, fo
     assert outcome.code == "PipelineFailed"
     assert outcome.message.startswith("acceleration: ")
     assert "Leave it out" in outcome.message
-    assert isinstance(picture(engine, task(scheduler=scheduler, acceleration=None)), Picture)
+    assert isinstance(picture(engine, task(scheduler=scheduler, acceleration=None)), ImageOutput)
 
 
 def test_a_unet_that_is_not_divided_can_still_leave_guidance_out(
     folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = load(folders("stable_diffusion"))
-    monkeypatch.setattr("kubediffusion.worker.pipeline.continuous.divisible", lambda _: False)
+    monkeypatch.setattr(features, "divisible", lambda _: False)
     assert isinstance(run(engine, task()).outcomes[0], JobFailure)
-    assert isinstance(run(engine, task(acceleration=asked((0.0, 0.5)))).outcomes[0], Picture)
+    assert isinstance(run(engine, task(acceleration=asked((0.0, 0.5)))).outcomes[0], ImageOutput)
 
 
 def test_a_job_hands_its_acceleration_to_the_engine() -> None:
@@ -402,6 +407,6 @@ def test_a_job_hands_its_acceleration_to_the_engine() -> None:
 
 
 def test_whole_is_what_every_ordinary_step_computes(tiny: ContinuousEngine) -> None:
-    machine = tiny._machine(tiny.plan(task(acceleration=None).shape).key)
-    assert machine.steps._variant == WHOLE
-    assert np.isfinite(machine.batch.work(1).arguments[1].numpy()).all()
+    machine = tiny._machine(tiny.plan(task(acceleration=None)).key)
+    assert machine.steps._mode == FULL
+    assert np.isfinite(machine.batch.input_batch(1).arguments[1].numpy()).all()

@@ -93,7 +93,7 @@ def test_an_older_state_does_not_replace_a_newer_one() -> None:
 def test_images_are_taken_in_order_with_a_seed_each() -> None:
     _, assignment = assigned(parameters={"numImages": 3, "negativePrompt": "dog"})
     tasks = (*assignment.take_requests(2, NOW, 0.0), *assignment.take_requests(1, NOW, 5.0))
-    assert [(task.ticket.index, task.seed) for task in tasks] == [(0, 5), (1, 6), (2, 7)]
+    assert [(task.id.index, task.seed) for task in tasks] == [(0, 5), (1, 6), (2, 7)]
     assert {task.negative_prompt for task in tasks} == {"dog"}
     assert assignment.remaining == 0
 

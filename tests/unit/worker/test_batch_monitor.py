@@ -11,7 +11,7 @@ from worker_builders import NOW, bound_job, picture
 
 from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.worker.assignments import Assignment, Binding
-from kubediffusion.worker.engine import Admit, Load, Outcome, Ticket, everybody
+from kubediffusion.worker.engine import Admit, ImageId, Outcome, StepStats, everybody
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
 from kubediffusion.worker.runner import Member, Members, _BatchMonitor
@@ -34,7 +34,7 @@ class Ends:
 def members(name: str, images: int = 1, due: int = 0) -> Members:
     job = bound_job(name, parameters={"numImages": images})
     assignment = Assignment(job, Binding(job.uid, 1), job.status.parameters)
-    return {task.ticket: Member(task, assignment, due) for task in assignment.take_requests(images, NOW, 0.0)}
+    return {task.id: Member(task, assignment, due) for task in assignment.take_requests(images, NOW, 0.0)}
 
 
 class Bench:
@@ -64,9 +64,9 @@ class Bench:
         self.admits.append(admit)
         return self.queue.pop(0) if self.queue else {}
 
-    async def more(self, room: int, calls: int = 9, admit: Admit = everybody) -> list[Ticket]:
+    async def more(self, room: int, calls: int = 9, admit: Admit = everybody) -> list[ImageId]:
         """Ask from another thread, as the engine does."""
-        return [task.ticket for task in await asyncio.to_thread(self.monitor.more, room, calls, admit)]
+        return [task.id for task in await asyncio.to_thread(self.monitor.more, room, calls, admit)]
 
     def metric(self, name: str) -> float:
         return self.registry.get_sample_value(f"kubediffusion_worker_{name}") or 0.0
@@ -86,7 +86,7 @@ async def test_what_is_found_is_given_by_the_next_call(bench: Bench) -> None:
     # Two of the three that there is room for have just been given.
     assert bench.asked[1] == (1, 6)
     assert bench.monitor.images == 3
-    assert all(bench.monitor.wanted(ticket) for ticket in joining)
+    assert all(bench.monitor.wanted(image_id) for image_id in joining)
 
 
 async def test_those_who_were_just_given_count_among_the_admitted(bench: Bench) -> None:
@@ -102,11 +102,11 @@ async def test_those_who_were_just_given_count_among_the_admitted(bench: Bench) 
 async def test_who_was_given_enters_at_the_latest_when_it_is_due(bench: Bench) -> None:
     bench.queue = [members("second", due=BEFORE + 2)]
     await bench.more(3)
-    (ticket,) = await bench.more(3)
+    (image_id,) = await bench.more(3)
     waited = []
     for _ in range(3):
-        waited.append(bench.monitor.overdue(ticket))
-        bench.monitor.ran(Load(1, 1, limit=4))
+        waited.append(bench.monitor.overdue(image_id))
+        bench.monitor.ran(StepStats(1, 1, limit=4))
         await bench.more(3)
     assert waited == [False, False, True]
     assert bench.monitor.steps == BEFORE + 3
@@ -130,8 +130,8 @@ async def test_what_is_found_too_late_is_kept_for_the_next_batch(bench: Bench) -
 
 
 async def test_an_end_is_told_once(bench: Bench) -> None:
-    (ticket,) = bench.first
-    await asyncio.to_thread(bench.monitor.ended, ticket, picture())
+    (image_id,) = bench.first
+    await asyncio.to_thread(bench.monitor.ended, image_id, picture())
     assert bench.monitor.close(UNMADE) == {}
     assert bench.ends.outcomes == {("first", 0): picture()}
     assert bench.metric("inference_seconds_count") == 1
@@ -139,7 +139,7 @@ async def test_an_end_is_told_once(bench: Bench) -> None:
 
 async def test_a_running_batch_is_counted_at_each_step_and_a_static_one_once(bench: Bench) -> None:
     for images, size in ((1, 1), (3, 4)):
-        bench.monitor.ran(Load(images, size, limit=4, compiled=images > 1, memory=123))
+        bench.monitor.ran(StepStats(images, size, limit=4, compiled=images > 1, memory=123))
     bench.monitor.close(UNMADE)
     found = [bench.metric(name) for name in ("batch_images_count", "batch_images_sum", "slot_steps_total")]
     assert found == [2, 4, 5]
@@ -151,9 +151,9 @@ async def test_a_running_batch_is_counted_at_each_step_and_a_static_one_once(ben
 
 
 async def test_the_wait_for_the_first_step_begins_in_the_queue(bench: Bench) -> None:
-    (ticket,) = bench.first
+    (image_id,) = bench.first
     for step in (1, 2, 3):
-        bench.monitor.stepped(ticket, step, 10)
+        bench.monitor.stepped(image_id, step, 10)
     assert bench.metric("first_step_seconds_count") == 1
     assert bench.metric("first_step_seconds_sum") <= (dt.datetime.now(dt.UTC) - NOW).total_seconds() + 1
     assert bench.metric("steps_total") == 3

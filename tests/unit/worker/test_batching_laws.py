@@ -8,8 +8,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubediffusion.worker.batching import Candidate, next_batch
 from kubediffusion.worker.engine import Plan
+from kubediffusion.worker.engine.batching import Candidate, next_batch
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 

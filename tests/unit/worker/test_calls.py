@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from worker_builders import image_task
+from worker_builders import image_request
 
-from kubediffusion.worker.calls import Callback, CallPlan
 from kubediffusion.worker.engine import BadModelError
+from kubediffusion.worker.families.calls import Callback, CallPlan
 
 
 class Usual:
@@ -46,8 +46,8 @@ class NeedsImage:
 
 def test_a_usual_pipeline_gets_all() -> None:
     plan = CallPlan.of(Usual)
-    tasks = (image_task(0, "a", "x", width=64, height=128), image_task(1, "b", None, width=64, height=128))
-    assert plan.arguments(tasks) == {
+    requests = (image_request(0, "a", "x", width=64, height=128), image_request(1, "b", None, width=64, height=128))
+    assert plan.arguments(requests) == {
         "prompt": ["a", "b"],
         "negative_prompt": ["x", ""],
         "num_inference_steps": 3,
@@ -56,19 +56,19 @@ def test_a_usual_pipeline_gets_all() -> None:
         "height": 128,
     }
     assert (plan.callback, plan.max_sequence_length) == (Callback.STEP_END, 256)
-    assert plan.ignored(tasks[0]) == []
+    assert plan.ignored(requests[0]) == []
 
 
 def test_no_negative_prompt_is_left_out() -> None:
-    assert "negative_prompt" not in CallPlan.of(Usual).arguments((image_task(0), image_task(1)))
+    assert "negative_prompt" not in CallPlan.of(Usual).arguments((image_request(0), image_request(1)))
 
 
 def test_what_a_pipeline_does_not_take_is_told() -> None:
     plan = CallPlan.of(Sparse)
-    task = image_task(negative="x", width=64)
-    assert plan.arguments((task,)) == {"prompt": ["a cat"], "num_inference_steps": 3}
+    request = image_request(negative="x", width=64)
+    assert plan.arguments((request,)) == {"prompt": ["a cat"], "num_inference_steps": 3}
     assert plan.callback is Callback.LEGACY
-    assert plan.ignored(task) == [
+    assert plan.ignored(request) == [
         "negativePrompt has no effect: Sparse does not take it",
         "guidanceScale has no effect: Sparse does not take it",
         "width has no effect: Sparse does not take it",
@@ -76,8 +76,8 @@ def test_what_a_pipeline_does_not_take_is_told() -> None:
 
 
 def test_a_negative_prompt_without_guidance_is_told() -> None:
-    assert "guidanceScale is not above 1" in CallPlan.of(Usual).ignored(image_task(negative="x", guidance=1.0))[0]
-    assert "true_cfg_scale" in CallPlan.of(TrueGuidance).ignored(image_task(negative="x"))[-1]
+    assert "guidanceScale is not above 1" in CallPlan.of(Usual).ignored(image_request(negative="x", guidance=1.0))[0]
+    assert "true_cfg_scale" in CallPlan.of(TrueGuidance).ignored(image_request(negative="x"))[-1]
 
 
 @pytest.mark.parametrize("pipeline", [NoText, NeedsImage])

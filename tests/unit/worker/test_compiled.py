@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from worker_builders import image_task, settings
+from worker_builders import image_request, settings
 
 from kubediffusion.worker.compiled import Bucket, CompileCache, Folder, Place, folder_name, pack, place_of, unpack
-from kubediffusion.worker.pipeline import artifacts
-from kubediffusion.worker.pipeline.artifacts import Artifacts, Saving
+from kubediffusion.worker.execution.compile import artifacts
+from kubediffusion.worker.execution.compile.artifacts import Artifacts, Saving
 from kubediffusion.worker.settings import Settings
 
 VERSIONS = {"torch": "2.15.0+cu132", "triton": "3.9.0"}
@@ -153,8 +153,8 @@ def test_what_the_first_batch_of_a_kind_compiled_is_kept() -> None:
         info: Any = "info"
         ran = 0
 
-        def plan(self, shape: Any) -> Any:
-            return type("Plan", (), {"key": shape.steps})
+        def plan(self, request: Any) -> Any:
+            return type("Plan", (), {"key": request.steps})
 
         def run(self, tasks: Any, _monitor: Any) -> None:
             self.ran += len(tasks)
@@ -169,11 +169,11 @@ def test_what_the_first_batch_of_a_kind_compiled_is_kept() -> None:
     engine, counted = Batches(), Counted(cache)
     saving = Saving(engine, counted)
     for tasks in (
-        (image_task(),),
-        (image_task(),),
-        (image_task(), image_task(1)),
-        (image_task(steps=9),),
-        (image_task(guidance=1.0),),
+        (image_request(),),
+        (image_request(),),
+        (image_request(), image_request(1)),
+        (image_request(steps=9),),
+        (image_request(guidance=1.0),),
     ):
         saving.run(tasks, None)  # type: ignore[arg-type] - nobody asks it
     # Steps change nothing of the code; guidance or none, and how many images, do.

@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from worker_builders import Recorder, image_task, levels_apart, settings
+from worker_builders import Recorder, image_request, levels_apart, settings
 
 from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.resources.failures import JobFailure
 from kubediffusion.worker import testing
-from kubediffusion.worker.engine import EngineLostError, ImageTask, Picture
-from kubediffusion.worker.pipeline.continuous import NAME, ContinuousEngine
-from kubediffusion.worker.pipeline.engine import PipelineEngine
-from kubediffusion.worker.pipeline.families import Frame
-from kubediffusion.worker.pipeline.loading import load_engine
-from kubediffusion.worker.slots import sizes_up_to
-from kubediffusion.worker.throughput import StepTimes
+from kubediffusion.worker.engine import EngineLostError, ImageOutput, ImageRequest
+from kubediffusion.worker.engine.arrangement import sizes_up_to
+from kubediffusion.worker.engine.key import BatchKey
+from kubediffusion.worker.engine.throughput import StepTimes
+from kubediffusion.worker.execution.build import load_engine
+from kubediffusion.worker.execution.continuous import NAME, ContinuousEngine
+from kubediffusion.worker.families.generic import PipelineEngine
 
 EMBEDDED = Path(__file__).parents[3] / "models" / "kubediffusion-emoji"
 EULER, HEUN = "EulerDiscreteScheduler", "HeunDiscreteScheduler"
@@ -60,29 +60,29 @@ def either(request: pytest.FixtureRequest) -> ContinuousEngine:
     return request.getfixturevalue(request.param)
 
 
-def run(engine: Any, *tasks: ImageTask, **recorder: Any) -> Recorder:
+def run(engine: Any, *requests: ImageRequest, **recorder: Any) -> Recorder:
     seen = Recorder(**recorder)
-    engine.run(tasks, seen)
+    engine.run(requests, seen)
     return seen
 
 
-def pictures(engine: Any, *tasks: ImageTask, **recorder: Any) -> dict[int, Picture]:
-    outcomes = run(engine, *tasks, **recorder).outcomes
+def pictures(engine: Any, *requests: ImageRequest, **recorder: Any) -> dict[int, ImageOutput]:
+    outcomes = run(engine, *requests, **recorder).outcomes
     for outcome in outcomes.values():
-        assert isinstance(outcome, Picture), outcome
+        assert isinstance(outcome, ImageOutput), outcome
     return outcomes
 
 
-def by_diffusers(engine: ContinuousEngine, task: ImageTask) -> Picture:
+def by_diffusers(engine: ContinuousEngine, request: ImageRequest) -> ImageOutput:
     """The same image by the pipeline's own call."""
-    return pictures(engine._static, task)[task.ticket.index]
+    return pictures(engine._static, request)[request.id.index]
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_a_picture_is_what_diffusers_makes(embedded: ContinuousEngine, scheduler: str | None) -> None:
-    task = image_task(3, "a cat on the moon", "a dog", steps=5, scheduler=scheduler)
-    made = pictures(embedded, task)[3]
-    expected = by_diffusers(embedded, task)
+    request = image_request(3, "a cat on the moon", "a dog", steps=5, scheduler=scheduler)
+    made = pictures(embedded, request)[3]
+    expected = by_diffusers(embedded, request)
     assert made.engine == NAME
     assert (made.scheduler, made.width, made.height) == (expected.scheduler, expected.width, expected.height)
     assert len(set(made.rgb)) > 10
@@ -100,59 +100,59 @@ def test_loading_tells_where_it_stands(folders: Callable[[str], Path]) -> None:
 
 
 def test_one_batch_mixes_steps_guidance_schedulers_and_entries(either: ContinuousEngine) -> None:
-    first = image_task(0, "cat", steps=9, scheduler=EULER)
-    second = image_task(1, "dog", "bird", steps=5, guidance=3.0)
-    third = image_task(2, "fish", None, steps=12, guidance=20.0, scheduler="DPMSolverMultistepScheduler")
-    late = image_task(3, "horse", "", steps=4, guidance=12.0, scheduler=HEUN)
+    first = image_request(0, "cat", steps=9, scheduler=EULER)
+    second = image_request(1, "dog", "bird", steps=5, guidance=3.0)
+    third = image_request(2, "fish", None, steps=12, guidance=20.0, scheduler="DPMSolverMultistepScheduler")
+    late = image_request(3, "horse", "", steps=4, guidance=12.0, scheduler=HEUN)
     made = pictures(either, first, second, joining={2: (third,), 7: (late,)})
-    for task in (first, second, third, late):
-        assert levels_apart(made[task.ticket.index], by_diffusers(either, task)) <= 1
+    for request in (first, second, third, late):
+        assert levels_apart(made[request.id.index], by_diffusers(either, request)) <= 1
 
 
 @pytest.mark.parametrize("scheduler", [None, EULER, "DPMSolverMultistepScheduler", HEUN, "LMSDiscreteScheduler"])
 def test_both_families_run_with_every_scheduler(either: ContinuousEngine, scheduler: str | None) -> None:
-    tasks = [
-        image_task(0, "cat", "dog", steps=6, scheduler=scheduler),
-        image_task(1, "bird", None, steps=5, scheduler=scheduler),
-        image_task(2, "fish", "", steps=4, guidance=2.0, scheduler=scheduler),
+    requests = [
+        image_request(0, "cat", "dog", steps=6, scheduler=scheduler),
+        image_request(1, "bird", None, steps=5, scheduler=scheduler),
+        image_request(2, "fish", "", steps=4, guidance=2.0, scheduler=scheduler),
     ]
-    together = pictures(either, *tasks)
-    for task in tasks:
-        assert levels_apart(together[task.ticket.index], by_diffusers(either, task)) <= 1
-        assert together[task.ticket.index].engine == NAME
+    together = pictures(either, *requests)
+    for request in requests:
+        assert levels_apart(together[request.id.index], by_diffusers(either, request)) <= 1
+        assert together[request.id.index].engine == NAME
 
 
 def test_without_guidance_the_negative_prompt_is_not_computed(either: ContinuousEngine) -> None:
-    task = image_task(0, "cat", guidance=1.0, steps=4, width=48, height=96)
-    assert levels_apart(pictures(either, task)[0], by_diffusers(either, task)) <= 1
-    assert either.plan(task.shape).key != either.plan(image_task(0, width=48, height=96).shape).key
+    request = image_request(0, "cat", guidance=1.0, steps=4, width=48, height=96)
+    assert levels_apart(pictures(either, request)[0], by_diffusers(either, request)) <= 1
+    assert either.plan(request).key != either.plan(image_request(0, width=48, height=96)).key
 
 
 # The tiny pipeline does not say that DDIM must not clip, and it does by default.
 @pytest.mark.parametrize("scheduler", ["EulerAncestralDiscreteScheduler", "UniPCMultistepScheduler", "DDIMScheduler"])
 def test_what_has_no_table_runs_by_the_pipelines_call(tiny: ContinuousEngine, scheduler: str) -> None:
-    task = image_task(0, scheduler=scheduler)
-    assert not tiny.plan(task.shape).joins
-    made = pictures(tiny, task)[0]
+    request = image_request(0, scheduler=scheduler)
+    assert not tiny.plan(request).joins
+    made = pictures(tiny, request)[0]
     assert (made.engine, made.scheduler) == ("diffusers", scheduler)
 
 
 def test_what_does_not_fit_is_refused_as_the_pipelines_call_refuses_it(tiny: ContinuousEngine) -> None:
-    failure = run(tiny, image_task(scheduler="FlowMatchEulerDiscreteScheduler")).outcomes[0]
+    failure = run(tiny, image_request(scheduler="FlowMatchEulerDiscreteScheduler")).outcomes[0]
     assert isinstance(failure, JobFailure)
     assert "DDIMScheduler" in failure.message
-    assert run(tiny, image_task(steps=2000, scheduler="DDIMScheduler")).outcomes[0].code == "PipelineFailed"
+    assert run(tiny, image_request(steps=2000, scheduler="DDIMScheduler")).outcomes[0].code == "PipelineFailed"
 
 
 def test_other_pipelines_get_the_other_engine(folders: Callable[[str], Path]) -> None:
-    made = load_engine(settings(folders("flux")))
+    made = load_engine(settings(folders("latent_consistency")))
     assert isinstance(made, PipelineEngine)
     assert made.info.name == "diffusers"
 
 
 def test_plans_tell_who_may_share_a_batch(tiny: ContinuousEngine) -> None:
     def plan(**shape: Any) -> Any:
-        return tiny.plan(image_task(**shape).shape)
+        return tiny.plan(image_request(**shape))
 
     assert plan(steps=5).key == plan(steps=9, guidance=2.0, scheduler=EULER).key
     assert plan().key == plan(width=testing.SIZE).key == plan(width=testing.SIZE, height=testing.SIZE).key
@@ -163,15 +163,15 @@ def test_plans_tell_who_may_share_a_batch(tiny: ContinuousEngine) -> None:
 
 
 def test_progress_reaches_the_end_for_each_image(tiny: ContinuousEngine) -> None:
-    seen = run(tiny, image_task(0, steps=4), image_task(1, steps=6, scheduler=HEUN))
+    seen = run(tiny, image_request(0, steps=4), image_request(1, steps=6, scheduler=HEUN))
     for index, steps in ((0, 4), (1, 6)):
         assert seen.steps[index] == sorted(seen.steps[index])
         assert seen.steps[index][-1] == steps
 
 
 def test_an_image_that_joins_enters_at_the_next_step_and_others_do_not_notice(tiny: ContinuousEngine) -> None:
-    alone = pictures(tiny, image_task(0, steps=8))[0]
-    seen = run(tiny, image_task(0, steps=8), joining={3: (image_task(1, steps=3), image_task(2, steps=4))})
+    alone = pictures(tiny, image_request(0, steps=8))[0]
+    seen = run(tiny, image_request(0, steps=8), joining={3: (image_request(1, steps=3), image_request(2, steps=4))})
     assert [load.images for load in seen.loads] == [1] * 3 + [3] * 4 + [2] + [1]
     # On the CPU no slot is empty.
     assert [load.size for load in seen.loads] == [load.images for load in seen.loads]
@@ -181,17 +181,17 @@ def test_an_image_that_joins_enters_at_the_next_step_and_others_do_not_notice(ti
 def test_images_move_when_a_prepared_size_is_left_and_nobody_notices(folders: Callable[[str], Path]) -> None:
     made = load(folders("stable_diffusion"))
     made._sizes = sizes_up_to(4, prepared=True)
-    tasks = [image_task(index, "x", steps=steps, scheduler=EULER) for index, steps in enumerate((3, 5, 7, 9))]
-    seen = run(made, tasks[0], joining={1: tuple(tasks[1:])})
+    requests = [image_request(index, "x", steps=steps, scheduler=EULER) for index, steps in enumerate((3, 5, 7, 9))]
+    seen = run(made, requests[0], joining={1: tuple(requests[1:])})
     # Who stays longest entered the last slot, and moves to the first.
     assert [load.size for load in seen.loads] == [1, 4, 4, 4, 4, 4, 2, 2, 1, 1]
-    for task in tasks:
-        assert levels_apart(seen.outcomes[task.ticket.index], by_diffusers(made, task)) <= 1
+    for request in requests:
+        assert levels_apart(seen.outcomes[request.id.index], by_diffusers(made, request)) <= 1
 
 
 def test_an_image_leaves_when_it_is_done_and_makes_room_before(tiny: ContinuousEngine) -> None:
-    tasks = [image_task(index, steps=3 + index, scheduler=EULER) for index in range(4)]
-    seen = run(tiny, *tasks)
+    requests = [image_request(index, steps=3 + index, scheduler=EULER) for index in range(4)]
+    seen = run(tiny, *requests)
     assert list(seen.outcomes) == [0, 1, 2, 3]
     # Room is asked for ahead: the slot of an image counts that has four steps left or fewer. Who gets it may begin only
     # when they are over, and so has fewer calls to make until the last image of the batch is done.
@@ -199,18 +199,18 @@ def test_an_image_leaves_when_it_is_done_and_makes_room_before(tiny: ContinuousE
 
 
 def test_who_comes_next_is_made_ready_while_the_last_steps_run(tiny: ContinuousEngine) -> None:
-    tasks = [image_task(index, steps=4, scheduler=EULER) for index in range(4)]
-    later = tuple(image_task(4 + index, "later", steps=4, scheduler=EULER) for index in range(3))
+    requests = [image_request(index, steps=4, scheduler=EULER) for index in range(4)]
+    later = tuple(image_request(4 + index, "later", steps=4, scheduler=EULER) for index in range(3))
     ready: list[int] = []
     prepare = tiny._prepare
 
-    def noted(task: ImageTask, frame: Frame) -> Any:
-        ready.append(task.ticket.index)
-        return prepare(task, frame)
+    def noted(request: ImageRequest, key: BatchKey) -> Any:
+        ready.append(request.id.index)
+        return prepare(request, key)
 
     tiny._prepare = noted  # type: ignore[method-assign]
     try:
-        seen = run(tiny, *tasks, joining={2: later})
+        seen = run(tiny, *requests, joining={2: later})
     finally:
         del tiny._prepare
     assert ready == list(range(7))
@@ -220,12 +220,12 @@ def test_who_comes_next_is_made_ready_while_the_last_steps_run(tiny: ContinuousE
 
 
 def test_an_engine_that_knows_its_steps_waits_for_a_full_batch_of_the_next_size(tiny: ContinuousEngine) -> None:
-    frame: Any = tiny.plan(image_task(0).shape).key
+    key: Any = tiny.plan(image_request(0)).key
     with torch.inference_mode():
-        machine = tiny._machine(frame)
+        machine = tiny._machine(key)
     times = machine.times
     machine.times = StepTimes()
-    waiting = tuple(image_task(index, steps=6, scheduler=EULER) for index in range(3))
+    waiting = tuple(image_request(index, steps=6, scheduler=EULER) for index in range(3))
     try:
         for size, seconds in ((1, 0.006), (2, 0.010), (3, 0.018), (4, 0.019)):
             for _ in range(5):
@@ -242,9 +242,9 @@ def test_an_engine_that_knows_its_steps_waits_for_a_full_batch_of_the_next_size(
 
 
 def test_a_cancelled_image_frees_its_slot_and_leaves_its_neighbours_as_they_are(tiny: ContinuousEngine) -> None:
-    tasks = [image_task(index, steps=6) for index in range(3)]
-    undisturbed = pictures(tiny, *tasks)
-    seen = run(tiny, *tasks, unwanted={1: 2})
+    requests = [image_request(index, steps=6) for index in range(3)]
+    undisturbed = pictures(tiny, *requests)
+    seen = run(tiny, *requests, unwanted={1: 2})
     assert sorted(seen.outcomes) == [0, 2]
     assert len(seen.steps[1]) == 2
     assert seen.loads[2].images == 2
@@ -253,24 +253,24 @@ def test_a_cancelled_image_frees_its_slot_and_leaves_its_neighbours_as_they_are(
 
 
 def test_neighbours_of_the_same_slot_and_size_do_not_change_a_bit(tiny: ContinuousEngine) -> None:
-    beside = pictures(tiny, image_task(0), image_task(1, "x"), image_task(2, "y"))
-    others = pictures(tiny, image_task(0), image_task(3, "z", guidance=2.0), image_task(4, "q"))
+    beside = pictures(tiny, image_request(0), image_request(1, "x"), image_request(2, "y"))
+    others = pictures(tiny, image_request(0), image_request(3, "z", guidance=2.0), image_request(4, "q"))
     assert beside[0] == others[0]
 
 
 def test_a_deterministic_image_has_the_same_bytes_on_every_attempt(tiny: ContinuousEngine) -> None:
-    task = image_task(7, deterministic=True, steps=5)
-    plan = tiny.plan(task.shape)
+    request = image_request(7, deterministic=True, steps=5)
+    plan = tiny.plan(request)
     assert not plan.joins
-    first = pictures(tiny, task)[7]
-    pictures(tiny, *(image_task(index, "x", steps=4) for index in range(4)))
-    assert pictures(tiny, task)[7] == first
-    assert levels_apart(first, pictures(tiny, image_task(7, steps=5), image_task(8))[7]) <= 1
+    first = pictures(tiny, request)[7]
+    pictures(tiny, *(image_request(index, "x", steps=4) for index in range(4)))
+    assert pictures(tiny, request)[7] == first
+    assert levels_apart(first, pictures(tiny, image_request(7, steps=5), image_request(8))[7]) <= 1
 
 
 def test_images_wait_in_order_when_more_come_than_fit(tiny: ContinuousEngine) -> None:
-    tasks = [image_task(index, steps=2, scheduler=EULER) for index in range(7)]
-    seen = run(tiny, *tasks[:4], joining={1: tuple(tasks[4:])})
+    requests = [image_request(index, steps=2, scheduler=EULER) for index in range(7)]
+    seen = run(tiny, *requests[:4], joining={1: tuple(requests[4:])})
     assert list(seen.outcomes) == list(range(7))
     assert max(load.images for load in seen.loads) == 4
 
@@ -296,24 +296,24 @@ def test_a_batch_that_does_not_fit_is_split_and_nobody_loses_a_step(
     folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = load(folders("stable_diffusion"))
-    tasks = [image_task(index, steps=5, scheduler=EULER) for index in range(4)]
-    whole = pictures(made, *tasks)
+    requests = [image_request(index, steps=5, scheduler=EULER) for index in range(4)]
+    whole = pictures(made, *requests)
     out_of_memory_above(made, monkeypatch, 2)
-    seen = run(made, tasks[0], joining={2: tuple(tasks[1:])})
-    for task in tasks:
-        assert levels_apart(seen.outcomes[task.ticket.index], whole[task.ticket.index]) <= 1
-        assert len(seen.steps[task.ticket.index]) == 5
+    seen = run(made, requests[0], joining={2: tuple(requests[1:])})
+    for request in requests:
+        assert levels_apart(seen.outcomes[request.id.index], whole[request.id.index]) <= 1
+        assert len(seen.steps[request.id.index]) == 5
     assert {load.limit for load in seen.loads[2:]} == {2}
     # The limit stays: the next batch does not try again.
-    assert {load.limit for load in run(made, *tasks[:2]).loads} == {2}
+    assert {load.limit for load in run(made, *requests[:2]).loads} == {2}
 
 
 def test_an_image_that_cannot_be_decoded_beside_others_is_decoded_when_there_are_fewer(
     folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = load(folders("stable_diffusion"))
-    tasks = [image_task(index, steps=2 + index, scheduler=EULER) for index in range(4)]
-    whole = pictures(made, *tasks)
+    requests = [image_request(index, steps=2 + index, scheduler=EULER) for index in range(4)]
+    whole = pictures(made, *requests)
     decode = made._pipeline.vae.decode
     refused: list[int] = []
 
@@ -324,10 +324,10 @@ def test_an_image_that_cannot_be_decoded_beside_others_is_decoded_when_there_are
         return decode(latents, **more)
 
     monkeypatch.setattr(made._pipeline.vae, "decode", short_of_memory)
-    seen = run(made, *tasks)
+    seen = run(made, *requests)
     assert [load.limit for load in seen.loads[:3]] == [4, 4, 2]
-    for task in tasks:
-        assert levels_apart(seen.outcomes[task.ticket.index], whole[task.ticket.index]) <= 1
+    for request in requests:
+        assert levels_apart(seen.outcomes[request.id.index], whole[request.id.index]) <= 1
 
 
 def test_an_image_that_does_not_fit_alone_fails(
@@ -335,7 +335,7 @@ def test_an_image_that_does_not_fit_alone_fails(
 ) -> None:
     made = load(folders("stable_diffusion"))
     out_of_memory_above(made, monkeypatch, 0)
-    outcomes = run(made, image_task(0), image_task(1)).outcomes
+    outcomes = run(made, image_request(0), image_request(1)).outcomes
     assert [outcome.code for outcome in outcomes.values()] == ["OutOfMemory", "OutOfMemory"]
 
 
@@ -343,18 +343,18 @@ def test_a_prompt_that_makes_the_encoder_raise_fails_alone(
     folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = load(folders("stable_diffusion"))
-    encode = made._family.conditions
+    encode = made._family.encode
 
-    def picky(task: ImageTask, frame: Any) -> Any:
-        if task.prompt == "q":
+    def picky(request: ImageRequest, key: Any) -> Any:
+        if request.prompt == "q":
             raise Broken("no q please")
-        return encode(task, frame)
+        return encode(request, key)
 
-    monkeypatch.setattr(made._family, "conditions", picky)
-    outcomes = run(made, image_task(0), image_task(1, "q"), image_task(2)).outcomes
+    monkeypatch.setattr(made._family, "encode", picky)
+    outcomes = run(made, image_request(0), image_request(1, "q"), image_request(2)).outcomes
     assert outcomes[1] == JobFailure("PipelineFailed", "Broken: no q please")
-    assert isinstance(outcomes[0], Picture)
-    assert isinstance(outcomes[2], Picture)
+    assert isinstance(outcomes[0], ImageOutput)
+    assert isinstance(outcomes[2], ImageOutput)
 
 
 def test_a_step_that_raises_is_tried_again_for_each_alone(
@@ -369,7 +369,7 @@ def test_a_step_that_raises_is_tried_again_for_each_alone(
         return forward(sample, *args, **more)
 
     monkeypatch.setattr(made._pipeline.unet, "forward", dislikes_company)
-    made_alone = pictures(made, image_task(0), image_task(1))
+    made_alone = pictures(made, image_request(0), image_request(1))
     assert {picture.engine for picture in made_alone.values()} == {"diffusers"}
 
 
@@ -377,8 +377,8 @@ def test_a_deterministic_image_whose_step_raised_once_is_run_again_in_the_same_w
     folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = load(folders("stable_diffusion"))
-    task = image_task(0, deterministic=True)
-    expected = pictures(made, task)[0]
+    request = image_request(0, deterministic=True)
+    expected = pictures(made, request)[0]
     forward, broken = made._pipeline.unet.forward, []
 
     def stumbles_once(*args: Any, **more: Any) -> Any:
@@ -388,7 +388,7 @@ def test_a_deterministic_image_whose_step_raised_once_is_run_again_in_the_same_w
         return forward(*args, **more)
 
     monkeypatch.setattr(made._pipeline.unet, "forward", stumbles_once)
-    again = pictures(made, task)[0]
+    again = pictures(made, request)[0]
     assert broken
     assert (again.rgb, again.engine) == (expected.rgb, expected.engine)
 
@@ -406,17 +406,17 @@ def test_pixels_that_are_not_numbers_fail_their_image_alone(
         return (image * float("nan") if len(calls) == 1 else image,)
 
     monkeypatch.setattr(made._pipeline.vae, "decode", first_broken)
-    outcomes = run(made, image_task(0), image_task(1)).outcomes
+    outcomes = run(made, image_request(0), image_request(1)).outcomes
     assert outcomes[0].code == "InvalidImage"
-    assert isinstance(outcomes[1], Picture)
+    assert isinstance(outcomes[1], ImageOutput)
 
 
 def test_a_slot_recovers_from_an_image_that_is_not_numbers(tiny: ContinuousEngine) -> None:
-    before = pictures(tiny, image_task(0))[0]
-    machine = tiny._machine(tiny.plan(image_task().shape).key)
+    before = pictures(tiny, image_request(0))[0]
+    machine = tiny._machine(tiny.plan(image_request()).key)
     with torch.inference_mode():
         machine.batch._history.fill_(float("nan"))
-    assert pictures(tiny, image_task(0))[0] == before
+    assert pictures(tiny, image_request(0))[0] == before
 
 
 def test_float16_that_overflows_in_the_vae_is_decoded_in_float32(
@@ -426,20 +426,21 @@ def test_float16_that_overflows_in_the_vae_is_decoded_in_float32(
     vae = made._pipeline.vae
     latents = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
     decode = vae.decode
+    key = made.plan(image_request()).key
 
     def overflows(latents: torch.Tensor, **more: Any) -> Any:
         assert latents.dtype == torch.float16
         return (decode(latents, **more)[0] + float("inf"),)
 
     with torch.inference_mode():
-        usual, _ = made._decoder.finish(made._decoder.begin(latents))
+        usual, _ = made._decoder.finish(made._decoder.begin(latents, key))
         monkeypatch.setattr(vae, "decode", overflows)
-        decoding = made._decoder.begin(latents)
+        decoding = made._decoder.begin(latents, key)
         assert not decoding.finite
         monkeypatch.undo()
         pixels, _ = made._decoder.finish(decoding)
         assert np.abs(pixels.astype(int) - usual.astype(int)).max() <= 2
-        assert made._decoder.finish(made._decoder.begin(latents * float("nan"))) == (None, False)
+        assert made._decoder.finish(made._decoder.begin(latents * float("nan"), key)) == (None, False)
 
 
 def test_a_lost_device_ends_the_engine(folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -449,9 +450,9 @@ def test_a_lost_device_ends_the_engine(folders: Callable[[str], Path], monkeypat
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(made._pipeline.unet, "forward", illegal)
-    monkeypatch.setattr("kubediffusion.worker.pipeline.running.check_device", lambda _, error: lost(error))
+    monkeypatch.setattr("kubediffusion.worker.execution.local.check_device", lambda _, error: lost(error))
     with pytest.raises(EngineLostError):
-        run(made, image_task())
+        run(made, image_request())
 
 
 def lost(error: Exception) -> None:
@@ -464,8 +465,8 @@ def test_a_flagged_image_is_blank_and_marked(tmp_path: Path) -> None:
     checker = made._pipeline.safety_checker.requires_grad_(False)
     # Every picture is closer to the forbidden concepts than this.
     checker.concept_embeds_weights.fill_(-2.0)
-    flagged = pictures(made, image_task())[0]
+    flagged = pictures(made, image_request())[0]
     assert (flagged.flagged, set(flagged.rgb)) == (True, {0})
     checker.concept_embeds_weights.fill_(2.0)
     checker.special_care_embeds_weights.fill_(2.0)
-    assert not pictures(made, image_task())[0].flagged
+    assert not pictures(made, image_request())[0].flagged

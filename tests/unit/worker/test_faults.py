@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 
-from kubediffusion.worker.pipeline.faults import check_device
+from kubediffusion.worker.execution.faults import check_device
 
 
 def failed_step() -> weakref.ref[torch.Tensor]:

@@ -18,20 +18,20 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from worker_builders import Recorder, image_task, levels_apart, settings
+from worker_builders import Recorder, image_request, levels_apart, settings
 
 from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.resources.generation_job import Acceleration, FeatureCaching, GuidanceInterval
-from kubediffusion.worker.engine import Picture
-from kubediffusion.worker.pipeline import attention, continuous, graphs, stepping
-from kubediffusion.worker.pipeline.attention import FusedAttention
-from kubediffusion.worker.pipeline.compiling import Compiler
-from kubediffusion.worker.pipeline.continuous import ContinuousEngine
-from kubediffusion.worker.pipeline.encoding import TextEncoding
-from kubediffusion.worker.pipeline.graphs import GraphedFunction
-from kubediffusion.worker.pipeline.loading import load_engine
-from kubediffusion.worker.pipeline.variants import Depth, Variant
-from kubediffusion.worker.slots import sizes_up_to
+from kubediffusion.worker.engine import ImageOutput
+from kubediffusion.worker.engine.arrangement import sizes_up_to
+from kubediffusion.worker.engine.forward_mode import Features, ForwardMode
+from kubediffusion.worker.execution import attention, continuous, graphs, stepping
+from kubediffusion.worker.execution.attention import FusedAttention
+from kubediffusion.worker.execution.build import load_engine
+from kubediffusion.worker.execution.compile.compiler import Compiler
+from kubediffusion.worker.execution.continuous import ContinuousEngine
+from kubediffusion.worker.execution.graphs import GraphedFunction
+from kubediffusion.worker.families.clip import TextEncoding
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
 
@@ -141,8 +141,8 @@ def test_the_graphs_of_the_latest_shapes_are_kept(captures: Captures) -> None:
     for size in (1, 2, 1, 3):
         function(torch.ones(size))
     assert list(function._graphs) == [(1,), (3,)]
-    assert function.forget()
-    assert not function.forget()
+    assert function.evict()
+    assert not function.evict()
 
 
 def test_what_cannot_be_captured_or_compiled_runs_as_it_is_written(captures: Captures) -> None:
@@ -221,7 +221,7 @@ def test_an_engine_on_graphs_makes_the_same_pictures_plain_and_compiled(
     assert told == [(EngineReason.WARMING_UP, "the weights are on the device; the first image is made")]
     (machine,) = engine._machines.values()
     assert list(machine.steps._graphs) == [1]
-    tasks = [image_task(index, "a cat", steps=4 + index, scheduler="EulerDiscreteScheduler") for index in range(3)]
+    tasks = [image_request(index, "a cat", steps=4 + index, scheduler="EulerDiscreteScheduler") for index in range(3)]
     expected = Recorder()
     for task in tasks:
         engine._static.run((task,), expected)
@@ -232,9 +232,9 @@ def test_an_engine_on_graphs_makes_the_same_pictures_plain_and_compiled(
         seen = Recorder()
         engine.run(tuple(tasks), seen)
         for task in tasks:
-            picture = seen.outcomes[task.ticket.index]
-            assert isinstance(picture, Picture)
-            assert levels_apart(picture, expected.outcomes[task.ticket.index]) <= 1
+            picture = seen.outcomes[task.id.index]
+            assert isinstance(picture, ImageOutput)
+            assert levels_apart(picture, expected.outcomes[task.id.index]) <= 1
         wait_for(lambda: not made.busy)
 
 
@@ -270,7 +270,7 @@ def test_an_idle_engine_captures_every_size_and_then_has_each_compiled(
     assert told[-1] == (EngineReason.READY, "all that was prepared is compiled")
     count = captures.count
     seen = Recorder()
-    engine.run((image_task(0), image_task(1)), seen)
+    engine.run((image_request(0), image_request(1)), seen)
     assert all(load.compiled for load in seen.loads)
     assert captures.count == count
     assert not engine.rest(lambda: None)
@@ -282,17 +282,17 @@ def test_an_engine_that_never_rests_prepares_between_the_steps_of_its_batch(
     made = Compiler(None, backend="eager")
     engine = on_graphs(folders("stable_diffusion"), monkeypatch, made)
     engine.warm_up()
-    task = image_task(0, steps=4)
+    task = image_request(0, steps=4)
     expected, seen = Recorder(), Recorder()
     engine._static.run((task,), expected)
     engine.run((task,), seen)
     # Nobody waits for a size that the first image does not need.
     assert not engine._preparation.captured
-    tasks = [image_task(index, steps=4 + 2 * index) for index in range(4)]
+    tasks = [image_request(index, steps=4 + 2 * index) for index in range(4)]
     seen = Recorder()
     engine.run(tuple(tasks), seen)
     assert engine._preparation.captured
-    assert isinstance(seen.outcomes[0], Picture)
+    assert isinstance(seen.outcomes[0], ImageOutput)
     assert levels_apart(seen.outcomes[0], expected.outcomes[0]) <= 1
     wait_for(lambda: not made.busy)
 
@@ -320,8 +320,8 @@ def test_what_cannot_be_compiled_or_does_not_fit_ends_the_preparation(
     assert fitting._preparation.captured
     captures.refusing = None
     seen = Recorder()
-    fitting.run((image_task(0), image_task(1)), seen)
-    assert all(isinstance(outcome, Picture) for outcome in seen.outcomes.values())
+    fitting.run((image_request(0), image_request(1)), seen)
+    assert all(isinstance(outcome, ImageOutput) for outcome in seen.outcomes.values())
 
 
 def test_sizes_that_fit_are_compiled_though_larger_ones_do_not(
@@ -352,10 +352,10 @@ def test_what_is_being_prepared_is_not_forgotten_for_jobs_of_other_sizes(
 ) -> None:
     engine = on_graphs(folders("stable_diffusion"), monkeypatch, None)
     engine.warm_up()
-    (frame,) = engine._machines
+    (key,) = engine._machines
     for width in (8, 16, 24, 40, 48):
-        engine.run((image_task(0, steps=1, width=width, height=8),), Recorder())
-    assert frame in engine._machines
+        engine.run((image_request(0, steps=1, width=width, height=8),), Recorder())
+    assert key in engine._machines
     assert len(engine._machines) <= 4
 
 
@@ -367,17 +367,17 @@ def test_where_memory_runs_out_all_graphs_are_freed(
     engine.warm_up()
     rested(engine)
     (machine,) = engine._machines.values()
-    machine.steps.forget()
+    machine.steps.evict()
     # All of them: graphs share their memory.
     assert machine.steps._graphs == {}
     captures.refusing = torch.OutOfMemoryError("too much")
     seen = Recorder()
-    engine.run((image_task(0), image_task(1)), seen)
+    engine.run((image_request(0), image_request(1)), seen)
     assert {outcome.code for outcome in seen.outcomes.values()} == {"OutOfMemory"}
     captures.refusing = RuntimeError("no graph today")
     seen = Recorder()
-    engine.run((image_task(0), image_task(1)), seen)
-    assert all(isinstance(outcome, Picture) for outcome in seen.outcomes.values())
+    engine.run((image_request(0), image_request(1)), seen)
+    assert all(isinstance(outcome, ImageOutput) for outcome in seen.outcomes.values())
 
 
 def test_each_variant_of_a_step_has_a_graph_of_its_own_and_all_are_captured_before_one_is_compiled(
@@ -388,7 +388,7 @@ def test_each_variant_of_a_step_has_a_graph_of_its_own_and_all_are_captured_befo
     engine = on_graphs(folders("stable_diffusion"), monkeypatch, made)
     made.begin()
     wish = Acceleration(guidance_interval=GuidanceInterval(stop=0.5), feature_caching=FeatureCaching(interval=2))
-    task = image_task(0, steps=8, scheduler="EulerDiscreteScheduler", acceleration=wish)
+    task = image_request(0, steps=8, scheduler="EulerDiscreteScheduler", acceleration=wish)
     expected = Recorder()
     ordinary = load_engine(settings(folders("stable_diffusion")))
     ordinary.run((task,), expected)
@@ -396,18 +396,18 @@ def test_each_variant_of_a_step_has_a_graph_of_its_own_and_all_are_captured_befo
     while not all(compiled) or not compiled:
         seen = Recorder()
         engine.run((task,), seen)
-        assert isinstance(seen.outcomes[0], Picture)
+        assert isinstance(seen.outcomes[0], ImageOutput)
         assert levels_apart(seen.outcomes[0], expected.outcomes[0]) <= 1
         compiled = [load.compiled for load in seen.loads]
         wait_for(lambda: not made.busy)
     (machine,) = engine._machines.values()
-    depths = (Depth.KEEPING, Depth.SHALLOW)
-    parts = {Variant(depth, prompt_only) for depth in depths for prompt_only in (False, True)}
+    choices = (Features.REFRESH, Features.REUSE)
+    parts = {ForwardMode(features, prompt_only) for features in choices for prompt_only in (False, True)}
     assert set(machine.steps._others) == parts
     # None of the whole, which no call of this image was.
     assert captures.count >= 2 * len(parts)
     assert machine.steps._graphs == {}
-    machine.steps.forget()
+    machine.steps.evict()
     assert all(steps._graphs == {} for steps in machine.steps._others.values())
 
 

@@ -13,7 +13,7 @@ from huggingface_hub import hf_api
 
 from kubediffusion.resources.diffusion_model import DiffusionModelSpec
 from kubediffusion.worker.engine import BadModelError
-from kubediffusion.worker.pipeline import hub
+from kubediffusion.worker.loading import hub
 
 SPEC = DiffusionModelSpec.from_wire({"source": {"huggingFace": {"repository": "somebody/model", "revision": "v1"}}})
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from worker_builders import settings
 
-from kubediffusion.worker.pipeline.loading import load_weights
+from kubediffusion.worker.loading.weights import load_weights
 from kubediffusion.worker.sources import read_index
 
 CPU = torch.device("cpu")

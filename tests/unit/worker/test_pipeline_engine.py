@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from worker_builders import Recorder, image_task, levels_apart, settings
+from worker_builders import Recorder, image_request, levels_apart, settings
 
 from kubediffusion.resources.failures import JobFailure
 from kubediffusion.resources.generation_job import Scheduler
 from kubediffusion.worker import testing
-from kubediffusion.worker.engine import BadModelError, EngineLostError, Picture
-from kubediffusion.worker.pipeline.engine import PipelineEngine, warm_up
-from kubediffusion.worker.pipeline.loading import load_pipeline
+from kubediffusion.worker.engine import BadModelError, EngineLostError, ImageOutput
+from kubediffusion.worker.execution.build import info_of
+from kubediffusion.worker.families.generic import PipelineEngine, warm_up
+from kubediffusion.worker.loading.weights import load_pipeline
 from kubediffusion.worker.sources import content_revision
 
 pytestmark = [
@@ -32,20 +33,22 @@ def engine(folders: Callable[[str], Path]) -> PipelineEngine:
 
 
 def static_engine(folder: Path, **spec: Any) -> PipelineEngine:
-    return PipelineEngine(*load_pipeline(settings(folder, **spec)))
+    given = settings(folder, **spec)
+    pipeline, revision = load_pipeline(given, torch.device("cpu"), lambda _: torch.float32)
+    return PipelineEngine(pipeline, info_of(pipeline, revision))
 
 
-def run(engine: PipelineEngine, *tasks: Any, **recorder: Any) -> Recorder:
+def run(engine: PipelineEngine, *requests: Any, **recorder: Any) -> Recorder:
     seen = Recorder(**recorder)
-    engine.run(tasks, seen)
+    engine.run(requests, seen)
     return seen
 
 
-def pictures(engine: PipelineEngine, *tasks: Any) -> list[Picture]:
-    outcomes = run(engine, *tasks).outcomes
+def pictures(engine: PipelineEngine, *requests: Any) -> list[ImageOutput]:
+    outcomes = run(engine, *requests).outcomes
     for outcome in outcomes.values():
-        assert isinstance(outcome, Picture), outcome
-    return [outcomes[task.ticket.index] for task in tasks]
+        assert isinstance(outcome, ImageOutput), outcome
+    return [outcomes[request.id.index] for request in requests]
 
 
 def test_an_engine_knows_what_it_is(engine: PipelineEngine, folders: Callable[[str], Path]) -> None:
@@ -60,8 +63,8 @@ def test_an_engine_knows_what_it_is(engine: PipelineEngine, folders: Callable[[s
 @pytest.mark.parametrize(("family", "calls"), [("stable_diffusion", 4), ("stable_diffusion_xl", 3), ("flux", 3)])
 def test_any_text_to_image_pipeline_runs(family: str, calls: int, folders: Callable[[str], Path]) -> None:
     made = static_engine(folders(family))
-    seen = run(made, image_task(0, "cat"), image_task(1, "dog"))
-    assert [type(outcome) for outcome in seen.outcomes.values()] == [Picture, Picture]
+    seen = run(made, image_request(0, "cat"), image_request(1, "dog"))
+    assert [type(outcome) for outcome in seen.outcomes.values()] == [ImageOutput, ImageOutput]
     assert seen.steps[0] == seen.steps[1] == sorted(seen.steps[0])
     assert (len(seen.steps[0]), seen.steps[0][-1]) == (calls, 3)
     assert seen.outcomes[0].rgb != seen.outcomes[1].rgb
@@ -79,25 +82,25 @@ def test_an_image_is_what_diffusers_makes(engine: PipelineEngine, folders: Calla
         negative_prompt="dog",
         generator=torch.Generator("cpu").manual_seed(0),
     ).images[0]
-    assert pictures(engine, image_task(negative="dog"))[0].rgb == expected.tobytes()
+    assert pictures(engine, image_request(negative="dog"))[0].rgb == expected.tobytes()
 
 
 def test_neighbours_change_an_image_by_rounding_only(engine: PipelineEngine) -> None:
-    alone = pictures(engine, image_task(1))[0]
-    beside = pictures(engine, image_task(0, "x", "y"), image_task(1), image_task(2, "z"))[1]
+    alone = pictures(engine, image_request(1))[0]
+    beside = pictures(engine, image_request(0, "x", "y"), image_request(1), image_request(2, "z"))[1]
     assert levels_apart(alone, beside) <= 1
 
 
 def test_the_same_shape_gives_the_same_bytes(engine: PipelineEngine) -> None:
-    first = pictures(engine, image_task(1, deterministic=True))[0]
-    pictures(engine, image_task(0, "x", scheduler="EulerAncestralDiscreteScheduler"), image_task(2, "z"))
-    assert pictures(engine, image_task(1, deterministic=True))[0] == first
+    first = pictures(engine, image_request(1, deterministic=True))[0]
+    pictures(engine, image_request(0, "x", scheduler="EulerAncestralDiscreteScheduler"), image_request(2, "z"))
+    assert pictures(engine, image_request(1, deterministic=True))[0] == first
 
 
 @pytest.mark.parametrize("scheduler", [name for name in Scheduler if name is not Scheduler.FLOW_MATCH_EULER])
 def test_every_scheduler_runs(engine: PipelineEngine, scheduler: Scheduler) -> None:
     seen = run(
-        engine, image_task(0, steps=6, scheduler=str(scheduler)), image_task(1, steps=6, scheduler=str(scheduler))
+        engine, image_request(0, steps=6, scheduler=str(scheduler)), image_request(1, steps=6, scheduler=str(scheduler))
     )
     assert [outcome.scheduler for outcome in seen.outcomes.values()] == [scheduler, scheduler]
     assert seen.steps[0] == sorted(seen.steps[0])
@@ -105,27 +108,27 @@ def test_every_scheduler_runs(engine: PipelineEngine, scheduler: Scheduler) -> N
 
 
 def test_a_scheduler_does_not_stay(engine: PipelineEngine) -> None:
-    before = pictures(engine, image_task())[0]
-    pictures(engine, image_task(scheduler="DDIMScheduler"))
-    assert pictures(engine, image_task())[0] == before
+    before = pictures(engine, image_request())[0]
+    pictures(engine, image_request(scheduler="DDIMScheduler"))
+    assert pictures(engine, image_request())[0] == before
 
 
 def test_a_scheduler_that_does_not_fit_fails_with_those_that_do(engine: PipelineEngine) -> None:
-    failure = run(engine, image_task(scheduler="FlowMatchEulerDiscreteScheduler")).outcomes[0]
+    failure = run(engine, image_request(scheduler="FlowMatchEulerDiscreteScheduler")).outcomes[0]
     assert isinstance(failure, JobFailure)
     assert failure.code == "PipelineFailed"
     assert "DDIMScheduler" in failure.message
 
 
 def test_a_size_is_heeded_even_when_one_side_is_given(engine: PipelineEngine) -> None:
-    made = pictures(engine, image_task(width=128))[0]
+    made = pictures(engine, image_request(width=128))[0]
     assert (made.width, made.height) == (128, testing.SIZE)
 
 
 def test_a_cut_prompt_is_told_with_the_number_of_tokens(engine: PipelineEngine) -> None:
     fits = "a" * (testing.MAX_TOKENS - 2)
-    assert pictures(engine, image_task(0, fits))[0].warnings == ()
-    told = pictures(engine, image_task(0, fits + "bc", "d" * testing.MAX_TOKENS))[0].warnings
+    assert pictures(engine, image_request(0, fits))[0].warnings == ()
+    told = pictures(engine, image_request(0, fits + "bc", "d" * testing.MAX_TOKENS))[0].warnings
     words = "is too long for the text encoder: the last 2 tokens were cut, it takes 16 tokens with the marks of start"
     assert told == (f"prompt {words} and end", f"negativePrompt {words} and end")
 
@@ -133,10 +136,10 @@ def test_a_cut_prompt_is_told_with_the_number_of_tokens(engine: PipelineEngine) 
 def test_a_missing_negative_prompt_means_the_same_in_any_batch(folders: Callable[[str], Path]) -> None:
     """Stable Diffusion XL takes zeros for it, which is not what an empty one gives."""
     made = static_engine(folders("stable_diffusion_xl"))
-    alone = pictures(made, image_task(0))[0]
-    beside = pictures(made, image_task(0), image_task(1, negative="dog"))[0]
+    alone = pictures(made, image_request(0))[0]
+    beside = pictures(made, image_request(0), image_request(1, negative="dog"))[0]
     assert levels_apart(alone, beside) <= 1
-    assert levels_apart(alone, pictures(made, image_task(0, negative=""))[0]) > 1
+    assert levels_apart(alone, pictures(made, image_request(0, negative=""))[0]) > 1
 
 
 class Broken(Exception):  # noqa: N818 - a stand-in
@@ -174,9 +177,9 @@ def poison(engine: PipelineEngine) -> Callable[[Any], None]:
 
 def test_a_job_that_makes_the_pipeline_raise_fails_alone(engine: PipelineEngine, sabotaged: Any) -> None:
     sabotaged(poison(engine))
-    outcomes = run(engine, image_task(0, "cat"), image_task(1, "q"), image_task(2, "dog")).outcomes
-    assert isinstance(outcomes[0], Picture)
-    assert isinstance(outcomes[2], Picture)
+    outcomes = run(engine, image_request(0, "cat"), image_request(1, "q"), image_request(2, "dog")).outcomes
+    assert isinstance(outcomes[0], ImageOutput)
+    assert isinstance(outcomes[2], ImageOutput)
     assert outcomes[1] == JobFailure("PipelineFailed", "Broken: no q please")
 
 
@@ -186,7 +189,7 @@ def test_a_batch_that_does_not_fit_is_halved(engine: PipelineEngine, sabotaged: 
             raise torch.OutOfMemoryError("too much")
 
     sizes = sabotaged(deed)
-    pictures(engine, *(image_task(n) for n in range(4)))
+    pictures(engine, *(image_request(n) for n in range(4)))
     # Two calls of the encoder an image: the prompt and the negative one.
     assert sizes == [4, 2, 1, 1, 1, 1, 2, 1, 1, 1, 1]
 
@@ -196,7 +199,7 @@ def test_an_image_that_does_not_fit_alone_fails(engine: PipelineEngine, sabotage
         raise torch.OutOfMemoryError("too much")
 
     sabotaged(deed)
-    assert run(engine, image_task()).outcomes[0].code == "OutOfMemory"
+    assert run(engine, image_request()).outcomes[0].code == "OutOfMemory"
 
 
 def test_pixels_that_are_not_numbers_fail_their_image_alone(
@@ -210,26 +213,26 @@ def test_pixels_that_are_not_numbers_fail_their_image_alone(
         return (images,)
 
     monkeypatch.setattr(engine._pipeline.vae, "decode", half_broken)
-    outcomes = run(engine, image_task(0), image_task(1)).outcomes
+    outcomes = run(engine, image_request(0), image_request(1)).outcomes
     assert outcomes[0].code == "InvalidImage"
-    assert isinstance(outcomes[1], Picture)
+    assert isinstance(outcomes[1], ImageOutput)
 
 
 def test_a_batch_that_nobody_wants_stops_at_the_next_step(engine: PipelineEngine) -> None:
-    seen = run(engine, image_task(0, steps=50), image_task(1, steps=50), unwanted={0: 2, 1: 3})
+    seen = run(engine, image_request(0, steps=50), image_request(1, steps=50), unwanted={0: 2, 1: 3})
     assert seen.outcomes == {}
     assert len(seen.steps[1]) == 3
 
 
 def test_a_batch_goes_on_for_those_who_want_it(engine: PipelineEngine) -> None:
-    seen = run(engine, image_task(0), image_task(1), unwanted={0: 1})
-    assert isinstance(seen.outcomes[1], Picture)
+    seen = run(engine, image_request(0), image_request(1), unwanted={0: 1})
+    assert isinstance(seen.outcomes[1], ImageOutput)
 
 
 def test_a_warm_up_changes_nothing(engine: PipelineEngine) -> None:
-    before = pictures(engine, image_task())[0]
+    before = pictures(engine, image_request())[0]
     warm_up(engine)
-    assert pictures(engine, image_task())[0] == before
+    assert pictures(engine, image_request())[0] == before
 
 
 def test_a_lost_device_ends_the_engine(engine: PipelineEngine, monkeypatch: pytest.MonkeyPatch, sabotaged: Any) -> None:
@@ -244,7 +247,7 @@ def test_a_lost_device_ends_the_engine(engine: PipelineEngine, monkeypatch: pyte
     monkeypatch.setattr(type(engine._pipeline), "_execution_device", torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "synchronize", lost)
     with pytest.raises(EngineLostError):
-        run(engine, image_task())
+        run(engine, image_request())
 
 
 def test_a_flagged_image_is_blank_and_marked(tmp_path: Path) -> None:
@@ -253,18 +256,18 @@ def test_a_flagged_image_is_blank_and_marked(tmp_path: Path) -> None:
     checker = made._pipeline.safety_checker.requires_grad_(False)
     # Every picture is closer to the forbidden concepts than this.
     checker.concept_embeds_weights.fill_(-2.0)
-    flagged = pictures(made, image_task())[0]
+    flagged = pictures(made, image_request())[0]
     assert (flagged.flagged, set(flagged.rgb)) == (True, {0})
     checker.concept_embeds_weights.fill_(2.0)
     checker.special_care_embeds_weights.fill_(2.0)
-    assert not pictures(made, image_task())[0].flagged
+    assert not pictures(made, image_request())[0].flagged
 
 
 def test_a_safety_checker_that_nobody_asked_for_is_not_loaded(tmp_path: Path) -> None:
     folder = testing.save_stable_diffusion(tmp_path / "safe", safety_checker=True)
     made = static_engine(folder)
     assert made._pipeline.safety_checker is None
-    assert not pictures(made, image_task())[0].flagged
+    assert not pictures(made, image_request())[0].flagged
 
 
 def test_weights_that_do_not_fit_their_config_are_a_bad_model(folders: Callable[[str], Path], tmp_path: Path) -> None:

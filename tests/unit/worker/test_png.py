@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from worker_builders import picture
 
-from kubediffusion.worker.engine import Picture
+from kubediffusion.worker.engine import ImageOutput
 from kubediffusion.worker.images import encode, read_recipe
 
 
@@ -38,7 +38,7 @@ def test_another_png_has_no_recipe() -> None:
 @pytest.mark.parametrize("height", [1, 127, 128, 129, 300])
 def test_every_height_comes_back_pixel_for_pixel(height: int) -> None:
     pixels = np.random.default_rng(height).integers(0, 256, (height, 33, 3), dtype=np.uint8)
-    png = encode(Picture(33, height, pixels.tobytes(), "x"), "noise", {})
+    png = encode(ImageOutput(33, height, pixels.tobytes(), "x"), "noise", {})
     with Image.open(io.BytesIO(png.data)) as image:
         image.verify()
     with Image.open(io.BytesIO(png.data)) as image:

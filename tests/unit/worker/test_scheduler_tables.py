@@ -10,7 +10,7 @@ import diffusers
 import pytest
 import torch
 
-from kubediffusion.worker.pipeline.tables import DEPTH, Table, advanced, make_table
+from kubediffusion.worker.execution.coefficients import DEPTH, SchedulerCoefficients, advanced, read_coefficients
 
 # diffusers asks NumPy 2 for arrays the old way.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
@@ -65,7 +65,7 @@ def by_diffusers(own: Any, steps: int, noise: torch.Tensor) -> torch.Tensor:
     return latents
 
 
-def by_table(table: Table, noise: torch.Tensor) -> torch.Tensor:
+def by_table(table: SchedulerCoefficients, noise: torch.Tensor) -> torch.Tensor:
     history = torch.zeros(1, 2 * DEPTH, *noise.shape, dtype=noise.dtype)
     history[0, 0] = noise * table.initial
     for call in range(table.calls):
@@ -87,7 +87,7 @@ def names(value: Any) -> str:
 @pytest.mark.parametrize(("name", "config"), CASES, ids=names)
 def test_a_table_gives_what_the_scheduler_gives(name: str, config: dict[str, Any], steps: int) -> None:
     own = scheduler(name, config)
-    table = make_table(own, steps, from_start=False)
+    table = read_coefficients(own, {"num_inference_steps": steps}, from_start=False)
     assert table is not None
     assert table.scheduler == name
     # Latents that begin at thousands (no signal at the first step) leave the bound's digits to float32's rounding,
@@ -101,7 +101,13 @@ def test_a_table_gives_what_the_scheduler_gives(name: str, config: dict[str, Any
 def test_in_float64_only_the_schedulers_own_rounding_is_left(name: str) -> None:
     noise = torch.randn(64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     own = scheduler(name, STABLE_DIFFUSION)
-    assert apart(by_table(make_table(own, 25, from_start=False), noise), by_diffusers(own, 25, noise)) < 1e-5
+    assert (
+        apart(
+            by_table(read_coefficients(own, {"num_inference_steps": 25}, from_start=False), noise),
+            by_diffusers(own, 25, noise),
+        )
+        < 1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,19 +124,22 @@ def test_in_float64_only_the_schedulers_own_rounding_is_left(name: str) -> None:
     ids=names,
 )
 def test_a_scheduler_that_clips_draws_noise_or_looks_back_far_has_no_table(name: str, config: dict[str, Any]) -> None:
-    assert make_table(scheduler(name, config), 10, from_start=False) is None
+    assert read_coefficients(scheduler(name, config), {"num_inference_steps": 10}, from_start=False) is None
 
 
 def test_making_a_table_leaves_the_scheduler_alone() -> None:
     own = scheduler("DPMSolverMultistepScheduler", EMBEDDED)
     before = dict(vars(own))
-    make_table(own, 7, from_start=True)
+    read_coefficients(own, {"num_inference_steps": 7}, from_start=True)
     assert all(vars(own)[name] is value for name, value in before.items())
 
 
 def test_slots_of_different_schedulers_share_an_update() -> None:
     noise = torch.randn(3, 64, generator=torch.Generator().manual_seed(2))
-    tables = [make_table(scheduler(n, STABLE_DIFFUSION), 9 + i, from_start=False) for i, n in enumerate(SCHEDULERS[:3])]
+    tables = [
+        read_coefficients(scheduler(n, STABLE_DIFFUSION), {"num_inference_steps": 9 + i}, from_start=False)
+        for i, n in enumerate(SCHEDULERS[:3])
+    ]
     history = torch.zeros(3, 2 * DEPTH, 64)
     history[:, 0] = noise * torch.tensor([[table.initial] for table in tables])
     for call in range(9):

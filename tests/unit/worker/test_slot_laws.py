@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubediffusion.worker.batching import Candidate, Portion, admission, joining, next_batch
 from kubediffusion.worker.engine import Plan
-from kubediffusion.worker.slots import SIZES, arrange, lowered, sizes_up_to
-from kubediffusion.worker.throughput import admitted
-from kubediffusion.worker.waits import PATIENCE, Waits
+from kubediffusion.worker.engine.arrangement import SIZES, arrange, lowered, sizes_up_to
+from kubediffusion.worker.engine.batching import Candidate, Portion, admission, joining, next_batch
+from kubediffusion.worker.engine.throughput import admitted
+from kubediffusion.worker.engine.waits import PATIENCE, Waits
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 LIMITS = st.integers(1, 20)

@@ -17,7 +17,7 @@ from kubediffusion.resources.diffusion_model import ModelSource
 from kubediffusion.resources.runtime import garbage
 from kubediffusion.worker.engine import BadModelError
 from kubediffusion.worker.fetching import fetch_model
-from kubediffusion.worker.pipeline.device import open_device
+from kubediffusion.worker.loading.device import open_device
 from kubediffusion.worker.sources import content_revision
 from kubediffusion.worker.starting import run_in_thread, start_engine
 

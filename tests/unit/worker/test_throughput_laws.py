@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kubediffusion.benchmarks.admission import H100, Served, at_random, by_turns, simulated, spread, static
-from kubediffusion.worker.slots import SIZES
-from kubediffusion.worker.throughput import StepTimes, admitted
-from kubediffusion.worker.waits import PATIENCE, Waits, overdue
+from kubediffusion.worker.engine.arrangement import SIZES
+from kubediffusion.worker.engine.throughput import StepTimes, admitted
+from kubediffusion.worker.engine.waits import PATIENCE, Waits, overdue
 
 SECONDS = st.dictionaries(st.sampled_from(SIZES), st.floats(0.001, 1.0), max_size=len(SIZES))
 LIMIT = SIZES[-1]

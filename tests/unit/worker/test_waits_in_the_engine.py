@@ -17,19 +17,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
-from worker_builders import WORKER, bound_job
+from worker_builders import WORKER, bound_job, image_request
 from worker_builders import settings as worker_settings
 
 from kubediffusion.worker.assignments import Assignment, Assignments
 from kubediffusion.worker.context import WorkerContext
-from kubediffusion.worker.engine import Admit, ImageTask, Monitor, Outcome, Plan, Shape, Ticket
+from kubediffusion.worker.engine import Admit, ImageId, ImageRequest, Monitor, Outcome, Plan
+from kubediffusion.worker.engine.throughput import StepTimes
+from kubediffusion.worker.engine.waits import PATIENCE
+from kubediffusion.worker.execution.build import load_engine
+from kubediffusion.worker.execution.continuous import ContinuousEngine
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
-from kubediffusion.worker.pipeline.continuous import ContinuousEngine
-from kubediffusion.worker.pipeline.loading import load_engine
 from kubediffusion.worker.runner import Runner
-from kubediffusion.worker.throughput import StepTimes
-from kubediffusion.worker.waits import PATIENCE
 
 SCHEDULER = "EulerDiscreteScheduler"
 """Calls the model once a step."""
@@ -81,24 +81,24 @@ class Seen:
         self._engine = engine
         self._come = come
 
-    def plan(self, shape: Shape) -> Plan:
-        return self._engine.plan(shape)
+    def plan(self, request: ImageRequest) -> Plan:
+        return self._engine.plan(request)
 
     def rest(self, _wake: Callable[[], None]) -> bool:
         return False
 
-    def run(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> None:
+    def run(self, tasks: tuple[ImageRequest, ...], monitor: Monitor) -> None:
         self._monitor = monitor
         self._engine.run(tasks, self)
 
-    def more(self, room: int, calls: int, admit: Admit) -> tuple[ImageTask, ...]:
+    def more(self, room: int, calls: int, admit: Admit) -> tuple[ImageRequest, ...]:
         # This waits for the event loop, so that it has looked for others before they are asked for.
         self._come(self.steps)
         return self._monitor.more(room, calls, admit)
 
-    def stepped(self, ticket: Ticket, step: int, total: int) -> None:
-        self.began.setdefault(ticket.uid, self.steps - 1)
-        self._monitor.stepped(ticket, step, total)
+    def stepped(self, image_id: ImageId, step: int, total: int) -> None:
+        self.began.setdefault(image_id.uid, self.steps - 1)
+        self._monitor.stepped(image_id, step, total)
 
     def ran(self, load: Any) -> None:
         self.steps += 1
@@ -147,7 +147,7 @@ async def served(engine: ContinuousEngine, jobs: list[tuple[int, int]]) -> dict[
 def believing(engine: ContinuousEngine, seconds: dict[int, float]) -> StepTimes:
     """Have an engine believe what steps take."""
     with torch.inference_mode():
-        machine: Any = engine._machine(engine._frame(Shape(steps=1, guidance=7.5)))
+        machine: Any = engine._machine(engine.plan(image_request()).key)
     machine.times = StepTimes()
     for size, time in seconds.items():
         for _ in range(5):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kubediffusion.resources.generation_job import GenerationJob
-from kubediffusion.worker.engine import Admit, EngineInfo, ImageTask, Load, Outcome, Picture, Shape, Ticket
+from kubediffusion.worker.engine import Admit, EngineInfo, ImageId, ImageOutput, ImageRequest, Outcome, Shape, StepStats
 from kubediffusion.worker.settings import Settings
 
 NOW = dt.datetime(2026, 1, 2, 3, 4, 5, 678901, dt.UTC)
@@ -37,9 +37,9 @@ def bound_job(name: str = "job", version: int = 1, **changes: Any) -> Generation
     return GenerationJob.from_wire({"metadata": metadata, "spec": {"prompt": "a cat", **changes}, "status": status})
 
 
-def picture(color: tuple[int, int, int] = (1, 2, 3), **changes: Any) -> Picture:
+def picture(color: tuple[int, int, int] = (1, 2, 3), **changes: Any) -> ImageOutput:
     """A small picture of one color."""
-    return Picture(**({"width": 8, "height": 4, "rgb": bytes(color) * 32, "scheduler": "DDIMScheduler"} | changes))
+    return ImageOutput(**({"width": 8, "height": 4, "rgb": bytes(color) * 32, "scheduler": "DDIMScheduler"} | changes))
 
 
 def settings(folder: Path, **spec: Any) -> Settings:
@@ -54,12 +54,14 @@ def settings(folder: Path, **spec: Any) -> Settings:
     )
 
 
-def image_task(index: int = 0, prompt: str = "a cat", negative: str | None = None, **shape: Any) -> ImageTask:
+def image_request(index: int = 0, prompt: str = "a cat", negative: str | None = None, **shape: Any) -> ImageRequest:
     """One image to make; the seed is its index."""
-    return ImageTask(Ticket("uid", 1, index), prompt, negative, index, Shape(**({"steps": 3, "guidance": 7.5} | shape)))
+    return ImageRequest(
+        ImageId("uid", 1, index), prompt, negative, index, Shape(**({"steps": 3, "guidance": 7.5} | shape))
+    )
 
 
-def levels_apart(a: Picture, b: Picture) -> int:
+def levels_apart(a: ImageOutput, b: ImageOutput) -> int:
     """The largest difference of two pictures of one size, in levels of 255."""
     left, right = (np.frombuffer(picture.rgb, np.uint8).astype(int) for picture in (a, b))
     return int(np.abs(left - right).max())
@@ -71,35 +73,35 @@ class Recorder:
     def __init__(
         self,
         unwanted: dict[int, int] | None = None,
-        joining: dict[int, tuple[ImageTask, ...]] | None = None,
+        joining: dict[int, tuple[ImageRequest, ...]] | None = None,
         due: dict[int, int] | None = None,
     ) -> None:
         self.outcomes: dict[int, Outcome] = {}
         self.steps: dict[int, list[int]] = {}
-        self.loads: list[Load] = []
+        self.loads: list[StepStats] = []
         self.offers: list[tuple[int, int]] = []
         self._unwanted = unwanted or {}
         self._joining = joining or {}
         self._due = due or {}
 
-    def wanted(self, ticket: Ticket) -> bool:
-        limit = self._unwanted.get(ticket.index)
-        return limit is None or len(self.steps.get(ticket.index, [])) < limit
+    def wanted(self, image_id: ImageId) -> bool:
+        limit = self._unwanted.get(image_id.index)
+        return limit is None or len(self.steps.get(image_id.index, [])) < limit
 
-    def stepped(self, ticket: Ticket, step: int, total: int) -> None:
+    def stepped(self, image_id: ImageId, step: int, total: int) -> None:
         assert step <= total
-        self.steps.setdefault(ticket.index, []).append(step)
+        self.steps.setdefault(image_id.index, []).append(step)
 
-    def more(self, room: int, calls: int, admit: Admit) -> tuple[ImageTask, ...]:
+    def more(self, room: int, calls: int, admit: Admit) -> tuple[ImageRequest, ...]:
         self.offers.append((admit(room), calls))
         return self._joining.pop(len(self.loads), ())
 
-    def overdue(self, ticket: Ticket) -> bool:
-        return len(self.loads) >= self._due.get(ticket.index, sys.maxsize)
+    def overdue(self, image_id: ImageId) -> bool:
+        return len(self.loads) >= self._due.get(image_id.index, sys.maxsize)
 
-    def ran(self, load: Load) -> None:
+    def ran(self, load: StepStats) -> None:
         self.loads.append(load)
 
-    def ended(self, ticket: Ticket, outcome: Outcome) -> None:
-        assert ticket.index not in self.outcomes
-        self.outcomes[ticket.index] = outcome
+    def ended(self, image_id: ImageId, outcome: Outcome) -> None:
+        assert image_id.index not in self.outcomes
+        self.outcomes[image_id.index] = outcome

@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from kubediffusion.worker.throughput import admitted
-from kubediffusion.worker.waits import PATIENCE, Waits
+from kubediffusion.worker.engine.throughput import admitted
+from kubediffusion.worker.engine.waits import PATIENCE, Waits
 
 Seconds = Mapping[int, float]
 """What a step takes, by batch size."""

@@ -17,7 +17,7 @@ from typing import Any
 import uvloop
 
 from kubediffusion.resources import meta
-from kubediffusion.worker.engine import EngineInfo, ImageTask, Monitor, Picture, Plan, Shape
+from kubediffusion.worker.engine import EngineInfo, ImageOutput, ImageRequest, Monitor, Plan
 from kubediffusion.worker.main import serve
 from kubediffusion.worker.settings import Settings
 
@@ -41,20 +41,20 @@ class StandInEngine:
             name="stand-in", pipeline="none", device="none", torch_dtype="none", revision="stand-in", versions={}
         )
 
-    def plan(self, shape: Shape) -> Plan:
+    def plan(self, request: ImageRequest) -> Plan:
         """Tell that images of one shape run together."""
-        return Plan(shape, shape.steps)
+        return Plan(request.shape, request.shape.steps)
 
     def rest(self, _wake: Callable[[], None]) -> bool:
         """Do nothing: there is nothing to prepare."""
         return False
 
-    def run(self, tasks: tuple[ImageTask, ...], monitor: Monitor) -> None:
+    def run(self, tasks: tuple[ImageRequest, ...], monitor: Monitor) -> None:
         """Wait, then give every image of the batch."""
         time.sleep(self._seconds)
         for task in tasks:
-            monitor.stepped(task.ticket, task.shape.steps, task.shape.steps)
-            monitor.ended(task.ticket, Picture(SIZE, SIZE, pixels(task.seed), "none"))
+            monitor.stepped(task.id, task.shape.steps, task.shape.steps)
+            monitor.ended(task.id, ImageOutput(SIZE, SIZE, pixels(task.seed), "none"))
 
 
 def pixels(seed: int) -> bytes:

@@ -15,8 +15,8 @@ from kubediffusion.resources.diffusion_model import DiffusionModel, DiffusionMod
 from kubediffusion.resources.generation_job import MAX_SEED, GenerationJob, Image, JobProgress, Parameters
 from kubediffusion.resources.parameters import resolve_parameters
 from kubediffusion.resources.transitions import BOUND
-from kubediffusion.worker.batching import Candidate
-from kubediffusion.worker.engine import ImageTask, Picture, Plan, Shape, Ticket
+from kubediffusion.worker.engine import ImageId, ImageOutput, ImageRequest, Plan, Shape
+from kubediffusion.worker.engine.batching import Candidate
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Assignment:
     parameters: Parameters
     taken: int = 0
     steps: dict[int, int] = field(default_factory=dict)
-    pictures: dict[int, Picture] = field(default_factory=dict)
+    pictures: dict[int, ImageOutput] = field(default_factory=dict)
     images: dict[int, Image] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     start_time: dt.datetime | None = None
@@ -142,7 +142,7 @@ class Assignment:
             deterministic=self.parameters.deterministic,
         )
 
-    def take_requests(self, count: int, now: dt.datetime, clock: float) -> tuple[ImageTask, ...]:
+    def take_requests(self, count: int, now: dt.datetime, clock: float) -> tuple[ImageRequest, ...]:
         """Return requests for the next images, and count them as given to the engine.
 
         Args:
@@ -157,22 +157,23 @@ class Assignment:
         first, self.taken = self.taken, self.taken + count
         # The engine's thread replaces these values; only the event loop adds keys.
         self.steps |= dict.fromkeys(range(first, self.taken), 0)
-        return tuple(
-            ImageTask(
-                ticket=Ticket(self.binding.uid, self.binding.attempt, index),
-                prompt=self.job.spec.prompt,
-                negative_prompt=self.parameters.negative_prompt,
-                seed=self.seed(index),
-                shape=self.shape,
-            )
-            for index in range(first, self.taken)
+        return tuple(self.request(index) for index in range(first, self.taken))
+
+    def request(self, index: int) -> ImageRequest:
+        """Ask the engine for one of its images."""
+        return ImageRequest(
+            id=ImageId(self.binding.uid, self.binding.attempt, index),
+            prompt=self.job.spec.prompt,
+            negative_prompt=self.parameters.negative_prompt,
+            seed=self.seed(index),
+            shape=self.shape,
         )
 
     def seed(self, index: int) -> int:
         """Return the seed of an image: the job's plus the index; it wraps at the largest that status can hold."""
         return (self.parameters.seed + index) % (MAX_SEED + 1)
 
-    def record_output(self, index: int, picture: Picture, clock: float) -> None:
+    def record_output(self, index: int, picture: ImageOutput, clock: float) -> None:
         """Record an image that the engine made, without its pixels.
 
         Args:

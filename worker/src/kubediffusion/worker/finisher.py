@@ -18,7 +18,7 @@ from kubediffusion.resources.storage import SupersededError
 from kubediffusion.worker import images, reports
 from kubediffusion.worker.assignments import Assignment
 from kubediffusion.worker.context import WorkerContext
-from kubediffusion.worker.engine import Outcome, Picture
+from kubediffusion.worker.engine import ImageOutput, Outcome
 from kubediffusion.worker.progress_reporter import ProgressReporter
 from kubediffusion.worker.reporter import Build, ReportRefusedError, Verdict
 from kubediffusion.worker.uploads import Uploader
@@ -94,7 +94,7 @@ class Finisher:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _store(self, assignment: Assignment, index: int, picture: Picture) -> None:
+    async def _store(self, assignment: Assignment, index: int, picture: ImageOutput) -> None:
         ready = time.monotonic()
         try:
             image = await self._upload(assignment, index, picture)
@@ -120,7 +120,7 @@ class Finisher:
             seconds = time.monotonic() - assignment.spans[-1].ended
             self._finish(assignment, self._succeed(assignment, seconds))
 
-    async def _upload(self, assignment: Assignment, index: int, picture: Picture) -> Image:
+    async def _upload(self, assignment: Assignment, index: int, picture: ImageOutput) -> Image:
         with _BufferedBytes(self, len(picture.rgb)) as buffered:
             png = await self._encode(assignment, index, picture)
             buffered.resize(len(png.data))
@@ -158,7 +158,7 @@ class Finisher:
     def _key(self, assignment: Assignment, index: int) -> str:
         return image_key(self._prefix, assignment.job.metadata.namespace, assignment.binding.uid, index)
 
-    async def _encode(self, assignment: Assignment, index: int, picture: Picture) -> images.Png:
+    async def _encode(self, assignment: Assignment, index: int, picture: ImageOutput) -> images.Png:
         recipe = reports.recipe(assignment.parameters, self._engine, picture)
         own = recipe.model_copy(update={"seed": assignment.seed(index), "num_images": 1}).to_wire()
         loop = asyncio.get_running_loop()

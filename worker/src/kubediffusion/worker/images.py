@@ -24,7 +24,7 @@ from PIL import Image as Pillow
 from PIL.PngImagePlugin import PngInfo, putchunk
 
 from kubediffusion.worker.cpus import usable_cpus
-from kubediffusion.worker.engine import Picture
+from kubediffusion.worker.engine import ImageOutput
 
 RECIPE_CHUNK = "kubediffusion"
 """Keyword of the text chunk that holds the recipe as JSON."""
@@ -64,7 +64,7 @@ class Png:
     sha256: str
 
 
-def encode(picture: Picture, prompt: str, recipe: Mapping[str, Any]) -> Png:
+def encode(picture: ImageOutput, prompt: str, recipe: Mapping[str, Any]) -> Png:
     """Encode an image as a PNG that holds its recipe.
 
     Args:
@@ -89,7 +89,7 @@ def encode(picture: Picture, prompt: str, recipe: Mapping[str, Any]) -> Png:
     return Png(data, hashlib.sha256(data).hexdigest())
 
 
-def _compressed(picture: Picture) -> bytes:
+def _compressed(picture: ImageOutput) -> bytes:
     """Filter and compress pixels: one zlib stream, whose parts were made side by side (RFC 1950, RFC 1951)."""
     rows = np.frombuffer(picture.rgb, np.uint8).reshape(picture.height, picture.width * 3)
     filtered = np.empty((picture.height, 1 + rows.shape[1]), np.uint8)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kubediffusion.worker.engine import ImageTask
+from kubediffusion.worker.engine import ImageRequest
 
 UNLIMITED = 100_000
 """A larger ``model_max_length`` is none: transformers gives an astronomic number where a tokenizer has no limit."""
@@ -57,10 +57,10 @@ def _counter(tokenizer: Any) -> Callable[[str], int]:
     return count
 
 
-def cut_warnings(task: ImageTask, encoders: Sequence[TextEncoder]) -> list[str]:
+def cut_warnings(request: ImageRequest, encoders: Sequence[TextEncoder]) -> list[str]:
     """Return a warning for each text of a request that an encoder truncates."""
     warnings = []
-    for field, text in (("prompt", task.prompt), ("negativePrompt", task.negative_prompt)):
+    for field, text in (("prompt", request.prompt), ("negativePrompt", request.negative_prompt)):
         for encoder in encoders:
             if not text or (cut := encoder.count(text) - encoder.limit) <= 0:
                 continue

@@ -29,7 +29,7 @@ from kubediffusion.resources.generation_job import (
     Timings,
 )
 from kubediffusion.worker.assignments import Assignment
-from kubediffusion.worker.engine import EngineInfo, Picture
+from kubediffusion.worker.engine import EngineInfo, ImageOutput
 
 MAX_MESSAGE = 4096
 """Characters of an error's message: a library's exception can be as long as it likes."""
@@ -183,7 +183,7 @@ def failed(before: GenerationJob, assignment: Assignment, failure: JobFailure, n
     return before.status.model_copy(update=update)
 
 
-def recipe(parameters: Parameters, engine: EngineInfo, picture: Picture) -> Parameters:
+def recipe(parameters: Parameters, engine: EngineInfo, picture: ImageOutput) -> Parameters:
     """Return a recipe completed with what really ran: sizes and scheduler, model revision, engine and versions.
 
     Args:

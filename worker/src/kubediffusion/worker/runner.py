@@ -18,14 +18,14 @@ from dataclasses import dataclass
 
 from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.worker.assignments import Assignment
-from kubediffusion.worker.batching import Candidate, Portion, admission, next_batch
 from kubediffusion.worker.context import WorkerContext
-from kubediffusion.worker.engine import Admit, EngineLostError, ImageTask, Load, Outcome, Ticket, described
+from kubediffusion.worker.engine import Admit, EngineLostError, ImageId, ImageRequest, Outcome, StepStats, described
+from kubediffusion.worker.engine.batching import Candidate, Portion, admission, next_batch
+from kubediffusion.worker.engine.waits import Waits
 from kubediffusion.worker.finisher import Finisher
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
 from kubediffusion.worker.progress_reporter import ProgressReporter
-from kubediffusion.worker.waits import Waits
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +40,12 @@ class Member:
         due: How many steps will have been run, in all batches, when it enters at the latest.
     """
 
-    task: ImageTask
+    task: ImageRequest
     assignment: Assignment
     due: int
 
 
-Members = dict[Ticket, Member]
+Members = dict[ImageId, Member]
 
 
 class Runner:
@@ -164,7 +164,7 @@ class Runner:
         logger.info("batch begins", extra={**about, "shape": str(tasks[0].shape)})
         self._health.engine_active()
         loop = asyncio.get_running_loop()
-        key = self._engine.plan(tasks[0].shape).key
+        key = self._engine.plan(tasks[0]).key
         monitor = _BatchMonitor(
             members,
             lambda room, calls, admit, step: self._joining(key, room, calls, admit, step),
@@ -204,7 +204,7 @@ class Runner:
         return admission(candidates, plan.key, most, 0, admit=plan.admit, waits=waits, step=self._steps)
 
     def _candidate(self, assignment: Assignment) -> Candidate[str]:
-        return assignment.candidate(self._engine.plan(assignment.shape))
+        return assignment.candidate(self._engine.plan(assignment.request(assignment.taken)))
 
     def _joining(self, key: Hashable, room: int, calls: int, admit: Admit, step: int) -> Members:
         """Give images that enter the running batch."""
@@ -224,8 +224,8 @@ class Runner:
             assignment = self._assignments.get(portion.key)
             if assignment is not None:
                 for task in assignment.take_requests(portion.count, now, clock):
-                    due = self._waits.due((portion.key, task.ticket.index), step)
-                    members[task.ticket] = Member(task, assignment, due)
+                    due = self._waits.due((portion.key, task.id.index), step)
+                    members[task.id] = Member(task, assignment, due)
         if members:
             self._progress.batch_started()
         return members
@@ -273,34 +273,34 @@ class _BatchMonitor:
         self._found: queue.SimpleQueue[Members] = queue.SimpleQueue()
         self.images = len(members)
 
-    def wanted(self, ticket: Ticket) -> bool:
+    def wanted(self, image_id: ImageId) -> bool:
         """Tell whether the job is still ours and whole."""
-        assignment = self._members[ticket].assignment
+        assignment = self._members[image_id].assignment
         return not assignment.dropped and not assignment.finishing
 
-    def stepped(self, ticket: Ticket, step: int, total: int) -> None:
+    def stepped(self, image_id: ImageId, step: int, total: int) -> None:
         """Note progress."""
         del total  # the recipe says it
         self._health.engine_active()
-        assignment = self._members[ticket].assignment
-        if (more := step - assignment.steps[ticket.index]) > 0:
-            if not assignment.steps[ticket.index] and (queued_at := assignment.job.status.queued_at) is not None:
+        assignment = self._members[image_id].assignment
+        if (more := step - assignment.steps[image_id.index]) > 0:
+            if not assignment.steps[image_id.index] and (queued_at := assignment.job.status.queued_at) is not None:
                 waited = (dt.datetime.now(dt.UTC) - queued_at).total_seconds()
                 # Two clocks of two machines.
                 self._metrics.first_step.observe(max(waited, 0.0))
-            assignment.steps[ticket.index] = step
+            assignment.steps[image_id.index] = step
             self._metrics.steps.inc(more)
 
-    def ended(self, ticket: Ticket, outcome: Outcome) -> None:
+    def ended(self, image_id: ImageId, outcome: Outcome) -> None:
         """Hand the end of an image to the event loop."""
         self._health.engine_active()
-        self._open.discard(ticket)
-        self._metrics.inference.observe(time.monotonic() - self._began[ticket])
+        self._open.discard(image_id)
+        self._metrics.inference.observe(time.monotonic() - self._began[image_id])
         self._loop.call_soon_threadsafe(
-            self._finisher.finish_image, self._members[ticket].assignment, ticket.index, outcome
+            self._finisher.finish_image, self._members[image_id].assignment, image_id.index, outcome
         )
 
-    def more(self, room: int, calls: int, admit: Admit) -> tuple[ImageTask, ...]:
+    def more(self, room: int, calls: int, admit: Admit) -> tuple[ImageRequest, ...]:
         """Give what the event loop found, and ask it for more."""
         # Before what it found is taken: else an answer that comes in between is forgotten, and asked for again.
         asked = self._asked
@@ -320,11 +320,11 @@ class _BatchMonitor:
             self._loop.call_soon_threadsafe(self._look, room, calls, others, self.steps + 1)
         return tuple(member.task for member in found.values())
 
-    def overdue(self, ticket: Ticket) -> bool:
+    def overdue(self, image_id: ImageId) -> bool:
         """Tell whether an image has waited long enough."""
-        return self.steps >= self._members[ticket].due
+        return self.steps >= self._members[image_id].due
 
-    def ran(self, load: Load) -> None:
+    def ran(self, load: StepStats) -> None:
         """Count a step of the batch."""
         self.steps += 1
         self._metrics.batch.observe(load.images)
@@ -342,13 +342,13 @@ class _BatchMonitor:
         """
         if self.steps == self._before:
             self._metrics.batch.observe(self.images)
-        for ticket in sorted(self._open, key=lambda ticket: ticket.index):
-            if self.wanted(ticket):
-                self._finisher.finish_image(self._members[ticket].assignment, ticket.index, failure)
+        for image_id in sorted(self._open, key=lambda image_id: image_id.index):
+            if self.wanted(image_id):
+                self._finisher.finish_image(self._members[image_id].assignment, image_id.index, failure)
         # What the engine asked for was looked for before this: the event loop keeps the order of calls.
         return {
-            ticket: member
-            for ticket, member in self._take_found().items()
+            image_id: member
+            for image_id, member in self._take_found().items()
             if not member.assignment.dropped and not member.assignment.finishing
         }
 

@@ -44,10 +44,10 @@ def start_engine(settings: Settings, on_stage: OnStage) -> Engine:
     on_stage(EngineReason.IMPORTING, "PyTorch and diffusers are imported")
     # Late: torch takes seconds, in which the probes answer.
     with garbage.collection_paused():
-        from kubediffusion.worker.pipeline.device import open_device
+        from kubediffusion.worker.loading.device import open_device
 
         opened = run_in_thread(open_device, "device")
-        from kubediffusion.worker.pipeline.loading import load_engine
+        from kubediffusion.worker.execution.build import load_engine
     # Nobody else may use the device while a graph is captured.
     opened.result()
     return load_engine(settings, on_stage, model)

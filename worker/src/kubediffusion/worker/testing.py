@@ -23,7 +23,7 @@ def save_stable_diffusion(folder: Path, *, safety_checker: bool = False) -> Path
     pipeline = _library("diffusers").StableDiffusionPipeline(
         vae=_vae(),
         text_encoder=_clip(),
-        tokenizer=_tokenizer(),
+        tokenizer=clip_tokenizer(),
         unet=_unet(),
         scheduler=_library("diffusers").PNDMScheduler(
             beta_start=0.00085,
@@ -41,6 +41,23 @@ def save_stable_diffusion(folder: Path, *, safety_checker: bool = False) -> Path
     return folder
 
 
+def save_latent_consistency(folder: Path) -> Path:
+    """Save a tiny LatentConsistencyModelPipeline, whose denoiser is told the guidance scale, and give its folder."""
+    _library("torch").manual_seed(0)
+    pipeline = _library("diffusers").LatentConsistencyModelPipeline(
+        vae=_vae(),
+        text_encoder=_clip(),
+        tokenizer=clip_tokenizer(),
+        unet=_unet(time_cond_proj_dim=16),
+        scheduler=_library("diffusers").LCMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
 def save_stable_diffusion_xl(folder: Path) -> Path:
     """Save a tiny StableDiffusionXLPipeline with two text encoders in a folder, and return the folder."""
     _library("torch").manual_seed(0)
@@ -48,9 +65,9 @@ def save_stable_diffusion_xl(folder: Path) -> Path:
     pipeline = _library("diffusers").StableDiffusionXLPipeline(
         vae=_vae(),
         text_encoder=_clip(),
-        tokenizer=_tokenizer(),
-        text_encoder_2=_library("transformers").CLIPTextModelWithProjection(_clip_config()),
-        tokenizer_2=_tokenizer(),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=_library("transformers").CLIPTextModelWithProjection(clip_config()),
+        tokenizer_2=clip_tokenizer(),
         unet=_unet(
             cross_attention_dim=2 * width,
             addition_embed_type="text_time",
@@ -82,13 +99,13 @@ def save_flux(folder: Path) -> Path:
             scaling_factor=1.5035,
         ),
         text_encoder=_clip(),
-        tokenizer=_tokenizer(),
+        tokenizer=clip_tokenizer(),
         text_encoder_2=_library("transformers").T5EncoderModel(
             _library("transformers").T5Config(
-                vocab_size=_VOCABULARY, d_model=width, d_kv=8, d_ff=37, num_layers=1, num_heads=4
+                vocab_size=VOCABULARY, d_model=width, d_kv=8, d_ff=37, num_layers=1, num_heads=4
             )
         ),
-        tokenizer_2=_tokenizer(t5=True),
+        tokenizer_2=t5_tokenizer(),
         transformer=_library("diffusers").FluxTransformer2DModel(
             patch_size=1,
             in_channels=4,
@@ -112,27 +129,34 @@ def _library(name: str) -> Any:
 
 _MARKS = ("<|startoftext|>", "<|endoftext|>")
 _LETTERS = string.ascii_lowercase + string.digits + string.punctuation
-_VOCABULARY = 2 * len(_LETTERS) + len(_MARKS)
+VOCABULARY = 2 * len(_LETTERS) + len(_MARKS)
+"""Tokens of the tokenizers."""
 
 
-def _tokenizer(*, t5: bool = False) -> Any:
-    # Each letter is a token, and so is each letter at the end of a word; nothing is merged.
+def clip_tokenizer() -> Any:
+    """Make a CLIP tokenizer: each letter is a token, and so is each letter at the end of a word; nothing is merged."""
     words = [*_LETTERS, *(f"{letter}</w>" for letter in _LETTERS), *_MARKS]
     vocabulary = {word: number for number, word in enumerate(words)}
-    tokenizer = _library("transformers").CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=MAX_TOKENS)
-    if not t5:
-        return tokenizer
+    return _library("transformers").CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=MAX_TOKENS)
+
+
+def t5_tokenizer() -> Any:
+    """Make a tokenizer of the same tokens that has no limit of length."""
     return _library("transformers").PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer, pad_token=_MARKS[1], eos_token=_MARKS[1], unk_token=_MARKS[1]
+        tokenizer_object=clip_tokenizer().backend_tokenizer,
+        pad_token=_MARKS[1],
+        eos_token=_MARKS[1],
+        unk_token=_MARKS[1],
     )
 
 
-def _clip_config() -> Any:
+def clip_config() -> Any:
+    """Configure a CLIP text encoder of two layers."""
     return _library("transformers").CLIPTextConfig(
-        vocab_size=_VOCABULARY,
-        bos_token_id=_VOCABULARY - 2,
-        eos_token_id=_VOCABULARY - 1,
-        pad_token_id=_VOCABULARY - 1,
+        vocab_size=VOCABULARY,
+        bos_token_id=VOCABULARY - 2,
+        eos_token_id=VOCABULARY - 1,
+        pad_token_id=VOCABULARY - 1,
         hidden_size=32,
         intermediate_size=37,
         num_attention_heads=4,
@@ -144,7 +168,7 @@ def _clip_config() -> Any:
 
 
 def _clip() -> Any:
-    return _library("transformers").CLIPTextModel(_clip_config())
+    return _library("transformers").CLIPTextModel(clip_config())
 
 
 def _vae() -> Any:
@@ -179,7 +203,7 @@ def _safety_checker() -> Any:
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16
     )
     config = _library("transformers").CLIPConfig(
-        text_config=_clip_config().to_dict(), vision_config=vision.to_dict(), projection_dim=16
+        text_config=clip_config().to_dict(), vision_config=vision.to_dict(), projection_dim=16
     )
     return _library("diffusers.pipelines.stable_diffusion.safety_checker").StableDiffusionSafetyChecker(config)
 

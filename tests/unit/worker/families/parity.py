@@ -1,0 +1,99 @@
+"""What the parity test needs of a family: a tiny random pipeline, and how its own call is asked for the same image.
+
+One module a family, ``row_NAME.py``, whose ``ROW`` is a :class:`FamilyRow`; the test finds them by their name.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from worker_builders import Recorder
+
+from kubediffusion.worker.engine import EngineInfo, ImageOutput, ImageRequest
+from kubediffusion.worker.execution.continuous import NAME, ContinuousEngine
+from kubediffusion.worker.families.base import ModelFamily
+from kubediffusion.worker.families.registry import family_of
+
+CallArguments = Callable[[ImageRequest], Mapping[str, Any]]
+
+
+def usual_arguments(request: ImageRequest) -> Mapping[str, Any]:
+    """Pass guidance scale and negative prompt by the names that most pipelines give them."""
+    return {"guidance_scale": request.shape.guidance, "negative_prompt": request.negative_prompt}
+
+
+@dataclass(frozen=True)
+class FamilyRow:
+    """One pipeline of one family.
+
+    Attributes:
+        name: Of the row, for the test's name.
+        build: Builds the tiny pipeline, on the CPU in float32, with random weights that are always the same.
+        arguments: What of a request the pipeline's own call is told beside prompt, seed, size and steps.
+        sizes: Two sizes in pixels, width and height.
+        guidance: Two guidance scales; both are used in one batch.
+        schedulers: Names of further noise schedulers of diffusers that its jobs may ask for.
+    """
+
+    name: str
+    build: Callable[[], Any]
+    arguments: CallArguments = usual_arguments
+    sizes: tuple[tuple[int, int], tuple[int, int]] = ((32, 32), (64, 32))
+    guidance: tuple[float, float] = (4.0, 2.5)
+    schedulers: tuple[str, ...] = field(default=())
+
+
+def family_rows() -> list[FamilyRow]:
+    """Find the rows of all families."""
+    modules = sorted(path.stem for path in Path(__file__).parent.glob("row_*.py"))
+    return [row for module in modules for row in importlib.import_module(module).ROWS]
+
+
+def step_engine(pipeline: Any, images: int = 4) -> ContinuousEngine:
+    """Make the engine that steps a pipeline's images."""
+    pipeline.set_progress_bar_config(disable=True)
+    family = family_of(pipeline)
+    assert isinstance(family, ModelFamily), family
+    info = EngineInfo(NAME, type(pipeline).__name__, "cpu", "float32", "", {})
+    return ContinuousEngine(pipeline, info, family, images)
+
+
+def run(engine: ContinuousEngine, *requests: ImageRequest, **recorder: Any) -> dict[int, ImageOutput]:
+    """Make images in one batch, and give them by index."""
+    seen = Recorder(**recorder)
+    engine.run(requests, seen)
+    for outcome in seen.outcomes.values():
+        assert isinstance(outcome, ImageOutput), outcome
+        assert outcome.engine == NAME
+    return seen.outcomes
+
+
+def by_own_call(pipeline: Any, row: FamilyRow, request: ImageRequest) -> np.ndarray[Any, Any]:
+    """Make an image by the pipeline's own call: ``[height, width, 3]``, uint8."""
+    shape = request.shape
+    sides = {name: side for name, side in (("width", shape.width), ("height", shape.height)) if side is not None}
+    arguments = {name: value for name, value in row.arguments(request).items() if value is not None}
+    with torch.inference_mode():
+        (image,) = pipeline(
+            request.prompt,
+            num_inference_steps=shape.steps,
+            generator=torch.Generator("cpu").manual_seed(request.seed),
+            output_type="np",
+            **sides,
+            **arguments,
+        ).images
+    return (image * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def levels(output: ImageOutput, expected: np.ndarray[Any, Any]) -> int:
+    """Give the largest difference of two images, in levels of 255."""
+    made = np.frombuffer(output.rgb, np.uint8).reshape(output.height, output.width, 3)
+    assert made.shape == expected.shape
+    assert len(np.unique(expected)) > 10
+    return int(np.abs(made.astype(int) - expected.astype(int)).max())

@@ -1,0 +1,40 @@
+"""The engine's policy: what an image is, who shares a step with whom, and who is next. Pure: no torch, no clock.
+
+The names that other parts of the worker use are here; each is defined in the module that its group is named after.
+"""
+
+from kubediffusion.worker.engine.interface import (
+    Admit,
+    BadModelError,
+    Engine,
+    EngineInfo,
+    EngineLostError,
+    Monitor,
+    Plan,
+    StepStats,
+    described,
+    everybody,
+)
+from kubediffusion.worker.engine.key import BatchKey, CourseKey, GuidanceKind
+from kubediffusion.worker.engine.request import ImageId, ImageOutput, ImageRequest, Outcome, Shape
+
+__all__ = [
+    "Admit",
+    "BadModelError",
+    "BatchKey",
+    "CourseKey",
+    "Engine",
+    "EngineInfo",
+    "EngineLostError",
+    "GuidanceKind",
+    "ImageId",
+    "ImageOutput",
+    "ImageRequest",
+    "Monitor",
+    "Outcome",
+    "Plan",
+    "Shape",
+    "StepStats",
+    "described",
+    "everybody",
+]

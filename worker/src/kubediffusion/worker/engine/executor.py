@@ -1,0 +1,33 @@
+"""What the engine's loop asks of whoever computes: one GPU, or several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from kubediffusion.worker.engine.plan import StepPlan, StepResult
+from kubediffusion.worker.engine.request import ImageId, ImageRequest, Outcome
+
+
+class Executor(Protocol):
+    """Computes steps. All methods are called from one thread."""
+
+    def accept(self, requests: Sequence[ImageRequest]) -> None:
+        """Take in what plans then name by id alone."""
+
+    def discard(self, images: Sequence[ImageId]) -> None:
+        """Forget images that no plan names any more."""
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Do what a plan says.
+
+        Raises:
+            EngineLostError: The device is lost.
+        """
+
+    def finished(self, *, wait: bool) -> list[tuple[ImageId, Outcome]]:
+        """Give the images whose pixels are there, each once.
+
+        Args:
+            wait: Whether to wait for all that are being decoded.
+        """

@@ -1,0 +1,168 @@
+"""What the worker asks of an engine, and what an engine answers: typed values, no torch.
+
+The unit of work is one image. An engine is given a batch of images that may run together and tells a monitor about each
+of them as it goes: its steps, and its end. That fits a static batch through a pipeline's own call, where all images end
+together, and an engine that fills the slots of a running batch between two steps: it asks the monitor for more.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kubediffusion.worker.engine.request import ImageId, ImageRequest, Outcome
+
+
+class BadModelError(Exception):
+    """The model cannot be loaded, and a restart would not change that. The message says why and names the remedy."""
+
+
+class EngineLostError(Exception):
+    """The engine cannot be used any more, for example after a CUDA error: only a new process helps."""
+
+
+class Admit(Protocol):
+    """Tells how many of those who wait may enter a batch; callable from any thread."""
+
+    def __call__(self, waiting: int, overdue: int = 0, /) -> int:
+        """Tell it.
+
+        Args:
+            waiting: Images that wait.
+            overdue: How many of them have waited long enough, first of all: they enter while there is a slot.
+        """
+
+
+def everybody(waiting: int, _overdue: int = 0, /) -> int:
+    """Admit all who wait."""
+    return waiting
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an engine would run an image.
+
+    Attributes:
+        key: What images must have in common to run in one batch.
+        calls: How often the model is called for one image.
+        joins: Whether such images may enter a batch that is running.
+        admit: How many of them are to begin a batch together, where others may join later.
+    """
+
+    key: Hashable
+    calls: int
+    joins: bool = False
+    admit: Admit = field(default=everybody, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """A batch during one of its steps.
+
+    Attributes:
+        images: Images in it.
+        size: Slots that are computed, empty ones included.
+        limit: The most slots that the engine uses; lower than configured after the device's memory ran out.
+        compiled: Whether the step runs compiled.
+        memory: Bytes of the device's memory that are reserved; None on the CPU.
+    """
+
+    images: int
+    size: int
+    limit: int
+    compiled: bool = False
+    memory: int | None = None
+
+
+class Monitor(Protocol):
+    """Who an engine reports to. Every method is called from the engine's thread and must not block."""
+
+    def wanted(self, image_id: ImageId) -> bool:
+        """Tell whether anybody still wants the image; asked after every step."""
+
+    def stepped(self, image_id: ImageId, step: int, total: int) -> None:
+        """Note that ``step`` of ``total`` denoising steps are done."""
+
+    def ended(self, image_id: ImageId, outcome: Outcome) -> None:
+        """Note the end of an image. An image that is no longer wanted may end without it."""
+
+    def more(self, room: int, calls: int, admit: Admit) -> tuple[ImageRequest, ...]:
+        """Give images that join the running batch: those that were found since the last call.
+
+        Others are looked for meanwhile, for the next call. What is not called for when the batch ends runs in the next.
+
+        Args:
+            room: Images for which there will be a slot soon.
+            calls: Calls of the model, from when they enter, until the last of the batch's images is done.
+            admit: How many of those who wait are to take these slots.
+        """
+
+    def overdue(self, image_id: ImageId) -> bool:
+        """Tell whether an image that was given has waited so long that it enters whatever the batch then does.
+
+        Asked before a step, of those who have no slot.
+        """
+
+    def ran(self, load: StepStats) -> None:
+        """Note that a batch makes one step."""
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What ran the images, for the recipe.
+
+    Attributes:
+        name: The engine.
+        pipeline: The diffusers pipeline class.
+        device: Kind of device, for example ``cpu`` or ``NVIDIA H100``.
+        torch_dtype: Numbers that the weights are held in.
+        revision: Commit or content hash of the model.
+        versions: Versions of the libraries that decide pixels, by package name.
+    """
+
+    name: str
+    pipeline: str
+    device: str
+    torch_dtype: str
+    revision: str
+    versions: dict[str, str]
+
+
+class Engine(Protocol):
+    """Makes images. Runs in one thread only."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What this engine is."""
+
+    def plan(self, request: ImageRequest) -> Plan:
+        """Tell how an image runs. Called from any thread, often, and while a batch runs."""
+
+    def rest(self, wake: Callable[[], None]) -> bool:
+        """Use a moment, about a second, in which nobody waits for an image, to get faster.
+
+        Args:
+            wake: Called, from any thread, when another such moment would be of use later.
+
+        Returns:
+            Whether another would be of use now.
+
+        Raises:
+            EngineLostError: The process must end.
+        """
+
+    def run(self, requests: tuple[ImageRequest, ...], monitor: Monitor) -> None:
+        """Make the images of one batch, all of one key, and tell the monitor how each ends.
+
+        Returns when every image has ended or is no longer wanted.
+
+        Raises:
+            EngineLostError: The process must end; images that have not ended were not made.
+        """
+
+
+def described(error: BaseException) -> dict[str, object]:
+    """Give an error's type and traceback for a log line, without its text: that may quote a prompt."""
+    return {"error": type(error).__name__, "traceback": traceback.format_tb(error.__traceback__)}

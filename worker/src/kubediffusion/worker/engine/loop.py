@@ -1,0 +1,115 @@
+"""The engine's loop: plan a step, execute it, book what came of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from kubediffusion.worker.engine.executor import Executor
+from kubediffusion.worker.engine.interface import Monitor, StepStats
+from kubediffusion.worker.engine.plan import StepPlan, StepResult
+from kubediffusion.worker.engine.request import ImageRequest
+from kubediffusion.worker.engine.scheduler import BatchSizes, Booking, RequestState, StepScheduler
+from kubediffusion.worker.engine.throughput import StepTimes
+from kubediffusion.worker.engine.waits import overdue
+
+logger = logging.getLogger(__name__)
+
+
+class EngineLoop:
+    """Runs one batch from its first image to its last.
+
+    Args:
+        scheduler: Plans the steps.
+        executor: Executes them.
+        monitor: Who is told.
+        calls: Tells how many calls of the model an image takes.
+        alone: Makes an image by the pipeline's own call, and tells the monitor.
+        limit: The batch sizes.
+        times: What steps of each size take; None to measure nothing.
+        between: Called between two steps, once the first image has ended; None for nothing to do there.
+    """
+
+    def __init__(
+        self,
+        *,
+        scheduler: StepScheduler,
+        executor: Executor,
+        monitor: Monitor,
+        calls: Callable[[ImageRequest], int],
+        alone: Callable[[ImageRequest], None],
+        limit: BatchSizes,
+        times: StepTimes | None,
+        between: Callable[[], object] | None = None,
+    ) -> None:
+        self._scheduler = scheduler
+        self._executor = executor
+        self._monitor = monitor
+        self._calls = calls
+        self._alone = alone
+        self._limit = limit
+        self._times = times
+        self._between = between
+        self._ended = False
+
+    def run(self, requests: Sequence[ImageRequest]) -> None:
+        """Make these images, and those that the monitor gives meanwhile."""
+        self._add(requests)
+        while self._scheduler.busy:
+            self._ask()
+            self._executor.discard(self._scheduler.drop(self._monitor.wanted))
+            plan = self._scheduler.next(self._seconds, self._overdue())
+            result = self._executor.execute(plan)
+            limit = self._limit.sizes[-1]
+            self._book(plan, result, self._scheduler.update(plan, result), limit)
+            self._report(wait=False)
+            if self._ended and self._between is not None:
+                self._between()
+        self._report(wait=True)
+
+    @property
+    def _seconds(self) -> dict[int, float]:
+        return {} if self._times is None else self._times.known
+
+    def _add(self, requests: Sequence[ImageRequest]) -> None:
+        self._executor.accept(requests)
+        for request in requests:
+            self._scheduler.add(request, self._calls(request))
+
+    def _ask(self) -> None:
+        """Take in what the monitor found, and have it look for who may enter after the next step."""
+        offer = self._scheduler.offer(self._seconds)
+        if offer is not None:
+            self._add(self._monitor.more(offer.room, offer.calls, offer.admit))
+
+    def _overdue(self) -> int:
+        if not self._seconds:
+            return 0
+        return overdue(self._monitor.overdue(image) for image in self._scheduler.held)
+
+    def _book(self, plan: StepPlan, result: StepResult, booking: Booking, limit: int) -> None:
+        if result.time is not None and self._times is not None:
+            self._times.note(result.time.size, result.time.seconds, compiled=result.time.compiled)
+        for request, failure in booking.ended:
+            self._executor.discard([request.id])
+            self._monitor.ended(request.id, failure)
+        if booking.shrunk is not None:
+            message = "a batch of %d does not fit the device's memory; at most %d from now on"
+            logger.warning(message, plan.size, booking.shrunk)
+        if result.stepped:
+            self._monitor.ran(StepStats(len(booking.progress), plan.size, limit, result.compiled, result.memory))
+        for state in booking.progress:
+            self._monitor.stepped(state.request.id, _steps_done(state), state.request.shape.steps)
+        for request in booking.alone:
+            self._executor.discard([request.id])
+            self._alone(request)
+
+    def _report(self, *, wait: bool) -> None:
+        for image, outcome in self._executor.finished(wait=wait):
+            self._ended = True
+            self._monitor.ended(image, outcome)
+
+
+def _steps_done(state: RequestState) -> int:
+    """Count in steps: some schedulers call the model more often."""
+    return state.call * state.request.shape.steps // state.calls

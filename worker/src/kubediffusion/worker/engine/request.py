@@ -1,0 +1,92 @@
+"""What an image is asked for with, and what it ends with. Values that can be pickled; no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kubediffusion.resources.failures import JobFailure
+from kubediffusion.resources.generation_job import Acceleration
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What decides how an image is computed, apart from its prompts and its seed.
+
+    Attributes:
+        steps: Denoising steps.
+        guidance: Classifier-free guidance scale.
+        width: Pixels; None for the pipeline's own size.
+        height: Pixels; None for the pipeline's own size.
+        scheduler: diffusers class; None for the pipeline's own.
+        deterministic: Runs in a fixed shape, so that the same bytes come out on every attempt.
+        acceleration: Speed for quality; None for none.
+    """
+
+    steps: int
+    guidance: float
+    width: int | None = None
+    height: int | None = None
+    scheduler: str | None = None
+    deterministic: bool = False
+    acceleration: Acceleration | None = None
+
+
+@dataclass(frozen=True)
+class ImageId:
+    """Names one image within the worker.
+
+    Attributes:
+        uid: The job.
+        attempt: The binding of the job.
+        index: The image within the job.
+    """
+
+    uid: str
+    attempt: int
+    index: int
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """One image to make.
+
+    Attributes:
+        id: Its name.
+        prompt: What it shows.
+        negative_prompt: What it should not show; None is not the same as an empty text for every pipeline.
+        seed: Seed of its noise.
+        shape: How it is computed.
+    """
+
+    id: ImageId
+    prompt: str = field(repr=False)
+    negative_prompt: str | None = field(repr=False)
+    seed: int
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class ImageOutput:
+    """One image that is ready.
+
+    Attributes:
+        width: Pixels.
+        height: Pixels.
+        rgb: ``height * width * 3`` bytes, row by row.
+        scheduler: The diffusers class that was used.
+        flagged: The safety checker flagged it; it is blank.
+        warnings: What the reader should know, for example that the prompt was cut.
+        engine: What made it, where that is not what :class:`EngineInfo` names.
+    """
+
+    width: int
+    height: int
+    rgb: bytes = field(repr=False)
+    scheduler: str
+    flagged: bool = False
+    warnings: tuple[str, ...] = ()
+    engine: str | None = None
+
+
+Outcome = ImageOutput | JobFailure
+"""How an image ends."""

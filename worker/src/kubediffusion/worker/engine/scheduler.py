@@ -1,0 +1,306 @@
+"""Who has which slot of a running batch in each step: enters, moves, is parked, leaves.
+
+A function of what it is told: the images, what steps of each size took, what came of the last plan. It reads no clock
+and computes nothing, so a test or a simulation runs the same code as a GPU.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kubediffusion.resources.failures import JobFailure
+from kubediffusion.worker.engine.arrangement import arrange, lowered
+from kubediffusion.worker.engine.forward_mode import FULL, ForwardMode
+from kubediffusion.worker.engine.interface import Admit
+from kubediffusion.worker.engine.plan import SlotCall, StepFailure, StepPlan, StepResult
+from kubediffusion.worker.engine.request import ImageId, ImageRequest
+from kubediffusion.worker.engine.throughput import admitted
+
+AHEAD = 4
+"""Steps before a slot is free in which who is to have it is made ready, a few images between two steps: when a whole
+batch leaves at once, the device would otherwise wait for sixteen to be encoded."""
+
+AT_ONCE = 4
+"""Images that are made ready between two steps."""
+
+
+class BatchSizes(Protocol):
+    """Which batch sizes may be computed, smallest first. They get fewer when the device's memory does not suffice."""
+
+    sizes: tuple[int, ...]
+
+
+@dataclass(eq=False)
+class RequestState:
+    """How far an image is.
+
+    Attributes:
+        request: What is asked for.
+        calls: How often the model is called for it.
+        call: Calls that are done.
+    """
+
+    request: ImageRequest
+    calls: int
+    call: int = 0
+
+    @property
+    def left(self) -> int:
+        """Calls of the model that are left."""
+        return self.calls - self.call
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a running batch has to offer to those who wait elsewhere.
+
+    Attributes:
+        room: Images for which there will be a slot soon.
+        calls: Calls of the model, from when they enter, until the last of the batch's images is done.
+        admit: How many of those who wait are to take these slots.
+    """
+
+    room: int
+    calls: int
+    admit: Admit
+
+
+@dataclass
+class Booking:
+    """What a result means for the images.
+
+    Attributes:
+        progress: Images that made a step, calls done and calls in all.
+        ended: Images that failed.
+        alone: Images to be made by the pipeline's own call, one by one.
+        shrunk: The largest batch size from now on, where it is smaller than before.
+    """
+
+    progress: list[RequestState] = field(default_factory=list)
+    ended: list[tuple[ImageRequest, JobFailure]] = field(default_factory=list)
+    alone: list[ImageRequest] = field(default_factory=list)
+    shrunk: int | None = None
+
+
+class StepScheduler:
+    """Schedules the steps of one batch, from its first image to its last.
+
+    Args:
+        limit: The batch sizes; lowered when the device's memory does not suffice.
+        modes: What each call computes, the same for all images, which then begin together; empty where every call
+            computes the whole.
+        repeats: Whether the one image's pixels must repeat: nobody joins it, and after an error it is run again as it
+            was.
+    """
+
+    def __init__(self, limit: BatchSizes, *, modes: Sequence[ForwardMode] = (), repeats: bool = False) -> None:
+        self._limit = limit
+        self._modes = tuple(modes)
+        self._repeats = repeats
+        self._closed = repeats or bool(modes)
+        self._waiting: deque[RequestState] = deque()
+        # Put aside with all their steps, then made ready: they may enter as they are.
+        self._ready: deque[RequestState] = deque()
+        # In the order in which they entered.
+        self._slots: dict[int, RequestState] = {}
+        self._size = 0
+        self._undecoded: dict[ImageId, RequestState] = {}
+        self._decodes: list[ImageId] = []
+        self._frees: list[int] = []
+        self._parks: list[tuple[int, ImageId]] = []
+        self._repeated: set[ImageId] = set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is an image to compute."""
+        return bool(self._slots or self._waiting or self._ready or self._decodes)
+
+    @property
+    def held(self) -> list[ImageId]:
+        """The images that have no slot, in the order in which they enter."""
+        return [state.request.id for state in (*self._ready, *self._waiting)]
+
+    def add(self, request: ImageRequest, calls: int) -> None:
+        """Have an image wait for a slot, behind all others."""
+        self._waiting.append(RequestState(request, calls))
+
+    def drop(self, wanted: Callable[[ImageId], bool]) -> list[ImageId]:
+        """Give up the images that nobody wants any more, and tell which."""
+        dropped = [image for image in self.held if not wanted(image)]
+        self._waiting = deque(state for state in self._waiting if state.request.id not in dropped)
+        self._ready = deque(state for state in self._ready if state.request.id not in dropped)
+        for slot in [slot for slot, state in self._slots.items() if not wanted(state.request.id)]:
+            dropped.append(self._slots.pop(slot).request.id)
+            self._frees.append(slot)
+        return dropped
+
+    def offer(self, seconds: Mapping[int, float]) -> Offer | None:
+        """Tell what there is for those who wait elsewhere; None where nobody may join.
+
+        Args:
+            seconds: What a step of a size takes, as far as it is known.
+        """
+        if self._closed:
+            return None
+        running = [state.left for state in self._slots.values()]
+        left = running + [state.left for state in self._ready] + [state.left for state in self._waiting]
+        leaving = sum(calls <= AHEAD for calls in running)
+        sizes, staying = self._limit.sizes, len(left) - leaving
+
+        def admit(waiting: int, overdue: int = 0, /) -> int:
+            return admitted(staying, waiting, sizes, seconds, overdue)
+
+        # Who gets the slot of one that leaves begins some steps later.
+        calls = max(left, default=0) - (AHEAD if leaving else 1)
+        return Offer(max(sizes[-1] - len(left) + leaving, 0), max(calls, 0), admit)
+
+    def next(self, seconds: Mapping[int, float], overdue: int = 0) -> StepPlan:
+        """Plan the next step.
+
+        Args:
+            seconds: What a step of a size takes, as far as it is known.
+            overdue: How many of :attr:`held` have waited long enough, first of all.
+        """
+        frees, parks, decodes = tuple(self._frees), tuple(self._parks), tuple(self._decodes)
+        self._frees, self._parks, self._decodes = [], [], []
+        entering = self._entering(self._room(seconds, overdue))
+        moves: tuple[tuple[int, int], ...] = ()
+        entries: tuple[tuple[int, ImageId], ...] = ()
+        if self._slots or entering:
+            arrangement = arrange(self._slots, len(entering), self._limit.sizes)
+            moved = dict(arrangement.moves)
+            moves, self._size = arrangement.moves, arrangement.size
+            self._slots = {moved.get(slot, slot): state for slot, state in self._slots.items()}
+            self._slots |= dict(zip(arrangement.entries, entering, strict=True))
+            entries = tuple((slot, self._slots[slot].request.id) for slot in arrangement.entries)
+        return StepPlan(
+            frees=frees,
+            parks=parks,
+            decodes=decodes,
+            moves=moves,
+            entries=entries,
+            size=self._size if self._slots else 0,
+            mode=self._mode(),
+            calls=tuple(
+                SlotCall(slot, state.request.id, state.call, state.left == 1) for slot, state in self._slots.items()
+            ),
+            prefetch=tuple(state.request.id for state in list(self._waiting)[:AT_ONCE]) if not self._closed else (),
+        )
+
+    def update(self, plan: StepPlan, result: StepResult) -> Booking:
+        """Take in what came of a plan."""
+        booking = Booking()
+        self._take_out(plan, result, booking)
+        self._take_prefetched(result)
+        if result.failure is not None:
+            self._after_failure(result.failure, booking)
+        elif result.stepped:
+            for state in self._slots.values():
+                state.call += 1
+                booking.progress.append(state)
+            for slot in [slot for slot, state in self._slots.items() if not state.left]:
+                state = self._slots.pop(slot)
+                self._undecoded[state.request.id] = state
+        pending = {image: self._undecoded[image] for image, _ in result.undecoded}
+        self._undecoded = {}
+        for image, failure in result.undecoded:
+            if failure.memory and self._shrink(booking):
+                self._undecoded[image] = pending[image]
+                self._decodes.append(image)
+            else:
+                booking.ended.append((pending[image].request, failure.failure))
+        return booking
+
+    def _room(self, seconds: Mapping[int, float], overdue: int) -> int:
+        """Tell how many may enter: so many that the batch does the most, and who has waited for long enough."""
+        running, sizes = len(self._slots), self._limit.sizes
+        if self._modes or not seconds:
+            return sizes[-1] - running
+        return admitted(running, len(self._ready) + len(self._waiting), sizes, seconds, overdue)
+
+    def _entering(self, room: int) -> list[RequestState]:
+        """Take, in order, as many as there is room for; first those that are ready."""
+        entering: list[RequestState] = []
+        for queue in (self._ready, self._waiting):
+            while queue and len(entering) < room and self._fits(queue[0], entering):
+                entering.append(queue.popleft())
+        return entering
+
+    def _fits(self, state: RequestState, entering: list[RequestState]) -> bool:
+        """Tell whether an image may enter beside others: where calls differ only when all are at the same.
+
+        One whose step raised runs alone there: only its own error may fail it.
+        """
+        if not self._modes:
+            return True
+        alone = {state.request.id, *(other.request.id for other in entering)} & self._repeated
+        return not self._slots and all(other.call == state.call and not alone for other in entering)
+
+    def _mode(self) -> ForwardMode:
+        if not self._modes or not self._slots:
+            return FULL
+        return self._modes[next(iter(self._slots.values())).call]
+
+    def _take_out(self, plan: StepPlan, result: StepResult, booking: Booking) -> None:
+        """Take out who could not be made ready."""
+        slots = {image: slot for slot, image in plan.entries}
+        waiting = {state.request.id: state for state in self._waiting}
+
+        def taken(image: ImageId) -> RequestState:
+            if image in slots:
+                return self._slots.pop(slots[image])
+            self._waiting.remove(waiting[image])
+            return waiting[image]
+
+        booking.ended += [(taken(image).request, failure) for image, failure in result.refused]
+        booking.alone += [taken(image).request for image in result.unsteppable]
+        self._waiting.extendleft(reversed([taken(image) for image in result.deferred if image in slots]))
+
+    def _take_prefetched(self, result: StepResult) -> None:
+        ready = set(result.prefetched)
+        self._ready.extend(state for state in self._waiting if state.request.id in ready)
+        self._waiting = deque(state for state in self._waiting if state.request.id not in ready)
+
+    def _after_failure(self, failure: StepFailure, booking: Booking) -> None:
+        """Decide what becomes of the images whose step raised.
+
+        Where memory did not suffice, the batch gets smaller. Else they run again, one by one and from the beginning:
+        only the culprit fails. One whose pixels must repeat is first run again as it was: the pipeline's own call
+        rounds differently. One whose calls differ is not run by that call at all, which computes every call's whole.
+        """
+        if failure.memory:
+            if not self._shrink(booking):
+                booking.ended += [(state.request, failure.failure) for state in self._leave_all()]
+            return
+        again: list[RequestState] = []
+        for state in self._leave_all():
+            if self._closed and state.request.id not in self._repeated:
+                again.append(RequestState(state.request, state.calls))
+            elif self._modes:
+                booking.ended.append((state.request, failure.failure))
+            else:
+                booking.alone.append(state.request)
+        self._repeated.update(state.request.id for state in again)
+        self._waiting.extendleft(reversed(again))
+
+    def _leave_all(self) -> list[RequestState]:
+        states = list(self._slots.values())
+        self._frees += self._slots
+        self._slots = {}
+        return states
+
+    def _shrink(self, booking: Booking) -> bool:
+        """Use smaller batches from now on, and park who entered last; False when there is no smaller one."""
+        sizes = lowered(self._limit.sizes, self._size)
+        if sizes[-1] >= self._size:
+            return False
+        self._limit.sizes = sizes
+        for slot in reversed(list(self._slots)[sizes[-1] :]):
+            state = self._slots.pop(slot)
+            self._ready.appendleft(state)
+            self._parks.append((slot, state.request.id))
+        booking.shrunk = self._size = sizes[-1]
+        return True

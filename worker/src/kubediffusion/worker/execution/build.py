@@ -1,0 +1,167 @@
+"""Builds the engine that suits the pipeline which a DiffusionModel names."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from kubediffusion.resources.conditions import EngineReason
+from kubediffusion.resources.diffusion_model import DiffusionModelSpec, TorchDtype
+from kubediffusion.worker.compiled import CompileCache, folder_name, place_of
+from kubediffusion.worker.engine import Engine, EngineInfo
+from kubediffusion.worker.execution.accelerator import prepare
+from kubediffusion.worker.execution.compile.artifacts import Artifacts, Saving
+from kubediffusion.worker.execution.compile.compiler import Compiler
+from kubediffusion.worker.execution.compile.functions import code_version
+from kubediffusion.worker.execution.continuous import NAME as CONTINUOUS
+from kubediffusion.worker.execution.continuous import ContinuousEngine
+from kubediffusion.worker.families.calls import CallPlan
+from kubediffusion.worker.families.generic import NAME as STATIC
+from kubediffusion.worker.families.generic import PipelineEngine, warm_up
+from kubediffusion.worker.families.registry import Unsupported, family_class, family_of
+from kubediffusion.worker.loading.weights import load_pipeline
+from kubediffusion.worker.settings import Settings
+from kubediffusion.worker.sources import LocalModel
+from kubediffusion.worker.stages import OnStage, ignore_stage
+
+logger = logging.getLogger(__name__)
+
+VERSIONED = ("torch", "diffusers", "transformers", "kubediffusion-worker")
+"""Packages whose version decides pixels."""
+
+_DTYPES = {
+    TorchDtype.FLOAT32: torch.float32,
+    TorchDtype.FLOAT16: torch.float16,
+    TorchDtype.BFLOAT16: torch.bfloat16,
+}
+
+
+def load_engine(
+    settings: Settings, progress: OnStage = ignore_stage, model: Future[LocalModel] | None = None
+) -> Engine:
+    """Load the model, once, and choose the engine that suits its pipeline.
+
+    Args:
+        settings: What to load, and how.
+        progress: Told where it stands, and later how far the background compilation has come.
+        model: The model, where it is being brought to this machine already.
+
+    Raises:
+        BadModelError: It cannot be loaded, and a restart would not change that.
+        Exception: It cannot be loaded now.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline, revision = load_pipeline(
+        settings, device, lambda index: dtype_for(settings.spec.torch_dtype, index, device), progress, model
+    )
+    CallPlan.of(type(pipeline))
+    info = info_of(pipeline, revision)
+    family = family_of(pipeline)
+    cache = _cache(settings, info, pipeline.device) if settings.spec.compile else None
+    engine: Engine
+    if isinstance(family, Unsupported):
+        logger.info("images are not stepped together: %s", family.reason)
+        if settings.spec.compile:
+            _compile(pipeline)
+        engine = PipelineEngine(pipeline, _named(info, STATIC, settings.spec))
+        if cache is not None:
+            artifacts = Artifacts(cache)
+            artifacts.load()
+            engine = Saving(engine, artifacts)
+    else:
+        prepare(pipeline)
+        compiler = None
+        if settings.spec.compile and pipeline.device.type == "cuda":
+            compiler = Compiler(cache, progress=progress)
+        elif settings.spec.compile:
+            _compile(pipeline)
+        named = _named(info, CONTINUOUS, settings.spec)
+        engine = ContinuousEngine(pipeline, named, family, settings.spec.workers.max_batch_size, compiler)
+    logger.info("pipeline loaded: %s", info.pipeline, extra={"engine": engine.info.name, "device": info.device})
+    if isinstance(engine, ContinuousEngine):
+        engine.warm_up(progress)
+    elif pipeline.device.type == "cuda":
+        progress(EngineReason.WARMING_UP, "the weights are on the device; the first image is made")
+        warm_up(engine)
+    return engine
+
+
+def info_of(pipeline: Any, revision: str) -> EngineInfo:
+    """Say what a pipeline is, for the recipe.
+
+    Args:
+        pipeline: The pipeline, on its device.
+        revision: Commit or content hash of the model.
+    """
+    device = pipeline.device
+    return EngineInfo(
+        name=STATIC,
+        pipeline=type(pipeline).__name__,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        torch_dtype=str(pipeline.dtype).removeprefix("torch."),
+        revision=revision,
+        versions={name: importlib.metadata.version(name) for name in VERSIONED},
+    )
+
+
+def dtype_for(wish: TorchDtype, index: dict[str, Any], device: torch.device) -> torch.dtype:
+    """Choose the numbers that the weights are held in.
+
+    Args:
+        wish: What the model asks for.
+        index: The model's ``model_index.json``.
+        device: Where the weights go. A CPU is fastest with float32.
+    """
+    if wish is not TorchDtype.AUTO:
+        return _DTYPES[wish]
+    if device.type != "cuda":
+        return torch.float32
+    name = index.get("_class_name")
+    family = family_class(name) if isinstance(name, str) else None
+    if family is not None:
+        return _DTYPES[TorchDtype(family.dtype)]
+    # Transformers of images are trained in bfloat16; many of them overflow in float16.
+    return torch.bfloat16 if "transformer" in index else torch.float16
+
+
+def _named(info: EngineInfo, engine: str, spec: DiffusionModelSpec) -> EngineInfo:
+    return replace(info, name=f"{engine}+compile" if spec.compile else engine)
+
+
+def _cache(settings: Settings, info: EngineInfo, device: torch.device) -> CompileCache | None:
+    """Give what earlier workers compiled, where the model names a place for it.
+
+    None on the CPU too, whose code fits one kind of processor only.
+    """
+    place = place_of(settings)
+    if device.type != "cuda":
+        if settings.spec.compile_cache is not None:
+            logger.warning("spec.compileCache is not used: code for the CPU is for one kind of processor only")
+        return None
+    if place is None:
+        return None
+    made_by = {"torch": torch.__version__, "triton": _version("triton"), "python": platform.python_version()}
+    # The worker's version changes with its releases, its code on the way there too.
+    made_by["kubediffusion-worker"] = f"{info.versions['kubediffusion-worker']}-{code_version()}"
+    name = folder_name(info.revision, info.device, info.torch_dtype, info.versions | made_by)
+    return CompileCache(place, name)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+def _compile(pipeline: Any) -> None:
+    for name in ("unet", "transformer"):
+        denoiser = getattr(pipeline, name, None)
+        if denoiser is not None:
+            denoiser.compile(dynamic=False)

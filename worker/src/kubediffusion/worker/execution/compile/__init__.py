@@ -1,0 +1,1 @@
+"""Compiles functions in the background, and keeps what was compiled for the next worker."""

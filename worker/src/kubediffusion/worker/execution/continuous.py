@@ -1,0 +1,268 @@
+"""The engine for the pipelines that a family knows: batches at the level of denoising steps (continuous batching).
+
+Every scheduler that is not linear runs through the pipeline's own call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from kubediffusion.resources.conditions import EngineReason
+from kubediffusion.resources.failures import JobFailure
+from kubediffusion.worker.engine import (
+    BatchKey,
+    CourseKey,
+    EngineInfo,
+    ImageId,
+    ImageRequest,
+    Monitor,
+    Outcome,
+    Plan,
+    Shape,
+)
+from kubediffusion.worker.engine.arrangement import sizes_up_to
+from kubediffusion.worker.engine.forward_mode import Features, ForwardMode, forward_modes
+from kubediffusion.worker.engine.loop import EngineLoop
+from kubediffusion.worker.engine.scheduler import StepScheduler
+from kubediffusion.worker.engine.throughput import admitted
+from kubediffusion.worker.execution.accelerator import PrefetchStream, repeatable
+from kubediffusion.worker.execution.coefficients import SchedulerCoefficients, count_calls, read_coefficients
+from kubediffusion.worker.execution.compile.compiler import Compiler
+from kubediffusion.worker.execution.decoding import Decoder
+from kubediffusion.worker.execution.local import LocalExecutor, Machine
+from kubediffusion.worker.execution.preparation import Preparation
+from kubediffusion.worker.execution.schedulers import Schedulers
+from kubediffusion.worker.execution.slots import SlotState, SlotTensors, first_row
+from kubediffusion.worker.execution.stepping import CudaGraphManager, EagerSteps, Steps
+from kubediffusion.worker.execution.transfers import to_device
+from kubediffusion.worker.families.base import Conditioning, ModelFamily
+from kubediffusion.worker.families.generic import NAME as STATIC
+from kubediffusion.worker.families.generic import PipelineEngine, warm_up
+from kubediffusion.worker.stages import OnStage, ignore_stage
+
+NAME = "continuous"
+"""What ``status.parameters.engine`` says."""
+
+_MACHINES = 4
+"""Keys for which tensors and graphs are kept; jobs of one model seldom ask for more sizes."""
+
+_ENCODED = 16
+"""Prompts whose encoding is kept: the images of a job share theirs."""
+
+_GUIDED = 7.5
+"""Any guidance scale that computes with and without the prompt, as most jobs do."""
+
+_MEASURED = 3
+"""Calls of an image from which on its batch's steps are timed: see :class:`StepPacer`."""
+
+_TRIAL_STEPS = 6
+"""Steps with which a scheduler is tried: enough for the deepest look back."""
+
+_Schedule = tuple[str | None, int, int, int]
+"""What decides a noise schedule: scheduler, steps, width and height."""
+
+
+class ContinuousEngine:
+    """An engine that fills the slots of a running batch: see :class:`kubediffusion.worker.engine.Engine`.
+
+    Args:
+        pipeline: The pipeline, on its device.
+        info: What it is.
+        family: What is known of its class.
+        max_images: The most images in a batch.
+        compiler: Compiles in the background; None for no compilation.
+    """
+
+    def __init__(
+        self, pipeline: Any, info: EngineInfo, family: ModelFamily, max_images: int, compiler: Compiler | None = None
+    ) -> None:
+        self._pipeline = pipeline
+        self._info = info
+        self._family = family
+        self._device: torch.device = pipeline.device
+        self._sizes = sizes_up_to(max_images, prepared=self._device.type == "cuda")
+        self._compiler = compiler
+        self._static = PipelineEngine(pipeline, replace(info, name=STATIC))
+        self._schedulers = Schedulers(pipeline.scheduler)
+        self._decoder = Decoder(pipeline, family, compiler)
+        self._prefetch = PrefetchStream(self._device)
+        self._machines: dict[BatchKey, Machine] = {}
+        self._encoded: dict[tuple[str, str | None, BatchKey], Conditioning] = {}
+        self._coefficients: dict[_Schedule, SchedulerCoefficients | None] = {}
+        self._linear: dict[str | None, bool] = {}
+        self._known_calls: dict[_Schedule, int | None] = {}
+        self._preparation: Preparation | None = None
+
+    @property
+    def info(self) -> EngineInfo:
+        """What this engine is."""
+        return self._info
+
+    @property
+    def schedulers(self) -> list[str]:
+        """The schedulers that jobs may ask for."""
+        return self._schedulers.names
+
+    def warm_up(self, progress: OnStage = ignore_stage) -> None:
+        """Make an image on a CUDA device, alone and uncompiled: what the first job needs is then prepared.
+
+        Args:
+            progress: Told that it begins.
+        """
+        if self._device.type != "cuda":
+            return
+        progress(EngineReason.WARMING_UP, "the weights are on the device; the first image is made")
+        warm_up(self)
+        machine = self._machine(self._family.key(_nothing(Shape(steps=1, guidance=_GUIDED))))
+        self._preparation = Preparation(machine, self._decoder, self._compiler, self._device)
+
+    def rest(self, wake: Callable[[], None]) -> bool:
+        """Prepare what later jobs need: see :meth:`kubediffusion.worker.engine.Engine.rest`."""
+        if self._preparation is None:
+            return False
+        if self._compiler is not None and self._compiler.busy:
+            # Called at once where it has just ended.
+            self._compiler.when_free(wake)
+            return False
+        with torch.inference_mode():
+            return self._preparation.proceed()
+
+    def plan(self, request: ImageRequest) -> Plan:
+        """Tell how an image runs: see :meth:`kubediffusion.worker.engine.Engine.plan`."""
+        shape = request.shape
+        key = self._family.key(request)
+        calls = self._calls(shape, key)
+        if calls is None:
+            return self._static.plan(request)
+        if shape.acceleration is None:
+            return Plan(key, calls, joins=not shape.deterministic, admit=partial(self._admit, key, calls))
+        if shape.acceleration.feature_caching is not None and not self._family.caches_features():
+            # Which refuses it.
+            return self._static.plan(request)
+        return Plan(CourseKey(key, shape.acceleration, shape.scheduler, shape.steps), calls)
+
+    def _admit(self, key: BatchKey, calls: int, waiting: int, overdue: int = 0, /) -> int:
+        """Tell how many begin a batch together."""
+        machine = self._machines.get(key)
+        # A batch of so few calls measures nothing: a size without a time would stay so, and be chosen for ever.
+        if machine is None or not waiting or calls < _MEASURED:
+            return waiting
+        return admitted(0, waiting, machine.sizes, machine.times.known, overdue)
+
+    def run(self, requests: tuple[ImageRequest, ...], monitor: Monitor) -> None:
+        """Make the images of one batch: see :meth:`kubediffusion.worker.engine.Engine.run`."""
+        plan = self.plan(requests[0])
+        if isinstance(plan.key, BatchKey):
+            key, modes = plan.key, ()
+        elif isinstance(plan.key, CourseKey):
+            key = plan.key.batch
+            modes = forward_modes(plan.key.acceleration, plan.calls, guided=key.guided)
+        else:
+            self._static.run(requests, monitor)
+            return
+        exactly = repeatable(self._device) if key.deterministic else contextlib.nullcontext()
+        with torch.inference_mode(), exactly:
+            self._loop(key, modes, monitor).run(requests)
+
+    def _loop(self, key: BatchKey, modes: tuple[ForwardMode, ...], monitor: Monitor) -> EngineLoop:
+        """Join what runs one batch."""
+        machine = self._machine(key)
+        executor = LocalExecutor(
+            machine,
+            lambda request: self._prepare(request, key),
+            self._decoder,
+            self._outcome,
+            keeps_features=any(mode.features is not Features.FULL for mode in modes),
+            torch_dtype=self._info.torch_dtype,
+        )
+        return EngineLoop(
+            scheduler=StepScheduler(machine, modes=modes, repeats=key.deterministic),
+            executor=executor,
+            monitor=monitor,
+            calls=lambda request: self._calls(request.shape, key) or request.shape.steps,
+            alone=lambda request: self._static.run((request,), monitor),
+            limit=machine,
+            # What steps of fewer rows take says nothing of others.
+            times=None if modes else machine.times,
+            between=None if key.deterministic or self._preparation is None else self._preparation.capture,
+        )
+
+    def _outcome(self, request: ImageRequest, pixels: Any, flagged: bool, scheduler: str) -> Outcome:
+        outcome = self._static.outcome(request, pixels, flagged, scheduler)
+        return outcome if isinstance(outcome, JobFailure) else replace(outcome, engine=self._info.name)
+
+    def _calls(self, shape: Shape, key: BatchKey) -> int | None:
+        """Tell how often the model is called for an image; None when the pipeline's own call has to make it."""
+        wish = _schedule_of(shape, key)
+        if wish not in self._known_calls:
+            try:
+                self._known_calls[wish] = self._count_calls(shape.scheduler, shape.steps, key)
+            except Exception:  # noqa: BLE001 - the pipeline's call meets the same, and tells the job
+                self._known_calls[wish] = None
+        return self._known_calls[wish]
+
+    def _count_calls(self, name: str | None, steps: int, key: BatchKey) -> int | None:
+        if name not in self._linear:
+            self._linear[name] = self._read_coefficients(name, _TRIAL_STEPS, key) is not None
+        if not self._linear[name]:
+            return None
+        scheduler = self._schedulers.get(name)
+        return count_calls(scheduler, self._family.schedule(scheduler, key, steps))
+
+    def _read_coefficients(self, name: str | None, steps: int, key: BatchKey) -> SchedulerCoefficients | None:
+        scheduler = self._schedulers.get(name)
+        arguments = self._family.schedule(scheduler, key, steps)
+        return read_coefficients(scheduler, arguments, from_start=self._family.from_start)
+
+    def _machine(self, key: BatchKey) -> Machine:
+        """Give what is prepared for a key, and forget what was used longest ago."""
+        machine = self._machines.pop(key, None)
+        if machine is None:
+            kept = None if self._preparation is None else self._preparation.machine
+            while len(self._machines) >= _MACHINES:
+                del self._machines[next(other for other, made in self._machines.items() if made is not kept)]
+            sizes = (1,) if key.deterministic else self._sizes
+            example = self._prefetch.run(lambda: self._row(_nothing(Shape(steps=1, guidance=1)), key, 1.0))
+            slots = SlotTensors(self._family, key, sizes[-1], example)
+            graphs = self._device.type == "cuda" and not key.deterministic
+            steps: Steps = CudaGraphManager(slots, self._compiler) if graphs else EagerSteps(slots)
+            machine = Machine(key, slots, steps, sizes)
+        self._machines[key] = machine
+        return machine
+
+    def _prepare(self, request: ImageRequest, key: BatchKey) -> tuple[SchedulerCoefficients, SlotState] | None:
+        self._family.check(key)
+        wish = _schedule_of(request.shape, key)
+        if wish not in self._coefficients:
+            self._coefficients[wish] = self._read_coefficients(request.shape.scheduler, request.shape.steps, key)
+        coefficients = self._coefficients[wish]
+        if coefficients is None:
+            return None
+        return coefficients, self._prefetch.run(lambda: self._row(request, key, coefficients.initial))
+
+    def _row(self, request: ImageRequest, key: BatchKey, scale: float) -> SlotState:
+        conditions = self._conditions(request, key)
+        return first_row(to_device(self._family.start(request, key), self._device) * scale, conditions)
+
+    def _conditions(self, request: ImageRequest, key: BatchKey) -> Conditioning:
+        known = (request.prompt, request.negative_prompt, key)
+        if known not in self._encoded:
+            while len(self._encoded) >= _ENCODED:
+                del self._encoded[next(iter(self._encoded))]
+            self._encoded[known] = self._family.encode(request, key)
+        return self._encoded[known]
+
+
+def _nothing(shape: Shape) -> ImageRequest:
+    """Ask for an image of nothing: for the shapes of its tensors."""
+    return ImageRequest(ImageId("", 0, 0), "", "", 0, shape)
+
+
+def _schedule_of(shape: Shape, key: BatchKey) -> _Schedule:
+    return (shape.scheduler, shape.steps, key.width, key.height)

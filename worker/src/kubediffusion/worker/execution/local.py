@@ -1,0 +1,287 @@
+"""Executes plans on one device: slots as tensors, prepared images, decoding beside the steps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kubediffusion.resources.failures import JobFailure
+from kubediffusion.worker.engine import BatchKey, ImageId, ImageRequest, Outcome, described
+from kubediffusion.worker.engine.plan import SlotCall, StepFailure, StepPlan, StepResult, StepTime
+from kubediffusion.worker.engine.throughput import StepTimes
+from kubediffusion.worker.execution.accelerator import StepPacer, reserved_memory
+from kubediffusion.worker.execution.coefficients import SchedulerCoefficients
+from kubediffusion.worker.execution.decoding import Decoder, Decoding
+from kubediffusion.worker.execution.faults import check_device, failure, is_out_of_memory, not_numbers
+from kubediffusion.worker.execution.slots import SlotState, SlotTensors, control_row
+from kubediffusion.worker.execution.stepping import Steps
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Machine:
+    """What is prepared once for images of one key.
+
+    Attributes:
+        key: What all images share.
+        batch: The tensors.
+        steps: Makes steps of them.
+        sizes: Batch sizes that may be computed, smallest first.
+        times: What steps of each size take; nothing is known of them on the CPU.
+    """
+
+    key: BatchKey
+    batch: SlotTensors
+    steps: Steps
+    sizes: tuple[int, ...]
+    times: StepTimes = field(default_factory=StepTimes)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is always computed in the very same way."""
+        return self.key.deterministic
+
+
+@dataclass(eq=False)
+class _Image:
+    """An image that a plan may name.
+
+    Attributes:
+        request: What is asked for.
+        coefficients: What its scheduler does, once it is ready.
+        state: Its row while it is ready and has no slot.
+        latents: What is to be decoded, ``[1, ...]``.
+    """
+
+    request: ImageRequest
+    coefficients: SchedulerCoefficients | None = None
+    state: SlotState | None = None
+    latents: torch.Tensor | None = None
+
+
+@dataclass
+class _Readiness:
+    """Which of some images are ready.
+
+    Attributes:
+        ready: Those that are.
+        refused: Those that cannot be, and why.
+        deferred: Those for which there was no memory beside others, or that come after one, in order.
+        unsteppable: Those that only the pipeline's own call can make.
+    """
+
+    ready: list[ImageId] = field(default_factory=list)
+    refused: list[tuple[ImageId, JobFailure]] = field(default_factory=list)
+    deferred: list[ImageId] = field(default_factory=list)
+    unsteppable: list[ImageId] = field(default_factory=list)
+
+
+Prepare = Callable[[ImageRequest], tuple[SchedulerCoefficients, SlotState] | None]
+"""Encodes an image's prompts, makes its noise and finds its coefficients; None when its scheduler is not linear."""
+
+Finish = Callable[[ImageRequest, NDArray[np.uint8], bool, str], Outcome]
+"""Makes an outcome of an image's pixels; told whether they are flagged, and the scheduler's class."""
+
+
+class LocalExecutor:
+    """Executes the plans of one batch: see :class:`kubediffusion.worker.engine.executor.Executor`.
+
+    Args:
+        machine: What is prepared.
+        prepare: Makes an image ready to enter.
+        decoder: Makes pixels.
+        finish: Makes outcomes.
+        keeps_features: Whether what deep layers gave goes with an image that moves.
+        torch_dtype: Name of the numbers that weights are held in, for messages.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        prepare: Prepare,
+        decoder: Decoder,
+        finish: Finish,
+        *,
+        keeps_features: bool,
+        torch_dtype: str,
+    ) -> None:
+        self._machine = machine
+        self._prepare = prepare
+        self._decoder = decoder
+        self._finish = finish
+        self._keeps_features = keeps_features
+        self._torch_dtype = torch_dtype
+        self._device = machine.batch.device
+        self._pacer = StepPacer(self._device)
+        self._images: dict[ImageId, _Image] = {}
+        self._decodings: list[tuple[_Image, Decoding]] = []
+        self._launched: tuple[int, bool] | None = None
+        self._size = 0
+        self._memory: int | None = None
+        machine.batch.clear()
+
+    def accept(self, requests: Sequence[ImageRequest]) -> None:
+        """Take in what plans then name by id alone."""
+        for request in requests:
+            self._images[request.id] = _Image(request)
+
+    def discard(self, images: Sequence[ImageId]) -> None:
+        """Forget images that no plan names any more."""
+        for image in images:
+            self._images.pop(image, None)
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Do what a plan says: see :meth:`kubediffusion.worker.engine.executor.Executor.execute`."""
+        self._vacate(plan)
+        undecoded = self._decode_all(plan.decodes)
+        entering = self._make_ready([image for _, image in plan.entries], plan)
+        for slot, image in plan.entries:
+            if image in entering.ready:
+                self._enter(slot, self._images[image])
+        if self._size != plan.size:
+            self._size, self._memory = plan.size, reserved_memory(self._device)
+        entered = {image for _, image in plan.entries}
+        calls = [call for call in plan.calls if call.image not in entered or call.image in entering.ready]
+        result = replace(
+            self._step(plan, calls) if calls else StepResult(),
+            refused=tuple(entering.refused),
+            deferred=tuple(entering.deferred),
+            unsteppable=tuple(entering.unsteppable),
+        )
+        if not result.stepped:
+            return replace(result, undecoded=undecoded)
+        undecoded += self._decode_all([call.image for call in calls if call.last])
+        prefetch = self._make_ready(plan.prefetch, plan)
+        return replace(
+            result,
+            refused=(*result.refused, *prefetch.refused),
+            unsteppable=(*result.unsteppable, *prefetch.unsteppable),
+            prefetched=tuple(prefetch.ready),
+            undecoded=undecoded,
+        )
+
+    def _enter(self, slot: int, image: _Image) -> None:
+        if image.state is None:
+            raise RuntimeError("an image enters that was not made ready")
+        self._machine.batch.enter(slot, image.state)
+        image.state = None
+
+    def _step(self, plan: StepPlan, calls: Sequence[SlotCall]) -> StepResult:
+        """Launch a step, and take the latents of those that are done with it."""
+        batch = self._machine.batch
+        try:
+            batch.steer({call.slot: self._control(call.image, call.call) for call in calls}, plan.size)
+            compiled = self._machine.steps.of(plan.mode).run(plan.size)
+            seconds = self._pacer.step()
+        except Exception as error:  # noqa: BLE001 - what the pipeline raises is the outcome of its images
+            logger.warning("a step raised", extra={"images": len(calls), **described(error)})
+            check_device(self._device, error)
+            if is_out_of_memory(error):
+                self._machine.steps.evict()
+            return StepResult(failure=StepFailure(failure(error), is_out_of_memory(error)))
+        time = None
+        if seconds is not None and self._launched is not None:
+            time = StepTime(self._launched[0], seconds, self._launched[1])
+        self._launched = (plan.size, compiled)
+        done = [call for call in calls if call.last]
+        for call in done:
+            self._images[call.image].latents = batch.latents(call.slot)
+        for call in done:
+            batch.leave(call.slot)
+        return StepResult(stepped=True, compiled=compiled, time=time, memory=self._memory)
+
+    def _decode_all(self, images: Sequence[ImageId]) -> tuple[tuple[ImageId, StepFailure], ...]:
+        """Begin to decode images, and tell which cannot be."""
+        failures = [(image, self._decode(self._images[image])) for image in images]
+        return tuple((image, failed) for image, failed in failures if failed is not None)
+
+    def finished(self, *, wait: bool) -> list[tuple[ImageId, Outcome]]:
+        """Give the images whose pixels are there: see :class:`kubediffusion.worker.engine.executor.Executor`."""
+        ready = [pair for pair in self._decodings if wait or pair[1].ready]
+        self._decodings = [pair for pair in self._decodings if pair not in ready]
+        self.discard([image.request.id for image, _ in ready])
+        return [(image.request.id, self._outcome(image, decoding)) for image, decoding in ready]
+
+    def _vacate(self, plan: StepPlan) -> None:
+        batch = self._machine.batch
+        for slot in plan.frees:
+            batch.leave(slot)
+        for slot, image in plan.parks:
+            self._images[image].state = batch.row(slot, features=self._keeps_features).on_host()
+            batch.leave(slot)
+        for source, target in plan.moves:
+            batch.enter(target, batch.row(source, features=self._keeps_features))
+            batch.leave(source)
+
+    def _control(self, image: ImageId, call: int) -> list[float]:
+        known = self._images[image]
+        if known.coefficients is None:
+            raise RuntimeError("an image is stepped that was not made ready")
+        return control_row(known.coefficients, call, known.request.shape.guidance)
+
+    def _make_ready(self, images: Sequence[ImageId], plan: StepPlan) -> _Readiness:
+        """Make images ready, in order, those that are not."""
+        entering = {image for _, image in plan.entries}
+        beside = any(call.image not in entering for call in plan.calls)
+        found = _Readiness()
+        for place, image in enumerate(images):
+            known = self._images[image]
+            try:
+                if known.state is None:
+                    prepared = self._prepare(known.request)
+                    if prepared is None:
+                        found.unsteppable.append(image)
+                        continue
+                    known.coefficients, known.state = prepared
+                found.ready.append(image)
+            except JobFailure as refusal:
+                found.refused.append((image, refusal))
+            except Exception as error:  # noqa: BLE001 - what encoding raises is the outcome of this image
+                logger.warning("an image cannot begin", extra=described(error))
+                check_device(self._device, error)
+                if is_out_of_memory(error) and (beside or found.ready):
+                    # It may fit when another has left.
+                    found.deferred = list(images[place:])
+                    return found
+                found.refused.append((image, failure(error)))
+        return found
+
+    def _decode(self, image: _Image) -> StepFailure | None:
+        """Begin to decode an image, and tell when it cannot be."""
+        latents, plain = image.latents, self._machine.plain
+        if latents is None:
+            raise RuntimeError("an image is decoded that is not done")
+        while True:
+            try:
+                decoding = self._decoder.begin(latents, self._machine.key, plain=plain)
+            except Exception as error:  # noqa: BLE001 - what the VAE raises is the outcome of its image
+                logger.warning("an image cannot be decoded", extra=described(error))
+                check_device(self._device, error)
+                if is_out_of_memory(error) and self._decoder.evict():
+                    # What graphs held may suffice; the batch need not pay for it.
+                    plain = True
+                    continue
+                if is_out_of_memory(error):
+                    self._machine.steps.evict()
+                return StepFailure(failure(error), is_out_of_memory(error))
+            image.latents = None
+            self._decodings.append((image, decoding))
+            return None
+
+    def _outcome(self, known: _Image, decoding: Decoding) -> Outcome:
+        try:
+            pixels, flagged = self._decoder.finish(decoding)
+            if pixels is None:
+                return not_numbers(self._torch_dtype)
+            scheduler = "" if known.coefficients is None else known.coefficients.scheduler
+            return self._finish(known.request, pixels, flagged, scheduler)
+        except Exception as error:  # noqa: BLE001 - the outcome of this image
+            logger.warning("an image cannot be finished", extra=described(error))
+            check_device(self._device, error)
+            return failure(error)

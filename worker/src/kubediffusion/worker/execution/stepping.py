@@ -1,0 +1,182 @@
+"""Makes a batch's steps: as they are written, or from a CUDA graph for each batch size and mode."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from kubediffusion.worker.engine.forward_mode import FULL, ForwardMode
+from kubediffusion.worker.execution.compile.compiler import Compiler
+from kubediffusion.worker.execution.graphs import capture, refuse
+from kubediffusion.worker.execution.slots import InputBatch, SlotTensors
+
+logger = logging.getLogger(__name__)
+
+
+class Steps(Protocol):
+    """Makes a batch's steps."""
+
+    def run(self, size: int) -> bool:
+        """Launch one step of the first ``size`` slots, and tell whether it runs compiled."""
+
+    def ready(self, size: int) -> bool:
+        """Tell whether the next step of a size need not be captured first."""
+
+    def prepare(self, size: int) -> bool:
+        """Capture a size, or have it compiled, as far as can be done now; not while something is compiled.
+
+        Returns:
+            Whether it is as fast as it gets.
+        """
+
+    def of(self, mode: ForwardMode) -> Steps:
+        """Give what makes steps that compute something else; it is for the root of all to forget."""
+
+    def evict(self) -> None:
+        """Free what was prepared: the device's memory does not suffice. It is prepared anew where it is used."""
+
+
+class EagerSteps:
+    """Makes steps as they are written.
+
+    Args:
+        slots: The slots.
+        mode: What a step computes.
+    """
+
+    def __init__(self, slots: SlotTensors, mode: ForwardMode = FULL) -> None:
+        self._slots = slots
+        self._mode = mode
+
+    def run(self, size: int) -> bool:
+        """Make a step: see :meth:`Steps.run`."""
+        work = self._slots.input_batch(size, self._mode)
+        work.store(work.function(*work.arguments))
+        return False
+
+    def ready(self, _size: int) -> bool:
+        """Tell that nothing is captured: see :meth:`Steps.ready`."""
+        return True
+
+    def prepare(self, _size: int) -> bool:
+        """Prepare nothing: see :meth:`Steps.prepare`."""
+        return True
+
+    def of(self, mode: ForwardMode) -> EagerSteps:
+        """Give what makes other steps: see :meth:`Steps.of`."""
+        return EagerSteps(self._slots, mode)
+
+    def evict(self) -> None:
+        """Free nothing: nothing is prepared."""
+
+
+@dataclass
+class _Pool:
+    """Memory that the graphs of all modes share: no two run at the same time."""
+
+    handle: Any = field(default_factory=lambda: torch.cuda.graph_pool_handle())
+
+
+class CudaGraphManager:
+    """Makes steps from a CUDA graph for each batch size, first of the plain step, then of the compiled one.
+
+    Args:
+        slots: The slots.
+        compiler: Compiles in the background; None to stay with the plain step.
+        mode: What a step computes.
+        pool: Memory of the graphs.
+    """
+
+    def __init__(
+        self, slots: SlotTensors, compiler: Compiler | None, mode: ForwardMode = FULL, pool: _Pool | None = None
+    ) -> None:
+        self._slots = slots
+        self._compiler = compiler
+        self._mode = mode
+        self._eager = EagerSteps(slots, mode)
+        self._graphs: dict[int, Any] = {}
+        self._compiled: dict[int, bool] = {}
+        # Sizes of which no better graph than the one that is there, or none, could be captured.
+        self._refused: set[int] = set()
+        self._pool = pool or _Pool()
+        self._others: dict[ForwardMode, CudaGraphManager] = {}
+
+    def run(self, size: int) -> bool:
+        """Launch a step: see :meth:`Steps.run`."""
+        if self._compiler is None or not self._compiler.busy:
+            # Between two steps: a graph is captured by the thread that launches everything.
+            self.prepare(size)
+        if size not in self._graphs:
+            return self._eager.run(size)
+        self._graphs[size].replay()
+        return self._compiled[size]
+
+    def ready(self, size: int) -> bool:
+        """Tell whether a size has a graph, or cannot have one: see :meth:`Steps.ready`."""
+        return size in self._graphs or size in self._refused
+
+    def prepare(self, size: int) -> bool:
+        """Do the next thing that a size lacks: see :meth:`Steps.prepare`."""
+        if self._settled(size):
+            return True
+        work = self._slots.input_batch(size, self._mode)
+        if size not in self._graphs:
+            self._capture(size, work, work.function, compiled=False)
+            if self._mode != FULL:
+                # Compiled at the next use: a batch that needs several modes captures them first.
+                return self._settled(size)
+        if self._compiler is None or size in self._refused:
+            return True
+
+        key = (size, self._mode)
+        step = self._compiler.ready(self._slots, key, work.function, work.copies)
+        if step is not None:
+            self._capture(size, work, step, compiled=True)
+        elif self._compiler.refused(self._slots, key):
+            self._refused.add(size)
+        return self._settled(size)
+
+    def _settled(self, size: int) -> bool:
+        plain = self._compiler is None and size in self._graphs
+        return plain or size in self._refused or self._compiled.get(size, False)
+
+    def of(self, mode: ForwardMode) -> CudaGraphManager:
+        """Give what makes other steps: see :meth:`Steps.of`."""
+        if mode == self._mode:
+            return self
+        if mode not in self._others:
+            self._others[mode] = CudaGraphManager(self._slots, self._compiler, mode, self._pool)
+        return self._others[mode]
+
+    def evict(self) -> None:
+        """Drop the graphs of all sizes and modes: see :meth:`Steps.forget`.
+
+        They share their memory, so none of it is given back while one of them is left.
+        """
+        for steps in (self, *self._others.values()):
+            steps.drop()
+        # PyTorch does not take a pool again that no graph uses any more.
+        self._pool.handle = torch.cuda.graph_pool_handle()
+        torch.cuda.empty_cache()
+
+    def drop(self) -> None:
+        """Drop this mode's graphs alone."""
+        self._graphs.clear()
+        self._compiled.clear()
+
+    def _capture(self, size: int, work: InputBatch, step: Callable[..., Any], *, compiled: bool) -> None:
+        began = time.monotonic()
+        try:
+            self._graphs[size] = capture(lambda: step(*work.arguments), work.store, self._pool.handle)
+        except Exception as error:  # noqa: BLE001 - what was there before serves
+            refuse("step", error, self._slots.device, compiled=compiled, size=size)
+            self._refused.add(size)
+            return
+        self._compiled[size] = compiled
+        seconds = round(time.monotonic() - began, 3)
+        logger.info("batch size captured", extra={"size": size, "compiled": compiled, "seconds": seconds})

@@ -1,0 +1,275 @@
+"""What a family of pipelines tells the engine: all that a pipeline's ``__call__`` does except its loop.
+
+A family is one module. It repeats, for one image, how the pipeline encodes prompts, begins from noise, sets up its
+scheduler, calls its denoiser and turns latents into the VAE's. The loop, the noise scheduler's update and the batch are
+the engine's. ``tests/unit/worker/families`` compares each family with its pipeline's own call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from kubediffusion.resources.failures import ErrorCode, JobFailure
+from kubediffusion.worker.engine import BatchKey, GuidanceKind, ImageRequest
+
+Conditioning = dict[str, torch.Tensor]
+"""Tensors that an image's conditioning consists of, by a name that the family chooses: ``[rows, ...]`` for one image,
+``[images, rows, ...]`` in a batch. With classifier-free guidance the rows are the negative prompt's and the prompt's,
+else the prompt's alone."""
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What an image gets whose job and model name nothing else.
+
+    Attributes:
+        steps: Denoising steps.
+        guidance: Guidance scale.
+        width: Pixels; None where the pipeline's configuration says it.
+        height: Pixels; None where the pipeline's configuration says it.
+    """
+
+    steps: int
+    guidance: float
+    width: int | None = None
+    height: int | None = None
+
+
+class ModelFamily:
+    """One family of pipelines. A family overrides what differs from the usual.
+
+    Args:
+        pipeline: The diffusers pipeline, on its device.
+
+    Attributes:
+        pipelines: Names of the diffusers classes; a subclass of one has a call of its own and does not match.
+        component: Name of the denoiser among the pipeline's components.
+        dtype: Numbers that the weights are held in on a GPU where the model says ``auto``.
+        defaults: Steps, guidance and size of an image whose job names none.
+        from_start: Whether the pipeline's call tells the scheduler that it begins at the first step.
+        upcasts: Whether the pipeline's call decodes in float32 where the VAE's configuration says so.
+    """
+
+    pipelines: ClassVar[tuple[str, ...]] = ()
+    component: ClassVar[str] = "transformer"
+    dtype: ClassVar[str] = "bfloat16"
+    defaults: ClassVar[Defaults] = Defaults(28, 3.5)
+    from_start: ClassVar[bool] = True
+    upcasts: ClassVar[bool] = False
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = pipeline
+        self.denoiser: Any = getattr(pipeline, self.component)
+        self.denoiser_dtype: torch.dtype = self.denoiser.dtype
+
+    def __repr__(self) -> str:
+        # Compiled code is named by it, so it says nothing of this process.
+        return type(self).__qualname__
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pipeline computes."""
+        device: torch.device = self.pipeline.device
+        return device
+
+    @classmethod
+    def mismatch(cls, _pipeline: Any) -> str | None:
+        """Say why a pipeline of one of the family's classes cannot be stepped; None when it can."""
+        return None
+
+    # What decides the batch.
+
+    def guidance(self, request: ImageRequest) -> GuidanceKind:
+        """Tell what ``guidanceScale`` does to an image. By default it is classifier-free guidance above 1."""
+        return GuidanceKind.CFG if request.shape.guidance > 1 else GuidanceKind.NONE
+
+    def text_length(self, _request: ImageRequest, _guidance: GuidanceKind) -> int:
+        """Tell how many tokens the batch holds for each prompt; 0 where all prompts are as long.
+
+        Called from any thread, and often: what it needs is cached.
+        """
+        return 0
+
+    def key(self, request: ImageRequest) -> BatchKey:
+        """Give what an image has in common with all that may share its steps."""
+        shape = request.shape
+        own = self.own_size() or (shape.width or shape.height or 0, shape.height or shape.width or 0)
+        guidance = self.guidance(request)
+        return BatchKey(
+            width=shape.width or own[0],
+            height=shape.height or own[1],
+            guidance=guidance,
+            deterministic=shape.deterministic,
+            text_length=self.text_length(request, guidance),
+        )
+
+    def own_size(self) -> tuple[int, int] | None:
+        """Give the width and height in pixels of an image whose job names neither."""
+        if self.defaults.width is not None and self.defaults.height is not None:
+            return self.defaults.width, self.defaults.height
+        return own_size(self.pipeline)
+
+    def size_multiple(self) -> int:
+        """Give the number of pixels that both sides must be multiples of; 1 where the pipeline's call rounds."""
+        return 1
+
+    def check(self, key: BatchKey) -> None:
+        """Refuse images that the pipeline's own call refuses.
+
+        Raises:
+            JobFailure: A side is not a multiple of :meth:`size_multiple`.
+        """
+        multiple = self.size_multiple()
+        if key.width % multiple or key.height % multiple:
+            raise JobFailure(
+                ErrorCode.PIPELINE_FAILED,
+                f"width and height must be multiples of {multiple} for {type(self.pipeline).__name__}, "
+                f"not {key.width} and {key.height}",
+            )
+
+    # One image, before its first step.
+
+    def encode(self, request: ImageRequest, key: BatchKey) -> Conditioning:
+        """Encode an image's prompts, and what else the denoiser is told of it: ``[rows, ...]`` each."""
+        raise NotImplementedError
+
+    def start(self, request: ImageRequest, key: BatchKey) -> torch.Tensor:
+        """Make the noise that an image begins from, ``[1, ...]``, on the CPU, in the numbers of the pipeline's call.
+
+        The engine multiplies it by the scheduler's initial sigma.
+        """
+        raise NotImplementedError
+
+    def schedule(self, _scheduler: Any, _key: BatchKey, steps: int) -> dict[str, Any]:
+        """Give the arguments of the noise scheduler's ``set_timesteps``."""
+        return {"num_inference_steps": steps}
+
+    # All images of a batch, in each step.
+
+    def shared(self, _key: BatchKey) -> Conditioning:
+        """Give the tensors that all images of a key are told alike, made once: rotary ids, for example."""
+        return {}
+
+    def predict(
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        guidance: torch.Tensor,
+        slot: Conditioning,
+        shared: Conditioning,
+        key: BatchKey,
+    ) -> torch.Tensor:
+        """Predict the model output of each image, guided: what the noise scheduler's ``step`` is given.
+
+        Traceable: no branch on a tensor's values, no copy to the host.
+
+        Args:
+            latents: ``[images, ...]``, float32, scaled as the scheduler scales the model's input.
+            timesteps: ``[images]``, float32.
+            guidance: Guidance scales, ``[images]``, float32.
+            slot: What :meth:`encode` gave, ``[images, rows, ...]`` each.
+            shared: What :meth:`shared` gave.
+            key: What all images share.
+
+        Returns:
+            ``[images, ...]``, float32.
+        """
+        rows = rows_of(slot)
+        output = self.denoise(
+            torch.cat([latents] * rows).to(self.denoiser_dtype),
+            torch.cat([timesteps] * rows),
+            torch.cat([guidance] * rows),
+            folded(slot),
+            shared,
+            key,
+        ).float()
+        if rows == 1:
+            return output
+        without, given = output.chunk(2)
+        return self.guide(without, given, per_image(guidance, given))
+
+    def denoise(
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        guidance: torch.Tensor,
+        told: Conditioning,
+        shared: Conditioning,
+        key: BatchKey,
+    ) -> torch.Tensor:
+        """Call the denoiser: once, for all rows, negative prompts first.
+
+        Args:
+            latents: ``[rows, ...]``, in the denoiser's numbers.
+            timesteps: ``[rows]``, float32.
+            guidance: Guidance scales, ``[rows]``, float32, for a denoiser that is told them.
+            told: What :meth:`encode` gave, ``[rows, ...]`` each.
+            shared: What :meth:`shared` gave.
+            key: What all images share.
+
+        Returns:
+            ``[rows, ...]``.
+        """
+        raise NotImplementedError
+
+    def guide(self, without: torch.Tensor, given: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
+        """Combine the outputs for the negative prompt and for the prompt (https://arxiv.org/abs/2207.12598).
+
+        Args:
+            without: For the negative prompts, ``[images, ...]``, float32.
+            given: For the prompts, ``[images, ...]``, float32.
+            guidance: Guidance scales, of a shape that multiplies them.
+        """
+        return without + guidance * (given - without)
+
+    # One image, after its last step.
+
+    def vae_input(self, latents: torch.Tensor, _key: BatchKey) -> torch.Tensor:
+        """Turn an image's latents, ``[1, ...]``, float32, into what its VAE decodes."""
+        config = self.pipeline.vae.config
+        scaled: torch.Tensor = latents / config.scaling_factor
+        shift = getattr(config, "shift_factor", None)
+        return scaled if shift is None else scaled + shift
+
+    # What only some families can do.
+
+    def caches_features(self) -> bool:
+        """Tell whether steps may reuse what the denoiser's deep layers gave: see :mod:`.unet`."""
+        return False
+
+
+def own_size(pipeline: Any) -> tuple[int, int] | None:
+    """Give the width and height that a pipeline makes by itself, as far as pipelines have a common way to say."""
+    scale = getattr(pipeline, "vae_scale_factor", None)
+    size = getattr(pipeline, "default_sample_size", None)
+    if size is None:
+        denoiser = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+        size = getattr(getattr(denoiser, "config", None), "sample_size", None)
+    if scale is None or size is None:
+        return None
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return int(width * scale), int(height * scale)
+
+
+def noise(shape: Sequence[int], seed: int, dtype: torch.dtype) -> torch.Tensor:
+    """Make an image's noise on the CPU, so that a seed gives the same on every device: ``[1, *shape]``."""
+    return torch.randn((1, *shape), generator=torch.Generator("cpu").manual_seed(seed), dtype=dtype)
+
+
+def rows_of(slot: Conditioning) -> int:
+    """Tell how many rows an image has in conditioning of shape ``[images, rows, ...]``."""
+    return next(iter(slot.values())).shape[1]
+
+
+def folded(slot: Conditioning) -> Conditioning:
+    """Fold ``[images, rows, ...]`` into ``[rows * images, ...]``: all negative prompts, then all prompts."""
+    return {name: told.transpose(0, 1).flatten(0, 1) for name, told in slot.items()}
+
+
+def per_image(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Shape ``[images]`` so that it multiplies a tensor of shape ``[images, ...]``."""
+    return values.reshape(-1, *(1,) * (like.dim() - 1))

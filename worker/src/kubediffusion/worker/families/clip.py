@@ -1,0 +1,68 @@
+"""Texts as a CLIP text encoder sees them, each encoded once while it is in use."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+
+from kubediffusion.worker.execution.graphs import GraphedFunction
+from kubediffusion.worker.execution.transfers import to_device
+
+_TEXTS = 64
+"""Texts whose encoding is kept: the images of a job share theirs, and most jobs one negative prompt."""
+
+
+class TextEncoding:
+    """Encodes texts as Stable Diffusion's ``encode_prompt`` does, one at a time, without waiting for the device.
+
+    Args:
+        pipeline: The pipeline, on its device.
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        self._pipeline = pipeline
+        self._graphed = GraphedFunction(_encoded, pipeline.text_encoder)
+        # Least recently used first.
+        self._known: OrderedDict[tuple[str, bool], torch.Tensor] = OrderedDict()
+
+    def of(self, text: str, *, plain: bool = False) -> torch.Tensor:
+        """Give a text's encoding: ``[1, tokens, channels]``.
+
+        Args:
+            text: The text.
+            plain: Compute as written, not by a graph.
+        """
+        known = (text, plain)
+        if known not in self._known:
+            while len(self._known) >= _TEXTS:
+                self._known.popitem(last=False)
+            self._known[known] = self._encode(text, plain=plain)
+        self._known.move_to_end(known)
+        return self._known[known]
+
+    def _encode(self, text: str, *, plain: bool) -> torch.Tensor:
+        device, encoder = self._pipeline.device, self._pipeline.text_encoder
+        if getattr(encoder.config, "use_attention_mask", False):
+            encoding: torch.Tensor = self._pipeline.encode_prompt([text], device, 1, False)[0]
+            return encoding
+        tokenizer = self._pipeline.tokenizer
+        tokens = to_device(
+            tokenizer(
+                # Several tokens for a word that was added by textual inversion.
+                self._pipeline.maybe_convert_prompt([text], tokenizer),
+                padding="max_length",
+                max_length=tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
+            ).input_ids,
+            device,
+        )
+        graphed = device.type == "cuda" and not plain
+        return (self._graphed(tokens) if graphed else _encoded(encoder, tokens)).to(encoder.dtype)
+
+
+def _encoded(encoder: Any, tokens: torch.Tensor) -> torch.Tensor:
+    encoding: torch.Tensor = encoder(tokens, attention_mask=None)[0]
+    return encoding

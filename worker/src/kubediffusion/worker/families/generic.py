@@ -1,0 +1,264 @@
+"""Runs batches through a diffusers pipeline's own ``__call__``."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from kubediffusion.resources.failures import ErrorCode, JobFailure
+from kubediffusion.worker.engine import (
+    Admit,
+    Engine,
+    EngineInfo,
+    ImageId,
+    ImageOutput,
+    ImageRequest,
+    Monitor,
+    Outcome,
+    Plan,
+    Shape,
+    StepStats,
+    described,
+)
+from kubediffusion.worker.execution.accelerator import repeatable
+from kubediffusion.worker.execution.faults import check_device, failure, is_out_of_memory, not_numbers
+from kubediffusion.worker.execution.schedulers import Schedulers
+from kubediffusion.worker.families.base import own_size
+from kubediffusion.worker.families.calls import Callback, CallPlan
+from kubediffusion.worker.prompts import cut_warnings, text_encoders
+
+logger = logging.getLogger(__name__)
+
+NAME = "diffusers"
+"""What ``status.parameters.engine`` says."""
+
+
+WARM_UP_STEPS = 2
+"""A scheduler's second step takes other ways than its first."""
+
+
+class _NobodyWaits(Exception):  # noqa: N818 - it ends a call that is no longer wanted; nothing went wrong
+    """Every image of the running call has been dropped."""
+
+
+class _Nobody:
+    """Watches the image of the warm-up: what goes wrong there, the first job tells."""
+
+    def wanted(self, _image_id: ImageId) -> bool:
+        return True
+
+    def stepped(self, _image_id: ImageId, _step: int, _total: int) -> None:
+        pass
+
+    def ended(self, _image_id: ImageId, _outcome: Outcome) -> None:
+        pass
+
+    def more(self, _room: int, _calls: int, _admit: Admit) -> tuple[ImageRequest, ...]:
+        return ()
+
+    def overdue(self, _image_id: ImageId) -> bool:
+        return False
+
+    def ran(self, _load: StepStats) -> None:
+        pass
+
+
+def warm_up(engine: Engine, images: int = 1) -> None:
+    """Make images of the pipeline's own size and throw them away: the first call loads and chooses kernels.
+
+    Args:
+        engine: The engine.
+        images: How many at once.
+    """
+    shape = Shape(steps=WARM_UP_STEPS, guidance=7.5)
+    engine.run(tuple(ImageRequest(ImageId("", 0, index), "", None, 0, shape) for index in range(images)), _Nobody())
+
+
+class PipelineEngine:
+    """An engine for any text-to-image pipeline of diffusers: see :class:`kubediffusion.worker.engine.Engine`.
+
+    Args:
+        pipeline: The pipeline, on its device.
+        info: What it is.
+    """
+
+    def __init__(self, pipeline: Any, info: EngineInfo) -> None:
+        self._pipeline = pipeline
+        self._info = info
+        self._plan = CallPlan.of(type(pipeline))
+        self._schedulers = Schedulers(getattr(pipeline, "scheduler", None))
+        self._encoders = text_encoders(pipeline.components.items(), self._plan.max_sequence_length)
+        self._zeroes_missing_negative = bool(getattr(pipeline.config, "force_zeros_for_empty_prompt", False))
+        pipeline.set_progress_bar_config(disable=True)
+
+    @property
+    def info(self) -> EngineInfo:
+        """What this engine is."""
+        return self._info
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pipeline computes."""
+        device: torch.device = self._pipeline.device
+        return device
+
+    @property
+    def schedulers(self) -> list[str]:
+        """The schedulers that jobs may ask for."""
+        return self._schedulers.names
+
+    def plan(self, request: ImageRequest) -> Plan:
+        """Tell how an image runs: only with those of the very same shape."""
+        return Plan(request.shape, request.shape.steps)
+
+    def rest(self, _wake: Callable[[], None]) -> bool:
+        """Do nothing: see :meth:`kubediffusion.worker.engine.Engine.rest`."""
+        return False
+
+    def run(self, requests: tuple[ImageRequest, ...], monitor: Monitor) -> None:
+        """Make the images of one batch: see :meth:`kubediffusion.worker.engine.Engine.run`.
+
+        When a call of several images raises, each is called alone, so that only the culprit fails; when it does not
+        fit the device's memory, it is halved.
+        """
+        groups = self._alike(requests)
+        while groups:
+            group = tuple(request for request in groups.pop(0) if monitor.wanted(request.id))
+            if not group:
+                continue
+            try:
+                outcomes = self._call(group, monitor)
+            except _NobodyWaits:
+                continue
+            except JobFailure as refusal:
+                outcomes = [refusal] * len(group)
+            except Exception as error:  # noqa: BLE001 - what a pipeline raises is the outcome of its images
+                # The text of the error goes to the status of the job alone.
+                logger.warning("the pipeline raised", extra={"images": len(group), **described(error)})
+                check_device(self.device, error)
+                if len(group) > 1:
+                    half = len(group) // 2 if is_out_of_memory(error) else 1
+                    groups[0:0] = [group[start : start + half] for start in range(0, len(group), half)]
+                    continue
+                outcomes = [failure(error)]
+            for request, outcome in zip(group, outcomes, strict=True):
+                monitor.ended(request.id, outcome)
+
+    def _alike(self, requests: tuple[ImageRequest, ...]) -> list[tuple[ImageRequest, ...]]:
+        """Split a batch where images with and without a negative prompt cannot share a call.
+
+        Some pipelines (Stable Diffusion XL) take zeros where there is no negative prompt, which is not what an empty
+        one gives. A job's picture must not depend on its neighbours.
+        """
+        if not self._zeroes_missing_negative:
+            return [requests]
+        without = tuple(request for request in requests if request.negative_prompt is None)
+        given = tuple(request for request in requests if request.negative_prompt is not None)
+        return [group for group in (without, given) if group]
+
+    def _call(self, requests: tuple[ImageRequest, ...], monitor: Monitor) -> list[Outcome]:
+        shape = requests[0].shape
+        scheduler = self._schedulers.get(shape.scheduler)
+        if shape.acceleration is not None:
+            raise self._refused(type(scheduler).__name__)
+        if scheduler is not None:
+            self._pipeline.scheduler = scheduler
+        arguments = self._plan.arguments(requests)
+        self._complete_size(arguments)
+        if "generator" in self._plan.parameters:
+            # Noise from a generator of its own on the CPU: the same on every device, in any batch.
+            arguments["generator"] = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
+        if "output_type" in self._plan.parameters:
+            arguments["output_type"] = "np"
+        arguments |= self._callback(requests, monitor)
+        exactly = repeatable(self.device) if shape.deterministic else contextlib.nullcontext()
+        with torch.inference_mode(), exactly:
+            output = self._pipeline(**arguments)
+        flags = getattr(output, "nsfw_content_detected", None) or [False] * len(requests)
+        return [
+            self.outcome(request, image, bool(flagged), type(scheduler).__name__)
+            for request, image, flagged in zip(requests, output.images, flags, strict=True)
+        ]
+
+    def _refused(self, scheduler: str) -> JobFailure:
+        return JobFailure(
+            ErrorCode.PIPELINE_FAILED,
+            f"acceleration: {self._plan.pipeline} with {scheduler} runs through diffusers' own call, which has none of "
+            "it; it is for Stable Diffusion 1, 2 and XL with a scheduler such as DPMSolverMultistepScheduler, "
+            "EulerDiscreteScheduler or DDIMScheduler, and featureCaching for their UNets alone. Leave it out; where "
+            "the model's defaults ask for it, give an empty one",
+        )
+
+    def _complete_size(self, arguments: dict[str, Any]) -> None:
+        """Give both sides when a job gives one: Stable Diffusion's call ignores one that comes alone."""
+        given = {side: arguments[side] for side in ("width", "height") if side in arguments}
+        if len(given) != 1:
+            return
+        own = own_size(self._pipeline) or (next(iter(given.values())),) * 2
+        arguments |= {"width": own[0], "height": own[1]} | given
+
+    def _callback(self, requests: tuple[ImageRequest, ...], monitor: Monitor) -> dict[str, Any]:
+        steps = requests[0].shape.steps
+
+        def note(index: int) -> None:
+            if not any(monitor.wanted(request.id) for request in requests):
+                raise _NobodyWaits
+            # Some schedulers call the model more often than there are steps (Heun, PNDM's first steps).
+            calls = max(int(getattr(self._pipeline, "num_timesteps", None) or steps), 1)
+            done = min((index + 1) * steps // calls, steps)
+            for request in requests:
+                monitor.stepped(request.id, done, steps)
+
+        def on_step_end(_pipeline: Any, index: int, _timestep: Any, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+            note(index)
+            return tensors
+
+        def on_step(index: int, _timestep: Any, _latents: Any) -> None:
+            note(index)
+
+        if self._plan.callback is Callback.STEP_END:
+            arguments: dict[str, Any] = {"callback_on_step_end": on_step_end}
+            if "callback_on_step_end_tensor_inputs" in self._plan.parameters:
+                arguments["callback_on_step_end_tensor_inputs"] = []
+            return arguments
+        if self._plan.callback is Callback.LEGACY:
+            return {"callback": on_step, "callback_steps": 1}
+        return {}
+
+    def outcome(self, request: ImageRequest, image: Any, flagged: bool, scheduler: str) -> Outcome:
+        """Give the outcome of an image.
+
+        Args:
+            request: What was asked for.
+            image: Its pixels, ``[height, width, channels]``: 0 to 255, or floating-point numbers from 0 to 1.
+            flagged: Whether the safety checker flagged it.
+            scheduler: The diffusers class that was used.
+        """
+        pixels = np.asarray(image)
+        if pixels.dtype != np.uint8:
+            if not np.isfinite(pixels).all():
+                return not_numbers(self._info.torch_dtype)
+            pixels = (pixels * 255).round().clip(0, 255).astype(np.uint8)
+        if pixels.ndim == 2:
+            pixels = pixels[..., None]
+        # Grey becomes RGB, and an alpha channel is left out.
+        pixels = np.repeat(pixels, 3, axis=2) if pixels.shape[2] < 3 else pixels[..., :3]
+        height, width = pixels.shape[:2]
+        warnings = [*cut_warnings(request, self._encoders), *self._plan.ignored(request)]
+        for side, asked, got in (("width", request.shape.width, width), ("height", request.shape.height, height)):
+            if asked is not None and asked != got and side in self._plan.parameters:
+                warnings.append(f"{side} is {got}, not {asked}: {self._plan.pipeline} rounds sizes")
+        return ImageOutput(
+            width=width,
+            height=height,
+            rgb=np.ascontiguousarray(pixels).tobytes(),
+            scheduler=scheduler,
+            flagged=flagged,
+            warnings=tuple(warnings),
+            engine=self._info.name,
+        )

@@ -1,0 +1,95 @@
+"""Krea 2: a text encoder of which several layers are used, guidance added to the prompt's output, Qwen-Image's VAE."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+
+from kubediffusion.worker.engine import BatchKey, GuidanceKind, ImageRequest
+from kubediffusion.worker.families.base import Conditioning, Defaults, ModelFamily, noise
+from kubediffusion.worker.families.flow import flow_schedule, shift_by_size
+from kubediffusion.worker.families.qwen_image import scaled_by_channel
+
+_TOKENS = 512
+"""Of a prompt, padded, by default of the pipeline's call."""
+
+_DISTILLED_SHIFT = 1.15
+"""Of a model that is distilled to few steps, at every size: ``Krea2Pipeline.__call__``."""
+
+
+class Krea2(ModelFamily):
+    """``Krea2Pipeline``: see :class:`ModelFamily`."""
+
+    pipelines: ClassVar[tuple[str, ...]] = ("Krea2Pipeline",)
+    defaults: ClassVar[Defaults] = Defaults(28, 4.5, 1024, 1024)
+
+    def guidance(self, request: ImageRequest) -> GuidanceKind:
+        """Tell what ``guidanceScale`` does: guidance above 0."""
+        return GuidanceKind.CFG if request.shape.guidance > 0 else GuidanceKind.NONE
+
+    def encode(self, request: ImageRequest, key: BatchKey) -> Conditioning:
+        """Encode an image's prompts: ``[rows, tokens, layers, channels]``, and which tokens are there."""
+        texts = [request.negative_prompt or "", request.prompt] if key.guided else [request.prompt]
+        prompts, masks = self.pipeline.encode_prompt(prompt=texts, device=self.device, max_sequence_length=_TOKENS)
+        return {"prompts": prompts, "masks": masks}
+
+    def start(self, request: ImageRequest, key: BatchKey) -> torch.Tensor:
+        """Make an image's noise, packed: ``[1, tokens, channels]``."""
+        patch = self.pipeline.patch_size
+        height, width = (patch * side for side in self._grid(key))
+        channels = self.denoiser.config.in_channels // patch**2
+        latents = noise((channels, height, width), request.seed, self.denoiser_dtype)
+        packed: torch.Tensor = self.pipeline._pack_latents(  # noqa: SLF001 - what the call uses
+            latents, 1, channels, height, width
+        )
+        return packed
+
+    def schedule(self, scheduler: Any, key: BatchKey, steps: int) -> dict[str, Any]:
+        """Give sigmas from 1 down to one step's share, shifted by the image's size unless the model is distilled."""
+        height, width = self._grid(key)
+        mu = _DISTILLED_SHIFT
+        if not self.pipeline.config.is_distilled:
+            mu = shift_by_size(scheduler, height * width, tokens_range=(256, 6400))
+        return flow_schedule(scheduler, steps, mu=mu)
+
+    def shared(self, key: BatchKey) -> Conditioning:
+        """Give the rotary ids of text and image: ``[tokens, 3]``."""
+        height, width = self._grid(key)
+        return {"ids": self.pipeline.prepare_position_ids(_TOKENS, height, width, self.device)}
+
+    def denoise(
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        _guidance: torch.Tensor,
+        told: Conditioning,
+        shared: Conditioning,
+        _key: BatchKey,
+    ) -> torch.Tensor:
+        """Call the transformer: see :meth:`ModelFamily.denoise`."""
+        output: torch.Tensor = self.denoiser(
+            hidden_states=latents,
+            encoder_hidden_states=told["prompts"],
+            timestep=(timesteps / self.pipeline.scheduler.config.num_train_timesteps).to(latents.dtype),
+            position_ids=shared["ids"],
+            encoder_attention_mask=told["masks"],
+            return_dict=False,
+        )[0]
+        return output
+
+    def guide(self, without: torch.Tensor, given: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
+        """Add guidance to the output for the prompt: a scale of 0 is none."""
+        return given + guidance * (given - without)
+
+    def vae_input(self, latents: torch.Tensor, key: BatchKey) -> torch.Tensor:
+        """Unpack an image's latents, and scale them by channel: ``[1, channels, 1, height, width]``."""
+        side = self.pipeline.vae_scale_factor * self.pipeline.patch_size
+        height, width = self._grid(key)
+        unpacked = self.pipeline._unpack_latents(latents, height * side, width * side)  # noqa: SLF001 - as above
+        return scaled_by_channel(unpacked, self.pipeline.vae)
+
+    def _grid(self, key: BatchKey) -> tuple[int, int]:
+        """Give the height and width in tokens; the pipeline's call rounds sizes up."""
+        side = self.pipeline.vae_scale_factor * self.pipeline.patch_size
+        return -(-key.height // side), -(-key.width // side)

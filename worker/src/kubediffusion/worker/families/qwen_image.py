@@ -1,0 +1,126 @@
+"""Qwen-Image: one text encoder whose output varies in length, true guidance with its norm kept, a VAE of videos."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+import torch
+
+from kubediffusion.worker.engine import BatchKey, GuidanceKind, ImageRequest
+from kubediffusion.worker.families.base import Conditioning, Defaults, ModelFamily, noise
+from kubediffusion.worker.families.flow import flow_schedule, shift_by_size
+from kubediffusion.worker.families.text import TokenCounts, bucket, padded, present
+
+_TOKENS = 512
+"""Of a prompt, by default of the pipeline's call."""
+
+_BUCKET = 64
+"""Tokens by which prompts that share a batch may differ at most."""
+
+
+class QwenImage(ModelFamily):
+    """``QwenImagePipeline``: see :class:`ModelFamily`."""
+
+    pipelines: ClassVar[tuple[str, ...]] = ("QwenImagePipeline",)
+    defaults: ClassVar[Defaults] = Defaults(50, 4.0)
+
+    def __init__(self, pipeline: Any) -> None:
+        super().__init__(pipeline)
+        tokenizer = copy.deepcopy(pipeline.tokenizer)
+        template, dropped = pipeline.prompt_template_encode, pipeline.prompt_template_encode_start_idx
+        self._counts = TokenCounts(
+            lambda text: len(tokenizer(template.format(text), truncation=False, verbose=False).input_ids) - dropped
+        )
+
+    @classmethod
+    def mismatch(cls, pipeline: Any) -> str | None:
+        """Refuse a transformer that tells reference images from the one that is made."""
+        config = pipeline.transformer.config
+        told = next((name for name in ("zero_cond_t", "use_layer3d_rope") if config.get(name, False)), None)
+        return None if told is None else f"its transformer has {told}"
+
+    def guidance(self, request: ImageRequest) -> GuidanceKind:
+        """Tell what ``guidanceScale`` does: ``true_cfg_scale`` of the call, which needs a negative prompt."""
+        if self.denoiser.config.guidance_embeds:
+            return GuidanceKind.EMBEDDED
+        return GuidanceKind.NONE if request.negative_prompt is None else super().guidance(request)
+
+    def text_length(self, request: ImageRequest, guidance: GuidanceKind) -> int:
+        """Tell how many tokens there is room for: those of the longer prompt, rounded up."""
+        texts = [request.prompt, request.negative_prompt or ""]
+        used = texts if guidance is GuidanceKind.CFG else texts[:1]
+        return bucket(max(map(self._counts.of, used)), _BUCKET, _TOKENS)
+
+    def encode(self, request: ImageRequest, key: BatchKey) -> Conditioning:
+        """Encode an image's prompts, ``[rows, tokens, channels]``, and which tokens are there: ``[rows, tokens]``."""
+        prompts, masks = [], []
+        for text in [request.negative_prompt or "", request.prompt] if key.guided else [request.prompt]:
+            prompt, _ = self.pipeline.encode_prompt(prompt=text, device=self.device, max_sequence_length=_TOKENS)
+            prompts.append(padded(prompt, key.text_length))
+            masks.append(present(prompt.shape[1], key.text_length, self.device))
+        return {"prompts": torch.cat(prompts), "masks": torch.cat(masks)}
+
+    def start(self, request: ImageRequest, key: BatchKey) -> torch.Tensor:
+        """Make an image's noise, packed: ``[1, tokens, 4 * channels]``."""
+        height, width = self._grid(key)
+        channels = self.denoiser.config.in_channels // 4
+        latents = noise((1, channels, 2 * height, 2 * width), request.seed, self.denoiser_dtype)
+        packed: torch.Tensor = self.pipeline._pack_latents(  # noqa: SLF001 - what the call uses
+            latents, 1, channels, 2 * height, 2 * width
+        )
+        return packed
+
+    def schedule(self, scheduler: Any, key: BatchKey, steps: int) -> dict[str, Any]:
+        """Give sigmas from 1 down to one step's share, shifted by the image's size."""
+        height, width = self._grid(key)
+        return flow_schedule(scheduler, steps, mu=shift_by_size(scheduler, height * width))
+
+    def denoise(
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        guidance: torch.Tensor,
+        told: Conditioning,
+        _shared: Conditioning,
+        key: BatchKey,
+    ) -> torch.Tensor:
+        """Call the transformer: see :meth:`ModelFamily.denoise`."""
+        height, width = self._grid(key)
+        output: torch.Tensor = self.denoiser(
+            hidden_states=latents,
+            timestep=timesteps.to(latents.dtype) / 1000,
+            guidance=guidance if self.denoiser.config.guidance_embeds else None,
+            encoder_hidden_states_mask=told["masks"],
+            encoder_hidden_states=told["prompts"],
+            img_shapes=[[(1, height, width)]] * len(latents),
+            return_dict=False,
+        )[0]
+        return output
+
+    def guide(self, without: torch.Tensor, given: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
+        """Guide, and give each token the norm that it has without guidance."""
+        guided = super().guide(without, given, guidance)
+        return guided * (torch.norm(given, dim=-1, keepdim=True) / torch.norm(guided, dim=-1, keepdim=True))
+
+    def vae_input(self, latents: torch.Tensor, key: BatchKey) -> torch.Tensor:
+        """Unpack an image's latents, and scale them by channel: ``[1, channels, 1, height, width]``."""
+        unpacked = self.pipeline._unpack_latents(  # noqa: SLF001 - what the call uses
+            latents, key.height, key.width, self.pipeline.vae_scale_factor
+        )
+        return scaled_by_channel(unpacked, self.pipeline.vae)
+
+    def _grid(self, key: BatchKey) -> tuple[int, int]:
+        """Give the height and width in tokens, each of two by two latents."""
+        side = 2 * self.pipeline.vae_scale_factor
+        return key.height // side, key.width // side
+
+
+def scaled_by_channel(latents: torch.Tensor, vae: Any) -> torch.Tensor:
+    """Give latents, ``[1, channels, frames, height, width]``, the mean and deviation that the VAE names by channel."""
+    shape = (1, vae.config.z_dim, 1, 1, 1)
+    latents = latents.to(vae.dtype)
+    mean = torch.tensor(vae.config.latents_mean).view(shape).to(latents.device, latents.dtype)
+    # As diffusers' pipelines compute it.
+    inverse = 1.0 / torch.tensor(vae.config.latents_std).view(shape).to(latents.device, latents.dtype)
+    return latents / inverse + mean

@@ -1,0 +1,51 @@
+"""Finds the family of a pipeline."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+
+from kubediffusion.worker.families.base import ModelFamily
+
+_FAMILIES = {
+    "StableDiffusionPipeline": "stable_diffusion.StableDiffusion",
+    "StableDiffusionXLPipeline": "sdxl.StableDiffusionXL",
+    "StableDiffusion3Pipeline": "sd3.StableDiffusion3",
+    "FluxPipeline": "flux.Flux",
+}
+"""Module and class of each family by the name of diffusers' class: importing all of them takes time, and importing
+diffusers' classes before its loggers are quiet writes to the log."""
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """Why a pipeline runs by its own call.
+
+    Attributes:
+        reason: For the log and the model's status.
+    """
+
+    reason: str
+
+
+def family_class(pipeline: str) -> type[ModelFamily] | None:
+    """Give the family of a diffusers class by its name; None where no family knows it."""
+    if pipeline not in _FAMILIES:
+        return None
+    module, name = _FAMILIES[pipeline].split(".")
+    family: type[ModelFamily] = getattr(importlib.import_module(f"{__package__}.{module}"), name)
+    return family
+
+
+def family_of(pipeline: Any) -> ModelFamily | Unsupported:
+    """Give the family of a pipeline, or why there is none. A subclass of a known class has a call of its own."""
+    name = type(pipeline).__name__
+    family = family_class(name)
+    if family is None or type(pipeline) is not getattr(diffusers, name, None):
+        return Unsupported(f"no family knows {name}")
+    if (reason := family.mismatch(pipeline)) is not None:
+        return Unsupported(f"{name} is known, but {reason}")
+    return family(pipeline)

@@ -1,0 +1,110 @@
+"""What the families of UNet pipelines have in common, feature caching included."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+
+from kubediffusion.worker.engine import BatchKey, ImageRequest
+from kubediffusion.worker.families import features
+from kubediffusion.worker.families.base import Conditioning, Defaults, ModelFamily, folded, noise, per_image, rows_of
+
+HIDDEN_STATES = "encoder_hidden_states"
+"""The conditioning that every UNet takes; all else goes by ``added_cond_kwargs``."""
+
+
+class UNetFamily(ModelFamily):
+    """A family whose denoiser is a ``UNet2DConditionModel``: see :class:`ModelFamily`."""
+
+    component: ClassVar[str] = "unet"
+    dtype: ClassVar[str] = "float16"
+    defaults: ClassVar[Defaults] = Defaults(50, 7.5)
+    addition_embed_type: ClassVar[str | None] = None
+    """What the UNet of such a pipeline is told beside its prompts, by diffusers' name."""
+
+    @classmethod
+    def mismatch(cls, pipeline: Any) -> str | None:
+        """Refuse a UNet that is told the guidance scale (a distilled one), or more of an image than its size."""
+        unet = pipeline.unet.config
+        for told in ("time_cond_proj_dim", "encoder_hid_dim_type", "class_embed_type"):
+            if unet[told] is not None:
+                return f"its UNet has {told}"
+        if unet.addition_embed_type != cls.addition_embed_type:
+            return f"its UNet has addition_embed_type {unet.addition_embed_type}"
+        return None
+
+    def start(self, request: ImageRequest, key: BatchKey) -> torch.Tensor:
+        """Make an image's noise: ``[1, channels, height / scale, width / scale]``."""
+        scale = self.pipeline.vae_scale_factor
+        size = (self.denoiser.config.in_channels, key.height // scale, key.width // scale)
+        return noise(size, request.seed, self.denoiser_dtype)
+
+    def denoise(
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        _guidance: torch.Tensor,
+        told: Conditioning,
+        _shared: Conditioning,
+        _key: BatchKey,
+    ) -> torch.Tensor:
+        """Call the UNet: see :meth:`ModelFamily.denoise`."""
+        prompts, added = _split(told)
+        output: torch.Tensor = self.denoiser(
+            latents, timesteps, encoder_hidden_states=prompts, added_cond_kwargs=added, return_dict=False
+        )[0]
+        return output
+
+    def caches_features(self) -> bool:
+        """Tell whether the UNet consists of what :mod:`.features` knows."""
+        return features.divisible(self.denoiser)
+
+    def features_shape(self, latents: torch.Size) -> tuple[int, ...]:
+        """Give the shape of one row's features, ``[channels, height, width]``, for latents of a shape."""
+        return features.features_shape(self.denoiser, latents)
+
+    def predict_refresh(
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        guidance: torch.Tensor,
+        slot: Conditioning,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predict as :meth:`predict` does, and give the deep layers' features too: ``[images, rows, ...]``."""
+        output, kept = features.whole(self.denoiser, *self._rows(latents, timesteps, slot))
+        return self._guided(output, len(latents), guidance), kept.reshape(-1, len(latents), *kept.shape[1:]).transpose(
+            0, 1
+        )
+
+    def predict_reuse(
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        guidance: torch.Tensor,
+        slot: Conditioning,
+        kept: torch.Tensor,
+    ) -> torch.Tensor:
+        """Predict with features of an earlier step, ``[images, rows, ...]``: only the outermost layers compute."""
+        rows = self._rows(latents, timesteps, slot)
+        output = features.shallow(self.denoiser, *rows, kept.transpose(0, 1).flatten(0, 1))
+        return self._guided(output, len(latents), guidance)
+
+    def _rows(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, slot: Conditioning
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Conditioning | None]:
+        rows = rows_of(slot)
+        inputs = torch.cat([latents] * rows).to(self.denoiser_dtype)
+        return (inputs, torch.cat([timesteps] * rows), *_split(folded(slot)))
+
+    def _guided(self, output: torch.Tensor, images: int, guidance: torch.Tensor) -> torch.Tensor:
+        output = output.float()
+        if len(output) == images:
+            return output
+        without, given = output.chunk(2)
+        return self.guide(without, given, per_image(guidance, given))
+
+
+def _split(told: Conditioning) -> tuple[torch.Tensor, Conditioning | None]:
+    added = {name: tensor for name, tensor in told.items() if name != HIDDEN_STATES}
+    return told[HIDDEN_STATES], added or None

@@ -1,0 +1,131 @@
+"""Loads the pipeline that a DiffusionModel names to its device. Knows no engine and no family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import DiffusionPipeline
+
+from kubediffusion.resources.conditions import EngineReason
+from kubediffusion.resources.diffusion_model import DiffusionModelSpec, ModelSource
+from kubediffusion.worker.cpus import usable_cpus
+from kubediffusion.worker.engine import BadModelError
+from kubediffusion.worker.loading.fetch import locate
+from kubediffusion.worker.settings import Settings
+from kubediffusion.worker.sources import LocalModel, check_folder
+from kubediffusion.worker.stages import OnStage, ignore_stage
+
+ChooseDtype = Callable[[dict[str, Any]], torch.dtype]
+"""Chooses the numbers that weights are held in, by the model's ``model_index.json``."""
+
+
+def load_pipeline(
+    settings: Settings,
+    device: torch.device,
+    choose_dtype: ChooseDtype,
+    progress: OnStage = ignore_stage,
+    coming: Future[LocalModel] | None = None,
+) -> tuple[Any, str]:
+    """Load the pipeline to a device, and give it with the model's revision.
+
+    Args:
+        settings: What to load, and how.
+        device: Where to.
+        choose_dtype: Chooses the numbers that the weights are held in.
+        progress: Told where it stands.
+        coming: The model, where it is being brought to this machine already.
+
+    Raises:
+        BadModelError: It cannot be loaded, and a restart would not change that.
+        Exception: It cannot be loaded now.
+    """
+    _quiet_libraries(settings)
+    torch.set_num_threads(settings.torch_threads or usable_cpus())
+    progress(EngineReason.FETCHING_MODEL, f"the model's files come from {_origin(settings.spec.source)}")
+    model = coming.result() if coming is not None else locate(settings)
+    index = check_folder(model.folder, settings.spec)
+    progress(EngineReason.LOADING_WEIGHTS, f"the weights go to the {'GPU' if device.type == 'cuda' else 'CPU'}")
+    return load_weights(model.folder, index, settings.spec, choose_dtype(index), device), model.revision
+
+
+def _origin(source: ModelSource) -> str:
+    """Say where a model comes from, for people."""
+    if source.hugging_face is not None:
+        return f"{source.hugging_face.repository} of the Hugging Face Hub"
+    if source.s3 is not None:
+        return source.s3.uri
+    return "a folder"
+
+
+def load_weights(
+    folder: Path, index: dict[str, Any], spec: DiffusionModelSpec, dtype: torch.dtype, device: torch.device
+) -> Any:
+    """Give the pipeline, its weights read straight to the device: main memory holds one tensor of them at a time.
+
+    Args:
+        folder: The diffusers folder.
+        index: Its ``model_index.json``.
+        spec: What to load of it.
+        dtype: Numbers that the weights are held in.
+        device: Where to.
+
+    Raises:
+        BadModelError: It cannot be loaded, and a restart would not change that.
+        Exception: It cannot be loaded now.
+    """
+    # A map to one device places weights while they are read and leaves no hooks of accelerate on the modules.
+    options: dict[str, Any] = {"device_map": device.type if _placeable(index) else None}
+    if not spec.safety_checker and "safety_checker" in index:
+        options |= {"safety_checker": None, "requires_safety_checker": False}
+    if spec.source.hugging_face is not None and spec.source.hugging_face.variant is not None:
+        options["variant"] = spec.source.hugging_face.variant
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
+            str(folder),
+            dtype=dtype,
+            use_safetensors=True if spec.use_safetensors else None,
+            trust_remote_code=spec.trust_remote_code,
+            local_files_only=True,
+            **options,
+        )
+        # Parts that are no models of diffusers or transformers know no map.
+        return pipeline.to(device)
+    except Exception as error:
+        if _may_pass(error):
+            raise
+        raise BadModelError(f"the pipeline cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def _placeable(index: dict[str, Any]) -> bool:
+    """Tell whether diffusers takes a device map for the pipeline.
+
+    It takes none where one pipeline stands for several; of code of the model's own that is not known.
+    """
+    name = index["_class_name"]
+    pipeline = getattr(diffusers, name, None) if isinstance(name, str) else None
+    return pipeline is not None and not pipeline._load_connected_pipes  # noqa: SLF001 - what diffusers itself asks
+
+
+def _may_pass(error: Exception) -> bool:
+    """Tell whether loading may work on another try: no memory now, a device or disk in trouble."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError | TimeoutError | ConnectionError):
+        return True
+    if isinstance(error, OSError) and error.errno is not None:
+        return not isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError)
+    return isinstance(error, RuntimeError) and "CUDA" in str(error)
+
+
+def _quiet_libraries(settings: Settings) -> None:
+    """Keep the libraries' chatter out of the log: it quotes prompts, and comes with handlers of its own."""
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.disable_default_handler()
+        library.enable_propagation()
+        if not settings.log_prompts:
+            library.set_verbosity_error()
+        library.disable_progress_bar()

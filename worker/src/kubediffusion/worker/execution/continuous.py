@@ -158,8 +158,9 @@ class ContinuousEngine:
     def run(self, requests: tuple[ImageRequest, ...], monitor: Monitor) -> None:
         """Make the images of one batch: see :meth:`kubediffusion.worker.engine.Engine.run`."""
         plan = self.plan(requests[0])
+        modes: tuple[ForwardMode, ...] = ()
         if isinstance(plan.key, BatchKey):
-            key, modes = plan.key, ()
+            key = plan.key
         elif isinstance(plan.key, CourseKey):
             key = plan.key.batch
             modes = forward_modes(plan.key.acceleration, plan.calls, guided=key.guided)

@@ -101,7 +101,8 @@ class QwenImage(ModelFamily):
     def guide(self, without: torch.Tensor, given: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
         """Guide, and give each token the norm that it has without guidance."""
         guided = super().guide(without, given, guidance)
-        return guided * (torch.norm(given, dim=-1, keepdim=True) / torch.norm(guided, dim=-1, keepdim=True))
+        rescaled: torch.Tensor = guided * (given.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+        return rescaled
 
     def vae_input(self, latents: torch.Tensor, key: BatchKey) -> torch.Tensor:
         """Unpack an image's latents, and scale them by channel: ``[1, channels, 1, height, width]``."""

@@ -14,11 +14,11 @@ EXAMPLES = Path(__file__).parents[3] / "deploy" / "examples"
 
 
 @pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
-def test_an_example_is_taken(namespace: Namespace, example: Path):
+def test_an_example_is_taken(namespace: Namespace, example: Path) -> None:
     namespace.kubectl("create", "--validate=strict", "--dry-run=server", f"--filename={example}")
 
 
-def test_what_the_installation_s_page_applies_is_taken(namespace: Namespace):
+def test_what_the_installation_s_page_applies_is_taken(namespace: Namespace) -> None:
     assert documented.manifests()
     for manifest in documented.manifests():
         namespace.kubectl("create", "--validate=strict", "--dry-run=server", "--filename=-", stdin=json.dumps(manifest))

@@ -285,9 +285,9 @@ async def limited(studio: Namespace, client: KubernetesClient) -> Room:
 async def test_a_job_that_exceeds_its_models_limit_is_refused_at_the_door(
     limited: Room, field: str, model: str | None
 ) -> None:
-    spec = {"model": model} if model else {}
-    assert await refusal(limited.try_create(a_job(**spec, **{field: LIMITS[field]}))) is None
-    error = await refusal(limited.try_create(a_job(**spec, **{field: TOO_MUCH[field]})))
+    spec: dict[str, Any] = {"model": model} if model else {}
+    assert await refusal(limited.try_create(a_job(**spec | {field: LIMITS[field]}))) is None
+    error = await refusal(limited.try_create(a_job(**spec | {field: TOO_MUCH[field]})))
     assert isinstance(error, InvalidError)
     assert f"spec.{field}: {TOO_MUCH[field]} exceeds the limit {LIMITS[field]} of model small" in error.message
 

@@ -69,7 +69,14 @@ async def test_the_api_server_answers_as_the_table_of_transitions_says(
 @pytest.mark.parametrize("phase", sorted(TERMINAL))
 async def test_nobody_changes_a_word_of_a_finished_jobs_status(room: Room, clients: Clients, phase: Phase) -> None:
     job = await in_phase(room, clients, phase)
-    for change in (ONE_MORE_WORD, {"worker": None}, {"attempt": 2}, {"phase": Phase.PENDING}, {"images": []}):
+    changes: list[dict[str, Any]] = [
+        ONE_MORE_WORD,
+        {"worker": None},
+        {"attempt": 2},
+        {"phase": Phase.PENDING},
+        {"images": []},
+    ]
+    for change in changes:
         for client in (room.client, *clients.values()):
             assert await refusal(room.try_patch(job.name, {"status": change}, client, "status")) is not None
     assert await room.client.generation_jobs.get(room.namespace, job.name) == job

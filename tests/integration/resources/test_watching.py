@@ -14,7 +14,7 @@ from identities import Room, a_job
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import eventually
 from kubediffusion.operator.watching import watch_jobs
-from kubediffusion.resources import client as client_module
+from kubediffusion.resources.apiserver import resource as resource_module
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.apiserver.errors import ConflictError, KubernetesError
 from kubediffusion.resources.apiserver.reflector import Reflector
@@ -46,16 +46,16 @@ class Picture:
         client: KubernetesClient,
         namespace: str,
         kind: type[GenerationJob] = GenerationJob,
-        **selectors: str,
+        field_selector: str = "",
     ) -> None:
         self.told: list[tuple[str, bool]] = []
         self.gone: list[tuple[str | None, str, str]] = []
         """Namespace, name and uid of what is told to be gone."""
         self.there: dict[str, GenerationJob] = {}
         self.jobs = CountingLists(client, kind, "/apis/kubediffusion.io/v1alpha1", "generationjobs")
-        self.reflector = Reflector(self.jobs, namespace, self._tell, **selectors)
+        self.reflector = Reflector(self.jobs, namespace, self.report, field_selector=field_selector)
 
-    def _tell(self, job: GenerationJob, gone: bool) -> None:
+    def report(self, job: GenerationJob, gone: bool) -> None:
         self.told.append((job.name, gone))
         if gone:
             self.gone.append((job.metadata.namespace, job.name, job.uid))
@@ -68,7 +68,7 @@ class Picture:
         """Make the picture that the operator's own watch tells, which keeps little of each job."""
         picture = cls(client, namespace)
         client.generation_jobs = picture.jobs
-        picture.reflector = watch_jobs(client, namespace, picture._tell)
+        picture.reflector = watch_jobs(client, namespace, picture.report)
         return picture
 
     async def shows(self, *names: str) -> None:
@@ -91,7 +91,7 @@ async def watching(picture: Picture) -> AsyncIterator[Picture]:
             await task
 
 
-async def test_it_tells_what_is_there_and_every_change_in_order(own_room: Room) -> None:
+async def test_itreports_what_is_there_and_every_change_in_order(own_room: Room) -> None:
     await own_room.create("first")
     async with watching(Picture(own_room.client, own_room.namespace)) as picture:
         assert picture.told == [("first", False)]
@@ -114,15 +114,14 @@ async def test_an_empty_collection_is_a_complete_picture_too(own_room: Room) -> 
 
 async def test_what_stops_matching_a_selector_counts_as_gone(own_room: Room) -> None:
     job = await own_room.bound(own_room.client, "w-1")
-    selector = {"field_selector": "status.worker=w-1"}
-    async with watching(Picture(own_room.client, own_room.namespace, **selector)) as picture:
+    async with watching(Picture(own_room.client, own_room.namespace, field_selector="status.worker=w-1")) as picture:
         await picture.shows(job.name)
         await own_room.write(own_room.client, job, worker="w-2", attempt=2)
         await picture.shows()
 
 
 async def test_pages_are_put_together(own_room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "PAGE_SIZE", 2)
+    monkeypatch.setattr(resource_module, "PAGE_SIZE", 2)
     names = [f"job-{n}" for n in range(5)]
     for name in names:
         await own_room.create(name)
@@ -132,7 +131,7 @@ async def test_pages_are_put_together(own_room: Room, monkeypatch: pytest.Monkey
 
 async def test_a_first_list_is_told_page_by_page(own_room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of a long list at once may be a lot of memory."""
-    monkeypatch.setattr(client_module, "PAGE_SIZE", 2)
+    monkeypatch.setattr(resource_module, "PAGE_SIZE", 2)
     for n in range(3):
         await own_room.create(f"job-{n}")
     picture = Picture(own_room.client, own_room.namespace)
@@ -195,12 +194,12 @@ async def test_an_object_of_a_newer_version_stops_nothing(own_room: Room) -> Non
 async def test_an_object_that_can_no_longer_be_read_is_not_taken_for_deleted(own_room: Room) -> None:
     await own_room.create("changed")
     picture = Picture(own_room.client, own_room.namespace, kind=OlderJob)
-    await picture.reflector._list()
+    await picture.reflector.relist()
     await own_room.client.generation_jobs.patch(own_room.namespace, "changed", {"spec": {"priority": 7}})
-    await picture.reflector._list()
+    await picture.reflector.relist()
     assert picture.told == [("changed", False)]
     await own_room.client.generation_jobs.delete(own_room.namespace, "changed")
-    await picture.reflector._list()
+    await picture.reflector.relist()
     assert picture.told == [("changed", False), ("changed", True)]
 
 

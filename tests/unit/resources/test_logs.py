@@ -6,7 +6,9 @@ import json
 import logging
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,23 +18,23 @@ from kubediffusion.resources.runtime import logs
 from kubediffusion.resources.runtime.settings import EX_CONFIG
 
 
-def line(message="done", *arguments, **extra):
+def line(message: str = "done", *arguments: Any, **extra: Any) -> Any:
     logger = logging.getLogger("kubediffusion.test")
     return logger.makeRecord(logger.name, logging.INFO, __file__, 1, message, arguments, None, extra=extra)
 
 
-def written(record):
+def written(record: Any) -> Any:
     text = logs.JsonFormatter().format(record)
     assert "\n" not in text
     return json.loads(text)
 
 
 @given(st.text())
-def test_any_message_is_one_line_of_json(message):
+def test_any_message_is_one_line_of_json(message: str) -> None:
     assert written(line("%s", message))["message"] == message
 
 
-def test_a_line_says_when_how_severe_who_and_what():
+def test_a_line_says_when_how_severe_who_and_what() -> None:
     record = line("%d of %d", 1, 2)
     record.created = 1893499200.25
     assert written(record) == {
@@ -43,15 +45,15 @@ def test_a_line_says_when_how_severe_who_and_what():
     }
 
 
-def test_what_a_line_concerns_is_a_field_of_its_own():
+def test_what_a_line_concerns_is_a_field_of_its_own() -> None:
     assert written(line(job="0190-abc", namespace="studio"))["job"] == "0190-abc"
 
 
-def test_what_json_cannot_say_is_written_as_text():
+def test_what_json_cannot_say_is_written_as_text() -> None:
     assert written(line(path={1}))["path"] == "{1}"
 
 
-def test_a_traceback_stays_within_its_line():
+def test_a_traceback_stays_within_its_line() -> None:
     record = line()
     try:
         int("broken")
@@ -61,7 +63,7 @@ def test_a_traceback_stays_within_its_line():
 
 
 @pytest.mark.parametrize("secret", ["hf_token", 'with "quotes" and \\', "übergeheim"])
-def test_no_line_holds_a_secret(secret):
+def test_no_line_holds_a_secret(secret: str) -> None:
     record = line("401 for %s", secret, header=[f"Bearer {secret}"])
     error = ValueError(f"the token {secret} is not valid")
     record.exc_info = (ValueError, error, None)
@@ -71,7 +73,7 @@ def test_no_line_holds_a_secret(secret):
 
 
 @pytest.fixture
-def root():
+def root() -> Iterator[Any]:
     """The root logger, put back afterwards."""
     logger = logging.getLogger()
     handlers, level = logger.handlers[:], logger.level
@@ -80,7 +82,7 @@ def root():
     logger.setLevel(level)
 
 
-def test_requests_of_the_libraries_are_no_lines(root, capsys):
+def test_requests_of_the_libraries_are_no_lines(root: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure_logging("info")
     logging.getLogger("botocore").info("a request")
     logging.getLogger("kubediffusion").debug("a detail")
@@ -90,7 +92,7 @@ def test_requests_of_the_libraries_are_no_lines(root, capsys):
 
 
 @pytest.mark.parametrize("part", ["operator", "api"])
-def test_no_part_s_log_holds_storage_s_credentials(part, tmp_path):
+def test_no_part_s_log_holds_storage_s_credentials(part: str, tmp_path: Path) -> None:
     """A kubeconfig that asks for what is also a secret: whatever an error quotes, it does not come out."""
     kubeconfig = tmp_path / "config"
     kubeconfig.write_text("{current-context: hush and whisper, contexts: [], clusters: [], users: []}")

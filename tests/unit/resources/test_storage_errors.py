@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
-from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
+from collections.abc import Iterator
+from typing import Any
 
-from kubediffusion.resources.storage import ImageStorage, StorageError, _translated
+import pytest
+from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, NoCredentialsError
+
+from kubediffusion.resources.storage import ImageStorage, StorageError, storage_error
 
 SECRET = "wJalrXUtnFEMI"
 URI = "s3://pictures/studio/uid/0.png"
 
 
 @pytest.fixture(scope="module")
-def storage():
+def storage() -> Iterator[Any]:
     """Storage where nobody listens. One for all: to make a client takes a second."""
     settings = {
         "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9",
@@ -28,65 +31,65 @@ def storage():
     opened.close()
 
 
-def refused(code, message="no"):
-    return _translated(ClientError({"Error": {"Code": code, "Message": message}}, "PutObject"), f"cannot store {URI}")
+def refused(code: str, message: str = "no") -> Any:
+    return storage_error(ClientError({"Error": {"Code": code, "Message": message}}, "PutObject"), f"cannot store {URI}")
 
 
 @pytest.mark.parametrize("code", ["NoSuchBucket", "InvalidBucketName", "EntityTooLarge"])
-def test_what_cannot_come_right_by_itself_is_permanent(code):
+def test_what_cannot_come_right_by_itself_is_permanent(code: str) -> None:
     assert refused(code).permanent
 
 
 @pytest.mark.parametrize("code", ["SlowDown", "InternalError", "ServiceUnavailable", "503", "RequestTimeout"])
-def test_trouble_of_the_server_passes(code):
+def test_trouble_of_the_server_passes(code: str) -> None:
     assert not refused(code).permanent
 
 
 @pytest.mark.parametrize("code", ["AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"])
-def test_denied_access_passes_since_credentials_get_mended(code):
+def test_denied_access_passes_since_credentials_get_mended(code: str) -> None:
     assert not refused(code).permanent
 
 
 @pytest.mark.parametrize("code", ["NoSuchKey", "404"])
-def test_a_missing_object_says_so(code):
+def test_a_missing_object_says_so(code: str) -> None:
     assert refused(code).missing
 
 
-def test_a_missing_bucket_is_no_missing_object():
+def test_a_missing_bucket_is_no_missing_object() -> None:
     assert not refused("NoSuchBucket").missing
 
 
 @pytest.mark.parametrize(
     "error", [EndpointConnectionError(endpoint_url="http://127.0.0.1:9"), NoCredentialsError()], ids=["away", "no keys"]
 )
-def test_no_answer_passes(error):
-    translated = _translated(error, "cannot store it")
+def test_no_answer_passes(error: BotoCoreError) -> None:
+    translated = storage_error(error, "cannot store it")
     assert (translated.permanent, translated.missing) == (False, False)
 
 
-def test_the_message_says_what_failed_and_why():
+def test_the_message_says_what_failed_and_why() -> None:
     assert str(refused("SlowDown", "Reduce your rate")) == f"cannot store {URI}: SlowDown Reduce your rate"
 
 
-def test_storage_that_is_away_is_an_error_of_ours_that_passes(storage):
+def test_storage_that_is_away_is_an_error_of_ours_that_passes(storage: ImageStorage) -> None:
     with pytest.raises(StorageError, match="cannot read s3://pictures") as caught:
         storage.get(URI)
     assert not caught.value.permanent
     assert SECRET not in str(caught.value)
 
 
-def test_an_address_leads_back_to_its_key(storage):
+def test_an_address_leads_back_to_its_key(storage: ImageStorage) -> None:
     assert storage.key(storage.uri("studio/uid/0.png")) == "studio/uid/0.png"
 
 
 @pytest.mark.parametrize("uri", ["s3://other/studio/uid/0.png", "s3://pictures-too/a.png", "https://pictures/a.png"])
-def test_an_address_of_another_bucket_is_refused(storage, uri):
+def test_an_address_of_another_bucket_is_refused(storage: ImageStorage, uri: str) -> None:
     with pytest.raises(StorageError, match="not in the configured bucket 'pictures'") as caught:
         storage.key(uri)
     assert caught.value.permanent
 
 
-def test_a_presigned_url_is_signed_with_version_4_and_carries_no_secret(storage):
+def test_a_presigned_url_is_signed_with_version_4_and_carries_no_secret(storage: ImageStorage) -> None:
     url = storage.presign(URI, 60)
     assert "X-Amz-Algorithm=AWS4-HMAC-SHA256" in url
     assert "X-Amz-Expires=60" in url

@@ -114,7 +114,7 @@ class ImageStorage:
                 else:
                     return self.uri(key)
         except (ClientError, BotoCoreError) as error:
-            raise _translated(error, f"cannot store {self.uri(key)}") from error
+            raise storage_error(error, f"cannot store {self.uri(key)}") from error
         raise StorageError(f"cannot store {self.uri(key)}: it changes all the time")
 
     def _to_replace(self, key: str, attempt: int) -> Precondition:
@@ -142,7 +142,7 @@ class ImageStorage:
         try:
             return self._client.get_object(Bucket=self.bucket, Key=self.key(uri))["Body"].read()
         except (ClientError, BotoCoreError) as error:
-            raise _translated(error, f"cannot read {uri}") from error
+            raise storage_error(error, f"cannot read {uri}") from error
 
     def delete(self, uri: str) -> None:
         """Delete an image; one that is not there is no error.
@@ -153,7 +153,7 @@ class ImageStorage:
         try:
             self._client.delete_object(Bucket=self.bucket, Key=self.key(uri))
         except (ClientError, BotoCoreError) as error:
-            raise _translated(error, f"cannot delete {uri}") from error
+            raise storage_error(error, f"cannot delete {uri}") from error
 
     def presign(self, uri: str, seconds: int) -> str:
         """Sign a URL with which anyone may read the image for some seconds. It makes no request.
@@ -169,14 +169,20 @@ class ImageStorage:
         self._client.close()
 
 
-def _translated(error: ClientError | BotoCoreError, what: str) -> StorageError:
+def storage_error(error: ClientError | BotoCoreError, action: str) -> StorageError:
+    """Translate an error of botocore.
+
+    Args:
+        error: What botocore raised.
+        action: What failed, for the message: ``cannot store s3://…``.
+    """
     if isinstance(error, ClientError):
         code = error.response["Error"].get("Code", "")
         message = error.response["Error"].get("Message", "")
         # Codes and messages of S3 name buckets and keys, never credentials.
         return StorageError(
-            f"{what}: {code} {message}".strip(),
+            f"{action}: {code} {message}".strip(),
             permanent=code in _PERMANENT,
             missing=code in _MISSING,
         )
-    return StorageError(f"{what}: {error}")
+    return StorageError(f"{action}: {error}")

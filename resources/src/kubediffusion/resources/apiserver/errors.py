@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,3 +83,20 @@ def error_from_status(status: int, body: Mapping[str, Any], retry_after: str | N
     return _BY_STATUS.get(status, KubernetesError)(
         status, body.get("reason", ""), body.get("message", ""), body.get("details"), seconds
     )
+
+
+def error_from_answer(status: int, data: bytes, retry_after: str | None = None) -> KubernetesError:
+    """Make the error of an answer whose body should be a ``Status`` object: a proxy's page is kept as its message.
+
+    Args:
+        status: HTTP status.
+        data: The body; of one that is no JSON object the first 1,000 characters are kept.
+        retry_after: The ``Retry-After`` header.
+    """
+    try:
+        body = json.loads(data)
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        body = {"message": data.decode(errors="replace")[:1000]}
+    return error_from_status(status, body, retry_after)

@@ -82,7 +82,7 @@ class Reflector(Generic[T]):
         while True:
             try:
                 if self._version is None:
-                    await self._list()
+                    await self.relist()
                 if await self._watch():
                     backoff.reset()
                 else:
@@ -97,7 +97,12 @@ class Reflector(Generic[T]):
                 pause = backoff.next_pause()
                 await asyncio.sleep(error.retry_after or pause)
 
-    async def _list(self) -> None:
+    async def relist(self) -> None:
+        """List the collection once, and report how it differs from what was reported before.
+
+        Raises:
+            KubernetesError: The server refused, or did not answer.
+        """
         first = not self._known
         present: set[str] = set()
         changed: list[T] = []
@@ -136,7 +141,7 @@ class Reflector(Generic[T]):
 
     async def _watch(self) -> bool:
         """Follow one watch to its end; return whether it had an event."""
-        assert self._version is not None  # noqa: S101 - set by _list
+        assert self._version is not None  # noqa: S101 - set by relist
         has_events = False
         events = self._resource.watch(
             self._namespace,

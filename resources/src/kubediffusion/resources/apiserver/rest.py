@@ -16,7 +16,7 @@ import aiohttp
 from kubernetes.aio import client as kubernetes_client
 
 from kubediffusion.resources.apiserver.configuration import load_configuration, proxy_for
-from kubediffusion.resources.apiserver.errors import KubernetesError, error_from_status
+from kubediffusion.resources.apiserver.errors import KubernetesError, error_from_answer
 from kubediffusion.resources.apiserver.watch_stream import decode_events
 
 REQUEST_TIMEOUT = 30.0
@@ -86,7 +86,7 @@ class RestClient:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise KubernetesError(0, "Unreachable", f"the API server's answer broke off: {error!r}") from error
         if response.status >= 400:
-            raise error_from_status(response.status, _decode_status(data), response.getheader("Retry-After"))
+            raise error_from_answer(response.status, data, response.getheader("Retry-After"))
         try:
             return json.loads(data)
         except ValueError as error:
@@ -113,7 +113,7 @@ class RestClient:
         try:
             if response.status >= 400:
                 data = await response.read()
-                raise error_from_status(response.status, _decode_status(data), response.getheader("Retry-After"))
+                raise error_from_answer(response.status, data, response.getheader("Retry-After"))
             async for event in decode_events(response.response.content):
                 yield event
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
@@ -148,11 +148,3 @@ class RestClient:
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise KubernetesError(0, "Unreachable", f"the API server does not answer: {error!r}") from error
-
-
-def _decode_status(data: bytes) -> dict[str, Any]:
-    try:
-        body = json.loads(data)
-    except ValueError:
-        body = None
-    return body if isinstance(body, dict) else {"message": data.decode(errors="replace")[:1000]}

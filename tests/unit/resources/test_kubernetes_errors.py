@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from kubediffusion.resources.apiserver.errors import (
@@ -11,9 +13,9 @@ from kubediffusion.resources.apiserver.errors import (
     InvalidError,
     KubernetesError,
     NotFoundError,
+    error_from_answer,
     error_from_status,
 )
-from kubediffusion.resources.apiserver.rest import _decode_status
 
 
 @pytest.mark.parametrize(
@@ -29,21 +31,21 @@ from kubediffusion.resources.apiserver.rest import _decode_status
         (503, KubernetesError),
     ],
 )
-def test_each_refusal_has_its_class(status, kind):
+def test_each_refusal_has_its_class(status: int, kind: type[KubernetesError]) -> None:
     assert type(error_from_status(status, {})) is kind
 
 
 @pytest.mark.parametrize("status", [0, 408, 429, 500, 502, 503, 504])
-def test_what_may_pass_is_transient(status):
+def test_what_may_pass_is_transient(status: int) -> None:
     assert error_from_status(status, {}).transient
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 410, 422])
-def test_what_will_not_pass_is_not(status):
+def test_what_will_not_pass_is_not(status: int) -> None:
     assert not error_from_status(status, {}).transient
 
 
-def test_the_servers_words_are_kept():
+def test_the_servers_words_are_kept() -> None:
     body = {"reason": "AlreadyExists", "message": 'jobs "x" already exists', "details": {"name": "x"}}
     error = error_from_status(409, body)
     assert (error.reason, error.message, error.details) == ("AlreadyExists", 'jobs "x" already exists', {"name": "x"})
@@ -61,12 +63,12 @@ def test_the_servers_words_are_kept():
         ({"details": None}, None, None),
     ],
 )
-def test_the_server_may_say_when_to_come_back(body, header, seconds):
+def test_the_server_may_say_when_to_come_back(body: dict[str, Any], header: str | None, seconds: int | None) -> None:
     assert error_from_status(429, body, header).retry_after == seconds
 
 
 @pytest.mark.parametrize("answer", [b"", b"upstream is down", b"[]", b'"text"', b"\xff\xfe"])
-def test_an_answer_that_is_no_status_object_is_still_an_error_with_its_text(answer):
-    error = error_from_status(502, _decode_status(answer))
+def test_an_answer_that_is_no_status_object_is_still_an_error_with_its_text(answer: bytes) -> None:
+    error = error_from_answer(502, answer)
     assert error.transient
     assert error.message == answer.decode(errors="replace")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -22,15 +24,15 @@ NO_PART_OF_THE_DIALECT = {"$ref", "$defs", "title", "allOf", "oneOf", "const", "
 THE_SERVERS_OWN = {".apiVersion", ".kind", ".metadata"}
 
 
-def version(kind):
+def version(kind: str) -> Any:
     (only,) = DEFINITIONS[kind]["spec"]["versions"]
     return only
 
 
-def nodes(kind):
+def nodes(kind: str) -> list[Any]:
     """Every schema node with its path."""
 
-    def walk(node, path):
+    def walk(node: Any, path: Any) -> Iterator[Any]:
         yield path, node
         for name, part in node.get("properties", {}).items():
             yield from walk(part, f"{path}.{name}")
@@ -42,12 +44,12 @@ def nodes(kind):
     return list(walk(version(kind)["schema"]["openAPIV3Schema"], ""))
 
 
-def at(kind, path):
+def at(kind: str, path: Any) -> Any:
     return dict(nodes(kind))[path]
 
 
 @pytest.mark.parametrize("kind", DEFINITIONS)
-def test_the_schema_is_structural(kind):
+def test_the_schema_is_structural(kind: str) -> None:
     for path, node in nodes(kind):
         assert not NO_PART_OF_THE_DIALECT & node.keys(), path
         integer_or_string = node.get("x-kubernetes-int-or-string", False)
@@ -60,7 +62,7 @@ def test_the_schema_is_structural(kind):
 
 
 @pytest.mark.parametrize("kind", DEFINITIONS)
-def test_every_field_is_described(kind):
+def test_every_field_is_described(kind: str) -> None:
     undescribed = [
         path
         for path, node in nodes(kind)
@@ -70,7 +72,7 @@ def test_every_field_is_described(kind):
 
 
 @pytest.mark.parametrize("kind", DEFINITIONS)
-def test_printer_columns_and_selectable_fields_name_fields_that_exist(kind):
+def test_printer_columns_and_selectable_fields_name_fields_that_exist(kind: str) -> None:
     known = {path for path, _ in nodes(kind)} | {".metadata.creationTimestamp"}
     paths = [column["jsonPath"] for column in version(kind)["additionalPrinterColumns"]]
     columns = [path.split("[?")[0].replace("[0]", "[]") for path in paths]
@@ -78,26 +80,26 @@ def test_printer_columns_and_selectable_fields_name_fields_that_exist(kind):
     assert not {*columns, *fields} - known
 
 
-def test_kubectl_shows_what_a_person_asks_first():
+def test_kubectl_shows_what_a_person_asks_first() -> None:
     shown = [c["name"] for c in version("GenerationJob")["additionalPrinterColumns"] if not c.get("priority")]
     assert shown == ["Model", "Phase", "Progress", "Worker", "Age"]
 
 
-def test_jobs_can_be_selected_by_worker_phase_and_model():
+def test_jobs_can_be_selected_by_worker_phase_and_model() -> None:
     fields = [field["jsonPath"] for field in version("GenerationJob")["selectableFields"]]
     assert fields == [".status.worker", ".status.phase", ".spec.model"]
 
 
-def test_a_prompt_is_all_that_a_job_must_have():
+def test_a_prompt_is_all_that_a_job_must_have() -> None:
     assert at("GenerationJob", ".spec")["required"] == ["prompt"]
     assert at("GenerationJob", "")["required"] == ["spec"]
 
 
-def test_status_is_pending_from_the_first_moment():
+def test_status_is_pending_from_the_first_moment() -> None:
     assert at("GenerationJob", ".status")["default"] == {"phase": "Pending", "attempt": 0, "retries": 0}
 
 
-def test_every_field_of_a_job_is_either_mutable_or_guarded():
+def test_every_field_of_a_job_is_either_mutable_or_guarded() -> None:
     rules = at("GenerationJob", ".spec")["x-kubernetes-validations"]
     (guard,) = [rule["rule"] for rule in rules if "cannot be changed" in rule.get("messageExpression", "")]
     guarded = set(re.findall(r"\bself\.(\w+) == oldSelf\.\1\b", guard))
@@ -105,7 +107,7 @@ def test_every_field_of_a_job_is_either_mutable_or_guarded():
     assert guarded == set(at("GenerationJob", ".spec")["properties"]) - mutable
 
 
-def test_a_union_that_no_structural_schema_has_is_refused_when_generating():
+def test_a_union_that_no_structural_schema_has_is_refused_when_generating() -> None:
     class Odd(Schema):
         value: int | list[str]
 
@@ -114,17 +116,17 @@ def test_a_union_that_no_structural_schema_has_is_refused_when_generating():
 
 
 @pytest.mark.parametrize("path", render())
-def test_the_committed_files_are_the_generated_ones(path):
+def test_the_committed_files_are_the_generated_ones(path: Any) -> None:
     assert (CHART / path).read_text() == render()[path], "run `make generate` and commit the result"
 
 
-def test_what_is_generated_is_valid_yaml_of_what_was_meant():
+def test_what_is_generated_is_valid_yaml_of_what_was_meant() -> None:
     files = render()
     assert list(yaml.safe_load_all(files["crds/generationjobs.yaml"])) == [DEFINITIONS["GenerationJob"]]
     assert list(yaml.safe_load_all(files["crds/diffusionmodels.yaml"])) == [DEFINITIONS["DiffusionModel"]]
 
 
-def generate(monkeypatch, *arguments):
+def generate(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> Any:
     """Run the program; what it complains of, empty where all is well."""
     monkeypatch.setattr(sys, "argv", ["kubediffusion-crds", *map(str, arguments)])
     try:
@@ -134,7 +136,7 @@ def generate(monkeypatch, *arguments):
     return ""
 
 
-def test_the_check_names_what_is_stale_and_changes_nothing(tmp_path, monkeypatch):
+def test_the_check_names_what_is_stale_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert generate(monkeypatch, tmp_path) == ""
     assert generate(monkeypatch, tmp_path, "--check") == ""
     stale = tmp_path / "crds" / "generationjobs.yaml"

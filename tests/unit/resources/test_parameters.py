@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,31 +29,31 @@ FULL = {
 }
 
 
-def spec(**fields):
+def spec(**fields: Any) -> Any:
     return GenerationJobSpec(prompt="a fox", **fields)
 
 
-def resolved(defaults=None, **fields):
+def resolved(defaults: Any = None, **fields: Any) -> Any:
     return resolve_parameters(spec(**fields), model(defaults=defaults), seed=7)
 
 
-def test_a_prompt_alone_runs_with_the_projects_defaults():
+def test_a_prompt_alone_runs_with_the_projects_defaults() -> None:
     parameters = resolved()
     assert (parameters.num_inference_steps, parameters.guidance_scale, parameters.num_images) == (50, 7.5, 1)
     assert (parameters.model, parameters.deterministic) == ("emoji", False)
 
 
-def test_what_only_the_pipeline_knows_stays_open():
+def test_what_only_the_pipeline_knows_stays_open() -> None:
     parameters = resolved()
     assert (parameters.width, parameters.height, parameters.scheduler, parameters.negative_prompt) == (None,) * 4
 
 
-def test_the_models_defaults_come_before_the_projects():
+def test_the_models_defaults_come_before_the_projects() -> None:
     parameters = resolved(JobDefaults(**FULL))
     assert {name: getattr(parameters, name) for name in FULL} == FULL
 
 
-def test_the_jobs_own_word_comes_first():
+def test_the_jobs_own_word_comes_first() -> None:
     other = JobDefaults(
         num_inference_steps=4,
         guidance_scale=1,
@@ -64,14 +66,14 @@ def test_the_jobs_own_word_comes_first():
     assert {name: getattr(parameters, name) for name in FULL} == FULL
 
 
-def test_no_guidance_and_no_negative_prompt_are_words_too():
+def test_no_guidance_and_no_negative_prompt_are_words_too() -> None:
     parameters = resolved(
         JobDefaults(guidance_scale=5.0, negative_prompt="blurry"), guidance_scale=0, negative_prompt=""
     )
     assert (parameters.guidance_scale, parameters.negative_prompt) == (0, "")
 
 
-def test_a_job_has_its_own_acceleration_whole_or_its_models():
+def test_a_job_has_its_own_acceleration_whole_or_its_models() -> None:
     of_model = Acceleration(guidance_interval=GuidanceInterval(stop=0.8))
     own = Acceleration(feature_caching=FeatureCaching(interval=3))
     assert resolved().acceleration is None
@@ -79,7 +81,7 @@ def test_a_job_has_its_own_acceleration_whole_or_its_models():
     assert resolved(JobDefaults(acceleration=of_model), acceleration=own).acceleration == own
 
 
-def test_acceleration_that_changes_nothing_is_none_and_is_not_written():
+def test_acceleration_that_changes_nothing_is_none_and_is_not_written() -> None:
     of_model = JobDefaults(acceleration=Acceleration(guidance_interval=GuidanceInterval(stop=0.8)))
     nothing = Acceleration(guidance_interval=GuidanceInterval(), feature_caching=FeatureCaching(interval=1))
     for own in (Acceleration(), nothing):
@@ -88,25 +90,25 @@ def test_acceleration_that_changes_nothing_is_none_and_is_not_written():
         assert "acceleration" not in parameters.to_wire()
 
 
-def test_a_job_that_names_no_steps_never_runs_more_than_its_model_allows():
+def test_a_job_that_names_no_steps_never_runs_more_than_its_model_allows() -> None:
     few = model(limits=JobLimits(num_inference_steps=8))
     assert resolve_parameters(spec(), few, seed=7).num_inference_steps == 8
 
 
 @given(st.integers(0, MAX_SEED), st.integers(0, MAX_SEED))
-def test_a_seed_that_is_named_is_kept_and_one_that_is_not_is_the_drawn_one(named, drawn):
+def test_a_seed_that_is_named_is_kept_and_one_that_is_not_is_the_drawn_one(named: Any, drawn: Any) -> None:
     assert resolve_parameters(spec(seed=named), model(), drawn).seed == named
     assert resolve_parameters(spec(), model(), drawn).seed == drawn
 
 
-def test_drawn_seeds_differ_and_every_tool_can_show_them():
+def test_drawn_seeds_differ_and_every_tool_can_show_them() -> None:
     drawn = {draw_seed() for _ in range(100)}
     assert len(drawn) > 90
     assert all(0 <= seed < 2**32 for seed in drawn)
 
 
 @given(st.sampled_from(LIMITED), st.integers(1, 16), st.integers(1, 16))
-def test_a_field_is_refused_exactly_when_it_exceeds_its_limit(field, asked, limit):
+def test_a_field_is_refused_exactly_when_it_exceeds_its_limit(field: Any, asked: Any, limit: Any) -> None:
     unit = 64 if field in {"width", "height"} else 1
     limited = model(limits=JobLimits(**{field: limit * unit}))
     problems = list(check_limits(spec(**{field: asked * unit}), limited))
@@ -116,17 +118,17 @@ def test_a_field_is_refused_exactly_when_it_exceeds_its_limit(field, asked, limi
         assert f"{asked * unit} exceeds the limit {limit * unit} of model 'emoji'" in problem.message
 
 
-def test_every_field_that_is_too_much_is_named():
+def test_every_field_that_is_too_much_is_named() -> None:
     problems = check_limits(spec(num_inference_steps=151, width=2048, height=2048, num_images=5), model())
     assert {problem.field for problem in problems} == set(LIMITED)
 
 
-def test_a_job_that_asks_for_nothing_special_is_within_every_limit():
+def test_a_job_that_asks_for_nothing_special_is_within_every_limit() -> None:
     assert list(check_limits(spec(), model(limits=JobLimits(num_inference_steps=1, width=64, height=64)))) == []
 
 
 @given(st.integers(1, 4), st.integers(-8, 0))
-def test_the_seed_of_every_image_is_a_seed(images, below):
+def test_the_seed_of_every_image_is_a_seed(images: Any, below: Any) -> None:
     seed = MAX_SEED + below
     problems = [problem.field for problem in check_limits(spec(seed=seed, num_images=images), model())]
     assert problems == (["seed"] if seed + images - 1 > MAX_SEED else [])

@@ -10,7 +10,7 @@ import urllib.request
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kubediffusion.local import installation
 from kubediffusion.local.testing import Namespace, eventually
@@ -19,6 +19,8 @@ from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.resources.schema import format_time
 from kubediffusion.resources.transitions import TERMINAL
+
+T = TypeVar("T")
 
 MODEL = "tiny"
 LONG = 900
@@ -29,6 +31,12 @@ STANDIN = Path(__file__).parent / "standin_worker.py"
 
 START_SECONDS = 150.0
 """For a worker to become ready: importing torch takes seconds of two cores that do much else."""
+
+
+def present(value: T | None) -> T:
+    """A value that must be there."""
+    assert value is not None
+    return value
 
 
 def start(
@@ -211,7 +219,7 @@ class Bench:
 
     def check_images(self, job: GenerationJob) -> None:
         """Check that storage holds exactly the bytes that status names."""
-        assert len(job.status.images) == job.status.parameters.num_images
+        assert len(job.status.images) == present(job.status.parameters).num_images
         for image in job.status.images:
             data = self.stored(image.uri)
             assert (len(data), hashlib.sha256(data).hexdigest()) == (image.bytes, image.sha256)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
-from bench_of_workers import Bench
+from bench_of_workers import Bench, present
 from prometheus_client import CollectorRegistry
 from standin_worker import ObedientEngine
 
@@ -71,9 +71,8 @@ class Desk:
         await self.bench.patch(name, {"metadata": {"finalizers": [meta.IMAGES_FINALIZER]}})
         bound = await self.bench.bind(job, WORKER)
         self.assignments.observe(bound, False)
-        assignment = self.assignments.get(bound.uid)
-        assert assignment is not None
-        assignment.take_requests(1, bound.status.queued_at, 0.0)
+        assignment = present(self.assignments.get(bound.uid))
+        assignment.take_requests(1, present(bound.status.queued_at), 0.0)
         self.finisher.finish_image(assignment, 0, ImageOutput(SIDE, SIDE, bytes(SIDE * SIDE * 3), "DDIMScheduler"))
 
         async def hanging() -> bool:
@@ -120,7 +119,7 @@ def desk(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
 async def test_an_upload_that_hung_until_its_job_was_gone_leaves_nothing(desk: Desk) -> None:
     _, key = await desk.image_of("hung")
     gone = await desk.delete("hung", key)
-    desk.finisher.release(desk.assignments.observe(gone, True))
+    desk.finisher.release(present(desk.assignments.observe(gone, True)))
     desk.storage.through.set()
     await asyncio.wait_for(desk.finisher.drain(), 30)
     assert not desk.storage.holds(key)
@@ -139,7 +138,7 @@ async def test_an_image_stays_while_its_job_does(desk: Desk) -> None:
     """Taken away and bound elsewhere: what is stored goes with the job, whenever that is."""
     _, key = await desk.image_of("moved")
     rebound = await desk.bench.bind(await desk.bench.get("moved"), "somebody-else")
-    desk.finisher.release(desk.assignments.observe(rebound, True))
+    desk.finisher.release(present(desk.assignments.observe(rebound, True)))
     desk.storage.through.set()
     await asyncio.wait_for(desk.finisher.drain(), 30)
     assert desk.storage.holds(key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
-from bench_of_workers import LONG, Bench, start_obedient
+from bench_of_workers import LONG, Bench, present, start_obedient
 
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources.generation_job import Phase
@@ -28,7 +28,7 @@ async def test_priority_goes_first_then_age(bench: Bench, obedient: str) -> None
     await bench.run("a-is-older", obedient, numInferenceSteps=3)
     await bench.run("b-is-newer", obedient, numInferenceSteps=4)
     await bench.run("urgent", obedient, numInferenceSteps=5, priority=10)
-    done = [(await bench.reached(name)).status.start_time for name in ("urgent", "a-is-older", "b-is-newer")]
+    done = [present((await bench.reached(name)).status.start_time) for name in ("urgent", "a-is-older", "b-is-newer")]
     assert done == sorted(done)
 
 
@@ -47,7 +47,7 @@ async def test_the_engine_pauses_when_too_much_waits_for_storage(bench: Bench, o
 
         await eventually("the buffer to fill", settled)
         await bench.reached("piles-up-0", Phase.RUNNING)
-        assert bench.metric(obedient, MADE) - before <= 7
+        assert 6 <= bench.metric(obedient, MADE) - before <= 7
     finally:
         store.start()
         store.wait_ready()
@@ -65,7 +65,7 @@ async def test_a_defect_of_the_engine_fails_its_batch_and_not_the_worker(
     name = f"defect-{prompt.replace(' ', '-')}"
     await bench.run(name, obedient, prompt=prompt)
     failed = await bench.reached(name)
-    assert (failed.status.phase, failed.status.error.code) == (Phase.FAILED, "Internal")
+    assert (failed.status.phase, present(failed.status.error).code) == (Phase.FAILED, "Internal")
     await bench.run(f"after-{name}", obedient)
     assert (await bench.reached(f"after-{name}")).status.phase is Phase.SUCCEEDED
 

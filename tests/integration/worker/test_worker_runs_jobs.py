@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from bench_of_workers import LONG, MODEL, Bench
+from bench_of_workers import LONG, MODEL, Bench, present
 
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources.apiserver.resource import EventType
@@ -20,8 +20,9 @@ async def history(bench: Bench, name: str, since: GenerationJob) -> list[Generat
         bench.namespace.name, since.metadata.resource_version, field_selector=f"metadata.name={name}"
     ):
         if event.type is EventType.MODIFIED:
-            states.append(event.item)
-            if event.item.status.completion_time is not None:
+            state = present(event.item)
+            states.append(state)
+            if state.status.completion_time is not None:
                 return states
     return states
 
@@ -33,16 +34,16 @@ async def test_a_job_becomes_images_in_storage(bench: Bench, warm: str) -> None:
     assert status.phase is Phase.SUCCEEDED, status.error
     bench.check_images(job)
     assert [image.seed for image in status.images] == [7, 8, 9]
-    assert find_condition(status.conditions, "Complete").status is ConditionStatus.TRUE
-    assert status.progress.summary == "2/2"
+    assert present(find_condition(status.conditions, "Complete")).status is ConditionStatus.TRUE
+    assert present(status.progress).summary == "2/2"
     assert status.observed_generation == job.metadata.generation
-    assert status.queued_at <= status.start_time <= status.completion_time
-    assert status.timings.inference > 0
-    parameters = status.parameters
+    assert present(status.queued_at) <= present(status.start_time) <= present(status.completion_time)
+    assert present(present(status.timings).inference) > 0
+    parameters = present(status.parameters)
     assert (parameters.pipeline, parameters.engine) == ("StableDiffusionPipeline", "continuous")
     assert (parameters.scheduler, parameters.width, parameters.height) == ("PNDMScheduler", 64, 64)
-    assert parameters.model_revision.startswith("sha256:")
-    assert "torch" in parameters.versions
+    assert present(parameters.model_revision).startswith("sha256:")
+    assert "torch" in present(parameters.versions)
     prompt, recipe = read_recipe(bench.stored(status.images[1].uri))
     assert (prompt, recipe["seed"], recipe["model"]) == ("a cat", 8, MODEL)
 
@@ -58,11 +59,10 @@ async def test_a_long_job_tells_its_progress_once_a_second(bench: Bench, obedien
     states = await history(bench, "long", bound)
     running = [state.status for state in states if state.status.phase is Phase.RUNNING]
     assert states[-1].status.phase is Phase.SUCCEEDED
-    assert running
-    steps = [status.progress.step for status in running]
+    steps = [present(status.progress).step for status in running]
     assert steps == sorted(set(steps))
-    seconds = (states[-1].status.completion_time - running[0].start_time).total_seconds()
-    assert len(running) <= seconds
+    seconds = (present(states[-1].status.completion_time) - present(running[0].start_time)).total_seconds()
+    assert seconds / 2 - 1 <= len(running) <= seconds
 
 
 async def test_jobs_that_fit_run_together(bench: Bench, warm: str) -> None:
@@ -106,7 +106,7 @@ async def test_an_accelerated_job_says_so_in_its_recipe_and_in_its_image(bench: 
     await bench.run("fast", warm, **same, acceleration=wish)
     usual, fast = await bench.reached("usual"), await bench.reached("fast")
     assert fast.status.phase is Phase.SUCCEEDED, fast.status.error
-    assert fast.status.parameters.to_wire()["acceleration"] == wish
+    assert present(fast.status.parameters).to_wire()["acceleration"] == wish
     recipes = [read_recipe(bench.stored(job.status.images[0].uri))[1] for job in (usual, fast)]
     assert [recipe.get("acceleration") for recipe in recipes] == [None, wish]
     assert usual.status.images[0].sha256 != fast.status.images[0].sha256
@@ -116,9 +116,9 @@ async def test_what_the_pipeline_refuses_fails_that_job_alone(bench: Bench, warm
     await bench.run("misfit", warm, scheduler="FlowMatchEulerDiscreteScheduler")
     await bench.run("neighbour", warm)
     misfit, neighbour = await bench.reached("misfit"), await bench.reached("neighbour")
-    assert misfit.status.error.code == "PipelineFailed"
-    assert "PNDMScheduler" in misfit.status.error.message
-    assert find_condition(misfit.status.conditions, "Failed").reason == "PipelineFailed"
+    assert present(misfit.status.error).code == "PipelineFailed"
+    assert "PNDMScheduler" in present(misfit.status.error).message
+    assert present(find_condition(misfit.status.conditions, "Failed")).reason == "PipelineFailed"
     assert neighbour.status.phase is Phase.SUCCEEDED
 
 

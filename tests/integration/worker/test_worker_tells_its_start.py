@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -23,10 +23,10 @@ def engine_ready(pod: dict[str, Any]) -> dict[str, Any] | None:
     return next((each for each in conditions if each["type"] == PodConditionType.ENGINE_READY), None)
 
 
-async def told(client: KubernetesClient, namespace: Namespace, name: str) -> AsyncIterator[dict[str, Any]]:
+async def told(client: KubernetesClient, namespace: Namespace, name: str) -> AsyncGenerator[dict[str, Any]]:
     """Give each new state of a Pod's condition."""
     before = None
-    query = {"watch": 1, "fieldSelector": f"metadata.name={name}"}
+    query: dict[str, str | int] = {"watch": 1, "fieldSelector": f"metadata.name={name}"}
     async with aclosing(client.stream(f"/api/v1/namespaces/{namespace.name}/pods", query, START_SECONDS)) as events:
         async for event in events:
             condition = engine_ready(event["object"])

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from worker_builders import NOW, WORKER, bound_job, picture
+from worker_builders import NOW, WORKER, bound_job, picture, present
 
 from kubediffusion.worker.assignments import Assignment, Assignments
 from kubediffusion.worker.engine import Plan
 
 
-def assigned(**changes: object) -> tuple[Assignments, Assignment]:
+def assigned(**changes: Any) -> tuple[Assignments, Assignment]:
     assignments = Assignments(WORKER)
     job = bound_job(**changes)
     assignments.observe(job, False)
-    return assignments, assignments.get(job.uid)
+    return assignments, present(assignments.get(job.uid))
 
 
 def test_a_bound_job_is_ours() -> None:
@@ -32,12 +33,13 @@ def test_a_job_of_another_worker_is_not_ours() -> None:
 
 
 def test_a_job_that_ends_cancels_or_is_deleted_is_dropped() -> None:
-    for changes in (
+    each: tuple[dict[str, Any], ...] = (
         {"cancel": True},
         {"status": {"phase": "Cancelled"}},
         {"status": {"worker": "worker-b"}},
         {"metadata": {"deletionTimestamp": NOW}},
-    ):
+    )
+    for changes in each:
         assignments, assignment = assigned()
         assert assignments.observe(bound_job(version=2, **changes), False) is assignment
         assert assignment.dropped
@@ -47,7 +49,7 @@ def test_a_job_that_ends_cancels_or_is_deleted_is_dropped() -> None:
 def test_a_new_attempt_replaces_the_old_one() -> None:
     assignments, old = assigned()
     assert assignments.observe(bound_job(version=2, status={"attempt": 2}), False) is old
-    new = assignments.get("uid-job")
+    new = present(assignments.get("uid-job"))
     assert (old.dropped, new.dropped, new.binding.attempt) == (True, False, 2)
 
 
@@ -157,7 +159,8 @@ def test_any_sequence_keeps_one_live_attempt_a_job_and_never_restarts_an_ended_o
                 assignments.remove(live)
                 ended.add((uid, live.binding.attempt))
             continue
-        changes = {"other": {"status": {"worker": "worker-b"}}, "cancel": {"cancel": True}}.get(event, {})
+        ways: dict[str, dict[str, Any]] = {"other": {"status": {"worker": "worker-b"}}, "cancel": {"cancel": True}}
+        changes = ways.get(event, {})
         changes.setdefault("status", {})
         changes["status"] = {"attempt": attempts[number], **changes["status"]}
         dropped = assignments.observe(bound_job(f"job-{number}", version, **changes), event == "gone")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from worker_builders import image_request, settings
+from worker_builders import INFO, image_request, settings
 
 from kubediffusion.worker.compiled import Bucket, CompileCache, Folder, Place, folder_name, pack, place_of, unpack
 from kubediffusion.worker.execution.compile import artifacts
@@ -150,11 +150,14 @@ def test_nothing_is_kept_when_nothing_was_compiled(monkeypatch: pytest.MonkeyPat
 
 def test_what_the_first_batch_of_a_kind_compiled_is_kept() -> None:
     class Batches:
-        info: Any = "info"
+        info = INFO
         ran = 0
 
         def plan(self, request: Any) -> Any:
             return type("Plan", (), {"key": request.steps})
+
+        def rest(self, _wake: Any) -> bool:
+            return False
 
         def run(self, tasks: Any, _monitor: Any) -> None:
             self.ran += len(tasks)
@@ -166,6 +169,7 @@ def test_what_the_first_batch_of_a_kind_compiled_is_kept() -> None:
             self.saved += 1
 
     cache: Any = Given()
+    unasked: Any = None
     engine, counted = Batches(), Counted(cache)
     saving = Saving(engine, counted)
     for tasks in (
@@ -175,7 +179,7 @@ def test_what_the_first_batch_of_a_kind_compiled_is_kept() -> None:
         (image_request(steps=9),),
         (image_request(guidance=1.0),),
     ):
-        saving.run(tasks, None)  # type: ignore[arg-type] - nobody asks it
+        saving.run(tasks, unasked)
     # Steps change nothing of the code; guidance or none, and how many images, do.
     assert (engine.ran, counted.saved) == (6, 3)
-    assert saving.info == "info"
+    assert saving.info == INFO

@@ -7,7 +7,7 @@ import datetime as dt
 from typing import Any
 
 import pytest
-from worker_builders import INFO, NOW, WORKER, bound_job, picture
+from worker_builders import INFO, NOW, WORKER, bound_job, picture, present
 
 from kubediffusion.resources.conditions import ConditionStatus, find_condition
 from kubediffusion.resources.failures import ErrorCode, JobFailure
@@ -47,7 +47,7 @@ def apply(job: GenerationJob, patch: reports.Patch) -> GenerationJob:
 def finished(job: GenerationJob) -> Assignment:
     assignments = Assignments(WORKER)
     assignments.observe(job, False)
-    assignment = assignments.get(job.uid)
+    assignment = present(assignments.get(job.uid))
     assignment.take_requests(1, NOW + dt.timedelta(seconds=1), 0.0)
     assignment.record_output(0, picture(warnings=("prompt is too long",)), 1.5)
     assignment.images[0] = Image(index=0, uri="s3://b/k", sha256="0" * 64, bytes=1, width=8, height=4, seed=5)
@@ -106,30 +106,32 @@ def test_conditions_of_others_stay() -> None:
 
 def test_a_success_is_complete() -> None:
     status = success(bound_job())
-    assert find_condition(status.conditions, "Complete").status is ConditionStatus.TRUE
-    assert (status.timings.queue, status.timings.inference, status.timings.upload) == (1.0, 1.5, 0.25)
-    assert status.progress.summary == "10/10"
+    assert present(find_condition(status.conditions, "Complete")).status is ConditionStatus.TRUE
+    timings = present(status.timings)
+    assert (timings.queue, timings.inference, timings.upload) == (1.0, 1.5, 0.25)
+    assert present(status.progress).summary == "10/10"
     assert status.warnings == ("prompt is too long",)
-    assert (status.parameters.width, status.parameters.scheduler) == (8, "DDIMScheduler")
-    assert status.parameters.model_revision == "sha256:0"
+    parameters = present(status.parameters)
+    assert (parameters.width, parameters.scheduler, parameters.model_revision) == (8, "DDIMScheduler", "sha256:0")
     assert status.completion_time == LATER
 
 
 def test_an_outage_that_is_over_is_said_to_be() -> None:
     job = bound_job()
     waiting = reports.waiting_for_storage(job, finished(job), "connection refused", NOW)
-    assert find_condition(waiting.conditions, "Uploaded").status is ConditionStatus.FALSE
+    assert present(find_condition(waiting.conditions, "Uploaded")).status is ConditionStatus.FALSE
     done = success(job.model_copy(update={"status": waiting}))
-    assert find_condition(done.conditions, "Uploaded").status is ConditionStatus.TRUE
+    assert present(find_condition(done.conditions, "Uploaded")).status is ConditionStatus.TRUE
 
 
 def test_a_queue_time_is_never_negative() -> None:
     status = success(bound_job(status={"queuedAt": LATER}))
-    assert status.timings.queue == 0
+    assert present(status.timings).queue == 0
 
 
 def test_a_failure_says_code_and_message() -> None:
     job = bound_job()
     status = reports.failed(job, finished(job), JobFailure(ErrorCode.OUT_OF_MEMORY, "x" * 9999), LATER)
-    assert (status.error.code, len(status.error.message)) == ("OutOfMemory", reports.MAX_MESSAGE)
-    assert find_condition(status.conditions, "Failed").reason == "OutOfMemory"
+    error = present(status.error)
+    assert (error.code, len(error.message)) == ("OutOfMemory", reports.MAX_MESSAGE)
+    assert present(find_condition(status.conditions, "Failed")).reason == "OutOfMemory"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import datetime as dt
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from kubediffusion.resources.generation_job import GenerationJob
 from kubediffusion.worker.engine import Admit, EngineInfo, ImageId, ImageOutput, ImageRequest, Outcome, Shape, StepStats
 from kubediffusion.worker.settings import Settings
+
+T = TypeVar("T")
 
 NOW = dt.datetime(2026, 1, 2, 3, 4, 5, 678901, dt.UTC)
 WORKER = "worker-a"
@@ -24,6 +26,12 @@ INFO = EngineInfo(
     revision="sha256:0",
     versions={"torch": "2"},
 )
+
+
+def present(value: T | None) -> T:
+    """A value that must be there."""
+    assert value is not None
+    return value
 
 
 def bound_job(name: str = "job", version: int = 1, **changes: Any) -> GenerationJob:
@@ -39,7 +47,8 @@ def bound_job(name: str = "job", version: int = 1, **changes: Any) -> Generation
 
 def picture(color: tuple[int, int, int] = (1, 2, 3), **changes: Any) -> ImageOutput:
     """A small picture of one color."""
-    return ImageOutput(**({"width": 8, "height": 4, "rgb": bytes(color) * 32, "scheduler": "DDIMScheduler"} | changes))
+    fields: dict[str, Any] = {"width": 8, "height": 4, "rgb": bytes(color) * 32, "scheduler": "DDIMScheduler"}
+    return ImageOutput(**fields | changes)
 
 
 def settings(folder: Path, **spec: Any) -> Settings:

@@ -29,9 +29,9 @@ def test_an_event_is_about_its_job_and_fits() -> None:
     event = body(message="x" * 5000)
     assert (event["regarding"]["name"], event["regarding"]["uid"]) == ("fox", "uid-fox")
     assert event["metadata"]["namespace"] == event["regarding"]["namespace"] == NAMESPACE
-    assert (event["reason"], event["type"], len(event["note"])) == ("WorkersBusy", "Normal", 1024)
+    assert (event["reason"], event["type"], event["note"]) == ("WorkersBusy", "Normal", "x" * 1021 + "…")
 
 
 def test_a_note_is_cut_to_whole_characters_of_as_many_bytes_as_are_taken() -> None:
-    assert body(message="ä" * 1024)["note"] == "ä" * 512
-    assert body(message="x" + "ä" * 1024)["note"] == "x" + "ä" * 511
+    assert body(message="ä" * 1024)["note"] == "ä" * 510 + "…"
+    assert body(message="x" + "ä" * 1024)["note"] == "x" + "ä" * 510 + "…"

@@ -27,6 +27,7 @@ from kubediffusion.resources.conditions import (
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.resources.schema import format_time
+from kubediffusion.resources.texts import shorten_note
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +36,6 @@ MOST_WAITING = 1000
 
 PARAMETERS_ADJUSTED = "ParametersAdjusted"
 """Reason of an Event that no condition carries: the job ran with other parameters than it asked for."""
-
-MOST_NOTE = 1024
-"""Bytes of a note; the API server says characters, counts bytes and refuses an Event that has more."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def event_body(event: Event, instance: str, now: dt.datetime) -> dict[str, Any]:
         "type": event.kind,
         "reason": event.reason,
         "action": event.reason,
-        "note": event.message.encode()[:MOST_NOTE].decode(errors="ignore"),
+        "note": shorten_note(event.message),
         "reportingController": f"{meta.GROUP}/operator",
         "reportingInstance": instance,
         "regarding": {

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from kubediffusion.resources import meta
 from kubediffusion.resources.schema import Schema, Time
+from kubediffusion.resources.texts import MAX_MESSAGE, MAX_REASON, cut_to
 
 
 class ConditionStatus(StrEnum):
@@ -123,13 +124,13 @@ class ModelReason(StrEnum):
 class Condition(Schema):
     """One condition, in the shape of ``metav1.Condition``."""
 
-    type: Annotated[str, Field(max_length=316)]
+    type: Annotated[str, Field(max_length=316), cut_to(316)]
     """What it speaks of."""
     status: ConditionStatus
     """Whether it holds: True, False or Unknown."""
-    reason: Annotated[str, Field(max_length=1024)]
+    reason: Annotated[str, Field(max_length=MAX_REASON), cut_to(MAX_REASON)]
     """Why, as one word for programs."""
-    message: Annotated[str, Field(max_length=32768)] = ""
+    message: Annotated[str, Field(max_length=MAX_MESSAGE), cut_to(MAX_MESSAGE)] = ""
     """Why, for people."""
     last_transition_time: Time
     """When status last changed."""
@@ -156,21 +157,21 @@ def with_condition(
     ``lastTransitionTime`` moves only when ``status`` does, as the API conventions ask.
     """
     old = find_condition(conditions, kind)
-    if (
-        old is not None
-        and (old.status, old.reason, old.message) == (status, reason, message)
-        and (observed_generation is None or old.observed_generation == observed_generation)
-    ):
-        return conditions
-    moved = old is None or old.status != status
     new = Condition(
         type=kind,
         status=status,
         reason=reason,
         message=message,
-        last_transition_time=now if moved or old is None else old.last_transition_time,
+        last_transition_time=now,
         observed_generation=observed_generation,
     )
     if old is None:
         return (*conditions, new)
-    return tuple(new if condition.type == kind else condition for condition in conditions)
+    # Compared as they are built, so that a message which was cut is not written again and again.
+    if (old.status, old.reason, old.message) == (new.status, new.reason, new.message) and (
+        observed_generation is None or old.observed_generation == observed_generation
+    ):
+        return conditions
+    if old.status == new.status:
+        new = new.model_copy(update={"last_transition_time": old.last_transition_time})
+    return tuple(new if condition.type == new.type else condition for condition in conditions)

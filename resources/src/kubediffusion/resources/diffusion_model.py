@@ -24,6 +24,7 @@ from kubediffusion.resources.generation_job import (
 )
 from kubediffusion.resources.objects import CustomResource
 from kubediffusion.resources.schema import Schema, Time
+from kubediffusion.resources.texts import MAX_NOTE, MAX_REASON, cut_to
 
 AnyObject = Annotated[
     dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True, "properties": None})
@@ -281,12 +282,12 @@ MAX_STARTS = 8
 class WorkerStart(Schema):
     """How far the start of one worker has come."""
 
-    worker: Annotated[str, Field(max_length=253)]
+    worker: Annotated[str, Field(max_length=253), cut_to(253)]
     """Its Pod; its Job while that has no Pod."""
-    reason: Annotated[str, Field(max_length=1024)]
+    reason: Annotated[str, Field(max_length=MAX_REASON), cut_to(MAX_REASON)]
     """Where it stands, for programs: Importing, FetchingModel, LoadingWeights, WarmingUp, Compiling; or what keeps its
     Pod from starting, as in a waiting job's condition."""
-    message: Annotated[str, Field(max_length=1024)] = ""
+    message: Annotated[str, Field(max_length=MAX_NOTE), cut_to(MAX_NOTE)] = ""
     """Where it stands, for people."""
     since: Time
     """When it came there, as the operator saw it."""

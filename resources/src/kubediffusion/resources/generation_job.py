@@ -11,6 +11,7 @@ from kubediffusion.resources import meta
 from kubediffusion.resources.conditions import Condition
 from kubediffusion.resources.objects import CustomResource
 from kubediffusion.resources.schema import Schema, Time
+from kubediffusion.resources.texts import MAX_MESSAGE, MAX_NOTE, MAX_REASON, cut_to
 
 MAX_PROMPT = 4000
 MAX_GUIDANCE = 50.0
@@ -19,6 +20,7 @@ MAX_STEPS = 1000
 """The most steps that any model may allow; DiffusionModel ``spec.limits`` is stricter."""
 MAX_SIZE = 4096
 MAX_IMAGES = 16
+MAX_WARNINGS = 16
 MAX_CACHING_INTERVAL = 20
 DEFAULT_STEPS = 50
 DEFAULT_GUIDANCE = 7.5
@@ -244,9 +246,9 @@ class Parameters(Schema):
 class JobError(Schema):
     """Why a job failed."""
 
-    code: str
+    code: Annotated[str, cut_to(MAX_REASON)]
     """One of the documented codes, for programs."""
-    message: str
+    message: Annotated[str, cut_to(MAX_MESSAGE)]
     """For people: the field or part, the reason, the remedy."""
 
 
@@ -282,7 +284,7 @@ class GenerationJobStatus(Schema):
     """The recipe as it was really run."""
     error: JobError | None = None
     """Why it failed or was cancelled."""
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Annotated[str, cut_to(MAX_NOTE)], ...] = ()
     """What the reader of the image should know, for example a prompt that was cut."""
     queued_at: Time | None = None
     """When it began to wait for a worker."""

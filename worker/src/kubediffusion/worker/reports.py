@@ -20,6 +20,7 @@ from kubediffusion.resources.conditions import (
 )
 from kubediffusion.resources.failures import JobFailure
 from kubediffusion.resources.generation_job import (
+    MAX_WARNINGS,
     GenerationJob,
     GenerationJobStatus,
     JobError,
@@ -28,6 +29,7 @@ from kubediffusion.resources.generation_job import (
     Phase,
     Timings,
 )
+from kubediffusion.resources.texts import MAX_NOTE, shorten
 from kubediffusion.worker.assignments import Assignment
 from kubediffusion.worker.engine import EngineInfo, ImageOutput
 
@@ -213,4 +215,5 @@ def _condition(
 
 
 def _merged(known: tuple[str, ...], more: list[str]) -> tuple[str, ...]:
-    return (*known, *(warning for warning in more if warning not in known))
+    cut = [shorten(warning, MAX_NOTE) for warning in more]
+    return (*known, *(warning for warning in cut if warning not in known))[:MAX_WARNINGS]

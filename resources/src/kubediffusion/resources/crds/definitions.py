@@ -7,7 +7,7 @@ from typing import Any
 from kubediffusion.resources import meta
 from kubediffusion.resources.crds.structural_schema import structural_schema
 from kubediffusion.resources.diffusion_model import MAX_STARTS, DiffusionModel
-from kubediffusion.resources.generation_job import MAX_SEED, GenerationJob, GenerationJobSpec
+from kubediffusion.resources.generation_job import MAX_IMAGES, MAX_SEED, MAX_WARNINGS, GenerationJob, GenerationJobSpec
 from kubediffusion.resources.transitions import terminal_rule, transition_rule
 
 _CONDITIONS = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
@@ -39,7 +39,7 @@ def generation_job_crd() -> dict[str, Any]:
     status["properties"]["attempt"]["default"] = 0
     status["properties"]["retries"]["default"] = 0
     status["properties"]["conditions"].update(_CONDITIONS)
-    for name, most in {"images": 16, "warnings": 16, "conditions": 16}.items():
+    for name, most in {"images": MAX_IMAGES, "warnings": MAX_WARNINGS, "conditions": 16}.items():
         status["properties"][name]["maxItems"] = most
     return _definition(
         GenerationJob,

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch._dynamo.utils import counters
 
-from kubediffusion.worker.compiled import Bucket, CompileCache, Folder, Place
+from kubediffusion.worker.compile_cache import CacheStore, CompiledCodeCache, FolderStore, S3Store
 from kubediffusion.worker.execution.compile.artifacts import Artifacts
 from kubediffusion.worker.execution.compile.compiler import Compiler
 from kubediffusion.worker.execution.compile.functions import Function
@@ -29,15 +29,15 @@ class Owner:
     """What functions are compiled for."""
 
 
-class Counted(CompileCache):
+class Counted(CompiledCodeCache):
     """Counts what is kept."""
 
     kept = 0
 
-    def keep(self, name: str, parts: list[bytes]) -> None:
+    def put(self, name: str, parts: list[bytes]) -> None:
         """Keep it."""
         self.kept += 1
-        super().keep(name, parts)
+        super().put(name, parts)
 
 
 def function(numbers: torch.Tensor) -> torch.Tensor:
@@ -48,21 +48,25 @@ def function(numbers: torch.Tensor) -> torch.Tensor:
 def main() -> None:
     """Compile."""
     where, *sizes = (argument for argument in sys.argv[1:] if argument != "--artifacts")
-    place = partial[Place](Bucket, where) if where.startswith("s3://") else partial[Place](Folder, Path(where))
-    cache = Counted(place, FOLDER)
+    place = (
+        partial[CacheStore](S3Store, where)
+        if where.startswith("s3://")
+        else partial[CacheStore](FolderStore, Path(where))
+    )
+    cache = Counted(make_store, FOLDER)
     compile_one = from_artifacts(cache) if "--artifacts" in sys.argv else from_functions(cache)
     same = True
     with torch.inference_mode():
         for size in map(int, sizes):
             numbers = torch.arange(float(size))
             same &= torch.allclose(compile_one(numbers)(numbers), function(numbers))
-    found = {"same": same, "kept": cache.kept, "settled": cache.settled(30)}
+    found = {"same": same, "kept": cache.kept, "settled": cache.flush(30)}
     found |= {"hits": counters["inductor"]["fxgraph_cache_hit"], "misses": counters["inductor"]["fxgraph_cache_miss"]}
     found["traced"] = counters["stats"]["unique_graphs"]
     sys.stdout.write(f"{json.dumps(found)}\n")
 
 
-def from_functions(cache: CompileCache) -> Callable[[torch.Tensor], Function]:
+def from_functions(cache: CompiledCodeCache) -> Callable[[torch.Tensor], Function]:
     """Compile as the engine does that knows the pipeline."""
     compiler, owner = Compiler(cache), Owner()
     compiler.begin()
@@ -80,7 +84,7 @@ def from_functions(cache: CompileCache) -> Callable[[torch.Tensor], Function]:
     return compile_one
 
 
-def from_artifacts(cache: CompileCache) -> Callable[[torch.Tensor], Function]:
+def from_artifacts(cache: CompiledCodeCache) -> Callable[[torch.Tensor], Function]:
     """Compile as the engine does that runs a pipeline's own call."""
     artifacts = Artifacts(cache)
     artifacts.load()

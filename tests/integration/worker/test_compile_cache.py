@@ -17,7 +17,7 @@ import pytest
 
 from kubediffusion.local import installation
 from kubediffusion.local.cluster import LocalCluster
-from kubediffusion.worker.compiled import Bucket, CompileCache, Folder, pack
+from kubediffusion.worker.compile_cache import CompiledCodeCache, FolderStore, S3Store, pack
 from kubediffusion.worker.execution.compile import artifacts
 
 PROGRAM = Path(__file__).with_name("compiling_process.py")
@@ -59,7 +59,7 @@ def test_a_process_starts_from_what_others_compiled(uri: str, tmp_path: Path) ->
     # What was found is neither traced nor written again; what is new is.
     second = compiles(uri, tmp_path, 3, 5)
     assert (second["traced"], second["kept"]) == (1, 1)
-    kept = Bucket(uri)
+    kept = S3Store(uri)
     with closing(boto3.client("s3")) as client:
         found = client.list_objects_v2(Bucket=installation.BUCKET, Prefix=f"{urlsplit(uri).path[1:]}/")["Contents"]
     assert len(found) == 2
@@ -80,11 +80,11 @@ def test_a_pipelines_own_call_starts_from_what_others_compiled_too(tmp_path: Pat
     assert (second["hits"], second["misses"], second["kept"]) == (0, 1, 1)
     third = compiles(place, tmp_path / "2", 3, 5, 7, way=way)
     assert (third["hits"], third["misses"]) == (3, 0)
-    assert len(CompileCache(lambda: Folder(Path(place)), FOLDER).get(artifacts.NAME)) == 2
+    assert len(CompiledCodeCache(lambda: FolderStore(Path(place)), FOLDER).get(artifacts.NAME)) == 2
 
 
 def test_an_object_is_there_whole_or_not_at_all_and_the_last_writer_wins(uri: str) -> None:
-    place = Bucket(uri)
+    place = S3Store(uri)
     assert place.get(NAME) is None
     place.put(NAME, b"one")
     place.put(NAME, b"two")
@@ -95,9 +95,9 @@ def test_storage_that_refuses_costs_a_log_line(
     uri: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-key")
-    assert CompileCache(lambda: Bucket(uri), FOLDER).get("a.zip") == []
-    cache = CompileCache(lambda: Bucket("s3://there-is-no-such-bucket/folder"), FOLDER)
-    cache.keep("a.zip", [b"one"])
-    assert not cache.settled(0)
+    assert CompiledCodeCache(lambda: S3Store(uri), FOLDER).get("a.zip") == []
+    cache = CompiledCodeCache(lambda: S3Store("s3://there-is-no-such-bucket/folder"), FOLDER)
+    cache.put("a.zip", [b"one"])
+    assert not cache.flush(0)
     assert "the compile cache cannot be read" in caplog.text
     assert "not-the-key" not in caplog.text

@@ -1,4 +1,4 @@
-"""Brings a model's folder from S3 to this machine.
+"""Downloads a model's folder from S3.
 
 A folder appears under its final name only when every file is there in full size, so a worker that died while
 downloading leaves nothing that a later one would load.
@@ -38,11 +38,11 @@ class _File:
 
 
 def fetch(uri: str, cache_dir: Path) -> Path:
-    """Give the local folder that holds what lies below ``s3://bucket/prefix``, downloading it unless it is there.
+    """Return the local copy of the folder ``s3://bucket/prefix``, after downloading it unless it is there.
 
     Args:
         uri: The folder in S3.
-        cache_dir: Where folders are kept, each under a hash of its listing.
+        cache_dir: Folder of the copies, each under a hash of its listing.
 
     Raises:
         BadModelError: There is no such bucket or folder.

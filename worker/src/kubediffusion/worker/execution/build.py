@@ -13,7 +13,7 @@ import torch
 
 from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.resources.diffusion_model import DiffusionModelSpec, TorchDtype
-from kubediffusion.worker.compiled import CompileCache, folder_name, place_of
+from kubediffusion.worker.compile_cache import CompiledCodeCache, cache_key, store_factory
 from kubediffusion.worker.engine import Engine, EngineInfo
 from kubediffusion.worker.execution.accelerator import prepare
 from kubediffusion.worker.execution.compile.artifacts import Artifacts, Saving
@@ -134,12 +134,12 @@ def _named(info: EngineInfo, engine: str, spec: DiffusionModelSpec) -> EngineInf
     return replace(info, name=f"{engine}+compile" if spec.compile else engine)
 
 
-def _cache(settings: Settings, info: EngineInfo, device: torch.device) -> CompileCache | None:
+def _cache(settings: Settings, info: EngineInfo, device: torch.device) -> CompiledCodeCache | None:
     """Give what earlier workers compiled, where the model names a place for it.
 
     None on the CPU too, whose code fits one kind of processor only.
     """
-    place = place_of(settings)
+    place = store_factory(settings)
     if device.type != "cuda":
         if settings.spec.compile_cache is not None:
             logger.warning("spec.compileCache is not used: code for the CPU is for one kind of processor only")
@@ -149,8 +149,8 @@ def _cache(settings: Settings, info: EngineInfo, device: torch.device) -> Compil
     made_by = {"torch": torch.__version__, "triton": _version("triton"), "python": platform.python_version()}
     # The worker's version changes with its releases, its code on the way there too.
     made_by["kubediffusion-worker"] = f"{info.versions['kubediffusion-worker']}-{code_version()}"
-    name = folder_name(info.revision, info.device, info.torch_dtype, info.versions | made_by)
-    return CompileCache(place, name)
+    name = cache_key(info.revision, info.device, info.torch_dtype, info.versions | made_by)
+    return CompiledCodeCache(place, name)
 
 
 def _version(package: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 
 import torch
 
-from kubediffusion.worker.compiled import CompileCache
+from kubediffusion.worker.compile_cache import CompiledCodeCache
 from kubediffusion.worker.engine import Engine, EngineInfo, ImageRequest, Monitor, Plan, described
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class Artifacts:
         cache: Has what the last process kept, and keeps it for the next.
     """
 
-    def __init__(self, cache: CompileCache) -> None:
+    def __init__(self, cache: CompiledCodeCache) -> None:
         self._cache = cache
         self._parts: list[tuple[Keys, bytes]] = []
         self._known: Keys = frozenset()
@@ -70,7 +70,7 @@ class Artifacts:
             return
         self._known |= own
         self._parts = [part for part in self._parts if not part[0] <= own][-_PARTS:]
-        self._cache.keep(NAME, [*(data for _, data in self._parts), saved[0]])
+        self._cache.put(NAME, [*(data for _, data in self._parts), saved[0]])
 
 
 class Saving:

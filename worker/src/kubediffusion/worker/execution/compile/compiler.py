@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from kubediffusion.resources.conditions import EngineReason
-from kubediffusion.worker.compiled import CompileCache
+from kubediffusion.worker.compile_cache import CompiledCodeCache
 from kubediffusion.worker.engine import described
 from kubediffusion.worker.execution.compile.functions import Function, compiled_for, from_bytes, name_of, to_bytes
 from kubediffusion.worker.execution.faults import is_out_of_memory
@@ -59,7 +59,9 @@ class Compiler:
         progress: Told how much is compiled of what was asked for before :meth:`begin`.
     """
 
-    def __init__(self, cache: CompileCache | None, backend: Any = "inductor", progress: OnStage = ignore_stage) -> None:
+    def __init__(
+        self, cache: CompiledCodeCache | None, backend: Any = "inductor", progress: OnStage = ignore_stage
+    ) -> None:
         self._cache = cache
         self._backend = backend
         self._progress = progress
@@ -180,7 +182,7 @@ class Compiler:
         except Exception as error:  # noqa: BLE001 - the next worker compiles it anew
             logger.warning("what was compiled cannot be kept", extra={"entry": name, **described(error)})
             return
-        self._cache.keep(name, [data])
+        self._cache.put(name, [data])
 
     @contextlib.contextmanager
     def _own_stream(self) -> Iterator[None]:

@@ -1,6 +1,6 @@
-"""Where compiled code outlives the process that made it: a folder, or a folder of S3-compatible storage. No torch.
+"""Keeps compiled code between workers, in a folder or in S3-compatible storage; imports no torch.
 
-What lies there is run by whoever loads it, so only workers of one trust may write to one place: see SECURITY.md.
+What is stored there is run by whoever loads it, so only workers of one trust may write to one store: see SECURITY.md.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import atexit
 import hashlib
 import io
 import logging
+import threading
 import time
 import uuid
 import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from threading import Condition, Lock, Thread
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -45,21 +45,21 @@ LAST_WAIT = 30.0
 _DIGEST = hashlib.sha256().digest_size
 
 
-class Place(Protocol):
-    """Keeps bytes by name. Whole or not at all, and the last writer wins.
+class CacheStore(Protocol):
+    """Stores bytes by name: each write is atomic, and the last writer wins.
 
     Both methods block, and raise OSError, ClientError or BotoCoreError.
     """
 
     def get(self, name: str) -> bytes | None:
-        """Read what is there; None where nothing is."""
+        """Return the bytes of a name; None without any."""
 
     def put(self, name: str, data: bytes) -> None:
-        """Write it."""
+        """Write the bytes of a name."""
 
 
-class Folder:
-    """A folder, which workers of several machines may share.
+class FolderStore:
+    """A store in a folder, which workers of several machines may share.
 
     Args:
         folder: It need not exist yet.
@@ -69,14 +69,14 @@ class Folder:
         self._folder = folder
 
     def get(self, name: str) -> bytes | None:
-        """Read a file: see :class:`Place`."""
+        """Read a file: see :class:`CacheStore`."""
         try:
             return (self._folder / name).read_bytes()
         except FileNotFoundError:
             return None
 
     def put(self, name: str, data: bytes) -> None:
-        """Write a file: see :class:`Place`."""
+        """Write a file: see :class:`CacheStore`."""
         file = self._folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(f".{uuid.uuid4()}.part")
@@ -87,8 +87,8 @@ class Folder:
             part.unlink(missing_ok=True)
 
 
-class Bucket:
-    """A folder of S3-compatible storage, reached by the worker's own AWS settings.
+class S3Store:
+    """A store in a folder of S3-compatible storage, reached by the worker's own AWS settings.
 
     Args:
         uri: s3://bucket/folder.
@@ -101,7 +101,7 @@ class Bucket:
         self._client = make_client(endpoint=endpoint)
 
     def get(self, name: str) -> bytes | None:
-        """Read an object: see :class:`Place`."""
+        """Read an object: see :class:`CacheStore`."""
         try:
             return self._client.get_object(Bucket=self._bucket, Key=f"{self._prefix}/{name}")["Body"].read()
         except ClientError as error:
@@ -110,20 +110,20 @@ class Bucket:
             raise
 
     def put(self, name: str, data: bytes) -> None:
-        """Write an object: see :class:`Place`."""
+        """Write an object: see :class:`CacheStore`."""
         self._client.put_object(Bucket=self._bucket, Key=f"{self._prefix}/{name}", Body=data)
 
 
-def place_of(settings: Settings) -> Callable[[], Place] | None:
-    """Give what makes the place that the model names for compiled code; None where it names none."""
+def store_factory(settings: Settings) -> Callable[[], CacheStore] | None:
+    """Return a function that makes the store which the model names; None where it names none."""
     chosen = settings.spec.compile_cache
     if chosen is not None and chosen.s3 is not None:
-        return partial(Bucket, chosen.s3.uri)
-    return partial(Folder, settings.compile_cache_path) if settings.compile_cache_path is not None else None
+        return partial(S3Store, chosen.s3.uri)
+    return partial(FolderStore, settings.compile_cache_path) if settings.compile_cache_path is not None else None
 
 
-def folder_name(revision: str, device: str, dtype: str, versions: dict[str, str]) -> str:
-    """Name the folder of what is kept for one model revision, kind of device, dtype and set of versions.
+def cache_key(revision: str, device: str, dtype: str, versions: dict[str, str]) -> str:
+    """Return the folder for one model revision, kind of device, dtype and set of versions.
 
     The driver's version is not among them: the code is made for the device by a compiler that comes with the libraries.
     """
@@ -132,43 +132,43 @@ def folder_name(revision: str, device: str, dtype: str, versions: dict[str, str]
     return "/".join(clean)
 
 
-class CompileCache:
-    """What workers compiled for the same model, device and versions: reads it, and writes what is new.
+class CompiledCodeCache:
+    """Reads what workers compiled for the same model, device and versions, and writes what is new.
 
-    Whatever goes wrong with storage costs time only, and is said in the log. Writing is for a thread of its own: nobody
-    waits for it. A process that ends by itself lets it finish what it has begun; a worker does not.
+    Errors of storage are logged and cost time only. A thread of its own writes, and nobody waits for it. A process that
+    ends by itself lets it finish a write under way; a worker does not.
 
     Args:
-        place: Makes the place, when it is first needed.
-        folder: Of the place.
-        first_pause: Seconds before a write that failed is tried again for the first time.
+        make_store: Makes the store, when it is first needed.
+        folder: Folder of the store, of :func:`cache_key`.
+        first_pause: Seconds before the first retry of a write that failed; each further failure doubles it.
     """
 
-    def __init__(self, place: Callable[[], Place], folder: str, first_pause: float = FIRST_PAUSE) -> None:
-        self._make_place = place
+    def __init__(self, make_store: Callable[[], CacheStore], folder: str, first_pause: float = FIRST_PAUSE) -> None:
+        self._make_store = make_store
         self._folder = folder
         self._first_pause = first_pause
-        self._place: Place | None = None
-        self._opening = Lock()
+        self._store: CacheStore | None = None
+        self._opening = threading.Lock()
         self._unreadable_until = 0.0
         # By name, in the order in which they came; of one name the newest.
         self._unwritten: dict[str, list[bytes]] = {}
         self._writing = False
         self._failing = False
-        self._changed = Condition()
+        self._changed = threading.Condition()
         atexit.register(self._finish)
-        Thread(target=self._run, name="keep-compiled", daemon=True).start()
+        threading.Thread(target=self._run, name="keep-compiled", daemon=True).start()
 
     def get(self, name: str) -> list[bytes]:
-        """Give what an earlier worker kept by a name, in parts; none where nothing can be read.
+        """Return the parts that an earlier worker stored by a name; none where nothing can be read.
 
-        Blocks, for as long as storage may take; where it did not answer, it is not asked again for some minutes.
+        Blocks for as long as storage may take; where it did not answer, it is not asked again for ``LONGEST_PAUSE``.
         """
         began = time.monotonic()
         if began < self._unreadable_until:
             return []
         try:
-            data = self._opened().get(f"{self._folder}/{name}")
+            data = self._open_store().get(f"{self._folder}/{name}")
         except (OSError, ClientError, BotoCoreError, ValueError) as error:
             logger.warning("the compile cache cannot be read: %s", error)
             self._unreadable_until = time.monotonic() + LONGEST_PAUSE
@@ -184,22 +184,22 @@ class CompileCache:
         )
         return parts
 
-    def keep(self, name: str, parts: list[bytes]) -> None:
-        """Have them written; what waits to be written by that name is forgotten for it."""
+    def put(self, name: str, parts: list[bytes]) -> None:
+        """Write parts by a name, later; they replace what still waits to be written by that name."""
         with self._changed:
             self._unwritten[name] = parts
             self._changed.notify_all()
 
-    def settled(self, timeout: float) -> bool:
-        """Wait until all is written; False when it is not after so many seconds."""
+    def flush(self, timeout: float) -> bool:
+        """Wait until all is written, for ``timeout`` seconds at most, and return whether it is."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._unwritten and not self._writing, timeout)
 
-    def _opened(self) -> Place:
+    def _open_store(self) -> CacheStore:
         with self._opening:
-            if self._place is None:
-                self._place = self._make_place()
-            return self._place
+            if self._store is None:
+                self._store = self._make_store()
+            return self._store
 
     def _finish(self) -> None:
         with self._changed:
@@ -227,7 +227,7 @@ class CompileCache:
     def _write(self, name: str, parts: list[bytes], *, first: bool) -> bool:
         began, data = time.monotonic(), pack(parts)
         try:
-            self._opened().put(f"{self._folder}/{name}", data)
+            self._open_store().put(f"{self._folder}/{name}", data)
         except (OSError, ClientError, BotoCoreError, ValueError) as error:
             # Once for each outage: the rest would say the same.
             logger.log(logging.WARNING if first else logging.DEBUG, _NOT_KEPT, error)
@@ -238,7 +238,7 @@ class CompileCache:
 
 
 def pack(parts: list[bytes]) -> bytes:
-    """Make one file of several: a ZIP archive after its SHA-256, as the archive's own checksums miss some damage."""
+    """Return one file of several parts: a ZIP archive after its SHA-256, as the archive's own checksums miss damage."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for number, part in enumerate(parts):
@@ -248,10 +248,10 @@ def pack(parts: list[bytes]) -> bytes:
 
 
 def unpack(packed: bytes) -> list[bytes]:
-    """Give the parts.
+    """Return the parts of what :func:`pack` made.
 
     Raises:
-        ValueError: It is no such file, or not as it was written.
+        ValueError: It is no such file, or was changed.
     """
     digest, data = packed[:_DIGEST], packed[_DIGEST:]
     if hashlib.sha256(data).digest() != digest:

@@ -10,7 +10,16 @@ import pytest
 import torch
 from worker_builders import INFO, image_request, settings
 
-from kubediffusion.worker.compiled import Bucket, CompileCache, Folder, Place, folder_name, pack, place_of, unpack
+from kubediffusion.worker.compile_cache import (
+    CacheStore,
+    CompiledCodeCache,
+    FolderStore,
+    S3Store,
+    cache_key,
+    pack,
+    store_factory,
+    unpack,
+)
 from kubediffusion.worker.execution.compile import artifacts
 from kubediffusion.worker.execution.compile.artifacts import Artifacts, Saving
 from kubediffusion.worker.settings import Settings
@@ -20,35 +29,35 @@ REVISION = "sha256:0a/b"
 
 
 def test_what_was_compiled_is_kept_by_all_that_it_depends_on() -> None:
-    name = folder_name(REVISION, "NVIDIA H200", "float16", VERSIONS)
+    name = cache_key(REVISION, "NVIDIA H200", "float16", VERSIONS)
     assert name == "sha256-0a-b/NVIDIA-H200_float16/torch-2.15.0-cu132_triton-3.9.0"
     others = {
-        folder_name("sha256:1", "NVIDIA H200", "float16", VERSIONS),
-        folder_name(REVISION, "NVIDIA A100", "float16", VERSIONS),
-        folder_name(REVISION, "NVIDIA H200", "bfloat16", VERSIONS),
-        folder_name(REVISION, "NVIDIA H200", "float16", VERSIONS | {"triton": "3.10.0"}),
+        cache_key("sha256:1", "NVIDIA H200", "float16", VERSIONS),
+        cache_key(REVISION, "NVIDIA A100", "float16", VERSIONS),
+        cache_key(REVISION, "NVIDIA H200", "bfloat16", VERSIONS),
+        cache_key(REVISION, "NVIDIA H200", "float16", VERSIONS | {"triton": "3.10.0"}),
     }
     assert len({name, *others}) == 5
 
 
-def place(given: Settings) -> Place:
-    make = place_of(given)
+def place(given: Settings) -> CacheStore:
+    make = store_factory(given)
     assert make is not None
     return make()
 
 
 def test_a_place_is_the_models_choice(tmp_path: Path) -> None:
     bucket = settings(tmp_path, compile=True, compileCache={"s3": {"uri": "s3://cache/compiled"}})
-    assert isinstance(place(bucket), Bucket)
+    assert isinstance(place(bucket), S3Store)
     volume = settings(tmp_path, compile=True, compileCache={"persistentVolumeClaim": {"claimName": "compiled"}})
     place(volume.model_copy(update={"compile_cache_path": tmp_path / "mounted"})).put("a/b.zip", b"x")
     assert (tmp_path / "mounted" / "a" / "b.zip").read_bytes() == b"x"
     # Nobody would read what lies beside a worker: it is gone with its Pod.
-    assert place_of(settings(tmp_path, compile=True)) is None
+    assert store_factory(settings(tmp_path, compile=True)) is None
 
 
 def test_a_file_is_there_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
-    folder = Folder(tmp_path)
+    folder = FolderStore(tmp_path)
     assert folder.get("a.zip") is None
     folder.put("a.zip", b"one")
     folder.put("a.zip", b"two")
@@ -59,14 +68,14 @@ def test_a_file_is_there_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_read_is_an_empty_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "made" / "a.zip").mkdir(parents=True)
     (tmp_path / "made" / "b.zip").write_bytes(b"no archive")
-    cache = CompileCache(lambda: Folder(tmp_path), "made")
+    cache = CompiledCodeCache(lambda: FolderStore(tmp_path), "made")
     assert [cache.get(name) for name in ("b.zip", "c.zip")] == [[], []]
     assert caplog.text.count("an entry of the compile cache is broken") == 1
     assert cache.get("a.zip") == []
     assert caplog.text.count("the compile cache cannot be read") == 1
     # It is not asked again and again: each time might take as long as storage lets it wait.
-    cache.keep("d.zip", [b"one"])
-    assert cache.settled(10)
+    cache.put("d.zip", [b"one"])
+    assert cache.flush(10)
     assert cache.get("d.zip") == []
     assert caplog.text.count("the compile cache cannot be read") == 1
 
@@ -78,7 +87,7 @@ def test_what_cannot_be_written_is_tried_again_and_of_one_name_the_newest(
     in_the_way.write_text("a file where the folder should be")
     failed = threading.Event()
 
-    class Watched(Folder):
+    class Watched(FolderStore):
         def put(self, name: str, data: bytes) -> None:
             try:
                 super().put(name, data)
@@ -86,14 +95,14 @@ def test_what_cannot_be_written_is_tried_again_and_of_one_name_the_newest(
                 failed.set()
                 raise
 
-    cache = CompileCache(lambda: Watched(in_the_way), "made", first_pause=0.01)
-    cache.keep("a.zip", [b"one"])
-    cache.keep("b.zip", [b"another", b"in two parts"])
+    cache = CompiledCodeCache(lambda: Watched(in_the_way), "made", first_pause=0.01)
+    cache.put("a.zip", [b"one"])
+    cache.put("b.zip", [b"another", b"in two parts"])
     assert failed.wait(10)
-    cache.keep("a.zip", [b"two"])
-    assert not cache.settled(0)
+    cache.put("a.zip", [b"two"])
+    assert not cache.flush(0)
     in_the_way.unlink()
-    assert cache.settled(10)
+    assert cache.flush(10)
     assert cache.get("a.zip") == [b"two"]
     assert cache.get("b.zip") == [b"another", b"in two parts"]
     assert caplog.text.count("the compile cache cannot be written") == 1
@@ -104,7 +113,7 @@ def test_several_parts_are_one_file_and_a_broken_one_holds_nothing(tmp_path: Pat
     parts = [b"one" * 20, b"two"]
     packed = pack(parts)
     assert unpack(packed) == parts
-    cache, file = CompileCache(lambda: Folder(tmp_path), "made"), tmp_path / "made" / "a.zip"
+    cache, file = CompiledCodeCache(lambda: FolderStore(tmp_path), "made"), tmp_path / "made" / "a.zip"
     file.parent.mkdir()
     for length in range(len(packed)):
         file.write_bytes(packed[:length])
@@ -125,7 +134,7 @@ class Given:
     def get(self, _name: str) -> list[bytes]:
         return self._parts
 
-    def keep(self, *_: Any) -> None:
+    def put(self, *_: Any) -> None:
         pytest.fail("there was nothing to keep")
 
 

@@ -21,14 +21,14 @@ OS_RELEASE = Path("/etc/os-release")
 
 
 def interpreter() -> Component:
-    """Give the component of Python itself, which an official base image has of no package."""
+    """Return the component of Python itself: an official base image has no package of it."""
     version = platform.python_version()
     purl = f"pkg:generic/python@{version}"
     return {"type": "application", "bom-ref": purl, "name": "python", "version": version, "purl": purl}
 
 
 def python_components() -> list[Component]:
-    """Give a component for each Python distribution: what is installed here, and what the base image's Python has."""
+    """Return a component for each Python distribution of this environment and of the base image's Python."""
     found: dict[str, Component] = {}
     base = f"{sys.base_prefix}/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
     for distribution in metadata.distributions(path=[*sys.path, base]):
@@ -51,7 +51,7 @@ def python_components() -> list[Component]:
 
 
 def debian_components() -> list[Component]:
-    """Give a component for each installed Debian package; none where the base image is no Debian."""
+    """Return a component for each installed Debian package, or none where the base image is no Debian."""
     if not DPKG_STATUS.exists():
         return []
     release = dict(line.split("=", 1) for line in OS_RELEASE.read_text().splitlines() if "=" in line)
@@ -68,7 +68,7 @@ def debian_components() -> list[Component]:
 
 
 def bill(image: str, version: str) -> dict[str, Any]:
-    """Give the whole document."""
+    """Return the whole document."""
     components = sorted([interpreter(), *python_components(), *debian_components()], key=lambda c: c["bom-ref"])
     return {
         "bomFormat": "CycloneDX",

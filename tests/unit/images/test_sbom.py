@@ -25,7 +25,7 @@ def bill() -> Any:
     return json.loads(answer.stdout)
 
 
-def test_it_says_what_it_is_of(bill: Any):
+def test_it_says_what_it_is_of(bill: Any) -> None:
     assert (bill["bomFormat"], bill["specVersion"], bill["version"]) == ("CycloneDX", "1.6", 1)
     assert bill["serialNumber"].startswith("urn:uuid:")
     assert bill["metadata"]["component"] | {"bom-ref": IMAGE} == {
@@ -36,7 +36,7 @@ def test_it_says_what_it_is_of(bill: Any):
     }
 
 
-def test_it_lists_each_component_once(bill: Any):
+def test_it_lists_each_component_once(bill: Any) -> None:
     references = [component["bom-ref"] for component in bill["components"]]
     assert references == sorted(set(references))
     for component in bill["components"]:
@@ -45,7 +45,7 @@ def test_it_lists_each_component_once(bill: Any):
         assert component["purl"].startswith(("pkg:pypi/", "pkg:deb/", "pkg:generic/"))
 
 
-def test_it_lists_python_and_every_distribution(bill: Any):
+def test_it_lists_python_and_every_distribution(bill: Any) -> None:
     listed = {component["purl"] for component in bill["components"]}
     assert f"pkg:generic/python@{platform.python_version()}" in listed
     for name in ("pydantic", "kubediffusion-api", "kubediffusion-resources"):

@@ -7,17 +7,45 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from kubediffusion.local import installation
+from kubediffusion.local import binaries, installation
+from kubediffusion.local.certificates import Authority
 from kubediffusion.local.cluster import LocalCluster
+from kubediffusion.local.reservations import Reservations
+from kubediffusion.local.s3 import ObjectStore
 from kubediffusion.resources.failures import JobFailure
 from kubediffusion.resources.storage import ImageStorage, StorageError, SupersededError
 from kubediffusion.worker.uploads import Uploader
 
 
-@pytest.fixture
-def storage(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[ImageStorage]:
-    for name, value in cluster.store.settings.items():
+@pytest.fixture(scope="module")
+def with_tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """A server of its own, whose certificate is of an authority that no machine knows."""
+    folder = tmp_path_factory.mktemp("s3")
+    with Reservations() as reservations:
+        store = ObjectStore(
+            folder, folder / "log", binaries.provide(), reservations, authority=Authority("company", folder)
+        )
+        try:
+            store.process.start()
+            store.process.wait_ready()
+            store.create_bucket(installation.BUCKET)
+            yield store
+        finally:
+            store.process.stop()
+
+
+@pytest.fixture(params=["http", "https"])
+def store(request: pytest.FixtureRequest, cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """The S3 server that this process's settings name."""
+    found: ObjectStore = cluster.store if request.param == "http" else request.getfixturevalue("with_tls")
+    for name, value in found.settings.items():
         monkeypatch.setenv(name, value)
+    assert found.endpoint.startswith(f"{request.param}://")
+    return found
+
+
+@pytest.fixture
+def storage(store: ObjectStore) -> Iterator[ImageStorage]:
     images = ImageStorage(installation.BUCKET)
     yield images
     images.close()
@@ -54,11 +82,48 @@ def test_of_many_writers_the_latest_attempt_stays(storage: ImageStorage) -> None
     storage.delete(storage.uri("race.png"))
 
 
-async def test_a_bucket_that_does_not_exist_fails_the_job(
-    storage: ImageStorage, cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in cluster.store.settings.items():
+@pytest.mark.parametrize("checksums", ["when_supported", "when_required"])
+def test_both_kinds_of_checksums_are_taken(store: ObjectStore, monkeypatch: pytest.MonkeyPatch, checksums: str) -> None:
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", checksums)
+    monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", checksums)
+    images = ImageStorage(installation.BUCKET)
+    uri = images.put("sums.png", b"image", 1)
+    assert images.get(uri) == b"image"
+    images.delete(uri)
+    images.close()
+
+
+@pytest.mark.parametrize("variable", ["NO_PROXY", "no_proxy"])
+def test_no_proxy_may_name_networks(store: ObjectStore, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "10.0.0.0/8")
+    proxied = ImageStorage(installation.BUCKET)
+    with pytest.raises(StorageError):
+        proxied.put("proxied.png", b"image", 1)
+    proxied.close()
+    monkeypatch.setenv(variable, "example.com, 10.0.0.0/8, 127.0.0.0/8")
+    direct = ImageStorage(installation.BUCKET)
+    uri = direct.put("direct.png", b"image", 1)
+    assert direct.get(uri) == b"image"
+    direct.delete(uri)
+    direct.close()
+
+
+def test_an_authority_that_nobody_named_is_not_trusted(with_tls: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in with_tls.settings.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_CA_BUNDLE")
+    images = ImageStorage(installation.BUCKET)
+    with pytest.raises(StorageError, match="certificate verify failed") as refusal:
+        images.put("untrusted.png", b"image", 1)
+    assert not refusal.value.permanent
+    images.close()
+
+
+async def test_a_bucket_that_does_not_exist_fails_the_job(store: ObjectStore) -> None:
     nowhere = ImageStorage("no-such-bucket")
     with ThreadPoolExecutor(1) as threads, pytest.raises(JobFailure) as failure:
         await Uploader(nowhere, threads).put("x.png", b"x", 1, lambda _: None)

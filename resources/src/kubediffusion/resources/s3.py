@@ -8,7 +8,11 @@ environment variable.
 
 from __future__ import annotations
 
+import ipaddress
+import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
@@ -45,6 +49,8 @@ def make_client(
         # longer take.
         signature_version="s3v4",
         s3={"addressing_style": settings.s3_addressing_style} if settings.s3_addressing_style else None,
+        # None: those of the environment, as boto3 reads them.
+        proxies={} if _in_no_proxy_network(endpoint or settings.endpoint) else None,
         # boto3's own is put together anew for each request: a sixth of what a small one costs.
         user_agent="kubediffusion",
     )
@@ -54,3 +60,20 @@ def make_client(
     # that it pays.
     client.meta.events.unregister("before-call.s3", add_expect_header)
     return client
+
+
+def _in_no_proxy_network(endpoint: str) -> bool:
+    """Return whether an endpoint's address lies in a network of ``NO_PROXY``.
+
+    boto3 compares names and single addresses alone: it would take ``10.0.0.0/8``, which curl and Go understand and
+    clusters have there, for a name.
+    """
+    try:
+        address = ipaddress.ip_address(urlsplit(endpoint).hostname or "")
+    except ValueError:  # a name
+        return False
+    for entry in (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(","):
+        with suppress(ValueError):
+            if address in ipaddress.ip_network(entry.strip(), strict=False):
+                return True
+    return False

@@ -11,6 +11,7 @@ import boto3
 from botocore.config import Config
 
 from kubediffusion.local.binaries import Binaries
+from kubediffusion.local.certificates import Authority
 from kubediffusion.local.processes import Process, Program, answers
 from kubediffusion.local.reservations import LOOPBACK, Reservations
 
@@ -30,10 +31,17 @@ class ObjectStore:
         access_key: The one key it knows.
         secret_key: That key's secret.
         folder: Where a bucket is a folder and an object a file.
+        authority: The certificate of the authority that it is trusted by; None where it speaks plain HTTP.
     """
 
     def __init__(
-        self, folder: Path, log: Path, binaries: Binaries, reservations: Reservations, address: str = LOOPBACK
+        self,
+        folder: Path,
+        log: Path,
+        binaries: Binaries,
+        reservations: Reservations,
+        address: str = LOOPBACK,
+        authority: Authority | None = None,
     ) -> None:
         port = reservations.port()
         self.folder = folder / "buckets"
@@ -41,7 +49,8 @@ class ObjectStore:
         # Not every file system of a temporary folder has extended attributes, so metadata gets a folder too.
         metadata = folder / "metadata"
         metadata.mkdir(mode=0o700)
-        self.endpoint = f"http://{address}:{port}"
+        self.authority = authority.certificate if authority else None
+        self.endpoint = f"{'https' if authority else 'http'}://{address}:{port}"
         self.access_key = f"local{secrets.token_hex(8)}"
         self.secret_key = secrets.token_urlsafe(30)
         self.process = Process(
@@ -54,12 +63,13 @@ class ObjectStore:
                     f"--health={HEALTH_PATH}",
                     "--keep-alive",
                     "--quiet",
+                    *(_tls(authority, address) if authority else ()),
                     "posix",
                     f"--sidecar={metadata}",
                     str(self.folder),
                 ],
                 log=log,
-                healthy=answers(self.endpoint + HEALTH_PATH),
+                healthy=answers(self.endpoint + HEALTH_PATH, self.authority),
                 environment={"ROOT_ACCESS_KEY": self.access_key, "ROOT_SECRET_KEY": self.secret_key},
             )
         )
@@ -72,6 +82,7 @@ class ObjectStore:
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
             "AWS_REGION": REGION,
             "AWS_ENDPOINT_URL_S3": self.endpoint,
+            **({"AWS_CA_BUNDLE": str(self.authority)} if self.authority else {}),
         }
 
     def client(self) -> S3Client:
@@ -82,6 +93,7 @@ class ObjectStore:
             region_name=REGION,
             aws_access_key_id=self.access_key,
             aws_secret_access_key=self.secret_key,
+            verify=str(self.authority) if self.authority else None,
             config=Config(proxies={}, s3={"addressing_style": "path"}),
         )
 
@@ -89,3 +101,8 @@ class ObjectStore:
         """Makes a bucket."""
         with closing(self.client()) as client:
             client.create_bucket(Bucket=name)
+
+
+def _tls(authority: Authority, address: str) -> tuple[str, ...]:
+    identity = authority.server("s3", address)
+    return f"--cert={identity.certificate}", f"--key={identity.key}"

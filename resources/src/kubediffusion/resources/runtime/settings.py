@@ -34,6 +34,17 @@ class S3Settings(BaseSettings):
     ] = None
     """Where a request names the bucket: in the path, in the host name (``virtual``), or as boto3 chooses."""
 
+    aws_endpoint_url_s3: Annotated[str, Field(alias="AWS_ENDPOINT_URL_S3")] = ""
+    """Address of storage that is not AWS."""
+
+    aws_endpoint_url: Annotated[str, Field(alias="AWS_ENDPOINT_URL")] = ""
+    """The same, where it is one for all services."""
+
+    @property
+    def endpoint(self) -> str:
+        """Address of storage; empty at AWS."""
+        return self.aws_endpoint_url_s3 or self.aws_endpoint_url
+
 
 class StorageSecrets(S3Settings):
     """Storage's credentials. boto3 reads them itself; here they are only to be kept out of messages and logs."""

@@ -48,11 +48,9 @@ def function(numbers: torch.Tensor) -> torch.Tensor:
 def main() -> None:
     """Compile."""
     where, *sizes = (argument for argument in sys.argv[1:] if argument != "--artifacts")
-    place = (
-        partial[CacheStore](S3Store, where)
-        if where.startswith("s3://")
-        else partial[CacheStore](FolderStore, Path(where))
-    )
+    make_store: Callable[[], CacheStore] = partial(FolderStore, Path(where))
+    if where.startswith("s3://"):
+        make_store = partial(S3Store, where)
     cache = Counted(make_store, FOLDER)
     compile_one = from_artifacts(cache) if "--artifacts" in sys.argv else from_functions(cache)
     same = True

@@ -9,8 +9,10 @@ import diffusers
 
 def kl(channels: int = 4, blocks: int = 2, **more: Any) -> Any:
     """The usual one, whose latents are so many times halved as it has blocks, less one."""
+    # Many halvings are for those that make large images whatever they are asked for: fewer channels.
+    widths = (8, 16, 16, 16) if blocks <= 4 else (4, 8, 8, 8, 16, 16)
     options = {
-        "block_out_channels": (8, 16, 16, 16, 16, 16)[:blocks],
+        "block_out_channels": widths[:blocks],
         "norm_num_groups": 4,
         "down_block_types": ("DownEncoderBlock2D",) * blocks,
         "up_block_types": ("UpDecoderBlock2D",) * blocks,
@@ -58,14 +60,14 @@ def deep_compression(channels: int = 4) -> Any:
         in_channels=3,
         latent_channels=channels,
         attention_head_dim=2,
-        encoder_block_types=("ResBlock", "EfficientViTBlock"),
-        decoder_block_types=("ResBlock", "EfficientViTBlock"),
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        encoder_qkv_multiscales=((), (5,)),
-        decoder_qkv_multiscales=((), (5,)),
-        encoder_layers_per_block=(1, 1),
-        decoder_layers_per_block=(1, 1),
+        encoder_block_types=(*["ResBlock"] * 5, "EfficientViTBlock"),
+        decoder_block_types=(*["ResBlock"] * 5, "EfficientViTBlock"),
+        encoder_block_out_channels=(4, 4, 8, 8, 8, 8),
+        decoder_block_out_channels=(4, 4, 8, 8, 8, 8),
+        encoder_qkv_multiscales=(*[()] * 5, (5,)),
+        decoder_qkv_multiscales=(*[()] * 5, (5,)),
+        encoder_layers_per_block=(1,) * 6,
+        decoder_layers_per_block=(1,) * 6,
         downsample_block_type="conv",
         upsample_block_type="interpolate",
         decoder_norm_types="rms_norm",

@@ -78,13 +78,18 @@ def qwen(tokens: int = 1024) -> Any:
     return tokenizer
 
 
-def byte_level(marks: tuple[str, ...] = (), chat_template: str | None = None, **more: Any) -> Any:
-    """A byte-level tokenizer of no class of its own, as Llama 3, Mistral and GLM 4 have it."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+def byte_level(
+    marks: tuple[str, ...] = (), chat_template: str | None = None, begin: tuple[str, ...] = (), **more: Any
+) -> Any:
+    """A byte-level tokenizer of no class of its own, as Llama 3, Mistral and GLM 4 have it, texts begun by marks."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     tokenizer = Tokenizer(models.BPE(vocab=_numbered([*_bytes(), *marks]), merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    if begin:
+        numbers = [(mark, 256 + marks.index(mark)) for mark in begin]
+        tokenizer.post_processor = processors.TemplateProcessing(single=[*begin, "$A"], special_tokens=numbers)
     options = {"model_max_length": 1024, "additional_special_tokens": list(marks)} | more
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options)
     fast.chat_template = chat_template

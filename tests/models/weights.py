@@ -22,7 +22,7 @@ def randomised(module: Any, name: str) -> Any:
                 continue
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim >= 2:
-                parameter.copy_(gain * noise / math.sqrt(max(parameter.numel() // parameter.shape[0], 1)))
+                parameter.copy_(gain * noise / math.sqrt(max(parameter.numel() // max(parameter.shape[0], 1), 1)))
             elif key.endswith("weight"):
                 parameter.copy_(1 + 0.1 * noise)
             else:

@@ -1,0 +1,547 @@
+"""Diffusion transformers that read T5, Gemma, GLM, Llama or several of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import transformers
+
+from models import autoencoders, encoders, texts
+from models.builders.stable_diffusion import noise
+from models.registry import model
+
+
+def sana(**more: Any) -> dict[str, Any]:
+    """Components of Sana, whose prompt begins with an instruction."""
+    return {
+        "tokenizer": texts.gemma(),
+        "text_encoder": encoders.gemma2(),
+        "vae": autoencoders.deep_compression(),
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        "transformer": sana_transformer(),
+    } | more
+
+
+def sana_transformer(**more: Any) -> Any:
+    options = {
+        "patch_size": 1,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 1,
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "num_cross_attention_heads": 2,
+        "cross_attention_head_dim": 8,
+        "cross_attention_dim": 16,
+        "caption_channels": 16,
+        "sample_size": 32,
+    }
+    return diffusers.SanaTransformer2DModel(**(options | more))
+
+
+@model("sana", "SanaPipeline", sizes=((1024, 1024), (1216, 832)), steps=20, guidance=4.5, gigabytes=9)
+def sana_pipeline() -> Any:
+    return diffusers.SanaPipeline(**sana())
+
+
+@model("sana-pag", "SanaPAGPipeline", sizes=((1024, 1024), (1216, 832)), steps=20, guidance=4.5, gigabytes=9)
+def sana_pag() -> Any:
+    return diffusers.SanaPAGPipeline(**sana(), pag_applied_layers=["transformer_blocks.0"])
+
+
+@model("sana-sprint", "SanaSprintPipeline", sizes=((1024, 1024), (1216, 832)), steps=2, guidance=4.5, gigabytes=9)
+def sana_sprint() -> Any:
+    distilled = sana_transformer(qk_norm="rms_norm_across_heads", guidance_embeds=True)
+    return diffusers.SanaSprintPipeline(**sana(scheduler=diffusers.SCMScheduler(), transformer=distilled))
+
+
+def pixart(size: int = 32) -> dict[str, Any]:
+    """Components of PixArt."""
+    return {
+        "tokenizer": texts.t5(),
+        "text_encoder": encoders.t5(),
+        "vae": autoencoders.kl(blocks=4),
+        "scheduler": noise("DPMSolverMultistepScheduler"),
+        "transformer": diffusers.PixArtTransformer2DModel(
+            sample_size=size,
+            num_layers=2,
+            patch_size=2,
+            attention_head_dim=8,
+            num_attention_heads=3,
+            caption_channels=32,
+            in_channels=4,
+            cross_attention_dim=24,
+            out_channels=8,
+            attention_bias=True,
+            activation_fn="gelu-approximate",
+            num_embeds_ada_norm=1000,
+            norm_type="ada_norm_single",
+            norm_elementwise_affine=False,
+            norm_eps=1e-6,
+        ),
+    }
+
+
+@model(
+    "pixart-alpha",
+    "PixArtAlphaPipeline",
+    sizes=((256, 256), (320, 208)),
+    steps=20,
+    guidance=4.5,
+    precision="float16",
+    gigabytes=11,
+)
+def pixart_alpha() -> Any:
+    return diffusers.PixArtAlphaPipeline(**pixart())
+
+
+@model(
+    "pixart-sigma",
+    "PixArtSigmaPipeline",
+    sizes=((256, 256), (320, 208)),
+    steps=20,
+    guidance=4.5,
+    precision="float16",
+    gigabytes=11,
+)
+def pixart_sigma() -> Any:
+    return diffusers.PixArtSigmaPipeline(**pixart())
+
+
+@model(
+    "pixart-sigma-pag",
+    "PixArtSigmaPAGPipeline",
+    sizes=((256, 256), (320, 208)),
+    steps=20,
+    guidance=4.5,
+    precision="float16",
+    gigabytes=11,
+)
+def pixart_sigma_pag() -> Any:
+    return diffusers.PixArtSigmaPAGPipeline(**pixart(), pag_applied_layers=["transformer_blocks.0"])
+
+
+@model("lumina-next", "LuminaPipeline", steps=30, guidance=4.0, gigabytes=9)
+def lumina() -> Any:
+    return diffusers.LuminaPipeline(
+        transformer=diffusers.LuminaNextDiT2DModel(
+            sample_size=16,
+            patch_size=2,
+            in_channels=4,
+            hidden_size=16,
+            num_layers=2,
+            num_attention_heads=2,
+            num_kv_heads=2,
+            multiple_of=16,
+            ffn_dim_multiplier=None,
+            norm_eps=1e-5,
+            learn_sigma=True,
+            qk_norm=True,
+            cross_attention_dim=16,
+            scaling_factor=1.0,
+        ),
+        vae=autoencoders.kl(blocks=4),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        text_encoder=encoders.gemma(),
+        tokenizer=texts.gemma(),
+    )
+
+
+@model("lumina-2", "Lumina2Pipeline", steps=50, guidance=4.0, gigabytes=10.5)
+def lumina_2() -> Any:
+    return diffusers.Lumina2Pipeline(
+        transformer=diffusers.Lumina2Transformer2DModel(
+            sample_size=32,
+            patch_size=2,
+            in_channels=4,
+            hidden_size=32,
+            num_layers=2,
+            num_refiner_layers=1,
+            num_attention_heads=2,
+            num_kv_heads=1,
+            multiple_of=16,
+            ffn_dim_multiplier=None,
+            norm_eps=1e-5,
+            scaling_factor=1.0,
+            axes_dim_rope=(8, 4, 4),
+            axes_lens=(300, 64, 64),
+            cap_feat_dim=16,
+        ),
+        vae=autoencoders.flow(blocks=4),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0),
+        text_encoder=encoders.gemma2(),
+        tokenizer=texts.gemma(),
+    )
+
+
+def bert() -> Any:
+    config = transformers.BertConfig(
+        vocab_size=texts.BERT_VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=37,
+        max_position_embeddings=128,
+    )
+    return transformers.BertModel(config)
+
+
+def hunyuan_dit() -> dict[str, Any]:
+    """Components of Hunyuan-DiT, whose second encoder is a multilingual T5."""
+    return {
+        "transformer": diffusers.HunyuanDiT2DModel(
+            sample_size=16,
+            num_layers=2,
+            patch_size=2,
+            attention_head_dim=8,
+            num_attention_heads=3,
+            in_channels=4,
+            cross_attention_dim=32,
+            cross_attention_dim_t5=32,
+            pooled_projection_dim=16,
+            hidden_size=24,
+            activation_fn="gelu-approximate",
+        ),
+        "vae": autoencoders.kl(blocks=4),
+        "scheduler": noise("DDPMScheduler"),
+        "text_encoder": bert(),
+        "tokenizer": texts.bert(),
+        "text_encoder_2": encoders.t5(),
+        "tokenizer_2": texts.t5(256),
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+
+
+@model(
+    "hunyuan-dit",
+    "HunyuanDiTPipeline",
+    sizes=((1024, 1024), (1280, 768)),
+    steps=50,
+    guidance=5.0,
+    precision="float16",
+    gigabytes=7,
+)
+def hunyuan_dit_pipeline() -> Any:
+    return diffusers.HunyuanDiTPipeline(**hunyuan_dit())
+
+
+@model(
+    "hunyuan-dit-pag",
+    "HunyuanDiTPAGPipeline",
+    sizes=((1024, 1024), (1280, 768)),
+    steps=50,
+    guidance=5.0,
+    precision="float16",
+    gigabytes=7,
+)
+def hunyuan_dit_pag() -> Any:
+    return diffusers.HunyuanDiTPAGPipeline(**hunyuan_dit(), pag_applied_layers=["blocks.0"])
+
+
+@model("aura-flow", "AuraFlowPipeline", steps=50, guidance=3.5, precision="float16", gigabytes=16)
+def aura_flow() -> Any:
+    return diffusers.AuraFlowPipeline(
+        tokenizer=texts.llama(pad_token="</s>"),
+        text_encoder=encoders.t5(kind="UMT5EncoderModel", vocab_size=texts.LLAMA_VOCABULARY),
+        vae=autoencoders.kl(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=1.73),
+        transformer=diffusers.AuraFlowTransformer2DModel(
+            sample_size=32,
+            patch_size=2,
+            in_channels=4,
+            num_mmdit_layers=1,
+            num_single_dit_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            caption_projection_dim=32,
+            joint_attention_dim=32,
+            out_channels=4,
+            pos_embed_max_size=1024,
+        ),
+    )
+
+
+@model("cogview-3-plus", "CogView3PlusPipeline", steps=50, guidance=7.0, gigabytes=16)
+def cogview_3_plus() -> Any:
+    return diffusers.CogView3PlusPipeline(
+        tokenizer=texts.t5(224),
+        text_encoder=encoders.t5(),
+        vae=autoencoders.kl(),
+        scheduler=diffusers.CogVideoXDDIMScheduler(),
+        transformer=diffusers.CogView3PlusTransformer2DModel(
+            patch_size=2,
+            in_channels=4,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            out_channels=4,
+            text_embed_dim=32,
+            time_embed_dim=8,
+            condition_dim=2,
+            pos_embed_max_size=24,
+            sample_size=32,
+        ),
+    )
+
+
+GLM_MARKS = ("<|endoftext|>", "[gMASK]", "<sop>", "<|user|>", "<|assistant|>")
+
+
+@model("cogview-4", "CogView4Pipeline", steps=50, guidance=3.5, gigabytes=31)
+def cogview_4() -> Any:
+    return diffusers.CogView4Pipeline(**cogview_4_parts())
+
+
+def cogview_4_parts(**more: Any) -> dict[str, Any]:
+    """Components of CogView 4."""
+    glm = transformers.GlmConfig(
+        vocab_size=256 + len(GLM_MARKS),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        pad_token_id=256,
+        eos_token_id=256,
+    )
+    return {
+        "tokenizer": texts.byte_level(
+            GLM_MARKS, begin=("[gMASK]", "<sop>"), pad_token="<|endoftext|>", eos_token="<|endoftext|>"
+        ),
+        "text_encoder": transformers.GlmModel(glm),
+        "vae": autoencoders.kl(use_quant_conv=False, use_post_quant_conv=False),
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(
+            base_shift=0.25,
+            max_shift=0.75,
+            base_image_seq_len=256,
+            use_dynamic_shifting=True,
+            time_shift_type="linear",
+        ),
+        "transformer": diffusers.CogView4Transformer2DModel(
+            patch_size=2,
+            in_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            out_channels=4,
+            text_embed_dim=32,
+            time_embed_dim=8,
+            condition_dim=4,
+        ),
+    } | more
+
+
+LLAMA_3_MARKS = ("<|begin_of_text|>", "<|eot_id|>", "<|finetune_right_pad_id|>")
+
+
+@model("hidream-i1", "HiDreamImagePipeline", sizes=((256, 256), (320, 192)), steps=50, guidance=5.0, gigabytes=61)
+def hidream() -> Any:
+    return diffusers.HiDreamImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=autoencoders.flow(scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=encoders.clip("CLIPTextModelWithProjection", max_position_embeddings=248),
+        tokenizer=texts.clip(),
+        text_encoder_2=encoders.clip("CLIPTextModelWithProjection", max_position_embeddings=218),
+        tokenizer_2=texts.clip(),
+        text_encoder_3=encoders.t5(),
+        tokenizer_3=texts.t5(),
+        text_encoder_4=encoders.llama(vocabulary=256 + len(LLAMA_3_MARKS)),
+        tokenizer_4=texts.byte_level(
+            LLAMA_3_MARKS, begin=("<|begin_of_text|>",), bos_token="<|begin_of_text|>", eos_token="<|eot_id|>"
+        ),
+        transformer=diffusers.HiDreamImageTransformer2DModel(
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            caption_channels=[32, 16],
+            text_emb_dim=64,
+            num_routed_experts=4,
+            num_activated_experts=2,
+            axes_dims_rope=(4, 2, 2),
+            max_resolution=(128, 128),
+            llama_layers=(0, 1),
+        ),
+    )
+
+
+@model("kandinsky-3", "Kandinsky3Pipeline", steps=25, guidance=3.0, precision="float16", gigabytes=24)
+def kandinsky_3() -> Any:
+    from models.builders.kandinsky import movq
+
+    return diffusers.Kandinsky3Pipeline(
+        tokenizer=texts.t5(128),
+        text_encoder=encoders.t5(),
+        unet=diffusers.Kandinsky3UNet(
+            in_channels=4,
+            time_embedding_dim=16,
+            groups=2,
+            attention_head_dim=4,
+            layers_per_block=1,
+            block_out_channels=(32, 64),
+            cross_attention_dim=16,
+            encoder_hid_dim=32,
+        ),
+        scheduler=noise("DDPMScheduler"),
+        movq=movq(),
+    )
+
+
+@model("bria-3.2", "BriaPipeline", steps=30, guidance=5.0, gigabytes=18)
+def bria() -> Any:
+    return diffusers.BriaPipeline(
+        transformer=diffusers.BriaTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=None,
+            axes_dims_rope=[0, 4, 4],
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=autoencoders.kl(shift_factor=0.0, scaling_factor=0.13025),
+        text_encoder=encoders.t5(),
+        tokenizer=texts.t5(128),
+    )
+
+
+def prx_encoder() -> Any:
+    text = {
+        "vocab_size": texts.GEMMA_VOCABULARY,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "max_position_embeddings": 64,
+        "layer_types": ["full_attention"],
+        "query_pre_attn_scalar": 4,
+    }
+    module = transformers.T5GemmaModuleConfig(**text)
+    config = transformers.T5GemmaConfig(encoder=module, is_encoder_decoder=False, vocab_size=texts.GEMMA_VOCABULARY)
+    return transformers.T5GemmaModel(config).encoder if config.is_encoder_decoder else _t5_gemma_encoder(config)
+
+
+def _t5_gemma_encoder(config: Any) -> Any:
+    from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
+
+    return T5GemmaEncoder(config.encoder)
+
+
+@model("prx", "PRXPipeline", sizes=((256, 256), (320, 192)), steps=28, guidance=4.0)
+def prx() -> Any:
+    return diffusers.PRXPipeline(
+        transformer=diffusers.PRXTransformer2DModel(
+            patch_size=2,
+            in_channels=4,
+            context_in_dim=16,
+            hidden_size=16,
+            mlp_ratio=2.0,
+            num_heads=2,
+            depth=1,
+            axes_dim=[4, 4],
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        text_encoder=prx_encoder(),
+        tokenizer=texts.gemma(64),
+        vae=autoencoders.flow(blocks=4),
+        default_sample_size=256,
+    )
+
+
+@model("prx-pixel", "PRXPixelPipeline", steps=28, guidance=5.0)
+def prx_pixel() -> Any:
+    return diffusers.PRXPixelPipeline(
+        transformer=diffusers.PRXTransformer2DModel(
+            patch_size=16,
+            in_channels=3,
+            context_in_dim=16,
+            hidden_size=16,
+            mlp_ratio=2.0,
+            num_heads=2,
+            depth=1,
+            axes_dim=[4, 4],
+            bottleneck_size=8,
+            resolution_embeds=True,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        text_encoder=encoders.qwen3(),
+        tokenizer=texts.qwen(),
+        prompt_max_tokens=64,
+    )
+
+
+@model("omnigen", "OmniGenPipeline", steps=50, guidance=2.5, gigabytes=8)
+def omnigen() -> Any:
+    return diffusers.OmniGenPipeline(
+        transformer=diffusers.OmniGenTransformer2DModel(
+            hidden_size=16,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            intermediate_size=32,
+            num_layers=1,
+            in_channels=4,
+            time_step_dim=4,
+            rope_scaling={"long_factor": [1, 2], "short_factor": [1, 2]},
+            pad_token_id=0,
+            vocab_size=texts.LLAMA_VOCABULARY,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True, num_train_timesteps=1),
+        vae=autoencoders.kl(),
+        tokenizer=texts.llama(),
+    )
+
+
+@model("bria-fibo", "BriaFiboPipeline", steps=50, guidance=5.0, gigabytes=23)
+def bria_fibo() -> Any:
+    smol = transformers.SmolLM3Config(
+        vocab_size=128001,  # the pipeline has the number of an empty prompt's token in its code
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        pad_token_id=256,
+        eos_token_id=258,
+        bos_token_id=257,
+    )
+    return diffusers.BriaFiboPipeline(
+        transformer=diffusers.BriaFiboTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            text_encoder_dim=8,
+            pooled_projection_dim=None,
+            axes_dims_rope=[0, 4, 4],
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=autoencoders.qwen(
+            16,
+            "AutoencoderKLWan",
+            decoder_base_dim=8,
+            out_channels=12,
+            in_channels=12,
+            patch_size=2,
+            scale_factor_spatial=16,
+            dim_mult=[1, 2, 2, 2],
+            temperal_downsample=[False, True, True],
+            is_residual=True,
+        ),
+        text_encoder=transformers.SmolLM3ForCausalLM(smol),
+        tokenizer=texts.qwen(),
+    )

@@ -15,12 +15,12 @@ from models.registry import model
 def movq() -> Any:
     """The vector-quantised autoencoder of Kandinsky 2 and 3."""
     return diffusers.VQModel(
-        block_out_channels=(8, 16),
+        block_out_channels=(32, 64),
         down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
         up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
         latent_channels=4,
         layers_per_block=1,
-        norm_num_groups=4,
+        norm_num_groups=8,
         norm_type="spatial",
         num_vq_embeddings=12,
         vq_embed_dim=4,

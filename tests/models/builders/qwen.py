@@ -139,10 +139,14 @@ def ovis_image() -> Any:
 def longcat_image() -> Any:
     from models.builders.kandinsky import qwen_vl_processor
 
+    # It rewrites prompts, which ends soon where half of all tokens are ends.
+    text_encoder = encoders.qwen25_vl()
+    text_encoder.generation_config.eos_token_id = list(range(0, texts.BYTES_VOCABULARY, 2))
+    text_encoder.generation_config.pad_token_id = 256
     return diffusers.LongCatImagePipeline(
         scheduler=shifted(),
         vae=autoencoders.flow(16),
-        text_encoder=encoders.qwen25_vl(),
+        text_encoder=text_encoder,
         tokenizer=texts.qwen(),
         text_processor=qwen_vl_processor(),
         transformer=diffusers.LongCatImageTransformer2DModel(

@@ -33,21 +33,33 @@ class TextEncoder:
 def text_encoders(components: Iterable[tuple[str, Any]], max_sequence_length: int | None) -> tuple[TextEncoder, ...]:
     """Return the encoders of a pipeline that truncate text, found by their tokenizers.
 
+    Where a pipeline has a processor, its tokenizer is asked: a processor takes images first, and fetches an address or
+    opens a path that it is given as one. Nothing derived from a prompt may do that.
+
     Args:
         components: Name and object of each component.
         max_sequence_length: Default of the pipeline's argument of that name, which bounds all encoders but CLIP's.
     """
     found = []
     for name, component in components:
-        if not name.startswith("tokenizer") or component is None:
+        tokenizer = _tokenizer(component) if name.startswith(("tokenizer", "processor")) else None
+        if tokenizer is None:
             continue
-        limit = int(getattr(component, "model_max_length", UNLIMITED))
+        limit = int(getattr(tokenizer, "model_max_length", UNLIMITED))
         # Pipelines that mix encoders cut CLIP's text at its own length and the others' at max_sequence_length.
-        if max_sequence_length is not None and not type(component).__name__.startswith("CLIP"):
+        if max_sequence_length is not None and not type(tokenizer).__name__.startswith("CLIP"):
             limit = max_sequence_length
         if limit < UNLIMITED:
-            found.append(TextEncoder(name, limit, _counter(component)))
+            found.append(TextEncoder(name, limit, _counter(tokenizer)))
     return tuple(found)
+
+
+def _tokenizer(component: Any) -> Any:
+    """Return what turns text alone into tokens: the component, its tokenizer where it is a processor, or None."""
+    inner = getattr(component, "tokenizer", None)
+    tokenizer = component if inner is None else inner
+    # What has no vocabulary is no tokenizer: an image processor, for example.
+    return tokenizer if callable(getattr(tokenizer, "get_vocab", None)) else None
 
 
 def _counter(tokenizer: Any) -> Callable[[str], int]:

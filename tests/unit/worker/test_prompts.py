@@ -1,0 +1,52 @@
+"""Counting a prompt's tokens, which may do nothing else with it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from worker_builders import image_request
+
+from kubediffusion.worker.prompts import cut_warnings, text_encoders
+from models import registry
+
+PROCESSORS = ["flux-2", "kandinsky-5", "qwen-image-2.1"]
+
+
+@pytest.fixture
+def touched() -> Iterator[list[str]]:
+    """Every path that is opened and every address that is looked up meanwhile."""
+    seen: list[str] = []
+    watching = True
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if watching and event in {"open", "socket.connect", "socket.getaddrinfo"}:
+            seen.append(str(arguments))
+
+    # A hook cannot be taken away again.
+    sys.addaudithook(hook)
+    yield seen
+    watching = False
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_a_prompt_that_is_an_address_or_a_path_is_only_text(name: str, tmp_path: Path, touched: list[str]) -> None:
+    component = "processor" if name == "qwen-image-2.1" else "tokenizer"
+    processor = transformers.AutoProcessor.from_pretrained(registry.folder(name) / component, local_files_only=True)
+    (encoder,) = text_encoders([(component, processor)], 32)
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(b"")
+    for prompt in ("http://127.0.0.1:9/planted.png", str(secret), f"file://{secret}"):
+        touched.clear()
+        assert cut_warnings(image_request(prompt=prompt * 3), [encoder])
+        assert encoder.count(prompt) == len(prompt)
+        assert not [seen for seen in touched if "planted" in seen or "secret" in seen or "127.0.0.1" in seen]
+
+
+def test_what_takes_images_alone_is_no_text_encoder() -> None:
+    processor = transformers.CLIPImageProcessor()
+    assert text_encoders([("processor", processor)], 32) == ()

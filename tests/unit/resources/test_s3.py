@@ -68,6 +68,13 @@ def test_the_addressing_style_and_the_endpoint_are_settings(sign: Sign, style: s
     assert url.split("?")[0] == address
 
 
+def test_the_whitespace_around_a_key_does_not_count(sign: Sign) -> None:
+    """A Secret that was made from a file ends with a newline."""
+    query = parse_qs(urlsplit(sign({"AWS_ACCESS_KEY_ID": "key\n", "AWS_SESSION_TOKEN": "token\n"})).query)
+    assert query["X-Amz-Credential"][0].startswith("key/")
+    assert query["X-Amz-Security-Token"] == ["token"]
+
+
 def test_a_wrong_addressing_style_is_a_line_at_the_start(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

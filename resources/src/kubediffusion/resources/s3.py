@@ -54,7 +54,7 @@ def make_client(
         # boto3's own is put together anew for each request: a sixth of what a small one costs.
         user_agent="kubediffusion",
     )
-    session = boto3.session.Session(region_name=settings.aws_region or None)
+    session = boto3.session.Session(region_name=settings.aws_region or None, **_credentials())
     client: S3Client = session.client("s3", config=config, endpoint_url=endpoint)
     # boto3 asks for leave before it sends a body: one more way there and back for each image, and no image is so long
     # that it pays.
@@ -77,3 +77,15 @@ def _in_no_proxy_network(endpoint: str) -> bool:
             if address in ipaddress.ip_network(entry.strip(), strict=False):
                 return True
     return False
+
+
+def _credentials() -> dict[str, str]:
+    """Return the keys of the environment without the whitespace around them; none where boto3 finds others.
+
+    A Secret made from a file often ends with a newline: boto3 would sign with it, or quote the key in an error.
+    """
+    names = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+    keys = {name: os.environ.get(name.upper(), "").strip() for name in names}
+    if not (keys["aws_access_key_id"] and keys["aws_secret_access_key"]):
+        return {}
+    return {name: key for name, key in keys.items() if key}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from kubediffusion.resources.redaction import Redactor
 from kubediffusion.worker.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -15,9 +16,7 @@ MAX_BYTES = 4096
 
 def redact(text: str, settings: Settings) -> str:
     """Return a text with the worker's own secrets replaced by ``***``."""
-    for secret in filter(None, settings.secrets):
-        text = text.replace(secret, "***")
-    return text
+    return Redactor(settings.secrets).redact(text)
 
 
 def write_termination_message(path: Path | None, message: str) -> None:

@@ -13,6 +13,7 @@ import logging
 import sys
 from collections.abc import Iterable
 
+from kubediffusion.resources.redaction import Redactor
 from kubediffusion.resources.schema import format_time
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
@@ -27,8 +28,7 @@ class JsonFormatter(logging.Formatter):
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         super().__init__()
-        # As they stand within a line.
-        self._secrets = [json.dumps(secret)[1:-1] for secret in secrets if secret]
+        self._redactor = Redactor(secrets)
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record as one line of JSON, secrets replaced by ``***``."""
@@ -41,10 +41,7 @@ class JsonFormatter(logging.Formatter):
         line |= {key: value for key, value in vars(record).items() if key not in _STANDARD and not key.startswith("_")}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        text = json.dumps(line, default=str)
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return text
+        return self._redactor.redact(json.dumps(line, default=str))
 
 
 def configure_logging(level: str, secrets: Iterable[str] = ()) -> None:

@@ -1,0 +1,68 @@
+"""Secrets kept out of texts, in every form in which a library may quote them."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections.abc import Iterable, Iterator
+from urllib.parse import quote, quote_plus
+
+REPLACEMENT = "***"
+
+_SHORTEST_PART = 8
+"""Characters of a part of a Base64 text that still names a secret; fewer occur by chance."""
+
+
+class Redactor:
+    """Replaces secrets in texts: as they are, and as Python, JSON, URLs and Base64 write them.
+
+    A secret counts with and without the whitespace around it: a file or a Secret often ends with a newline, which some
+    libraries strip before they quote it.
+
+    Args:
+        secrets: The secrets; empty ones are ignored.
+    """
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        forms = {form for secret in secrets for form in _forms(secret)}
+        # JSON escapes quotes, backslashes and what is not ASCII. A log line is JSON, and may quote JSON.
+        for _ in range(2):
+            forms |= {json.dumps(form)[1:-1] for form in forms}
+        # Longest first: a shorter one may be a part of it.
+        self._forms = sorted(filter(None, forms), key=lambda form: (-len(form), form))
+
+    def redact(self, text: str) -> str:
+        """Return a text with ``***`` in place of each secret."""
+        for form in self._forms:
+            if form in text:
+                text = text.replace(form, REPLACEMENT)
+        return text
+
+
+def _forms(secret: str) -> Iterator[str]:
+    if not secret.strip():
+        return
+    for value in {secret, secret.strip()}:
+        yield value
+        yield repr(value)[1:-1]
+        yield repr(value.encode())[2:-1]
+        yield json.dumps(value, ensure_ascii=False)[1:-1]
+        yield quote(value)
+        yield quote(value, safe="")
+        yield quote_plus(value)
+        yield from _base64_forms(value.encode())
+
+
+def _base64_forms(value: bytes) -> Iterator[str]:
+    """Yield the whole of it in Base64, and what of it stands in the Base64 of a longer text, as in Basic authorization.
+
+    Three bytes are four characters, so it depends on the bytes before it only by their number modulo three; the
+    characters at the ends mix in the bits of the neighbours.
+    """
+    yield b64encode(value).decode()
+    for before in range(3):
+        length = before + len(value)
+        inner = b64encode(bytes(before) + value)[-(-before * 8 // 6) : length * 8 // 6].decode()
+        for part in {inner, inner.translate(str.maketrans("+/", "-_"))}:
+            if len(part) >= _SHORTEST_PART:
+                yield part

@@ -1,0 +1,77 @@
+"""A secret does not come out, however a library writes it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from collections.abc import Callable
+from urllib.parse import quote, quote_plus, urlencode
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kubediffusion.resources.redaction import Redactor
+from kubediffusion.resources.runtime.logs import JsonFormatter
+
+SECRETS = [
+    "hf_fAkeToken123",
+    'with "quotes", \\ and \'',
+    "sl/ash+plus=and space",
+    "übergeheim🦊",
+    "line\nbreak\tand tab",
+]
+
+WRITTEN: dict[str, Callable[[str], str]] = {
+    "as it is": str,
+    "repr": repr,
+    "repr of bytes": lambda secret: repr(secret.encode()),
+    "header": lambda secret: f"Authorization: Bearer {secret}",
+    "repr of a header": lambda secret: repr({"Authorization": f"Bearer {secret}"}),
+    "JSON": json.dumps,
+    "JSON, not escaped": lambda secret: json.dumps(secret, ensure_ascii=False),
+    "path of a URL": quote,
+    "URL": lambda secret: quote(secret, safe=""),
+    "form": quote_plus,
+    "query": lambda secret: urlencode({"token": secret}),
+    "Base64": lambda secret: base64.b64encode(secret.encode()).decode(),
+    "Base64 of URLs": lambda secret: base64.urlsafe_b64encode(secret.encode()).decode(),
+    **{
+        f"Basic authorization of {user!r}": lambda secret, user=user: base64.b64encode(  # type: ignore[misc]
+            f"{user}:{secret}".encode()
+        ).decode()
+        for user in ("", "u", "me", "you")
+    },
+}
+
+
+@pytest.mark.parametrize("newline", ["", "\n", "\r\n", " "], ids=["plain", "newline", "CRLF", "space"])
+@pytest.mark.parametrize("form", WRITTEN)
+@pytest.mark.parametrize("secret", SECRETS)
+def test_no_form_of_a_secret_is_left(secret: str, form: str, newline: str) -> None:
+    """Whether the library strips the newline or quotes it too."""
+    redactor = Redactor([secret + newline])
+    for quoted in (secret, secret + newline):
+        text = f"cannot use <{WRITTEN[form](quoted)}>"
+        redacted = redactor.redact(text)
+        assert "***" in redacted
+        assert redacted.startswith("cannot use <")
+        assert redacted.endswith(">")
+        for other in WRITTEN.values():
+            assert other(secret).strip("\"'") not in redacted
+
+
+@pytest.mark.parametrize("form", WRITTEN)
+@pytest.mark.parametrize("secret", SECRETS)
+def test_a_log_line_holds_no_form_of_it_either_and_stays_json(secret: str, form: str) -> None:
+    quoted = WRITTEN[form](secret)
+    record = logging.LogRecord("test", logging.INFO, __file__, 1, "cannot use %s", (quoted,), None)
+    line = json.loads(JsonFormatter([secret + "\n"]).format(record))
+    assert "***" in line["message"]
+    assert quoted not in line["message"]
+
+
+@given(st.text(max_size=200))
+def test_a_text_without_a_secret_stays_as_it_is(text: str) -> None:
+    assert Redactor(["hf_fAkeToken123", "", "\n"]).redact(text) == text

@@ -54,7 +54,8 @@ def make_client(
         # boto3's own is put together anew for each request: a sixth of what a small one costs.
         user_agent="kubediffusion",
     )
-    session = boto3.session.Session(region_name=settings.aws_region or None, **_credentials())
+    key_id, secret_key, token = _credentials()
+    session = boto3.session.Session(key_id, secret_key, token, region_name=settings.aws_region or None)
     client: S3Client = session.client("s3", config=config, endpoint_url=endpoint)
     # boto3 asks for leave before it sends a body: one more way there and back for each image, and no image is so long
     # that it pays.
@@ -79,13 +80,14 @@ def _in_no_proxy_network(endpoint: str) -> bool:
     return False
 
 
-def _credentials() -> dict[str, str]:
-    """Return the keys of the environment without the whitespace around them; none where boto3 finds others.
+def _credentials() -> tuple[str | None, str | None, str | None]:
+    """Return key id, secret key and session token of the environment without whitespace around them.
 
-    A Secret made from a file often ends with a newline: boto3 would sign with it, or quote the key in an error.
+    A Secret made from a file often ends with a newline: boto3 would sign with it, or quote the key in an error. Where
+    the environment has no keys all are None, and boto3 looks for others.
     """
-    names = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
-    keys = {name: os.environ.get(name.upper(), "").strip() for name in names}
-    if not (keys["aws_access_key_id"] and keys["aws_secret_access_key"]):
-        return {}
-    return {name: key for name, key in keys.items() if key}
+    key_id, secret_key, token = (
+        os.environ.get(name, "").strip() or None
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+    )
+    return (key_id, secret_key, token) if key_id and secret_key else (None, None, None)

@@ -40,7 +40,7 @@ class Room:
         self.namespace = namespace
 
     def path(self, *parts: str, group: str = "apis/kubediffusion.io/v1alpha1") -> str:
-        """Give the path of something in this namespace."""
+        """Return the path of an object of this namespace."""
         return "/".join((f"/{group}/namespaces/{self.namespace}", *parts))
 
     async def create(self, name: str = "", **spec: Any) -> GenerationJob:
@@ -71,7 +71,7 @@ class Room:
 
 
 async def refusal(request: Any) -> KubernetesError | None:
-    """Give the error that a request ends with; None when it is taken."""
+    """Return the error that a request ends with; None when it succeeds."""
     try:
         await request
     except KubernetesError as error:

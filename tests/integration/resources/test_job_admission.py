@@ -103,7 +103,7 @@ IMMUTABLE = sorted(GenerationJobSpec.model_fields.keys() - GenerationJobSpec.MUT
 
 
 def wire(field: str) -> str:
-    """Give a field's name on the wire."""
+    """Return a field's name on the wire."""
     alias = GenerationJobSpec.model_fields[field].alias
     assert alias is not None
     return alias

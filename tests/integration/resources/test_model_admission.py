@@ -28,7 +28,7 @@ def a_model(name: str = "emoji", source: Any = None, **spec: Any) -> dict[str, A
 
 
 async def answer(room: Room, body: dict[str, Any]) -> str:
-    """Give why a model is refused; empty when it is taken."""
+    """Return why a model is refused; an empty text when it is accepted."""
     error = await refusal(room.try_create(body, "diffusionmodels"))
     assert error is None or isinstance(error, InvalidError)
     return error.message if error is not None else ""

@@ -45,7 +45,7 @@ async def in_phase(room: Room, clients: Clients, phase: Phase) -> GenerationJob:
 
 
 def may(writer: Writer, old: Phase, new: Phase) -> bool:
-    """Tell what the table says, writes that leave the phase as it is included."""
+    """Return what the table permits, and every write that leaves the phase as it is."""
     if old is new:
         return old not in TERMINAL and (writer is Writer.OPERATOR or old in BOUND)
     return allowed(writer, old, new)

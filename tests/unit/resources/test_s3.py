@@ -15,7 +15,7 @@ Sign = Callable[[dict[str, str]], str]
 
 @pytest.fixture
 def sign(monkeypatch: pytest.MonkeyPatch) -> Sign:
-    """Give the URL that is signed under some variables of the environment."""
+    """Return a function that signs a URL under some environment variables."""
     credentials = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_CONFIG_FILE": "/dev/null"}
     for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)

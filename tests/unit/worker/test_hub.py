@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,19 +20,47 @@ from kubediffusion.worker.loading import hub
 SPEC = DiffusionModelSpec.from_wire({"source": {"huggingFace": {"repository": "somebody/model", "revision": "v1"}}})
 
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
 class Hub(BaseHTTPRequestHandler):
-    """Answers everything alike."""
+    """Answers everything alike, or as the Hub does of a repository whose files have these names."""
 
     status = 500
     code = ""
+    files: tuple[str, ...] = ()
 
     def do_GET(self) -> None:
+        if self.files:
+            self._answer_of_repository()
+            return
         self.send_response(self.status)
         if self.code:
             self.send_header("X-Error-Code", self.code)
         self.send_header("Content-Length", "2")
         self.end_headers()
         self.wfile.write(b"{}")
+
+    def _answer_of_repository(self) -> None:
+        body = json.dumps(INDEX)
+        if self.path.startswith("/api/"):
+            body = json.dumps(
+                {"id": "somebody/model", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.files]}
+            )
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{hashlib.sha256(body.encode()).hexdigest()}"')
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body.encode())
 
     do_HEAD = do_GET  # noqa: N815 - the base class has it so
 
@@ -46,6 +76,8 @@ def endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     url = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(hf_api.api, "endpoint", url)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    files = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     yield
     server.shutdown()
@@ -75,6 +107,23 @@ def test_what_the_hub_refuses_is_a_bad_model(
         fetch()
     assert "somebody/model at v1" in str(error.value)
     assert "hf_token" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("unet/diffusion_pytorch_model.bin", "vae/diffusion_pytorch_model.bin"),
+        ("unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.bin"),
+        ("unet/diffusion_pytorch_model.ckpt", "vae/diffusion_pytorch_model.pt"),
+    ],
+)
+def test_a_repository_without_safetensors_is_refused_at_once_with_the_remedy(
+    endpoint: None, monkeypatch: pytest.MonkeyPatch, files: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(Hub, "files", ("model_index.json", "unet/config.json", "vae/config.json", *files))
+    with pytest.raises(BadModelError, match=r"no safetensors weights.*convert.*spec\.useSafetensors") as error:
+        fetch()
+    assert type(error.value) is BadModelError
 
 
 @pytest.mark.parametrize("status", [500, 503])

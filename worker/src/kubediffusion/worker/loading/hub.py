@@ -22,6 +22,14 @@ from kubediffusion.worker.engine import BadModelError
 _REFUSED = frozenset({400, 401, 403, 404, 410})
 _NO_ACCESS = 401
 
+_NO_SAFETENSORS = "Could not find the necessary `safetensors` weights"
+"""How diffusers begins to say that a component has no weights that may be loaded."""
+
+_CONVERT = (
+    "it has no safetensors weights for every component; convert the model to safetensors, name the variant or revision "
+    "that has them, or set spec.useSafetensors to false if you trust whoever made it: such weights can run code"
+)
+
 
 def fetch(source: HuggingFaceSource, spec: DiffusionModelSpec, token: str | None) -> tuple[Path, str]:
     """Give the local folder of a repository and the commit that it holds.
@@ -76,5 +84,8 @@ def _permanent(error: Exception) -> str | None:
         if isinstance(link, HfHubHTTPError) and link.response is not None and link.response.status_code in _REFUSED:
             status = link.response.status_code
             return f"the Hub answers {status}" + (": the token is missing or not valid" if status == _NO_ACCESS else "")
+    if type(error) is OSError and error.errno is None and _NO_SAFETENSORS in str(error):
+        # Of the files' names alone. Its text lists all of them.
+        return _CONVERT
     # Raised before anything is fetched: a format or code that the rules forbid.
     return str(error) if isinstance(error, ValueError) else None

@@ -82,6 +82,16 @@ def test_a_model_that_cannot_be_loaded_says_why() -> None:
     assert message.endswith("tried again after 12:05:00 UTC)")
 
 
+def test_a_model_that_a_service_refused_once_is_not_given_up() -> None:
+    refused = worker(0, WorkerState.FAILED, exit_code=69, message="the Hub answers 404")
+    status = status_of(view(workers=[refused]))
+    assert available(status) == (UNKNOWN, ModelReason.NOT_YET_LOADED)
+    assert condition_of(status).message == (
+        "one worker could not load model emoji; another one tries at 12:00:10 UTC, before any job fails: "
+        "the Hub answers 404"
+    )
+
+
 def test_a_model_that_could_not_be_loaded_may_be_tried_again_after_a_pause() -> None:
     """So that the door opens to a job that does."""
     bad = worker(0, WorkerState.FAILED, exit_code=78, message="the token is not valid", failed=301)

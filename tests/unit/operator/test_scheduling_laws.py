@@ -442,6 +442,40 @@ def test_a_model_that_cannot_be_loaded_is_tried_again_after_a_pause_that_grows(t
     assert [type(action) for action in schedule_model(warm, until, OPTIONS).actions] == [CreateWorker]
 
 
+def test_a_service_that_refuses_a_model_once_fails_nobody() -> None:
+    """What the Hub says to one worker stops new starts, until another one has asked again."""
+    waiting = [job(f"waiting-{number}") for number in range(8)]
+    refused = worker(0, WorkerState.FAILED, exit_code=69, message="the Hub answers 403", failed=1)
+    early = schedule_model(view(waiting, [refused], max_replicas=3), NOW, OPTIONS, explanations=len(waiting))
+    assert not [a for a in early.actions if isinstance(a, Finish | CreateWorker)]
+    assert {a.reason for a in early.actions if isinstance(a, Explain)} == {"WorkerBackOff"}
+    assert early.recheck_at == NOW + dt.timedelta(seconds=9)
+    later = schedule_model(view(waiting, [refused], max_replicas=3), NOW + dt.timedelta(seconds=9), OPTIONS)
+    assert len([a for a in later.actions if isinstance(a, CreateWorker)]) == 1
+    asks = view(waiting, [refused, worker(1, WorkerState.STARTING)], max_replicas=3)
+    assert not [
+        a
+        for a in schedule_model(asks, NOW + dt.timedelta(seconds=60), OPTIONS).actions
+        if isinstance(a, Finish | CreateWorker)
+    ]
+    ready = plan(view(waiting, [refused, worker(1, WorkerState.READY)], max_replicas=1))
+    assert {a.job.name for a in ready if isinstance(a, Bind)} == {job.name for job in waiting}
+
+
+def test_what_two_workers_were_refused_fails_the_jobs() -> None:
+    refused = [worker(n, WorkerState.FAILED, exit_code=69, message="the Hub answers 403", failed=1) for n in range(2)]
+    (failed,) = plan(view([job("waiting")], refused))
+    assert isinstance(failed, Finish)
+    assert failed.message == "Model not available: the Hub answers 403"
+    # A model that no machine can load needs no second worker, nor does one of which the other says so.
+    certain = [refused[0], worker(1, WorkerState.FAILED, exit_code=78, message="no model_index.json", failed=0)]
+    (failed,) = plan(view([job("waiting")], certain))
+    assert isinstance(failed, Finish)
+    # A crash of another kind says nothing of it.
+    crashed = [refused[0], worker(1, WorkerState.FAILED, exit_code=137, failed=0)]
+    assert not [a for a in plan(view([job("waiting")], crashed)) if isinstance(a, Finish)]
+
+
 def test_jobs_wait_while_a_failed_model_is_tried_again() -> None:
     failed = worker(0, WorkerState.FAILED, exit_code=78, message="401", failed=301)
     (said,) = plan(view([job("waiting")], [failed, worker(1, WorkerState.STARTING)], max_replicas=1))

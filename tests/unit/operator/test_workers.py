@@ -135,6 +135,12 @@ def test_any_other_end_is_no_bad_model(code: int) -> None:
     assert Worker(a_job(FAILED), a_pod("Failed", exit_code=code, message="boom")).bad_model is None
 
 
+def test_what_a_service_refuses_is_a_bad_model_of_which_another_worker_has_to_say_the_same() -> None:
+    refused = Worker(a_job(FAILED), a_pod("Failed", exit_code=69, message="the Hub answers 404"))
+    assert (refused.bad_model, refused.doubtful) == ("the Hub answers 404", True)
+    assert not Worker(a_job(FAILED), a_pod("Failed", exit_code=78)).doubtful
+
+
 def test_a_bad_model_is_still_known_when_its_pod_is_gone() -> None:
     failed = condition("Failed", reason="PodFailurePolicy", message="Container worker failed with exit code 78")
     assert Worker(a_job(failed), None).bad_model == "Container worker failed with exit code 78"

@@ -16,6 +16,7 @@ from huggingface_hub import hf_api
 from kubediffusion.resources.diffusion_model import DiffusionModelSpec
 from kubediffusion.worker.engine import BadModelError
 from kubediffusion.worker.loading import hub
+from kubediffusion.worker.sources import ModelRefusedError
 
 SPEC = DiffusionModelSpec.from_wire({"source": {"huggingFace": {"repository": "somebody/model", "revision": "v1"}}})
 
@@ -98,12 +99,12 @@ def fetch() -> None:
         (403, "GatedRepo", "accept the model's terms"),
     ],
 )
-def test_what_the_hub_refuses_is_a_bad_model(
+def test_what_the_hub_refuses_is_to_be_asked_again_elsewhere(
     endpoint: None, monkeypatch: pytest.MonkeyPatch, status: int, code: str, words: str
 ) -> None:
     monkeypatch.setattr(Hub, "status", status)
     monkeypatch.setattr(Hub, "code", code)
-    with pytest.raises(BadModelError, match=words) as error:
+    with pytest.raises(ModelRefusedError, match=words) as error:
         fetch()
     assert "somebody/model at v1" in str(error.value)
     assert "hf_token" not in str(error.value)
@@ -137,5 +138,6 @@ def test_a_hub_in_trouble_may_pass(endpoint: None, monkeypatch: pytest.MonkeyPat
 def test_an_empty_cache_while_offline_is_a_bad_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(BadModelError, match="HF_HUB_OFFLINE is set"):
+    with pytest.raises(BadModelError, match="HF_HUB_OFFLINE is set") as error:
         fetch()
+    assert type(error.value) is BadModelError

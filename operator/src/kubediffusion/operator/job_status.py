@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterator
 
 from kubediffusion.operator.actions import Bind, Explain, Finish, Requeue
-from kubediffusion.operator.scaling import back_off_until
+from kubediffusion.operator.scaling import LoadFailure, back_off_until, doubtful_failure
 from kubediffusion.operator.views import Decision, ModelView, NamespaceView, SchedulerOptions
 from kubediffusion.operator.workers import WorkerState
 from kubediffusion.resources.conditions import (
@@ -219,8 +219,16 @@ def waiting_reason(view: ModelView, now: dt.datetime) -> tuple[WaitingReason, st
     return WaitingReason.WORKER_STARTING, f"a worker of model {view.model.name} is being created"
 
 
+def second_opinion(model: str, doubt: LoadFailure) -> str:
+    """Return the sentence that says why one worker could not load a model, and when another one tries."""
+    when = f" at {doubt.until:%H:%M:%S} UTC" if doubt.until is not None else ""
+    return f"one worker could not load model {model}; another one tries{when}, before any job fails: {doubt.reason}"
+
+
 def _back_off(view: ModelView, now: dt.datetime) -> str:
-    """Return the sentence that says until when the next worker waits after crashes; empty where it need not."""
+    """Return the sentence that says until when the next worker waits; empty where it need not."""
+    if (doubt := doubtful_failure(view)) is not None:
+        return second_opinion(view.model.name, doubt)
     crashes = view.crashes
     allowed = back_off_until(crashes)
     if allowed is None or now >= allowed:

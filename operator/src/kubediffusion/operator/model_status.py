@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 
-from kubediffusion.operator.job_status import waiting_reason
-from kubediffusion.operator.scaling import LoadFailure, back_off_until, load_failure
+from kubediffusion.operator.job_status import second_opinion, waiting_reason
+from kubediffusion.operator.scaling import LoadFailure, back_off_until, doubtful_failure, load_failure
 from kubediffusion.operator.views import NEVER, ModelView
 from kubediffusion.operator.workers import Worker, WorkerState
 from kubediffusion.resources import meta
@@ -77,6 +77,8 @@ def _availability(view: ModelView, now: dt.datetime) -> tuple[ConditionStatus, M
     if view.refusal and not view.loading:
         return ConditionStatus.UNKNOWN, ModelReason.NOT_YET_LOADED, f"no worker can be created: {view.refusal}"
     message = "no worker has loaded the model with this spec so far"
+    if (doubt := doubtful_failure(view)) is not None:
+        return ConditionStatus.UNKNOWN, ModelReason.NOT_YET_LOADED, second_opinion(view.model.name, doubt)
     if failed := [worker.bad_model for worker in view.failures if worker.bad_model is not None]:
         message = f"the next job tries again what failed before: {failed[-1]}"
     if start := _first_start(view):

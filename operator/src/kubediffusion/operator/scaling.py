@@ -18,6 +18,8 @@ FIRST_BACK_OFF = 10.0
 """Seconds until the next worker after two crashes in a row; after one it starts at once."""
 LONGEST_BACK_OFF = 300.0
 """Seconds until the next worker at most."""
+SECOND_OPINION = 10.0
+"""Seconds until another worker asks a service again that refused the model to one."""
 FIRST_RELOAD = 300.0
 """Seconds until a model that could not be loaded may be tried again: not all of the cause is in its spec."""
 LONGEST_RELOAD = 3600.0
@@ -47,7 +49,7 @@ def load_failure(view: ModelView, now: dt.datetime) -> LoadFailure | None:
     workers are the record of the tries, as :func:`back_off_until` has it.
     """
     failed = [w for w in view.failures if w.bad_model is not None]
-    if not failed or view.current(WorkerState.READY):
+    if not failed or view.current(WorkerState.READY) or doubtful_failure(view) is not None:
         return None
     reason, at = failed[-1].bad_model or "", failed[-1].failed_at
     if at is None:
@@ -55,6 +57,19 @@ def load_failure(view: ModelView, now: dt.datetime) -> LoadFailure | None:
         return LoadFailure(reason, None)
     until = at + dt.timedelta(seconds=pause_after(len(failed), FIRST_RELOAD, LONGEST_RELOAD))
     return LoadFailure(reason, until) if now < until else None
+
+
+def doubtful_failure(view: ModelView) -> LoadFailure | None:
+    """Return why one worker could not load the model, where another has to find the same before jobs fail.
+
+    A service that answers 403 or 404 once may be mistaken, or the node that asked it.
+    """
+    failed = [w for w in view.failures if w.bad_model is not None]
+    if len(failed) != 1 or not failed[0].doubtful or view.current(WorkerState.READY):
+        return None
+    at = failed[0].failed_at
+    until = at + dt.timedelta(seconds=SECOND_OPINION) if at is not None else None
+    return LoadFailure(failed[0].bad_model or "", until)
 
 
 def scale(view: ModelView, now: dt.datetime, backlog: int, taken: Set[str], newly_bound: Set[str]) -> Decision:
@@ -77,23 +92,9 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, taken: Set[str], newl
 
     actions += _forget_failures(view, view.failures)
     missing = min(wanted - len(live), settings.max_replicas - len(view.replicas))
-    failure = load_failure(view, now)
-    if failure is not None:
-        rechecks += [failure.until] if failure.until is not None else []
-    elif missing > 0:
-        allowed = back_off_until(view.crashes)
-        if allowed is not None and now < allowed:
-            rechecks.append(allowed)
-        else:
-            in_use = {w.name for w in view.workers}
-            names = (
-                ordinal
-                for ordinal in itertools.count()
-                if worker_job_name(view.model.name, view.template_hash, ordinal) not in in_use
-            )
-            actions += [
-                CreateWorker(view.model, view.template_hash, ordinal) for ordinal in itertools.islice(names, missing)
-            ]
+    starting = _create_workers(view, now, missing)
+    actions += starting.actions
+    rechecks += [starting.recheck_at] if starting.recheck_at is not None else []
 
     for worker in view.workers:
         ended = worker.job.complete or worker.lost
@@ -123,6 +124,29 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, taken: Set[str], newl
         else:
             rechecks.append(due)
     return Decision(tuple(actions), min(rechecks, default=None))
+
+
+def _create_workers(view: ModelView, now: dt.datetime, missing: int) -> Decision:
+    """Decide which of the missing workers are created now, and when the others may be."""
+    if (failure := load_failure(view, now)) is not None:
+        return Decision((), failure.until)
+    allowed = back_off_until(view.crashes)
+    if (doubt := doubtful_failure(view)) is not None:
+        # One asks again; what it finds holds for the others too. Its Job will say when it failed in a moment.
+        missing, allowed = min(missing, 1 - len(view.current(*LIVE))), doubt.until or NEVER
+    if missing <= 0:
+        return Decision(())
+    if allowed is not None and now < allowed:
+        return Decision((), allowed if allowed is not NEVER else None)
+    in_use = {w.name for w in view.workers}
+    names = (
+        ordinal
+        for ordinal in itertools.count()
+        if worker_job_name(view.model.name, view.template_hash, ordinal) not in in_use
+    )
+    return Decision(
+        tuple(CreateWorker(view.model, view.template_hash, ordinal) for ordinal in itertools.islice(names, missing))
+    )
 
 
 def back_off_until(failures: list[Worker]) -> dt.datetime | None:

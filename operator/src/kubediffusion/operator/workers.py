@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from kubediffusion.resources import meta
 from kubediffusion.resources.conditions import ConditionStatus, PodConditionType
-from kubediffusion.resources.failures import BAD_MODEL_EXIT_CODE
+from kubediffusion.resources.failures import BAD_MODEL_EXIT_CODE, REFUSED_MODEL_EXIT_CODE
 from kubediffusion.resources.objects import KubernetesObject
 from kubediffusion.resources.schema import Schema, Time
 
@@ -273,11 +273,17 @@ class Worker:
     def bad_model(self) -> str | None:
         """What the worker said of a model that cannot be loaded; None when that is not why it ended."""
         ended = self.pod.terminated if self.pod is not None else None
-        if ended is not None and ended.exit_code == BAD_MODEL_EXIT_CODE:
+        if ended is not None and ended.exit_code in {BAD_MODEL_EXIT_CODE, REFUSED_MODEL_EXIT_CODE}:
             return ended.message.strip() or "the worker gave no reason; see its log"
         if ended is None and self.job.failure is not None and self.job.failure.reason == "PodFailurePolicy":
             return self.job.failure.message
         return None
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether another worker has to find the same before the model counts as bad: a service refused it."""
+        ended = self.pod.terminated if self.pod is not None else None
+        return ended is not None and ended.exit_code == REFUSED_MODEL_EXIT_CODE
 
     @property
     def crash(self) -> str:

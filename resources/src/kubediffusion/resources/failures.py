@@ -47,3 +47,8 @@ class JobFailure(Exception):  # noqa: N818 - it is an outcome of a job that trav
 
 BAD_MODEL_EXIT_CODE = 78
 """Exit code of a worker whose model cannot be loaded, whatever the machine (EX_CONFIG of sysexits.h)."""
+
+REFUSED_MODEL_EXIT_CODE = 69
+"""Exit code of a worker that the Hugging Face Hub or storage refuses the model (EX_UNAVAILABLE of sysexits.h).
+
+They may be mistaken for a moment: another worker has to find the same before jobs fail."""

@@ -19,7 +19,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.apiserver.reflector import Reflector
-from kubediffusion.resources.failures import BAD_MODEL_EXIT_CODE
+from kubediffusion.resources.failures import BAD_MODEL_EXIT_CODE, REFUSED_MODEL_EXIT_CODE
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.resources.runtime import garbage, logs
 from kubediffusion.resources.runtime.probes import serve_probes
@@ -33,6 +33,7 @@ from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
 from kubediffusion.worker.reporter import Reporter
 from kubediffusion.worker.settings import Settings
+from kubediffusion.worker.sources import ModelRefusedError
 from kubediffusion.worker.stages import OnStage
 from kubediffusion.worker.start_report import StartReport
 from kubediffusion.worker.starting import start_engine
@@ -78,7 +79,8 @@ async def serve(settings: Settings, load: LoadEngine, registry: CollectorRegistr
         registry: Where metrics are registered.
 
     Returns:
-        0 after it was told to stop; 78 when the model cannot be loaded for good; 1 for anything that may pass.
+        0 after it was told to stop; 78 when the model cannot be loaded for good; 69 when a service refuses it; 1 for
+        anything else.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -102,7 +104,7 @@ async def serve(settings: Settings, load: LoadEngine, registry: CollectorRegistr
         reason = redact(str(error), settings)
         logger.error("the model cannot be loaded: %s", reason)  # noqa: TRY400 - the message is the whole story
         write_termination_message(settings.termination_log, reason)
-        return BAD_MODEL_EXIT_CODE
+        return REFUSED_MODEL_EXIT_CODE if isinstance(error, ModelRefusedError) else BAD_MODEL_EXIT_CODE
     except Exception as error:
         logger.exception("the worker fails")
         write_termination_message(settings.termination_log, redact(_reason(error), settings))

@@ -18,11 +18,15 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from kubediffusion.resources.s3 import make_client
 from kubediffusion.worker.engine import BadModelError
+from kubediffusion.worker.sources import ModelRefusedError
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
 
-_PERMANENT = frozenset({"NoSuchBucket", "InvalidBucketName"})
+_REFUSED = frozenset(
+    {"AccessDenied", "InvalidAccessKeyId", "InvalidBucketName", "NoSuchBucket", "SignatureDoesNotMatch", "403", "404"}
+)
+"""Codes of S3 by which storage refuses a model; 403 and 404 where an answer without a body carries none."""
 
 
 class DownloadError(Exception):
@@ -45,7 +49,8 @@ def fetch(uri: str, cache_dir: Path) -> Path:
         cache_dir: Folder of the copies, each under a hash of its listing.
 
     Raises:
-        BadModelError: There is no such bucket or folder.
+        BadModelError: A key leads out of the folder.
+        ModelRefusedError: There is no such bucket or folder, or the worker may not read it.
         DownloadError: Storage did not answer, or the folder changed meanwhile; another try may help.
     """
     client = make_client(read_timeout=60, attempts=5)
@@ -53,8 +58,8 @@ def fetch(uri: str, cache_dir: Path) -> Path:
         return _fetch(client, uri, cache_dir)
     except ClientError as error:
         code = error.response["Error"].get("Code", "")
-        if code in _PERMANENT:
-            raise BadModelError(f"cannot read {uri}: {code}") from None
+        if code in _REFUSED:
+            raise ModelRefusedError(f"cannot read {uri}: {code}") from None
         raise DownloadError(f"cannot read {uri}: {code} {error.response['Error'].get('Message', '')}") from error
     except BotoCoreError as error:
         raise DownloadError(f"cannot read {uri}: {error}") from error
@@ -66,7 +71,7 @@ def _fetch(client: S3Client, uri: str, cache_dir: Path) -> Path:
     parts = urlsplit(uri)
     files = _listing(client, parts.netloc, parts.path.strip("/") + "/")
     if not files:
-        raise BadModelError(f"{uri} holds no files")
+        raise ModelRefusedError(f"{uri} holds no files")
     digest = hashlib.sha256(uri.encode())
     for file in files:
         digest.update(f"\0{file.name}\0{file.size}\0{file.etag}".encode())

@@ -17,6 +17,11 @@ from kubediffusion.resources.diffusion_model import DiffusionModelSpec, ModelSou
 from kubediffusion.worker.cpus import usable_cpus
 from kubediffusion.worker.engine import BadModelError
 
+
+class ModelRefusedError(BadModelError):
+    """A service refuses the model. It may be mistaken for a moment, so another worker asks again."""
+
+
 INDEX = "model_index.json"
 """The file that makes a folder a diffusers pipeline."""
 

@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
 
 from kubediffusion.resources.diffusion_model import DiffusionModelSpec, HuggingFaceSource
 from kubediffusion.worker.engine import BadModelError
+from kubediffusion.worker.sources import ModelRefusedError
 
 _REFUSED = frozenset({400, 401, 403, 404, 410})
 _NO_ACCESS = 401
@@ -42,7 +43,8 @@ def fetch(source: HuggingFaceSource, spec: DiffusionModelSpec, token: str | None
         token: For repositories that are not public.
 
     Raises:
-        BadModelError: The repository, the revision or the right to read it does not exist.
+        BadModelError: The repository cannot be loaded, or its name is not valid.
+        ModelRefusedError: The Hub says that repository, revision or the right to read it does not exist.
         OSError: The Hub cannot be reached; another try may help.
     """
     try:
@@ -55,37 +57,51 @@ def fetch(source: HuggingFaceSource, spec: DiffusionModelSpec, token: str | None
             trust_remote_code=spec.trust_remote_code,
         )
     except Exception as error:
+        name = f"cannot fetch {source.repository} at {source.revision} from the Hugging Face Hub"
         if (reason := _permanent(error)) is not None:
-            name = f"{source.repository} at {source.revision}"
-            raise BadModelError(f"cannot fetch {name} from the Hugging Face Hub: {reason}") from None
+            raise BadModelError(f"{name}: {reason}") from None
+        if (reason := _refusal(error)) is not None:
+            raise ModelRefusedError(f"{name}: {reason}") from None
         raise
     # The cache's layout: …/snapshots/<commit>.
     return Path(folder), Path(folder).name
 
 
 def _permanent(error: Exception) -> str | None:
-    """Say why no restart helps; None when one may."""
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__) is not None:
-        chain.append(cause)
-    if any(isinstance(link, OfflineModeIsEnabled) for link in chain):
+    """Return why no worker can load the repository; None when one may."""
+    if any(isinstance(link, OfflineModeIsEnabled) for link in _chain(error)):
         return "HF_HUB_OFFLINE is set, and the cache does not hold it"
-    for link in chain:
+    if any(isinstance(link, HFValidationError) for link in _chain(error)):
+        return "the repository's name is not valid"
+    if type(error) is OSError and error.errno is None and _NO_SAFETENSORS in str(error):
+        # Of the files' names alone. Its text lists all of them.
+        return _CONVERT
+    if _refusal(error) is not None:
+        return None
+    # Raised before anything is fetched: a format or code that the rules forbid.
+    return str(error) if isinstance(error, ValueError) else None
+
+
+def _refusal(error: Exception) -> str | None:
+    """Return what the Hub refuses, and the remedy; None when it refuses nothing."""
+    for link in _chain(error):
         if isinstance(link, GatedRepoError):
             return "access is restricted; accept the model's terms and give a token by tokenSecretRef"
         if isinstance(link, RepositoryNotFoundError):
             return "there is no such repository, or the token may not read it"
         if isinstance(link, RevisionNotFoundError):
             return "there is no such revision"
-        if isinstance(link, HFValidationError):
-            return "the repository's name is not valid"
         if isinstance(link, EntryNotFoundError) and not isinstance(link, LocalEntryNotFoundError):
             return "it holds no model_index.json: it is not a diffusers pipeline"
         if isinstance(link, HfHubHTTPError) and link.response is not None and link.response.status_code in _REFUSED:
             status = link.response.status_code
             return f"the Hub answers {status}" + (": the token is missing or not valid" if status == _NO_ACCESS else "")
-    if type(error) is OSError and error.errno is None and _NO_SAFETENSORS in str(error):
-        # Of the files' names alone. Its text lists all of them.
-        return _CONVERT
-    # Raised before anything is fetched: a format or code that the rules forbid.
-    return str(error) if isinstance(error, ValueError) else None
+    return None
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """Return an error and what it was raised from, in order."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    return chain

@@ -118,6 +118,8 @@ class Studio:
                         "maxReplicas": 3,
                         "idleSeconds": 5,
                         "maxBatchSize": 1,
+                        # The node's GPUs are simulated.
+                        "env": [{"name": "KUBEDIFFUSION_DEVICE", "value": "cpu"}],
                         "terminationGracePeriodSeconds": 60,
                         "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "3Gi"}},
                     },

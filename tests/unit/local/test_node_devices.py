@@ -24,7 +24,7 @@ def test_cuda_sees_the_pod_s_own_devices_and_no_others():
 
 def test_cuda_is_not_told_of_simulated_devices():
     simulated = Devices(4, simulated=True)
-    assert simulated.variables((1,)) == {"KUBEDIFFUSION_GPU_INDEX": "1"}
+    assert simulated.variables((1,)) == {"KUBEDIFFUSION_GPU_INDEX": "1", "KUBEDIFFUSION_DEVICE": "cpu"}
     assert simulated.variables(()) == {}
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,3 +69,51 @@ def test_a_pipeline_that_takes_no_device_map_is_loaded_all_the_same(folders: Cal
     pipeline = load(folder, torch.float32, read_index(folder) | {"_class_name": ["pipeline", "TheirPipeline"]})
     assert pipeline.hf_device_map is None
     assert pipeline.device == CPU
+
+
+GPU = {"resources": {"limits": {"nvidia.com/gpu": 1}}}
+
+
+@pytest.mark.parametrize(
+    ("workers", "found"),
+    [
+        (GPU, "nvidia.com/gpu: 1"),
+        ({"resources": {"requests": {"nvidia.com/mig-1g.10gb": "2"}}}, "nvidia.com/mig-1g.10gb: 2"),
+        ({"resources": {"limits": {"amd.com/gpu": 1, "memory": "8Gi"}}}, "amd.com/gpu: 1"),
+        ({"resources": {"limits": {"nvidia.com/gpu": 0, "memory": "8Gi"}}}, None),
+        ({}, None),
+    ],
+)
+def test_the_pods_resources_tell_whether_a_gpu_was_asked_for(
+    workers: dict[str, Any], found: str | None, tmp_path: Path
+) -> None:
+    assert settings(tmp_path, workers=workers).requested_gpu == found
+
+
+def test_a_gpu_that_was_asked_for_and_cannot_be_used_is_no_reason_to_take_the_cpu(
+    folders: Callable[[str], Path],
+) -> None:
+    """In a process from which the machine's GPUs, if it has any, are hidden."""
+    program = f"""
+import pathlib, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from worker_builders import settings
+from kubediffusion.worker.execution.build import load_engine
+from kubediffusion.worker.loading.device import DeviceUnavailableError
+
+folder = pathlib.Path({str(folders("stable_diffusion"))!r})
+asking = settings(folder, workers={GPU!r})
+try:
+    load_engine(asking)
+except DeviceUnavailableError as error:
+    print(error)
+print(load_engine(asking.model_copy(update={{"device": "cpu"}})).info.device)
+print(load_engine(settings(folder)).info.device)
+"""
+    hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=hidden, capture_output=True, text=True, check=True, timeout=200
+    )
+    says, asked_for, by_default = ended.stdout.splitlines()
+    assert re.fullmatch(r"a GPU was requested \(nvidia.com/gpu: 1\) and cannot be used: .*(NVIDIA|CUDA).*", says)
+    assert (asked_for, by_default) == ("cpu", "cpu")

@@ -7,13 +7,16 @@ and the API server is found by service account or ``KUBECONFIG``.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from kubediffusion.resources.diffusion_model import DiffusionModelSpec
 from kubediffusion.resources.runtime.settings import LogLevel, StorageSecrets
+
+_GPUS = ("nvidia.com/", "amd.com/")
+"""What the names of GPU resources begin with, those of parts of a GPU (MIG) too."""
 
 
 class Settings(StorageSecrets):
@@ -70,6 +73,10 @@ class Settings(StorageSecrets):
     prefix: Annotated[str, Field(alias="KUBEDIFFUSION_S3_PREFIX")] = ""
     """What the keys of images begin with."""
 
+    device: Annotated[Literal["auto", "cpu"], Field(alias="KUBEDIFFUSION_DEVICE")] = "auto"
+    """What computes: ``auto`` takes a GPU, and the CPU only where ``spec.workers.resources`` asks for no GPU; ``cpu``
+    takes the CPU all the same."""
+
     torch_threads: Annotated[int | None, Field(alias="KUBEDIFFUSION_TORCH_THREADS", ge=1)] = None
     """CPU threads for the pipeline; by default as many as the container may use."""
 
@@ -78,6 +85,14 @@ class Settings(StorageSecrets):
 
     stuck_seconds: Annotated[float, Field(alias="KUBEDIFFUSION_STUCK_SECONDS", gt=0)] = 900.0
     """``/livez`` fails when a batch shows no sign of life for this long. Longer than a compilation takes."""
+
+    @property
+    def requested_gpu(self) -> str | None:
+        """The GPU that the worker's Pod asks for, as ``nvidia.com/gpu: 1``; None where it asks for none."""
+        resources = self.spec.workers.resources
+        asked = resources.requests | resources.limits
+        found = (f"{name}: {count}" for name, count in asked.items() if name.startswith(_GPUS) and str(count) != "0")
+        return next(found, None)
 
     @property
     def secrets(self) -> list[str]:

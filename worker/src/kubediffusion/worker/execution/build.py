@@ -25,6 +25,7 @@ from kubediffusion.worker.families.calls import CallPlan
 from kubediffusion.worker.families.generic import NAME as STATIC
 from kubediffusion.worker.families.generic import PipelineEngine, warm_up
 from kubediffusion.worker.families.registry import Unsupported, family_class, family_of
+from kubediffusion.worker.loading.device import choose_device
 from kubediffusion.worker.loading.weights import load_pipeline
 from kubediffusion.worker.settings import Settings
 from kubediffusion.worker.sources import LocalModel
@@ -56,7 +57,7 @@ def load_engine(
         BadModelError: It cannot be loaded, and a restart would not change that.
         Exception: It cannot be loaded now.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(settings)
     pipeline, revision = load_pipeline(
         settings, device, lambda index: dtype_for(settings.spec.torch_dtype, index, device), progress, model
     )

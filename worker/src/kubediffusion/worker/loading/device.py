@@ -1,4 +1,4 @@
-"""Opens the CUDA device while the process still imports what will use it. Imports torch alone."""
+"""Chooses the device, and opens it while the process still imports what will use it. Imports torch alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,37 @@ import logging
 
 import torch
 
+from kubediffusion.worker.settings import Settings
+
 logger = logging.getLogger(__name__)
+
+
+class DeviceUnavailableError(Exception):
+    """A GPU was requested and cannot be used. On another node, or after a repair of this one, one may be."""
+
+
+def choose_device(settings: Settings) -> torch.device:
+    """Return the device that the model runs on.
+
+    Raises:
+        DeviceUnavailableError: The Pod has asked for a GPU, and the runtime has none.
+    """
+    if settings.device == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if (gpu := settings.requested_gpu) is not None:
+        raise DeviceUnavailableError(f"a GPU was requested ({gpu}) and cannot be used: {_runtime_words()}")
+    return torch.device("cpu")
+
+
+def _runtime_words() -> str:
+    """Return why the runtime has no GPU, in its own words."""
+    try:
+        torch.zeros(1, device="cuda")
+    except Exception as error:  # noqa: BLE001 - a build without CUDA fails an assertion, a driver raises what it likes
+        return str(error) or type(error).__name__
+    return "PyTorch says that it is not available"
 
 
 def open_device() -> None:

@@ -46,7 +46,8 @@ class Devices:
         listed = ",".join(map(str, indices))
         if not self.simulated:
             return {"CUDA_VISIBLE_DEVICES": listed}
-        return {"KUBEDIFFUSION_GPU_INDEX": listed} if indices else {}
+        # A worker that was given a GPU takes no CPU unless it is told to.
+        return {"KUBEDIFFUSION_GPU_INDEX": listed, "KUBEDIFFUSION_DEVICE": "cpu"} if indices else {}
 
 
 class Addresses:

@@ -1,7 +1,7 @@
 """How often one client may do something, counted in this process's memory.
 
-The storage that comes with the ``limits`` package starts a thread at a hit, which walks over all keys, and has no bound.
-Keys may be addresses, so anybody could fill it; the counters here are bounded.
+The storage that comes with the ``limits`` package starts a thread at a hit, which walks over all keys, and has no
+bound. Keys may be addresses, so anybody could fill it; the counters here are bounded.
 """
 
 from __future__ import annotations

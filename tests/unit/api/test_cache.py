@@ -14,6 +14,7 @@ from kubediffusion.api.job_cache.cache import UNCONFIRMED_SECONDS, JobCache
 from kubediffusion.api.job_cache.records import CachedJob, JobRecord
 from kubediffusion.api.job_cache.results import cached_result
 from kubediffusion.resources.generation_job import Phase
+from kubediffusion.resources.meta import CLIENT_ANNOTATION
 
 
 class Clock:
@@ -120,6 +121,9 @@ specs = st.fixed_dictionaries(
 )
 
 
+clients = st.sampled_from([None, "alice", "bob"])
+
+
 class CacheMachine(RuleBasedStateMachine):
     """A cluster that changes, a watch that lags behind it, and a process that reads and writes in between."""
 
@@ -142,10 +146,11 @@ class CacheMachine(RuleBasedStateMachine):
         self.undelivered.append((state, gone))
         return state
 
-    @rule(name=names, phase=phases, spec=specs, own=st.booleans())
-    def write(self, name: str, phase: str, spec: Body, own: bool) -> None:
+    @rule(name=names, phase=phases, spec=specs, client=clients, own=st.booleans())
+    def write(self, name: str, phase: str, spec: Body, client: str | None, own: bool) -> None:
         uid = self.cluster.get(name, {"metadata": {"uid": f"{name}-{self.version}"}})["metadata"]["uid"]
-        state = self.change(name, body(name, phase=phase, spec=spec, metadata={"uid": uid}))
+        annotations = {} if client is None else {CLIENT_ANNOTATION: client}
+        state = self.change(name, body(name, phase=phase, spec=spec, metadata={"uid": uid, "annotations": annotations}))
         if own:
             self.cache.remember(JobRecord.from_wire(state).job)
 
@@ -175,6 +180,9 @@ class CacheMachine(RuleBasedStateMachine):
         jobs = list(self.cache.newest_first())
         assert len(jobs) == len(self.cache) == len({job.name for job in jobs})
         assert self.cache.unfinished == sum(not job.finished for job in jobs)
+        for client in ("alice", "bob"):
+            mine = sum(not job.finished for job in jobs if job.client == client)
+            assert self.cache.unfinished_of(client) == mine
         assert [job.age_key for job in jobs] == sorted((job.age_key for job in jobs), reverse=True)
         waiting = {job.name: key for job in jobs if (key := job.queue_key) is not None}
         models = {job.name: job.model or "m" for job in jobs}

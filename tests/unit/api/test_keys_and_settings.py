@@ -39,6 +39,55 @@ def test_a_wrong_key(tmp_path: Path, key: bytes) -> None:
         keys_in(tmp_path, alice="a-key").client([(b"x-api-key", key)])
 
 
+ALICE, BOB, OTHER = (
+    (b"x-api-key", b"a-key"),
+    (b"x-api-key", b"b-key"),
+    (b"authorization", b"Bearer a-token-of-the-proxy"),
+)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [OTHER, ALICE],
+        [ALICE, OTHER],
+        [(b"authorization", b"Basic eDp5"), ALICE],
+        [(b"x-api-key", b"old-key"), ALICE],
+        [ALICE, (b"authorization", b"Bearer a-key")],
+    ],
+)
+def test_a_key_counts_beside_another_credential(tmp_path: Path, headers: list[tuple[bytes, bytes]]) -> None:
+    assert keys_in(tmp_path, alice="a-key", bob="b-key").client(headers) == "alice"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [ALICE, BOB],
+        [OTHER, (b"x-api-key", b"wrong")],
+        [*((b"x-api-key", b"guess-%d" % number) for number in range(10)), ALICE],
+    ],
+)
+def test_keys_of_two_clients_and_guesses_are_refused(tmp_path: Path, headers: list[tuple[bytes, bytes]]) -> None:
+    with pytest.raises(WrongKeyError):
+        keys_in(tmp_path, alice="a-key", bob="b-key").client(headers)
+
+
+def test_what_one_key_may_do_is_read_from_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBEDIFFUSION_KEY_LIMITS", '{"alice": {"maxPriority": 10}, "bob": {"maxUnfinishedJobs": 0}}')
+    settings = Settings(max_priority=100, max_unfinished_jobs_by_key=7)
+    assert [settings.limits_of(name) for name in ("alice", "bob", "carol", "")] == [
+        (7, 10),
+        (0, 100),
+        (7, 100),
+        (7, 100),
+    ]
+    for wrong in ('{"alice": {"maxPriorty": 10}}', '{"alice": {"maxUnfinishedJobs": -1}}'):
+        monkeypatch.setenv("KUBEDIFFUSION_KEY_LIMITS", wrong)
+        with pytest.raises(ValidationError):
+            Settings()
+
+
 def test_an_empty_file_is_no_key(tmp_path: Path) -> None:
     keys = keys_in(tmp_path, alice="\n")
     assert keys.required

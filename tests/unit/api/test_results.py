@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kubediffusion.api.job_cache.results import (
     MAX_WARNING_LENGTH,
     WARNING_HEADER,
+    around_image,
     cached_result,
     result_body,
     result_body_with_url,
@@ -47,7 +48,8 @@ def test_a_failure_without_words_is_still_said() -> None:
 @given(prompt=text, image=st.none() | st.binary(max_size=50), url=st.none() | text)
 def test_any_answer_is_json_of_its_schema(prompt: str, image: bytes | None, url: str | None) -> None:
     made = cached(phase="Succeeded", spec={"prompt": prompt or "x"})
-    plain = json.loads(result_body(made, image))
+    before, after = around_image(made)
+    plain = json.loads(result_body(made) if image is None else before + base64.b64encode(image) + after)
     assert list(plain) == ["task_id", "status", "prompt", "image_base64", "error_message"]
     assert TaskResult.model_validate(plain).prompt == (prompt or "x")
     assert (None if image is None else base64.b64decode(plain["image_base64"])) == image

@@ -18,6 +18,9 @@ RELOAD_SECONDS = 2.0
 OPEN_PATHS = frozenset({"/", "/health", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json"})
 """What needs no key: probes, documentation and the page itself say nothing of jobs."""
 
+MOST_CREDENTIALS = 4
+"""Different credentials of one request that are tried; more of them are a guess at keys."""
+
 OPEN_PREFIXES = ("/docs/", "/page/")
 
 
@@ -68,24 +71,32 @@ class ApiKeys:
 
         Raises:
             UnauthorizedError: There is no key.
-            WrongKeyError: The key is not valid.
+            WrongKeyError: No key is valid, or the keys are those of several clients.
         """
         if not self.required:
             return None
-        key = _key_of(headers)
-        if not key:
+        keys = _keys_of(headers)
+        if not keys:
             raise UnauthorizedError(
                 "An API key is needed, as 'Authorization: Bearer <key>' or 'X-API-Key: <key>'.",
                 {"WWW-Authenticate": "Bearer"},
             )
+        if len(keys) > MOST_CREDENTIALS:
+            raise WrongKeyError(f"A request may carry at most {MOST_CREDENTIALS} credentials.")
+        found = {name for key in keys if (name := self._client_of(key)) is not None}
+        if not found:
+            raise WrongKeyError("This API key is not valid.")
+        if len(found) > 1:
+            raise WrongKeyError("The request carries API keys of several clients; send one.")
+        return found.pop()
+
+    def _client_of(self, key: bytes) -> str | None:
         digest = hashlib.sha256(key).digest()
         found = None
         # All of them, always: neither the answer's time nor its order tells which keys there are.
         for name, known in self._clients.items():
             if hmac.compare_digest(digest, known):
                 found = name
-        if found is None:
-            raise WrongKeyError("This API key is not valid.")
         return found
 
 
@@ -94,14 +105,18 @@ def is_open(path: str) -> bool:
     return path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
 
 
-def _key_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
-    key = None
+def _keys_of(headers: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
+    """Return the different credentials of a request that may be API keys.
+
+    There may be several: a proxy that has a login of its own passes its bearer token on, beside the client's X-API-Key.
+    """
+    keys = set()
     for name, value in headers:
         if name == b"authorization" and value[:7].lower() == b"bearer ":
-            return value[7:].strip()
-        if name == b"x-api-key":
-            key = value.strip()
-    return key
+            keys.add(value[7:].strip())
+        elif name == b"x-api-key":
+            keys.add(value.strip())
+    return keys - {b""}
 
 
 def _read_keys(path: Path) -> dict[str, bytes]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import signal
+import socket
 import sys
 
 import uvicorn
@@ -35,8 +37,6 @@ def main() -> None:
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(settings),
-            host=settings.bind_address,
-            port=settings.port,
             loop="uvloop",
             http="httptools",
             ws="none",
@@ -44,16 +44,60 @@ def main() -> None:
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=bool(settings.trusted_proxies),
-            forwarded_allow_ips=settings.trusted_proxies or None,
+            # Of uvicorn's own, `*` believes the first address of the header, which the client writes.
+            proxy_headers=False,
             timeout_graceful_shutdown=settings.shutdown_seconds,
         )
     )
     # uvicorn raises the signal again when it is done; the process has then done what was asked, and exits with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
+    sockets = listening_sockets(settings.bind_address, settings.port)
     garbage.freeze_startup_objects()
-    server.run()
+    server.run(sockets)
+
+
+def listening_sockets(address: str, port: int) -> list[socket.socket]:
+    """Bind the sockets to serve on.
+
+    Args:
+        address: Address to listen on; empty for every address, of IPv4 and IPv6, as far as the machine has them.
+        port: Port to listen on; 0 for a free one.
+
+    Raises:
+        OSError: The address cannot be bound.
+    """
+    if address:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        return [_bound(family, address, port)]
+    sockets: list[socket.socket] = []
+    # Two sockets instead of one for both: an IPv4 client of an IPv6 socket would have another address.
+    for family, anywhere in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):  # noqa: S104 - a Pod's port
+        try:
+            sockets.append(_bound(family, anywhere, port))
+        except OSError as error:
+            # Machines and Pods have the one, the other, or both.
+            if error.errno not in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}:
+                raise
+        else:
+            port = sockets[-1].getsockname()[1]
+    if not sockets:
+        raise OSError(errno.EADDRNOTAVAIL, "there is neither IPv4 nor IPv6")
+    return sockets
+
+
+def _bound(family: socket.AddressFamily, address: str, port: int) -> socket.socket:
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family is socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listening.bind((address, port))
+    except OSError:
+        listening.close()
+        raise
+    listening.set_inheritable(True)
+    return listening
 
 
 async def _find_cluster() -> None:

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kubediffusion.api.auth import ApiKeys, is_open
 from kubediffusion.api.errors import ApiError
 from kubediffusion.api.metrics import Metrics
+from kubediffusion.api.proxies import TrustedProxies
 
 logger = logging.getLogger(__name__)
 
@@ -44,16 +45,25 @@ class RequestIdFilter(logging.Filter):
 class RequestMiddleware:
     """Identifies the request and its client, and counts the response.
 
+    A path with a slash at its end is the path without: a redirect would lose the body or, behind a proxy that ends TLS,
+    send the API key in the clear. HEAD is GET without the body, on every route.
+
     Args:
         app: The app behind.
         keys: The API keys.
         metrics: Where responses are counted.
+        proxies: Who may say where a request came from.
+        root_path: The prefix that the API is served under; it is optional in a request, as some proxies strip it.
     """
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: ApiKeys, metrics: Metrics, proxies: TrustedProxies, root_path: str = ""
+    ) -> None:
         self._app = app
         self._keys = keys
         self._metrics = metrics
+        self._proxies = proxies
+        self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -65,6 +75,13 @@ class RequestMiddleware:
         # Each request is handled in a task, and so in a context, of its own.
         _current.set(request_id.decode())
         status = 0
+        method = scope["method"]
+        state = scope.setdefault("state", {})
+        self._normalise_path(scope)
+        if method == "HEAD":
+            # A copy: the server leaves the body out by the method of its own scope.
+            scope = {**scope, "method": "GET"}
+            state["head"] = True
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -85,16 +102,30 @@ class RequestMiddleware:
             answer = JSONResponse({"detail": "Internal error; the server's log has the reason."}, status_code=500)
             await answer(scope, receive, send_with_id)
         finally:
-            route = scope["state"].get("route") or getattr(scope.get("route"), "path", UNROUTED)
-            self._metrics.observe(scope["method"], route, status, time.perf_counter() - began)
+            route = state.get("route") or getattr(scope.get("route"), "path", UNROUTED)
+            self._metrics.observe(method, route, status, time.perf_counter() - began)
+
+    def _normalise_path(self, scope: Scope) -> None:
+        path, prefix = scope["path"], self._root_path
+        if prefix and (path == prefix or path.startswith(prefix + "/")):
+            path = path[len(prefix) :]
+            if not path:
+                scope["state"]["bare_root"] = True
+        if len(path) > 1 and path.endswith("/"):
+            path = path.rstrip("/")
+            scope["state"]["trailing_slash"] = True
+        scope["path"] = path or "/"
 
     def _identify(self, scope: Scope) -> None:
-        state = scope.setdefault("state", {})
+        state = scope["state"]
         # The name under a key, so that nobody shares it; without keys there is one tenant.
         name = None if is_open(scope["path"]) else self._keys.client(scope["headers"])
-        address = scope.get("client")
+        if self._proxies:
+            address, scope["scheme"] = self._proxies.origin(scope)
+        else:
+            address = scope["client"][0] if scope.get("client") else None
         state["key_name"] = name or ""
-        state["client"] = name or (address[0] if address else "unknown")
+        state["client"] = name or address or "unknown"
 
 
 def _request_id(scope: Scope) -> bytes:

@@ -22,16 +22,17 @@ _SECURITY_SCHEMES = {
 router = APIRouter(include_in_schema=False)
 
 
-@router.api_route("/docs", methods=["GET", "HEAD"])
+@router.get("/docs")
 async def docs(request: Request) -> HTMLResponse:
     """Send Swagger UI."""
     # Relative addresses: the page also works behind a proxy that serves it under a prefix.
+    here = "../" if getattr(request.state, "trailing_slash", False) else ""
     return get_swagger_ui_html(
-        openapi_url="openapi.json",
+        openapi_url=f"{here}openapi.json",
         title=request.app.title,
-        swagger_js_url="docs/assets/swagger-ui-bundle.js",
-        swagger_css_url="docs/assets/swagger-ui.css",
-        swagger_favicon_url="docs/assets/favicon.png",
+        swagger_js_url=f"{here}docs/assets/swagger-ui-bundle.js",
+        swagger_css_url=f"{here}docs/assets/swagger-ui.css",
+        swagger_favicon_url=f"{here}docs/assets/favicon.png",
         # By default it would send the document's address to a validator on the internet.
         swagger_ui_parameters={"validatorUrl": None},
     )
@@ -42,8 +43,8 @@ def assets() -> StaticFiles:
     return StaticFiles(directory=str(files("fastapi_offline") / "static"))
 
 
-def install(app: FastAPI, *, keys_required: bool) -> None:
-    """Let an app's document say how to send an API key."""
+def install(app: FastAPI, *, keys_required: bool, root_path: str) -> None:
+    """Let an app's document say under which prefix it is served, and how to send an API key."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -53,6 +54,7 @@ def install(app: FastAPI, *, keys_required: bool) -> None:
                 description=app.description,
                 routes=app.routes,
                 tags=app.openapi_tags,
+                servers=[{"url": root_path}] if root_path else None,
             )
             app.openapi_schema = _secured(schema, keys_required=keys_required)
         return app.openapi_schema

@@ -9,6 +9,7 @@ from itertools import islice
 from kubediffusion.api import translate
 from kubediffusion.api.client_limits.lookups import JobLookups
 from kubediffusion.api.client_limits.rates import RateLimiter
+from kubediffusion.api.creation import JobCreator
 from kubediffusion.api.errors import (
     ImageNotFoundError,
     InvalidRequestError,
@@ -23,7 +24,7 @@ from kubediffusion.api.metrics import Metrics
 from kubediffusion.api.model_cache import ModelCache
 from kubediffusion.api.schemas import JobRequest, JobSummary, JobView
 from kubediffusion.api.settings import Settings
-from kubediffusion.resources.apiserver.errors import ConflictError, KubernetesError, NotFoundError
+from kubediffusion.resources.apiserver.errors import NotFoundError
 from kubediffusion.resources.apiserver.resource import Resource
 from kubediffusion.resources.generation_job import GenerationJobSpec, Phase
 from kubediffusion.resources.parameters import check_limits
@@ -62,6 +63,7 @@ class JobService:
         self._jobs = jobs
         self._models = models
         self._metrics = metrics
+        self._creator = JobCreator(resource, settings.namespace, jobs, metrics)
         # Both ways to create a job, the task API's and /v1's, count against one rate.
         self._creations = RateLimiter(settings.rate_limit, "Too many jobs created: at most {limit}.")
         self._lookups = JobLookups(
@@ -69,35 +71,45 @@ class JobService:
             RateLimiter(settings.unknown_task_limit, "Too many requests for task ids that do not exist; slow down."),
         )
 
-    async def submit(self, request: JobRequest, client: str, owner: str, idempotency_key: str | None) -> CachedJob:
+    def close(self) -> None:
+        """End what runs in the background."""
+        self._creator.close()
+
+    async def submit(self, request: JobRequest, client: str, key_name: str, idempotency_key: str | None) -> CachedJob:
         """Accept a job: once this returns, it exists in the cluster.
 
         Args:
             request: What to generate.
             client: Who asks, for the rate and the log.
-            owner: Whose the idempotency key is: the name of the API key, not an address, which may change.
-            idempotency_key: Two requests of an owner with the same key are one job.
+            key_name: The name of the API key, whose the job and the idempotency key are; empty where none is needed.
+            idempotency_key: Two requests of an API key with the same idempotency key are one job.
 
         Raises:
-            InvalidRequestError: The model or its limits refuse it, or the key belongs to another request.
+            InvalidRequestError: The model, its limits or the API key's refuse it, or the idempotency key belongs to
+                another request.
             UnavailableError: The model cannot be used.
             TooManyRequestsError: The client has created too many jobs, or there are too many unfinished ones.
-            KubernetesError: The API server refused it.
+            KubernetesError: The API server refused it; there is no such job.
         """
         self._creations.hit(client)
         spec = translate.to_spec(request)
         if idempotency_key is None:
             name = new_task_id()
         else:
-            name = translate.idempotent_name(owner, idempotency_key)
+            name = translate.idempotent_name(key_name, idempotency_key)
             if (known := self._jobs.get(name)) is not None:
-                return _repeated(known, spec)
+                _check_same_request(known, spec)
+                return known
         model = self._models.usable(spec.model)
         if errors := [problem(error.field, error.message) for error in check_limits(spec, model)]:
             raise InvalidRequestError(errors)
+        self._check_key_limits(spec, key_name)
         self._check_room()
-        job = await self._create(name, spec)
+        body = translate.manifest(name, spec, key_name)
+        job, fresh = await self._creator.create(name, body, repeatable=idempotency_key is not None)
         self._jobs.remember(job)
+        if idempotency_key is not None and not fresh:
+            _check_same_request(job, spec)
         extra = {"job": name, "client": client}
         if self._settings.log_prompts:
             extra["prompt"] = spec.prompt
@@ -142,12 +154,12 @@ class JobService:
         found = self._jobs.newest_first(before, phases, model, self._models.default_name)
         page = list(islice(found, limit))
         more = len(page) == limit and next(found, None) is not None
-        summaries = [translate.summary(job, self._position(job)) for job in page]
+        summaries = [translate.summary(job, self._position(job), self._settings.root_path) for job in page]
         return summaries, page[-1].age_key if more else None
 
     def view(self, job: CachedJob) -> JobView:
         """Build the detailed view of a job."""
-        return translate.view(job, self._position(job), self._models.find(job.model))
+        return translate.view(job, self._position(job), self._models.find(job.model), self._settings.root_path)
 
     def image(self, job: CachedJob, index: int) -> StoredImage:
         """Find an image of a job.
@@ -206,25 +218,17 @@ class JobService:
         if cap and self._jobs.unfinished >= cap:
             raise TooManyRequestsError(f"{cap} jobs are unfinished already; try again when some have finished.", 5)
 
-    async def _create(self, name: str, spec: GenerationJobSpec) -> CachedJob:
-        body = translate.manifest(name, spec)
-        try:
-            record = await self._resource.create(self._namespace, body)
-        except ConflictError:
-            return await self._existing(name, spec)
-        except KubernetesError as error:
-            if error.status:
-                raise
-            # No answer: the API server may have created it or not. The name is ours, so asking again is safe.
-            try:
-                record = await self._resource.create(self._namespace, body)
-            except ConflictError:
-                return await self._existing(name, spec)
-        self._metrics.jobs_created.inc()
-        return record.job
-
-    async def _existing(self, name: str, spec: GenerationJobSpec) -> CachedJob:
-        return _repeated((await self._resource.get(self._namespace, name)).job, spec)
+    def _check_key_limits(self, spec: GenerationJobSpec, key_name: str) -> None:
+        limits = self._settings.limits_of(key_name)
+        if spec.priority is not None and spec.priority > limits.max_priority:
+            message = (
+                f"{spec.priority} exceeds the highest priority that this client may ask for, {limits.max_priority}"
+            )
+            raise InvalidRequestError([problem("priority", message)])
+        cap = limits.max_unfinished_jobs
+        if key_name and cap and self._jobs.unfinished_of(key_name) >= cap:
+            message = f"{cap} jobs of this API key are unfinished already; try again when some have finished."
+            raise TooManyRequestsError(message, 5)
 
     async def _look_up(self, name: str) -> CachedJob | None:
         # The watch may have brought it while this read waited for its turn.
@@ -240,8 +244,7 @@ class JobService:
         return job
 
 
-def _repeated(known: CachedJob, spec: GenerationJobSpec) -> CachedJob:
+def _check_same_request(known: CachedJob, spec: GenerationJobSpec) -> None:
     if not translate.same_request(known.parse().spec, spec):
         message = "This key has been used with another request; choose a new key for a new job"
         raise InvalidRequestError([problem("Idempotency-Key", message, "idempotency_key_reused", where="header")])
-    return known

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from limits import parse_many
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
 from pydantic_settings import SettingsConfigDict
 
+from kubediffusion.api.proxies import TrustedProxies
 from kubediffusion.resources.runtime.settings import LogLevel, StorageSecrets
 
 
@@ -28,8 +30,37 @@ def _check_limit(limit: str) -> str:
     return limit
 
 
+def _check_proxies(networks: str) -> str:
+    TrustedProxies(networks)
+    return networks
+
+
+Proxies = Annotated[str, AfterValidator(_check_proxies)]
+
+RootPath = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)*$")]
+
 RateLimit = Annotated[str, AfterValidator(_check_limit)]
 """A rate as the ``limits`` package spells it, for example ``600/minute`` or ``10/second;5000/hour``; empty for none."""
+
+
+MAX_PRIORITY = 1_000_000
+Priority = Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
+
+
+class KeyLimits(BaseModel):
+    """What one API key may do where it differs from the others."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+
+    max_unfinished_jobs: Annotated[int, Field(ge=0)] | None = None
+    max_priority: Priority | None = None
+
+
+class EffectiveLimits(NamedTuple):
+    """What one client may do; a cap of 0 is none."""
+
+    max_unfinished_jobs: int
+    max_priority: int
 
 
 class Settings(StorageSecrets):
@@ -50,15 +81,23 @@ class Settings(StorageSecrets):
     namespace: Annotated[str, Field(min_length=1)] = "default"
     """Namespace whose jobs and models are served. Tenants are namespaces: each has an API of its own."""
 
-    bind_address: str = "0.0.0.0"  # noqa: S104 - in a Pod, everything comes in from outside
-    """Address to listen on."""
+    bind_address: str = ""
+    """Address to listen on; empty for every address of the machine or Pod, of IPv4 and IPv6."""
 
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on; 0 for any free one."""
 
-    trusted_proxies: str = ""
-    """Addresses or networks, separated by commas, whose ``X-Forwarded-For`` is believed; ``*`` for all, empty for
-    none. Without it every client behind a proxy shares the proxy's rate limit."""
+    root_path: RootPath = ""
+    """Prefix of the paths that clients see, for example ``/images``, whether the proxy strips it or not."""
+
+    cors_origins: str = ""
+    """Origins, separated by commas, whose web pages may use the API (CORS), for example ``https://app.example.com``;
+    ``*`` for all, empty for none. API keys go in headers, so no cookies are let through."""
+
+    trusted_proxies: Proxies = ""
+    """Addresses or networks, separated by commas, whose ``X-Forwarded-For`` is believed: the client is the last address
+    that none of them is. ``*`` believes whoever connects, and takes the last address; empty for none. Without it every
+    client behind a proxy shares the proxy's rate limit."""
 
     shutdown_seconds: Annotated[int, Field(ge=0)] = 20
     """How long requests under way may take once SIGTERM has come."""
@@ -98,5 +137,23 @@ class Settings(StorageSecrets):
     """With so many jobs unfinished in the namespace, further ones are refused with 429; 0 for no cap. It is read from
     the watch, so replicas may exceed it by what they accept within a watch's delay; a ResourceQuota is exact."""
 
+    max_unfinished_jobs_by_key: Annotated[int, Field(ge=0)] = 5_000
+    """With so many jobs of one API key unfinished, further ones of it are refused with 429, so that no client fills the
+    namespace alone; 0 for no cap."""
+
+    max_priority: Priority = MAX_PRIORITY
+    """The highest priority that a request may ask for; a higher one is refused with 422."""
+
+    key_limits: dict[str, KeyLimits] = {}  # noqa: RUF012 - pydantic copies it
+    """Other values of the two above for single API keys, as JSON: ``{"alice": {"maxPriority": 10}}``."""
+
     max_body_bytes: Annotated[int, Field(ge=1)] = 64 * 1024
     """A longer request is refused with 413 before it has been read to its end."""
+
+    def limits_of(self, key_name: str) -> EffectiveLimits:
+        """Return what one API key may do; the name is empty where none is needed."""
+        own = self.key_limits.get(key_name, KeyLimits())
+        return EffectiveLimits(
+            self.max_unfinished_jobs_by_key if own.max_unfinished_jobs is None else own.max_unfinished_jobs,
+            self.max_priority if own.max_priority is None else own.max_priority,
+        )

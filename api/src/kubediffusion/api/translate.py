@@ -44,12 +44,13 @@ def to_spec(request: JobRequest) -> GenerationJobSpec:
     return GenerationJobSpec(**request.model_dump(exclude_none=True))
 
 
-def manifest(name: str, spec: GenerationJobSpec) -> dict[str, Any]:
-    """Build the GenerationJob to create."""
+def manifest(name: str, spec: GenerationJobSpec, key_name: str = "") -> dict[str, Any]:
+    """Build the GenerationJob to create; ``key_name`` is the API key's, empty where there is none."""
+    annotations = {"annotations": {meta.CLIENT_ANNOTATION: key_name}} if key_name else {}
     return {
         "apiVersion": meta.API_VERSION,
         "kind": GenerationJob.KIND,
-        "metadata": {"name": name},
+        "metadata": {"name": name, **annotations},
         "spec": spec.to_wire(),
     }
 
@@ -66,30 +67,33 @@ def same_request(one: GenerationJobSpec, other: GenerationJobSpec) -> bool:
     )
 
 
-def image_path(name: str, index: int) -> str:
-    """Return the path under which this API serves an image."""
-    return f"/v1/jobs/{name}/images/{index}"
+def image_path(name: str, index: int, root_path: str) -> str:
+    """Return the path under which clients get an image."""
+    return f"{root_path}/v1/jobs/{name}/images/{index}"
 
 
-def summary(job: CachedJob, queue_position: int | None) -> JobSummary:
+def summary(job: CachedJob, queue_position: int | None, root_path: str = "") -> JobSummary:
     """Build the view of a job in a list."""
-    return JobSummary(**_summary_fields(job, queue_position))
+    return JobSummary(**_summary_fields(job, queue_position, root_path))
 
 
-def view(job: CachedJob, queue_position: int | None, model: DiffusionModel | None = None) -> JobView:
+def view(
+    job: CachedJob, queue_position: int | None, model: DiffusionModel | None = None, root_path: str = ""
+) -> JobView:
     """Build the detailed view of a job.
 
     Args:
         job: The job.
         queue_position: Its place in the queue, while it waits.
         model: Its model, which says how far a worker's start has come.
+        root_path: The prefix that the API is served under.
     """
     whole = job.parse()
     spec, status = whole.spec, whole.status
     scheduled = find_condition(status.conditions, JobConditionType.SCHEDULED)
     waits = scheduled is not None and scheduled.status == ConditionStatus.FALSE and not job.finished
     return JobView(
-        **_summary_fields(job, queue_position),
+        **_summary_fields(job, queue_position, root_path),
         request=JobRequest.model_validate(spec),
         cancel_requested=bool(spec.cancel),
         suspended=job.suspended,
@@ -113,7 +117,7 @@ def _waiting(scheduled: Condition, model: DiffusionModel | None) -> Waiting:
     return Waiting(reason=scheduled.reason, message=f"a worker is loading model {model.name}: {start.message}")
 
 
-def _summary_fields(job: CachedJob, queue_position: int | None) -> dict[str, Any]:
+def _summary_fields(job: CachedJob, queue_position: int | None, root_path: str) -> dict[str, Any]:
     return {
         "name": job.name,
         "phase": job.phase,
@@ -124,16 +128,16 @@ def _summary_fields(job: CachedJob, queue_position: int | None) -> dict[str, Any
         "progress": job.progress,
         "worker": job.worker,
         "queue_position": queue_position,
-        "images": [_image_view(job.name, image) for image in job.images],
+        "images": [_image_view(job.name, image, root_path) for image in job.images],
         "error": JobError(code=job.error_code, message=job.error_message or "") if job.error_code else None,
         "warnings": list(job.warnings),
     }
 
 
-def _image_view(name: str, image: StoredImage) -> ImageView:
+def _image_view(name: str, image: StoredImage, root_path: str) -> ImageView:
     return ImageView(
         index=image.index,
-        path=image_path(name, image.index),
+        path=image_path(name, image.index, root_path),
         uri=image.uri,
         sha256=image.sha256,
         bytes=image.size,

@@ -29,6 +29,9 @@ several the newest is the default."""
 RESTARTED_AT_ANNOTATION = f"{GROUP}/restartedAt"
 """On a DiffusionModel: any new value replaces its workers, as ``kubectl rollout restart`` does for a Deployment."""
 
+CLIENT_ANNOTATION = f"{GROUP}/client"
+"""On a GenerationJob: the name of the API key that it was created with, by which the API counts unfinished jobs."""
+
 IMAGES_FINALIZER = f"{GROUP}/images"
 """Held by jobs with ``deletionPolicy: Delete`` until their images are gone from storage."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TypedDict
 
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.response import StreamingBody
 
 from kubediffusion.resources.s3 import make_client
 
@@ -50,6 +51,34 @@ class StorageError(Exception):
         super().__init__(message)
         self.permanent = permanent
         self.missing = missing
+
+
+class ImageStream:
+    """An image's bytes as they come from storage.
+
+    Attributes:
+        length: How many bytes the image has.
+    """
+
+    def __init__(self, body: StreamingBody, length: int, uri: str) -> None:
+        self.length = length
+        self._body = body
+        self._uri = uri
+
+    def read(self, size: int) -> bytes:
+        """Read the next ``size`` bytes, fewer only at the end.
+
+        Raises:
+            StorageError: The connection broke, or storage fell silent.
+        """
+        try:
+            return self._body.read(size)
+        except BotoCoreError as error:
+            raise StorageError(f"cannot read {self._uri}: {error}") from error
+
+    def close(self) -> None:
+        """Give up what has not been read."""
+        self._body.close()
 
 
 class ImageStorage:
@@ -143,6 +172,18 @@ class ImageStorage:
             return self._client.get_object(Bucket=self.bucket, Key=self.key(uri))["Body"].read()
         except (ClientError, BotoCoreError) as error:
             raise storage_error(error, f"cannot read {uri}") from error
+
+    def open(self, uri: str) -> ImageStream:
+        """Open an image that is to be read in pieces; whoever opens it closes it.
+
+        Raises:
+            StorageError: It cannot be read; ``missing`` is true when storage has no such object.
+        """
+        try:
+            found = self._client.get_object(Bucket=self.bucket, Key=self.key(uri))
+        except (ClientError, BotoCoreError) as error:
+            raise storage_error(error, f"cannot read {uri}") from error
+        return ImageStream(found["Body"], found["ContentLength"], uri)
 
     def delete(self, uri: str) -> None:
         """Delete an image; one that is not there is no error.

@@ -7,6 +7,7 @@ delay, except for what this process has written itself: that is in the cache onc
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from heapq import merge
 from itertools import product
@@ -50,6 +51,7 @@ class JobCache:
         self._groups: dict[_Group, SortedList[AgeKey]] = {}
         self._queues: dict[str | None, SortedList[QueueKey[float]]] = {}
         self._unfinished = 0
+        self._unfinished_by_client: Counter[str] = Counter()
         # When each job was put in that the watch has not shown; in that order.
         self._unconfirmed: dict[str, float] = {}
         self._watched_version = 0
@@ -63,6 +65,10 @@ class JobCache:
     def unfinished(self) -> int:
         """How many jobs are in no terminal phase."""
         return self._unfinished
+
+    def unfinished_of(self, client: str) -> int:
+        """Return how many jobs of one API key are in no terminal phase."""
+        return self._unfinished_by_client[client]
 
     def get(self, name: str) -> CachedJob | None:
         """Return the newest known state of a job, or None."""
@@ -154,7 +160,7 @@ class JobCache:
         age = job.age_key
         for group in _groups_of(job):
             self._groups.setdefault(group, SortedList()).add(age)
-        self._unfinished += not job.finished
+        self._count_unfinished(job, 1)
         if (key := job.queue_key) is not None:
             self._queues.setdefault(job.model, SortedList()).add(key)
 
@@ -162,9 +168,18 @@ class JobCache:
         del self._jobs[job.name]
         for group in _groups_of(job):
             _discard(self._groups, group, job.age_key)
-        self._unfinished -= not job.finished
+        self._count_unfinished(job, -1)
         if (key := job.queue_key) is not None:
             _discard(self._queues, job.model, key)
+
+    def _count_unfinished(self, job: CachedJob, change: int) -> None:
+        if job.finished:
+            return
+        self._unfinished += change
+        if job.client is not None:
+            self._unfinished_by_client[job.client] += change
+            if not self._unfinished_by_client[job.client]:
+                del self._unfinished_by_client[job.client]
 
     def _forget_unconfirmed(self) -> None:
         oldest_allowed = self._clock() - UNCONFIRMED_SECONDS

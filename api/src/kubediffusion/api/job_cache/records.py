@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self
 
 from pydantic import ConfigDict
 
+from kubediffusion.resources import meta
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.resources.objects import KubernetesObject, ObjectMeta
 from kubediffusion.resources.queue_order import QueueKey, queue_key
@@ -47,6 +48,7 @@ class CachedJob:
 
     Attributes:
         created: Seconds since the epoch.
+        client: Name of the API key that the job was created with; None where there was none.
         document: ``metadata``, ``spec`` and ``status`` as JSON, for the detailed view.
         result: Headers and body of the response of ``GET /results``, kept once it has been asked for; see
             :mod:`kubediffusion.api.job_cache.results`.
@@ -61,6 +63,7 @@ class CachedJob:
     prompt: str
     priority: int
     suspended: bool
+    client: str | None
     worker: str | None
     progress: str | None
     images: tuple[StoredImage, ...]
@@ -93,6 +96,7 @@ class CachedJob:
             prompt=spec.prompt,
             priority=spec.priority or 0,
             suspended=bool(spec.suspend),
+            client=metadata.annotations.get(meta.CLIENT_ANNOTATION),
             worker=status.worker,
             progress=status.progress.summary if status.progress else None,
             images=tuple(images),

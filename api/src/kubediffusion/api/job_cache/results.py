@@ -6,7 +6,6 @@ state and kept with the job, and :class:`PollingMiddleware` sends it before the 
 
 from __future__ import annotations
 
-import base64
 import json
 from typing import Literal
 
@@ -82,25 +81,26 @@ def cached_result(job: CachedJob) -> tuple[Headers, bytes] | None:
     return job.result
 
 
-def result_body(job: CachedJob, image: bytes | None = None) -> bytes:
-    """Serialise the response of ``GET /results`` with the five fields of the task API.
+def result_body(job: CachedJob) -> bytes:
+    """Serialise the response of ``GET /results`` with the five fields of the task API, without an image."""
+    before, after = _around(job)
+    return before + b"null" + after
 
-    Args:
-        job: The job.
-        image: The PNG of a completed job.
-    """
-    # The image is spliced in: as a Python string it would be copied and scanned for characters to escape.
-    encoded = b'"' + base64.b64encode(image) + b'"' if image is not None else b"null"
-    return b"".join(
-        (
-            b'{"task_id":', _json(job.name),
-            b',"status":', _json(STATUS[job.phase]),
-            b',"prompt":', _json(job.prompt),
-            b',"image_base64":', encoded,
-            b',"error_message":', _json(error_message(job)),
-            b"}",
-        )
+
+def around_image(job: CachedJob) -> tuple[bytes, bytes]:
+    """Serialise what comes before and after the image, base64, in the response of ``GET /results``."""
+    before, after = _around(job)
+    return before + b'"', b'"' + after
+
+
+def _around(job: CachedJob) -> tuple[bytes, bytes]:
+    before = (
+        b'{"task_id":', _json(job.name),
+        b',"status":', _json(STATUS[job.phase]),
+        b',"prompt":', _json(job.prompt),
+        b',"image_base64":',
     )  # fmt: skip
+    return b"".join(before), b',"error_message":' + _json(error_message(job)) + b"}"
 
 
 def result_body_with_url(job: CachedJob, url: str | None) -> bytes:

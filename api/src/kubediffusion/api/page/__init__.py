@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastapi import APIRouter
-from starlette.responses import FileResponse
+from starlette.requests import Request
+from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 HERE = Path(__file__).parent
@@ -25,9 +26,12 @@ HEADERS = {
 router = APIRouter(include_in_schema=False)
 
 
-@router.api_route("/", methods=["GET", "HEAD"])
-async def page() -> FileResponse:
+@router.get("/", response_model=None)
+async def page(request: Request) -> Response:
     """Send the page."""
+    if getattr(request.state, "bare_root", False):
+        # Its addresses are relative, and begin behind the prefix's slash.
+        return RedirectResponse(f"{request.app.state.app_state.settings.root_path}/")
     return FileResponse(HERE / "index.html", headers=HEADERS)
 
 

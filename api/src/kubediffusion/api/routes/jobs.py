@@ -19,6 +19,7 @@ from kubediffusion.api.dependencies import (
     KeyNameDep,
 )
 from kubediffusion.api.errors import InvalidRequestError, UnavailableError, problem
+from kubediffusion.api.images import ImageResponse
 from kubediffusion.api.job_cache.records import AgeKey
 from kubediffusion.api.job_cache.results import warning_headers
 from kubediffusion.api.routes.responses import errors
@@ -40,13 +41,14 @@ async def create_job(
     response: Response,
     body: JobRequest,
     service: JobServiceDep,
+    state: AppStateDep,
     client: ClientDep,
     key_name: KeyNameDep,
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """Create a job and show it."""
     job = await service.submit(body, client, key_name, idempotency_key)
-    response.headers["Location"] = f"/v1/jobs/{job.name}"
+    response.headers["Location"] = f"{state.settings.root_path}/v1/jobs/{job.name}"
     return service.view(job)
 
 
@@ -118,14 +120,15 @@ async def get_image(
     if_none_match: Annotated[str | None, Header(description="The ETag of a copy that the client has.")] = None,
 ) -> Response:
     """Return the PNG. Its ETag is the SHA-256 of its bytes, as in the job's status."""
-    stored = service.image(await service.read(name, client), index)
+    job = await service.read(name, client)
+    stored = service.image(job, index)
     if (image or state.settings.image_form) is ImageForm.URL:
-        return RedirectResponse(await images.url(stored, state.settings.presign_seconds), 307)
+        return RedirectResponse(await images.url(job, stored, state.settings.presign_seconds), 307)
     tag = f'"{stored.sha256}"'
     headers = {"ETag": tag, "Cache-Control": "private, max-age=31536000, immutable"}
     if if_none_match is not None and (if_none_match.strip() == "*" or tag in if_none_match):
         return Response(status_code=304, headers=headers)
-    return Response(await images.read(stored), media_type=PNG, headers=headers)
+    return ImageResponse(await images.open(job, stored), PNG, headers)
 
 
 @router.get("/models", tags=["models"], summary="List models", responses=errors())

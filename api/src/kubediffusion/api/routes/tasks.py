@@ -16,11 +16,20 @@ from kubediffusion.api.dependencies import (
     JsonRoute,
     KeyNameDep,
 )
-from kubediffusion.api.job_cache.results import cached_result, result_body, result_body_with_url, warning_headers
+from kubediffusion.api.images import ImageResponse
+from kubediffusion.api.job_cache.results import (
+    around_image,
+    cached_result,
+    result_body,
+    result_body_with_url,
+    warning_headers,
+)
 from kubediffusion.api.routes.responses import errors
 from kubediffusion.api.schemas import JobRequest, TaskAccepted, TaskResult, TaskResultWithUrl
 from kubediffusion.api.settings import ImageForm
 from kubediffusion.resources.generation_job import Phase
+
+JSON = "application/json"
 
 router = APIRouter(route_class=JsonRoute, tags=["tasks"])
 
@@ -66,13 +75,14 @@ async def result(
     if form is ImageForm.URL:
         url = None
         if job.phase is Phase.SUCCEEDED and job.images:
-            url = await images.url(job.images[0], state.settings.presign_seconds)
+            url = await images.url(job, job.images[0], state.settings.presign_seconds)
         return _json(result_body_with_url(job, url), headers)
     if (cached := cached_result(job)) is not None:
         return _json(cached[1], headers)
-    data = await images.read(job.images[0]) if job.images else None
-    return _json(result_body(job, data), headers)
+    if not job.images:
+        return _json(result_body(job), headers)
+    return ImageResponse(await images.open(job, job.images[0]), JSON, headers, around_image(job))
 
 
 def _json(body: bytes, headers: dict[str, str]) -> Response:
-    return Response(body, media_type="application/json", headers=headers)
+    return Response(body, media_type=JSON, headers=headers)

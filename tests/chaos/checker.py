@@ -153,11 +153,17 @@ def _lost(before: Version, after: Version) -> bool:
     return phase(before) == "Running" and phase(after) in {"Pending", "Scheduled"}
 
 
+def _was_taken(before: Version, after: Version) -> bool:
+    """Return whether a job left its worker without an outcome."""
+    return phase(after) == "Pending" or status(after).get("attempt", 0) != status(before).get("attempt", 0)
+
+
 def _was_alone(evidence: Evidence, worker: str | None) -> bool:
-    """Return whether a worker was running no more than one job when it died."""
+    """Return whether a worker had no more than one job when it died; one that it had not reported yet may be why."""
     taken = sum(
         status(before).get("worker") == worker
-        and (_lost(before, after) or status(after).get("error", {}).get("code") == "BackoffLimitExceeded")
+        and phase(before) in BOUND
+        and (_was_taken(before, after) or status(after).get("error", {}).get("code") == "BackoffLimitExceeded")
         for versions in evidence.jobs.values()
         for before, after in pairwise(versions)
     )

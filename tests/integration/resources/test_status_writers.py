@@ -112,7 +112,7 @@ async def test_a_workers_account_without_its_pod_writes_nothing(room: Room, clie
 
 
 @pytest.mark.parametrize(
-    "status", [{"worker": OTHER_WORKER}, {"worker": None}, {"attempt": 2}, {"retries": 1}], ids=str
+    "status", [{"worker": OTHER_WORKER}, {"worker": None}, {"attempt": 2}, {"retries": 1}, {"suspects": 2}], ids=str
 )
 async def test_binding_and_counting_are_not_the_workers(room: Room, clients: Clients, status: dict[str, Any]) -> None:
     job = await in_phase(room, clients, Phase.SCHEDULED)

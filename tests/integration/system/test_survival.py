@@ -42,6 +42,22 @@ async def test_a_job_that_may_not_be_tried_again_fails_with_its_worker(studio):
     studio.ready_pods(studio.model, 1)
 
 
+@pytest.mark.standin
+async def test_who_makes_its_worker_die_is_found_and_pays_alone(studio):
+    """Eight jobs in batches of four, one of which ends the process that runs it."""
+    mates = [f"mate-{number}" for number in range(7)]
+    jobs = {name: {} for name in mates[:3]} | {"poisonous": {"prompt": "kill the worker", "backoffLimit": 1}}
+    jobs |= {name: {} for name in mates[3:]}
+    await asyncio.gather(*(studio.submit(name, **{"backoffLimit": 0, **spec}) for name, spec in jobs.items()))
+    failed = await studio.phase("poisonous", Phase.FAILED)
+    assert (failed.status.error.code, failed.status.retries) == ("BackoffLimitExceeded", 2)
+    assert "exit code 86" in failed.status.error.message
+    for name in mates:
+        job = await studio.phase(name, Phase.SUCCEEDED)
+        assert job.status.retries == 0
+        studio.assert_images_are_true(job)
+
+
 async def test_a_job_survives_the_loss_of_its_workers_node(open_studio):
     """Kubelet is frozen and can end nothing: the worker computes on, and is not heard any more."""
     model = standin_model(default=True, minReplicas=2, maxReplicas=2, terminationGracePeriodSeconds=1)

@@ -1,7 +1,8 @@
 """A worker whose engine obeys the prompt: the worker's own process around it, without torch.
 
-The prompt ``lose the engine`` ends it as a broken device does; ``raise``, ``nothing`` (no image) and ``too few pixels``
-are defects of the engine. Any other waits for ``STEP_SECONDS`` a step, four milliseconds by default.
+The prompt ``lose the engine`` ends it as a broken device does, ``kill the worker`` as a fault of memory does;
+``raise``, ``nothing`` (no image) and ``too few pixels`` are defects of the engine. Any other waits for
+``STEP_SECONDS`` a step, four milliseconds by default.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from kubediffusion.worker.main import serve
 from kubediffusion.worker.settings import Settings
 
 SIDE = 256
+KILLED_EXIT_CODE = 86
 STEP_SECONDS = float(os.environ.get("STEP_SECONDS", "0.004"))
 
 
@@ -43,6 +45,8 @@ class ObedientEngine:
         for task in tasks:
             if task.prompt == "lose the engine":
                 raise EngineLostError("the device is gone")
+            if task.prompt == "kill the worker":
+                os._exit(KILLED_EXIT_CODE)
             if task.prompt == "raise":
                 raise ZeroDivisionError("a defect")
             side = 2 * SIDE if task.prompt == "too few pixels" else SIDE

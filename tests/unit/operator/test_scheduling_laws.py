@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kubediffusion.operator.actions import Action, Bind, CreateWorker, DeleteWorker, Explain, Finish, Requeue
+from kubediffusion.operator.placement import Place
 from kubediffusion.operator.scheduling import deadline, decide_termination, schedule_model
 from kubediffusion.operator.views import LIVE, ModelView, SchedulerOptions, order_key
 from kubediffusion.operator.workers import (
@@ -56,6 +57,8 @@ def clusters(draw: st.DrawFn) -> ModelView:
         suspend = draw(st.sampled_from([None, None, True]))
         priority = draw(st.integers(-1, 1))
         item = bound_job(f"bound-{n}", worker=name, phase=phase, retries=retries, priority=priority, suspend=suspend)
+        among = draw(st.sampled_from([None, None, None, 2, 8]))
+        item = item.model_copy(update={"status": item.status.model_copy(update={"suspects": among})})
         bound.setdefault(name, []).append(item)
     waiting = [
         job(
@@ -80,6 +83,16 @@ def clusters(draw: st.DrawFn) -> ModelView:
 
 def plan(cluster: ModelView) -> tuple[Action, ...]:
     return schedule_model(cluster, NOW, OPTIONS, explanations=5).actions
+
+
+def places_of(cluster: ModelView) -> dict[str, Place]:
+    """The ready workers before anything is bound."""
+    found = {}
+    for ready in cluster.current(WorkerState.READY):
+        pod = pod_of(ready).metadata.name
+        free = OPTIONS.batches_ahead * cluster.batch - cluster.load(ready)
+        found[pod] = Place(pod, free, [item.status.suspects or 0 for item in cluster.jobs_of(ready)])
+    return found
 
 
 def live(cluster: ModelView, *, current: bool) -> list[Worker]:
@@ -120,27 +133,30 @@ def test_nobody_is_passed_over(cluster: ModelView) -> None:
 
 
 @given(clusters())
-def test_no_room_is_left_while_a_job_waits(cluster: ModelView) -> None:
+def test_no_room_is_left_that_the_next_job_could_take(cluster: ModelView) -> None:
     actions = plan(cluster)
-    taken = Counter[str]()
+    places = places_of(cluster)
     for action in actions:
         if isinstance(action, Bind):
-            taken[action.pod] += cluster.slots(action.job)
+            places[action.pod].take(cluster.slots(action.job), action.suspects)
     ended = {a.job.uid for a in actions if isinstance(a, Bind | Finish)}
-    if any(item.uid not in ended for item in cluster.waiting):
-        for ready in cluster.current(WorkerState.READY):
-            load = cluster.load(ready) + taken[pod_of(ready).metadata.name]
-            assert load >= OPTIONS.batches_ahead * cluster.batch
+    left = [(item, item.status.suspects or 0) for item in cluster.waiting if item.uid not in ended]
+    left += [(a.job, a.suspects) for a in actions if isinstance(a, Requeue) and not a.job.spec.suspend]
+    if left:
+        _, suspects = min(left, key=lambda pair: order_key(pair[0]))
+        assert not any(place.takes(suspects) for place in places.values())
 
 
 @given(clusters())
 def test_work_is_spread_evenly(cluster: ModelView) -> None:
-    """Before the binding of any job, its worker is the least loaded one."""
-    load = {pod_of(w).metadata.name: cluster.load(w) for w in cluster.current(WorkerState.READY)}
+    """Before the binding of any job, its worker is the least loaded one of those that may take it."""
+    places = places_of(cluster)
     for action in plan(cluster):
         if isinstance(action, Bind):
-            assert load[action.pod] == min(load.values())
-            load[action.pod] += cluster.slots(action.job)
+            free = [place.free for place in places.values() if place.takes(action.suspects)]
+            assert places[action.pod].takes(action.suspects)
+            assert places[action.pod].free == max(free)
+            places[action.pod].take(cluster.slots(action.job), action.suspects)
 
 
 @given(clusters())
@@ -256,12 +272,13 @@ def test_min_replicas_stay(cluster: ModelView) -> None:
 
 
 @given(clusters())
-def test_only_a_job_that_was_running_spends_its_backoff_limit(cluster: ModelView) -> None:
-    """Or one of a crashed worker that had reported none as running: then all of its jobs may have done it."""
+def test_only_a_job_that_was_alone_spends_its_backoff_limit(cluster: ModelView) -> None:
+    """It was running; or its worker crashed, and a batch that ends within a second is never reported as running."""
     by_pod = {pod_of(w).metadata.name: w for w in cluster.workers if w.pod is not None}
     for action in plan(cluster):
         if not isinstance(action, Bind | Requeue | Finish) or not action.counted:
             continue
+        assert len(cluster.bound[present(action.job.status.worker)]) == 1
         if action.job.status.phase is not Phase.RUNNING:
             ended = by_pod[present(action.job.status.worker)]
             assert ended.state is WorkerState.FAILED
@@ -303,10 +320,10 @@ def test_a_deadline_after_the_end_of_the_calendar_is_none() -> None:
 
 
 def test_a_job_is_tried_as_often_as_its_backoff_limit_says() -> None:
-    crashed = worker(0, WorkerState.FAILED)
+    crashed = [worker(0, WorkerState.FAILED), worker(1, WorkerState.FAILED)]
     spent = bound_job("spent", worker=pod_name(0), phase=Phase.RUNNING, retries=3)
-    left = bound_job("left", worker=pod_name(0), phase=Phase.RUNNING, retries=2)
-    actions = plan(view(workers=[crashed], bound={pod_name(0): [spent, left]}))
+    left = bound_job("left", worker=pod_name(1), phase=Phase.RUNNING, retries=2)
+    actions = plan(view(workers=crashed, bound={pod_name(0): [spent], pod_name(1): [left]}))
     (failed,) = [a for a in actions if isinstance(a, Finish)]
     (again,) = [a for a in actions if isinstance(a, Requeue)]
     assert (failed.job, failed.code) == (spent, ErrorCode.BACKOFF_LIMIT_EXCEEDED)

@@ -18,12 +18,14 @@ class Bind:
         model: The model that it runs on, whose defaults are resolved now.
         pod: Name of the Pod.
         counted: Whether the attempt before counts against ``backoffLimit``.
+        suspects: Among how many jobs it is suspected to make its worker die; 0 when it is not.
     """
 
     job: GenerationJob
     model: DiffusionModel
     pod: str
     counted: bool = False
+    suspects: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Requeue:
     counted: bool
     reason: str
     message: str
+    suspects: int = 0
 
 
 @dataclass(frozen=True)

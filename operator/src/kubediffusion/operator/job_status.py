@@ -83,6 +83,7 @@ def _bound(action: Bind, now: dt.datetime, seed: int) -> GenerationJobStatus:
             "worker": action.pod,
             "attempt": old.attempt + 1,
             "retries": old.retries + int(action.counted),
+            "suspects": action.suspects or None,
             "progress": None,
             "start_time": None,
             "parameters": _parameters(action, seed),
@@ -119,6 +120,7 @@ def _requeued(action: Requeue, now: dt.datetime) -> GenerationJobStatus:
             ),
             "worker": None,
             "retries": old.retries + int(action.counted),
+            "suspects": action.suspects or None,
             "progress": None,
             "start_time": None,
         }

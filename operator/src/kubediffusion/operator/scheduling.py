@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from kubediffusion.operator.actions import Bind, Finish, HoldImages, Requeue
 from kubediffusion.operator.deadline_queue import time_after
 from kubediffusion.operator.job_status import explain_waiting_jobs
+from kubediffusion.operator.placement import Place, most_together
 from kubediffusion.operator.scaling import LoadFailure, load_failure, scale
 from kubediffusion.operator.views import Decision, ModelView, SchedulerOptions, order_key
 from kubediffusion.operator.workers import Worker, WorkerState
@@ -44,11 +45,18 @@ class Released:
         job: The job.
         counted: Whether the attempt counts against ``backoffLimit``.
         message: What became of the worker.
+        jobs_together: How many jobs the worker had, if any of them may have made it die; 0 for none to blame.
     """
 
     job: GenerationJob
     counted: bool
     message: str
+    jobs_together: int = 0
+
+    @property
+    def suspects(self) -> int:
+        """Among how many jobs it is suspected to make its worker die; 0 when it is not."""
+        return self.jobs_together or self.job.status.suspects or 0
 
 
 def decide_termination(job: GenerationJob, now: dt.datetime) -> Finish | None:
@@ -82,13 +90,13 @@ def schedule_model(view: ModelView, now: dt.datetime, options: SchedulerOptions,
     """
     spent, released = _split_by_backoff(release(view))
     again = {item.job.uid for item in released}
-    queue = heapq.merge(
+    queue: Iterator[Released] = heapq.merge(
         sorted(released, key=_released_key),
         (Released(job, counted=False, message="") for job in view.waiting),
         key=_released_key,
     )
     failing = fail_for_model(load_failure(view, now), queue, MOST_FAILURES_A_PASS)
-    binding = bind(view, queue, options)
+    binding, queue = bind(view, queue, options)
     handled = {action.job.uid: action.job for action in (*failing, *binding)}
     unbound = [item for item in released if item.job.uid not in handled]
     # A suspended job asks for no worker. None is in the queue, but one may be taken from its worker, or fail here.
@@ -110,10 +118,10 @@ def _released_key(item: Released) -> QueueKey[dt.datetime]:
 def release(view: ModelView) -> Iterator[Released]:
     """Yield the jobs whose worker is gone, and those that a terminating worker has not started.
 
-    Only a job that was running when its worker died spends its ``backoffLimit``: one that was sent away (drained,
-    preempted, deleted) and not done within its grace period did not die of its jobs, nor did one whose node is lost. A
-    batch that ends within a second is never reported as Running, so where a worker crashed and none of its jobs was,
-    all of them may have done it.
+    Only a job that was its worker's only one spends its ``backoffLimit`` when the worker dies. Of several, any may have
+    done it, also one that was not reported as Running: a batch that ends within a second never is. They become
+    suspects, and cost nobody anything (docs/adr/0019). A worker that was sent away (drained, preempted, deleted) and
+    not done within its grace period did not die of its jobs, nor did one whose node is lost.
     """
     workers = {w.pod.metadata.name: w for w in view.workers if w.pod is not None}
     for name, jobs in view.bound.items():
@@ -140,9 +148,14 @@ def _left_behind(name: str, worker: Worker | None, jobs: tuple[GenerationJob, ..
     crashed = died and worker is not None and worker.state is WorkerState.FAILED
     some_ran = any(job.status.phase == Phase.RUNNING for job in jobs)
     how = f"worker {name} ended ({worker.crash})" if worker is not None else f"worker {name} is gone"
-    for job in jobs:
-        running = job.status.phase == Phase.RUNNING
-        yield Released(job, counted=died and (running or (crashed and not some_ran)), message=how)
+    if not (crashed or (died and some_ran)):
+        yield from (Released(job, counted=False, message=how) for job in jobs)
+    elif len(jobs) == 1:
+        yield Released(jobs[0], counted=True, message=how)
+    else:
+        most = most_together([len(jobs)])
+        how += f"; any of its {len(jobs)} jobs may be why, so they run again with at most {most} together"
+        yield from (Released(job, counted=False, message=how, jobs_together=len(jobs)) for job in jobs)
 
 
 def _split_by_backoff(released: Iterable[Released]) -> tuple[list[Finish], list[Released]]:
@@ -150,7 +163,9 @@ def _split_by_backoff(released: Iterable[Released]) -> tuple[list[Finish], list[
     for item in released:
         limit = DEFAULT_BACKOFF_LIMIT if item.job.spec.backoff_limit is None else item.job.spec.backoff_limit
         if item.counted and item.job.status.retries >= limit:
-            message = f"{item.message} while it ran the job, for the {_ordinal(item.job.status.retries + 1)} time; "
+            message = (
+                f"{item.message} while it ran the job alone, for the {_ordinal(item.job.status.retries + 1)} time; "
+            )
             message += f"spec.backoffLimit is {limit}"
             spent.append(Finish(item.job, Phase.FAILED, ErrorCode.BACKOFF_LIMIT_EXCEEDED, message, counted=True))
         else:
@@ -158,19 +173,28 @@ def _split_by_backoff(released: Iterable[Released]) -> tuple[list[Finish], list[
     return spent, left
 
 
-def bind(view: ModelView, queue: Iterator[Released], options: SchedulerOptions) -> list[Bind | Finish | HoldImages]:
+def bind(
+    view: ModelView, queue: Iterator[Released], options: SchedulerOptions
+) -> tuple[list[Bind | Finish | HoldImages], Iterator[Released]]:
     """Bind jobs from the head of the queue to the least loaded worker, while one has room.
 
-    A job is never passed over for a later one: the first that finds no room ends the binding, and the queue is left
-    at what goes on waiting. A job that the model's limits refuse fails here, at the latest.
+    A job is never passed over for a later one: the first that finds no room ends the binding. A job that the model's
+    limits refuse fails here, at the latest.
+
+    Returns:
+        What to do, and the queue of those that go on waiting.
     """
     actions: list[Bind | Finish | HoldImages] = []
-    room = {
-        w.pod.metadata.name: options.batches_ahead * view.batch - view.load(w)
+    places = [
+        Place(
+            w.pod.metadata.name,
+            options.batches_ahead * view.batch - view.load(w),
+            [job.status.suspects or 0 for job in view.jobs_of(w)],
+        )
         for w in view.current(WorkerState.READY)
         if w.pod is not None
-    }
-    while any(free > 0 for free in room.values()):
+    ]
+    while any(place.free > 0 for place in places):
         item = next(queue, None)
         if item is None:
             break
@@ -183,11 +207,14 @@ def bind(view: ModelView, queue: Iterator[Released], options: SchedulerOptions) 
         elif job.spec.deletion_policy == DeletionPolicy.DELETE and meta.IMAGES_FINALIZER not in job.metadata.finalizers:
             # The finalizer comes first; that write brings the job back here.
             actions.append(HoldImages(job))
+        elif open_to := [place for place in places if place.takes(item.suspects)]:
+            place = max(open_to, key=lambda place: (place.free, place.pod))
+            place.take(view.slots(job), item.suspects)
+            actions.append(Bind(job, view.model, place.pod, counted=item.counted, suspects=item.suspects))
         else:
-            pod = max(room, key=lambda name: (room[name], name))
-            room[pod] -= view.slots(job)
-            actions.append(Bind(job, view.model, pod, counted=item.counted))
-    return actions
+            # It waits for a worker that can be its own, or for those who are suspected with it.
+            return actions, itertools.chain((item,), queue)
+    return actions, queue
 
 
 def fail_for_model(failure: LoadFailure | None, queue: Iterator[Released], most: int) -> list[Finish]:
@@ -209,7 +236,7 @@ def fail_for_model(failure: LoadFailure | None, queue: Iterator[Released], most:
 
 def _requeue(item: Released) -> Requeue:
     reason = WaitingReason.SUSPENDED if item.job.spec.suspend else WaitingReason.RETRYING
-    return Requeue(item.job, item.counted, reason, item.message)
+    return Requeue(item.job, item.counted, reason, item.message, item.suspects)
 
 
 def _ordinal(number: int) -> str:

@@ -154,7 +154,7 @@ class GenerationJobSpec(Schema):
     active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
     """The job fails when it has not finished this long after its creation."""
     backoff_limit: Annotated[int, Field(ge=0, le=100)] | None = None
-    """How often the job is run again after its worker died while running it; by default 3."""
+    """How often the job is run again after its worker died while it had this job alone; by default 3."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
     """The job is deleted this long after it finished; never when absent."""
     deterministic: bool | None = None
@@ -275,7 +275,10 @@ class GenerationJobStatus(Schema):
     attempt: Annotated[int, Field(ge=0)] = 0
     """Counts bindings. Every report of a worker is fenced by it."""
     retries: Annotated[int, Field(ge=0)] = 0
-    """Attempts that ended with the worker's death; compared with spec.backoffLimit."""
+    """Attempts that ended with the death of a worker that had this job alone; compared with spec.backoffLimit."""
+    suspects: Annotated[int, Field(ge=2)] | None = None
+    """How many jobs, this one among them, its worker had when it died; absent when that never happened. They run again
+    with at most half as many together, until the one that makes its worker die runs alone."""
     progress: JobProgress | None = None
     """How far the denoising is."""
     images: tuple[Image, ...] = ()

@@ -17,6 +17,7 @@ from kubediffusion.resources.diffusion_model import DiffusionModel, JobLimits
 from kubediffusion.resources.generation_job import Phase
 from kubediffusion.resources.transitions import Writer, writer_rule
 
+_OPERATORS_FIELDS = ("worker", "attempt", "retries", "suspects")
 _OLD_PHASE = "variables.old.?phase.orValue('Pending')"
 _NEW_PHASE = "variables.new.?phase.orValue('Pending')"
 
@@ -56,9 +57,10 @@ def status_writers() -> list[dict[str, Any]]:
                 "reason": "Forbidden",
             },
             {
-                "expression": "variables.isOperator || (variables.new.?worker == variables.old.?worker && "
-                "variables.new.?attempt == variables.old.?attempt && variables.new.?retries == variables.old.?retries)",
-                "message": "status.worker, attempt and retries are the operator's",
+                "expression": "variables.isOperator || ("
+                + " && ".join(f"variables.new.?{field} == variables.old.?{field}" for field in _OPERATORS_FIELDS)
+                + ")",
+                "message": "status.worker, attempt, retries and suspects are the operator's",
                 "reason": "Forbidden",
             },
             {

@@ -1,0 +1,53 @@
+"""Which worker has room for a job: places of its batches, and who is tried with whom after a crash. Pure.
+
+Who of several jobs made their worker die is found by halving (docs/adr/0019): they run again, at most half as many
+together as before, and with no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+def most_together(suspects: Iterable[int]) -> int:
+    """Return how many suspects may be tried together: half as many as the fewest among whom one of them is suspected.
+
+    Args:
+        suspects: For each of them, among how many it is suspected; at least one.
+    """
+    return max(min(suspects) // 2, 1)
+
+
+@dataclass
+class Place:
+    """A ready worker, while a pass binds jobs to it.
+
+    Attributes:
+        pod: Name of its Pod.
+        free: Places of its batches that are free.
+        suspects: For each of its jobs, among how many it is suspected; 0 for one that is not.
+    """
+
+    pod: str
+    free: int
+    suspects: list[int]
+
+    def takes(self, suspects: int) -> bool:
+        """Return whether a job may be bound to it that is suspected among so many, or not at all (0)."""
+        together = [*self.suspects, suspects]
+        if self.free <= 0:
+            return False
+        if not any(together):
+            return True
+        return all(together) and len(together) <= most_together(together)
+
+    def take(self, slots: int, suspects: int) -> None:
+        """Count a job that is bound to it.
+
+        Args:
+            slots: Places of a batch that the job takes.
+            suspects: Among how many it is suspected; 0 for one that is not.
+        """
+        self.free -= slots
+        self.suspects.append(suspects)

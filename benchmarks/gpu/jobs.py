@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+from models import SCHEDULER, STEPS
 from prometheus_client import CollectorRegistry
 
 from kubediffusion.resources.generation_job import GenerationJob
@@ -43,7 +44,6 @@ from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
 from kubediffusion.worker.reporter import Build, Verdict
 from kubediffusion.worker.worker import UPLOADS, Worker
-from models import SCHEDULER, STEPS
 
 WORKER, BUCKET, PORT = "benchmark", "benchmark", 17070
 

@@ -26,15 +26,15 @@ from pathlib import Path
 from typing import Any
 
 import jobs
+import models
 import numpy as np
 import torch
+from models import STEPS, make, tasks
 from raw import COMPARED, Raw
 
-import models
 from kubediffusion.resources.runtime import logs
 from kubediffusion.worker.engine import Engine
 from kubediffusion.worker.execution.build import load_engine
-from models import STEPS, make, tasks
 
 CUDA = torch.cuda.is_available()
 REPEATS = 3

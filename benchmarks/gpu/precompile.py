@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import models
 import torch
 from raw import Raw
 
-import models
 from kubediffusion.resources.runtime import logs
 from kubediffusion.worker.engine.forward_mode import FULL
 from kubediffusion.worker.execution.build import load_engine

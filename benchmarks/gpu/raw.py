@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from diffusers import DPMSolverMultistepScheduler
+from models import STEPS
 
 from kubediffusion.worker.execution.decoding import decoded
-from models import STEPS
 
 COMPARED = (1, 8, 16)
 """Batch sizes for which it is compared with the engine."""

@@ -76,6 +76,7 @@ def main() -> None:
     note("loaded")
 
     import models
+
     from kubediffusion.worker.images import encode
 
     (task,) = models.tasks(1)

@@ -11,8 +11,8 @@ import pytest
 import transformers
 from worker_builders import image_request
 
+from census import registry
 from kubediffusion.worker.prompts import cut_warnings, text_encoders
-from models import registry
 
 PROCESSORS = ["flux-2", "kandinsky-5", "qwen-image-2.1"]
 

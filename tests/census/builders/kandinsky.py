@@ -7,9 +7,9 @@ from typing import Any
 import diffusers
 import transformers
 
-from models import autoencoders, encoders, texts
-from models.builders.stable_diffusion import noise
-from models.registry import model
+from census import autoencoders, encoders, texts
+from census.builders.stable_diffusion import noise
+from census.registry import model
 
 
 def movq() -> Any:

@@ -1,4 +1,4 @@
-"""Tiny text encoders, each with the vocabulary of its tokenizer in :mod:`models.texts`."""
+"""Tiny text encoders, each with the vocabulary of its tokenizer in :mod:`census.texts`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import transformers
 
-from models import texts
+from census import texts
 
 
 def clip(kind: str = "CLIPTextModel", width: int = 32, **more: Any) -> Any:

@@ -20,8 +20,8 @@ import diffusers
 import torch
 import transformers
 
-from models import builders
-from models.weights import randomised
+from census import builders
+from census.weights import randomised
 
 _HERE = Path(__file__).parent
 
@@ -114,4 +114,4 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 for _module in pkgutil.iter_modules(builders.__path__):
-    importlib.import_module(f"models.builders.{_module.name}")
+    importlib.import_module(f"census.builders.{_module.name}")

@@ -7,9 +7,9 @@ from typing import Any
 import diffusers
 import transformers
 
-from models import autoencoders, encoders, texts
-from models.builders.stable_diffusion import noise
-from models.registry import model
+from census import autoencoders, encoders, texts
+from census.builders.stable_diffusion import noise
+from census.registry import model
 
 
 def sana(**more: Any) -> dict[str, Any]:
@@ -374,7 +374,7 @@ def hidream() -> Any:
 
 @model("kandinsky-3", "Kandinsky3Pipeline", steps=25, guidance=3.0, precision="float16", gigabytes=24)
 def kandinsky_3() -> Any:
-    from models.builders.kandinsky import movq
+    from census.builders.kandinsky import movq
 
     return diffusers.Kandinsky3Pipeline(
         tokenizer=texts.t5(128),

@@ -6,8 +6,8 @@ from typing import Any
 
 import diffusers
 
-from models import autoencoders, encoders, texts
-from models.registry import model
+from census import autoencoders, encoders, texts
+from census.registry import model
 
 
 def unet(cross_attention_dim: int = 32, **more: Any) -> Any:

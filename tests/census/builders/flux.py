@@ -7,8 +7,8 @@ from typing import Any
 import diffusers
 import transformers
 
-from models import autoencoders, encoders, texts
-from models.registry import model
+from census import autoencoders, encoders, texts
+from census.registry import model
 
 
 def shifted(**more: Any) -> Any:

@@ -7,9 +7,9 @@ from typing import Any
 import diffusers
 import transformers
 
-from models import autoencoders, encoders, texts
-from models.builders.flux import shifted
-from models.registry import model
+from census import autoencoders, encoders, texts
+from census.builders.flux import shifted
+from census.registry import model
 
 
 def transformer(**more: Any) -> Any:
@@ -137,7 +137,7 @@ def ovis_image() -> Any:
 
 @model("longcat-image", "LongCatImagePipeline", steps=50, guidance=4.5, gigabytes=28)
 def longcat_image() -> Any:
-    from models.builders.kandinsky import qwen_vl_processor
+    from census.builders.kandinsky import qwen_vl_processor
 
     # It rewrites prompts, which ends soon where half of all tokens are ends.
     text_encoder = encoders.qwen25_vl()
@@ -274,7 +274,7 @@ def nucleus_moe() -> Any:
 
 @model("ernie-image", "ErnieImagePipeline", steps=50, guidance=4.0, gigabytes=22)
 def ernie_image() -> Any:
-    from models.builders.flux import MISTRAL_MARKS, mistral
+    from census.builders.flux import MISTRAL_MARKS, mistral
 
     return diffusers.ErnieImagePipeline(
         transformer=diffusers.ErnieImageTransformer2DModel(
@@ -296,7 +296,7 @@ def ernie_image() -> Any:
 
 @model("ernie-image-with-enhancer", "ErnieImagePipeline", steps=50, guidance=4.0, gigabytes=29)
 def ernie_image_with_enhancer() -> Any:
-    from models.builders.flux import MISTRAL_CHAT, MISTRAL_MARKS
+    from census.builders.flux import MISTRAL_CHAT, MISTRAL_MARKS
 
     # The language model that rewrites prompts samples from the global generator.
     pipeline = ernie_image()

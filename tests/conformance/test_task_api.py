@@ -30,7 +30,8 @@ class TaskClient:
     def generate(self, **request: object) -> str:
         answer = self.http.post("/generate", json=request)
         assert answer.status_code == 202
-        return answer.json()["task_id"]
+        task_id: str = answer.json()["task_id"]
+        return task_id
 
     def wait(self, task_id: str) -> bytes:
         """Poll until the image is there, as there is nothing else in the task API."""
@@ -150,7 +151,7 @@ def test_bad_input_names_its_field(server: Api, request_body: dict[str, object],
 
 
 def test_the_edges_of_the_ranges(server: Api) -> None:
-    inside = [
+    inside: list[dict[str, object]] = [
         {"prompt": "x"},
         {"prompt": "x" * 4000},
         {"num_inference_steps": 1},
@@ -160,7 +161,7 @@ def test_the_edges_of_the_ranges(server: Api) -> None:
         {"seed": 0},
         {"seed": 2**63 - 1},
     ]
-    outside = [
+    outside: list[dict[str, object]] = [
         {"prompt": ""},
         {"prompt": "x" * 4001},
         {"num_inference_steps": 0},

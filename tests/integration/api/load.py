@@ -18,9 +18,10 @@ class Poller(asyncio.Protocol):
         self.wrong = 0
         self.seconds: list[float] = []
         self.buffer = b""
-        self.done = asyncio.get_running_loop().create_future()
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
         self.transport = transport
         self.ask()
 
@@ -60,9 +61,9 @@ async def main(port: int, path: str, connections: int, seconds: float) -> None:
     for poller in pollers:
         await poller.done
     elapsed = time.perf_counter() - began
-    seconds = sorted(second for poller in pollers for second in poller.seconds)
+    times = sorted(second for poller in pollers for second in poller.seconds)
     wrong = sum(poller.wrong for poller in pollers)
-    sys.stdout.write(f"{len(seconds)} {elapsed} {wrong} {seconds[len(seconds) * 99 // 100]}\n")
+    sys.stdout.write(f"{len(times)} {elapsed} {wrong} {times[len(times) * 99 // 100]}\n")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def load(server: Server, path: str, connections: int = CONNECTIONS, seconds: flo
     return Load(answered / elapsed, (server.cpu_seconds - before) / answered, int(wrong), p99)
 
 
-def test_polling_a_pending_task(api: Api, bare: Server, record_property) -> None:
+def test_polling_a_pending_task(api: Api, bare: Server, record_property: Callable[[str, object], None]) -> None:
     """A poll costs no more processor time than 1/0.9 of what it costs a server that has its tasks in a dictionary.
 
     Both run in one process, so requests a second are the inverse of it wherever a processor is free; the time is what

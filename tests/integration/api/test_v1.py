@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from api_kit import MODEL, WORKER, Api, Site, Stage, png
 
 from kubediffusion.local.testing import wait_for
 
 
-def show(api: Api, name: str) -> dict:
+def show(api: Api, name: str) -> dict[str, Any]:
     answer = api.http.get(f"/v1/jobs/{name}")
     assert answer.status_code == 200, answer.text
-    return answer.json()
+    shown: dict[str, Any] = answer.json()
+    return shown
 
 
-def create(api: Api, **fields: object) -> dict:
+def create(api: Api, **fields: object) -> dict[str, Any]:
     answer = api.http.post("/v1/jobs", json={"prompt": "a cat", **fields})
     assert answer.status_code == 201, answer.text
-    assert answer.headers["Location"] == f"/v1/jobs/{answer.json()['name']}"
-    return answer.json()
+    created: dict[str, Any] = answer.json()
+    assert answer.headers["Location"] == f"/v1/jobs/{created['name']}"
+    return created
 
 
 def test_a_job_in_full(api: Api, stage: Stage) -> None:
@@ -73,8 +77,9 @@ def test_lists_page_by_page(site: Site) -> None:
     stage.complete(names[1], png())
     api.wait_status(names[1], "completed")
 
-    def pages(**query: object) -> list[list[str]]:
-        found, token = [], None
+    def pages(**query: Any) -> list[list[str]]:
+        found: list[list[str]] = []
+        token: str | None = None
         while True:
             answer = api.http.get("/v1/jobs", params={**query, **({"continue": token} if token else {})}).json()
             found.append([job["name"] for job in answer["jobs"]])
@@ -92,7 +97,8 @@ def test_lists_page_by_page(site: Site) -> None:
     assert pages(phase=["Succeeded", "Pending"]) == [newest_first]
     assert sorted(pages(model="other")[0]) == sorted(names[::3])
     assert len(pages(model=MODEL)[0]) == 4
-    for wrong in ({"phase": "Nonsense"}, {"limit": 0}, {"continue": "!"}, {"continue": "e30"}):
+    wrongs: tuple[dict[str, str], ...] = ({"phase": "Nonsense"}, {"limit": "0"}, {"continue": "!"}, {"continue": "e30"})
+    for wrong in wrongs:
         assert api.http.get("/v1/jobs", params=wrong).status_code == 422
 
 

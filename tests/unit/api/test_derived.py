@@ -29,6 +29,7 @@ RENAMED = {"start_time": "started_at", "completion_time": "completed_at"}
 
 NOT_SHOWN = {
     "conditions": "for kubectl; what a client needs of them is in `waiting`, `phase` and `error`",
+    "suspects": "how the operator searches for the job that its worker died of; `retries` is what counts for a client",
     "observed_generation": "for controllers: which spec the status speaks of",
 }
 

@@ -62,7 +62,7 @@ class RequestMiddleware:
         self._app = app
         self._keys = keys
         self._metrics = metrics
-        self._proxies = proxies
+        self._proxies = proxies if proxies else None
         self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,7 +77,9 @@ class RequestMiddleware:
         status = 0
         method = scope["method"]
         state = scope.setdefault("state", {})
-        self._normalise_path(scope)
+        # Most requests are polls, which need none of it.
+        if self._root_path or scope["path"][-1:] == "/":
+            self._normalise_path(scope)
         if method == "HEAD":
             # A copy: the server leaves the body out by the method of its own scope.
             scope = {**scope, "method": "GET"}
@@ -120,11 +122,12 @@ class RequestMiddleware:
         state = scope["state"]
         # The name under a key, so that nobody shares it; without keys there is one tenant.
         name = None if is_open(scope["path"]) else self._keys.client(scope["headers"])
-        if self._proxies:
+        state["key_name"] = name or ""
+        if self._proxies is not None:
             address, scope["scheme"] = self._proxies.origin(scope)
         else:
-            address = scope["client"][0] if scope.get("client") else None
-        state["key_name"] = name or ""
+            peer = scope.get("client")
+            address = peer[0] if peer else None
         state["client"] = name or address or "unknown"
 
 

@@ -11,10 +11,10 @@ from worker_builders import NOW, bound_job, picture
 
 from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.worker.assignments import Assignment, Binding
+from kubediffusion.worker.batch_monitor import BatchMonitor, Member, Members
 from kubediffusion.worker.engine import Admit, ImageId, Outcome, StepStats, everybody
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
-from kubediffusion.worker.runner import Member, Members, _BatchMonitor
 
 BEFORE = 5
 """Steps of batches before."""
@@ -48,7 +48,7 @@ class Bench:
         self.admits: list[Admit] = []
         self.ends = Ends()
         self.registry = CollectorRegistry()
-        self.monitor = _BatchMonitor(
+        self.monitor = BatchMonitor(
             self.first,
             self.find,
             BEFORE,

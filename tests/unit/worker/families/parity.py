@@ -1,14 +1,9 @@
-"""What the parity test needs of a family: a tiny random pipeline, and how its own call is asked for the same image.
-
-One module a family, ``row_NAME.py``, whose ``ROW`` is a :class:`FamilyRow`; the test finds them by their name.
-"""
+"""What the parity test does with a row: steps a tiny random pipeline's images, and asks its own call for the same."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,36 +18,25 @@ from kubediffusion.worker.families.registry import family_of
 CallArguments = Callable[[ImageRequest], Mapping[str, Any]]
 
 
-def usual_arguments(request: ImageRequest) -> Mapping[str, Any]:
-    """Pass guidance scale and negative prompt by the names that most pipelines give them."""
-    return {"guidance_scale": request.shape.guidance, "negative_prompt": request.negative_prompt}
-
-
 @dataclass(frozen=True)
 class FamilyRow:
     """One pipeline of one family.
 
     Attributes:
-        name: Of the row, for the test's name.
-        build: Builds the tiny pipeline, on the CPU in float32, with random weights that are always the same.
+        name: Of the tiny model (``tests/models``), or of the row where ``build`` makes it.
         arguments: What of a request the pipeline's own call is told beside prompt, seed, size and steps.
         sizes: Two sizes in pixels, width and height.
         guidance: Two guidance scales; both are used in one batch.
         schedulers: Names of further noise schedulers of diffusers that its jobs may ask for.
+        build: Builds the pipeline, on the CPU in float32; None where ``name`` is a tiny model's.
     """
 
     name: str
-    build: Callable[[], Any]
-    arguments: CallArguments = usual_arguments
-    sizes: tuple[tuple[int, int], tuple[int, int]] = ((32, 32), (64, 32))
+    arguments: CallArguments
+    sizes: tuple[tuple[int, int], tuple[int, int]] = ((64, 64), (96, 64))
     guidance: tuple[float, float] = (4.0, 2.5)
-    schedulers: tuple[str, ...] = field(default=())
-
-
-def family_rows() -> list[FamilyRow]:
-    """Find the rows of all families."""
-    modules = sorted(path.stem for path in Path(__file__).parent.glob("row_*.py"))
-    return [row for module in modules for row in importlib.import_module(module).ROWS]
+    schedulers: tuple[str, ...] = ()
+    build: Callable[[], Any] | None = None
 
 
 def step_engine(pipeline: Any, images: int = 4) -> ContinuousEngine:

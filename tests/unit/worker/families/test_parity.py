@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from parity import FamilyRow, by_own_call, family_rows, levels, run, step_engine
+from family_rows import ROWS as FAMILY_ROWS
+from family_rows import saved
+from parity import FamilyRow, by_own_call, levels, run, step_engine
 from worker_builders import image_request
 
 from kubediffusion.worker.execution.continuous import ContinuousEngine
 
-ROWS = {row.name: row for row in family_rows()}
+ROWS = {row.name: row for row in FAMILY_ROWS}
 LONG = "a very long text about a cat and a dog and a horse on a hill in the rain at night"
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
@@ -20,7 +22,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 
 @functools.cache
 def built(name: str) -> tuple[Any, ContinuousEngine]:
-    pipeline = ROWS[name].build()
+    build = ROWS[name].build
+    pipeline = saved(name) if build is None else build()
     return pipeline, step_engine(pipeline)
 
 

@@ -11,41 +11,20 @@ import asyncio
 import contextlib
 import datetime as dt
 import logging
-import queue
 import time
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Hashable
 
 from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.worker.assignments import Assignment
+from kubediffusion.worker.batch_monitor import BatchMonitor, Member, Members
 from kubediffusion.worker.context import WorkerContext
-from kubediffusion.worker.engine import Admit, EngineLostError, ImageId, ImageRequest, Outcome, StepStats, described
-from kubediffusion.worker.engine.batching import Candidate, Portion, admission, next_batch
-from kubediffusion.worker.engine.waits import Waits
+from kubediffusion.worker.engine import Admit, EngineLostError, described
+from kubediffusion.worker.engine.admission import AdmissionPolicy
+from kubediffusion.worker.engine.batching import Candidate, Portion
 from kubediffusion.worker.finisher import Finisher
-from kubediffusion.worker.health import Health
-from kubediffusion.worker.metrics import Metrics
 from kubediffusion.worker.progress_reporter import ProgressReporter
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Member:
-    """An image that was taken for the engine.
-
-    Attributes:
-        task: What is asked for.
-        assignment: Its job.
-        due: How many steps will have been run, in all batches, when it enters at the latest.
-    """
-
-    task: ImageRequest
-    assignment: Assignment
-    due: int
-
-
-Members = dict[ImageId, Member]
 
 
 class Runner:
@@ -64,14 +43,13 @@ class Runner:
         self._health = context.health
         self._metrics = context.metrics
         self._work = context.work_available
-        self._max_batch_size = context.max_batch_size
         self._max_buffered_bytes = context.max_buffered_bytes
         self._finisher = finisher
         self._progress = progress
         self._stopping = False
         self._restless = True
         self._leftover: Members = {}
-        self._waits: Waits[tuple[str, int]] = Waits()
+        self._admission: AdmissionPolicy[str] = AdmissionPolicy(context.max_batch_size)
         self._steps = 0
 
     def stop(self) -> None:
@@ -159,13 +137,13 @@ class Runner:
         # What joined the last batch too late goes first.
         members = self._leftover or self._members(self._next_batch(), self._steps)
         self._leftover = {}
-        tasks = tuple(member.task for member in members.values())
-        about = {"jobs": sorted({member.assignment.name for member in members.values()}), "images": len(tasks)}
-        logger.info("batch begins", extra={**about, "shape": str(tasks[0].shape)})
+        requests = tuple(member.request for member in members.values())
+        about = {"jobs": sorted({member.assignment.name for member in members.values()}), "images": len(requests)}
+        logger.info("batch begins", extra={**about, "shape": str(requests[0].shape)})
         self._health.engine_active()
         loop = asyncio.get_running_loop()
-        key = self._engine.plan(tasks[0]).key
-        monitor = _BatchMonitor(
+        key = self._engine.plan(requests[0]).key
+        monitor = BatchMonitor(
             members,
             lambda room, calls, admit, step: self._joining(key, room, calls, admit, step),
             self._steps,
@@ -176,7 +154,7 @@ class Runner:
         )
         problem = JobFailure(ErrorCode.INTERNAL, "the engine gave no image; the worker's log may say why")
         try:
-            await loop.run_in_executor(self._engine_thread, self._engine.run, tasks, monitor)
+            await loop.run_in_executor(self._engine_thread, self._engine.run, requests, monitor)
         except EngineLostError:
             logger.exception("the engine is lost", extra=about)
             self._health.mark_unready("the engine is lost")
@@ -193,18 +171,13 @@ class Runner:
         logger.info("batch ends", extra={**about, "images": monitor.images, "seconds": seconds})
 
     def _next_batch(self) -> tuple[Portion[str], ...]:
-        candidates = [self._candidate(assignment) for assignment in self._runnable().values()]
-        portions = next_batch(candidates, self._max_batch_size)
-        plan = next(candidate.plan for candidate in candidates if candidate.key == portions[0].key)
-        if not plan.joins:
-            self._waits.note({}, self._steps)
-            return portions
-        # The others join when that makes the batch do more; until then they can go elsewhere.
-        most, waits = self._max_batch_size, self._waits
-        return admission(candidates, plan.key, most, 0, admit=plan.admit, waits=waits, step=self._steps)
+        return self._admission.begin(self._candidates(), self._steps)
 
-    def _candidate(self, assignment: Assignment) -> Candidate[str]:
-        return assignment.candidate(self._engine.plan(assignment.request(assignment.taken)))
+    def _candidates(self) -> list[Candidate[str]]:
+        return [
+            assignment.candidate(self._engine.plan(assignment.request(assignment.taken)))
+            for assignment in self._runnable().values()
+        ]
 
     def _joining(self, key: Hashable, room: int, calls: int, admit: Admit, step: int) -> Members:
         """Give images that enter the running batch."""
@@ -212,9 +185,7 @@ class Runner:
         if self._finisher.defect is not None or self._finisher.buffered >= self._max_buffered_bytes:
             # The batch comes to its end, and what follows is decided then.
             return {}
-        candidates = [self._candidate(assignment) for assignment in self._runnable().values()]
-        portions = admission(candidates, key, room, calls, admit=admit, waits=self._waits, step=step)
-        return self._members(portions, step)
+        return self._members(self._admission.join(self._candidates(), key, room, calls, admit, step), step)
 
     def _members(self, portions: tuple[Portion[str], ...], step: int) -> Members:
         """Take images for the engine, which enter after so many steps."""
@@ -223,141 +194,9 @@ class Runner:
         for portion in portions:
             assignment = self._assignments.get(portion.key)
             if assignment is not None:
-                for task in assignment.take_requests(portion.count, now, clock):
-                    due = self._waits.due((portion.key, task.id.index), step)
-                    members[task.id] = Member(task, assignment, due)
+                for request in assignment.take_requests(portion.count, now, clock):
+                    due = self._admission.due((portion.key, request.id.index), step)
+                    members[request.id] = Member(request, assignment, due)
         if members:
             self._progress.batch_started()
-        return members
-
-
-class _BatchMonitor:
-    """Takes in what the engine tells about one batch, in the engine's thread.
-
-    Args:
-        members: The images that the batch begins with.
-        find: Gives, on the event loop, images that join: for so many slots, with so many calls of the model left, as
-            many of those who wait as are admitted, when so many steps have been run.
-        steps: How many were run in batches before.
-        loop: Where ends are handled.
-        finisher: Takes in ends.
-        health: Told about every step.
-        metrics: Counts steps.
-
-    Attributes:
-        images: Images that the engine was given.
-        steps: How many were run, those of batches before included.
-    """
-
-    def __init__(
-        self,
-        members: Members,
-        find: Callable[[int, int, Admit, int], Members],
-        steps: int,
-        loop: asyncio.AbstractEventLoop,
-        finisher: Finisher,
-        health: Health,
-        metrics: Metrics,
-    ) -> None:
-        self._members = dict(members)
-        self._find = find
-        self._loop = loop
-        self._finisher = finisher
-        self._health = health
-        self._metrics = metrics
-        self._open = set(members)
-        self._asked = False
-        self._before = self.steps = steps
-        self._began = dict.fromkeys(members, time.monotonic())
-        # Handed from the event loop to the engine's thread.
-        self._found: queue.SimpleQueue[Members] = queue.SimpleQueue()
-        self.images = len(members)
-
-    def wanted(self, image_id: ImageId) -> bool:
-        """Tell whether the job is still ours and whole."""
-        assignment = self._members[image_id].assignment
-        return not assignment.dropped and not assignment.finishing
-
-    def stepped(self, image_id: ImageId, step: int, total: int) -> None:
-        """Note progress."""
-        del total  # the recipe says it
-        self._health.engine_active()
-        assignment = self._members[image_id].assignment
-        if (more := step - assignment.steps[image_id.index]) > 0:
-            if not assignment.steps[image_id.index] and (queued_at := assignment.job.status.queued_at) is not None:
-                waited = (dt.datetime.now(dt.UTC) - queued_at).total_seconds()
-                # Two clocks of two machines.
-                self._metrics.first_step.observe(max(waited, 0.0))
-            assignment.steps[image_id.index] = step
-            self._metrics.steps.inc(more)
-
-    def ended(self, image_id: ImageId, outcome: Outcome) -> None:
-        """Hand the end of an image to the event loop."""
-        self._health.engine_active()
-        self._open.discard(image_id)
-        self._metrics.inference.observe(time.monotonic() - self._began[image_id])
-        self._loop.call_soon_threadsafe(
-            self._finisher.finish_image, self._members[image_id].assignment, image_id.index, outcome
-        )
-
-    def more(self, room: int, calls: int, admit: Admit) -> tuple[ImageRequest, ...]:
-        """Give what the event loop found, and ask it for more."""
-        # Before what it found is taken: else an answer that comes in between is forgotten, and asked for again.
-        asked = self._asked
-        found = self._take_found()
-        self._members |= found
-        self._open |= found.keys()
-        self._began |= dict.fromkeys(found, time.monotonic())
-        self.images += len(found)
-        if (room := room - len(found)) > 0 and not asked:
-            self._asked = True
-            given = len(found)
-
-            def others(waiting: int, overdue: int = 0, /) -> int:
-                return max(admit(waiting + given, overdue and overdue + given) - given, 0)
-
-            # Who is found enters after the step that comes now.
-            self._loop.call_soon_threadsafe(self._look, room, calls, others, self.steps + 1)
-        return tuple(member.task for member in found.values())
-
-    def overdue(self, image_id: ImageId) -> bool:
-        """Tell whether an image has waited long enough."""
-        return self.steps >= self._members[image_id].due
-
-    def ran(self, load: StepStats) -> None:
-        """Count a step of the batch."""
-        self.steps += 1
-        self._metrics.batch.observe(load.images)
-        self._metrics.slot_steps.inc(load.size)
-        self._metrics.compiled_steps.inc(load.compiled)
-        self._metrics.batch_limit.set(load.limit)
-        if load.memory is not None:
-            self._metrics.memory.set(load.memory)
-
-    def close(self, failure: JobFailure) -> Members:
-        """End every image that the engine left without an end and that is still wanted; on the event loop.
-
-        Returns:
-            What was found too late for this batch.
-        """
-        if self.steps == self._before:
-            self._metrics.batch.observe(self.images)
-        for image_id in sorted(self._open, key=lambda image_id: image_id.index):
-            if self.wanted(image_id):
-                self._finisher.finish_image(self._members[image_id].assignment, image_id.index, failure)
-        # What the engine asked for was looked for before this: the event loop keeps the order of calls.
-        return {
-            image_id: member
-            for image_id, member in self._take_found().items()
-            if not member.assignment.dropped and not member.assignment.finishing
-        }
-
-    def _look(self, room: int, calls: int, admit: Admit, step: int) -> None:
-        self._found.put(self._find(room, calls, admit, step))
-        self._asked = False
-
-    def _take_found(self) -> Members:
-        members: Members = {}
-        while not self._found.empty():
-            members |= self._found.get()
         return members

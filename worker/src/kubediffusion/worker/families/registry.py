@@ -15,6 +15,12 @@ _FAMILIES = {
     "StableDiffusionXLPipeline": "sdxl.StableDiffusionXL",
     "StableDiffusion3Pipeline": "sd3.StableDiffusion3",
     "FluxPipeline": "flux.Flux",
+    "Flux2Pipeline": "flux2.Flux2",
+    "Flux2KleinPipeline": "flux2.Flux2Klein",
+    "QwenImagePipeline": "qwen_image.QwenImage",
+    "ZImagePipeline": "z_image.ZImage",
+    "Krea2Pipeline": "krea2.Krea2",
+    "ChromaPipeline": "chroma.Chroma",
 }
 """Module and class of each family by the name of diffusers' class: importing all of them takes time, and importing
 diffusers' classes before its loggers are quiet writes to the log."""

@@ -1,0 +1,72 @@
+"""One row for each pipeline of each family: the tiny model, and what its own call is told of a request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import diffusers
+from parity import FamilyRow
+
+from kubediffusion.worker.engine import ImageRequest
+from models.registry import folder
+from models.weights import randomised
+
+SCHEDULERS = ("EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler")
+"""Schedulers of Stable Diffusion that are linear."""
+
+
+def saved(name: str) -> Any:
+    """Load the tiny model of a name."""
+    return diffusers.DiffusionPipeline.from_pretrained(folder(name), local_files_only=True)
+
+
+def undistilled_flux() -> Any:
+    """Build a FLUX.1 whose transformer is not told the guidance scale, and whose schedule is shifted by size."""
+    # Late: the registry imports the builders, not they it.
+    from models.builders import flux
+
+    parts = flux.parts(transformer=flux.transformer(guidance_embeds=False))
+    for name in ("vae", "text_encoder", "text_encoder_2", "transformer"):
+        randomised(parts[name], name)
+    return diffusers.FluxPipeline(**parts)
+
+
+def scale_alone(request: ImageRequest) -> Mapping[str, Any]:
+    """Pass the guidance scale: there is no negative prompt, or it has no effect."""
+    return {"guidance_scale": request.shape.guidance}
+
+
+def true_scale(request: ImageRequest) -> Mapping[str, Any]:
+    """Pass the guidance scale as that of true guidance, which needs a negative prompt."""
+    return {"true_cfg_scale": request.shape.guidance, "negative_prompt": request.negative_prompt}
+
+
+def true_scale_always(request: ImageRequest) -> Mapping[str, Any]:
+    """Pass the guidance scale as that of true guidance, with an empty negative prompt where there is none."""
+    return {"true_cfg_scale": request.shape.guidance, "negative_prompt": request.negative_prompt or ""}
+
+
+def usual(request: ImageRequest) -> Mapping[str, Any]:
+    """Pass guidance scale and negative prompt by the names that most pipelines give them."""
+    return {"guidance_scale": request.shape.guidance, "negative_prompt": request.negative_prompt}
+
+
+ROWS = [
+    FamilyRow("stable-diffusion", usual, schedulers=SCHEDULERS),
+    FamilyRow("stable-diffusion-2", usual, schedulers=SCHEDULERS),
+    FamilyRow("stable-diffusion-xl", usual, schedulers=SCHEDULERS),
+    FamilyRow("stable-diffusion-3", usual),
+    FamilyRow("stable-diffusion-3-without-t5", usual),
+    FamilyRow("stable-diffusion-3.5", usual),
+    FamilyRow("flux-dev", scale_alone),
+    FamilyRow("flux-schnell", scale_alone),
+    FamilyRow("flux-undistilled", true_scale_always, build=undistilled_flux),
+    FamilyRow("flux-2", scale_alone),
+    FamilyRow("flux-2-klein", scale_alone),
+    FamilyRow("flux-2-klein-base", scale_alone),
+    FamilyRow("qwen-image", true_scale),
+    FamilyRow("z-image-turbo", usual),
+    FamilyRow("krea-2", usual),
+    FamilyRow("chroma", usual),
+]

@@ -1,0 +1,170 @@
+"""What the engine tells about one batch, taken in by its thread and handed to the event loop.
+
+Neither thread waits for the other: images that join are asked for before a step, and taken after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import queue
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kubediffusion.resources.failures import JobFailure
+from kubediffusion.worker.assignments import Assignment
+from kubediffusion.worker.engine import Admit, ImageId, ImageRequest, Outcome, StepStats
+from kubediffusion.worker.finisher import Finisher
+from kubediffusion.worker.health import Health
+from kubediffusion.worker.metrics import Metrics
+
+
+@dataclass(frozen=True)
+class Member:
+    """An image that was taken for the engine.
+
+    Attributes:
+        request: What is asked for.
+        assignment: Its job.
+        due: How many steps will have been run, in all batches, when it enters at the latest.
+    """
+
+    request: ImageRequest
+    assignment: Assignment
+    due: int
+
+
+Members = dict[ImageId, Member]
+
+
+class BatchMonitor:
+    """Takes in what the engine tells about one batch, in the engine's thread.
+
+    Args:
+        members: The images that the batch begins with.
+        find: Gives, on the event loop, images that join: for so many slots, with so many calls of the model left, as
+            many of those who wait as are admitted, when so many steps have been run.
+        steps: How many were run in batches before.
+        loop: Where ends are handled.
+        finisher: Takes in ends.
+        health: Told about every step.
+        metrics: Counts steps.
+
+    Attributes:
+        images: Images that the engine was given.
+        steps: How many were run, those of batches before included.
+    """
+
+    def __init__(
+        self,
+        members: Members,
+        find: Callable[[int, int, Admit, int], Members],
+        steps: int,
+        loop: asyncio.AbstractEventLoop,
+        finisher: Finisher,
+        health: Health,
+        metrics: Metrics,
+    ) -> None:
+        self._members = dict(members)
+        self._find = find
+        self._loop = loop
+        self._finisher = finisher
+        self._health = health
+        self._metrics = metrics
+        self._open = set(members)
+        self._asked = False
+        self._before = self.steps = steps
+        self._began = dict.fromkeys(members, time.monotonic())
+        # Handed from the event loop to the engine's thread.
+        self._found: queue.SimpleQueue[Members] = queue.SimpleQueue()
+        self.images = len(members)
+
+    def wanted(self, image_id: ImageId) -> bool:
+        """Tell whether the job is still ours and whole."""
+        assignment = self._members[image_id].assignment
+        return not assignment.dropped and not assignment.finishing
+
+    def stepped(self, image_id: ImageId, step: int, total: int) -> None:
+        """Note progress."""
+        del total  # the recipe says it
+        self._health.engine_active()
+        assignment = self._members[image_id].assignment
+        if (more := step - assignment.steps[image_id.index]) > 0:
+            if not assignment.steps[image_id.index] and (queued_at := assignment.job.status.queued_at) is not None:
+                waited = (dt.datetime.now(dt.UTC) - queued_at).total_seconds()
+                # Two clocks of two machines.
+                self._metrics.first_step.observe(max(waited, 0.0))
+            assignment.steps[image_id.index] = step
+            self._metrics.steps.inc(more)
+
+    def ended(self, image_id: ImageId, outcome: Outcome) -> None:
+        """Hand the end of an image to the event loop."""
+        self._health.engine_active()
+        self._open.discard(image_id)
+        self._metrics.inference.observe(time.monotonic() - self._began[image_id])
+        self._loop.call_soon_threadsafe(
+            self._finisher.finish_image, self._members[image_id].assignment, image_id.index, outcome
+        )
+
+    def more(self, room: int, calls: int, admit: Admit) -> tuple[ImageRequest, ...]:
+        """Give what the event loop found, and ask it for more."""
+        # Before what it found is taken: else an answer that comes in between is forgotten, and asked for again.
+        asked = self._asked
+        found = self._take_found()
+        self._members |= found
+        self._open |= found.keys()
+        self._began |= dict.fromkeys(found, time.monotonic())
+        self.images += len(found)
+        if (room := room - len(found)) > 0 and not asked:
+            self._asked = True
+            given = len(found)
+
+            def others(waiting: int, overdue: int = 0, /) -> int:
+                return max(admit(waiting + given, overdue and overdue + given) - given, 0)
+
+            # Who is found enters after the step that comes now.
+            self._loop.call_soon_threadsafe(self._look, room, calls, others, self.steps + 1)
+        return tuple(member.request for member in found.values())
+
+    def overdue(self, image_id: ImageId) -> bool:
+        """Tell whether an image has waited long enough."""
+        return self.steps >= self._members[image_id].due
+
+    def ran(self, load: StepStats) -> None:
+        """Count a step of the batch."""
+        self.steps += 1
+        self._metrics.batch.observe(load.images)
+        self._metrics.slot_steps.inc(load.size)
+        self._metrics.compiled_steps.inc(load.compiled)
+        self._metrics.batch_limit.set(load.limit)
+        if load.memory is not None:
+            self._metrics.memory.set(load.memory)
+
+    def close(self, failure: JobFailure) -> Members:
+        """End every image that the engine left without an end and that is still wanted; on the event loop.
+
+        Returns:
+            What was found too late for this batch.
+        """
+        if self.steps == self._before:
+            self._metrics.batch.observe(self.images)
+        for image_id in sorted(self._open, key=lambda image_id: image_id.index):
+            if self.wanted(image_id):
+                self._finisher.finish_image(self._members[image_id].assignment, image_id.index, failure)
+        # What the engine asked for was looked for before this: the event loop keeps the order of calls.
+        return {
+            image_id: member
+            for image_id, member in self._take_found().items()
+            if not member.assignment.dropped and not member.assignment.finishing
+        }
+
+    def _look(self, room: int, calls: int, admit: Admit, step: int) -> None:
+        self._found.put(self._find(room, calls, admit, step))
+        self._asked = False
+
+    def _take_found(self) -> Members:
+        members: Members = {}
+        while not self._found.empty():
+            members |= self._found.get()
+        return members

@@ -1,0 +1,174 @@
+"""Z-Image: one sequence of image and caption, captions of any length side by side, guidance added to the caption's.
+
+diffusers' transformer takes lists, whose lengths are Python's: no graph could be captured of its ``forward``. Here its
+own modules are called in the order of that ``forward``, on tensors that hold captions of different lengths.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+import torch
+
+from kubediffusion.worker.engine import BatchKey, GuidanceKind, ImageRequest
+from kubediffusion.worker.families.base import Conditioning, Defaults, ModelFamily, noise
+from kubediffusion.worker.families.flow import flow_schedule, shift_by_size
+from kubediffusion.worker.families.text import TokenCounts, bucket, padded
+
+_TOKENS = 512
+"""Of a caption, by default of the pipeline's call."""
+
+_MULTIPLE = 32
+"""Image and caption are each padded to a multiple of so many tokens, with a learned one: the transformer's
+``SEQ_MULTI_OF``."""
+
+_PATCH = 2
+"""Latents of a token's side, by default of the transformer's call."""
+
+
+class ZImage(ModelFamily):
+    """``ZImagePipeline``: see :class:`ModelFamily`."""
+
+    pipelines: ClassVar[tuple[str, ...]] = ("ZImagePipeline",)
+    defaults: ClassVar[Defaults] = Defaults(9, 0.0, 1024, 1024)
+
+    def __init__(self, pipeline: Any) -> None:
+        super().__init__(pipeline)
+        tokenizer = copy.deepcopy(pipeline.tokenizer)
+
+        def count(text: str) -> int:
+            messages = [{"role": "user", "content": text}]
+            chat = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, enable_thinking=True
+            )
+            return len(tokenizer(chat, truncation=False, verbose=False).input_ids)
+
+        self._counts = TokenCounts(count)
+
+    @classmethod
+    def mismatch(cls, pipeline: Any) -> str | None:
+        """Refuse a transformer that has no layers for tokens of two by two latents, or takes images."""
+        config = pipeline.transformer.config
+        if _PATCH not in config.all_patch_size or 1 not in config.all_f_patch_size:
+            return f"its transformer has patches of {config.all_patch_size}"
+        return "its transformer takes images" if config.siglip_feat_dim is not None else None
+
+    def guidance(self, request: ImageRequest) -> GuidanceKind:
+        """Tell what ``guidanceScale`` does: guidance above 0."""
+        return GuidanceKind.CFG if request.shape.guidance > 0 else GuidanceKind.NONE
+
+    def size_multiple(self) -> int:
+        """Give the pixels of a token's side."""
+        return int(_PATCH * self.pipeline.vae_scale_factor)
+
+    def text_length(self, request: ImageRequest, guidance: GuidanceKind) -> int:
+        """Tell how many tokens there is room for: those of the longer caption, padded as the transformer does."""
+        texts = [request.prompt, request.negative_prompt or ""]
+        used = texts if guidance is GuidanceKind.CFG else texts[:1]
+        return bucket(max(map(self._counts.of, used)), _MULTIPLE, _TOKENS)
+
+    def encode(self, request: ImageRequest, key: BatchKey) -> Conditioning:
+        """Encode an image's captions, ``[rows, tokens, channels]``, and count their tokens: ``[rows]``."""
+        captions, negatives = self.pipeline.encode_prompt(
+            prompt=[request.prompt],
+            negative_prompt=[request.negative_prompt or ""],
+            do_classifier_free_guidance=key.guided,
+            device=self.device,
+            max_sequence_length=_TOKENS,
+        )
+        rows = [*negatives, *captions]
+        return {
+            "captions": torch.cat([padded(caption[None], key.text_length) for caption in rows]),
+            "tokens": torch.tensor([len(caption) for caption in rows], device=self.device),
+        }
+
+    def start(self, request: ImageRequest, key: BatchKey) -> torch.Tensor:
+        """Make an image's noise: ``[1, channels, height / scale, width / scale]``, float32 whatever the model's."""
+        height, width = self._grid(key)
+        return noise((self.denoiser.in_channels, _PATCH * height, _PATCH * width), request.seed, torch.float32)
+
+    def schedule(self, scheduler: Any, key: BatchKey, steps: int) -> dict[str, Any]:
+        """Give sigmas from 1 down to one step's share, shifted by the image's size where the scheduler does."""
+        height, width = self._grid(key)
+        return flow_schedule(scheduler, steps, mu=shift_by_size(scheduler, height * width))
+
+    def denoise(
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        _guidance: torch.Tensor,
+        told: Conditioning,
+        _shared: Conditioning,
+        key: BatchKey,
+    ) -> torch.Tensor:
+        """Call the transformer's modules: see :meth:`ModelFamily.denoise`."""
+        model, (height, width) = self.denoiser, self._grid(key)
+        patches = f"{_PATCH}-1"
+        time = model.t_embedder((1000 - timesteps) / 1000 * model.t_scale).type_as(latents)
+        # A slot that is empty has no tokens, and attention to nothing is no number.
+        tokens = told["tokens"].clamp(min=1)
+        lengths = (tokens + _MULTIPLE - 1) // _MULTIPLE * _MULTIPLE
+        places = torch.arange(key.text_length, device=latents.device)
+        # Where no caption is shorter than another, all is attended to.
+        heeded = places < lengths[:, None] if key.guided else None
+
+        image = model.all_x_embedder[patches](_patched(latents))
+        padding = -image.shape[1] % _MULTIPLE
+        image = torch.cat([image, model.x_pad_token.to(image.dtype).expand(len(image), padding, -1)], dim=1)
+        image_rope = _rope(model, self._image_ids(lengths, height, width, padding))
+        for layer in model.noise_refiner:
+            image = layer(image, None, image_rope, time)
+
+        caption = model.cap_embedder(told["captions"])
+        caption = torch.where((places < tokens[:, None])[..., None], caption, model.cap_pad_token.to(caption.dtype))
+        ids = torch.stack([places + 1, torch.zeros_like(places), torch.zeros_like(places)], dim=-1)
+        caption_rope = _rope(model, ids.expand(len(caption), -1, -1))
+        for layer in model.context_refiner:
+            caption = layer(caption, heeded, caption_rope)
+
+        sequence = torch.cat([image, caption], dim=1)
+        rope = torch.cat([image_rope, caption_rope], dim=1)
+        if heeded is not None:
+            heeded = torch.cat([heeded.new_ones(image.shape[:2]), heeded], dim=1)
+        for layer in model.layers:
+            sequence = layer(sequence, heeded, rope, time)
+        output = model.all_final_layer[patches](sequence, c=time)[:, : height * width]
+        # The transformer's velocity points to the noise's other side.
+        return -_unpatched(output, height, width)
+
+    def guide(self, without: torch.Tensor, given: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
+        """Add guidance to the output for the caption: a scale of 0 is none."""
+        return given + guidance * (given - without)
+
+    def _image_ids(self, lengths: torch.Tensor, height: int, width: int, padding: int) -> torch.Tensor:
+        """Give the rotary ids of an image's tokens, which begin after its caption's: ``[rows, tokens, 3]``."""
+        rows, columns = torch.arange(height, device=lengths.device), torch.arange(width, device=lengths.device)
+        grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
+        first = (lengths + 1)[:, None, None].expand(-1, len(grid), 1)
+        ids = torch.cat([first, grid.expand(len(lengths), -1, -1)], dim=-1)
+        return torch.cat([ids, ids.new_zeros(len(lengths), padding, 3)], dim=1)
+
+    def _grid(self, key: BatchKey) -> tuple[int, int]:
+        """Give the height and width in tokens."""
+        side = self.size_multiple()
+        return key.height // side, key.width // side
+
+
+def _rope(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Give rotary embeddings for ids, ``[rows, tokens, 3]``, as complex numbers: ``[rows, tokens, channels]``."""
+    embedded: torch.Tensor = model.rope_embedder(ids.flatten(0, 1))
+    return embedded.unflatten(0, ids.shape[:2])
+
+
+def _patched(latents: torch.Tensor) -> torch.Tensor:
+    """Turn ``[rows, channels, height, width]`` into ``[rows, tokens, patch * patch * channels]``."""
+    rows, channels, height, width = latents.shape
+    split = latents.view(rows, channels, height // _PATCH, _PATCH, width // _PATCH, _PATCH)
+    return split.permute(0, 2, 4, 3, 5, 1).reshape(rows, -1, _PATCH * _PATCH * channels)
+
+
+def _unpatched(output: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Turn ``[rows, height * width, patch * patch * channels]`` into ``[rows, channels, ...]``, by latents."""
+    split = output.view(len(output), height, width, _PATCH, _PATCH, -1)
+    return split.permute(0, 5, 1, 3, 2, 4).reshape(len(output), -1, _PATCH * height, _PATCH * width)

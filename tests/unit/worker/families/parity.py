@@ -26,6 +26,7 @@ class FamilyRow:
         name: Of the tiny model (``tests/models``), or of the row where ``build`` makes it.
         arguments: What of a request the pipeline's own call is told beside prompt, seed, size and steps.
         sizes: Two sizes in pixels, width and height.
+        steps: Numbers of denoising steps.
         guidance: Two guidance scales; both are used in one batch.
         schedulers: Names of further noise schedulers of diffusers that its jobs may ask for.
         build: Builds the pipeline, on the CPU in float32; None where ``name`` is a tiny model's.
@@ -34,6 +35,7 @@ class FamilyRow:
     name: str
     arguments: CallArguments
     sizes: tuple[tuple[int, int], tuple[int, int]] = ((64, 64), (96, 64))
+    steps: tuple[int, ...] = (1, 4, 9)
     guidance: tuple[float, float] = (4.0, 2.5)
     schedulers: tuple[str, ...] = ()
     build: Callable[[], Any] | None = None
@@ -65,7 +67,7 @@ def by_own_call(pipeline: Any, row: FamilyRow, request: ImageRequest) -> np.ndar
     arguments = {name: value for name, value in row.arguments(request).items() if value is not None}
     with torch.inference_mode():
         (image,) = pipeline(
-            request.prompt,
+            prompt=request.prompt,
             num_inference_steps=shape.steps,
             generator=torch.Generator("cpu").manual_seed(request.seed),
             output_type="np",

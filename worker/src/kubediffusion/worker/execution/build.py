@@ -67,7 +67,9 @@ def load_engine(
     cache = _cache(settings, info, pipeline.device) if settings.spec.compile else None
     engine: Engine
     if isinstance(family, Unsupported):
-        logger.info("images are not stepped together: %s", family.reason)
+        logger.info("images run by the pipeline's own call: %s", family.reason)
+        if family.known:
+            progress(EngineReason.READY, f"the worker takes jobs, by the pipeline's own call: {family.reason}")
         if settings.spec.compile:
             _compile(pipeline)
         engine = PipelineEngine(pipeline, _named(info, STATIC, settings.spec))

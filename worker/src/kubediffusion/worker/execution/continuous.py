@@ -195,7 +195,7 @@ class ContinuousEngine:
         )
 
     def _outcome(self, request: ImageRequest, pixels: Any, flagged: bool, scheduler: str) -> Outcome:
-        outcome = self._static.outcome(request, pixels, flagged, scheduler)
+        outcome = self._static.outcome(request, pixels, flagged, scheduler, self._family.ignored(request))
         return outcome if isinstance(outcome, JobFailure) else replace(outcome, engine=self._info.name)
 
     def _calls(self, shape: Shape, key: BatchKey) -> int | None:

@@ -8,7 +8,7 @@ the engine's. ``tests/unit/worker/families`` compares each family with its pipel
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +20,9 @@ Conditioning = dict[str, torch.Tensor]
 """Tensors that an image's conditioning consists of, by a name that the family chooses: ``[rows, ...]`` for one image,
 ``[images, rows, ...]`` in a batch. With classifier-free guidance the rows are the negative prompt's and the prompt's,
 else the prompt's alone."""
+
+_STRONG = 2.0
+"""A guidance scale that is above every family's threshold."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class ModelFamily:
         dtype: Numbers that the weights are held in on a GPU where the model says ``auto``.
         defaults: Steps, guidance and size of an image whose job names none.
         from_start: Whether the pipeline's call tells the scheduler that it begins at the first step.
+        guided_above: Guidance scale above which there is classifier-free guidance.
         upcasts: Whether the pipeline's call decodes in float32 where the VAE's configuration says so.
     """
 
@@ -59,6 +63,7 @@ class ModelFamily:
     dtype: ClassVar[str] = "bfloat16"
     defaults: ClassVar[Defaults] = Defaults(28, 3.5)
     from_start: ClassVar[bool] = True
+    guided_above: ClassVar[int] = 1
     upcasts: ClassVar[bool] = False
 
     def __init__(self, pipeline: Any) -> None:
@@ -84,8 +89,26 @@ class ModelFamily:
     # What decides the batch.
 
     def guidance(self, request: ImageRequest) -> GuidanceKind:
-        """Tell what ``guidanceScale`` does to an image. By default it is classifier-free guidance above 1."""
-        return GuidanceKind.CFG if request.shape.guidance > 1 else GuidanceKind.NONE
+        """Tell what ``guidanceScale`` does to an image: by default it is classifier-free guidance."""
+        return GuidanceKind.CFG if request.shape.guidance > self.guided_above else GuidanceKind.NONE
+
+    def ignored(self, request: ImageRequest) -> list[str]:
+        """Give a warning for each field of a request that has no effect on its image."""
+        kind, name = self.guidance(request), type(self.pipeline).__name__
+        strong = replace(request, negative_prompt="", shape=replace(request.shape, guidance=_STRONG))
+        takes_guidance = self.guidance(strong) is GuidanceKind.CFG
+        warnings = []
+        interval = request.shape.acceleration is not None and request.shape.acceleration.guidance_interval is not None
+        if interval and kind is not GuidanceKind.CFG:
+            why = f"guidanceScale is not above {self.guided_above}" if takes_guidance else f"{name} computes one row"
+            warnings.append(f"acceleration.guidanceInterval has no effect: {why}")
+        if request.negative_prompt and kind is not GuidanceKind.CFG:
+            why = f"guidanceScale is not above {self.guided_above}" if takes_guidance else f"{name} does not heed it"
+            warnings.append(f"negativePrompt has no effect: {why}")
+        if kind is GuidanceKind.NONE and request.shape.guidance > self.guided_above:
+            why = "there is no negativePrompt" if takes_guidance else f"this {name} takes none"
+            warnings.append(f"guidanceScale has no effect: {why}")
+        return warnings
 
     def text_length(self, _request: ImageRequest, _guidance: GuidanceKind) -> int:
         """Tell how many tokens the batch holds for each prompt; 0 where all prompts are as long.

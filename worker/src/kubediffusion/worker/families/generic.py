@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -230,7 +230,9 @@ class PipelineEngine:
             return {"callback": on_step, "callback_steps": 1}
         return {}
 
-    def outcome(self, request: ImageRequest, image: Any, flagged: bool, scheduler: str) -> Outcome:
+    def outcome(
+        self, request: ImageRequest, image: Any, flagged: bool, scheduler: str, ignored: Sequence[str] | None = None
+    ) -> Outcome:
         """Give the outcome of an image.
 
         Args:
@@ -238,6 +240,7 @@ class PipelineEngine:
             image: Its pixels, ``[height, width, channels]``: 0 to 255, or floating-point numbers from 0 to 1.
             flagged: Whether the safety checker flagged it.
             scheduler: The diffusers class that was used.
+            ignored: Warnings of fields that had no effect; None for those of the pipeline's own call.
         """
         pixels = np.asarray(image)
         if pixels.dtype != np.uint8:
@@ -249,7 +252,8 @@ class PipelineEngine:
         # Grey becomes RGB, and an alpha channel is left out.
         pixels = np.repeat(pixels, 3, axis=2) if pixels.shape[2] < 3 else pixels[..., :3]
         height, width = pixels.shape[:2]
-        warnings = [*cut_warnings(request, self._encoders), *self._plan.ignored(request)]
+        warnings = [*cut_warnings(request, self._encoders)]
+        warnings += self._plan.ignored(request) if ignored is None else ignored
         for side, asked, got in (("width", request.shape.width, width), ("height", request.shape.height, height)):
             if asked is not None and asked != got and side in self._plan.parameters:
                 warnings.append(f"{side} is {got}, not {asked}: {self._plan.pipeline} rounds sizes")

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from kubediffusion.worker.engine import BatchKey, GuidanceKind, ImageRequest
+from kubediffusion.worker.engine import BatchKey, ImageRequest
 from kubediffusion.worker.families.base import Conditioning, Defaults, ModelFamily, noise
 from kubediffusion.worker.families.flow import flow_schedule, shift_by_size
 from kubediffusion.worker.families.qwen_image import scaled_by_channel
@@ -23,10 +23,13 @@ class Krea2(ModelFamily):
 
     pipelines: ClassVar[tuple[str, ...]] = ("Krea2Pipeline",)
     defaults: ClassVar[Defaults] = Defaults(28, 4.5, 1024, 1024)
+    guided_above: ClassVar[int] = 0
 
-    def guidance(self, request: ImageRequest) -> GuidanceKind:
-        """Tell what ``guidanceScale`` does: guidance above 0."""
-        return GuidanceKind.CFG if request.shape.guidance > 0 else GuidanceKind.NONE
+    def __init__(self, pipeline: Any) -> None:
+        super().__init__(pipeline)
+        suffix = pipeline.tokenizer(pipeline.prompt_template_encode_suffix).input_ids
+        # The prompt is padded to what the suffix leaves of its place.
+        self._text_tokens = _TOKENS - pipeline.prompt_template_encode_num_suffix_tokens + len(suffix)
 
     def encode(self, request: ImageRequest, key: BatchKey) -> Conditioning:
         """Encode an image's prompts: ``[rows, tokens, layers, channels]``, and which tokens are there."""
@@ -56,7 +59,7 @@ class Krea2(ModelFamily):
     def shared(self, key: BatchKey) -> Conditioning:
         """Give the rotary ids of text and image: ``[tokens, 3]``."""
         height, width = self._grid(key)
-        return {"ids": self.pipeline.prepare_position_ids(_TOKENS, height, width, self.device)}
+        return {"ids": self.pipeline.prepare_position_ids(self._text_tokens, height, width, self.device)}
 
     def denoise(
         self,

@@ -32,9 +32,11 @@ class Unsupported:
 
     Attributes:
         reason: For the log and the model's status.
+        known: Whether a family knows the class, and only this model's configuration does not fit.
     """
 
     reason: str
+    known: bool = False
 
 
 def family_class(pipeline: str) -> type[ModelFamily] | None:
@@ -53,5 +55,5 @@ def family_of(pipeline: Any) -> ModelFamily | Unsupported:
     if family is None or type(pipeline) is not getattr(diffusers, name, None):
         return Unsupported(f"no family knows {name}")
     if (reason := family.mismatch(pipeline)) is not None:
-        return Unsupported(f"{name} is known, but {reason}")
+        return Unsupported(f"{name} is known, but {reason}", known=True)
     return family(pipeline)

@@ -32,6 +32,7 @@ class ZImage(ModelFamily):
 
     pipelines: ClassVar[tuple[str, ...]] = ("ZImagePipeline",)
     defaults: ClassVar[Defaults] = Defaults(9, 0.0, 1024, 1024)
+    guided_above: ClassVar[int] = 0
 
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline)
@@ -53,10 +54,6 @@ class ZImage(ModelFamily):
         if _PATCH not in config.all_patch_size or 1 not in config.all_f_patch_size:
             return f"its transformer has patches of {config.all_patch_size}"
         return "its transformer takes images" if config.siglip_feat_dim is not None else None
-
-    def guidance(self, request: ImageRequest) -> GuidanceKind:
-        """Tell what ``guidanceScale`` does: guidance above 0."""
-        return GuidanceKind.CFG if request.shape.guidance > 0 else GuidanceKind.NONE
 
     def size_multiple(self) -> int:
         """Give the pixels of a token's side."""

@@ -89,6 +89,10 @@ class Album:
         """Give none: the batches of all variants are the same."""
         return ()
 
+    def urgent(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
+        """Give none: nobody interrupts."""
+        return ()
+
     def overdue(self, _image_id: ImageId) -> bool:
         """Tell that nobody waits."""
         return False

@@ -215,6 +215,10 @@ class Watch:
         given, self._stock = self._stock[:room], self._stock[room:]
         return tuple(given)
 
+    def urgent(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
+        """Give none: nobody interrupts."""
+        return ()
+
     def overdue(self, _image_id: ImageId) -> bool:
         """Tell that nobody is in a hurry."""
         return False

@@ -43,6 +43,8 @@ class Bench:
     def __init__(self) -> None:
         self.first = members("first")
         self.queue: list[Members] = []
+        self.urgent: list[Members] = []
+        self.looked_urgent: list[tuple[int, int, int]] = []
         self.asked: list[tuple[int, int]] = []
         self.steps: list[int] = []
         self.admits: list[Admit] = []
@@ -51,12 +53,17 @@ class Bench:
         self.monitor = BatchMonitor(
             self.first,
             self.find,
+            self.find_urgent,
             BEFORE,
             asyncio.get_running_loop(),
             self.ends,
             Health(60.0),
             Metrics(self.registry),
         )
+
+    def find_urgent(self, priority: int, left: int, budget: int) -> Members:
+        self.looked_urgent.append((priority, left, budget))
+        return self.urgent.pop(0) if self.urgent else {}
 
     def find(self, room: int, calls: int, admit: Admit, step: int) -> Members:
         self.asked.append((room, calls))
@@ -124,15 +131,43 @@ async def test_what_is_found_too_late_is_kept_for_the_next_batch(bench: Bench) -
     bench.queue = [joining | dropped]
     await bench.more(2)
     next(iter(dropped.values())).assignment.drop()
-    assert bench.monitor.close(UNMADE) == joining
+    assert bench.monitor.close(UNMADE) == [joining]
     # What the engine was given, and left without an end, has one now; what it was not given has none.
     assert bench.ends.outcomes == {("first", 0): UNMADE}
+
+
+async def test_what_interrupts_is_found_meanwhile_and_its_steps_are_counted_against_the_batch(bench: Bench) -> None:
+    async def urgent() -> list[ImageId]:
+        return [request.id for request in await asyncio.to_thread(bench.monitor.urgent, 20, 25)]
+
+    joining = members("urgent")
+    bench.urgent = [joining]
+    assert await urgent() == []
+    assert bench.looked_urgent == [(0, 20, 25)]
+    assert await urgent() == list(joining)
+    # Three steps of what interrupts, and one of the batch.
+    for _ in range(4):
+        bench.monitor.ran(StepStats(1, 1, limit=4))
+    assert await urgent() == []
+    assert bench.looked_urgent[1:] == [(0, 20, 22)]
+    # It is not looked for at every step.
+    bench.monitor.ran(StepStats(1, 1, limit=4))
+    assert await urgent() == []
+    assert len(bench.looked_urgent) == 2
+
+
+async def test_what_interrupts_and_is_found_too_late_is_a_batch_of_its_own(bench: Bench) -> None:
+    joining, urgent = members("second"), members("urgent")
+    bench.queue, bench.urgent = [joining], [urgent]
+    await bench.more(2)
+    await asyncio.to_thread(bench.monitor.urgent, 20, 25)
+    assert bench.monitor.close(UNMADE) == [urgent, joining]
 
 
 async def test_an_end_is_told_once(bench: Bench) -> None:
     (image_id,) = bench.first
     await asyncio.to_thread(bench.monitor.ended, image_id, picture())
-    assert bench.monitor.close(UNMADE) == {}
+    assert bench.monitor.close(UNMADE) == []
     assert bench.ends.outcomes == {("first", 0): picture()}
     assert bench.metric("inference_seconds_count") == 1
 

@@ -258,6 +258,38 @@ def test_neighbours_of_the_same_slot_and_size_do_not_change_a_bit(tiny: Continuo
     assert beside[0] == others[0]
 
 
+def test_a_batch_that_is_interrupted_gives_the_same_bytes(either: ContinuousEngine) -> None:
+    requests = [image_request(index, steps=6, scheduler=EULER) for index in range(2)]
+    urgent = (image_request(2, "dog", steps=3, scheduler=EULER, width=96), image_request(3, steps=2, width=96))
+    undisturbed = pictures(either, *requests)
+    seen = run(either, *requests, urgent={2: urgent})
+    assert list(seen.outcomes) == [3, 2, 0, 1]
+    assert [load.images for load in seen.loads] == [2, 2, 2, 2, 2, 2, 2, 2, 2]
+    for index in (0, 1):
+        assert seen.outcomes[index] == undisturbed[index]
+    for request in urgent:
+        assert levels_apart(seen.outcomes[request.id.index], by_diffusers(either, request)) <= 1
+
+
+def test_what_interrupts_and_fails_leaves_the_batch_as_it_is(
+    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = load(folders("stable_diffusion"))
+    request, urgent = image_request(0, steps=6), image_request(1, steps=3, width=96)
+    undisturbed = pictures(made, request)[0]
+    machine = made._machine
+
+    def refused(key: BatchKey) -> Any:
+        if key.width == 96:
+            raise torch.OutOfMemoryError("too much")
+        return machine(key)
+
+    monkeypatch.setattr(made, "_machine", refused)
+    seen = run(made, request, urgent={2: (urgent,)})
+    assert seen.outcomes[0] == undisturbed
+    assert seen.outcomes[1].code == "OutOfMemory"
+
+
 def test_a_deterministic_image_has_the_same_bytes_on_every_attempt(tiny: ContinuousEngine) -> None:
     request = image_request(7, deterministic=True, steps=5)
     plan = tiny.plan(request)

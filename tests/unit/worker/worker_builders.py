@@ -84,6 +84,7 @@ class Recorder:
         unwanted: dict[int, int] | None = None,
         joining: dict[int, tuple[ImageRequest, ...]] | None = None,
         due: dict[int, int] | None = None,
+        urgent: dict[int, tuple[ImageRequest, ...]] | None = None,
     ) -> None:
         self.outcomes: dict[int, Outcome] = {}
         self.steps: dict[int, list[int]] = {}
@@ -92,6 +93,7 @@ class Recorder:
         self._unwanted = unwanted or {}
         self._joining = joining or {}
         self._due = due or {}
+        self._urgent = urgent or {}
 
     def wanted(self, image_id: ImageId) -> bool:
         limit = self._unwanted.get(image_id.index)
@@ -104,6 +106,9 @@ class Recorder:
     def more(self, room: int, calls: int, admit: Admit) -> tuple[ImageRequest, ...]:
         self.offers.append((admit(room), calls))
         return self._joining.pop(len(self.loads), ())
+
+    def urgent(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
+        return self._urgent.pop(len(self.loads), ())
 
     def overdue(self, image_id: ImageId) -> bool:
         return len(self.loads) >= self._due.get(image_id.index, sys.maxsize)

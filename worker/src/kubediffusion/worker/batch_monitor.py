@@ -37,12 +37,17 @@ class Member:
 
 Members = dict[ImageId, Member]
 
+_LOOKED_EVERY = 4
+"""Steps after which it is looked again for who may interrupt: looking compares all jobs that wait."""
+
 
 class BatchMonitor:
     """Takes in what the engine tells about one batch, in the engine's thread.
 
     Args:
         members: The images that the batch begins with.
+        find_urgent: Gives, on the event loop, images of another key that interrupt the batch: of such a priority, with
+            so many calls left, for at most so many steps.
         find: Gives, on the event loop, images that join: for so many slots, with so many calls of the model left, as
             many of those who wait as are admitted, when so many steps have been run.
         steps: How many were run in batches before.
@@ -60,6 +65,7 @@ class BatchMonitor:
         self,
         members: Members,
         find: Callable[[int, int, Admit, int], Members],
+        find_urgent: Callable[[int, int, int], Members],
         steps: int,
         loop: asyncio.AbstractEventLoop,
         finisher: Finisher,
@@ -68,6 +74,12 @@ class BatchMonitor:
     ) -> None:
         self._members = dict(members)
         self._find = find
+        self._find_urgent = find_urgent
+        self._urgent: queue.SimpleQueue[Members] = queue.SimpleQueue()
+        self._asked_urgent = False
+        self._interrupted = 0
+        self._look_at = steps
+        self._gave_way_at: int | None = None
         self._loop = loop
         self._finisher = finisher
         self._health = health
@@ -111,11 +123,8 @@ class BatchMonitor:
         """Give what the event loop found, and ask it for more."""
         # Before what it found is taken: else an answer that comes in between is forgotten, and asked for again.
         asked = self._asked
-        found = self._take_found()
-        self._members |= found
-        self._open |= found.keys()
-        self._began |= dict.fromkeys(found, time.monotonic())
-        self.images += len(found)
+        found = _taken(self._found)
+        self._add(found)
         if (room := room - len(found)) > 0 and not asked:
             self._asked = True
             given = len(found)
@@ -125,6 +134,23 @@ class BatchMonitor:
 
             # Who is found enters after the step that comes now.
             self._loop.call_soon_threadsafe(self._look, room, calls, others, self.steps + 1)
+        return tuple(member.request for member in found.values())
+
+    def urgent(self, left: int, calls: int) -> tuple[ImageRequest, ...]:
+        """Give what the event loop found that may interrupt the batch, and ask it for more, every few steps."""
+        if self._gave_way_at is not None:
+            # All steps since but one were those of images that it gave way to.
+            self._interrupted += max(self.steps - self._gave_way_at - 1, 0)
+            self._gave_way_at = None
+        found = _taken(self._urgent)
+        self._add(found)
+        if found:
+            self._gave_way_at = self.steps
+        elif not self._asked_urgent and self.steps >= self._look_at:
+            self._asked_urgent, self._look_at = True, self.steps + _LOOKED_EVERY
+            running = [self._members[image_id].assignment.job.spec.priority or 0 for image_id in self._open]
+            budget = calls - self._interrupted
+            self._loop.call_soon_threadsafe(self._look_urgent, max(running, default=0), left, budget)
         return tuple(member.request for member in found.values())
 
     def overdue(self, image_id: ImageId) -> bool:
@@ -141,11 +167,11 @@ class BatchMonitor:
         if load.memory is not None:
             self._metrics.memory.set(load.memory)
 
-    def close(self, failure: JobFailure) -> Members:
+    def close(self, failure: JobFailure) -> list[Members]:
         """End every image that the engine left without an end and that is still wanted; on the event loop.
 
         Returns:
-            What was found too late for this batch.
+            What was found too late for this batch: images of one key each, the most urgent first.
         """
         if self.steps == self._before:
             self._metrics.batch.observe(self.images)
@@ -153,18 +179,33 @@ class BatchMonitor:
             if self.wanted(image_id):
                 self._finisher.finish_image(self._members[image_id].assignment, image_id.index, failure)
         # What the engine asked for was looked for before this: the event loop keeps the order of calls.
-        return {
-            image_id: member
-            for image_id, member in self._take_found().items()
-            if not member.assignment.dropped and not member.assignment.finishing
-        }
+        return [kept for found in (self._urgent, self._found) if (kept := _still_wanted(_taken(found)))]
+
+    def _add(self, found: Members) -> None:
+        self._members |= found
+        self._open |= found.keys()
+        self._began |= dict.fromkeys(found, time.monotonic())
+        self.images += len(found)
+
+    def _look_urgent(self, priority: int, left: int, budget: int) -> None:
+        self._urgent.put(self._find_urgent(priority, left, budget))
+        self._asked_urgent = False
 
     def _look(self, room: int, calls: int, admit: Admit, step: int) -> None:
         self._found.put(self._find(room, calls, admit, step))
         self._asked = False
 
-    def _take_found(self) -> Members:
-        members: Members = {}
-        while not self._found.empty():
-            members |= self._found.get()
-        return members
+
+def _taken(found: queue.SimpleQueue[Members]) -> Members:
+    members: Members = {}
+    while not found.empty():
+        members |= found.get()
+    return members
+
+
+def _still_wanted(members: Members) -> Members:
+    return {
+        image_id: member
+        for image_id, member in members.items()
+        if not member.assignment.dropped and not member.assignment.finishing
+    }

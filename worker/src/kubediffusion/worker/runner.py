@@ -48,7 +48,7 @@ class Runner:
         self._progress = progress
         self._stopping = False
         self._restless = True
-        self._leftover: Members = {}
+        self._leftover: list[Members] = []
         self._admission: AdmissionPolicy[str] = AdmissionPolicy(context.max_batch_size)
         self._steps = 0
 
@@ -135,8 +135,7 @@ class Runner:
         began = time.monotonic()
         self._restless = True
         # What joined the last batch too late goes first.
-        members = self._leftover or self._members(self._next_batch(), self._steps)
-        self._leftover = {}
+        members = self._leftover.pop(0) if self._leftover else self._members(self._next_batch(), self._steps)
         requests = tuple(member.request for member in members.values())
         about = {"jobs": sorted({member.assignment.name for member in members.values()}), "images": len(requests)}
         logger.info("batch begins", extra={**about, "shape": str(requests[0].shape)})
@@ -146,6 +145,7 @@ class Runner:
         monitor = BatchMonitor(
             members,
             lambda room, calls, admit, step: self._joining(key, room, calls, admit, step),
+            lambda priority, left, budget: self._interrupting(key, priority, left, budget),
             self._steps,
             loop,
             self._finisher,
@@ -165,7 +165,7 @@ class Runner:
             problem = JobFailure(ErrorCode.INTERNAL, f"the engine raised {type(error).__name__}; see the worker's log")
         finally:
             self._health.engine_idle()
-        self._leftover = monitor.close(problem)
+        self._leftover += monitor.close(problem)
         self._steps = monitor.steps
         seconds = round(time.monotonic() - began, 3)
         logger.info("batch ends", extra={**about, "images": monitor.images, "seconds": seconds})
@@ -186,6 +186,13 @@ class Runner:
             # The batch comes to its end, and what follows is decided then.
             return {}
         return self._members(self._admission.join(self._candidates(), key, room, calls, admit, step), step)
+
+    def _interrupting(self, key: Hashable, priority: int, left: int, budget: int) -> Members:
+        """Give images of another key that go before the rest of the running batch."""
+        if self._finisher.defect is not None or self._finisher.buffered >= self._max_buffered_bytes:
+            return {}
+        portions = self._admission.interrupt(self._candidates(), key, priority, left, budget)
+        return self._members(portions, self._steps)
 
     def _members(self, portions: tuple[Portion[str], ...], step: int) -> Members:
         """Take images for the engine, which enter after so many steps."""

@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 
 from kubediffusion.worker.engine.batching import Candidate, Portion, admission, next_batch
 from kubediffusion.worker.engine.interface import Admit
+from kubediffusion.worker.engine.preemption import interrupting
 from kubediffusion.worker.engine.waits import Waits
 
 K = TypeVar("K", bound=Hashable)
@@ -54,6 +55,20 @@ class AdmissionPolicy(Generic[K]):
             step: Steps that will have been run when they enter.
         """
         return admission(candidates, key, room, calls, admit=admit, waits=self._waits, step=step)
+
+    def interrupt(
+        self, candidates: Sequence[Candidate[K]], key: Hashable, priority: int, left: int, budget: int
+    ) -> tuple[Portion[K], ...]:
+        """Choose the images of another key that go before the rest of a running batch: see :mod:`.preemption`.
+
+        Args:
+            candidates: Jobs with images to make, in any order.
+            key: What the batch's images share.
+            priority: The highest priority in the batch.
+            left: Calls of the model until the last of the batch's images is done.
+            budget: Steps for which the batch may still be interrupted.
+        """
+        return interrupting(candidates, key, priority, left, budget, self._max_images)
 
     def due(self, image: tuple[K, int], step: int) -> int:
         """Tell before which step an image enters at the latest; ``step`` for one that did not have to wait."""

@@ -99,6 +99,16 @@ class Monitor(Protocol):
             admit: How many of those who wait are to take these slots.
         """
 
+    def urgent(self, left: int, calls: int) -> tuple[ImageRequest, ...]:
+        """Give images of another key that go before the next step of the running batch, and run to their end.
+
+        Others are looked for meanwhile, for a later call.
+
+        Args:
+            left: Calls of the model until the last of the batch's images is done.
+            calls: Calls that the longest of them needs in all.
+        """
+
     def overdue(self, image_id: ImageId) -> bool:
         """Tell whether an image that was given has waited so long that it enters whatever the batch then does.
 

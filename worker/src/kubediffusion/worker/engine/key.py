@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -58,3 +59,8 @@ class CourseKey:
     acceleration: Acceleration
     scheduler: str | None
     steps: int
+
+
+def tensors_of(key: Hashable) -> Hashable:
+    """Tell by a key which tensors a batch is computed in: two batches with the same cannot run side by side."""
+    return key.batch if isinstance(key, CourseKey) else key

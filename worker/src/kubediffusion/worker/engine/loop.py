@@ -28,6 +28,7 @@ class EngineLoop:
         limit: The batch sizes.
         times: What steps of each size take; None to measure nothing.
         between: Called between two steps, once the first image has ended; None for nothing to do there.
+        interrupt: Makes images of another key to their end, between two steps; None where nothing may interrupt.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class EngineLoop:
         limit: BatchSizes,
         times: StepTimes | None,
         between: Callable[[], object] | None = None,
+        interrupt: Callable[[tuple[ImageRequest, ...]], None] | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._executor = executor
@@ -50,6 +52,7 @@ class EngineLoop:
         self._limit = limit
         self._times = times
         self._between = between
+        self._interrupt = interrupt
         self._ended = False
 
     def run(self, requests: Sequence[ImageRequest]) -> None:
@@ -57,6 +60,7 @@ class EngineLoop:
         self._add(requests)
         while self._scheduler.busy:
             self._ask()
+            self._give_way()
             self._executor.discard(self._scheduler.drop(self._monitor.wanted))
             plan = self._scheduler.next(self._seconds, self._overdue())
             result = self._executor.execute(plan)
@@ -81,6 +85,11 @@ class EngineLoop:
         offer = self._scheduler.offer(self._seconds)
         if offer is not None:
             self._add(self._monitor.more(offer.room, offer.calls, offer.admit))
+
+    def _give_way(self) -> None:
+        """Have those go first who may interrupt the batch."""
+        if self._interrupt is not None and (urgent := self._monitor.urgent(*self._scheduler.longest)):
+            self._interrupt(urgent)
 
     def _overdue(self) -> int:
         if not self._seconds:

@@ -123,6 +123,12 @@ class StepScheduler:
         """The images that have no slot, in the order in which they enter."""
         return [state.request.id for state in (*self._ready, *self._waiting)]
 
+    @property
+    def longest(self) -> tuple[int, int]:
+        """The calls that the last image to be done has left, and the most that one of them needs in all."""
+        states = [*self._slots.values(), *self._ready, *self._waiting]
+        return max((state.left for state in states), default=0), max((state.calls for state in states), default=0)
+
     def add(self, request: ImageRequest, calls: int) -> None:
         """Have an image wait for a slot, behind all others."""
         self._waiting.append(RequestState(request, calls))

@@ -6,6 +6,7 @@ Every scheduler that is not linear runs through the pipeline's own call.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,15 +17,18 @@ import torch
 from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.resources.failures import JobFailure
 from kubediffusion.worker.engine import (
+    Admit,
     BatchKey,
     CourseKey,
     EngineInfo,
+    EngineLostError,
     ImageId,
     ImageRequest,
     Monitor,
     Outcome,
     Plan,
     Shape,
+    described,
 )
 from kubediffusion.worker.engine.arrangement import sizes_up_to
 from kubediffusion.worker.engine.forward_mode import Features, ForwardMode, forward_modes
@@ -35,6 +39,7 @@ from kubediffusion.worker.execution.accelerator import PrefetchStream, repeatabl
 from kubediffusion.worker.execution.coefficients import SchedulerCoefficients, count_calls, read_coefficients
 from kubediffusion.worker.execution.compile.compiler import Compiler
 from kubediffusion.worker.execution.decoding import Decoder
+from kubediffusion.worker.execution.faults import check_device, failure
 from kubediffusion.worker.execution.local import LocalExecutor, Machine
 from kubediffusion.worker.execution.preparation import Preparation
 from kubediffusion.worker.execution.schedulers import Schedulers
@@ -45,6 +50,8 @@ from kubediffusion.worker.families.base import Conditioning, ModelFamily
 from kubediffusion.worker.families.generic import NAME as STATIC
 from kubediffusion.worker.families.generic import PipelineEngine, warm_up
 from kubediffusion.worker.stages import OnStage, ignore_stage
+
+logger = logging.getLogger(__name__)
 
 NAME = "continuous"
 """What ``status.parameters.engine`` says."""
@@ -192,7 +199,20 @@ class ContinuousEngine:
             # What steps of fewer rows take says nothing of others.
             times=None if modes else machine.times,
             between=None if key.deterministic or self._preparation is None else self._preparation.capture,
+            interrupt=None if isinstance(monitor, _Interruption) else partial(self._interrupt, monitor),
         )
+
+    def _interrupt(self, monitor: Monitor, requests: tuple[ImageRequest, ...]) -> None:
+        """Make images of another key while a batch waits: its tensors stay where they are."""
+        interruption = _Interruption(monitor, requests)
+        try:
+            self.run(requests, interruption)
+        except EngineLostError:
+            raise
+        except Exception as error:  # noqa: BLE001 - it is the outcome of these images, not of those that wait
+            logger.warning("an interruption raised", extra={"images": len(requests), **described(error)})
+            check_device(self._device, error)
+            interruption.end(failure(error))
 
     def _outcome(self, request: ImageRequest, pixels: Any, flagged: bool, scheduler: str) -> Outcome:
         outcome = self._static.outcome(request, pixels, flagged, scheduler, self._family.ignored(request))
@@ -258,6 +278,44 @@ class ContinuousEngine:
                 del self._encoded[next(iter(self._encoded))]
             self._encoded[known] = self._family.encode(request, key)
         return self._encoded[known]
+
+
+class _Interruption:
+    """Watches images that interrupt a batch, for the batch's monitor: nobody joins them or interrupts them.
+
+    Args:
+        monitor: Who is told.
+        requests: The images.
+    """
+
+    def __init__(self, monitor: Monitor, requests: tuple[ImageRequest, ...]) -> None:
+        self._monitor = monitor
+        self._open = {request.id for request in requests}
+        self.wanted = monitor.wanted
+        self.stepped = monitor.stepped
+        self.ran = monitor.ran
+
+    def ended(self, image_id: ImageId, outcome: Outcome) -> None:
+        """Tell the end of an image."""
+        self._open.discard(image_id)
+        self._monitor.ended(image_id, outcome)
+
+    def end(self, failure: JobFailure) -> None:
+        """Tell the end of all that have none."""
+        for image_id in sorted(self._open, key=lambda image_id: image_id.index):
+            self.ended(image_id, failure)
+
+    def more(self, _room: int, _calls: int, _admit: Admit) -> tuple[ImageRequest, ...]:
+        """Give none: the batch that waits goes on the sooner."""
+        return ()
+
+    def urgent(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
+        """Give none."""
+        return ()
+
+    def overdue(self, _image_id: ImageId) -> bool:
+        """Tell that none has waited: all begin together where there is room."""
+        return True
 
 
 def _nothing(shape: Shape) -> ImageRequest:

@@ -61,6 +61,9 @@ class _Nobody:
     def more(self, _room: int, _calls: int, _admit: Admit) -> tuple[ImageRequest, ...]:
         return ()
 
+    def urgent(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
+        return ()
+
     def overdue(self, _image_id: ImageId) -> bool:
         return False
 

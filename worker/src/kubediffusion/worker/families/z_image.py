@@ -154,8 +154,8 @@ class ZImage(ModelFamily):
 
 def _rope(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """Give rotary embeddings for ids, ``[rows, tokens, 3]``, as complex numbers: ``[rows, tokens, channels]``."""
-    embedded: torch.Tensor = model.rope_embedder(ids.flatten(0, 1))
-    return embedded.unflatten(0, ids.shape[:2])
+    embedded: torch.Tensor = model.rope_embedder(ids.flatten(0, 1)).view(*ids.shape[:2], -1)
+    return embedded
 
 
 def _patched(latents: torch.Tensor) -> torch.Tensor:

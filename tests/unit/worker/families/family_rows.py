@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import diffusers
+from models.registry import folder
+from models.weights import randomised
 from parity import FamilyRow
 
 from kubediffusion.worker.engine import ImageRequest
-from models.registry import folder
-from models.weights import randomised
 
 SCHEDULERS = ("EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler")
 """Schedulers of Stable Diffusion that are linear."""

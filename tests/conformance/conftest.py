@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from integration.api.api_kit import Api, Site, serving
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import Namespace
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "integration" / "api"))
-
-from api_kit import Api, Site, serving
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from api_kit import Api, Site, png
 from PIL import Image
 
+from integration.api.api_kit import Api, Site, png
 from kubediffusion.local.testing import wait_for
 
 RESULT_FIELDS = {"task_id", "status", "prompt", "image_base64", "error_message"}

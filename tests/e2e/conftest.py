@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from e2e_cluster import Cluster
-from e2e_images import TAG
-from e2e_studio import Studio
+from e2e.e2e_cluster import Cluster
+from e2e.e2e_images import TAG
+from e2e.e2e_studio import Studio
 
 # Nothing here may run anywhere else: it fills the network and the process table of where it is.
 collect_ignore_glob = [] if "KUBEDIFFUSION_E2E_WORK" in os.environ else ["test_*.py"]

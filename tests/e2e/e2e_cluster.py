@@ -13,8 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from e2e_node import ADDRESS, DNS, GPU, NAME, Node
-
+from e2e.e2e_node import ADDRESS, DNS, GPU, NAME, Node
 from kubediffusion.local import binaries
 from kubediffusion.local.controlplane import ControlPlane
 from kubediffusion.local.reservations import Reservations

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from e2e_images import PARTS, PAUSE, identity, name
-
+from e2e.e2e_images import PARTS, PAUSE, identity, name
 from kubediffusion.local.binaries import Binaries
 from kubediffusion.local.controlplane import ControlPlane
 from kubediffusion.local.processes import Process, Program, answers

@@ -13,9 +13,9 @@ import boto3
 import httpx
 import yaml
 from botocore.config import Config
-from e2e_cluster import Cluster, CommandError, Object, is_true, wait_for
-from e2e_node import GPU
 
+from e2e.e2e_cluster import Cluster, CommandError, Object, is_true, wait_for
+from e2e.e2e_node import GPU
 from kubediffusion.local.layout import CHART
 from kubediffusion.resources import meta
 

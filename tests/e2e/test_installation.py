@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
-from e2e_cluster import CommandError, Object, is_true, wait_for
-from e2e_node import NAME as NODE
-from e2e_studio import LONG, MISSING_COLUMN, MODEL, NAMESPACE, RELEASE, WORKERS, Studio
 
 import documented
+from e2e.e2e_cluster import CommandError, Object, is_true, wait_for
+from e2e.e2e_node import NAME as NODE
+from e2e.e2e_studio import LONG, MISSING_COLUMN, MODEL, NAMESPACE, RELEASE, WORKERS, Studio
 from kubediffusion.resources import meta
 from kubediffusion.resources.conditions import EngineReason, PodConditionType
 

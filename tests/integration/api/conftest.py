@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from integration.api.api_kit import Api, Site, Stage, StartApi, serving
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import Namespace
-
-# Tests are no packages, and conformance uses the same kit.
-sys.path.insert(0, str(Path(__file__).parent))
-
-from api_kit import Api, Site, Stage, StartApi, serving
 
 
 @pytest.fixture(scope="session")

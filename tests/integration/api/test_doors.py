@@ -18,10 +18,10 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from api_kit import COMMAND, Api, Site, StartApi
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from integration.api.api_kit import COMMAND, Api, Site, StartApi
 from kubediffusion.local.certificates import Authority
 from kubediffusion.local.testing import Namespace, wait_for
 from kubediffusion.resources import meta

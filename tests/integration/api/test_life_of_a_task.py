@@ -8,8 +8,8 @@ import json
 import subprocess
 
 import httpx
-from api_kit import Api, Site, Stage, StartApi, png
 
+from integration.api.api_kit import Api, Site, Stage, StartApi, png
 from kubediffusion.local.testing import wait_for
 
 RESULT_FIELDS = ["task_id", "status", "prompt", "image_base64", "error_message"]

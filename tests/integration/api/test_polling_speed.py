@@ -12,8 +12,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from api_kit import Api, free_port
 
+from integration.api.api_kit import Api, free_port
 from kubediffusion.local.testing import wait_for
 
 HERE = Path(__file__).parent

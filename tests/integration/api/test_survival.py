@@ -11,8 +11,8 @@ import threading
 import time
 
 import httpx
-from api_kit import Api, Stage, StartApi, api_server_away, png
 
+from integration.api.api_kit import Api, Stage, StartApi, api_server_away, png
 from kubediffusion.local.testing import wait_for
 
 

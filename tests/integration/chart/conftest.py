@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from integration.chart.helm_kit import Helm, monitoring_crds, restricted_namespace
 from kubediffusion.local import binaries
 from kubediffusion.local.cluster import LocalCluster
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from helm_kit import Helm, monitoring_crds, restricted_namespace
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 import yaml
-from helm_kit import Helm, Object, pod_specs
-from matrix import MATRIX
 
+from integration.chart.helm_kit import Helm, Object, pod_specs
+from integration.chart.matrix import MATRIX
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.layout import CHART
 from kubediffusion.operator.manifests import WorkerDefaults, worker_job

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
-from helm_kit import RELEASE, Helm, HelmError, Object, kinds, pick, pod_labels, pod_specs, rules
-from matrix import EVERYTHING, MATRIX
 from prometheus_client import REGISTRY, CollectorRegistry
 
 import documented
+from integration.chart.helm_kit import RELEASE, Helm, HelmError, Object, kinds, pick, pod_labels, pod_specs, rules
+from integration.chart.matrix import EVERYTHING, MATRIX
 from kubediffusion.api.metrics import Metrics as ApiMetrics
 from kubediffusion.api.settings import Settings as ApiSettings
 from kubediffusion.local.layout import CHART

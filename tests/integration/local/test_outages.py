@@ -6,8 +6,8 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from pods import SLEEP, job, pod, shell
 
+from integration.local.pods import SLEEP, job, pod, shell
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import Namespace, wait_for
 

@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pods import SLEEP, pod, shell
-
+from integration.local.pods import SLEEP, pod, shell
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import Namespace, connect, eventually, wait_for
 from kubediffusion.resources.apiserver.client import KubernetesClient

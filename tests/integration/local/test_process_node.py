@@ -7,8 +7,8 @@ import signal
 from typing import Any
 
 import pytest
-from pods import SLEEP, job, pod, python, shell
 
+from integration.local.pods import SLEEP, job, pod, python, shell
 from kubediffusion.local.errors import LocalError
 from kubediffusion.local.testing import Namespace, wait_for
 

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from integration.resources.identities import Room, SignIn, refusal, signed_in
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import Namespace, eventually
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.apiserver.errors import ForbiddenError
-
-# Tests are no packages.
-sys.path.insert(0, str(Path(__file__).parent))
-
-from identities import Room, SignIn, refusal, signed_in
 
 WORKER = "worker-a"
 OTHER_WORKER = "worker-b"

@@ -6,8 +6,8 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
-from identities import Room, SignIn, a_job, refusal
 
+from integration.resources.identities import Room, SignIn, a_job, refusal
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import connect
 from kubediffusion.resources.apiserver.client import KubernetesClient

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from identities import Room, a_job, refusal
 
+from integration.resources.identities import Room, a_job, refusal
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import Namespace, eventually
 from kubediffusion.resources.apiserver.client import KubernetesClient

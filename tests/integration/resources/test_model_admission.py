@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from identities import Room, refusal
 
+from integration.resources.identities import Room, refusal
 from kubediffusion.resources.apiserver.errors import InvalidError
 from kubediffusion.resources.diffusion_model import DiffusionModel
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from identities import Room, SignIn, a_job, refusal
 
+from integration.resources.identities import Room, SignIn, a_job, refusal
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.apiserver.errors import ForbiddenError, InvalidError
 from kubediffusion.resources.generation_job import GenerationJob, Phase

@@ -8,9 +8,9 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, Literal
 
 import pytest
-from gate import gated
-from identities import Room, a_job
 
+from integration.resources.gate import gated
+from integration.resources.identities import Room, a_job
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import eventually
 from kubediffusion.operator.watching import watch_jobs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,15 +9,11 @@ from typing import Any
 
 import pytest
 
+from integration.system.studio import MODEL, STANDIN, Studio, standin_model, tiny_model
 from kubediffusion.local import installation
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import Namespace
 from kubediffusion.resources.apiserver.client import KubernetesClient
-
-# Tests are no packages.
-sys.path.insert(0, str(Path(__file__).parent))
-
-from studio import MODEL, STANDIN, Studio, standin_model, tiny_model
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ import sys
 from asyncio.subprocess import PIPE
 
 import yaml
-from studio import STEPS
 
+from integration.system.studio import STEPS
 from kubediffusion.local.layout import CHART
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources import meta

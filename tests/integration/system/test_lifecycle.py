@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime as dt
 
 import pytest
-from studio import LONG
 
+from integration.system.studio import LONG
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources.apiserver.errors import NotFoundError
 from kubediffusion.resources.generation_job import Phase

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import httpx
-from studio import STANDIN, standin_model, tiny_model
 
+from integration.system.studio import STANDIN, standin_model, tiny_model
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources import meta
 from kubediffusion.resources.generation_job import Phase

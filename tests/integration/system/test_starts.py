@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from studio import MODEL, tiny_model
-
+from integration.system.studio import MODEL, tiny_model
 from kubediffusion.resources.apiserver.reflector import Reflector
 from kubediffusion.resources.conditions import EngineReason, ModelConditionType, WaitingReason, find_condition
 from kubediffusion.resources.diffusion_model import DiffusionModelStatus

@@ -8,8 +8,8 @@ import random
 import signal
 
 import pytest
-from studio import LONG, STANDIN, STEPS, Witness, standin_model
 
+from integration.system.studio import LONG, STANDIN, STEPS, Witness, standin_model
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.errors import ConflictError, InvalidError

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from integration.worker.bench_of_workers import START_SECONDS, Bench, start, start_obedient
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import Namespace
 from kubediffusion.resources.apiserver.client import KubernetesClient
-
-# Tests are no packages.
-sys.path.insert(0, str(Path(__file__).parent))
-
-from bench_of_workers import START_SECONDS, Bench, start, start_obedient
 
 SHARED = "workers"
 WARM = "warm"

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
-from bench_of_workers import Bench, present
 from prometheus_client import CollectorRegistry
-from standin_worker import ObedientEngine
 
+from integration.worker.bench_of_workers import Bench, present
+from integration.worker.standin_worker import ObedientEngine
 from kubediffusion.local import installation
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources import meta

@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 
 import pytest
-from bench_of_workers import LONG, Bench, present, start_obedient
 
+from integration.worker.bench_of_workers import LONG, Bench, present, start_obedient
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources.generation_job import Phase
 

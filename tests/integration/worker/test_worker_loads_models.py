@@ -6,8 +6,7 @@ import shutil
 from contextlib import closing
 from pathlib import Path
 
-from bench_of_workers import START_SECONDS, Bench, present, start
-
+from integration.worker.bench_of_workers import START_SECONDS, Bench, present, start
 from kubediffusion.local import installation
 from kubediffusion.resources.failures import BAD_MODEL_EXIT_CODE
 from kubediffusion.resources.generation_job import Phase

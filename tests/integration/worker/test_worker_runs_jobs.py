@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from bench_of_workers import LONG, MODEL, Bench, present
-
+from integration.worker.bench_of_workers import LONG, MODEL, Bench, present
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources.apiserver.resource import EventType
 from kubediffusion.resources.conditions import ConditionStatus, find_condition

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from bench_of_workers import LONG, Bench, present
-
+from integration.worker.bench_of_workers import LONG, Bench, present
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources.conditions import ConditionStatus, find_condition
 from kubediffusion.resources.generation_job import GenerationJob, Phase

@@ -8,8 +8,8 @@ from contextlib import aclosing
 from typing import Any
 
 import yaml
-from bench_of_workers import START_SECONDS, Bench, start, start_obedient
 
+from integration.worker.bench_of_workers import START_SECONDS, Bench, start, start_obedient
 from kubediffusion.local.layout import CHART
 from kubediffusion.local.testing import Namespace, wait_for
 from kubediffusion.resources.apiserver.client import KubernetesClient

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from api_builders import body, cached
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
@@ -15,6 +14,7 @@ from kubediffusion.api.job_cache.records import CachedJob, JobRecord
 from kubediffusion.api.job_cache.results import cached_result
 from kubediffusion.resources.generation_job import Phase
 from kubediffusion.resources.meta import CLIENT_ANNOTATION
+from unit.api.api_builders import body, cached
 
 
 class Clock:

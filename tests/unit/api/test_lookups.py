@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from api_builders import cached
 
 from kubediffusion.api.client_limits.lookups import CONCURRENCY, JobLookups
 from kubediffusion.api.client_limits.rates import RateLimiter
 from kubediffusion.api.errors import TooManyRequestsError
 from kubediffusion.api.job_cache.records import CachedJob
 from kubediffusion.resources.apiserver.errors import KubernetesError
+from unit.api.api_builders import cached
 
 INTERVAL = 0.05
 

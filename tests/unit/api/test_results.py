@@ -6,7 +6,6 @@ import base64
 import json
 
 import pytest
-from api_builders import cached
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from kubediffusion.api.job_cache.results import (
     warning_headers,
 )
 from kubediffusion.api.schemas import TaskResult, TaskResultWithUrl
+from unit.api.api_builders import cached
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
 

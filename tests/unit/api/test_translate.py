@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from api_builders import body, cached
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +11,7 @@ from kubediffusion.api.job_cache.records import CachedJob
 from kubediffusion.api.schemas import JobRequest
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJobSpec, Scheduler
+from unit.api.api_builders import body, cached
 
 requests = st.fixed_dictionaries(
     {"prompt": st.text(min_size=1, max_size=50)},

@@ -11,7 +11,8 @@ from models.training import settings
 from models.training.dataset import _draw_pairs
 from models.training.guidance import Lesson, blend
 from models.training.subjects import subjects
-from plain_sprites import SPRITES
+
+from unit.embedded_model.plain_sprites import SPRITES
 
 ROOT = Path(__file__).parents[3]
 SUBJECTS = range(len(subjects()))

@@ -16,7 +16,8 @@ from models.training.data import family, with_legs
 from models.training.dataset import label
 from models.training.scenes import RELATIONS, Sampler, Scene, held_out
 from models.training.subjects import by_name, plural_of, subjects
-from plain_sprites import SPRITES
+
+from unit.embedded_model.plain_sprites import SPRITES
 
 seeds = st.integers(0, 2**32)
 few = settings(max_examples=25)

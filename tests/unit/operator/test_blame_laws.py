@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import random
 
-from builders import pod_name, view, worker
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from kubediffusion.operator.views import SchedulerOptions
 from kubediffusion.operator.workers import WorkerState
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.resources.testing import NOW, job
+from unit.operator.builders import pod_name, view, worker
 
 OPTIONS = SchedulerOptions()
 LIMIT = 1

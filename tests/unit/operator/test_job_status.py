@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 
 import pytest
-from builders import present
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from kubediffusion.resources.failures import ErrorCode
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, JobProgress, Phase
 from kubediffusion.resources.testing import NOW, bound_job, job, model
 from kubediffusion.resources.transitions import TERMINAL, Writer, allowed
+from unit.operator.builders import present
 
 LATER = NOW + dt.timedelta(seconds=30)
 SEED = 1234

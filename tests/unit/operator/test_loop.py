@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
-from builders import HASH, worker
 from kubernetes.aio.client import Configuration
 
 from kubediffusion.local.testing import eventually
@@ -25,6 +24,7 @@ from kubediffusion.operator.views import SchedulerOptions
 from kubediffusion.operator.workers import WorkerState
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.testing import NAMESPACE
+from unit.operator.builders import HASH, worker
 
 DEFAULTS = WorkerDefaults(image="i", service_account="a", port=8080, s3_secret="s", log_level="INFO")
 

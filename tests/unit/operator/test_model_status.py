@@ -6,7 +6,6 @@ import datetime as dt
 from dataclasses import replace
 
 import pytest
-from builders import HASH, OLD_HASH, pod_name, pod_of, view, worker
 
 from kubediffusion.operator.job_status import waiting_reason
 from kubediffusion.operator.model_status import model_status
@@ -15,6 +14,7 @@ from kubediffusion.operator.workers import ContainerState, ContainerStatus, Wait
 from kubediffusion.resources.conditions import Condition, ConditionStatus, ModelReason, find_condition
 from kubediffusion.resources.diffusion_model import DiffusionModelStatus, WorkerCounts
 from kubediffusion.resources.testing import NOW, bound_job, job
+from unit.operator.builders import HASH, OLD_HASH, pod_name, pod_of, view, worker
 
 TRUE, FALSE, UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
 LATER = NOW + dt.timedelta(minutes=1)

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TypeVar
 
-from builders import HASH, pod_name, pod_of, present, worker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -23,6 +22,7 @@ from kubediffusion.resources.generation_job import GenerationJob, GenerationJobS
 from kubediffusion.resources.objects import KubernetesObject, ObjectMeta
 from kubediffusion.resources.testing import NAMESPACE, NOW, bound_job, job, model
 from kubediffusion.resources.transitions import BOUND, TERMINAL
+from unit.operator.builders import HASH, pod_name, pod_of, present, worker
 
 MODELS = ("emoji", "other")
 PODS = ("pod-1", "pod-2")

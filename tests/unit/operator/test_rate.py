@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from builders import view, worker
 from prometheus_client import REGISTRY
 
 from kubediffusion.operator.metrics import forget_model, set_model_gauges
 from kubediffusion.operator.rate import TokenBucket
 from kubediffusion.operator.workers import WorkerState
 from kubediffusion.resources.testing import NAMESPACE, job
+from unit.operator.builders import view, worker
 
 
 class Clock:

@@ -8,7 +8,6 @@ import math
 from collections import Counter
 
 import pytest
-from builders import HASH, OLD_HASH, pod_name, pod_of, present, view, worker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,6 +27,7 @@ from kubediffusion.operator.workers import (
 from kubediffusion.resources.failures import ErrorCode
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.resources.testing import NOW, bound_job, job
+from unit.operator.builders import HASH, OLD_HASH, pod_name, pod_of, present, view, worker
 
 OPTIONS = SchedulerOptions()
 

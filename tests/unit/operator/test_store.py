@@ -6,13 +6,13 @@ import datetime as dt
 from collections.abc import Callable
 
 import pytest
-from builders import HASH
 
 from kubediffusion.operator.object_cache import ObjectList
 from kubediffusion.operator.store import JobChange, Store
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Phase
 from kubediffusion.resources.objects import KubernetesObject
 from kubediffusion.resources.testing import NAMESPACE, NOW, bound_job, job, model
+from unit.operator.builders import HASH
 
 
 def a_store() -> Store:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from builders import OLD_HASH, pod_name, pod_of, present, view, worker
 
 from kubediffusion.operator.model_status import LONGEST_MESSAGE, model_status, start_stage, worker_starts
 from kubediffusion.operator.rate import ReportRate
@@ -16,6 +15,7 @@ from kubediffusion.operator.workers import PlatformCondition, Worker, WorkerStat
 from kubediffusion.resources.conditions import EngineReason, PodConditionType, WaitingReason, find_condition
 from kubediffusion.resources.diffusion_model import MAX_STARTS, DiffusionModelStatus
 from kubediffusion.resources.testing import NOW
+from unit.operator.builders import OLD_HASH, pod_name, pod_of, present, view, worker
 
 STARTING, READY = WorkerState.STARTING, WorkerState.READY
 

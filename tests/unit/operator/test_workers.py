@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from builders import worker
 
 from kubediffusion.operator.workers import (
     LONGEST_REASON,
@@ -22,6 +21,7 @@ from kubediffusion.operator.workers import (
 from kubediffusion.resources.conditions import PodConditionType
 from kubediffusion.resources.objects import ObjectMeta
 from kubediffusion.resources.testing import NOW
+from unit.operator.builders import worker
 
 
 def condition(kind: str, status: str = "True", **more: Any) -> PlatformCondition:

@@ -16,7 +16,6 @@ from diffusers import UNet2DConditionModel
 from diffusers.guiders import ClassifierFreeGuidance
 from hypothesis import given
 from hypothesis import strategies as st
-from worker_builders import Recorder, bound_job, image_request, levels_apart, settings
 
 from kubediffusion.resources.failures import JobFailure
 from kubediffusion.resources.generation_job import Acceleration, FeatureCaching, GuidanceInterval
@@ -26,6 +25,7 @@ from kubediffusion.worker.engine.forward_mode import FULL, Features, ForwardMode
 from kubediffusion.worker.execution.build import load_engine
 from kubediffusion.worker.execution.continuous import NAME, ContinuousEngine
 from kubediffusion.worker.families import features
+from unit.worker.worker_builders import Recorder, bound_job, image_request, levels_apart, settings
 
 EULER, HEUN = "EulerDiscreteScheduler", "HeunDiscreteScheduler"
 

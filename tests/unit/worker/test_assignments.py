@@ -7,10 +7,10 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from worker_builders import NOW, WORKER, bound_job, picture, present
 
 from kubediffusion.worker.assignments import Assignment, Assignments
 from kubediffusion.worker.engine import Plan
+from unit.worker.worker_builders import NOW, WORKER, bound_job, picture, present
 
 
 def assigned(**changes: Any) -> tuple[Assignments, Assignment]:

@@ -7,7 +7,6 @@ import datetime as dt
 
 import pytest
 from prometheus_client import CollectorRegistry
-from worker_builders import NOW, bound_job, picture
 
 from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.worker.assignments import Assignment, Binding
@@ -15,6 +14,11 @@ from kubediffusion.worker.batch_monitor import BatchMonitor, Member, Members
 from kubediffusion.worker.engine import Admit, ImageId, Outcome, StepStats, everybody
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
+<<<<<<< HEAD
+=======
+from kubediffusion.worker.runner import Member, Members, _BatchMonitor
+from unit.worker.worker_builders import NOW, bound_job, picture
+>>>>>>> 7b157d9 (Import the tests' helpers by where they lie, so that type checkers find them too)
 
 BEFORE = 5
 """Steps of batches before."""

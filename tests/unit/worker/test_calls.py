@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from worker_builders import image_request
 
 from kubediffusion.worker.engine import BadModelError
 from kubediffusion.worker.families.calls import Callback, CallPlan
+from unit.worker.worker_builders import image_request
 
 
 class Usual:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from worker_builders import INFO, image_request, settings
 
 from kubediffusion.worker.compile_cache import (
     CacheStore,
@@ -23,6 +22,7 @@ from kubediffusion.worker.compile_cache import (
 from kubediffusion.worker.execution.compile import artifacts
 from kubediffusion.worker.execution.compile.artifacts import Artifacts, Saving
 from kubediffusion.worker.settings import Settings
+from unit.worker.worker_builders import INFO, image_request, settings
 
 VERSIONS = {"torch": "2.15.0+cu132", "triton": "3.9.0"}
 REVISION = "sha256:0a/b"

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from worker_builders import Recorder, image_request, levels_apart, settings
 
 from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.resources.failures import JobFailure
@@ -24,6 +23,7 @@ from kubediffusion.worker.engine.throughput import StepTimes
 from kubediffusion.worker.execution.build import load_engine
 from kubediffusion.worker.execution.continuous import NAME, ContinuousEngine
 from kubediffusion.worker.families.generic import PipelineEngine
+from unit.worker.worker_builders import Recorder, image_request, levels_apart, settings
 
 EMBEDDED = Path(__file__).parents[3] / "models" / "kubediffusion-emoji"
 EULER, HEUN = "EulerDiscreteScheduler", "HeunDiscreteScheduler"

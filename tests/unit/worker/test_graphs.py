@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from worker_builders import Recorder, image_request, levels_apart, settings
 
 from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.resources.generation_job import Acceleration, FeatureCaching, GuidanceInterval
@@ -32,6 +31,7 @@ from kubediffusion.worker.execution.compile.compiler import Compiler
 from kubediffusion.worker.execution.continuous import ContinuousEngine
 from kubediffusion.worker.execution.graphs import GraphedFunction
 from kubediffusion.worker.families.clip import TextEncoding
+from unit.worker.worker_builders import Recorder, image_request, levels_apart, settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
 

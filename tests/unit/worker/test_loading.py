@@ -13,10 +13,10 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from worker_builders import settings
 
 from kubediffusion.worker.loading.weights import load_weights
 from kubediffusion.worker.sources import read_index
+from unit.worker.worker_builders import settings
 
 CPU = torch.device("cpu")
 
@@ -96,8 +96,8 @@ def test_a_gpu_that_was_asked_for_and_cannot_be_used_is_no_reason_to_take_the_cp
     """In a process from which the machine's GPUs, if it has any, are hidden."""
     program = f"""
 import pathlib, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from worker_builders import settings
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from unit.worker.worker_builders import settings
 from kubediffusion.worker.execution.build import load_engine
 from kubediffusion.worker.loading.device import DeviceUnavailableError
 

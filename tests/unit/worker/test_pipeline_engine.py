@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from worker_builders import Recorder, image_request, levels_apart, settings
 
 from kubediffusion.resources.failures import JobFailure
 from kubediffusion.resources.generation_job import Scheduler
@@ -20,6 +19,7 @@ from kubediffusion.worker.execution.build import info_of
 from kubediffusion.worker.families.generic import PipelineEngine, warm_up
 from kubediffusion.worker.loading.weights import load_pipeline
 from kubediffusion.worker.sources import content_revision
+from unit.worker.worker_builders import Recorder, image_request, levels_apart, settings
 
 pytestmark = [
     # diffusers asks NumPy 2 for arrays the old way; a pipeline of ours is not better for failing on it.

@@ -8,10 +8,10 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from worker_builders import picture
 
 from kubediffusion.worker.engine import ImageOutput
 from kubediffusion.worker.images import encode, read_recipe
+from unit.worker.worker_builders import picture
 
 
 def test_pixels_and_recipe_come_back() -> None:

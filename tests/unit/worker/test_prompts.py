@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import transformers
-from worker_builders import image_request
 
 from census import registry
 from kubediffusion.worker.prompts import cut_warnings, text_encoders
+from unit.worker.worker_builders import image_request
 
 PROCESSORS = ["flux-2", "kandinsky-5", "qwen-image-2.1"]
 

@@ -7,7 +7,6 @@ import datetime as dt
 from typing import Any
 
 import pytest
-from worker_builders import INFO, NOW, WORKER, bound_job, picture, present
 
 from kubediffusion.resources.conditions import ConditionStatus, find_condition
 from kubediffusion.resources.failures import ErrorCode, JobFailure
@@ -15,6 +14,7 @@ from kubediffusion.resources.generation_job import GenerationJob, GenerationJobS
 from kubediffusion.resources.transitions import Writer, allowed
 from kubediffusion.worker import reports
 from kubediffusion.worker.assignments import Assignment, Assignments
+from unit.worker.worker_builders import INFO, NOW, WORKER, bound_job, picture, present
 
 LATER = NOW + dt.timedelta(seconds=3)
 

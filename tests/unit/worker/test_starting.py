@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from worker_builders import settings
 
 from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.resources.diffusion_model import ModelSource
@@ -20,6 +19,7 @@ from kubediffusion.worker.fetching import fetch_model
 from kubediffusion.worker.loading.device import open_device
 from kubediffusion.worker.sources import content_revision
 from kubediffusion.worker.starting import run_in_thread, start_engine
+from unit.worker.worker_builders import settings
 
 
 def test_a_model_is_loaded_in_the_order_that_takes_least_time(folders: Callable[[str], Path]) -> None:

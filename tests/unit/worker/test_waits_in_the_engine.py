@@ -17,8 +17,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
-from worker_builders import WORKER, bound_job, image_request
-from worker_builders import settings as worker_settings
 
 from kubediffusion.worker.assignments import Assignment, Assignments
 from kubediffusion.worker.context import WorkerContext
@@ -30,6 +28,8 @@ from kubediffusion.worker.execution.continuous import ContinuousEngine
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
 from kubediffusion.worker.runner import Runner
+from unit.worker.worker_builders import WORKER, bound_job, image_request
+from unit.worker.worker_builders import settings as worker_settings
 
 SCHEDULER = "EulerDiscreteScheduler"
 """Calls the model once a step."""

@@ -62,7 +62,7 @@ class RequestMiddleware:
         self._app = app
         self._keys = keys
         self._metrics = metrics
-        self._proxies = proxies if proxies else None
+        self._proxies = proxies or None
         self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -6,7 +6,8 @@ import re
 
 import httpx
 import pytest
-from api_kit import Api
+
+from integration.api.api_kit import Api
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 <<<<<<< HEAD
 from typing import Any
 
-from api_kit import MODEL, WORKER, Api, Site, Stage, png
+from integration.api.api_kit import MODEL, WORKER, Api, Site, Stage, png
 
 =======
 from integration.api.api_kit import MODEL, WORKER, Api, Site, Stage, png

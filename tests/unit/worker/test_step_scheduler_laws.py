@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from hypothesis import given
 from hypothesis import strategies as st
-from worker_builders import image_request
 
 from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.worker.engine import ImageId
@@ -18,6 +17,7 @@ from kubediffusion.worker.engine.arrangement import sizes_up_to
 from kubediffusion.worker.engine.forward_mode import FULL
 from kubediffusion.worker.engine.plan import StepFailure, StepPlan, StepResult
 from kubediffusion.worker.engine.scheduler import StepScheduler
+from unit.worker.worker_builders import image_request
 
 FAILURE = JobFailure(ErrorCode.PIPELINE_FAILED, "broken")
 

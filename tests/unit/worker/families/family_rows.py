@@ -8,9 +8,9 @@ from typing import Any
 import diffusers
 from models.registry import folder
 from models.weights import randomised
-from parity import FamilyRow
 
 from kubediffusion.worker.engine import ImageRequest
+from unit.worker.families.parity import FamilyRow
 
 SCHEDULERS = ("EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler")
 """Schedulers of Stable Diffusion that are linear."""

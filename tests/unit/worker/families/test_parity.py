@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 <<<<<<< HEAD
-from family_rows import ROWS as FAMILY_ROWS
-from family_rows import saved
-from parity import FamilyRow, by_own_call, levels, run, step_engine
-from worker_builders import image_request
+from unit.worker.families.family_rows import ROWS as FAMILY_ROWS
+from unit.worker.families.family_rows import saved
+from unit.worker.families.parity import FamilyRow, by_own_call, levels, run, step_engine
+from unit.worker.worker_builders import image_request
 =======
 >>>>>>> 7b157d9 (Import the tests' helpers by where they lie, so that type checkers find them too)
 

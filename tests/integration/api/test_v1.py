@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 from typing import Any
 
 from integration.api.api_kit import MODEL, WORKER, Api, Site, Stage, png
-
-=======
-from integration.api.api_kit import MODEL, WORKER, Api, Site, Stage, png
->>>>>>> 7b157d9 (Import the tests' helpers by where they lie, so that type checkers find them too)
 from kubediffusion.local.testing import wait_for
 
 

@@ -14,11 +14,7 @@ from kubediffusion.worker.batch_monitor import BatchMonitor, Member, Members
 from kubediffusion.worker.engine import Admit, ImageId, Outcome, StepStats, everybody
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
-<<<<<<< HEAD
-=======
-from kubediffusion.worker.runner import Member, Members, _BatchMonitor
 from unit.worker.worker_builders import NOW, bound_job, picture
->>>>>>> 7b157d9 (Import the tests' helpers by where they lie, so that type checkers find them too)
 
 BEFORE = 5
 """Steps of batches before."""

@@ -37,18 +37,8 @@ class FamilyRow:
     sizes: tuple[tuple[int, int], tuple[int, int]] = ((64, 64), (96, 64))
     steps: tuple[int, ...] = (1, 4, 9)
     guidance: tuple[float, float] = (4.0, 2.5)
-<<<<<<< HEAD
     schedulers: tuple[str, ...] = ()
     build: Callable[[], Any] | None = None
-=======
-    schedulers: tuple[str, ...] = field(default=())
-
-
-def family_rows() -> list[FamilyRow]:
-    """Find the rows of all families."""
-    modules = sorted(path.stem for path in Path(__file__).parent.glob("row_*.py"))
-    return [row for module in modules for row in importlib.import_module(f"{__package__}.{module}").ROWS]
->>>>>>> 7b157d9 (Import the tests' helpers by where they lie, so that type checkers find them too)
 
 
 def step_engine(pipeline: Any, images: int = 4) -> ContinuousEngine:

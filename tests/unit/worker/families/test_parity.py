@@ -8,16 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-<<<<<<< HEAD
+
+from kubediffusion.worker.execution.continuous import ContinuousEngine
 from unit.worker.families.family_rows import ROWS as FAMILY_ROWS
 from unit.worker.families.family_rows import saved
 from unit.worker.families.parity import FamilyRow, by_own_call, levels, run, step_engine
-from unit.worker.worker_builders import image_request
-=======
->>>>>>> 7b157d9 (Import the tests' helpers by where they lie, so that type checkers find them too)
-
-from kubediffusion.worker.execution.continuous import ContinuousEngine
-from unit.worker.families.parity import FamilyRow, by_own_call, family_rows, levels, run, step_engine
 from unit.worker.worker_builders import image_request
 
 ROWS = {row.name: row for row in FAMILY_ROWS}

@@ -224,6 +224,7 @@ async def worker(engine: Engine, limit: int, run: str) -> AsyncIterator[Bench]:
             reporter=reporter,
             storage=Storage(bench.times),
             prefix="",
+            refused_seconds=60.0,
             max_batch_size=limit,
             max_buffered_bytes=256 * 2**20,
             health=Health(900.0),

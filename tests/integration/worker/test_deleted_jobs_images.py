@@ -94,7 +94,7 @@ def desk(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     for name, value in bench.namespace.cluster.store.settings.items():
         monkeypatch.setenv(name, value)
     storage, assignments = SlowStorage(), Assignments(WORKER)
-    reporter = Reporter(bench.client, bench.namespace.name)
+    reporter = Reporter(bench.client, bench.namespace.name, 60.0)
     with ThreadPoolExecutor(2) as threads:
         context = WorkerContext(
             engine=ObedientEngine(),
@@ -103,6 +103,7 @@ def desk(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
             reporter=reporter,
             storage=storage,
             prefix="late",
+            refused_seconds=60.0,
             max_batch_size=1,
             max_buffered_bytes=1,
             health=Health(60.0),
@@ -110,7 +111,7 @@ def desk(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
             work_available=asyncio.Event(),
         )
         progress = ProgressReporter(assignments, reporter, lambda assignment: finisher.abandon(assignment))
-        finisher = Finisher(context, progress, Uploader(storage, threads), threads)
+        finisher = Finisher(context, progress, Uploader(storage, threads, 60.0), threads)
         yield Desk(bench, storage, assignments, finisher)
         storage.through.set()
     storage.close()

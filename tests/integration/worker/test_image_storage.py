@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -126,6 +128,42 @@ def test_an_authority_that_nobody_named_is_not_trusted(with_tls: ObjectStore, mo
 async def test_a_bucket_that_does_not_exist_fails_the_job(store: ObjectStore) -> None:
     nowhere = ImageStorage("no-such-bucket")
     with ThreadPoolExecutor(1) as threads, pytest.raises(JobFailure) as failure:
-        await Uploader(nowhere, threads).put("x.png", b"x", 1, lambda _: None)
+        await Uploader(nowhere, threads, 60.0).put("x.png", b"x", 1, lambda _: None)
     nowhere.close()
     assert failure.value.code == "StorageFailed"
+
+
+async def test_storage_that_denies_access_fails_the_job_after_its_time(
+    storage: ImageStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others get through meanwhile, which is no reason to ask again at once."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-one")
+    tries: list[float] = []
+
+    class Denied(ImageStorage):
+        def put(self, key: str, data: bytes, attempt: int) -> str:
+            if key.startswith("others"):
+                return storage.put(key, data, attempt)
+            tries.append(time.monotonic())
+            return super().put(key, data, attempt)
+
+    denied = Denied(installation.BUCKET)
+    problems: list[str] = []
+    with ThreadPoolExecutor(2) as threads:
+        uploader = Uploader(denied, threads, 4.0)
+        waiting = asyncio.create_task(uploader.put("denied.png", b"x", 1, problems.append))
+        for number in range(200):
+            await uploader.put(f"others-{number % 4}.png", b"x", number, problems.append)
+        with pytest.raises(JobFailure) as failure:
+            await waiting
+        # What cannot be deleted is left there.
+        await asyncio.wait_for(Uploader(denied, threads, 0.5).delete("denied.png"), 20)
+    denied.close()
+    for number in range(4):
+        storage.delete(storage.uri(f"others-{number}.png"))
+    assert failure.value.code == "StorageFailed"
+    assert failure.value.message.startswith("storage has refused the image for 4 s: cannot store s3://")
+    assert "SignatureDoesNotMatch" in failure.value.message
+    assert 4.0 <= tries[-1] - tries[0] < 20
+    assert len(tries) <= 10
+    assert problems

@@ -19,6 +19,11 @@ def test_nothing_is_said_without_news() -> None:
     assert next_due([ProgressState("job", 10.0, step=3, written_at=11.0, written_step=3)], 20.0) is None
 
 
+def test_a_job_whose_writes_are_not_accepted_is_written_less_often() -> None:
+    refused = ProgressState("job", started_at=0.0, step=5, written_at=10.0, written_step=4, period=4.0)
+    assert [next_due([refused], now) for now in (11.0, 13.9, 14.0)] == [None, None, "job"]
+
+
 def test_who_waits_the_longest_comes_first() -> None:
     states = [ProgressState("a", 1.0, 5, 4.0, 4), ProgressState("b", 1.0, 5, 3.0, 4), ProgressState("c", 5.0, 1)]
     assert next_due(states, 9.0) == "b"

@@ -130,6 +130,7 @@ async def served(engine: ContinuousEngine, jobs: list[tuple[int, int]]) -> dict[
             reporter=unused,
             storage=unused,
             prefix="",
+            refused_seconds=60.0,
             max_batch_size=LIMIT,
             max_buffered_bytes=1,
             health=Health(60.0),

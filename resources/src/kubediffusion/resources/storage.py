@@ -5,6 +5,7 @@ Calls block: run them in a thread.
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TypedDict
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -19,6 +20,16 @@ _PERMANENT = frozenset({"NoSuchBucket", "InvalidBucketName", "InvalidArgument", 
 _MISSING = frozenset({"NoSuchKey", "404"})
 
 _CONDITION_FAILED = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
+
+_PASSING = frozenset(
+    {
+        HTTPStatus.REQUEST_TIMEOUT,
+        HTTPStatus.CONFLICT,
+        HTTPStatus.PRECONDITION_FAILED,
+        HTTPStatus.TOO_MANY_REQUESTS,
+    }
+)
+"""Answers that speak of the moment, though they are of the class that speaks of the request."""
 
 _PUT_TRIES = 5
 """Attempts of one put while other writers change the same key; there is hardly ever one."""
@@ -44,12 +55,14 @@ class StorageError(Exception):
     Attributes:
         permanent: Whether the same request can never succeed. Denied access is not permanent: credentials get rotated
             and mended.
+        refused: Whether storage answered that it will not do it (403 for example), which passes when somebody acts.
         missing: Whether there is no such object.
     """
 
-    def __init__(self, message: str, *, permanent: bool = False, missing: bool = False) -> None:
+    def __init__(self, message: str, *, permanent: bool = False, refused: bool = False, missing: bool = False) -> None:
         super().__init__(message)
         self.permanent = permanent
+        self.refused = refused
         self.missing = missing
 
 
@@ -224,6 +237,14 @@ def storage_error(error: ClientError | BotoCoreError, action: str) -> StorageErr
         return StorageError(
             f"{action}: {code} {message}".strip(),
             permanent=code in _PERMANENT,
+            refused=_is_refusal(error),
             missing=code in _MISSING,
         )
     return StorageError(f"{action}: {error}")
+
+
+def _is_refusal(error: ClientError) -> bool:
+    """Return whether an answer says that the request is at fault, not the moment."""
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    passing = status in _PASSING or error.response["Error"].get("Code") == "RequestTimeout"
+    return HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR and not passing

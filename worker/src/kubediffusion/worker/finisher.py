@@ -186,7 +186,7 @@ class Finisher:
             )
         except ReportRefusedError as error:
             logger.exception("the report of a success is refused", extra={"job": assignment.name})
-            await self._fail(assignment, JobFailure(ErrorCode.INTERNAL, f"the report was refused: {error}"))
+            await self._fail(assignment, JobFailure(error.code, str(error)))
 
     async def _fail(self, assignment: Assignment, failure: JobFailure) -> None:
         now = dt.datetime.now(dt.UTC)

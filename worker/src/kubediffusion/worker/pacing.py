@@ -15,6 +15,9 @@ K = TypeVar("K", bound=Hashable)
 JOB_PERIOD = 1.0
 """Seconds between two writes of a job, and before its first."""
 
+LONGEST_PERIOD = 60.0
+"""Seconds between two writes of a job at most, after writes in a row that were not accepted."""
+
 WORKER_PERIOD = 0.1
 """Seconds between two writes of the worker."""
 
@@ -29,6 +32,7 @@ class ProgressState(Generic[K]):
         step: Denoising steps done.
         written_at: When progress was last written, in monotonic seconds; None before the first time.
         written_step: The step that was written then.
+        period: Seconds between two writes; longer after writes that were not accepted.
     """
 
     key: K
@@ -36,11 +40,12 @@ class ProgressState(Generic[K]):
     step: int
     written_at: float | None = None
     written_step: int | None = None
+    period: float = JOB_PERIOD
 
     @property
     def due_at(self) -> float:
         """The earliest time of the next write, in monotonic seconds."""
-        return (self.started_at if self.written_at is None else self.written_at) + JOB_PERIOD
+        return (self.started_at if self.written_at is None else self.written_at) + self.period
 
 
 def next_due(states: Iterable[ProgressState[K]], now: float) -> K | None:

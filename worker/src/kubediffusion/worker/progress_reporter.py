@@ -10,9 +10,10 @@ import datetime as dt
 import time
 from collections.abc import Callable
 
+from kubediffusion.resources.backoff import pause_after
 from kubediffusion.worker import reports
 from kubediffusion.worker.assignments import Assignment, Assignments, Binding
-from kubediffusion.worker.pacing import WORKER_PERIOD, ProgressState, next_due
+from kubediffusion.worker.pacing import JOB_PERIOD, LONGEST_PERIOD, WORKER_PERIOD, ProgressState, next_due
 from kubediffusion.worker.reporter import Build, Reporter, Verdict
 
 
@@ -34,6 +35,8 @@ class ProgressReporter:
         # When progress was last written (monotonic seconds), and the step that was written.
         self._written: dict[Binding, tuple[float, int]] = {}
         self._told_of_storage: set[Binding] = set()
+        # Writes in a row that were not accepted: the API server is away, or a policy denies them.
+        self._unsent: dict[Binding, int] = {}
 
     def batch_started(self) -> None:
         """Start to write progress: the engine was given images."""
@@ -76,6 +79,7 @@ class ProgressReporter:
         if write := self._writes.pop(binding, None):
             write.cancel()
         self._written.pop(binding, None)
+        self._unsent.pop(binding, None)
         self._told_of_storage.discard(binding)
 
     def _state(self, assignment: Assignment) -> ProgressState[Binding]:
@@ -86,6 +90,7 @@ class ProgressReporter:
             step=assignment.progress.step,
             written_at=written_at,
             written_step=step,
+            period=pause_after(self._unsent.get(assignment.binding, 0) + 1, JOB_PERIOD, LONGEST_PERIOD),
         )
 
     def _write(self, assignment: Assignment, build: Build, on_unsent: Callable[[], None] = lambda: None) -> None:
@@ -100,7 +105,10 @@ class ProgressReporter:
             if verdict is Verdict.FENCED:
                 self._on_fenced(assignment)
             elif verdict is Verdict.UNSENT:
+                self._unsent[binding] = self._unsent.get(binding, 0) + 1
                 on_unsent()
+            else:
+                self._unsent.pop(binding, None)
 
         task = asyncio.get_running_loop().create_task(write())
         self._writes[binding] = task

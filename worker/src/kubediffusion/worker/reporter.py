@@ -11,9 +11,12 @@ from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.apiserver.errors import ForbiddenError, InvalidError, KubernetesError, NotFoundError
 from kubediffusion.resources.apiserver.resource import JSON_PATCH
 from kubediffusion.resources.backoff import Backoff
+from kubediffusion.resources.failures import ErrorCode
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus
 from kubediffusion.resources.transitions import TERMINAL
 from kubediffusion.worker.assignments import Assignment
+from kubediffusion.worker.refusals import LONGEST_PAUSE as LONGEST_REFUSAL_PAUSE
+from kubediffusion.worker.refusals import Refusals
 from kubediffusion.worker.reports import fenced_patch
 
 logger = logging.getLogger(__name__)
@@ -36,7 +39,15 @@ class Verdict(StrEnum):
 
 
 class ReportRefusedError(Exception):
-    """The API server refuses the content of a report whose fence holds: a defect of the report."""
+    """The API server refuses a report whose fence holds.
+
+    Attributes:
+        code: What the job fails with.
+    """
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Reporter:
@@ -45,9 +56,11 @@ class Reporter:
     Args:
         client: The API server.
         namespace: Namespace of the jobs.
+        refused_seconds: For so long an outcome that is not permitted is reported again.
     """
 
-    def __init__(self, client: KubernetesClient, namespace: str) -> None:
+    def __init__(self, client: KubernetesClient, namespace: str, refused_seconds: float) -> None:
+        self._refused_seconds = refused_seconds
         self._jobs = client.generation_jobs
         self._namespace = namespace
 
@@ -57,12 +70,13 @@ class Reporter:
         Args:
             assignment: The job and its binding.
             build: Makes the report.
-            insist: Retry even when the content is refused.
+            insist: Retry even when the report is refused.
 
         Raises:
-            ReportRefusedError: The API server refuses the report's content.
+            ReportRefusedError: The API server refuses the report's content, or has not permitted it for
+                ``refused_seconds``.
         """
-        backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
+        backoff, refusals = Backoff(FIRST_PAUSE, LONGEST_PAUSE), Refusals(self._refused_seconds)
         while True:
             job = assignment.job
             try:
@@ -73,8 +87,16 @@ class Reporter:
                 return verdict
             if isinstance(problem, InvalidError) and assignment.job == job and not insist:
                 # The report fits what is there, so the fence held and the content did not pass.
-                raise ReportRefusedError(str(problem)) from problem
-            pause = problem.retry_after or backoff.next_pause()
+                raise ReportRefusedError(ErrorCode.INTERNAL, f"the report was refused: {problem}") from problem
+            if isinstance(problem, ForbiddenError | InvalidError):
+                pause = refusals.next_pause()
+                if pause is None and not insist:
+                    message = f"the outcome could not be reported for {self._refused_seconds:.0f} s: {problem.message}"
+                    raise ReportRefusedError(ErrorCode.STATUS_REFUSED, message) from problem
+                pause = pause or LONGEST_REFUSAL_PAUSE
+            else:
+                refusals.reset()
+                pause = problem.retry_after or backoff.next_pause()
             logger.warning(
                 "report not accepted yet, trying again: %s", problem, extra={"job": assignment.name, "pause": pause}
             )
@@ -89,14 +111,21 @@ class Reporter:
         return verdict
 
     async def is_deleted(self, assignment: Assignment) -> bool:
-        """Return whether a job is deleted or being deleted, retrying until the API server answers."""
-        backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
+        """Return whether a job is deleted or being deleted, retrying until the API server answers.
+
+        Where reading the job is not permitted for ``refused_seconds``, it is taken as being there.
+        """
+        backoff, refusals = Backoff(FIRST_PAUSE, LONGEST_PAUSE), Refusals(self._refused_seconds)
         while True:
             try:
                 current = await self._read(assignment)
             except KubernetesError as error:
                 logger.warning("cannot read the job, trying again: %s", error, extra={"job": assignment.name})
-                await asyncio.sleep(error.retry_after or backoff.next_pause())
+                refused = isinstance(error, ForbiddenError)
+                pause = refusals.next_pause() if refused else error.retry_after or backoff.next_pause()
+                if pause is None:
+                    return False
+                await asyncio.sleep(pause)
             else:
                 gone = current is None or current.uid != assignment.binding.uid
                 return gone or (current is not None and current.metadata.deletion_timestamp is not None)

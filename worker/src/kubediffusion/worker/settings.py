@@ -83,6 +83,10 @@ class Settings(StorageSecrets):
     upload_buffer_mib: Annotated[int, Field(alias="KUBEDIFFUSION_UPLOAD_BUFFER_MIB", ge=1)] = 256
     """MiB of finished images that may wait for storage or the API server before the engine pauses."""
 
+    refused_seconds: Annotated[float, Field(alias="KUBEDIFFUSION_REFUSED_SECONDS", gt=0)] = 300.0
+    """For so long an image that storage refuses and an outcome that the API server refuses are tried again; then the
+    job fails."""
+
     stuck_seconds: Annotated[float, Field(alias="KUBEDIFFUSION_STUCK_SECONDS", gt=0)] = 900.0
     """``/livez`` fails when a batch shows no sign of life for this long. Longer than a compilation takes."""
 

@@ -12,6 +12,7 @@ from concurrent.futures import Executor
 from kubediffusion.resources.backoff import Backoff
 from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.resources.storage import ImageStorage, StorageError
+from kubediffusion.worker.refusals import Refusals
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +32,12 @@ class Uploader:
     Args:
         storage: Where to.
         executor: Threads for the blocking calls.
+        refused_seconds: For so long what storage refuses is tried again.
     """
 
-    def __init__(self, storage: ImageStorage, executor: Executor) -> None:
+    def __init__(self, storage: ImageStorage, executor: Executor, refused_seconds: float) -> None:
         self._storage = storage
+        self._refused_seconds = refused_seconds
         self._executor = executor
         self._answered = asyncio.Event()
 
@@ -50,10 +53,11 @@ class Uploader:
             on_trouble: Called with the problem, after the first second of trouble and then at every failed try.
 
         Raises:
-            JobFailure: Storage refuses it for good.
+            JobFailure: Storage refuses it for good, or has for ``refused_seconds``.
             SupersededError: A later attempt has stored its own.
         """
         backoff, failing_since = Backoff(FIRST_PAUSE, LONGEST_PAUSE), None
+        refusals = Refusals(self._refused_seconds)
         while True:
             answered = self._answered
             try:
@@ -61,7 +65,7 @@ class Uploader:
             except StorageError as error:
                 if error.permanent:
                     raise JobFailure(ErrorCode.STORAGE_FAILED, str(error)) from error
-                problem = str(error)
+                problem, refused = str(error), error.refused
             else:
                 self._wake_others()
                 return uri
@@ -69,8 +73,16 @@ class Uploader:
             failing_since = failing_since or now
             if now - failing_since >= REPORT_AFTER:
                 on_trouble(problem)
-            pause = backoff.next_pause()
+            pause = refusals.next_pause() if refused else backoff.next_pause()
+            if pause is None:
+                message = f"storage has refused the image for {self._refused_seconds:.0f} s: {problem}"
+                raise JobFailure(ErrorCode.STORAGE_FAILED, message)
             logger.warning("image not uploaded yet, trying again: %s", problem, extra={"key": key, "pause": pause})
+            if refused:
+                # That others get through says nothing of it.
+                await asyncio.sleep(pause)
+                continue
+            refusals.reset()
             # Who waits the longest pause goes on at once when another upload got through.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
@@ -95,17 +107,23 @@ class Uploader:
         return trying.result()
 
     async def delete(self, key: str) -> None:
-        """Delete an object, retrying while storage is away; an object that does not exist is no error."""
+        """Delete an object, retrying while storage is away; an object that does not exist is no error.
+
+        What storage refuses for good, or for ``refused_seconds``, is left there, with a line in the log.
+        """
+        refusals = Refusals(self._refused_seconds)
         backoff, uri = Backoff(FIRST_PAUSE, LONGEST_PAUSE), self._storage.uri(key)
         loop = asyncio.get_running_loop()
         while True:
             try:
                 return await loop.run_in_executor(self._executor, self._storage.delete, uri)
             except StorageError as error:
-                if error.permanent:
+                pause = refusals.next_pause() if error.refused else backoff.next_pause()
+                if error.permanent or pause is None:
+                    logger.warning("image not removed: %s", error, extra={"key": key})
                     return None
                 logger.warning("image not removed yet, trying again: %s", error, extra={"key": key})
-                await asyncio.sleep(backoff.next_pause())
+                await asyncio.sleep(pause)
 
     def _wake_others(self) -> None:
         self._answered.set()

@@ -35,7 +35,8 @@ class Worker:
     def __init__(self, context: WorkerContext, uploads: Executor, encoders: Executor) -> None:
         self._context = context
         self._progress = ProgressReporter(context.assignments, context.reporter, self._on_fenced)
-        self._finisher = Finisher(context, self._progress, Uploader(context.storage, uploads), encoders)
+        uploader = Uploader(context.storage, uploads, context.refused_seconds)
+        self._finisher = Finisher(context, self._progress, uploader, encoders)
         self._runner = Runner(context, self._finisher, self._progress)
 
     @classmethod

@@ -119,8 +119,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
             service = JobService(settings, resource, state.jobs, state.models, state.metrics)
             async with state.watches.running(resource, client.diffusion_models, state.keys.keep_current()):
                 logger.info("serving", extra={"namespace": settings.namespace, "ready": state.watches.ready})
-                yield {"connected": LifespanState(service, images)}
-                service.close()
+                try:
+                    yield {"connected": LifespanState(service, images)}
+                finally:
+                    service.close()
     finally:
         images.close()
         for opened in (storage, public):

@@ -1,7 +1,7 @@
 """Images out of storage: small ones are read once, checked and kept for a while; large ones pass through in pieces.
 
-Memory is bounded whatever clients ask for: by the bytes that are kept, as many bytes that responses hold besides, and a
-piece for each image that passes through.
+Memory is bounded whatever clients ask for: by the bytes that are kept, by those that responses hold besides, and by a
+piece of each image that passes through.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import asyncio
 import base64
 import hashlib
 import logging
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from cachetools import LRUCache
 from starlette.responses import StreamingResponse
@@ -38,8 +38,15 @@ READ_SECONDS = 10.0
 PIECE = 3 * 64 * 1024
 """Bytes that are in memory of an image that passes through; a multiple of 3, so that base64 can be put together."""
 
-SMALL = 16
-"""An image is small up to this part of the memory for images."""
+SMALL = 4 * 1024 * 1024
+"""Bytes up to which an image is small."""
+
+HELD_BYTES = 64 * 1024 * 1024
+"""Small images that are being read and sent, beside those that are kept. Beyond it small ones pass through as well."""
+
+
+_Key = tuple[str, str]
+"""Address and hash of an image: who names the hash of another job's image has no right to its bytes."""
 
 
 class ImageBody:
@@ -72,7 +79,7 @@ class ImageReader:
         storage: Where the workers store images; None when no storage is configured.
         public: The same storage by the address that clients reach it by, for URLs.
         namespace: The namespace of the jobs.
-        cache_bytes: Memory for images that were read lately, and as much again for images that are being sent.
+        cache_bytes: Memory for images that were read lately.
         metrics: Where reads are counted.
     """
 
@@ -87,13 +94,11 @@ class ImageReader:
         self._storage = storage
         self._public = public
         self._namespace = namespace
-        self._capacity = cache_bytes
-        # By the hash of the bytes.
-        self._cache: LRUCache[str, bytes] = LRUCache(cache_bytes, getsizeof=len)
-        self._held: Counter[tuple[str, int]] = Counter()
+        self._cache: LRUCache[_Key, bytes] = LRUCache(cache_bytes, getsizeof=len)
+        self._held: dict[_Key, _Held] = {}
         # Threads of its own: storage that hangs must hold up nothing else.
         self._threads = ThreadPoolExecutor(THREADS, "storage")
-        self._reading: dict[str, asyncio.Task[bytes | StorageError | CorruptImageError]] = {}
+        self._reading: dict[_Key, asyncio.Task[bytes | StorageError | CorruptImageError]] = {}
         self._reading_bytes = 0
         self._streams = 0
         self._metrics = metrics
@@ -107,13 +112,13 @@ class ImageReader:
             UnavailableError: Storage does not answer, or none is configured.
         """
         self._check_own(job, image)
-        data = self._cache.get(image.sha256)
+        data = self._cache.get(_key(image))
         self._metrics.image_reads.labels("cache" if data is not None else "storage").inc()
         if not self._may_hold(image):
             return await self._stream(image)
         if data is None:
             data = await self._read(image)
-        return _HeldBody(data, self._held, (image.sha256, len(data)))
+        return _HeldBody(data, self._held, _key(image))
 
     async def url(self, job: CachedJob, image: StoredImage, seconds: int) -> str:
         """Sign a URL of an image of a job that is valid for ``seconds``.
@@ -140,17 +145,17 @@ class ImageReader:
 
     def _may_hold(self, image: StoredImage) -> bool:
         """Whether the image is small, and there is room for it beside those that are being read and sent."""
-        if image.sha256 in self._reading or (image.sha256, image.size) in self._held:
+        if _key(image) in self._reading or _key(image) in self._held:
             return True
-        taken = self._reading_bytes + sum(size for _, size in self._held)
-        return image.size <= self._capacity // SMALL and taken + image.size <= self._capacity
+        taken = self._reading_bytes + sum(held.size for held in self._held.values())
+        return image.size <= SMALL and taken + image.size <= HELD_BYTES
 
     async def _read(self, image: StoredImage) -> bytes:
         # Many who wait for the same job ask at the same moment, when it is done: they share one read.
-        task = self._reading.get(image.sha256)
+        task = self._reading.get(_key(image))
         if task is None:
             task = asyncio.create_task(self._fetch(self._ready_storage(), image))
-            self._reading[image.sha256] = task
+            self._reading[_key(image)] = task
             self._reading_bytes += image.size
         try:
             # Shielded: when this request is given up, others may still wait for the same read.
@@ -168,11 +173,12 @@ class ImageReader:
         except StorageError as error:
             return error
         finally:
-            del self._reading[image.sha256]
+            del self._reading[_key(image)]
             self._reading_bytes -= image.size
         if data is None:
             return _altered(image)
-        self._cache[image.sha256] = data
+        if len(data) <= self._cache.maxsize:
+            self._cache[_key(image)] = data
         return data
 
     async def _stream(self, image: StoredImage) -> ImageBody:
@@ -203,23 +209,32 @@ class ImageReader:
         return storage
 
 
+@dataclass
+class _Held:
+    """A small image that responses hold: its bytes, and how many responses."""
+
+    size: int
+    responses: int = 0
+
+
 class _HeldBody(ImageBody):
     """An image that is in memory as a whole, and checked."""
 
-    def __init__(self, data: bytes, held: Counter[tuple[str, int]], key: tuple[str, int]) -> None:
+    def __init__(self, data: bytes, held: dict[_Key, _Held], key: _Key) -> None:
         super().__init__(len(data))
         self._data = data
         self._held = held
         self._key = key
-        held[key] += 1
+        held.setdefault(key, _Held(len(data))).responses += 1
 
     async def pieces(self) -> AsyncIterator[bytes]:
         for start in range(0, len(self._data), PIECE):
             yield self._data[start : start + PIECE]
 
     def close(self) -> None:
-        self._held[self._key] -= 1
-        if not self._held[self._key]:
+        held = self._held[self._key]
+        held.responses -= 1
+        if not held.responses:
             del self._held[self._key]
 
 
@@ -301,6 +316,10 @@ async def _as_base64(body: ImageBody, before: bytes, after: bytes) -> AsyncItera
     async for piece in body.pieces():
         yield base64.b64encode(piece)
     yield after
+
+
+def _key(image: StoredImage) -> _Key:
+    return image.uri, image.sha256
 
 
 def _whole(storage: ImageStorage, image: StoredImage) -> bytes | None:

@@ -37,7 +37,7 @@ def unet(**more: Any) -> Any:
         block_out_channels=(32, 64),
         layers_per_block=1,
         encoder_hid_dim=32,
-        cross_attention_dim=16,
+        cross_attention_dim=32,
         attention_head_dim=4,
         resnet_time_scale_shift="scale_shift",
         **more,

@@ -60,7 +60,7 @@ def z_transformer() -> Any:
         n_kv_heads=2,
         cap_feat_dim=16,
         axes_dims=[8, 4, 4],
-        axes_lens=[1024, 64, 64],
+        axes_lens=[1024, 512, 512],
     )
 
 

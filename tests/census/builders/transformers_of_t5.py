@@ -35,22 +35,22 @@ def sana_transformer(**more: Any) -> Any:
         "cross_attention_head_dim": 8,
         "cross_attention_dim": 16,
         "caption_channels": 16,
-        "sample_size": 32,
+        "sample_size": 16,
     }
     return diffusers.SanaTransformer2DModel(**(options | more))
 
 
-@model("sana", "SanaPipeline", sizes=((1024, 1024), (1216, 832)), steps=20, guidance=4.5, gigabytes=9)
+@model("sana", "SanaPipeline", sizes=((512, 512), (608, 416)), steps=20, guidance=4.5, gigabytes=9)
 def sana_pipeline() -> Any:
     return diffusers.SanaPipeline(**sana())
 
 
-@model("sana-pag", "SanaPAGPipeline", sizes=((1024, 1024), (1216, 832)), steps=20, guidance=4.5, gigabytes=9)
+@model("sana-pag", "SanaPAGPipeline", sizes=((512, 512), (608, 416)), steps=20, guidance=4.5, gigabytes=9)
 def sana_pag() -> Any:
     return diffusers.SanaPAGPipeline(**sana(), pag_applied_layers=["transformer_blocks.0"])
 
 
-@model("sana-sprint", "SanaSprintPipeline", sizes=((1024, 1024), (1216, 832)), steps=2, guidance=4.5, gigabytes=9)
+@model("sana-sprint", "SanaSprintPipeline", sizes=((512, 512), (608, 416)), steps=2, guidance=4.5, gigabytes=9)
 def sana_sprint() -> Any:
     distilled = sana_transformer(qk_norm="rms_norm_across_heads", guidance_embeds=True)
     return diffusers.SanaSprintPipeline(**sana(scheduler=diffusers.SCMScheduler(), transformer=distilled))
@@ -381,12 +381,12 @@ def kandinsky_3() -> Any:
         text_encoder=encoders.t5(),
         unet=diffusers.Kandinsky3UNet(
             in_channels=4,
-            time_embedding_dim=16,
+            time_embedding_dim=4,
             groups=2,
             attention_head_dim=4,
-            layers_per_block=1,
+            layers_per_block=3,
             block_out_channels=(32, 64),
-            cross_attention_dim=16,
+            cross_attention_dim=4,
             encoder_hid_dim=32,
         ),
         scheduler=noise("DDPMScheduler"),

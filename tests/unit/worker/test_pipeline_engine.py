@@ -34,7 +34,7 @@ def engine(folders: Callable[[str], Path]) -> PipelineEngine:
 
 def static_engine(folder: Path, **spec: Any) -> PipelineEngine:
     given = settings(folder, **spec)
-    pipeline, revision = load_pipeline(given, torch.device("cpu"), lambda _: torch.float32)
+    pipeline, revision = load_pipeline(given, torch.device("cpu"), lambda *_: torch.float32)
     return PipelineEngine(pipeline, info_of(pipeline, revision))
 
 

@@ -25,6 +25,9 @@ class ModelRefusedError(BadModelError):
 INDEX = "model_index.json"
 """The file that makes a folder a diffusers pipeline."""
 
+MODULAR_INDEX = "modular_model_index.json"
+"""The file that makes a folder a modular pipeline of diffusers, whose blocks have no call of one kind."""
+
 PICKLED = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".msgpack", ".h5"})
 """Suffixes of weights that are no safetensors."""
 
@@ -75,6 +78,11 @@ def read_index(folder: Path) -> dict[str, Any]:
     try:
         index = json.loads((folder / INDEX).read_text())
     except FileNotFoundError:
+        if (folder / MODULAR_INDEX).exists():
+            raise BadModelError(
+                f"{folder} holds {MODULAR_INDEX} alone: it is a modular pipeline, which the worker cannot run; give a "
+                f"repository of the model with {INDEX}"
+            ) from None
         raise BadModelError(f"{folder} holds no {INDEX}: it is not a diffusers pipeline folder") from None
     except (ValueError, UnicodeDecodeError) as error:
         raise BadModelError(f"{folder / INDEX} is not JSON: {error}") from None
@@ -97,7 +105,9 @@ def check_folder(folder: Path, spec: DiffusionModelSpec) -> dict[str, Any]:
             )
     if spec.use_safetensors:
         for component in _components(index):
-            _check_weights(folder / component)
+            # One that is not loaded may be in any format.
+            if component != "safety_checker" or spec.safety_checker:
+                _check_weights(folder / component)
     if spec.safety_checker and not _is_loaded(index.get("safety_checker")):
         raise BadModelError("spec.safetyChecker is true, but the pipeline has no safety checker; set it to false")
     return index

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
+import diffusers
 import torch
 
 from kubediffusion.resources.conditions import EngineReason
@@ -23,7 +24,7 @@ from kubediffusion.worker.execution.continuous import NAME as CONTINUOUS
 from kubediffusion.worker.execution.continuous import ContinuousEngine
 from kubediffusion.worker.families.calls import CallPlan
 from kubediffusion.worker.families.generic import NAME as STATIC
-from kubediffusion.worker.families.generic import PipelineEngine, warm_up
+from kubediffusion.worker.families.generic import PipelineEngine, try_out, warm_up
 from kubediffusion.worker.families.registry import Unsupported, family_class, family_of
 from kubediffusion.worker.loading.device import choose_device
 from kubediffusion.worker.loading.weights import load_pipeline
@@ -58,10 +59,14 @@ def load_engine(
         Exception: It cannot be loaded now.
     """
     device = choose_device(settings)
-    pipeline, revision = load_pipeline(
-        settings, device, lambda index: dtype_for(settings.spec.torch_dtype, index, device), progress, model
-    )
-    CallPlan.of(type(pipeline))
+
+    def choose_dtype(index: dict[str, Any], stored: torch.dtype | None) -> torch.dtype:
+        # Before the weights are read: a class that makes no images from text says so itself.
+        if isinstance(index["_class_name"], str):
+            CallPlan.of(getattr(diffusers, index["_class_name"]))
+        return dtype_for(settings.spec.torch_dtype, index, device, stored)
+
+    pipeline, revision = load_pipeline(settings, device, choose_dtype, progress, model)
     info = info_of(pipeline, revision)
     family = family_of(pipeline)
     cache = _cache(settings, info, pipeline.device) if settings.spec.compile else None
@@ -89,9 +94,12 @@ def load_engine(
     logger.info("pipeline loaded: %s", info.pipeline, extra={"engine": engine.info.name, "device": info.device})
     if isinstance(engine, ContinuousEngine):
         engine.warm_up(progress)
-    elif pipeline.device.type == "cuda":
-        progress(EngineReason.WARMING_UP, "the weights are on the device; the first image is made")
-        warm_up(engine)
+    else:
+        # On a CPU too: nothing else tells whether the class makes an image of a text alone.
+        progress(EngineReason.WARMING_UP, "the weights are loaded; the first image is made")
+        defaults = settings.spec.defaults
+        make = warm_up if device.type == "cuda" else try_out
+        make(engine, width=defaults.width, height=defaults.height)
     return engine
 
 
@@ -113,18 +121,23 @@ def info_of(pipeline: Any, revision: str) -> EngineInfo:
     )
 
 
-def dtype_for(wish: TorchDtype, index: dict[str, Any], device: torch.device) -> torch.dtype:
+def dtype_for(
+    wish: TorchDtype, index: dict[str, Any], device: torch.device, stored: torch.dtype | None = None
+) -> torch.dtype:
     """Choose the numbers that the weights are held in.
 
     Args:
         wish: What the model asks for.
         index: The model's ``model_index.json``.
         device: Where the weights go. A CPU is fastest with float32.
+        stored: Numbers that the denoiser's weights are stored in; None where that is not known.
     """
     if wish is not TorchDtype.AUTO:
         return _DTYPES[wish]
     if device.type != "cuda":
         return torch.float32
+    if stored in {torch.bfloat16, torch.float16}:
+        return stored
     name = index.get("_class_name")
     family = family_class(name) if isinstance(name, str) else None
     if family is not None:

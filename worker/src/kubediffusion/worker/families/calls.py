@@ -6,12 +6,33 @@ had obeyed.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from kubediffusion.worker.engine import BadModelError, ImageRequest, Shape
+from diffusers.utils.outputs import BaseOutput
+
+from kubediffusion.worker.engine import BadModelError, GuidanceKind, ImageRequest, Shape
+
+SHARING = frozenset(
+    {
+        "FluxPipeline",
+        "LatentConsistencyModelPipeline",
+        "StableDiffusion3Pipeline",
+        "StableDiffusionPipeline",
+        "StableDiffusionXLPipeline",
+    }
+)
+"""Classes whose images may share a call: what one shows does not depend on the others' prompts and seeds. The census
+measures it; of every other class one image is made a call."""
+
+_SAME_WITHOUT = frozenset({"StableDiffusionPipeline"})
+"""Classes for which no negative prompt and an empty one are the same."""
+
+_SPRINT_STEPS = 2
+"""Steps for which Sana-Sprint has an intermediate timestep; with it, it refuses any other number."""
 
 
 class Callback(StrEnum):
@@ -22,7 +43,7 @@ class Callback(StrEnum):
     LEGACY = "callback"
     """``callback(step, timestep, latents)``, with ``callback_steps``."""
     NONE = ""
-    """It does not: no progress, and a cancelled batch runs to its end."""
+    """It does not: the steps of its noise scheduler are counted."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +57,8 @@ class CallPlan:
         max_sequence_length: Default of the parameter of that name: tokens that a T5-like text encoder takes.
         negative_needs_true_cfg: Its negative prompt works only with a ``true_cfg_scale`` above 1, which its default
             is not (the Flux family).
+        guides_by_true_cfg: ``true_cfg_scale`` is what guides it, where there is a negative prompt (Qwen-Image).
+        images: Name of the field of its output that holds the images.
     """
 
     pipeline: str
@@ -43,6 +66,8 @@ class CallPlan:
     callback: Callback
     max_sequence_length: int | None = None
     negative_needs_true_cfg: bool = False
+    guides_by_true_cfg: bool = False
+    images: str = "images"
 
     @classmethod
     def of(cls, pipeline: type[Any]) -> CallPlan:
@@ -55,11 +80,12 @@ class CallPlan:
         name = pipeline.__name__
         if "prompt" not in signature:
             raise BadModelError(f"{name} is not a text-to-image pipeline: its call takes no prompt")
-        for given in ("image", "video", "mask_image", "control_image"):
-            # A pipeline that takes images beside text has None as default; one that needs them has no default,
-            # or checks them itself.
-            if given in signature and signature[given].default is inspect.Parameter.empty:
-                raise BadModelError(f"{name} is not a text-to-image pipeline: its call needs {given!r}")
+        for needed, parameter in signature.items():
+            kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+            if needed in {"self", "prompt"} or parameter.kind in kinds:
+                continue
+            if parameter.default is inspect.Parameter.empty:
+                raise BadModelError(f"{name} is not a text-to-image pipeline: its call needs {needed!r}")
         callback = next((way for way in (Callback.STEP_END, Callback.LEGACY) if way in signature), Callback.NONE)
         true_cfg = signature.get("true_cfg_scale")
         length = signature.get("max_sequence_length")
@@ -69,7 +95,18 @@ class CallPlan:
             callback=callback,
             max_sequence_length=length.default if length is not None and isinstance(length.default, int) else None,
             negative_needs_true_cfg=true_cfg is not None and _number(true_cfg.default) <= 1,
+            guides_by_true_cfg=true_cfg is not None and _number(true_cfg.default) > 1,
+            images=_images(pipeline),
         )
+
+    @property
+    def shares_calls(self) -> bool:
+        """Whether images of several jobs may be made by one call."""
+        return self.pipeline in SHARING
+
+    def may_share(self, request: ImageRequest) -> object:
+        """Return what images must have in common, beside their shape, to share a call."""
+        return self.pipeline in _SAME_WITHOUT or request.negative_prompt is None
 
     def arguments(self, requests: tuple[ImageRequest, ...]) -> dict[str, Any]:
         """Give the keyword arguments for a batch, without generators and callback.
@@ -82,43 +119,105 @@ class CallPlan:
         wishes: dict[str, Any] = {
             "prompt": [request.prompt for request in requests],
             "num_inference_steps": shape.steps,
-            "guidance_scale": shape.guidance,
+            "true_cfg_scale" if self.guides_by_true_cfg else "guidance_scale": shape.guidance,
             "width": shape.width,
             "height": shape.height,
             # None is left out: for some pipelines it means more than an empty text.
             "negative_prompt": None if all(n is None for n in negatives) else [n or "" for n in negatives],
         }
-        return {name: value for name, value in wishes.items() if value is not None and name in self.parameters}
+        arguments = {name: value for name, value in wishes.items() if value is not None and name in self.parameters}
+        return arguments | dict.fromkeys(self._excluded(shape))
 
-    def ignored(self, request: ImageRequest) -> list[str]:
-        """Give a warning for each field of a request that has no effect on this pipeline."""
-        wanted = {
-            "negativePrompt": request.negative_prompt,
-            "guidanceScale": request.shape.guidance,
-            "numInferenceSteps": request.shape.steps,
-            "width": request.shape.width,
-            "height": request.shape.height,
+    def _excluded(self, shape: Shape) -> list[str]:
+        """Name the parameters whose defaults exclude what is given."""
+        excluded = []
+        if {"guidance_scale", "guidance_schedule"} <= self.parameters:
+            excluded.append("guidance_schedule")
+        if "intermediate_timesteps" in self.parameters and shape.steps != _SPRINT_STEPS:
+            excluded.append("intermediate_timesteps")
+        return excluded
+
+    def ignored(self, request: ImageRequest, guidance: GuidanceKind | None = None) -> list[str]:
+        """Give a warning for each field of a request that has no effect on this pipeline.
+
+        Args:
+            request: What was asked for.
+            guidance: What the guidance scale did to the image; None where that is not known.
+        """
+        takes_guidance = not self.parameters.isdisjoint({"guidance_scale", "true_cfg_scale"})
+        taken = {
+            "negativePrompt": (request.negative_prompt, "negative_prompt" in self.parameters),
+            "guidanceScale": (request.shape.guidance, takes_guidance),
+            "numInferenceSteps": (request.shape.steps, "num_inference_steps" in self.parameters),
+            "width": (request.shape.width, "width" in self.parameters),
+            "height": (request.shape.height, "height" in self.parameters),
         }
-        names = {
-            "negativePrompt": "negative_prompt",
-            "guidanceScale": "guidance_scale",
-            "numInferenceSteps": "num_inference_steps",
-        }
-        ignored = [
-            field
-            for field, value in wanted.items()
-            if value not in {None, ""} and names.get(field, field) not in self.parameters
-        ]
+        ignored = [field for field, (value, takes) in taken.items() if value not in {None, ""} and not takes]
         warnings = [f"{field} has no effect: {self.pipeline} does not take it" for field in ignored]
         interval = request.shape.acceleration is not None and request.shape.acceleration.guidance_interval is not None
         if interval and _without_guidance(request.shape):
             warnings.append("acceleration.guidanceInterval has no effect: guidanceScale is not above 1")
+        if takes_guidance and guidance is GuidanceKind.NONE and not _without_guidance(request.shape):
+            warnings.append(f"guidanceScale has no effect: {self._why_unguided(request)}")
         if request.negative_prompt and "negative_prompt" in self.parameters:
-            if self.negative_needs_true_cfg:
-                warnings.append(f"negativePrompt has no effect: {self.pipeline} heeds it only with true_cfg_scale")
-            elif _without_guidance(request.shape) and "guidance_scale" in self.parameters:
-                warnings.append("negativePrompt has no effect: guidanceScale is not above 1")
+            warnings += self._negative_warnings(request, guidance)
         return warnings
+
+    def _why_unguided(self, request: ImageRequest) -> str:
+        if self.guides_by_true_cfg and request.negative_prompt is None:
+            return f"{self.pipeline} heeds it only with negativePrompt"
+        return f"this model of {self.pipeline} is not guided"
+
+    def _negative_warnings(self, request: ImageRequest, guidance: GuidanceKind | None) -> list[str]:
+        if guidance is GuidanceKind.CFG:
+            return []
+        if self.negative_needs_true_cfg:
+            return [f"negativePrompt has no effect: {self.pipeline} heeds it only with true_cfg_scale"]
+        if guidance is None and not (_without_guidance(request.shape) and "guidance_scale" in self.parameters):
+            return []
+        if _without_guidance(request.shape):
+            return ["negativePrompt has no effect: guidanceScale is not above 1"]
+        return [f"negativePrompt has no effect: this model of {self.pipeline} computes without it"]
+
+
+def guidance_of(pipeline: Any, plan: CallPlan, request: ImageRequest) -> GuidanceKind | None:
+    """Tell what the guidance scale did to the image of a pipeline's last call; None where the pipeline does not say.
+
+    Args:
+        pipeline: The pipeline, which has made the image.
+        plan: What its call takes.
+        request: What was asked for.
+    """
+    if plan.guides_by_true_cfg:
+        guided: bool | None = request.negative_prompt is not None and not _without_guidance(request.shape)
+    else:
+        guided = getattr(pipeline, "do_classifier_free_guidance", None)
+    if guided:
+        return GuidanceKind.CFG
+    denoiser = getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)
+    embeds = getattr(getattr(denoiser, "config", None), "guidance_embeds", None)
+    if embeds:
+        return GuidanceKind.EMBEDDED
+    return GuidanceKind.NONE if guided is not None or embeds is not None else None
+
+
+def _images(pipeline: type[Any]) -> str:
+    """Return the name of the field with the images, by the outputs that a class's call names.
+
+    Raises:
+        BadModelError: It makes something else: frames, sound, text, embeddings.
+    """
+    call = inspect.unwrap(pipeline.__call__)
+    named = [call.__globals__.get(name) for name in call.__code__.co_names]
+    outputs: list[Any] = [output for output in named if inspect.isclass(output) and issubclass(output, BaseOutput)]
+    # A BaseOutput is a dataclass in all but its type.
+    fields = {field.name for output in outputs for field in dataclasses.fields(output)}
+    found = next((name for name in ("images", "image") if name in fields), None)
+    if found is None and fields:
+        made = ", ".join(sorted(fields))
+        raise BadModelError(f"{pipeline.__name__} is not a text-to-image pipeline: it makes no images, but {made}")
+    # One that stands for several gives what the last of them gives.
+    return found or "images"
 
 
 def _without_guidance(shape: Shape) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.worker.engine import (
     Admit,
+    BadModelError,
     Engine,
     EngineInfo,
     ImageId,
@@ -27,9 +29,10 @@ from kubediffusion.worker.engine import (
 )
 from kubediffusion.worker.execution.accelerator import repeatable
 from kubediffusion.worker.execution.faults import check_device, failure, is_out_of_memory, not_numbers
+from kubediffusion.worker.execution.randomness import seeded
 from kubediffusion.worker.execution.schedulers import Schedulers
 from kubediffusion.worker.families.base import own_size
-from kubediffusion.worker.families.calls import Callback, CallPlan
+from kubediffusion.worker.families.calls import Callback, CallPlan, guidance_of
 from kubediffusion.worker.prompts import cut_warnings, text_encoders
 
 logger = logging.getLogger(__name__)
@@ -42,12 +45,19 @@ WARM_UP_STEPS = 2
 """A scheduler's second step takes other ways than its first."""
 
 
+_SMALL = 256
+"""Pixels of a side, on the grid of every family."""
+
+
 class _NobodyWaits(Exception):  # noqa: N818 - it ends a call that is no longer wanted; nothing went wrong
     """Every image of the running call has been dropped."""
 
 
-class _Nobody:
-    """Watches the image of the warm-up: what goes wrong there, the first job tells."""
+class _Witness:
+    """Watches the image of the warm-up, and remembers how it failed."""
+
+    def __init__(self) -> None:
+        self.failure: JobFailure | None = None
 
     def wanted(self, _image_id: ImageId) -> bool:
         return True
@@ -55,8 +65,9 @@ class _Nobody:
     def stepped(self, _image_id: ImageId, _step: int, _total: int) -> None:
         pass
 
-    def ended(self, _image_id: ImageId, _outcome: Outcome) -> None:
-        pass
+    def ended(self, _image_id: ImageId, outcome: Outcome) -> None:
+        if isinstance(outcome, JobFailure):
+            self.failure = outcome
 
     def more(self, _room: int, _calls: int, _admit: Admit) -> tuple[ImageRequest, ...]:
         return ()
@@ -71,15 +82,45 @@ class _Nobody:
         pass
 
 
-def warm_up(engine: Engine, images: int = 1) -> None:
-    """Make images of the pipeline's own size and throw them away: the first call loads and chooses kernels.
+def try_out(engine: Engine, width: int | None, height: int | None) -> None:
+    """Make an image on a CPU and throw it away, small where the model names no size: a large one takes minutes.
+
+    Args:
+        engine: The engine.
+        width: Pixels that the model names; None for none.
+        height: Pixels that the model names; None for none.
+
+    Raises:
+        BadModelError: No image could be made, as none of a job's could be.
+    """
+    if width is None and height is None:
+        with contextlib.suppress(BadModelError):
+            # Some pipelines make a few sizes only.
+            warm_up(engine, width=_SMALL, height=_SMALL)
+            return
+    warm_up(engine, width=width, height=height)
+
+
+def warm_up(engine: Engine, images: int = 1, width: int | None = None, height: int | None = None) -> None:
+    """Make images and throw them away: the first call loads and chooses kernels, and shows that the model works.
 
     Args:
         engine: The engine.
         images: How many at once.
+        width: Pixels; None for the pipeline's own size.
+        height: Pixels; None for the pipeline's own size.
+
+    Raises:
+        BadModelError: No image could be made, as none of a job's could be.
     """
-    shape = Shape(steps=WARM_UP_STEPS, guidance=7.5)
-    engine.run(tuple(ImageRequest(ImageId("", 0, index), "", None, 0, shape) for index in range(images)), _Nobody())
+    shape = Shape(steps=WARM_UP_STEPS, guidance=7.5, width=width, height=height)
+    witness = _Witness()
+    # Some pipelines refuse an empty text.
+    ids = [ImageId("", 0, index) for index in range(images)]
+    engine.run(tuple(ImageRequest(image_id, "a photo", None, 0, shape) for image_id in ids), witness)
+    if witness.failure is not None:
+        name, why = engine.info.pipeline, witness.failure
+        raise BadModelError(f"{name} made no image from text when it was tried: {why.code}: {why.message}")
 
 
 class PipelineEngine:
@@ -96,7 +137,8 @@ class PipelineEngine:
         self._plan = CallPlan.of(type(pipeline))
         self._schedulers = Schedulers(getattr(pipeline, "scheduler", None))
         self._encoders = text_encoders(pipeline.components.items(), self._plan.max_sequence_length)
-        self._zeroes_missing_negative = bool(getattr(pipeline.config, "force_zeros_for_empty_prompt", False))
+        # What it makes where no size is asked for, once seen.
+        self._own_size: tuple[int, int] | None = None
         pipeline.set_progress_bar_config(disable=True)
 
     @property
@@ -116,8 +158,10 @@ class PipelineEngine:
         return self._schedulers.names
 
     def plan(self, request: ImageRequest) -> Plan:
-        """Tell how an image runs: only with those of the very same shape."""
-        return Plan(request.shape, request.shape.steps)
+        """Tell how an image runs: with those of the very same shape, or alone where others may change it."""
+        if not self._plan.shares_calls:
+            return Plan((request.shape, request.id), request.shape.steps)
+        return Plan((request.shape, self._plan.may_share(request)), request.shape.steps)
 
     def rest(self, _wake: Callable[[], None]) -> bool:
         """Do nothing: see :meth:`kubediffusion.worker.engine.Engine.rest`."""
@@ -129,7 +173,7 @@ class PipelineEngine:
         When a call of several images raises, each is called alone, so that only the culprit fails; when it does not
         fit the device's memory, it is halved.
         """
-        groups = self._alike(requests)
+        groups = self._groups(requests)
         while groups:
             group = tuple(request for request in groups.pop(0) if monitor.wanted(request.id))
             if not group:
@@ -152,17 +196,17 @@ class PipelineEngine:
             for request, outcome in zip(group, outcomes, strict=True):
                 monitor.ended(request.id, outcome)
 
-    def _alike(self, requests: tuple[ImageRequest, ...]) -> list[tuple[ImageRequest, ...]]:
-        """Split a batch where images with and without a negative prompt cannot share a call.
+    def _groups(self, requests: tuple[ImageRequest, ...]) -> list[tuple[ImageRequest, ...]]:
+        """Split a batch into those that may share a call.
 
         Some pipelines (Stable Diffusion XL) take zeros where there is no negative prompt, which is not what an empty
-        one gives. A job's picture must not depend on its neighbours.
+        one gives; others pad prompts to the longest. A job's picture must not depend on its neighbours.
         """
-        if not self._zeroes_missing_negative:
-            return [requests]
-        without = tuple(request for request in requests if request.negative_prompt is None)
-        given = tuple(request for request in requests if request.negative_prompt is not None)
-        return [group for group in (without, given) if group]
+        groups: dict[object, tuple[ImageRequest, ...]] = {}
+        for request in requests:
+            key = self.plan(request).key
+            groups[key] = (*groups.get(key, ()), request)
+        return list(groups.values())
 
     def _call(self, requests: tuple[ImageRequest, ...], monitor: Monitor) -> list[Outcome]:
         shape = requests[0].shape
@@ -178,15 +222,29 @@ class PipelineEngine:
             arguments["generator"] = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
         if "output_type" in self._plan.parameters:
             arguments["output_type"] = "np"
-        arguments |= self._callback(requests, monitor)
+        note = self._note(requests, monitor)
+        arguments |= self._callback(note)
         exactly = repeatable(self.device) if shape.deterministic else contextlib.nullcontext()
-        with torch.inference_mode(), exactly:
+        counted = self._steps_counted(note) if self._plan.callback is Callback.NONE else contextlib.nullcontext()
+        with torch.inference_mode(), exactly, counted, seeded(requests[0].seed, self.device):
             output = self._pipeline(**arguments)
+        images = getattr(output, self._plan.images)
+        if len(images) != len(requests):
+            raise JobFailure(ErrorCode.PIPELINE_FAILED, f"{self._plan.pipeline} made {len(images)} images, not 1 each")
         flags = getattr(output, "nsfw_content_detected", None) or [False] * len(requests)
-        return [
-            self.outcome(request, image, bool(flagged), type(scheduler).__name__)
-            for request, image, flagged in zip(requests, output.images, flags, strict=True)
+        outcomes = [
+            self.outcome(
+                request,
+                image,
+                bool(flagged),
+                type(scheduler).__name__,
+                self._plan.ignored(request, guidance_of(self._pipeline, self._plan, request)),
+            )
+            for request, image, flagged in zip(requests, images, flags, strict=True)
         ]
+        if shape.width is None and shape.height is None and isinstance(outcomes[0], ImageOutput):
+            self._own_size = outcomes[0].width, outcomes[0].height
+        return outcomes
 
     def _refused(self, scheduler: str) -> JobFailure:
         return JobFailure(
@@ -202,21 +260,26 @@ class PipelineEngine:
         given = {side: arguments[side] for side in ("width", "height") if side in arguments}
         if len(given) != 1:
             return
-        own = own_size(self._pipeline) or (next(iter(given.values())),) * 2
+        own = self._own_size or own_size(self._pipeline) or (next(iter(given.values())),) * 2
         arguments |= {"width": own[0], "height": own[1]} | given
 
-    def _callback(self, requests: tuple[ImageRequest, ...], monitor: Monitor) -> dict[str, Any]:
+    def _note(self, requests: tuple[ImageRequest, ...], monitor: Monitor) -> Callable[[int], None]:
+        """Return what is called with the index of each step that is done."""
         steps = requests[0].shape.steps
 
         def note(index: int) -> None:
             if not any(monitor.wanted(request.id) for request in requests):
                 raise _NobodyWaits
             # Some schedulers call the model more often than there are steps (Heun, PNDM's first steps).
-            calls = max(int(getattr(self._pipeline, "num_timesteps", None) or steps), 1)
+            timesteps = getattr(getattr(self._pipeline, "scheduler", None), "timesteps", ())
+            calls = max(int(getattr(self._pipeline, "num_timesteps", None) or len(timesteps) or steps), 1)
             done = min((index + 1) * steps // calls, steps)
             for request in requests:
                 monitor.stepped(request.id, done, steps)
 
+        return note
+
+    def _callback(self, note: Callable[[int], None]) -> dict[str, Any]:
         def on_step_end(_pipeline: Any, index: int, _timestep: Any, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
             note(index)
             return tensors
@@ -232,6 +295,30 @@ class PipelineEngine:
         if self._plan.callback is Callback.LEGACY:
             return {"callback": on_step, "callback_steps": 1}
         return {}
+
+    @contextlib.contextmanager
+    def _steps_counted(self, note: Callable[[int], None]) -> Iterator[None]:
+        """Count the steps of the noise scheduler meanwhile, where the pipeline's call tells nothing of them."""
+        scheduler = getattr(self._pipeline, "scheduler", None)
+        if scheduler is None:
+            yield
+            return
+        step, done = scheduler.step, 0
+
+        # Pipelines look at its signature.
+        @functools.wraps(step)
+        def counted(*arguments: Any, **options: Any) -> Any:
+            nonlocal done
+            result = step(*arguments, **options)
+            note(done)
+            done += 1
+            return result
+
+        scheduler.step = counted
+        try:
+            yield
+        finally:
+            del scheduler.step
 
     def outcome(
         self, request: ImageRequest, image: Any, flagged: bool, scheduler: str, ignored: Sequence[str] | None = None

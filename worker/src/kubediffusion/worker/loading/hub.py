@@ -55,6 +55,8 @@ def fetch(source: HuggingFaceSource, spec: DiffusionModelSpec, token: str | None
             token=token,
             use_safetensors=True if spec.use_safetensors else None,
             trust_remote_code=spec.trust_remote_code,
+            # One that is not loaded may be in any format, and need not come.
+            **({} if spec.safety_checker else {"safety_checker": None}),
         )
     except Exception as error:
         name = f"cannot fetch {source.repository} at {source.revision} from the Hugging Face Hub"
@@ -78,8 +80,8 @@ def _permanent(error: Exception) -> str | None:
         return _CONVERT
     if _refusal(error) is not None:
         return None
-    # Raised before anything is fetched: a format or code that the rules forbid.
-    return str(error) if isinstance(error, ValueError) else None
+    # Raised before anything is fetched: a format or code that the rules forbid, a class whose packages are not here.
+    return str(error) if isinstance(error, ValueError | ImportError) else None
 
 
 def _refusal(error: Exception) -> str | None:

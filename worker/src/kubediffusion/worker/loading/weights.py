@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -11,6 +14,8 @@ import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline
+from diffusers.utils.import_utils import DummyObject
+from safetensors import SafetensorError, safe_open
 
 from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.resources.diffusion_model import DiffusionModelSpec, ModelSource
@@ -21,8 +26,18 @@ from kubediffusion.worker.settings import Settings
 from kubediffusion.worker.sources import LocalModel, check_folder
 from kubediffusion.worker.stages import OnStage, ignore_stage
 
-ChooseDtype = Callable[[dict[str, Any]], torch.dtype]
-"""Chooses the numbers that weights are held in, by the model's ``model_index.json``."""
+ChooseDtype = Callable[[dict[str, Any], torch.dtype | None], torch.dtype]
+"""Chooses the numbers that weights are held in, by the model's ``model_index.json`` and those that the denoiser's are
+stored in."""
+
+_STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Numbers by the names that safetensors has for them."""
+
+_VARIANT = re.compile(r"[^.]+(\.(?P<variant>[a-z]+\w*))?(-\d+-of-\d+)?\.safetensors")
+"""A file of weights; its shards may be numbered."""
+
+_DENOISERS = ("transformer", "unet", "prior", "decoder")
+"""Components whose precision counts, the first that is there."""
 
 
 def load_pipeline(
@@ -51,7 +66,9 @@ def load_pipeline(
     model = coming.result() if coming is not None else locate(settings)
     index = check_folder(model.folder, settings.spec)
     progress(EngineReason.LOADING_WEIGHTS, f"the weights go to the {'GPU' if device.type == 'cuda' else 'CPU'}")
-    return load_weights(model.folder, index, settings.spec, choose_dtype(index), device), model.revision
+    check_class(index)
+    dtype = choose_dtype(index, stored_dtype(model.folder))
+    return load_weights(model.folder, index, settings.spec, dtype, device), model.revision
 
 
 def _origin(source: ModelSource) -> str:
@@ -81,10 +98,14 @@ def load_weights(
     """
     # A map to one device places weights while they are read and leaves no hooks of accelerate on the modules.
     options: dict[str, Any] = {"device_map": device.type if _placeable(index) else None}
+    # What was left out when the model was saved; the pipelines ask for it all the same.
+    options |= {name: None for name, value in index.items() if value == [None, None]}
     if not spec.safety_checker and "safety_checker" in index:
         options |= {"safety_checker": None, "requires_safety_checker": False}
     if spec.source.hugging_face is not None and spec.source.hugging_face.variant is not None:
         options["variant"] = spec.source.hugging_face.variant
+    elif (variant := only_variant(folder)) is not None:
+        options["variant"] = variant
     try:
         pipeline = DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
             str(folder),
@@ -100,6 +121,55 @@ def load_weights(
         if _may_pass(error):
             raise
         raise BadModelError(f"the pipeline cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def check_class(index: dict[str, Any]) -> None:
+    """Check, before anything is loaded, that the pipeline's class can be used here.
+
+    Classes that are code of the model's own are known only once they are loaded.
+
+    Raises:
+        BadModelError: It cannot.
+    """
+    name = index["_class_name"]
+    if not isinstance(name, str):
+        return
+    if name.startswith(("Onnx", "Flax")):
+        raise BadModelError(f"{name} is not for PyTorch: give the folder of the model that holds safetensors")
+    pipeline = getattr(diffusers, name, None)
+    if pipeline is None:
+        raise BadModelError(f"diffusers {diffusers.__version__} has no pipeline class {name}")
+    if issubclass(type(pipeline), DummyObject):
+        missing = ", ".join(pipeline._backends)  # noqa: SLF001 - what diffusers itself says in its error
+        raise BadModelError(f"{name} needs packages of which the worker lacks one: {missing}")
+
+
+def stored_dtype(folder: Path) -> torch.dtype | None:
+    """Return the numbers that most of the denoiser's weights are stored in; None where no header says it."""
+    component = next((folder / name for name in _DENOISERS if (folder / name).is_dir()), None)
+    if component is None:
+        return None
+    sizes: Counter[str] = Counter()
+    for file in sorted(component.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt") as weights:
+                for key in weights.keys():  # noqa: SIM118 - it is no mapping
+                    part = weights.get_slice(key)
+                    sizes[part.get_dtype()] += math.prod(part.get_shape())
+        except (OSError, SafetensorError):
+            return None  # the loader gives a better message
+    return _STORED.get(sizes.most_common(1)[0][0]) if sizes else None
+
+
+def only_variant(folder: Path) -> str | None:
+    """Return the variant that a folder holds alone, as ``fp16`` of ``model.fp16.safetensors``; None for plain files."""
+    found: set[str] = set()
+    for component in (path for path in folder.iterdir() if path.is_dir()):
+        names = [_VARIANT.fullmatch(file.name) for file in component.glob("*.safetensors")]
+        variants = {match["variant"] for match in names if match is not None}
+        if variants and None not in variants:
+            found |= variants
+    return found.pop() if len(found) == 1 else None
 
 
 def _placeable(index: dict[str, Any]) -> bool:

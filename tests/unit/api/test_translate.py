@@ -148,3 +148,11 @@ def test_a_document_leaves_out_what_nobody_shows() -> None:
     made = CachedJob.from_wire(annotated)
     assert len(made.document) < 400
     assert made.parse().spec.prompt == "a cat"
+
+
+def test_a_long_prompt_is_kept_once() -> None:
+    """It is most of what a job takes, and a namespace has ten thousand of them."""
+    prompt = "雪" * 4000
+    made = cached(spec={"prompt": prompt, "seed": 1})
+    assert len(made.document) + len(made.encoded_prompt) < 3 * 4000 + 400
+    assert (made.prompt, made.parse().spec.prompt, made.parse().spec.seed) == (prompt, prompt, 1)

@@ -49,7 +49,8 @@ class CachedJob:
     Attributes:
         created: Seconds since the epoch.
         client: Name of the API key that the job was created with; None where there was none.
-        document: ``metadata``, ``spec`` and ``status`` as JSON, for the detailed view.
+        encoded_prompt: The prompt in UTF-8: it is most of what a job takes.
+        document: ``metadata``, ``spec`` without the prompt, and ``status`` as JSON, for the detailed view.
         result: Headers and body of the response of ``GET /results``, kept once it has been asked for; see
             :mod:`kubediffusion.api.job_cache.results`.
     """
@@ -60,7 +61,7 @@ class CachedJob:
     created: float
     phase: Phase
     model: str | None
-    prompt: str
+    encoded_prompt: bytes
     priority: int
     suspended: bool
     client: str | None
@@ -93,7 +94,7 @@ class CachedJob:
             created=metadata.creation_timestamp.timestamp() if metadata.creation_timestamp else 0.0,
             phase=status.phase,
             model=spec.model,
-            prompt=spec.prompt,
+            encoded_prompt=spec.prompt.encode(),
             priority=spec.priority or 0,
             suspended=bool(spec.suspend),
             client=metadata.annotations.get(meta.CLIENT_ANNOTATION),
@@ -105,6 +106,11 @@ class CachedJob:
             warnings=status.warnings,
             document=_document(body),
         )
+
+    @property
+    def prompt(self) -> str:
+        """The prompt."""
+        return self.encoded_prompt.decode()
 
     @property
     def finished(self) -> bool:
@@ -125,14 +131,17 @@ class CachedJob:
 
     def parse(self) -> GenerationJob:
         """Parse the whole job from its document."""
-        return GenerationJob.from_wire(json.loads(self.document))
+        body = json.loads(self.document)
+        body["spec"]["prompt"] = self.prompt
+        return GenerationJob.from_wire(body)
 
 
 def _document(body: dict[str, Any]) -> bytes:
     # Annotations and managedFields repeat the spec, and nothing here shows them.
     kept = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp")
     metadata = {key: value for key, value in body["metadata"].items() if key in kept}
-    content = {"metadata": metadata, "spec": body["spec"], "status": body.get("status", {})}
+    spec = {key: value for key, value in body["spec"].items() if key != "prompt"}
+    content = {"metadata": metadata, "spec": spec, "status": body.get("status", {})}
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
+from base64 import b64encode
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from kubediffusion.resources.conditions import ConditionStatus, find_condition
 from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Image, Phase
+from kubediffusion.resources.redaction import Redactor
 from kubediffusion.resources.transitions import Writer, allowed
 from kubediffusion.worker import reports
 from kubediffusion.worker.assignments import Assignment, Assignments
@@ -127,6 +130,19 @@ def test_an_outage_that_is_over_is_said_to_be() -> None:
 def test_a_queue_time_is_never_negative() -> None:
     status = success(bound_job(status={"queuedAt": LATER}))
     assert present(status.timings).queue == 0
+
+
+def test_no_text_of_a_status_holds_a_secret() -> None:
+    secret = 'hf_"planted" + secret/'
+    quoted = f"{secret} {secret!r} {quote(secret, safe='')} {b64encode(f'user:{secret}'.encode()).decode()}"
+    job = bound_job()
+    status = reports.failed(job, finished(job), JobFailure(ErrorCode.PIPELINE_FAILED, quoted), LATER)
+    status = status.model_copy(update={"warnings": (quoted,)})
+    shown = reports.redacted(status, Redactor([f"{secret}\n"]))
+    texts = [present(shown.error).message, present(find_condition(shown.conditions, "Failed")).message, *shown.warnings]
+    assert all(text.count("***") == 4 for text in texts)
+    assert "planted" not in str(shown)
+    assert reports.redacted(success(job), Redactor([secret])) == success(job)
 
 
 def test_a_failure_says_code_and_message() -> None:

@@ -16,7 +16,7 @@ from kubediffusion.worker import cpus
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.settings import Settings
 from kubediffusion.worker.termination import MAX_BYTES, redact, write_termination_message
-from unit.worker.worker_builders import settings
+from unit.worker.worker_builders import present, settings
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,10 +27,19 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         "KUBEDIFFUSION_MODEL": "m",
         "KUBEDIFFUSION_MODEL_SPEC": json.dumps(spec),
         "KUBEDIFFUSION_S3_BUCKET": "b",
-        "HF_TOKEN": "hf_secret",
+        # As a Secret that was made of a file.
+        "HF_TOKEN": "hf_secret\n",
+        "AWS_SECRET_ACCESS_KEY": "storage-secret",
+        "AWS_SESSION_TOKEN": "session-secret",
+        "AWS_ENDPOINT_URL_S3": "https://someone:endpoint-secret@storage",
+        "HTTPS_PROXY": "http://someone:proxy%2Fsecret@proxy:3128",
+        "http_proxy": "http://someone:other-secret@proxy:3128",
     }.items():
         monkeypatch.setenv(name, value)
     read = Settings()
+    assert present(read.hf_token).get_secret_value() == "hf_secret"
+    known = ["hf_secret", "storage-secret", "session-secret", "endpoint-secret", "proxy%2Fsecret", "proxy/secret"]
+    assert set(known) | {"other-secret"} == set(read.secrets)
     assert (read.spec.torch_dtype, read.spec.workers.max_batch_size) == ("bfloat16", 8)
     assert (read.port, read.log_prompts) == (8080, False)
     assert "hf_secret" not in repr(read)

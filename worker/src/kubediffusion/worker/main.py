@@ -153,7 +153,7 @@ async def _work(process: _Process, client: KubernetesClient, engine: Engine, rep
         engine=engine,
         engine_thread=process.engine_thread,
         assignments=Assignments(settings.pod_name),
-        reporter=Reporter(client, settings.pod_namespace, settings.refused_seconds),
+        reporter=Reporter(client, settings.pod_namespace, settings.refused_seconds, settings.secrets),
         storage=ImageStorage(settings.bucket, UPLOADS),
         prefix=settings.prefix,
         refused_seconds=settings.refused_seconds,

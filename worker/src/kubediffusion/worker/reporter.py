@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 
 from kubediffusion.resources.apiserver.client import KubernetesClient
@@ -13,11 +13,12 @@ from kubediffusion.resources.apiserver.resource import JSON_PATCH
 from kubediffusion.resources.backoff import Backoff
 from kubediffusion.resources.failures import ErrorCode
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus
+from kubediffusion.resources.redaction import Redactor
 from kubediffusion.resources.transitions import TERMINAL
+from kubediffusion.worker import reports
 from kubediffusion.worker.assignments import Assignment
 from kubediffusion.worker.refusals import LONGEST_PAUSE as LONGEST_REFUSAL_PAUSE
 from kubediffusion.worker.refusals import Refusals
-from kubediffusion.worker.reports import fenced_patch
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +58,13 @@ class Reporter:
         client: The API server.
         namespace: Namespace of the jobs.
         refused_seconds: For so long an outcome that is not permitted is reported again.
+        secrets: What no text of a status may hold.
     """
 
-    def __init__(self, client: KubernetesClient, namespace: str, refused_seconds: float) -> None:
+    def __init__(
+        self, client: KubernetesClient, namespace: str, refused_seconds: float, secrets: Iterable[str] = ()
+    ) -> None:
+        self._redactor = Redactor(secrets)
         self._refused_seconds = refused_seconds
         self._jobs = client.generation_jobs
         self._namespace = namespace
@@ -133,8 +138,8 @@ class Reporter:
     async def _try(self, assignment: Assignment, build: Build) -> tuple[Verdict, KubernetesError | None]:
         """Send a report once; where it is refused, read the job to find out why, and return the refusal too."""
         job = assignment.job
-        after = build(job)
-        patch = fenced_patch(job, after)
+        after = reports.redacted(build(job), self._redactor)
+        patch = reports.fenced_patch(job, after)
         try:
             answer = await self._jobs.patch(
                 self._namespace, job.name, patch, content_type=JSON_PATCH, subresource="status"

@@ -29,6 +29,7 @@ from kubediffusion.resources.generation_job import (
     Phase,
     Timings,
 )
+from kubediffusion.resources.redaction import Redactor
 from kubediffusion.resources.texts import MAX_NOTE, shorten
 from kubediffusion.worker.assignments import Assignment
 from kubediffusion.worker.engine import EngineInfo, ImageOutput
@@ -80,6 +81,20 @@ def _condition_patch(before: tuple[Condition, ...], after: tuple[Condition, ...]
             patch.append({"op": "test", "path": f"{path}/type", "value": condition.type})
             patch.append({"op": "replace", "path": path, "value": condition.to_wire()})
     return patch
+
+
+def redacted(status: GenerationJobStatus, redactor: Redactor) -> GenerationJobStatus:
+    """Return a status with ``***`` in place of each secret that a library may have quoted in its texts."""
+    update: dict[str, Any] = {
+        "conditions": tuple(
+            condition.model_copy(update={"message": redactor.redact(condition.message)})
+            for condition in status.conditions
+        ),
+        "warnings": tuple(map(redactor.redact, status.warnings)),
+    }
+    if status.error is not None:
+        update["error"] = status.error.model_copy(update={"message": redactor.redact(status.error.message)})
+    return status.model_copy(update=update)
 
 
 def running(before: GenerationJob, assignment: Assignment) -> GenerationJobStatus:

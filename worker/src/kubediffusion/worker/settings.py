@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from kubediffusion.resources.diffusion_model import DiffusionModelSpec
@@ -17,6 +17,10 @@ from kubediffusion.resources.runtime.settings import LogLevel, StorageSecrets
 
 _GPUS = ("nvidia.com/", "amd.com/")
 """What the names of GPU resources begin with, those of parts of a GPU (MIG) too."""
+
+
+def _stripped(value: object) -> object:
+    return value.strip() if isinstance(value, str) else value
 
 
 class Settings(StorageSecrets):
@@ -49,7 +53,8 @@ class Settings(StorageSecrets):
     compile_cache_path: Annotated[Path | None, Field(alias="KUBEDIFFUSION_COMPILE_CACHE_PATH")] = None
     """Where ``spec.compileCache.persistentVolumeClaim`` is mounted, its own path included."""
 
-    hf_token: Annotated[SecretStr | None, Field(alias="HF_TOKEN")] = None
+    # A Secret often ends with a newline, which no header takes.
+    hf_token: Annotated[SecretStr | None, Field(alias="HF_TOKEN"), BeforeValidator(_stripped)] = None
     """Token of the Hugging Face Hub, from the Secret that the source names."""
 
     bind_address: Annotated[str, Field(alias="KUBEDIFFUSION_BIND_ADDRESS")] = "0.0.0.0"  # noqa: S104 - the kubelet probes the Pod's address

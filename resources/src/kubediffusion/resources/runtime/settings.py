@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import suppress
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
@@ -47,7 +49,7 @@ class S3Settings(BaseSettings):
 
 
 class StorageSecrets(S3Settings):
-    """Storage's credentials. boto3 reads them itself; here they are only to be kept out of messages and logs."""
+    """Credentials that libraries read themselves: storage's, and those in addresses. Here to be kept out of texts."""
 
     model_config = SettingsConfigDict(use_attribute_docstrings=True, hide_input_in_errors=True)
 
@@ -57,11 +59,32 @@ class StorageSecrets(S3Settings):
     aws_session_token: Annotated[SecretStr | None, Field(alias="AWS_SESSION_TOKEN")] = None
     """What goes with a key that is valid for a time."""
 
+    http_proxy: Annotated[SecretStr | None, Field(alias="HTTP_PROXY")] = None
+    """Proxy for http addresses; its URL may hold a password."""
+
+    https_proxy: Annotated[SecretStr | None, Field(alias="HTTPS_PROXY")] = None
+    """Proxy for https addresses."""
+
+    all_proxy: Annotated[SecretStr | None, Field(alias="ALL_PROXY")] = None
+    """Proxy for what the others do not name."""
+
     @property
     def secrets(self) -> list[str]:
         """Credentials in the clear, which no message and no log line may hold."""
         held = (self.aws_secret_access_key, self.aws_session_token)
-        return [secret.get_secret_value() for secret in held if secret is not None]
+        proxies = (self.http_proxy, self.https_proxy, self.all_proxy)
+        addresses = [proxy.get_secret_value() for proxy in proxies if proxy is not None]
+        addresses += [self.aws_endpoint_url_s3, self.aws_endpoint_url]
+        passwords = [password for address in addresses for password in _passwords(address)]
+        return [*(secret.get_secret_value() for secret in held if secret is not None), *passwords]
+
+
+def _passwords(address: str) -> list[str]:
+    """Return the password of a URL, as it stands there and decoded; none of an address without one."""
+    with suppress(ValueError):
+        if password := urlsplit(address).password:
+            return [password, unquote(password)]
+    return []
 
 
 def read_settings(kind: type[S], exit_code: int = EX_CONFIG) -> S:

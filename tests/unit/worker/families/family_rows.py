@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import diffusers
-from models.registry import folder
-from models.weights import randomised
 
+from census.registry import folder
+from census.weights import randomised
 from kubediffusion.worker.engine import ImageRequest
 from unit.worker.families.parity import FamilyRow
 
@@ -24,7 +24,7 @@ def saved(name: str) -> Any:
 def undistilled_flux() -> Any:
     """Build a FLUX.1 whose transformer is not told the guidance scale, and whose schedule is shifted by size."""
     # Late: the registry imports the builders, not they it.
-    from models.builders import flux
+    from census.builders import flux
 
     parts = flux.parts(transformer=flux.transformer(guidance_embeds=False))
     for name in ("vae", "text_encoder", "text_encoder_2", "transformer"):

@@ -62,6 +62,7 @@ ROWS = [
     FamilyRow("flux-dev", scale_alone),
     FamilyRow("flux-schnell", scale_alone),
     FamilyRow("flux-undistilled", true_scale_always, build=undistilled_flux),
+    FamilyRow("flux-2", scale_alone),
     FamilyRow("flux-2-klein", scale_alone),
     FamilyRow("flux-2-klein-base", scale_alone),
     # One step has no place for the sigma that its schedule ends with.

@@ -23,7 +23,7 @@ class FamilyRow:
     """One pipeline of one family.
 
     Attributes:
-        name: Of the tiny model (``tests/models``), or of the row where ``build`` makes it.
+        name: Of the tiny model (``tests/census``), or of the row where ``build`` makes it.
         arguments: What of a request the pipeline's own call is told beside prompt, seed, size and steps.
         sizes: Two sizes in pixels, width and height.
         steps: Numbers of denoising steps.

@@ -39,6 +39,11 @@ class Unsupported:
     known: bool = False
 
 
+def known_pipelines() -> list[str]:
+    """Name the diffusers classes that a family knows."""
+    return sorted(_FAMILIES)
+
+
 def family_class(pipeline: str) -> type[ModelFamily] | None:
     """Give the family of a diffusers class by its name; None where no family knows it."""
     if pipeline not in _FAMILIES:

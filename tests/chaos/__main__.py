@@ -35,6 +35,7 @@ def main() -> int:
         default=[kind.name for kind in TenantKind if kind not in UNMET],
         help="only these faults of one namespace among several, after the others (%(default)s)",
     )
+    parser.add_argument("--tenant-jobs", type=int, default=40, help="of the neighbour that are measured beside each")
     parser.add_argument("--rate", type=float, default=10.0, help="jobs a second")
     parser.add_argument("--patience", type=float, default=180.0, help="seconds without an end before giving up")
     parser.add_argument("--write", type=Path, help="a page whose results are replaced by those of this run")
@@ -54,7 +55,8 @@ def main() -> int:
         rate=chosen.rate,
         patience=chosen.patience,
     )
-    tenants = TenantPlan("tenants", chosen.seed, [TenantKind[name] for name in chosen.tenant_kinds])
+    struck = [TenantKind[name] for name in chosen.tenant_kinds]
+    tenants = TenantPlan("tenants", chosen.seed, struck, jobs=chosen.tenant_jobs, patience=chosen.patience)
     result, folder = asyncio.run(_run(chosen.seed, plan, tenants))
     text = table(chosen.seed, plan, result)
     sys.stdout.write(text)

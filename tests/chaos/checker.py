@@ -167,7 +167,7 @@ def _was_alone(evidence: Evidence, worker: str | None) -> bool:
         for versions in evidence.jobs.values()
         for before, after in pairwise(versions)
     )
-    return taken <= 1
+    return bool(taken <= 1)
 
 
 def only_lost_jobs_are_bound_again(evidence: Evidence) -> Iterator[Violation]:
@@ -344,4 +344,4 @@ LAWS: tuple[Law, ...] = (
 
 
 def _goes_with_its_images(version: Version) -> bool:
-    return version.object["spec"].get("deletionPolicy") == "Delete"
+    return bool(version.object["spec"].get("deletionPolicy") == "Delete")

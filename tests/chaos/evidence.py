@@ -65,7 +65,7 @@ class Pace:
 
     Attributes:
         fault: The fault.
-        without: Seconds from creation to end of each job, before any fault.
+        without: Seconds from creation to end of each job, before the fault.
         beside: The same of as many jobs that came while the fault lasted.
     """
 

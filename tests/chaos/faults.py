@@ -47,7 +47,11 @@ class TenantKind(StrEnum):
     LARGEST_OBJECTS = "jobs and models of the largest size"
 
 
-UNMET: dict[TenantKind, str] = {}
+UNMET: dict[TenantKind, str] = {
+    TenantKind.POISONOUS_JOB: "jobs that ran beside it spend retries for its worker's exit",
+    TenantKind.NAMESPACE_DELETED: "an operator that starts afterwards waits for that namespace's list for ever",
+    TenantKind.LARGEST_OBJECTS: "the operator ends on a refusal that is longer than a condition's message may be",
+}
 """Faults whose laws the parts do not keep yet, with the reason: none of them strikes unless it is asked for."""
 
 SECONDS: dict[Kind, tuple[float, float]] = {

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from chaos.evidence import Evidence, Object
 from chaos.faults import TenantKind
@@ -64,7 +65,7 @@ class Struck:
             await eventually("the fault's own jobs to end", over, END_SECONDS)
 
     @asynccontextmanager
-    async def model(self, name: str, **spec: object) -> AsyncIterator[None]:
+    async def model(self, name: str, **spec: Any) -> AsyncIterator[None]:
         """Have a DiffusionModel for as long as the block runs."""
         manifest = model_manifest(name, self.environment, place=1)
         workers = manifest["spec"]["workers"] | spec.pop("workers", {})
@@ -76,7 +77,7 @@ class Struck:
             await asyncio.to_thread(self.system.namespace.kubectl, "delete", "diffusionmodel", name, "--wait=false")
 
 
-Injector = Callable[[Struck], Awaitable[None]]
+Injector = Callable[[Struck], Coroutine[Any, Any, None]]
 
 
 async def deny_status(struck: Struck) -> None:

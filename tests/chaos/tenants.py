@@ -24,6 +24,10 @@ from kubediffusion.local.testing import Namespace, eventually
 
 logger = logging.getLogger(__name__)
 
+STEPS = 10
+"""Steps of a job that is measured: long enough that a moment of the machine's own weighs little."""
+OWN_RATE = 1.0
+"""Jobs a second of the namespace that is struck."""
 RBAC = "rbac.authorization.k8s.io"
 
 
@@ -35,7 +39,7 @@ class TenantPlan:
         name: Of the namespace that is struck; those of the others begin with it.
         seed: Decides the jobs of the struck namespace.
         kinds: The faults, one after the other.
-        jobs: How many jobs of the neighbour are measured beside each fault, and before any.
+        jobs: How many jobs of the neighbour are measured beside each fault, and as many before it.
         rate: How many of them come in a second.
         patience: Seconds without any job's end after which those that are left are given up.
         build: How the parts are built.
@@ -45,7 +49,7 @@ class TenantPlan:
     seed: int
     kinds: Sequence[TenantKind]
     jobs: int = 40
-    rate: float = 4.0
+    rate: float = 3.0
     patience: float = 120.0
     build: Build = field(default_factory=Build)
 
@@ -84,15 +88,15 @@ async def run_tenants(where: Site, plan: TenantPlan, folder: Path) -> tuple[Evid
         await struck.wait_ready()
         await _wait_worker(neighbour)
         # Its own jobs come all the time: a fault has something to strike, and both sides of the measure are alike.
-        seconds = (len(plan.kinds) + 2) * plan.jobs / plan.rate
-        placing = asyncio.create_task(
-            Clients(struck, evidence).place(orders(plan.seed, int(seconds * plan.rate / 2)), plan.rate / 2)
-        )
+        seconds = (2 * len(plan.kinds) + 1) * plan.jobs / plan.rate
+        own = orders(plan.seed, int(seconds * OWN_RATE))
+        placing = asyncio.create_task(Clients(struck, evidence).place(own, OWN_RATE))
         measure = _Measure(neighbour, theirs, plan)
         await measure.durations("warm-up")
-        without = await measure.durations("quiet")
         for kind in plan.kinds:
             logger.info("%s", kind)
+            # Just before, as the machine is not equally fast at all times.
+            without = await measure.durations(f"before-{kind.name.lower()}")
             striking = asyncio.create_task(INJECTORS[kind](Struck(struck, doomed, evidence, environment)))
             theirs.paces.append(Pace(kind, without, await measure.durations(kind.name.lower())))
             await striking
@@ -125,7 +129,8 @@ class _Measure:
         for number in range(self._plan.jobs):
             await asyncio.sleep(max(0.0, began + number / self._plan.rate - time.monotonic()))
             moment = time.monotonic()
-            job = await asyncio.to_thread(self._system.create_job, f"{name}-{number:03}".replace("_", "-"))
+            label = f"{name}-{number:03}".replace("_", "-")
+            job = await asyncio.to_thread(self._system.create_job, label, {"numInferenceSteps": STEPS})
             self._evidence.accepted.add(job["metadata"]["name"])
             created[job["metadata"]["uid"]] = moment
         finished = self._system.recorder.finished

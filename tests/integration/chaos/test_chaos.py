@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from chaos.checker import check
 from chaos.faults import Fault, Kind, schedule
 from chaos.load import orders
 from chaos.run import Plan, run
-from chaos.system import Build, Site, defect, site
+from chaos.system import Build, Site, defect
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -28,15 +27,7 @@ KINDS = [
 ]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def where(request: pytest.FixtureRequest) -> AsyncIterator[Site]:
-    """A cluster of its own: what happens to its parts would disturb others."""
-    async with site(SEED) as ours:
-        yield ours
-        ours.cluster.keep = bool(request.session.testsfailed)
-
-
-async def test_a_short_run_breaks_no_law(where, tmp_path):
+async def test_a_short_run_breaks_no_law(where: Site, tmp_path: Path) -> None:
     jobs = 150
     faults = schedule(SEED, jobs, len(KINDS), KINDS)
     outcome = await run(where, Plan("short", orders(SEED, jobs), faults), tmp_path)
@@ -53,7 +44,9 @@ async def test_a_short_run_breaks_no_law(where, tmp_path):
         ("double-bind", Build(operator=defect("double_bind")), Kind.OPERATOR_KILLED, "only lost jobs are bound again"),
     ],
 )
-async def test_a_broken_build_is_caught(where, tmp_path, name, build, kind, law):
+async def test_a_broken_build_is_caught(
+    where: Site, tmp_path: Path, name: str, build: Build, kind: Kind, law: str
+) -> None:
     faults = [Fault(kind, finished, 0.0, finished) for finished in (4, 16)]
     outcome = await run(where, Plan(name, orders(SEED, 40), faults, patience=10.0, build=build), tmp_path)
     assert law in {violation.law for violation in check(outcome.evidence)}

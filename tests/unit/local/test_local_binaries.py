@@ -1,5 +1,10 @@
 """Which programs are built, and under which name they are kept."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
 import pytest
 
 from kubediffusion.local import binaries, toolchain
@@ -11,17 +16,17 @@ KUBERNETES = next(module for module in CLUSTER if module.name == "kubernetes")
 
 
 @pytest.mark.parametrize("module", SETS["e2e"], ids=lambda module: module.name)
-def test_every_program_is_a_tool_of_its_module(module):
+def test_every_program_is_a_tool_of_its_module(module: Module) -> None:
     definition = (module.folder / "go.mod").read_text()
     assert all(package in definition for package in module.programs.values())
 
 
-def test_kubernetes_is_told_its_version():
+def test_kubernetes_is_told_its_version() -> None:
     assert "-X k8s.io/component-base/version.gitVersion=v1.36.3 " in KUBERNETES.linker_flags()
     assert "version.gitMinor=36" in KUBERNETES.linker_flags()
 
 
-def test_the_result_s_name_changes_with_what_goes_into_it(tmp_path, monkeypatch):
+def test_the_result_s_name_changes_with_what_goes_into_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(binaries, "BINARIES", tmp_path)
     module = Module("m", {"p": "example.com/p"})
     module.folder.mkdir()
@@ -34,9 +39,14 @@ def test_the_result_s_name_changes_with_what_goes_into_it(tmp_path, monkeypatch)
     assert module.fingerprint(["p"]) != first
 
 
-def test_programs_of_the_given_folder_are_taken_and_not_built(tmp_path, monkeypatch):
-    built = []
-    monkeypatch.setattr(binaries, "_built", lambda _module, programs, _environment: built.append(programs) or tmp_path)
+def test_programs_of_the_given_folder_are_taken_and_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[list[str]] = []
+
+    def build(_module: Module, programs: list[str], _environment: Mapping[str, str]) -> Path:
+        built.append(programs)
+        return tmp_path
+
+    monkeypatch.setattr(binaries, "_built", build)
     for name in ("etcd", "kube-apiserver", "kubectl"):
         (tmp_path / name).touch()
     found = binaries.provide({"KUBEBUILDER_ASSETS": str(tmp_path), "HOME": "/nowhere"})
@@ -44,13 +54,15 @@ def test_programs_of_the_given_folder_are_taken_and_not_built(tmp_path, monkeypa
     assert built == [["versitygw"], ["kube-controller-manager", "kube-scheduler"]]
 
 
-def test_a_given_folder_that_is_none_is_an_error():
+def test_a_given_folder_that_is_none_is_an_error() -> None:
     with pytest.raises(LocalError, match="KUBEBUILDER_ASSETS is /nowhere"):
         binaries.provide({"KUBEBUILDER_ASSETS": "/nowhere"})
 
 
 @pytest.mark.parametrize(("platform", "machine"), [("darwin", "arm64"), ("linux", "riscv64")])
-def test_another_kind_of_machine_is_refused_at_once(monkeypatch, platform, machine):
+def test_another_kind_of_machine_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, platform: str, machine: str
+) -> None:
     monkeypatch.setattr("sys.platform", platform)
     monkeypatch.setattr("platform.machine", lambda: machine)
     with pytest.raises(LocalError, match=f"this is {platform} on {machine}"):
@@ -65,16 +77,16 @@ def test_another_kind_of_machine_is_refused_at_once(monkeypatch, platform, machi
         ({"XDG_CACHE_HOME": "/cache", "KUBEDIFFUSION_CACHE": "/mine"}, "/mine"),
     ],
 )
-def test_the_cache_lies_where_the_user_wants_it(environment, folder):
+def test_the_cache_lies_where_the_user_wants_it(environment: dict[str, str], folder: str) -> None:
     assert str(cache_folder(environment)) == folder
 
 
-def test_versions_are_compared_as_numbers():
+def test_versions_are_compared_as_numbers() -> None:
     assert toolchain.parse_version("1.26.10") > toolchain.parse_version("1.26.9")
     assert toolchain.parse_version("") < toolchain.parse_version("1.0")
 
 
-def test_a_build_depends_on_our_pins_alone(tmp_path):
+def test_a_build_depends_on_our_pins_alone(tmp_path: Path) -> None:
     own = toolchain.Toolchain(tmp_path / "go").environment({"GOFLAGS": "-mod=mod", "GOPROXY": "kept"})
     assert own["GOTOOLCHAIN"] == "local"
     assert "-mod=readonly" in own["GOFLAGS"]
@@ -82,7 +94,9 @@ def test_a_build_depends_on_our_pins_alone(tmp_path):
     assert "GOPATH" not in own
 
 
-def test_a_machine_without_certificate_authorities_gets_python_s(tmp_path, monkeypatch):
+def test_a_machine_without_certificate_authorities_gets_python_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tools = toolchain.Toolchain(tmp_path / "go")
     monkeypatch.setattr(toolchain, "AUTHORITIES", (tmp_path / "none",))
     assert tools.environment({})["SSL_CERT_FILE"].endswith(".pem")

@@ -91,7 +91,7 @@ def test_a_build_that_is_broken_off_leaves_nothing(
 ) -> None:
     pid = tmp_path / "pid"
     command = build(ENDLESS.format(pid=pid))
-    compiler = int(wait_for("the compiler", lambda: half_built(cache) and pid.exists() and pid.read_text()))
+    compiler = int(wait_for("the compiler", lambda: pid.read_text() if half_built(cache) and pid.exists() else None))
     command.process.send_signal(number)
     code, said = command.wait()
     assert (code, said.splitlines()[-1]) == (128 + signal.SIGINT, "Stopped.")

@@ -1,24 +1,27 @@
 """Processes start, are seen to be well, and end for certain."""
 
+from __future__ import annotations
+
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kubediffusion.local.errors import PartFailedError
-from kubediffusion.local.processes import Process, Program, killed_with_parent
+from kubediffusion.local.processes import HealthCheck, Process, Program, killed_with_parent
 
 
-def a_process(tmp_path, script, healthy=lambda: True):
+def a_process(tmp_path: Path, script: str, healthy: HealthCheck = lambda: True) -> Process:
     program = Program("part", ["sh", "-c", script], tmp_path / "log", healthy, {"PATH": os.environ["PATH"]})
     return Process(program)
 
 
-def alive(pid):
+def alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -26,21 +29,21 @@ def alive(pid):
     return True
 
 
-def until(condition, seconds=10):
+def until(condition: Callable[[], bool], seconds: float = 10) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_a_process_that_ends_before_it_serves_is_reported_with_its_log(tmp_path):
+def test_a_process_that_ends_before_it_serves_is_reported_with_its_log(tmp_path: Path) -> None:
     process = a_process(tmp_path, "echo no disk left; exit 4", healthy=lambda: False)
     process.start()
     with pytest.raises(PartFailedError, match=r"(?s)part ended with exit code 4.*no disk left"):
         process.wait_ready()
 
 
-def test_a_process_that_does_not_answer_in_time_is_reported(tmp_path):
+def test_a_process_that_does_not_answer_in_time_is_reported(tmp_path: Path) -> None:
     process = a_process(tmp_path, "exec sleep 100", healthy=lambda: False)
     process.start()
     with pytest.raises(PartFailedError, match="did not answer within"):
@@ -48,19 +51,18 @@ def test_a_process_that_does_not_answer_in_time_is_reported(tmp_path):
     process.stop()
 
 
-def test_a_killed_process_starts_again(tmp_path):
+def test_a_killed_process_starts_again(tmp_path: Path) -> None:
     process = a_process(tmp_path, "exec sleep 100")
     process.start()
     first = process.pid
     process.kill()
     assert not process.running
     process.start()
-    assert process.running
-    assert process.pid != first
+    assert (process.running, process.pid == first) == (True, False)
     process.stop()
 
 
-def test_a_process_that_ignores_sigterm_is_killed(tmp_path):
+def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     process = a_process(tmp_path, f"trap '' TERM; touch {ready}; while :; do sleep 0.1; done", healthy=ready.exists)
     process.start()
@@ -70,10 +72,10 @@ def test_a_process_that_ignores_sigterm_is_killed(tmp_path):
     assert not alive(pid)
 
 
-def test_stopping_takes_the_whole_group_along(tmp_path):
+def test_stopping_takes_the_whole_group_along(tmp_path: Path) -> None:
     child = tmp_path / "child"
     process = a_process(
-        tmp_path, f"sleep 100 & echo $! > {child}; wait", healthy=lambda: child.exists() and child.stat().st_size
+        tmp_path, f"sleep 100 & echo $! > {child}; wait", healthy=lambda: child.exists() and child.stat().st_size > 0
     )
     process.start()
     process.wait_ready()
@@ -81,7 +83,7 @@ def test_stopping_takes_the_whole_group_along(tmp_path):
     until(lambda: not alive(int(child.read_text())))
 
 
-def test_a_process_dies_with_the_one_that_started_it(tmp_path):
+def test_a_process_dies_with_the_one_that_started_it(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     starter = (
         "import subprocess, sys, time\n"
@@ -91,7 +93,7 @@ def test_a_process_dies_with_the_one_that_started_it(tmp_path):
         "time.sleep(100)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", starter])
-    until(lambda: pid_file.exists() and pid_file.read_text())
+    until(lambda: pid_file.exists() and bool(pid_file.read_text()))
     child = int(pid_file.read_text())
     command_line = Path(f"/proc/{child}/cmdline")
     until(lambda: command_line.read_bytes() == b"sleep\x00100\x00")  # it has become the command
@@ -100,7 +102,7 @@ def test_a_process_dies_with_the_one_that_started_it(tmp_path):
     until(lambda: not alive(child))
 
 
-def test_a_launched_command_feels_broken_pipes():
+def test_a_launched_command_feels_broken_pipes() -> None:
     # Python ignores SIGPIPE, which its children would inherit: `yes | head` would then end with an error message.
     answer = subprocess.run(
         killed_with_parent(["bash", "-c", "set -o pipefail; yes | head -1; exit ${PIPESTATUS[0]}"]),

@@ -2,17 +2,19 @@
 
 import socket
 
+import pytest
+
 from kubediffusion.local.reservations import Reservations, listening
 
 
-def test_a_claimed_port_is_below_the_ephemeral_ones_and_free():
+def test_a_claimed_port_is_below_the_ephemeral_ones_and_free() -> None:
     with Reservations() as reservations:
         port = reservations.port()
         assert 20_000 <= port < 32_768
         assert not listening(port)
 
 
-def test_no_port_is_claimed_twice_until_it_is_released(monkeypatch):
+def test_no_port_is_claimed_twice_until_it_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("random.shuffle", lambda _: None)  # both look in the same order
     with Reservations() as first, Reservations() as second:
         taken = first.port()
@@ -22,7 +24,7 @@ def test_no_port_is_claimed_twice_until_it_is_released(monkeypatch):
             assert third.port() == taken
 
 
-def test_networks_are_claimed_as_ports_are(monkeypatch):
+def test_networks_are_claimed_as_ports_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("random.shuffle", lambda _: None)
     with Reservations() as first, Reservations() as second:
         taken = first.network()
@@ -32,7 +34,7 @@ def test_networks_are_claimed_as_ports_are(monkeypatch):
             assert third.network() == taken
 
 
-def test_a_port_on_which_something_listens_is_passed_over(monkeypatch):
+def test_a_port_on_which_something_listens_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("random.shuffle", lambda _: None)
     with Reservations() as reservations:
         free = reservations.port()

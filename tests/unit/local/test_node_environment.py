@@ -1,5 +1,9 @@
 """A container's environment, by Kubernetes' rules."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 
 from kubediffusion.local.node import environment
@@ -9,7 +13,7 @@ from kubediffusion.local.node.objects import Container, Pod
 FACTS = Facts(pod_ip="127.9.0.2", host_ip="127.0.0.1")
 
 
-def a_pod(**metadata):
+def a_pod(**metadata: Any) -> Pod:
     return Pod.from_wire(
         {
             "metadata": {"name": "p", "namespace": "n", "uid": "u", **metadata},
@@ -18,16 +22,16 @@ def a_pod(**metadata):
     )
 
 
-def variables(container, contents=None, pod=None):
+def variables(container: dict[str, Any], contents: Any = None, pod: Pod | None = None) -> dict[str, str]:
     parsed = Container.from_wire({"name": "main", **container})
     return environment.variables(parsed, pod or a_pod(), FACTS, contents or {})
 
 
-def from_field(path):
+def from_field(path: str) -> dict[str, Any]:
     return {"name": "X", "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
 
-def from_key(kind, name, key, **rest):
+def from_key(kind: str, name: str, key: str, **rest: Any) -> dict[str, Any]:
     return {"name": "X", "valueFrom": {kind: {"name": name, "key": key, **rest}}}
 
 
@@ -44,11 +48,11 @@ def from_key(kind, name, key, **rest):
         ("$(A", "$(A"),
     ],
 )
-def test_references_are_expanded_as_kubernetes_does(text, expanded):
+def test_references_are_expanded_as_kubernetes_does(text: str, expanded: str) -> None:
     assert environment.expand(text, {"A": "1", "B": "two"}) == expanded
 
 
-def test_a_variable_may_refer_to_those_before_it_only():
+def test_a_variable_may_refer_to_those_before_it_only() -> None:
     env = [{"name": "A", "value": "$(B)"}, {"name": "B", "value": "b"}, {"name": "C", "value": "$(B)"}]
     assert variables({"env": env}) == {"A": "$(B)", "B": "b", "C": "b"}
 
@@ -68,12 +72,12 @@ def test_a_variable_may_refer_to_those_before_it_only():
         ("status.hostIP", "127.0.0.1"),
     ],
 )
-def test_the_downward_api_tells_fields_of_the_pod(path, value):
+def test_the_downward_api_tells_fields_of_the_pod(path: str, value: str) -> None:
     pod = a_pod(labels={"app": "x"}, annotations={"example.com/note": "hi"})
     assert variables({"env": [from_field(path)]}, pod=pod) == {"X": value}
 
 
-def test_an_unknown_field_is_refused():
+def test_an_unknown_field_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"spec\.colour"):
         variables({"env": [from_field("spec.colour")]})
 
@@ -82,22 +86,22 @@ KINDS = pytest.mark.parametrize(("reference", "kind"), [("secretKeyRef", "Secret
 
 
 @KINDS
-def test_a_key_gives_its_value(reference, kind):
+def test_a_key_gives_its_value(reference: str, kind: str) -> None:
     assert variables({"env": [from_key(reference, "s", "k")]}, {(kind, "s"): {"k": b"v"}}) == {"X": "v"}
 
 
 @KINDS
-def test_a_missing_key_is_refused_by_name(reference, kind):
+def test_a_missing_key_is_refused_by_name(reference: str, kind: str) -> None:
     with pytest.raises(ConfigurationError, match=f'{kind} "s" has no key "k"'):
         variables({"env": [from_key(reference, "s", "k")]}, {(kind, "s"): {}})
 
 
 @pytest.mark.parametrize("reference", ["secretKeyRef", "configMapKeyRef"])
-def test_a_missing_optional_key_leaves_the_variable_out(reference):
+def test_a_missing_optional_key_leaves_the_variable_out(reference: str) -> None:
     assert variables({"env": [from_key(reference, "s", "k", optional=True)]}) == {}
 
 
-def test_all_keys_of_a_source_come_before_single_variables():
+def test_all_keys_of_a_source_come_before_single_variables() -> None:
     container = {
         "envFrom": [{"prefix": "S_", "secretRef": {"name": "s"}}, {"configMapRef": {"name": "c"}}],
         "env": [{"name": "b", "value": "mine, not $(S_a)"}],
@@ -106,13 +110,13 @@ def test_all_keys_of_a_source_come_before_single_variables():
     assert variables(container, contents) == {"S_a": "1", "b": "mine, not 1"}
 
 
-def test_a_missing_source_is_refused_unless_it_is_optional():
+def test_a_missing_source_is_refused_unless_it_is_optional() -> None:
     with pytest.raises(ConfigurationError, match='Secret "s" does not exist'):
         variables({"envFrom": [{"secretRef": {"name": "s"}}]})
     assert variables({"envFrom": [{"secretRef": {"name": "s", "optional": True}}]}) == {}
 
 
-def test_sources_name_every_object_that_is_needed():
+def test_sources_name_every_object_that_is_needed() -> None:
     container = Container.from_wire(
         {
             "name": "main",

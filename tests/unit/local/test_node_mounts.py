@@ -29,7 +29,7 @@ MOUNTS = Mounts(
         ("/models/cached", "/pods/1/models/cached"),
     ],
 )
-def test_a_path_that_begins_with_a_mount_path_is_translated(text, translated):
+def test_a_path_that_begins_with_a_mount_path_is_translated(text: str, translated: str) -> None:
     assert MOUNTS.translate(text) == translated
 
 
@@ -37,14 +37,14 @@ def test_a_path_that_begins_with_a_mount_path_is_translated(text, translated):
     "text",
     ["/modelsandmore", "/data/models", "http://host/models", "models", "an /other path", "", "/dev/termination-logs"],
 )
-def test_anything_else_stays(text):
+def test_anything_else_stays(text: str) -> None:
     assert MOUNTS.translate(text) == text
 
 
-def test_what_was_put_in_place_is_not_translated_again():
+def test_what_was_put_in_place_is_not_translated_again() -> None:
     mounts = Mounts({"/a": Path("/b"), "/b": Path("/c")})
     assert mounts.translate("/a /b") == "/b /c"
 
 
-def test_without_mounts_nothing_changes():
+def test_without_mounts_nothing_changes() -> None:
     assert Mounts({}).translate("/models/x") == "/models/x"

@@ -1,6 +1,9 @@
 """What a pod's status says is a function of what its containers do."""
 
+from __future__ import annotations
+
 import datetime as dt
+from typing import Any
 
 import pytest
 
@@ -8,6 +11,7 @@ from kubediffusion.local.node.status import (
     ContainerReport,
     PodReport,
     Running,
+    State,
     Terminated,
     Waiting,
     container_status,
@@ -21,11 +25,11 @@ RUNNING = Running(START)
 WAITING = Waiting()
 
 
-def ended(code):
+def ended(code: int) -> Terminated:
     return Terminated(code, "Error" if code else "Completed", "", START, LATER, "process://1")
 
 
-def report(*states, policy="Never", **rest):
+def report(*states: State, policy: str = "Never", **rest: Any) -> PodReport:
     containers = [ContainerReport(f"c{index}", "image", state) for index, state in enumerate(states)]
     return PodReport(containers, policy, START, "127.0.0.1", "127.9.0.2", **rest)
 
@@ -44,27 +48,27 @@ def report(*states, policy="Never", **rest):
         ((ended(0),), "Always", "Running"),
     ],
 )
-def test_the_phase_follows_from_states_and_policy(states, policy, expected):
+def test_the_phase_follows_from_states_and_policy(states: tuple[State, ...], policy: str, expected: Any) -> None:
     assert phase(report(*states, policy=policy)) == expected
 
 
-def test_a_container_that_waits_for_its_restart_leaves_its_pod_running():
+def test_a_container_that_waits_for_its_restart_leaves_its_pod_running() -> None:
     crashed = ContainerReport("c", "image", Waiting("CrashLoopBackOff"), last=ended(1), restarts=3)
     assert phase(PodReport([crashed], "Always", START, "127.0.0.1")) == "Running"
 
 
-def test_a_failure_of_the_node_s_own_waits_for_the_processes_to_end():
+def test_a_failure_of_the_node_s_own_waits_for_the_processes_to_end() -> None:
     failure = ("DeadlineExceeded", "too long")
     assert phase(report(RUNNING, failure=failure)) == "Running"
     status = pod_status(report(ended(0), failure=failure), [], LATER)
     assert (status["phase"], status["reason"], status["message"]) == ("Failed", *failure)
 
 
-def conditions(status):
+def conditions(status: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {condition["type"]: condition for condition in status["conditions"]}
 
 
-def test_a_pod_is_ready_when_all_its_containers_are():
+def test_a_pod_is_ready_when_all_its_containers_are() -> None:
     both = [ContainerReport("a", "", RUNNING, ready=True), ContainerReport("b", "", RUNNING, ready=False)]
     unready = conditions(pod_status(PodReport(both, "Never", START, "h", "p"), [], START))["Ready"]
     assert (unready["status"], unready["reason"]) == ("False", "ContainersNotReady")
@@ -73,7 +77,7 @@ def test_a_pod_is_ready_when_all_its_containers_are():
     assert (ready["status"], ready["reason"], ready["message"]) == ("True", "", "")
 
 
-def test_a_condition_keeps_its_time_until_it_changes():
+def test_a_condition_keeps_its_time_until_it_changes() -> None:
     before = pod_status(report(RUNNING), [], START)
     same = pod_status(report(RUNNING), before["conditions"], LATER)
     assert same == before
@@ -102,5 +106,5 @@ def test_a_condition_keeps_its_time_until_it_changes():
         ),
     ],
 )
-def test_a_container_s_state_is_written_as_the_api_server_has_it(state, expected):
+def test_a_container_s_state_is_written_as_the_api_server_has_it(state: State, expected: Any) -> None:
     assert container_status(ContainerReport("c", "image", state))["state"] == expected

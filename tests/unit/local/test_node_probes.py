@@ -1,6 +1,9 @@
 """Probe thresholds count answers in a row."""
 
+from __future__ import annotations
+
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,8 +15,8 @@ from kubediffusion.local.node.probes import ProbeState
 PROBE = Probe(success_threshold=2, failure_threshold=3)
 
 
-def verdicts(answers, probe=PROBE):
-    state, seen = ProbeState(), []
+def verdicts(answers: Any, probe: Probe = PROBE) -> list[bool | None]:
+    state, seen = ProbeState(), list[bool | None]()
     for answer in answers:
         state = state.observe(answer, probe)
         seen.append(state.verdict)
@@ -32,12 +35,12 @@ def verdicts(answers, probe=PROBE):
         ("---++", [None, None, False, False, True]),
     ],
 )
-def test_a_verdict_takes_as_many_equal_answers_as_its_threshold(answers, expected):
+def test_a_verdict_takes_as_many_equal_answers_as_its_threshold(answers: Any, expected: list[bool | None]) -> None:
     assert verdicts(answer == "+" for answer in answers) == expected
 
 
 @given(st.lists(st.booleans()), st.integers(min_value=1, max_value=4), st.integers(min_value=1, max_value=4))
-def test_a_verdict_changes_only_at_the_end_of_a_long_enough_run(answers, success, failure):
+def test_a_verdict_changes_only_at_the_end_of_a_long_enough_run(answers: Any, success: int, failure: int) -> None:
     seen = [None, *verdicts(answers, Probe(success_threshold=success, failure_threshold=failure))]
     for index, (before, after) in enumerate(pairwise(seen), start=1):
         if before != after:

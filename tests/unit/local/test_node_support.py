@@ -1,5 +1,9 @@
 """A pod that a process node cannot run is refused with the reason."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 
 from kubediffusion.local.node.objects import Pod
@@ -8,11 +12,11 @@ from kubediffusion.local.node.support import unsupported
 PLAIN = {"name": "main", "command": ["true"]}
 
 
-def a_pod(container=None, **spec):
+def a_pod(container: dict[str, Any] | None = None, **spec: Any) -> Pod:
     return Pod.from_wire({"metadata": {}, "spec": {"containers": [{**PLAIN, **(container or {})}], **spec}})
 
 
-def test_an_ordinary_pod_is_taken():
+def test_an_ordinary_pod_is_taken() -> None:
     pod = a_pod(
         {"readinessProbe": {"httpGet": {"port": 80}}, "env": [{"name": "A", "value": "1"}]},
         volumes=[{"name": "a", "emptyDir": {}}, {"name": "b", "hostPath": {"path": "/tmp"}}],  # noqa: S108 # a path
@@ -36,5 +40,5 @@ def test_an_ordinary_pod_is_taken():
         ({"volumeMounts": [{"name": "v", "mountPath": "/v", "subPathExpr": "$(A)"}]}, {}, "subPathExpr"),
     ],
 )
-def test_what_is_missing_is_named(container, spec, reason):
-    assert reason in unsupported(a_pod(container, **spec))
+def test_what_is_missing_is_named(container: dict[str, Any], spec: dict[str, Any], reason: str) -> None:
+    assert reason in (unsupported(a_pod(container, **spec)) or "")

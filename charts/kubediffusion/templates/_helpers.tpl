@@ -57,11 +57,14 @@ app.kubernetes.io/component: worker
 {{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ default .root.Chart.AppVersion $image.tag }}{{ end -}}
 {{- end -}}
 
+{{- /* Without a user the platform chooses one, as OpenShift does from the namespace's range. */ -}}
 {{- define "kubediffusion.podSecurityContext" -}}
 runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
-fsGroup: 65532
+{{- with .Values.podSecurity.runAsUser }}
+runAsUser: {{ int64 . }}
+runAsGroup: {{ int64 . }}
+fsGroup: {{ int64 . }}
+{{- end }}
 seccompProfile:
   type: RuntimeDefault
 {{- end -}}
@@ -140,10 +143,13 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
-{{- /* Storage, which all three parts reach. */ -}}
+{{- /* Storage, which all three parts reach, and where a cloud hands out the credentials for it. */ -}}
 {{- define "kubediffusion.s3Egress" -}}
 {{- $policy := .Values.networkPolicy -}}
 {{ include "kubediffusion.egress" (dict "to" $policy.s3.to "ports" $policy.s3.ports) }}
+{{- if $policy.workloadIdentity.enabled }}
+{{ include "kubediffusion.egress" (dict "to" $policy.workloadIdentity.to "ports" $policy.workloadIdentity.ports) }}
+{{- end }}
 {{- end -}}
 
 {{- /* Who may read metrics. Arguments: root, port. */ -}}
@@ -155,4 +161,42 @@ topologySpreadConstraints:
   from:
     {{- toYaml . | nindent 4 }}
 {{- end -}}
+{{- end -}}
+
+{{- define "kubediffusion.caFolder" -}}
+/etc/kubediffusion/s3-ca
+{{- end -}}
+
+{{- /* How storage is spoken to, as environment variables of a part: those that the S3 Secret may hold stay unset by default. */ -}}
+{{- define "kubediffusion.s3Environment" -}}
+{{- if ne .Values.s3.addressingStyle "auto" }}
+- name: KUBEDIFFUSION_S3_ADDRESSING_STYLE
+  value: {{ .Values.s3.addressingStyle }}
+{{- end }}
+{{- if ne .Values.s3.checksums "when_supported" }}
+- name: AWS_REQUEST_CHECKSUM_CALCULATION
+  value: {{ .Values.s3.checksums }}
+- name: AWS_RESPONSE_CHECKSUM_VALIDATION
+  value: {{ .Values.s3.checksums }}
+{{- end }}
+{{- if .Values.s3.caBundle.configMap }}
+- name: AWS_CA_BUNDLE
+  value: {{ include "kubediffusion.caFolder" . }}/{{ .Values.s3.caBundle.key }}
+{{- end }}
+{{- end -}}
+
+{{- define "kubediffusion.caMount" -}}
+{{- if .Values.s3.caBundle.configMap }}
+- name: s3-ca
+  mountPath: {{ include "kubediffusion.caFolder" . }}
+  readOnly: true
+{{- end }}
+{{- end -}}
+
+{{- define "kubediffusion.caVolume" -}}
+{{- with .Values.s3.caBundle.configMap }}
+- name: s3-ca
+  configMap:
+    name: {{ . }}
+{{- end }}
 {{- end -}}

@@ -92,6 +92,22 @@ MATRIX: dict[str, dict[str, Any]] = {
         "aggregatedRoles": {"create": False},
     },
     "no API": {"api": {"enabled": False}},
+    "OpenShift": {"podSecurity": {"runAsUser": None}},
+    "Pods of IPv6 alone": {
+        "api": {"service": {"ipFamilyPolicy": "SingleStack", "ipFamilies": ["IPv6"]}},
+        "networkPolicy": {"api": {"from": [{"ipBlock": {"cidr": "2001:db8::/64"}}]}},
+    },
+    "storage of a company's own": {
+        "s3": {"addressingStyle": "path", "checksums": "when_required", "caBundle": {"configMap": "company-ca"}},
+        "networkPolicy": {"workloadIdentity": {"enabled": False}},
+    },
+    "a proxy that authenticates": {
+        "api": {
+            "allowUnauthenticated": True,
+            "ingress": {"enabled": True, "hosts": [{"host": "images.example.com"}]},
+            "trustedProxies": "10.0.0.0/8, 2001:db8::1",
+        }
+    },
     "one replica without drain": {
         "api": {"replicas": 1, "drainSeconds": 0, "podDisruptionBudget": {"enabled": False}, "rateLimit": ""},
         "fullnameOverride": "kd",

@@ -47,20 +47,22 @@ def as_pod(namespace: str, name: str, spec: Object) -> Object:
 
 
 @pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX.keys())
-def test_every_object_is_admitted(cluster: LocalCluster, helm: Helm, restricted: str, values: Object):
+def test_every_object_is_admitted(cluster: LocalCluster, helm: Helm, restricted: str, values: Object) -> None:
     objects = helm.template(values, namespace=restricted)
     said = dry_run(cluster, objects)
     assert len(said.splitlines()) == len(objects)
 
 
 @pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX.keys())
-def test_every_pod_is_admitted_as_restricted(cluster: LocalCluster, helm: Helm, restricted: str, values: Object):
+def test_every_pod_is_admitted_as_restricted(
+    cluster: LocalCluster, helm: Helm, restricted: str, values: Object
+) -> None:
     pods = [as_pod(restricted, name, spec) for name, spec in pod_specs(helm.template(values, namespace=restricted))]
     assert pods
     dry_run(cluster, pods)
 
 
-def test_a_worker_is_admitted_as_restricted(cluster: LocalCluster, restricted: str):
+def test_a_worker_is_admitted_as_restricted(cluster: LocalCluster, restricted: str) -> None:
     spec = {
         "source": {"persistentVolumeClaim": {"claimName": "models"}},
         "workers": {"resources": {"limits": {"nvidia.com/gpu": 1}}},
@@ -72,13 +74,13 @@ def test_a_worker_is_admitted_as_restricted(cluster: LocalCluster, restricted: s
     dry_run(cluster, [job, as_pod(restricted, "worker", job["spec"]["template"]["spec"])])
 
 
-def test_the_restricted_profile_is_in_force(cluster: LocalCluster, restricted: str):
+def test_the_restricted_profile_is_in_force(cluster: LocalCluster, restricted: str) -> None:
     spec = {"containers": [{"name": "root", "image": "none"}]}
     with pytest.raises(Exception, match='violates PodSecurity "restricted'):
         dry_run(cluster, [as_pod(restricted, "root", spec)])
 
 
-def test_crds_are_brought_up_to_date_with_no_more_right_than_that(cluster: LocalCluster):
+def test_crds_are_brought_up_to_date_with_no_more_right_than_that(cluster: LocalCluster) -> None:
     rules = yaml.safe_load((CHART / "files" / "rbac" / "crds.yaml").read_text())
     rbac = "rbac.authorization.k8s.io"
     role = {"apiVersion": f"{rbac}/v1", "kind": "ClusterRole", "metadata": {"name": UPGRADER}, "rules": rules}

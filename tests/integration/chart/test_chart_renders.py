@@ -25,6 +25,9 @@ from kubediffusion.worker.metrics import Metrics as WorkerMetrics
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 
+AN_INGRESS: Object = {"enabled": True, "hosts": [{"host": "images.example.com"}]}
+POD_IDENTITY = ("169.254.170.23/32", "fd00:ec2::23/128")
+"""The agent of EKS Pod Identity: https://docs.aws.amazon.com/eks/latest/userguide/pod-id-how-it-works.html"""
 A_MODEL = {"create": True, "spec": {"source": {"path": "/models"}}}
 
 every_case = pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX.keys())
@@ -35,12 +38,12 @@ def source_rules(name: str) -> Any:
 
 
 @every_case
-def test_lint_has_nothing_to_say(helm: Helm, values: Object):
+def test_lint_has_nothing_to_say(helm: Helm, values: Object) -> None:
     said = helm.run("lint", "--strict", str(CHART), "--values=-", stdin=json.dumps(values))
     assert "0 chart(s) failed" in said
 
 
-def test_defaults_render_what_an_installation_needs(helm: Helm):
+def test_defaults_render_what_an_installation_needs(helm: Helm) -> None:
     assert kinds(helm.template()) == [
         "ClusterRole/kubediffusion-crds",
         "ClusterRole/kubediffusion-editor",
@@ -76,7 +79,7 @@ def test_defaults_render_what_an_installation_needs(helm: Helm):
     ]
 
 
-def test_everything_adds_what_was_asked_for(helm: Helm):
+def test_everything_adds_what_was_asked_for(helm: Helm) -> None:
     added = set(kinds(helm.template(EVERYTHING))) - set(kinds(helm.template()))
     assert added == {
         "ConfigMap/kubediffusion-dashboard",
@@ -92,7 +95,7 @@ def test_everything_adds_what_was_asked_for(helm: Helm):
 
 
 @every_case
-def test_nobody_has_a_wildcard_or_reads_secrets(helm: Helm, values: Object):
+def test_nobody_has_a_wildcard_or_reads_secrets(helm: Helm, values: Object) -> None:
     for who, rule in rules(helm.template(values)):
         words = [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
         assert not any("*" in word for word in words), who
@@ -101,7 +104,7 @@ def test_nobody_has_a_wildcard_or_reads_secrets(helm: Helm, values: Object):
 
 
 @pytest.mark.parametrize("cluster_wide", [False, True])
-def test_rights_are_those_of_the_one_source(helm: Helm, cluster_wide: bool):
+def test_rights_are_those_of_the_one_source(helm: Helm, cluster_wide: bool) -> None:
     objects = helm.template({"clusterWide": cluster_wide})
     operator = pick(objects, "ClusterRole" if cluster_wide else "Role", "kubediffusion-operator")
     assert operator["rules"] == source_rules("operator")
@@ -112,7 +115,7 @@ def test_rights_are_those_of_the_one_source(helm: Helm, cluster_wide: bool):
     assert pick(objects, "ClusterRole", "kubediffusion-editor")["rules"] == source_rules("editor")
 
 
-def test_rights_are_those_that_the_documentation_lists(helm: Helm):
+def test_rights_are_those_that_the_documentation_lists(helm: Helm) -> None:
     objects = helm.template()
     for part, kind in {"operator": "Role", "api": "Role", "worker": "Role", "crds": "ClusterRole"}.items():
         name = f"{RELEASE}-{part}"
@@ -133,11 +136,11 @@ def with_group(resource: str, group: str) -> str:
 
 
 @pytest.mark.parametrize("values", documented.values())
-def test_the_documentation_s_values_are_values(helm: Helm, values: Object):
+def test_the_documentation_s_values_are_values(helm: Helm, values: Object) -> None:
     assert helm.template(values)
 
 
-def test_policies_are_those_of_the_one_source(helm: Helm):
+def test_policies_are_those_of_the_one_source(helm: Helm) -> None:
     rendered = [o for o in helm.template() if o["kind"].startswith("ValidatingAdmissionPolicy")]
     files = sorted((CHART / "files" / "policies").glob("*.yaml"))
     source = [o for file in files for o in yaml.safe_load_all(file.read_text()) if o]
@@ -151,14 +154,14 @@ def test_policies_are_those_of_the_one_source(helm: Helm):
 
 
 @every_case
-def test_every_object_is_labelled(helm: Helm, values: Object):
+def test_every_object_is_labelled(helm: Helm, values: Object) -> None:
     wanted = {"app.kubernetes.io/instance": RELEASE, "app.kubernetes.io/managed-by": "Helm", "team": "images"}
     for found in helm.template(values | {"commonLabels": {"team": "images"}}):
         assert wanted.items() <= found["metadata"]["labels"].items(), found["metadata"]["name"]
 
 
 @every_case
-def test_every_pod_is_under_one_network_policy(helm: Helm, values: Object):
+def test_every_pod_is_under_one_network_policy(helm: Helm, values: Object) -> None:
     """Hooks and tests as well: a namespace may let nothing pass that no policy lets pass."""
     objects = helm.template(values)
     enabled = values.get("networkPolicy", {}).get("enabled", True)
@@ -170,7 +173,7 @@ def test_every_pod_is_under_one_network_policy(helm: Helm, values: Object):
 
 
 @every_case
-def test_helm_s_test_reaches_the_api(helm: Helm, values: Object):
+def test_helm_s_test_reaches_the_api(helm: Helm, values: Object) -> None:
     policies = {policy["metadata"]["name"]: policy["spec"] for policy in network_policies(helm.template(values))}
     if not (test := policies.get(f"{RELEASE}-test")):
         return
@@ -188,7 +191,7 @@ def selects(selector: Object, labels: Object) -> bool:
     return bool(selector["matchLabels"].items() <= labels.items())
 
 
-def test_each_tenant_has_workers_and_one_operator_serves_all(helm: Helm):
+def test_each_tenant_has_workers_and_one_operator_serves_all(helm: Helm) -> None:
     objects = helm.template({"namespaces": ["chart", "tenant"]})
     workers = [o for o in objects if o["metadata"]["name"] == "kubediffusion-worker"]
     assert [o["metadata"]["namespace"] for o in workers if o["kind"] == "ServiceAccount"] == ["chart", "tenant"]
@@ -199,7 +202,7 @@ def test_each_tenant_has_workers_and_one_operator_serves_all(helm: Helm):
     assert {"name": "KUBEDIFFUSION_NAMESPACES", "value": "chart,tenant"} in operator["env"]
 
 
-def test_pods_are_spread_by_their_own_labels_unless_others_are_named(helm: Helm):
+def test_pods_are_spread_by_their_own_labels_unless_others_are_named(helm: Helm) -> None:
     spread = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}
     others = {"labelSelector": {"matchLabels": {"a": "b"}}}
     objects = helm.template({"api": {"topologySpreadConstraints": [spread, spread | others]}})
@@ -211,10 +214,12 @@ def test_pods_are_spread_by_their_own_labels_unless_others_are_named(helm: Helm)
 
 
 @every_case
-def test_every_pod_is_of_the_restricted_profile(helm: Helm, values: Object):
+def test_every_pod_is_of_the_restricted_profile(helm: Helm, values: Object) -> None:
     for name, spec in pod_specs(helm.template(values)):
         assert spec["securityContext"]["runAsNonRoot"] is True, name
-        assert spec["securityContext"]["runAsUser"] == 65532, name
+        user = values.get("podSecurity", {"runAsUser": 65532})["runAsUser"]
+        for field in ("runAsUser", "runAsGroup", "fsGroup"):
+            assert spec["securityContext"].get(field) == user, (name, field)
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
         for container in spec["containers"]:
             context = container["securityContext"]
@@ -226,7 +231,7 @@ def test_every_pod_is_of_the_restricted_profile(helm: Helm, values: Object):
 
 
 @every_case
-def test_every_variable_is_a_setting(helm: Helm, values: Object):
+def test_every_variable_is_a_setting(helm: Helm, values: Object) -> None:
     prefix = "KUBEDIFFUSION_"
     for component, settings in {"operator": OperatorSettings, "api": ApiSettings}.items():
         for found in helm.template(values):
@@ -236,7 +241,7 @@ def test_every_variable_is_a_setting(helm: Helm, values: Object):
                 assert {name.removeprefix(prefix).lower() for name in names} <= settings.model_fields.keys()
 
 
-def test_the_operator_s_settings_are_at_their_own_defaults(helm: Helm):
+def test_the_operator_s_settings_are_at_their_own_defaults(helm: Helm) -> None:
     deployment = pick(helm.template(), "Deployment", "kubediffusion-operator")
     (operator,) = deployment["spec"]["template"]["spec"]["containers"]
     given = {variable["name"]: variable.get("value") for variable in operator["env"]}
@@ -251,7 +256,56 @@ def test_the_operator_s_settings_are_at_their_own_defaults(helm: Helm):
         assert float(given[f"KUBEDIFFUSION_{setting.upper()}"]) == default, setting
 
 
-def test_the_default_model_goes_where_the_gpus_are(helm: Helm):
+def environment(objects: list[Object], part: str) -> dict[str, str]:
+    """The variables of a part's container that have values of their own."""
+    (container,) = pick(objects, "Deployment", f"{RELEASE}-{part}")["spec"]["template"]["spec"]["containers"]
+    return {variable["name"]: variable["value"] for variable in container["env"] if "value" in variable}
+
+
+@pytest.mark.parametrize("part", ["operator", "api"])
+def test_storage_is_spoken_to_as_the_values_say(helm: Helm, part: str) -> None:
+    objects = helm.template(MATRIX["storage of a company's own"])
+    wanted = {
+        "KUBEDIFFUSION_S3_ADDRESSING_STYLE": "path",
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+        "AWS_CA_BUNDLE": "/etc/kubediffusion/s3-ca/ca.crt",
+    }
+    assert wanted.items() <= environment(objects, part).items()
+    spec = pick(objects, "Deployment", f"{RELEASE}-{part}")["spec"]["template"]["spec"]
+    assert {"name": "s3-ca", "configMap": {"name": "company-ca"}} in spec["volumes"]
+    mounts = [mount for mount in spec["containers"][0]["volumeMounts"] if mount["name"] == "s3-ca"]
+    assert [mount["mountPath"] for mount in mounts] == ["/etc/kubediffusion/s3-ca"]
+
+
+def test_workers_get_what_the_pods_of_the_chart_get(helm: Helm) -> None:
+    """The operator makes their Pods: it is given what the chart gives its own."""
+    assert environment(helm.template(), "operator")["KUBEDIFFUSION_WORKER_RUN_AS_USER"] == "65532"
+    assert environment(helm.template(MATRIX["OpenShift"]), "operator")["KUBEDIFFUSION_WORKER_RUN_AS_USER"] == "0"
+    storage = environment(helm.template(MATRIX["storage of a company's own"]), "operator")
+    assert storage["KUBEDIFFUSION_WORKER_CA_CONFIG_MAP"] == "company-ca"
+
+
+def test_the_service_has_the_ip_families_that_are_asked_for(helm: Helm) -> None:
+    spec = pick(helm.template(MATRIX["Pods of IPv6 alone"]), "Service", f"{RELEASE}-api")["spec"]
+    assert (spec["ipFamilyPolicy"], spec["ipFamilies"]) == ("SingleStack", ["IPv6"])
+    assert not {"ipFamilyPolicy", "ipFamilies"} & pick(helm.template(), "Service", f"{RELEASE}-api")["spec"].keys()
+
+
+@pytest.mark.parametrize("part", ["operator", "api", "worker"])
+def test_every_part_reaches_what_hands_out_its_credentials(helm: Helm, part: str) -> None:
+    agent = {"ports": [{"protocol": "TCP", "port": 80}], "to": [{"ipBlock": {"cidr": cidr}} for cidr in POD_IDENTITY]}
+    assert agent in pick(helm.template(), "NetworkPolicy", f"{RELEASE}-{part}")["spec"]["egress"]
+    without = helm.template({"networkPolicy": {"workloadIdentity": {"enabled": False}}})
+    assert agent not in pick(without, "NetworkPolicy", f"{RELEASE}-{part}")["spec"]["egress"]
+
+
+@pytest.mark.parametrize("values", [MATRIX["a proxy that authenticates"], {"api": {"trustedProxies": "*"}}])
+def test_what_is_asked_for_by_name_is_rendered(helm: Helm, values: Object) -> None:
+    assert environment(helm.template(values), "api")["KUBEDIFFUSION_TRUSTED_PROXIES"] == values["api"]["trustedProxies"]
+
+
+def test_the_default_model_goes_where_the_gpus_are(helm: Helm) -> None:
     model = pick(helm.template(EVERYTHING), "DiffusionModel", "default")
     assert model["metadata"]["annotations"] == {meta.DEFAULT_MODEL_ANNOTATION: "true"}
     workers = model["spec"]["workers"]
@@ -270,6 +324,19 @@ def test_the_default_model_goes_where_the_gpus_are(helm: Helm):
         ({"api": {"imageForm": "png"}}, "value must be one of 'base64', 'url'"),
         ({"api": {"rateLimit": "often"}}, "does not match pattern"),
         ({"api": {"ingress": {"enabled": True}}}, "minItems: got 0, want 1"),
+        ({"api": {"ingress": AN_INGRESS}}, "whoever reaches the Ingress could use the API"),
+        ({"api": {"service": {"type": "LoadBalancer"}}}, "whoever reaches the LoadBalancer could use the API"),
+        ({"api": {"service": {"type": "NodePort"}}}, "whoever reaches the NodePort could use the API"),
+        ({"api": {"trustedProxies": "10.0.0.300"}}, "does not match pattern"),
+        ({"api": {"trustedProxies": "10.0.0.0/33"}}, "does not match pattern"),
+        ({"api": {"trustedProxies": "2001:db8::/129"}}, "does not match pattern"),
+        ({"api": {"trustedProxies": "ingress.example.com"}}, "does not match pattern"),
+        ({"api": {"trustedProxies": "10.0.0.1,*"}}, "does not match pattern"),
+        ({"api": {"service": {"ipFamilies": ["IPv5"]}}}, "value must be one of 'IPv4', 'IPv6'"),
+        ({"podSecurity": {"runAsUser": 0}}, "minimum: got 0, want 1"),
+        ({"s3": {"addressingStyle": "host"}}, "value must be one of 'auto', 'path', 'virtual'"),
+        ({"s3": {"checksums": "never"}}, "value must be one of 'when_supported', 'when_required'"),
+        ({"s3": {"caBundle": {"secret": "ca"}}}, "additional properties 'secret' not allowed"),
         ({"api": {"service": {"type": "Public"}}}, "value must be one of"),
         ({"operator": {"resources": {"limit": {}}}}, "additional properties 'limit' not allowed"),
         ({"operator": {"logLevel": "LOUD"}}, "value must be one of"),
@@ -312,29 +379,29 @@ def test_the_default_model_goes_where_the_gpus_are(helm: Helm):
         ({"api": {"apiKeys": {"existingSecret": "keys"}}}, "tests.apiKeyName must name an entry"),
     ],
 )
-def test_a_wrong_value_is_refused_by_name(helm: Helm, values: Object, said: str):
+def test_a_wrong_value_is_refused_by_name(helm: Helm, values: Object, said: str) -> None:
     with pytest.raises(HelmError) as refusal:
         helm.template(values)
     assert said in str(refusal.value)
 
 
-def test_an_operator_for_other_namespaces_alone_is_no_mistake(helm: Helm):
+def test_an_operator_for_other_namespaces_alone_is_no_mistake(helm: Helm) -> None:
     objects = helm.template({"namespaces": ["tenant"], "api": {"enabled": False}})
     assert pick(objects, "Role", "kubediffusion-operator")["metadata"]["namespace"] == "tenant"
 
 
-def test_names_suit_services_whatever_the_release_is_called(helm: Helm):
+def test_names_suit_services_whatever_the_release_is_called(helm: Helm) -> None:
     rendered = helm.run("template", "release.1.0", str(CHART), "--namespace=chart")
     names = [o["metadata"]["name"] for o in yaml.safe_load_all(rendered) if o and o["kind"] == "Service"]
     assert names == ["release-1-0-kubediffusion-api"]
 
 
-def test_an_older_kubernetes_is_refused(helm: Helm):
+def test_an_older_kubernetes_is_refused(helm: Helm) -> None:
     with pytest.raises(HelmError, match="incompatible with Kubernetes"):
         helm.template({}, "--kube-version=1.31.9")
 
 
-def test_every_value_is_documented():
+def test_every_value_is_documented() -> None:
     lines = (CHART / "values.yaml").read_text().splitlines()
     undocumented = []
     for above, line in itertools.pairwise(lines):
@@ -347,7 +414,7 @@ def test_every_value_is_documented():
     assert not undocumented
 
 
-def test_the_schema_knows_every_value_and_no_other():
+def test_the_schema_knows_every_value_and_no_other() -> None:
     def compare(values: Any, schema: Any, path: str) -> None:
         while "$ref" in schema:
             schema = SCHEMA["definitions"][schema["$ref"].rsplit("/", 1)[1]]
@@ -373,19 +440,19 @@ def metric_names() -> set[str]:
 
 
 @pytest.mark.parametrize("name", ["alerts.yaml", "dashboard.json"])
-def test_alerts_and_dashboard_speak_of_metrics_that_exist(name: str):
+def test_alerts_and_dashboard_speak_of_metrics_that_exist(name: str) -> None:
     text = (CHART / "files" / "monitoring" / name).read_text()
     used = set(re.findall(r"\bkubediffusion_(?:operator|api|worker|jobs|job|workers)\w*", text))
     assert used
     assert used <= metric_names()
 
 
-def test_alerts_reach_the_cluster_as_they_are_written(helm: Helm):
+def test_alerts_reach_the_cluster_as_they_are_written(helm: Helm) -> None:
     rendered = pick(helm.template(EVERYTHING), "PrometheusRule", "kubediffusion")
     assert rendered["spec"]["groups"] == yaml.safe_load((CHART / "files" / "monitoring" / "alerts.yaml").read_text())
 
 
-def test_the_dashboard_reaches_grafana_as_it_is_written(helm: Helm):
+def test_the_dashboard_reaches_grafana_as_it_is_written(helm: Helm) -> None:
     rendered = pick(helm.template(EVERYTHING), "ConfigMap", "kubediffusion-dashboard")
     source = json.loads((CHART / "files" / "monitoring" / "dashboard.json").read_text())
     assert json.loads(rendered["data"]["kubediffusion.json"]) == source

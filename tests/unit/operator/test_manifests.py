@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -302,3 +303,26 @@ def test_the_hash_is_of_the_model_as_it_is_written_and_not_of_the_order_of_its_w
     one = model(node_selector={"a": "1", "b": "2"})
     two = model(node_selector={"b": "2", "a": "1"})
     assert template_hash(one, DEFAULTS) == template_hash(two, DEFAULTS)
+
+
+def test_the_platform_may_choose_the_user() -> None:
+    spec = template(replace(DEFAULTS, run_as_user=None))
+    assert not {"runAsUser", "runAsGroup", "fsGroup"} & spec["securityContext"].keys()
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    chosen = template(replace(DEFAULTS, run_as_user=1000))["securityContext"]
+    assert (chosen["runAsUser"], chosen["fsGroup"]) == (1000, 1000)
+
+
+def test_storage_is_trusted_by_the_authorities_of_a_config_map() -> None:
+    trusted = {"AWS_CA_BUNDLE": "/etc/kubediffusion/s3-ca/ca.crt"}
+    spec = template(replace(DEFAULTS, ca_config_map="company-ca", environment=trusted))
+    (container,) = spec["containers"]
+    assert {"name": "s3-ca", "configMap": {"name": "company-ca"}} in spec["volumes"]
+    assert {"name": "s3-ca", "mountPath": "/etc/kubediffusion/s3-ca", "readOnly": True} in container["volumeMounts"]
+    assert {"name": "AWS_CA_BUNDLE", "value": "/etc/kubediffusion/s3-ca/ca.crt"} in container["env"]
+
+
+def template(defaults: WorkerDefaults) -> dict[str, Any]:
+    """The Pod's spec of a worker of the plainest model."""
+    spec: dict[str, Any] = worker_job(model(), "0a1b2c3d", 0, defaults)["spec"]["template"]["spec"]
+    return spec

@@ -72,6 +72,9 @@ def compose(client: KubernetesClient, settings: Settings, storage: ImageStorage 
         port=settings.worker_port,
         s3_secret=settings.s3_secret,
         log_level=settings.worker_log_level,
+        run_as_user=settings.worker_run_as_user or None,
+        ca_config_map=settings.worker_ca_config_map,
+        environment=settings.worker_environment,
     )
     options = SchedulerOptions(
         batches_ahead=settings.batches_ahead,

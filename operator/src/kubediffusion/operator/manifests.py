@@ -7,7 +7,8 @@ https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from kubediffusion.operator.workers import CONTAINER
@@ -18,6 +19,7 @@ from kubediffusion.resources.worker_names import content_hash, worker_job_name
 
 MODEL_MOUNT = "/models"
 CACHE_MOUNT = "/var/cache/kubediffusion"
+CA_MOUNT = "/etc/kubediffusion/s3-ca"
 COMPILED_MOUNT = "/var/cache/kubediffusion-compiled"
 TERMINATION_LOG = "/dev/termination-log"
 USER = 65532
@@ -37,6 +39,9 @@ class WorkerDefaults:
         port: Port of probes and metrics.
         s3_secret: Secret whose keys become the worker's environment.
         log_level: Least severe level to log.
+        run_as_user: User and group; None where the platform chooses them.
+        ca_config_map: ConfigMap with the certificates that storage is trusted by; empty for those of the image.
+        environment: Further variables, which a model's own come after.
     """
 
     image: str
@@ -44,6 +49,9 @@ class WorkerDefaults:
     port: int
     s3_secret: str
     log_level: str
+    run_as_user: int | None = USER
+    ca_config_map: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def template_hash(model: DiffusionModel, defaults: WorkerDefaults) -> str:
@@ -133,6 +141,10 @@ def _template(model: DiffusionModel, defaults: WorkerDefaults) -> dict[str, Any]
     elif compiled is not None:
         volumes.append({"name": "compiled", "persistentVolumeClaim": {"claimName": compiled.claim_name}})
         mounts.append({"name": "compiled", "mountPath": COMPILED_MOUNT})
+    if defaults.ca_config_map:
+        volumes.append({"name": "s3-ca", "configMap": {"name": defaults.ca_config_map}})
+        mounts.append({"name": "s3-ca", "mountPath": CA_MOUNT, "readOnly": True})
+    user = defaults.run_as_user
     spec: dict[str, Any] = {
         "serviceAccountName": workers.service_account_name or defaults.service_account,
         "restartPolicy": "Never",
@@ -141,8 +153,7 @@ def _template(model: DiffusionModel, defaults: WorkerDefaults) -> dict[str, Any]
         "terminationGracePeriodSeconds": workers.termination_grace_period_seconds,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": USER,
-            "fsGroup": USER,
+            **({} if user is None else {"runAsUser": user, "fsGroup": user}),
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "volumes": volumes,
@@ -218,6 +229,7 @@ def _environment(model: DiffusionModel, defaults: WorkerDefaults) -> list[dict[s
     if source.hugging_face is not None and (secret := source.hugging_face.token_secret_ref) is not None:
         reference = {"secretKeyRef": {"name": secret.name, "key": secret.key}}
         environment.append({"name": "HF_TOKEN", "valueFrom": reference})
+    environment += [_value(name, value) for name, value in defaults.environment.items()]
     return [*environment, *model.spec.workers.env]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
@@ -17,8 +19,8 @@ class Settings(StorageSecrets):
 
     namespaces: str = ""
     """Namespaces to manage, separated by commas; empty for all of the cluster."""
-    bind_address: str = "0.0.0.0"  # noqa: S104 - a Pod's own address is its namespace's business
-    """Address of the endpoint for probes and metrics."""
+    bind_address: str = ""
+    """Address of the endpoint for probes and metrics; empty for every address of the Pod, of IPv4 and IPv6."""
     port: int = 8081
     """Port of the endpoint for probes and metrics."""
     log_level: LogLevel = "INFO"
@@ -32,6 +34,18 @@ class Settings(StorageSecrets):
     """Port of a worker's probes and metrics."""
     worker_log_level: LogLevel = "INFO"
     """Least severe level that workers log."""
+    worker_run_as_user: int = Field(default=65532, ge=0)
+    """User and group that workers run as; 0 where the platform chooses them, as OpenShift does."""
+    worker_ca_config_map: str = ""
+    """ConfigMap, in each served namespace, with the certificates of the authorities that storage is trusted by; it is
+    mounted where ``AWS_CA_BUNDLE`` says. Empty for the authorities that the images know."""
+    aws_request_checksum_calculation: Annotated[str, Field(alias="AWS_REQUEST_CHECKSUM_CALCULATION")] = ""
+    """When requests to storage get checksums, as boto3 reads it. Workers are given it too."""
+    aws_response_checksum_validation: Annotated[str, Field(alias="AWS_RESPONSE_CHECKSUM_VALIDATION")] = ""
+    """When checksums of storage's answers are compared, as boto3 reads it. Workers are given it too."""
+    aws_ca_bundle: Annotated[str, Field(alias="AWS_CA_BUNDLE")] = ""
+    """File of the authorities that storage is trusted by, as boto3 reads it. Workers are given it where they have the
+    ConfigMap: another file is their image's business."""
     s3_secret: str = "kubediffusion-s3"  # noqa: S105 - the name of a Secret, not a secret
     """Secret with the AWS settings, KUBEDIFFUSION_S3_BUCKET and KUBEDIFFUSION_S3_PREFIX, which workers get as their
     environment; the operator gets the same to delete images."""
@@ -55,6 +69,17 @@ class Settings(StorageSecrets):
     """Such writes a second at most, so that a long queue costs little."""
     batches_ahead: int = Field(default=2, ge=1)
     """Batches bound to a worker: the one that runs and those that wait behind it, so that it never idles."""
+
+    @property
+    def worker_environment(self) -> dict[str, str]:
+        """Variables that workers get as the operator has them."""
+        passed = {
+            "KUBEDIFFUSION_S3_ADDRESSING_STYLE": self.s3_addressing_style or "",
+            "AWS_REQUEST_CHECKSUM_CALCULATION": self.aws_request_checksum_calculation,
+            "AWS_RESPONSE_CHECKSUM_VALIDATION": self.aws_response_checksum_validation,
+            "AWS_CA_BUNDLE": self.aws_ca_bundle if self.worker_ca_config_map else "",
+        }
+        return {name: value for name, value in passed.items() if value}
 
     @property
     def namespace_list(self) -> list[str]:

@@ -10,6 +10,9 @@ from kubediffusion.resources.diffusion_model import MAX_STARTS, DiffusionModel
 from kubediffusion.resources.generation_job import MAX_IMAGES, MAX_SEED, MAX_WARNINGS, GenerationJob, GenerationJobSpec
 from kubediffusion.resources.transitions import terminal_rule, transition_rule
 
+KEPT = {"argocd.argoproj.io/sync-options": "Prune=false,Delete=false"}
+"""Argo CD leaves the definitions, and with them every job, when its application is deleted, as Helm does."""
+
 _CONDITIONS = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
 
 
@@ -161,7 +164,7 @@ def _definition(
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{kind.PLURAL}.{meta.GROUP}"},
+        "metadata": {"name": f"{kind.PLURAL}.{meta.GROUP}", "annotations": dict(KEPT)},
         "spec": {
             "group": meta.GROUP,
             "scope": "Namespaced",

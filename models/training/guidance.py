@@ -62,8 +62,8 @@ class Lesson:
     @torch.no_grad()
     def taught(self, x: Tensor, t: Tensor, *words: Tensor) -> tuple[Tensor, ...]:
         """Ask the teacher several things of the same noisy latents."""
-        answers = self.teacher(torch.cat([x] * len(words)), t.repeat(len(words)), torch.cat(words)).sample
-        return answers.float().chunk(len(words))
+        answers: Tensor = self.teacher(torch.cat([x] * len(words)), t.repeat(len(words)), torch.cat(words)).sample
+        return tuple(answers.float().chunk(len(words)))
 
     def scale(self, student: Any, latents: Tensor, tokens: Tensor) -> Tensor:
         """Turn a scale of g into `factor`·g.
@@ -153,7 +153,7 @@ def calibrate(
         scale.backward()  # type: ignore[no-untyped-call]
         with torch.autocast(device.type, torch.bfloat16, enabled=fast):
             negatives = lesson.negatives(unet, pairs, chosen)
-        (shape.negatives * negatives).backward()
+        (shape.negatives * negatives).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0, foreach=True)
         opt.step()
         average.update(unet, min(shape.ema, (1 + step) / (10 + step)))

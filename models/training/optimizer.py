@@ -26,7 +26,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     Returns:
         bfloat16 [n, rows, columns], singular values between about 0.7 and 1.2.
     """
-    x = matrices.bfloat16()
+    x: Tensor = matrices.bfloat16()
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT

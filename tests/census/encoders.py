@@ -16,7 +16,7 @@ def clip(kind: str = "CLIPTextModel", width: int = 32, **more: Any) -> Any:
 
 def clip_config(width: int = 32, **more: Any) -> Any:
     """What a tiny CLIP text model is made of."""
-    options = {
+    options: dict[str, Any] = {
         "vocab_size": texts.CLIP_VOCABULARY,
         "bos_token_id": texts.CLIP_VOCABULARY - 2,
         "eos_token_id": texts.CLIP_VOCABULARY - 1,
@@ -34,7 +34,13 @@ def clip_config(width: int = 32, **more: Any) -> Any:
 
 def t5(width: int = 32, kind: str = "T5EncoderModel", **more: Any) -> Any:
     """T5's encoder."""
-    options = {"vocab_size": texts.T5_VOCABULARY, "d_model": width, "d_kv": 8, "d_ff": 37, "num_heads": 4}
+    options: dict[str, Any] = {
+        "vocab_size": texts.T5_VOCABULARY,
+        "d_model": width,
+        "d_kv": 8,
+        "d_ff": 37,
+        "num_heads": 4,
+    }
     options |= {"num_layers": 2, "feed_forward_proj": "gated-gelu"}
     config = transformers.UMT5Config if kind.startswith("UMT5") else transformers.T5Config
     return getattr(transformers, kind)(config(**(options | more)))
@@ -66,7 +72,7 @@ def qwen2(kind: str = "Qwen2ForCausalLM", width: int = 16, layers: int = 2, **mo
     return getattr(transformers, kind)(config)
 
 
-def _marks() -> dict[str, int]:
+def _marks() -> dict[str, Any]:
     return {
         "image_token_id": texts.mark("<|image_pad|>"),
         "video_token_id": texts.mark("<|video_pad|>"),
@@ -85,7 +91,13 @@ def qwen25_vl(kind: str = "Qwen2_5_VLForConditionalGeneration", width: int = 16,
         "rope_type": "default",
         "rope_theta": 1e6,
     }
-    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": width}
+    vision: dict[str, Any] = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": width,
+    }
     vision |= {"fullatt_block_indexes": [0]}
     config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **_marks())
     return getattr(transformers, kind)(config)
@@ -95,7 +107,13 @@ def qwen3_vl(kind: str = "Qwen3VLModel", width: int = 16, layers: int = 2) -> An
     """Qwen 3 VL."""
     text = _decoder(width, layers, texts.BYTES_VOCABULARY)
     text["rope_parameters"] = {"mrope_section": [2, 1, 1], "rope_type": "default", "rope_theta": 1e6}
-    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": width}
+    vision: dict[str, Any] = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": width,
+    }
     vision |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 16}
     config = transformers.Qwen3VLConfig(text_config=text, vision_config=vision, **_marks())
     return getattr(transformers, kind)(config)

@@ -40,14 +40,14 @@ def columns(studio: Studio) -> list[str]:
     return [column["name"] for column in found]
 
 
-def test_helm_test_sends_a_job_and_checks_the_image(studio: Studio):
+def test_helm_test_sends_a_job_and_checks_the_image(studio: Studio) -> None:
     said = studio.cluster.helm("test", RELEASE, f"--namespace={NAMESPACE}", "--logs", "--timeout=10m")
     assert "as the job says" in said
     assert not studio.cluster.list("generationjobs", NAMESPACE)
     assert not studio.cluster.list("pods", NAMESPACE, f"{meta.COMPONENT_LABEL}=test")
 
 
-def test_a_job_over_http_through_the_service(studio: Studio):
+def test_a_job_over_http_through_the_service(studio: Studio) -> None:
     task = studio.generate(seed=7)
     image = studio.image(task)
     (said,) = studio.job(task)["status"]["images"]
@@ -55,14 +55,14 @@ def test_a_job_over_http_through_the_service(studio: Studio):
     assert studio.stored(said["uri"]) == image
 
 
-def test_a_job_by_kubectl(studio: Studio):
+def test_a_job_by_kubectl(studio: Studio) -> None:
     studio.submit("by-kubectl")
     studio.kubectl("wait", "--for=condition=Complete", "generationjob/by-kubectl", "--timeout=120s")
     (job,) = studio.succeeded("by-kubectl")
     assert studio.image("by-kubectl") == studio.stored(job["status"]["images"][0]["uri"])
 
 
-def test_every_pod_runs_as_the_restricted_profile_has_it(studio: Studio):
+def test_every_pod_runs_as_the_restricted_profile_has_it(studio: Studio) -> None:
     namespace = studio.cluster.get("namespace", NAMESPACE)
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     parts = {p["metadata"]["labels"][meta.COMPONENT_LABEL] for p in studio.cluster.list("pods", NAMESPACE)}
@@ -73,7 +73,7 @@ def test_every_pod_runs_as_the_restricted_profile_has_it(studio: Studio):
         studio.kubectl("exec", worker, "--", "touch", "/opt/packages/x")
 
 
-def test_kubelet_keeps_what_a_worker_says_of_its_start(studio: Studio):
+def test_kubelet_keeps_what_a_worker_says_of_its_start(studio: Studio) -> None:
     (worker, *_) = studio.ready_workers()
     pod = studio.cluster.get("pod", worker, NAMESPACE)
     # The condition Ready is kubelet's own, and written after the worker's first ones.
@@ -83,7 +83,7 @@ def test_kubelet_keeps_what_a_worker_says_of_its_start(studio: Studio):
     assert said["reason"] in {EngineReason.COMPILING, EngineReason.READY}
 
 
-def test_every_pod_is_under_the_network_policy_of_its_part(studio: Studio):
+def test_every_pod_is_under_the_network_policy_of_its_part(studio: Studio) -> None:
     """Whether traffic is stopped is up to the network plugin; the one of these tests lets all of it pass."""
     policies = {p["metadata"]["name"]: p for p in studio.cluster.list("networkpolicies", NAMESPACE)}
     assert policies.keys() == {f"{RELEASE}-{part}" for part in (*PARTS, "test")}
@@ -98,7 +98,7 @@ def test_every_pod_is_under_the_network_policy_of_its_part(studio: Studio):
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_an_account_may_do_what_the_documentation_says_and_no_more(studio: Studio, part: str):
+def test_an_account_may_do_what_the_documentation_says_and_no_more(studio: Studio, part: str) -> None:
     account, nobody = studio.account(part), "system:serviceaccount:default:nobody"
     assert rights(studio, account, NAMESPACE) - rights(studio, nobody, NAMESPACE) == {
         (f"{resource} [] []", verb) for resource, verb in documented.rights(f"{RELEASE}-{part}")
@@ -115,7 +115,7 @@ def rights(studio: Studio, account: str, namespace: str) -> set[tuple[str, str]]
     return {(" ".join(what.split()), verb) for what, _, verbs in parts for verb in verbs.split()}
 
 
-def test_two_workers_on_two_gpus_and_a_third_that_says_why_it_waits(studio: Studio):
+def test_two_workers_on_two_gpus_and_a_third_that_says_why_it_waits(studio: Studio) -> None:
     names = [f"crowd-{n}" for n in range(8)]
     for name in names:
         studio.submit(name, **LONG)
@@ -140,7 +140,7 @@ def test_two_workers_on_two_gpus_and_a_third_that_says_why_it_waits(studio: Stud
     assert len(workers) == 2
 
 
-def test_a_job_whose_worker_s_pod_is_deleted_is_bound_again(studio: Studio):
+def test_a_job_whose_worker_s_pod_is_deleted_is_bound_again(studio: Studio) -> None:
     studio.submit("bereft", **LONG)
     first = studio.running_on("bereft")
     studio.kubectl("delete", "pod", first, "--grace-period=0", "--force", "--wait=false")
@@ -149,7 +149,7 @@ def test_a_job_whose_worker_s_pod_is_deleted_is_bound_again(studio: Studio):
     assert job["status"]["attempt"] > 1
 
 
-def test_a_job_whose_worker_runs_out_of_memory_is_bound_again(studio: Studio):
+def test_a_job_whose_worker_runs_out_of_memory_is_bound_again(studio: Studio) -> None:
     studio.submit("starved", **LONG)
     first = studio.running_on("starved")
     # The kernel's choice falls on the worker itself, not on what fills the memory beside it.
@@ -177,7 +177,7 @@ os.wait()
     assert job["status"]["retries"] == 1
 
 
-def test_a_drained_node_s_jobs_are_bound_again(studio: Studio):
+def test_a_drained_node_s_jobs_are_bound_again(studio: Studio) -> None:
     names = [f"drained-{n}" for n in range(4)]
     for name in names:
         studio.submit(name, **LONG)
@@ -192,7 +192,7 @@ def test_a_drained_node_s_jobs_are_bound_again(studio: Studio):
     assert max(job["status"]["attempt"] for job in studio.succeeded(*names)) > 1
 
 
-def test_operator_and_api_pods_may_be_killed(studio: Studio):
+def test_operator_and_api_pods_may_be_killed(studio: Studio) -> None:
     tasks = [studio.generate(num_inference_steps=100) for _ in range(4)]
     for part in ("operator", "api"):
         labels = f"{meta.COMPONENT_LABEL}={part}"
@@ -205,7 +205,7 @@ def test_operator_and_api_pods_may_be_killed(studio: Studio):
         assert studio.image(task)
 
 
-def test_a_worker_s_token_opens_nothing_but_its_own_jobs(studio: Studio):
+def test_a_worker_s_token_opens_nothing_but_its_own_jobs(studio: Studio) -> None:
     names = [f"mine-{n}" for n in range(6)]
     for name in names:
         studio.submit(name, **LONG)
@@ -244,7 +244,7 @@ def test_a_worker_s_token_opens_nothing_but_its_own_jobs(studio: Studio):
         studio.as_worker(worker, "create", "--filename=-", stdin=json.dumps(manifest))
 
 
-def test_an_upgrade_under_load_loses_no_job_and_brings_the_crds_up_to_date(studio: Studio):
+def test_an_upgrade_under_load_loses_no_job_and_brings_the_crds_up_to_date(studio: Studio) -> None:
     assert MISSING_COLUMN not in columns(studio)
     tasks: list[str] = []
     refusals: list[BaseException] = []
@@ -279,7 +279,7 @@ def test_an_upgrade_under_load_loses_no_job_and_brings_the_crds_up_to_date(studi
     assert container["image"].endswith(f":{studio.next_tag}")
 
 
-def test_an_uninstallation_keeps_jobs_and_images_and_says_so(studio: Studio):
+def test_an_uninstallation_keeps_jobs_and_images_and_says_so(studio: Studio) -> None:
     studio.submit("kept")
     (job,) = studio.succeeded("kept")
     notes = studio.cluster.helm("get", "notes", RELEASE, f"--namespace={NAMESPACE}")
@@ -305,7 +305,7 @@ def test_an_uninstallation_keeps_jobs_and_images_and_says_so(studio: Studio):
     studio.installed = False
 
 
-def test_a_reinstallation_finds_the_jobs_that_were_kept(studio: Studio):
+def test_a_reinstallation_finds_the_jobs_that_were_kept(studio: Studio) -> None:
     studio.reinstall()
     (image,) = studio.job("kept")["status"]["images"]
     assert hashlib.sha256(studio.image("kept")).hexdigest() == image["sha256"]

@@ -416,7 +416,7 @@ def bria() -> Any:
 
 
 def prx_encoder() -> Any:
-    text = {
+    text: dict[str, Any] = {
         "vocab_size": texts.GEMMA_VOCABULARY,
         "hidden_size": 16,
         "intermediate_size": 32,

@@ -7,25 +7,26 @@ import base64
 import hashlib
 import sys
 from asyncio.subprocess import PIPE
+from typing import Any
 
 import yaml
 
-from integration.system.studio import STEPS
+from integration.system.studio import STEPS, Studio
 from kubediffusion.local.layout import CHART
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources import meta
 from kubediffusion.resources.generation_job import Phase
 
 
-async def test_http_in_http_out(studio):
+async def test_http_in_http_out(studio: Studio) -> None:
     request = {"prompt": "A photo of an astronaut riding a horse on the moon", "num_inference_steps": STEPS}
     async with studio.http() as http:
         accepted = await http.post("/generate", json=request)
         assert accepted.status_code == 202
         task = accepted.json()["task_id"]
 
-        async def completed():
-            answer = (await http.get(f"/results/{task}")).json()
+        async def completed() -> dict[str, Any] | None:
+            answer: dict[str, Any] = (await http.get(f"/results/{task}")).json()
             assert answer["status"] != "failed", answer
             return answer if answer["status"] == "completed" else None
 
@@ -35,7 +36,7 @@ async def test_http_in_http_out(studio):
     studio.assert_images_are_true(job)
 
 
-async def test_kubectl_in_kubectl_out_and_readable_over_http(studio):
+async def test_kubectl_in_kubectl_out_and_readable_over_http(studio: Studio) -> None:
     manifest = {
         "apiVersion": meta.API_VERSION,
         "kind": "GenerationJob",
@@ -53,7 +54,7 @@ async def test_kubectl_in_kubectl_out_and_readable_over_http(studio):
     assert (answer["status"], answer["prompt"]) == ("completed", "a fox in the snow")
 
 
-async def test_the_chart_s_own_test_checks_an_image_and_leaves_nothing(studio):
+async def test_the_chart_s_own_test_checks_an_image_and_leaves_nothing(studio: Studio) -> None:
     before = studio.stored_keys()
     environment = {"URL": studio.url, "PROMPT": "a fox in the snow", "STEPS": str(STEPS), "TIMEOUT_SECONDS": "120"}
     program = CHART / "files" / "tests" / "generate.py"
@@ -68,7 +69,7 @@ async def test_the_chart_s_own_test_checks_an_image_and_leaves_nothing(studio):
     assert studio.stored_keys() == before
 
 
-async def test_the_recipe_is_complete(studio):
+async def test_the_recipe_is_complete(studio: Studio) -> None:
     await studio.submit("recipe", numImages=2, width=64, height=64, scheduler="DDIMScheduler", guidanceScale=3.5)
     job = await studio.phase("recipe", Phase.SUCCEEDED)
     studio.assert_images_are_true(job)
@@ -82,7 +83,7 @@ async def test_the_recipe_is_complete(studio):
     assert model.status.conditions[0].status == "True"
 
 
-async def test_a_prompt_that_is_too_long_is_cut_and_the_job_says_so(studio):
+async def test_a_prompt_that_is_too_long_is_cut_and_the_job_says_so(studio: Studio) -> None:
     """The tiny text encoder takes 16 tokens, a letter each."""
     await studio.submit("long", prompt="a fox that is far too talkative for this encoder")
     job = await studio.phase("long", Phase.SUCCEEDED)
@@ -92,7 +93,7 @@ async def test_a_prompt_that_is_too_long_is_cut_and_the_job_says_so(studio):
         answer = await http.get("/results/long")
     assert any("warning" in name.lower() for name in answer.headers)
 
-    async def told():
+    async def told() -> bool:
         return "ParametersAdjusted" in events("describe", "gj", "long")
 
     await eventually("the event", told)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+from typing import Any
 
 import pytest
 
-from integration.system.studio import LONG
+from integration.system.studio import LONG, Studio
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources.apiserver.errors import NotFoundError
 from kubediffusion.resources.generation_job import Phase
@@ -14,21 +15,21 @@ from kubediffusion.resources.generation_job import Phase
 pytestmark = pytest.mark.standin
 
 
-async def test_a_pending_job_is_cancelled_at_once(studio):
+async def test_a_pending_job_is_cancelled_at_once(studio: Studio) -> None:
     await studio.submit("waits", suspend=True)
     await studio.change("waits", cancel=True)
     job = await studio.phase("waits", Phase.CANCELLED)
     assert job.status.attempt == 0
     async with studio.http() as http:
 
-        async def failed():
-            answer = (await http.get("/results/waits")).json()
+        async def failed() -> dict[str, Any] | None:
+            answer: dict[str, Any] = (await http.get("/results/waits")).json()
             return answer if answer["status"] == "failed" else None
 
         assert "ancel" in (await eventually("the API sees it", failed))["error_message"]
 
 
-async def test_a_running_job_is_cancelled_at_its_next_step_and_frees_the_worker(studio):
+async def test_a_running_job_is_cancelled_at_its_next_step_and_frees_the_worker(studio: Studio) -> None:
     await studio.submit("long", **LONG)
     await studio.phase("long", Phase.RUNNING)
     await studio.submit("next")
@@ -38,7 +39,7 @@ async def test_a_running_job_is_cancelled_at_its_next_step_and_frees_the_worker(
     assert cancelled.status.images == ()
 
 
-async def test_deleting_a_running_job_frees_the_worker(studio):
+async def test_deleting_a_running_job_frees_the_worker(studio: Studio) -> None:
     await studio.submit("long", **LONG)
     await studio.phase("long", Phase.RUNNING)
     studio.namespace.kubectl("delete", "gj", "long")
@@ -46,7 +47,7 @@ async def test_deleting_a_running_job_frees_the_worker(studio):
     await studio.phase("next", Phase.SUCCEEDED)
 
 
-async def test_a_suspended_job_waits_says_so_and_resumes(studio):
+async def test_a_suspended_job_waits_says_so_and_resumes(studio: Studio) -> None:
     await studio.submit("suspended", suspend=True)
     job = await studio.until("suspended", "says why", lambda job: job.status.conditions)
     assert (job.status.phase, job.status.conditions[0].reason) == (Phase.PENDING, "Suspended")
@@ -54,7 +55,7 @@ async def test_a_suspended_job_waits_says_so_and_resumes(studio):
     await studio.phase("suspended", Phase.SUCCEEDED)
 
 
-async def test_priority_goes_before_age(studio):
+async def test_priority_goes_before_age(studio: Studio) -> None:
     """The worker has two batches at hand: what comes after waits in the operator's queue, where priority counts."""
     for name in ("busy-0", "busy-1"):
         await studio.submit(name, **LONG)
@@ -70,7 +71,7 @@ async def test_priority_goes_before_age(studio):
     assert high.status.start_time < low.status.start_time
 
 
-async def test_a_deadline_ends_a_job_wherever_it_is(studio):
+async def test_a_deadline_ends_a_job_wherever_it_is(studio: Studio) -> None:
     await studio.submit("too-late", activeDeadlineSeconds=1, suspend=True)
     await studio.submit("too-long", activeDeadlineSeconds=3, **LONG)
     for name in ("too-late", "too-long"):
@@ -79,7 +80,7 @@ async def test_a_deadline_ends_a_job_wherever_it_is(studio):
         assert "activeDeadlineSeconds" in job.status.error.message
 
 
-async def test_a_deadline_does_nothing_to_a_job_that_has_finished(studio):
+async def test_a_deadline_does_nothing_to_a_job_that_has_finished(studio: Studio) -> None:
     await studio.submit("in-time", activeDeadlineSeconds=4)
     in_time = await studio.phase("in-time", Phase.SUCCEEDED)
     await studio.submit("clock", activeDeadlineSeconds=4, suspend=True)
@@ -87,14 +88,14 @@ async def test_a_deadline_does_nothing_to_a_job_that_has_finished(studio):
     assert await studio.job("in-time") == in_time
 
 
-async def test_a_finished_job_is_deleted_after_its_time_to_live(studio):
+async def test_a_finished_job_is_deleted_after_its_time_to_live(studio: Studio) -> None:
     """Which may be changed as long as the job is there."""
     await studio.submit("reprieved", ttlSecondsAfterFinished=2)
     await studio.phase("reprieved", Phase.SUCCEEDED)
     await studio.change("reprieved", ttlSecondsAfterFinished=3600)
     await studio.submit("brief", ttlSecondsAfterFinished=2)
 
-    async def gone():
+    async def gone() -> bool:
         try:
             await studio.job("brief")
         except NotFoundError:
@@ -105,7 +106,7 @@ async def test_a_finished_job_is_deleted_after_its_time_to_live(studio):
     assert (await studio.job("reprieved")).status.phase is Phase.SUCCEEDED
 
 
-async def test_images_go_with_the_job_or_stay_as_it_says(studio):
+async def test_images_go_with_the_job_or_stay_as_it_says(studio: Studio) -> None:
     await studio.submit("goes", deletionPolicy="Delete")
     await studio.submit("stays")
     goes, stays = await studio.phase("goes", Phase.SUCCEEDED), await studio.phase("stays", Phase.SUCCEEDED)
@@ -115,14 +116,14 @@ async def test_images_go_with_the_job_or_stay_as_it_says(studio):
     assert len(studio.stored_keys(stays)) == 1
 
 
-async def test_a_job_beyond_the_models_limits_is_refused_at_the_door(studio):
+async def test_a_job_beyond_the_models_limits_is_refused_at_the_door(studio: Studio) -> None:
     async with studio.http() as http:
         refused = await http.post("/generate", json={"prompt": "x", "num_inference_steps": 151})
     assert refused.status_code == 422
     assert "num_inference_steps" in refused.text
 
 
-async def test_compatible_jobs_share_a_batch(studio):
+async def test_compatible_jobs_share_a_batch(studio: Studio) -> None:
     """They wait behind a long one, then run together: their inference spans overlap."""
     await studio.submit("first", **{**LONG, "numImages": 1})
     await studio.phase("first", Phase.RUNNING)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import httpx
 
-from integration.system.studio import STANDIN, standin_model, tiny_model
+from integration.system.studio import STANDIN, Studio, standin_model, tiny_model
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources import meta
 from kubediffusion.resources.generation_job import Phase
 
 
-async def test_a_model_that_cannot_be_loaded_says_why_and_recovers(open_studio, tiny_folder, tmp_path):
+async def test_a_model_that_cannot_be_loaded_says_why_and_recovers(
+    open_studio: Callable[..., Studio], tiny_folder: Path, tmp_path: Path
+) -> None:
     """It is corrected to a volume that holds one."""
     studio = open_studio(tiny_model(tmp_path / "nothing-here", minReplicas=0))
     await studio.submit("hopeless")
@@ -22,7 +27,7 @@ async def test_a_model_that_cannot_be_loaded_says_why_and_recovers(open_studio, 
     assert condition.reason == "LoadFailed"
     async with studio.http() as http:
 
-        async def refused():
+        async def refused() -> httpx.Response | None:
             answer = await http.post("/generate", json={"prompt": "x"})
             return answer if answer.status_code == 503 else None
 
@@ -33,7 +38,7 @@ async def test_a_model_that_cannot_be_loaded_says_why_and_recovers(open_studio, 
         source = {"path": None, "persistentVolumeClaim": volume}
         await studio.models.patch(studio.name, "tiny", {"spec": {"source": source}})
 
-        async def accepted():
+        async def accepted() -> httpx.Response | None:
             answer = await http.post("/generate", json={"prompt": "x", "num_inference_steps": 1})
             return answer if answer.status_code == 202 else None
 
@@ -42,7 +47,7 @@ async def test_a_model_that_cannot_be_loaded_says_why_and_recovers(open_studio, 
     assert (await studio.model_says("tiny", "True")).reason == "Ready"
 
 
-async def test_a_job_without_a_model_waits_a_moment_and_fails(open_studio):
+async def test_a_job_without_a_model_waits_a_moment_and_fails(open_studio: Callable[..., Studio]) -> None:
     model = standin_model(default=True, minReplicas=0)
     studio = open_studio(model, {"KUBEDIFFUSION_MODEL_GRACE_SECONDS": "3"})
     await studio.submit("lost", model="no-such-model")
@@ -61,7 +66,7 @@ async def test_a_job_without_a_model_waits_a_moment_and_fails(open_studio):
         await eventually("503 without any model", refused)
 
 
-async def test_workers_scale_from_zero_to_the_gpus_and_back(open_studio):
+async def test_workers_scale_from_zero_to_the_gpus_and_back(open_studio: Callable[..., Studio]) -> None:
     """Two GPUs: the third worker waits, and says why; all go when there is nothing to do."""
     gpu = {"limits": {"nvidia.com/gpu": 1}}
     studio = open_studio(
@@ -76,7 +81,7 @@ async def test_workers_scale_from_zero_to_the_gpus_and_back(open_studio):
     )
     assert waiting.status.conditions[0].reason in {"WorkerStarting", "WorkerUnschedulable", "WorkersBusy"}
 
-    async def third_waits():
+    async def third_waits() -> bool:
         pods = studio.namespace.list("pods", meta.WORKER_SELECTOR)
         pending = [
             condition["message"]
@@ -92,14 +97,14 @@ async def test_workers_scale_from_zero_to_the_gpus_and_back(open_studio):
     for name in names[:3]:
         studio.assert_images_are_true(await studio.phase(name, Phase.SUCCEEDED))
 
-    async def none_left():
+    async def none_left() -> bool:
         return not studio.namespace.list("pods", meta.WORKER_SELECTOR)
 
     await eventually("scaled to zero", none_left)
     assert (await studio.model_says(STANDIN, "True")).reason == "ScaledToZero"
 
 
-async def test_a_worker_that_cannot_start_is_what_the_job_waits_for(open_studio):
+async def test_a_worker_that_cannot_start_is_what_the_job_waits_for(open_studio: Callable[..., Studio]) -> None:
     """A Secret that is missing keeps its container from starting; creating it is all that it takes."""
     model = standin_model(default=True, minReplicas=0)
     reference = {"secretKeyRef": {"name": "hub", "key": "token"}}
@@ -116,7 +121,9 @@ async def test_a_worker_that_cannot_start_is_what_the_job_waits_for(open_studio)
     assert (await studio.model_says(STANDIN, "True")).reason == "Ready"
 
 
-async def test_a_worker_that_the_api_server_refuses_is_what_the_job_waits_for(open_studio):
+async def test_a_worker_that_the_api_server_refuses_is_what_the_job_waits_for(
+    open_studio: Callable[..., Studio],
+) -> None:
     """A wrong toleration is found when the worker's Job is created; correcting the model is all that it takes."""
     studio = open_studio(standin_model(default=True, minReplicas=0, tolerations=[{"operator": "Maybe"}]))
     await studio.submit("waits")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from pathlib import Path
 
-from integration.system.studio import MODEL, tiny_model
+from integration.system.studio import MODEL, Studio, tiny_model
 from kubediffusion.resources.apiserver.reflector import Reflector
 from kubediffusion.resources.conditions import EngineReason, ModelConditionType, WaitingReason, find_condition
 from kubediffusion.resources.diffusion_model import DiffusionModelStatus
@@ -14,7 +16,9 @@ TOLD = [WaitingReason.WORKER_STARTING, *EngineReason]
 """What a start on a machine with room goes through, some of it too short to be seen."""
 
 
-async def test_a_models_status_tells_how_far_a_start_has_come(open_studio, tiny_folder):
+async def test_a_models_status_tells_how_far_a_start_has_come(
+    open_studio: Callable[..., Studio], tiny_folder: Path
+) -> None:
     studio = open_studio(tiny_model(tiny_folder, minReplicas=0))
     statuses: list[DiffusionModelStatus] = []
     watch = Reflector(studio.models, studio.name, lambda model, _: statuses.append(model.status))

@@ -6,17 +6,19 @@ import asyncio
 import json
 import random
 import signal
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from integration.system.studio import LONG, STANDIN, STEPS, Witness, standin_model
+from integration.system.studio import LONG, STANDIN, STEPS, Studio, Witness, standin_model
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.errors import ConflictError, InvalidError
 from kubediffusion.resources.generation_job import Phase
 
 
-async def test_a_job_survives_the_death_of_its_worker_and_gives_the_same_pixels(studio):
+async def test_a_job_survives_the_death_of_its_worker_and_gives_the_same_pixels(studio: Studio) -> None:
     await studio.submit("undisturbed", seed=11, **{**LONG, "numInferenceSteps": 20, "numImages": 2})
     await studio.submit("disturbed", seed=11, **{**LONG, "numInferenceSteps": 20, "numImages": 2})
     undisturbed = await studio.phase("undisturbed", Phase.SUCCEEDED)
@@ -32,7 +34,7 @@ async def test_a_job_survives_the_death_of_its_worker_and_gives_the_same_pixels(
 
 
 @pytest.mark.standin
-async def test_a_job_that_may_not_be_tried_again_fails_with_its_worker(studio):
+async def test_a_job_that_may_not_be_tried_again_fails_with_its_worker(studio: Studio) -> None:
     await studio.submit("once", backoffLimit=0, **LONG)
     running = await studio.phase("once", Phase.RUNNING)
     studio.kill(running.status.worker)
@@ -43,10 +45,12 @@ async def test_a_job_that_may_not_be_tried_again_fails_with_its_worker(studio):
 
 
 @pytest.mark.standin
-async def test_who_makes_its_worker_die_is_found_and_pays_alone(studio):
+async def test_who_makes_its_worker_die_is_found_and_pays_alone(studio: Studio) -> None:
     """Eight jobs in batches of four, one of which ends the process that runs it."""
     mates = [f"mate-{number}" for number in range(7)]
-    jobs = {name: {} for name in mates[:3]} | {"poisonous": {"prompt": "kill the worker", "backoffLimit": 1}}
+    jobs: dict[str, dict[str, Any]] = {name: {} for name in mates[:3]} | {
+        "poisonous": {"prompt": "kill the worker", "backoffLimit": 1}
+    }
     jobs |= {name: {} for name in mates[3:]}
     await asyncio.gather(*(studio.submit(name, **{"backoffLimit": 0, **spec}) for name, spec in jobs.items()))
     failed = await studio.phase("poisonous", Phase.FAILED)
@@ -58,7 +62,7 @@ async def test_who_makes_its_worker_die_is_found_and_pays_alone(studio):
         studio.assert_images_are_true(job)
 
 
-async def test_a_job_survives_the_loss_of_its_workers_node(open_studio):
+async def test_a_job_survives_the_loss_of_its_workers_node(open_studio: Callable[..., Studio]) -> None:
     """Kubelet is frozen and can end nothing: the worker computes on, and is not heard any more."""
     model = standin_model(default=True, minReplicas=2, maxReplicas=2, terminationGracePeriodSeconds=1)
     studio = open_studio(model, {"KUBEDIFFUSION_NODE_GRACE_SECONDS": "1"})
@@ -81,7 +85,7 @@ async def test_a_job_survives_the_loss_of_its_workers_node(open_studio):
     assert (job.status.worker, job.status.attempt, job.status.retries) == (again.status.worker, 2, 0)
 
 
-async def test_a_worker_that_a_drain_cut_short_is_replaced_once(open_studio):
+async def test_a_worker_that_a_drain_cut_short_is_replaced_once(open_studio: Callable[..., Studio]) -> None:
     """By the operator while it goes; its batch/v1 Job, which replaces what the platform ended, must not do it again."""
     studio = open_studio(standin_model(default=True, maxReplicas=2, terminationGracePeriodSeconds=1))
     await studio.submit("long", **LONG)
@@ -98,7 +102,7 @@ async def test_a_worker_that_a_drain_cut_short_is_replaced_once(open_studio):
 
 
 @pytest.mark.standin
-async def test_the_operator_dies_with_jobs_in_every_phase(studio):
+async def test_the_operator_dies_with_jobs_in_every_phase(studio: Studio) -> None:
     await studio.submit("finished")
     finished = await studio.phase("finished", Phase.SUCCEEDED)
     await studio.submit("suspended", suspend=True)
@@ -115,29 +119,29 @@ async def test_the_operator_dies_with_jobs_in_every_phase(studio):
     assert (await studio.job("running")).status.attempt == 1
 
 
-async def test_the_api_dies_between_request_and_poll(studio):
+async def test_the_api_dies_between_request_and_poll(studio: Studio) -> None:
     async with studio.http() as http:
         task = (await http.post("/generate", json={"prompt": "x", "num_inference_steps": STEPS})).json()["task_id"]
     before = studio.pod("kubediffusion-api")
     restarts = studio.namespace.container(before)["restartCount"]
     studio.kill(before)
 
-    async def back():
+    async def back() -> bool:
         found = studio.namespace.container(before)
         return found["restartCount"] > restarts and found["ready"]
 
     await eventually("the API is back", back)
     async with studio.http() as http:
 
-        async def completed():
-            answer = (await http.get(f"/results/{task}")).json()
+        async def completed() -> dict[str, Any] | None:
+            answer: dict[str, Any] = (await http.get(f"/results/{task}")).json()
             return answer if answer["status"] == "completed" else None
 
         assert (await eventually("the image", completed))["image_base64"]
 
 
 @pytest.mark.standin
-async def test_storage_goes_and_comes_back_and_nothing_is_computed_twice(studio):
+async def test_storage_goes_and_comes_back_and_nothing_is_computed_twice(studio: Studio) -> None:
     store = studio.namespace.cluster.store.process
     store.stop()
     try:
@@ -156,7 +160,7 @@ async def test_storage_goes_and_comes_back_and_nothing_is_computed_twice(studio)
     assert job.status.start_time == says.status.start_time
 
 
-async def test_two_hundred_jobs_and_cancels_each_end_exactly_once(studio):
+async def test_two_hundred_jobs_and_cancels_each_end_exactly_once(studio: Studio) -> None:
     """A quarter is cancelled at random moments, the worker and the operator die on the way."""
     dice = random.Random(7)  # noqa: S311 - a reproducible test, no secret
     witness = Witness(studio)
@@ -177,7 +181,7 @@ async def test_two_hundred_jobs_and_cancels_each_end_exactly_once(studio):
         if count == 25:
             studio.kill(studio.pod("kubediffusion-operator"))
 
-    async def all_ended():
+    async def all_ended() -> bool:
         return all(witness.latest[job.uid].status.phase in {"Succeeded", "Failed", "Cancelled"} for job in jobs)
 
     await eventually("all 200 jobs end", all_ended, seconds=280)

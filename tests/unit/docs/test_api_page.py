@@ -7,7 +7,7 @@ from kubediffusion.api.app import create_app
 from kubediffusion.api.settings import Settings
 
 
-def test_every_error_status_is_explained():
+def test_every_error_status_is_explained() -> None:
     explained = {status for number, _ in table("api", "Errors") for status in number.split(", ")}
     operations = [
         operation for path in create_app(Settings()).openapi()["paths"].values() for operation in path.values()

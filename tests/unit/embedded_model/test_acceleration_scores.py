@@ -7,7 +7,7 @@ from models.acceleration import BEGIN, COMPARED, END, PAGE, Scores, scenes_of, t
 from models.training.scenes import RELATIONS, held_out
 
 
-def test_scenes_were_kept_from_training_and_hold_every_relation():
+def test_scenes_were_kept_from_training_and_hold_every_relation() -> None:
     single, pairs = scenes_of(28)
     assert (len(single), len(pairs)) == (14, 14)
     assert all(held_out(scene.items, scene.background) for scene in [*single, *pairs])
@@ -17,14 +17,14 @@ def test_scenes_were_kept_from_training_and_hold_every_relation():
     assert [scene.items for scene in scenes_of(28)[1]] == [scene.items for scene in pairs]
 
 
-def test_pictures_of_nothing_score_nothing_and_are_compared_with_the_first_ones():
+def test_pictures_of_nothing_score_nothing_and_are_compared_with_the_first_ones() -> None:
     scores = Scores(*scenes_of(4))
     black = scores.of(torch.zeros(4, 3, 256, 256, dtype=torch.uint8))
     assert (black["subject"], black["both subjects"], black["levels"]) == (0, 0, 0)
     assert scores.of(torch.full((4, 3, 256, 256), 255, dtype=torch.uint8))["levels"] == 255
 
 
-def test_the_table_has_a_row_for_each_and_its_place_in_the_documentation():
+def test_the_table_has_a_row_for_each_and_its_place_in_the_documentation() -> None:
     scores = {
         "subject": 0.98,
         "both subjects": 0.889,

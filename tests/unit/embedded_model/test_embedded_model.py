@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,8 +32,10 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def judge():
+def judge() -> Any:
     spec = importlib.util.spec_from_file_location("embedded_model_judge", ROOT / "models" / "judge" / "judge.py")
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -40,7 +43,7 @@ def judge():
 
 
 @pytest.fixture(scope="module")
-def pipe():
+def pipe() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         from diffusers import DiffusionPipeline
@@ -50,7 +53,7 @@ def pipe():
     return pipe
 
 
-def test_the_folder_is_small_and_safe():
+def test_the_folder_is_small_and_safe() -> None:
     files = [p for p in FOLDER.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) <= 40_000_000
     assert max(p.stat().st_size for p in files) < 16_000_000
@@ -58,7 +61,16 @@ def test_the_folder_is_small_and_safe():
 
 
 @pytest.mark.parametrize(("prompt", "steps", "guidance", "seed", "subjects", "background"), PROMPTS)
-def test_the_judge_sees_what_the_prompt_names(pipe, judge, prompt, steps, guidance, seed, subjects, background):
+def test_the_judge_sees_what_the_prompt_names(
+    pipe: Any,
+    judge: Any,
+    prompt: str,
+    steps: int,
+    guidance: float,
+    seed: int,
+    subjects: set[str],
+    background: str,
+) -> None:
     result = pipe(
         prompt,
         num_inference_steps=steps,
@@ -75,7 +87,7 @@ def test_the_judge_sees_what_the_prompt_names(pipe, judge, prompt, steps, guidan
     assert np.abs(np.asarray(small, np.float32) - np.asarray(expected, np.float32)).mean() < 4
 
 
-def test_the_judge_is_not_easily_pleased(judge):
+def test_the_judge_is_not_easily_pleased(judge: Any) -> None:
     verdict = judge.look(Image.new("RGB", (256, 256), "#3f73e0"))
     assert verdict.background == "blue"
     assert not any(verdict.sees(name) for name in judge.subjects)

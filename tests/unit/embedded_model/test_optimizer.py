@@ -9,14 +9,14 @@ from models.training.optimizer import optimizers, orthogonalize
 
 @pytest.mark.parametrize("shape", [(16, 40), (40, 16)])
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
-def test_orthogonal_matrices_have_singular_values_near_one(shape, scale):
+def test_orthogonal_matrices_have_singular_values_near_one(shape: tuple[int, int], scale: float) -> None:
     torch.manual_seed(0)
     values = torch.linalg.svdvals(orthogonalize(scale * torch.randn(3, *shape)).float())
     assert values.min() > 0.5
     assert values.max() < 1.3
 
 
-def test_a_convolution_moves_as_far_as_with_adamw():
+def test_a_convolution_moves_as_far_as_with_adamw() -> None:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(8, 16, 3), torch.nn.GroupNorm(2, 16))
     inner, outer = optimizers([model], rate=1e-2)
@@ -29,7 +29,7 @@ def test_a_convolution_moves_as_far_as_with_adamw():
     assert 0.15 < length < 0.25
 
 
-def test_norms_biases_and_the_edges_are_left_to_adamw():
+def test_norms_biases_and_the_edges_are_left_to_adamw() -> None:
     model = torch.nn.ModuleDict(
         {"conv_in": torch.nn.Conv2d(1, 2, 3), "norm": torch.nn.LayerNorm(2), "linear": torch.nn.Linear(2, 2)}
     )

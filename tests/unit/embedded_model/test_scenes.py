@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models.training.backgrounds import BACKGROUNDS
+from models.training.backgrounds import BACKGROUNDS, Background
 from models.training.captions import SEED_PROMPT, caption, plain_prompt
 from models.training.compose import Composer, pack
 from models.training.data import family, with_legs
@@ -23,7 +23,7 @@ seeds = st.integers(0, 2**32)
 few = settings(max_examples=25)
 
 
-def test_there_is_enough_to_draw():
+def test_there_is_enough_to_draw() -> None:
     assert len(subjects()) >= 150
     assert len(BACKGROUNDS) >= 14
     assert {"riding", "next to", "above", "under", "holding", "in front of", "behind"} <= set(RELATIONS)
@@ -33,7 +33,7 @@ def test_there_is_enough_to_draw():
 
 @few
 @given(seeds)
-def test_training_never_sees_what_is_held_out(seed):
+def test_training_never_sees_what_is_held_out(seed: int) -> None:
     scene = Sampler(SPRITES, random.Random(seed)).training()
     assert not held_out(scene.items, scene.background)
     assert held_out(*(lambda s: (s.items, s.background))(Sampler(SPRITES, random.Random(seed)).unseen()))
@@ -41,7 +41,7 @@ def test_training_never_sees_what_is_held_out(seed):
 
 @few
 @given(seeds)
-def test_a_caption_names_the_first_subject_or_place(seed):
+def test_a_caption_names_the_first_subject_or_place(seed: int) -> None:
     rng = random.Random(seed)
     scene = Sampler(SPRITES, rng).training()
     text = caption(scene, rng).lower()
@@ -55,7 +55,7 @@ def test_a_caption_names_the_first_subject_or_place(seed):
 
 @few
 @given(seeds)
-def test_everything_stands_on_the_canvas(seed):
+def test_everything_stands_on_the_canvas(seed: int) -> None:
     scene = Sampler(SPRITES, random.Random(seed)).training()
     for layer in scene.layers[-len(scene.items) :] if scene.items else []:
         left, top, right, bottom = layer.box
@@ -63,7 +63,7 @@ def test_everything_stands_on_the_canvas(seed):
         assert -0.05 < top < bottom < 1.1
 
 
-def test_a_rider_is_above_its_mount_and_touches_it():
+def test_a_rider_is_above_its_mount_and_touches_it() -> None:
     table = by_name()
     sampler = Sampler(SPRITES, random.Random(3))
     for _ in range(20):
@@ -80,7 +80,7 @@ def composer() -> Composer:
     return Composer(SPRITES, "cpu", 32)
 
 
-def test_the_same_seed_composes_the_same_pixels_and_another_does_not(composer):
+def test_the_same_seed_composes_the_same_pixels_and_another_does_not(composer: Composer) -> None:
     def compose(seed: int) -> torch.Tensor:
         sampler = Sampler(SPRITES, random.Random(seed))
         layers, places = pack([sampler.training() for _ in range(6)])
@@ -94,7 +94,7 @@ def test_the_same_seed_composes_the_same_pixels_and_another_does_not(composer):
 
 
 @pytest.mark.parametrize("background", BACKGROUNDS, ids=lambda b: b.name)
-def test_every_background_paints(composer, background):
+def test_every_background_paints(composer: Composer, background: Background) -> None:
     index = BACKGROUNDS.index(background)
     layers, places = pack([Scene(index, background.horizon[0], []) for _ in range(2)])
     image = composer(torch.from_numpy(layers), torch.from_numpy(places), torch.Generator().manual_seed(1))
@@ -102,7 +102,7 @@ def test_every_background_paints(composer, background):
     assert not torch.equal(image[0], image[1])
 
 
-def test_words():
+def test_words() -> None:
     assert plural_of("fox") == "foxes"
     assert plural_of("lady") == "ladies"
     assert plural_of("monkey") == "monkeys"
@@ -114,7 +114,7 @@ def test_words():
     assert family("1f46e-1f3fb-200d-2642-fe0f") == ("1f46e", "m")
 
 
-def test_the_judge_is_not_asked_what_a_picture_cannot_tell():
+def test_the_judge_is_not_asked_what_a_picture_cannot_tell() -> None:
     table = by_name()
     pair = [table["cat"], table["dog"]]
     scenes = [Scene(0, 0.7, pair, RELATIONS.index(name)) for name in ("above", "under", "behind", "in front of")]
@@ -123,7 +123,7 @@ def test_the_judge_is_not_asked_what_a_picture_cannot_tell():
     assert labels[2, 2] == labels[3, 2]
 
 
-def test_a_seated_rider_keeps_its_face_and_gains_a_leg():
+def test_a_seated_rider_keeps_its_face_and_gains_a_leg() -> None:
     bust = SPRITES.pixels[0].copy()
     seated = with_legs(bust)
     assert seated.shape == bust.shape

@@ -6,7 +6,7 @@ pkg/sync/hook/hook.go and pkg/sync/hook/helm.
 
 from __future__ import annotations
 
-from helm_kit import Object
+from integration.chart.helm_kit import Object
 
 HOOK = "argocd.argoproj.io/hook"
 WAVE = "argocd.argoproj.io/sync-wave"

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from argo_cd import sync_order
-from helm_kit import Helm, Object, kinds, restricted_namespace
-from matrix import EVERYTHING, MATRIX
 
+from integration.chart.argo_cd import sync_order
+from integration.chart.helm_kit import Helm, Object, kinds, restricted_namespace
+from integration.chart.matrix import EVERYTHING, MATRIX
 from kubediffusion.local import binaries
 from kubediffusion.local.controlplane import ControlPlane
 from kubediffusion.local.reservations import Reservations

@@ -84,6 +84,10 @@ bench: binaries ## Measure the control path and its peers (BENCH= suites and opt
 chaos: binaries ## Strike 2,000 jobs with every fault, and judge what survived (SEED=, JOBS=; writes docs/reliability.md)
 	@PYTHONPATH=tests $(BIN)/python -m chaos --seed $(SEED) --jobs $(JOBS) --write docs/reliability.md
 
+.PHONY: models
+models: bootstrap ## Run a tiny model of every text-to-image pipeline, and write docs/models.md
+	@OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m census
+
 .PHONY: format
 format: bootstrap ## Format the code
 	$(BIN)/ruff check --fix .

@@ -73,6 +73,9 @@ class Watcher:
     def more(self, _room: int, _calls: int, _admit: Any) -> tuple[ImageRequest, ...]:
         return ()
 
+    def urgent(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
+        return ()
+
     def overdue(self, _image_id: ImageId) -> bool:
         return False
 

@@ -50,9 +50,9 @@ def sana_pag() -> Any:
     return diffusers.SanaPAGPipeline(**sana(), pag_applied_layers=["transformer_blocks.0"])
 
 
-@model("sana-sprint", "SanaSprintPipeline", sizes=((512, 512), (608, 416)), steps=2, guidance=4.5, gigabytes=9)
+@model("sana-sprint", "SanaSprintPipeline", sizes=((1024, 1024), (1216, 832)), steps=2, guidance=4.5, gigabytes=9)
 def sana_sprint() -> Any:
-    distilled = sana_transformer(qk_norm="rms_norm_across_heads", guidance_embeds=True)
+    distilled = sana_transformer(sample_size=32, qk_norm="rms_norm_across_heads", guidance_embeds=True)
     return diffusers.SanaSprintPipeline(**sana(scheduler=diffusers.SCMScheduler(), transformer=distilled))
 
 

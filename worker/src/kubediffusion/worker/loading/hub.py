@@ -33,7 +33,7 @@ _CONVERT = (
 
 
 def fetch(source: HuggingFaceSource, spec: DiffusionModelSpec, token: str | None) -> tuple[Path, str]:
-    """Give the local folder of a repository and the commit that it holds.
+    """Download what is missing of a repository, and return its local folder and the commit that it holds.
 
     With ``HF_HUB_OFFLINE=1``, or while the Hub is away, what the cache has is used.
 

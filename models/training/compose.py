@@ -51,12 +51,21 @@ class Composer:
     Args:
         sprites: The pictures.
         device: Where to work.
-        size: Side of the scenes in pixels.
+        size: Shorter side of the scenes in pixels, which is what lengths are fractions of.
+        width: Width of the scenes, where they are no squares.
+        height: Height of the scenes, alike.
     """
 
-    def __init__(self, sprites: Sprites, device: torch.device | str, size: int = 256) -> None:
+    def __init__(
+        self,
+        sprites: Sprites,
+        device: torch.device | str,
+        size: int = 256,
+        width: int | None = None,
+        height: int | None = None,
+    ) -> None:
         self.device = torch.device(device)
-        self.size = size
+        self.size, self.width, self.height = size, width or size, height or size
         half = torch.float16 if self.device.type == "cuda" else torch.float32
         rgba = torch.from_numpy(sprites.pixels).to(self.device).permute(0, 3, 1, 2)
         atlas = torch.zeros(len(rgba), 4, SIZE, SIZE * 3 // 2, dtype=half, device=self.device)
@@ -67,8 +76,8 @@ class Composer:
             atlas[i : i + 64, :, : SIZE // 2, SIZE:] = F.avg_pool2d(full, 2).to(half)
             atlas[i : i + 64, :, SIZE // 2 : SIZE * 3 // 4, SIZE : SIZE * 5 // 4] = F.avg_pool2d(full, 4).to(half)
         self.atlas = atlas
-        line = (torch.arange(size, device=self.device, dtype=torch.float32) + 0.5) / size
-        self.x, self.y = line.view(1, 1, -1), line.view(1, -1, 1)
+        line = (torch.arange(max(self.width, self.height), device=self.device, dtype=torch.float32) + 0.5) / size
+        self.x, self.y = line[: self.width].view(1, 1, -1), line[: self.height].view(1, -1, 1)
         self.light = torch.tensor([b.light for b in BACKGROUNDS], device=self.device)
 
     @torch.no_grad()
@@ -81,7 +90,7 @@ class Composer:
             generator: Source of chance for the backgrounds, on the composer's device.
 
         Returns:
-            uint8 [n, 3, size, size].
+            uint8 [n, 3, height, width].
         """
         layers, places = layers.to(self.device), places.to(self.device)
         image = self._backgrounds(places, generator)
@@ -94,11 +103,23 @@ class Composer:
 
     def _backgrounds(self, places: Tensor, generator: torch.Generator) -> Tensor:
         kinds = places[:, 0].long()
-        image = torch.empty(len(places), 3, self.size, self.size, device=self.device)
+        side = max(self.width, self.height)
+        image = torch.empty(len(places), 3, self.height, self.width, device=self.device)
         for kind in torch.unique(kinds).tolist():
             rows = torch.nonzero(kinds == kind).squeeze(1)
-            image[rows] = BACKGROUNDS[kind].paint(Brush(places[rows, 1], self.size, generator))
+            painted = BACKGROUNDS[kind].paint(Brush(places[rows, 1], side, generator))
+            image[rows] = self._cut(painted, places[rows, 1])
         return image
+
+    def _cut(self, painted: Tensor, horizon: Tensor) -> Tensor:
+        """Cut the canvas out of a painted square of its longer side; the horizon keeps its share of the height."""
+        if self.width == self.height:
+            return painted
+        left = (painted.shape[3] - self.width) // 2
+        top = (horizon.clamp(0, 1) * (painted.shape[2] - self.height)).long()
+        lines = top.view(-1, 1) + torch.arange(self.height, device=painted.device)
+        index = lines.view(-1, 1, self.height, 1).expand(-1, 3, -1, painted.shape[3])
+        return painted.gather(2, index)[..., left : left + self.width]
 
     def _draw(self, image: Tensor, layer: Tensor, tint: Tensor) -> Tensor:
         n = len(layer)

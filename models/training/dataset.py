@@ -146,7 +146,8 @@ def _draw(sprites: Sprites, seed: int, number: int, *, captions: int, unseen: bo
     return Drawn(layers, places, *label(scenes), [[caption(s, rng) for _ in range(captions)] for s in scenes])
 
 
-def _draw_pairs(sprites: Sprites, seed: int, number: int) -> DrawnPairs:
+def draw_pairs(sprites: Sprites, seed: int, number: int) -> DrawnPairs:
+    """Draw and say what negative prompts are practised on."""
     rng = Random(seed)  # noqa: S311 - scenes, no secrets
     sampler = Sampler(sprites, rng)
     both: list[Scene] = []
@@ -195,7 +196,7 @@ def compose_pool(composer: Composer, sprites: Sprites, number: int, seed: int, *
     labels: list[Tensor] = []
     at = 0
     for part in draw(sprites, number, seed, unseen=unseen):
-        for piece in _pieces(composer, part.layers, part.places, generator):
+        for piece in pieces(composer, part.layers, part.places, generator):
             images[at : at + len(piece)] = piece
             at += len(piece)
         shown.append(torch.from_numpy(part.shown))
@@ -203,9 +204,10 @@ def compose_pool(composer: Composer, sprites: Sprites, number: int, seed: int, *
     return Pool(images, torch.cat(shown).to(composer.device), torch.cat(labels).to(composer.device))
 
 
-def _pieces(
+def pieces(
     composer: Composer, layers: NDArray[np.float32], places: NDArray[np.float32], generator: torch.Generator
 ) -> Iterator[Tensor]:
+    """Compose packed scenes, as many at once as the device takes: uint8 [up to 2000, 3, height, width]."""
     step = 2000 if composer.device.type == "cuda" else 50
     for i in range(0, len(places), step):
         yield composer(torch.from_numpy(layers[i : i + step]), torch.from_numpy(places[i : i + step]), generator)
@@ -228,7 +230,7 @@ def encode_scenes(
     latents: list[Tensor] = []
     ids: list[Tensor] = []
     for part in draw(sprites, number, seed, captions):
-        latents.append(_encoded(_pieces(composer, part.layers, part.places, generator), encode))
+        latents.append(_encoded(pieces(composer, part.layers, part.places, generator), encode))
         tokens = tokenize([text for texts in part.captions for text in texts])
         ids.append(torch.from_numpy(tokens.astype(np.int16)).view(len(part.captions), captions, -1))
     return torch.cat(latents), torch.cat(ids).to(composer.device)
@@ -242,9 +244,9 @@ def encode_pairs(
     both: list[Tensor] = []
     rest: list[Tensor] = []
     ids: list[Tensor] = []
-    for part in _in_chunks(_draw_pairs, sprites, number, seed):
-        both.append(_encoded(_pieces(composer, *part.both, generator), encode))
-        rest.append(_encoded(_pieces(composer, *part.rest, generator), encode))
+    for part in _in_chunks(draw_pairs, sprites, number, seed):
+        both.append(_encoded(pieces(composer, *part.both, generator), encode))
+        rest.append(_encoded(pieces(composer, *part.rest, generator), encode))
         tokens = tokenize([text for texts in part.texts for text in texts])
         ids.append(torch.from_numpy(tokens.astype(np.int16)).view(len(part.texts), 4, -1))
     prompt, negative, wish, refused = torch.cat(ids).to(composer.device).unbind(1)

@@ -7,12 +7,11 @@ import time
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812 - the name everyone reads
 from diffusers import DPMSolverMultistepScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel
 
-from .loop import Average, Pace, cosine, load_checkpoint, save_checkpoint
+from .loop import Average, Pace, cosine, load_checkpoint, rank_and_world, save_checkpoint, share_gradients
 from .optimizer import optimizers
 from .text import empty_caption, new_text_encoder
 from .vae import lean
@@ -87,17 +86,6 @@ def noise_levels(settings: Settings, device: torch.device) -> tuple[Tensor, Tens
     return alphas.sqrt(), (1 - alphas).sqrt()
 
 
-def share_gradients(parameters: list[Any]) -> None:
-    """Average the gradients of all processes, in one message."""
-    flat = torch.cat([p.grad.flatten() for p in parameters])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    at = 0
-    for p in parameters:
-        p.grad.copy_(flat[at : at + p.numel()].view_as(p))
-        at += p.numel()
-
-
 def train(
     settings: Settings,
     latents: Tensor,
@@ -124,7 +112,7 @@ def train(
     """
     device, shape = latents.device, settings.diffusion
     fast = device.type == "cuda"
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world = rank_and_world()
     batch = shape.batch // world  # the configured batch is that of all devices together
     torch.manual_seed(settings.seed + 2)
     text, unet = parts(settings, tokenizer, device, initial)
@@ -161,8 +149,7 @@ def train(
         inner.zero_grad(set_to_none=True)
         outer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        if world > 1:
-            share_gradients(parameters)
+        share_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
         inner.step()
         outer.step()

@@ -114,20 +114,33 @@ def _distance(images: Tensor) -> float:
 class Scores:
     """All measurements of one folder.
 
+    `SCHEDULERS` are others that a job can make from the shipped one's configuration.
+
     Args:
         settings: The configuration.
         sprites: The pictures, for composed scenes to compare with.
         folder: The pipeline.
         judge_folder: The judge.
         device: Where to run.
+        paint: The loaded pipeline, where it is not the first model's.
     """
 
-    def __init__(self, settings: Settings, sprites: Sprites, folder: Path, judge_folder: Path, device: str) -> None:
+    SCHEDULERS: tuple[str, ...] = ("DDIMScheduler", "EulerDiscreteScheduler", "PNDMScheduler")
+
+    def __init__(
+        self,
+        settings: Settings,
+        sprites: Sprites,
+        folder: Path,
+        judge_folder: Path,
+        device: str,
+        paint: Painter | None = None,
+    ) -> None:
         self.settings = settings
         self.device = device
         self.judge: Any = judge_module().Judge(judge_folder, device)  # type: ignore[attr-defined,unused-ignore]
         self.about = json.loads((judge_folder / "judge.json").read_text(encoding="utf-8"))
-        self.paint = load(folder, device, settings)
+        self.paint = paint or load(folder, device, settings)
         self.composer = Composer(sprites, device, settings.data.size)
         self.sprites = sprites
         self.sampler = self._new_sampler(7)
@@ -189,10 +202,7 @@ class Scores:
         table["diversity"] = self.diversity()
         table["seed_prompt"] = self.seed_prompt()
         table["unknown_word"] = self.unknown_word(single[:100])
-        table["schedulers"] = {
-            name: self.scheduler(name, single[:40])
-            for name in ("DDIMScheduler", "EulerDiscreteScheduler", "PNDMScheduler")
-        }
+        table["schedulers"] = {name: self.scheduler(name, single[:40]) for name in self.SCHEDULERS}
         table["guidance"] = {
             str(g): self.guidance(g, pairs[:: max(len(pairs) // 50, 1)]) for g in (3.0, 5.0, 9.0, 12.0)
         }

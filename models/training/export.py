@@ -53,13 +53,18 @@ def export(settings: Settings, vae: Any, text: Any, tokenizer: Any, unet: Any, f
         requires_safety_checker=False,
     )
     pipe.save_pretrained(folder, safe_serialization=True, max_shard_size="15MB")
+    tidy(folder)
+
+
+def tidy(folder: Path) -> None:
+    """Make a written folder alike for everyone: readable, and silent about the machine that it was made on."""
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(0o644)
         if path.suffix == ".json":  # where a part came from on the training machine is nobody's business
             table = json.loads(path.read_text(encoding="utf-8"))
             changed = table.pop("_name_or_path", None) is not None
-            if path.parent.name == "text_encoder" and "dtype" in table:
+            if path.parent.name.startswith("text_encoder") and "dtype" in table:
                 # transformers loads in the type named here unless told otherwise; diffusers' parts come in float32.
                 table["dtype"], changed = "float32", True
             if changed:

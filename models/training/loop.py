@@ -8,9 +8,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -24,6 +25,34 @@ def cosine(step: int, steps: int, warmup: int = 500, floor: float = 0.01) -> flo
         return (step + 1) / warmup
     part = (step - warmup) / max(steps - warmup, 1)
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(part, 1.0)))
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Return this process's number and how many train together."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def share_gradients(parameters: Sequence[Tensor]) -> None:
+    """Average the gradients of all processes, in one message."""
+    if rank_and_world()[1] == 1:
+        return
+    grads = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in grads])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    at = 0
+    for g in grads:
+        g.copy_(flat[at : at + g.numel()].view_as(g))
+        at += g.numel()
+
+
+def agreed(number: int) -> int:
+    """Return the first process's number in all of them."""
+    if rank_and_world()[1] == 1:
+        return number
+    shared = torch.tensor(number, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.broadcast(shared, 0)
+    return int(shared.item())
 
 
 class Pace:
@@ -53,7 +82,7 @@ class Pace:
                 settled = self.elapsed
             if self.seconds is not None and step == self.start + self.MEASURE:
                 each = (self.elapsed - settled) / (self.MEASURE - self.SETTLE)
-                self.steps = step + max(int((self.seconds - self.elapsed) / each), 1)
+                self.steps = agreed(step + max(int((self.seconds - self.elapsed) / each), 1))
                 log.info("%.1f ms a step: %d steps", 1000 * each, self.steps)
             yield step
             step += 1

@@ -75,13 +75,26 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_add_(parameters, shaped, alpha=-group["lr"] * length)
 
 
-def optimizers(modules: Iterable[nn.Module], rate: float) -> tuple[Muon, torch.optim.AdamW]:
-    """Return the optimizers of several modules: what enters or leaves a network, norms and biases are AdamW's."""
+EDGES = ("embedding", "conv_in", "conv_out")
+
+
+def optimizers(
+    modules: Iterable[nn.Module], rate: float, edges: tuple[str, ...] = EDGES
+) -> tuple[Muon, torch.optim.AdamW]:
+    """Return the optimizers of several modules: what enters or leaves a network, norms and biases are AdamW's.
+
+    Args:
+        modules: What to train.
+        rate: Learning rate of both.
+        edges: Parts of the names of parameters that enter or leave a network.
+    """
     inner: list[Tensor] = []
     outer: list[Tensor] = []
     for module in modules:
         for name, p in module.named_parameters():
-            edge = any(part in name for part in ("embedding", "conv_in", "conv_out"))
+            if not p.requires_grad:
+                continue
+            edge = any(part in name for part in edges)
             (outer if edge or p.ndim < 2 else inner).append(p)
     fast = all(p.is_cuda for p in outer)
     return Muon(inner, rate), torch.optim.AdamW(outer, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=fast)

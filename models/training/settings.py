@@ -88,6 +88,64 @@ class GuidanceSettings:
 
 
 @dataclass(frozen=True)
+class FlowSettings:
+    """The flow-matching model: its text encoders, its transformer and their training."""
+
+    text_width: int
+    text_layers: int
+    text_inner: int
+    pooled_width: int
+    pooled_layers: int
+    pooled_inner: int
+    heads: int
+    head: int
+    rope: list[int]
+    double: int
+    single: int
+    length: int
+    full_length: int
+    full_from: float
+    full_every: int
+    scenes: int
+    others: int
+    sizes: list[list[int]]
+    captions: int
+    batch: int
+    steps: int
+    rate: float
+    ema: float
+    empty: float
+    mean: float
+    deviation: float
+    compile: bool
+
+
+@dataclass(frozen=True)
+class DistilSettings:
+    """The embedded guidance and the negative prompts of the flow-matching model."""
+
+    pairs: int
+    batch: int
+    steps: int
+    rate: float
+    ema: float
+    highest: float
+    strongest: float
+    bend: float
+    negatives: float
+    true_cfg: float
+
+
+@dataclass(frozen=True)
+class FlowEvaluateSettings:
+    """How the scores of the flow-matching model are taken."""
+
+    steps: int
+    guidance: float
+    true_cfg: float
+
+
+@dataclass(frozen=True)
 class EvaluateSettings:
     """How the scores are taken."""
 
@@ -111,6 +169,10 @@ class Settings:
     diffusion: DiffusionSettings
     guidance: GuidanceSettings
     evaluate: EvaluateSettings
+    flow_vae: VaeSettings
+    flow: FlowSettings
+    distil: DistilSettings
+    flow_evaluate: FlowEvaluateSettings
     work: Path
 
     @property
@@ -138,5 +200,9 @@ def read(path: Path, work: Path) -> Settings:
         DiffusionSettings(**raw["diffusion"]),
         GuidanceSettings(**raw["guidance"]),
         EvaluateSettings(**raw["evaluate"]),
+        VaeSettings(**raw["flow_vae"]),
+        FlowSettings(**raw["flow"]),
+        DistilSettings(**raw["distil"]),
+        FlowEvaluateSettings(**raw["flow_evaluate"]),
         work,
     )

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from .loop import Average, Pace, cosine, load_checkpoint, save_checkpoint
+from .loop import Average, Pace, cosine, load_checkpoint, rank_and_world, save_checkpoint, share_gradients
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,6 +39,7 @@ def new_vae(settings: Settings) -> Any:
         norm_num_groups=8,
         sample_size=settings.data.size,
         scaling_factor=1.0,
+        shift_factor=0.0,
         force_upcast=False,
         mid_block_add_attention=False,
     )
@@ -48,6 +49,34 @@ def load(folder: Path) -> Any:
     """Load a trained autoencoder, in float32."""
     kind: Any = AutoencoderKL
     return kind.from_pretrained(folder).float()
+
+
+@torch.no_grad()
+def widen(vae: Any, old: Any) -> Any:
+    """Begin with the weights of an autoencoder of fewer latent channels; those that it lacks begin as they are.
+
+    Args:
+        vae: Untrained, of the same shape but for its latent channels.
+        old: The trained one.
+    """
+    before, after = old.config.latent_channels, vae.config.latent_channels
+    fresh = vae.state_dict()
+    for name, weight in old.state_dict().items():
+        target = fresh[name]
+        if name in {"post_quant_conv.weight", "decoder.conv_in.weight"}:
+            target *= 0.1  # what the new channels say at first is noise
+        if name in {"quant_conv.weight", "quant_conv.bias"}:  # means first, then logarithms of variances
+            for k in range(2):
+                rows = target[k * after : k * after + before]
+                rows[(slice(None), slice(0, 2 * before)) if weight.ndim > 1 else slice(None)] = weight[
+                    k * before : (k + 1) * before
+                ]
+                if weight.ndim > 1:
+                    rows[:, 2 * before :] = 0
+        else:
+            target[tuple(slice(0, side) for side in weight.shape)] = weight
+    vae.load_state_dict(fresh)
+    return vae
 
 
 def lean(module: Any) -> Any:
@@ -101,7 +130,9 @@ def pixels(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
-def train(settings: Settings, images: Tensor, held: Tensor, seconds: float | None = None) -> Any:
+def train(
+    settings: Settings, images: Tensor, held: Tensor, seconds: float | None = None, initial: Path | None = None
+) -> Any:
     """Train the autoencoder, or resume it.
 
     Args:
@@ -109,21 +140,38 @@ def train(settings: Settings, images: Tensor, held: Tensor, seconds: float | Non
         images: uint8 [n, 3, size, size], on the device to train on.
         held: The same of held-out combinations, to measure.
         seconds: Time to fill instead of the configured steps.
+        initial: Folder of an autoencoder of fewer latent channels to begin with.
 
     Returns:
         The averaged autoencoder, its latents normalised (see `normalise`).
     """
     device, shape = images.device, settings.vae
+    rank, _ = rank_and_world()
+    fast = device.type == "cuda"
     torch.manual_seed(settings.seed)
-    vae = lean(new_vae(settings).to(device))
+    vae = new_vae(settings)
+    if initial is not None:
+        vae = widen(vae, load(initial))
+    vae = lean(vae.to(device, memory_format=torch.channels_last))
     critic = Critic().to(device)
     average = Average(vae, 0.999)
-    fast = device.type == "cuda"
     opt = torch.optim.AdamW(vae.parameters(), lr=shape.rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=fast)
     opt_critic = torch.optim.AdamW(critic.parameters(), lr=shape.rate * 0.5, betas=(0.5, 0.95), fused=fast)
     state = {"vae": vae, "critic": critic, "average": average, "opt": opt, "opt_critic": opt_critic}
     path = settings.work / "vae.pt"
     start = load_checkpoint(path, state, device)
+    torch.manual_seed(settings.seed + 100 + rank)
+
+    @torch.compile(disable=not fast, dynamic=False)
+    def to_latents(x: Tensor) -> Tensor:
+        latents: Tensor = vae.quant_conv(vae.encoder(x))
+        return latents
+
+    @torch.compile(disable=not fast, dynamic=False)
+    def to_pixels(z: Tensor) -> Tensor:
+        decoded: Tensor = vae.decoder(vae.post_quant_conv(z))
+        return decoded
+
     pace = Pace(shape.steps, seconds, start)
     saved = time.monotonic()
     for step in pace:
@@ -132,16 +180,14 @@ def train(settings: Settings, images: Tensor, held: Tensor, seconds: float | Non
         opt_critic.param_groups[0]["lr"] = shape.rate * 0.5 * rate
         real = pixels(images[torch.randint(len(images), (shape.batch,), device=device)])
         with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-            mean, logvar = vae.quant_conv(vae.encoder(real)).float().chunk(2, 1)
+            mean, logvar = to_latents(real.contiguous(memory_format=torch.channels_last)).float().chunk(2, 1)
             logvar = logvar.clamp(-20, 10)
             z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
-            made = vae.decoder(vae.post_quant_conv(z)).float()
+            made = to_pixels(z).float()
             kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
             extra = shape.kl * kl
-            if (
-                torch.rand(()).item() < shape.equivariance
-            ):  # EQ-VAE (Kouzelis et al., 2025): smaller latents, smaller image
-                small = vae.decoder(vae.post_quant_conv(F.avg_pool2d(z, 2))).float()
+            if step % round(1 / shape.equivariance) == 0:  # EQ-VAE (Kouzelis et al., 2025): half latents, half image
+                small = to_pixels(F.avg_pool2d(z, 2)).float()
                 extra = extra + 0.25 * difference(small, F.avg_pool2d(real, 2))
         share = shape.adversarial if step >= shape.adversarial_from * pace.steps else 0.0
         opt.zero_grad(set_to_none=True)
@@ -151,12 +197,13 @@ def train(settings: Settings, images: Tensor, held: Tensor, seconds: float | Non
         if share:
             toward = toward + share * _adversarial(critic, opt_critic, leaf, real, toward)
         torch.autograd.backward([made, extra], [toward, torch.ones_like(extra)])
+        share_gradients(list(vae.parameters()))
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         opt.step()
         average.update(vae, min(0.999, (1 + step) / (10 + step)))
         if step % 200 == 0 or step == pace.steps - 1:
             log.info("vae %d/%d loss %.4f kl %.2f, %.0f s", step, pace.steps, loss.item(), kl.item(), pace.elapsed)
-        if time.monotonic() - saved > 60 or step == pace.steps - 1:
+        if rank == 0 and (time.monotonic() - saved > 60 or step == pace.steps - 1):
             save_checkpoint(path, state, step + 1)
             saved = time.monotonic()
     average.into(vae)
@@ -173,6 +220,7 @@ def _adversarial(critic: Critic, opt: torch.optim.Optimizer, made: Tensor, real:
         loss = F.relu(1 + scores_made.float()).mean() + F.relu(1 - scores_real.float()).mean()
     opt.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
+    share_gradients(list(critic.parameters()))
     opt.step()
     with torch.autocast(made.device.type, torch.bfloat16, enabled=made.device.type == "cuda"):
         wish = -critic(made).float().mean()

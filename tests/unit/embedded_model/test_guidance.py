@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from models.training import settings
-from models.training.dataset import _draw_pairs
+from models.training.dataset import draw_pairs
 from models.training.guidance import Lesson, blend
 from models.training.subjects import subjects
 
@@ -83,7 +83,7 @@ def sprites(layers: Any) -> set[int]:
 
 
 def test_what_a_negative_prompt_names_is_in_the_one_scene_and_not_in_the_other() -> None:
-    drawn = _draw_pairs(SPRITES, 1, 60)
+    drawn = draw_pairs(SPRITES, 1, 60)
     taken_away = 0
     for both, rest, (prompt, negative, wish, refused) in zip(drawn.both[0], drawn.rest[0], drawn.texts, strict=True):
         if refused:

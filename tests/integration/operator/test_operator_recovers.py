@@ -4,78 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from typing import Any
 
 import pytest
+from operators import DEFAULTS, JOB, MODEL, without_watches, workers_pod
 from prometheus_client import REGISTRY
 
 from kubediffusion.local.testing import Namespace, eventually
 from kubediffusion.operator import job_executor
 from kubediffusion.operator.actions import CreateWorker, JobAction
 from kubediffusion.operator.cluster import RETRY_SECONDS, Cluster
-from kubediffusion.operator.composition import Operator, compose
+from kubediffusion.operator.composition import Operator
 from kubediffusion.operator.events import Event
-from kubediffusion.operator.manifests import WorkerDefaults, template_hash
-from kubediffusion.operator.settings import Settings
-from kubediffusion.operator.store import Store
+from kubediffusion.operator.manifests import template_hash
 from kubediffusion.operator.workers import BatchJob
 from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.client import KubernetesClient
-from kubediffusion.resources.apiserver.errors import KubernetesError
 from kubediffusion.resources.apiserver.resource import Resource
 from kubediffusion.resources.generation_job import GenerationJob, Phase
-
-DEFAULTS = WorkerDefaults(image="none", service_account="default", port=8080, s3_secret="none", log_level="INFO")
-MODEL: dict[str, Any] = {
-    "apiVersion": "kubediffusion.io/v1alpha1",
-    "kind": "DiffusionModel",
-    "metadata": {"name": "emoji", "annotations": {"kubediffusion.io/is-default": "true"}},
-    # Its workers find no node: they are starting for ever.
-    "spec": {"source": {"path": "/models/emoji"}, "workers": {"minReplicas": 1, "nodeSelector": {"nowhere": "true"}}},
-}
-
-JOB = {
-    "apiVersion": "kubediffusion.io/v1alpha1",
-    "kind": "GenerationJob",
-    "metadata": {"generateName": "job-"},
-    "spec": {"prompt": "a fox"},
-}
-
-
-@asynccontextmanager
-async def without_watches(namespace: Namespace, client: KubernetesClient) -> AsyncIterator[Operator]:
-    """Run an operator that is told of nothing: what it knows, it has listed."""
-    settings = Settings(
-        namespaces=namespace.name,
-        resync_seconds=0.3,
-        worker_image=DEFAULTS.image,
-        worker_service_account=DEFAULTS.service_account,
-        s3_secret=DEFAULTS.s3_secret,
-        concurrent_requests=4,
-    )
-    operator = compose(client, settings, None, "test")
-    await eventually("the first list", lambda: listed(operator))
-    task = asyncio.create_task(operator.run())
-    try:
-        yield operator
-        assert not task.done()
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-
-
-async def listed(operator: Operator) -> bool:
-    try:
-        await operator.resync.list_all()
-    except KubernetesError as error:
-        # The storage of a kind that was just defined is being set up.
-        if not error.transient:
-            raise
-        return False
-    return True
 
 
 async def bound_to(namespace: Namespace, client: KubernetesClient, pod: str) -> str:
@@ -84,14 +29,6 @@ async def bound_to(namespace: Namespace, client: KubernetesClient, pod: str) -> 
     status = {"phase": Phase.SCHEDULED, "worker": pod, "attempt": 1, "parameters": parameters}
     await client.generation_jobs.patch(namespace.name, job.name, {"status": status}, subresource="status")
     return job.name
-
-
-async def workers_pod(namespace: Namespace) -> str:
-    async def found() -> str:
-        pods = await asyncio.to_thread(namespace.list, "pod", "kubediffusion.io/model=emoji")
-        return str(pods[0]["metadata"]["name"]) if pods else ""
-
-    return await eventually("the worker's Pod", found)
 
 
 def known(operator: Operator, namespace: Namespace) -> set[str]:
@@ -202,27 +139,6 @@ async def test_a_defect_beside_a_write_loses_no_job(
 
         await eventually("the write and what follows it", written, 30)
         assert known(operator, namespace) == {job.name}
-
-
-async def test_a_job_that_cannot_be_taken_in_keeps_no_other_from_a_starting_operator(
-    namespace: Namespace, client: KubernetesClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    await client.diffusion_models.create(namespace.name, MODEL)
-    # Lists are in the order of names.
-    for name in ("a-bad-one", "good"):
-        await client.generation_jobs.create(namespace.name, {**JOB, "metadata": {"name": name}})
-    observe = Store.observe_job
-
-    def fails(store: Store, job: GenerationJob, deleted: bool) -> None:
-        if job.name == "a-bad-one":
-            raise OverflowError("date value out of range")
-        observe(store, job, deleted)
-
-    monkeypatch.setattr(Store, "observe_job", fails)
-    async with without_watches(namespace, client) as operator:
-        assert known(operator, namespace) == {"good"}
-        assert await workers_pod(namespace)
-    assert "a GenerationJob cannot be taken in" in caplog.text
 
 
 async def test_the_operator_reports_what_it_sees_of_a_model(namespace: Namespace, client: KubernetesClient) -> None:

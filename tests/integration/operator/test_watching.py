@@ -7,9 +7,11 @@ import datetime as dt
 from functools import partial
 
 import kopf
+import pytest
 
 from kubediffusion.local.testing import Namespace, eventually
 from kubediffusion.operator.handlers import register
+from kubediffusion.operator.namespace_state import NamespaceState
 from kubediffusion.operator.store import Store
 from kubediffusion.operator.watching import configure_kopf, watch_jobs
 from kubediffusion.resources import meta
@@ -127,16 +129,18 @@ async def test_a_job_that_was_deleted_between_the_first_list_and_the_watch_is_to
 
 
 async def test_a_job_that_cannot_be_taken_in_does_not_end_the_watch(
-    namespace: Namespace, client: KubernetesClient
+    namespace: Namespace, client: KubernetesClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
+    update = NamespaceState.update_job
 
-    def observe(job: GenerationJob, deleted: bool) -> None:
+    def update_job(state: NamespaceState, job: GenerationJob) -> None:
         if job.name == "bad":
             raise OverflowError("date value out of range")
-        told.append(job.name)
+        update(state, job)
 
-    watch = watch_jobs(client, namespace.name, observe)
+    monkeypatch.setattr(NamespaceState, "update_job", update_job)
+    store = Store(lambda _: "", dt.timedelta())
+    watch = watch_jobs(client, namespace.name, store.observe_job)
     watching = asyncio.create_task(watch.run())
     body = {"apiVersion": meta.API_VERSION, "kind": "GenerationJob", "spec": {"prompt": "a fox"}}
     try:
@@ -145,9 +149,10 @@ async def test_a_job_that_cannot_be_taken_in_does_not_end_the_watch(
             await client.generation_jobs.create(namespace.name, body | {"metadata": {"name": name}})
 
         async def good() -> bool:
-            return told == ["good"]
+            return [job.name for job in store.unfinished_jobs(namespace.name)] == ["good"]
 
         await eventually("the good one to be told", good, 10)
+        assert [failed.item.name for failed in store.take_changes().errors] == ["bad"]
         assert not watching.done()
     finally:
         watching.cancel()

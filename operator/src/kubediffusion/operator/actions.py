@@ -67,6 +67,19 @@ class HoldImages:
 
 
 @dataclass(frozen=True)
+class SetAside:
+    """Keep a job at which a decision failed out of its queue, until it is tried again. Costs one status write.
+
+    Attributes:
+        job: As it was seen.
+        error: What was raised.
+    """
+
+    job: GenerationJob
+    error: Exception
+
+
+@dataclass(frozen=True)
 class CreateWorker:
     """Create a worker's batch/v1 Job. Costs one write; that it exists already is success."""
 
@@ -93,5 +106,5 @@ class ReportModel:
     status: DiffusionModelStatus
 
 
-JobAction = Bind | Requeue | Finish | Explain | HoldImages
+JobAction = Bind | Requeue | Finish | Explain | HoldImages | SetAside
 Action = JobAction | CreateWorker | DeleteWorker | ReportModel

@@ -21,6 +21,7 @@ from kubediffusion.resources.conditions import (
     ConditionStatus,
     JobReason,
     ModelConditionType,
+    ModelReason,
     WaitingReason,
     find_condition,
 )
@@ -156,7 +157,7 @@ def events_of_model_report(action: ReportModel) -> list[Event]:
     after = find_condition(action.status.conditions, ModelConditionType.AVAILABLE)
     if after is None or (before is not None and before.reason == after.reason):
         return []
-    bad = after.status == ConditionStatus.FALSE
+    bad = after.status == ConditionStatus.FALSE or after.reason == ModelReason.INTERNAL_ERROR
     return [Event(action.model, "Warning" if bad else "Normal", after.reason, after.message)]
 
 

@@ -27,14 +27,14 @@ class Executor:
         self._workers = WorkerExecutor(cluster, store, recorder, self._tasks)
 
     def start(self, action: Action) -> bool:
-        """Begin to carry out an action, and return whether that was so: not while another on its object is under way.
-
-        Raises:
-            ValueError: The table of transitions forbids it: a defect of the decision.
-        """
+        """Begin to carry out an action; return whether that was so: not while another on its object is under way."""
         if isinstance(action, CreateWorker | DeleteWorker | ReportModel):
             return self._workers.start(action)
         return self._jobs.start(action)
+
+    def forget_job(self, uid: str) -> None:
+        """Drop what is kept of a job that has ended or is gone."""
+        self._jobs.forget_job(uid)
 
     def forget_model(self, model: DiffusionModel) -> None:
         """Drop what is kept of a model that is gone."""

@@ -1,23 +1,53 @@
-"""Carries out what was decided about jobs: one write at a time for each, whose answer goes to the store."""
+"""Carries out what was decided about jobs: one write at a time for each, whose answer goes to the store.
+
+What fails at one job concerns that job alone: it is kept out of sight for a pause that grows, says why in an Event and
+its Scheduled condition, and is then read and decided on anew. One whose writes the API server refuses for good ends.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
 import logging
+from dataclasses import dataclass, field
 
 from kubediffusion.operator import metrics
-from kubediffusion.operator.actions import Bind, Explain, HoldImages, JobAction
+from kubediffusion.operator.actions import Bind, Explain, Finish, HoldImages, JobAction, Requeue, SetAside
 from kubediffusion.operator.background_tasks import BackgroundTasks
 from kubediffusion.operator.cluster import RETRY_SECONDS, Cluster
-from kubediffusion.operator.events import EventRecorder, events_of_job_write
-from kubediffusion.operator.job_status import next_status
+from kubediffusion.operator.events import Event, EventRecorder, events_of_job_write
+from kubediffusion.operator.job_status import error_status, next_status
 from kubediffusion.operator.store import Store
 from kubediffusion.resources.apiserver.errors import ConflictError, KubernetesError, NotFoundError
-from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus
+from kubediffusion.resources.backoff import Backoff
+from kubediffusion.resources.conditions import WaitingReason
+from kubediffusion.resources.failures import ErrorCode
+from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Phase
 from kubediffusion.resources.parameters import draw_seed
+from kubediffusion.resources.transitions import TERMINAL
 
 logger = logging.getLogger(__name__)
+
+LONGEST_PAUSE = 60.0
+"""Seconds between two tries of what fails at one job, at most."""
+
+MOST_REFUSALS = 8
+"""Refused writes in a row after which a job ends: some three minutes, in which a policy may be mended."""
+
+
+@dataclass
+class _Trouble:
+    """What fails at one job, until a write of it is done.
+
+    Attributes:
+        backoff: The pauses.
+        refusals: Writes that were refused in a row.
+        said: Message of the last Event.
+    """
+
+    backoff: Backoff = field(default_factory=lambda: Backoff(RETRY_SECONDS, LONGEST_PAUSE))
+    refusals: int = 0
+    said: str = ""
 
 
 class JobExecutor:
@@ -35,21 +65,40 @@ class JobExecutor:
         self._store = store
         self._recorder = recorder
         self._tasks = tasks
+        self._troubles: dict[str, _Trouble] = {}
+        """Jobs at which something fails, by uid."""
 
     def start(self, action: JobAction) -> bool:
         """Begin to write an action, and return whether that was so: not while a write for its job is under way."""
         job = action.job
         if self._store.is_being_written(job.uid):
             return False
-        if isinstance(action, HoldImages):
-            status, becomes = None, None
-        else:
-            now, first_seen = dt.datetime.now(dt.UTC), self._store.pop_first_seen(job)
-            status = next_status(action, now, draw_seed(), first_seen)
-            becomes = job.model_copy(update={"status": status}) if isinstance(action, Bind | Explain) else None
+        if isinstance(action, SetAside):
+            return self._start_aside(job, action.error)
+        try:
+            status = self._status(action)
+        except Exception as error:  # noqa: BLE001 - of any kind: it concerns this job alone
+            return self._start_aside(job, error)
+        becomes = job.model_copy(update={"status": status}) if isinstance(action, Bind | Explain) else None
         self._store.assume_job(job, becomes)
         self._tasks.create_task(self._write(action, status))
         return True
+
+    def forget_job(self, uid: str) -> None:
+        """Drop what is kept of a job that has ended or is gone."""
+        self._troubles.pop(uid, None)
+
+    def _start_aside(self, job: GenerationJob, error: Exception) -> bool:
+        self._store.assume_job(job, None)
+        self._tasks.create_task(self._set_aside(job, error))
+        return True
+
+    def _status(self, action: Bind | Requeue | Finish | Explain | HoldImages) -> GenerationJobStatus | None:
+        """Return the status to write; None where none is."""
+        if isinstance(action, HoldImages):
+            return None
+        now, first_seen = dt.datetime.now(dt.UTC), self._store.pop_first_seen(action.job)
+        return next_status(action, now, draw_seed(), first_seen)
 
     async def _write(self, action: JobAction, status: GenerationJobStatus | None) -> None:
         job, name = action.job, metrics.action_label(action)
@@ -60,6 +109,7 @@ class JobExecutor:
             else:
                 result = await self._cluster.write_status(job, status)
             metrics.ACTIONS.labels(name, "done").inc()
+            self._troubles.pop(job.uid, None)
             _measure(action)
             self._recorder.record(*events_of_job_write(action, result))
         except NotFoundError:
@@ -71,16 +121,75 @@ class JobExecutor:
         except KubernetesError as error:
             metrics.ACTIONS.labels(name, "error").inc()
             logger.warning("%s failed, trying again: %s", name, error, extra={"job": job.name})
-            await asyncio.sleep(error.retry_after or RETRY_SECONDS)
+            if error.transient:
+                await asyncio.sleep(error.retry_after or RETRY_SECONDS)
+            else:
+                await self._wait_out_refusal(job, error)
             result = await self._cluster.find_job(job)
-        except Exception:
+        except Exception as error:
             # Only its next change would bring the job back.
             metrics.ACTIONS.labels(name, "error").inc()
             logger.exception("a defect: %s failed, trying again", name, extra={"job": job.name})
-            await asyncio.sleep(RETRY_SECONDS)
+            await self._tell_error(job, error)
             result = await self._cluster.find_job(job)
         finally:
             self._store.settle_job(job, result)
+
+    async def _wait_out_refusal(self, job: GenerationJob, error: KubernetesError) -> None:
+        """Tell of a write that was refused, and wait; after so many refusals in a row end the job."""
+        trouble = self._troubles.setdefault(job.uid, _Trouble())
+        trouble.refusals += 1
+        self._store.hide_job(job)
+        message = f"the API server refuses the job's status: {error.message}"
+        self._record(job, ErrorCode.STATUS_REFUSED, message)
+        if trouble.refusals >= MOST_REFUSALS and await self._fail(job, message):
+            return
+        await asyncio.sleep(trouble.backoff.next_pause())
+
+    async def _fail(self, job: GenerationJob, message: str) -> bool:
+        """End a job whose writes are refused, and return whether that was taken; another write than the refused one."""
+        finish = Finish(job, Phase.FAILED, ErrorCode.STATUS_REFUSED, message)
+        try:
+            await self._cluster.write_status(job, next_status(finish, dt.datetime.now(dt.UTC), draw_seed()))
+        except KubernetesError:
+            return False
+        return True
+
+    async def _set_aside(self, job: GenerationJob, error: Exception) -> None:
+        """Keep a job at which the operator failed out of sight for a pause, then read it anew."""
+        result: GenerationJob | None = None
+        try:
+            logger.error("a defect: the operator fails at a job, trying again", exc_info=error, extra=_place(job))
+            await self._tell_error(job, error)
+            result = await self._cluster.find_job(job)
+        finally:
+            self._store.settle_job(job, result)
+
+    async def _tell_error(self, job: GenerationJob, error: Exception) -> None:
+        """Put a defect on the job that it concerns, as well as that can be done, and wait."""
+        trouble = self._troubles.setdefault(job.uid, _Trouble())
+        self._store.hide_job(job)
+        # Its class alone: a message may quote a prompt.
+        message = f"the operator failed at this job ({type(error).__name__}) and tries again; see its log"
+        self._record(job, WaitingReason.INTERNAL_ERROR, message)
+        if job.status.phase not in TERMINAL:
+            try:
+                await self._cluster.write_status(job, error_status(job, message, dt.datetime.now(dt.UTC)))
+            except KubernetesError as refusal:
+                logger.warning("cannot tell a job of a defect: %s", refusal, extra=_place(job))
+        await asyncio.sleep(trouble.backoff.next_pause())
+
+    def _record(self, job: GenerationJob, reason: str, message: str) -> None:
+        """Count an error at a job, and tell of it in one Event, not at every try."""
+        metrics.ERRORS.labels("GenerationJob").inc()
+        trouble = self._troubles.setdefault(job.uid, _Trouble())
+        if trouble.said != message:
+            trouble.said = message
+            self._recorder.record(Event(job, "Warning", reason, message))
+
+
+def _place(job: GenerationJob) -> dict[str, str]:
+    return {"job": job.name, "namespace": job.metadata.namespace}
 
 
 def _measure(action: JobAction) -> None:

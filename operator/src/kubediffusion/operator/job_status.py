@@ -56,6 +56,27 @@ def next_status(
     return new
 
 
+def error_status(job: GenerationJob, message: str, now: dt.datetime) -> GenerationJobStatus:
+    """Return the status of a job at which the operator failed: a waiting one says so, a bound one is left as it is.
+
+    Args:
+        job: The job.
+        message: What a person reads.
+        now: The time to write.
+    """
+    if job.status.phase is not Phase.PENDING:
+        return job.status
+    conditions = with_condition(
+        job.status.conditions,
+        JobConditionType.SCHEDULED,
+        ConditionStatus.FALSE,
+        WaitingReason.INTERNAL_ERROR,
+        message,
+        now,
+    )
+    return job.status.model_copy(update={"conditions": conditions})
+
+
 def _next(action: Bind | Requeue | Finish | Explain, now: dt.datetime, seed: int) -> GenerationJobStatus:
     match action:
         case Bind():

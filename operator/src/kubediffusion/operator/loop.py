@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import logging
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from kubediffusion.operator import metrics
-from kubediffusion.operator.actions import Explain, ReportModel
+from kubediffusion.operator.actions import Explain, ReportModel, SetAside
 from kubediffusion.operator.deadline_queue import DeadlineQueue
 from kubediffusion.operator.events import EventRecorder, events_of_job_end
 from kubediffusion.operator.executor import Executor
 from kubediffusion.operator.job_status import explain_suspended_jobs
-from kubediffusion.operator.model_status import model_status
+from kubediffusion.operator.model_status import error_status, model_status
 from kubediffusion.operator.namespace_state import NamespaceState
 from kubediffusion.operator.orphaned_jobs import ORPHANS_A_PASS, decide_orphaned_jobs
-from kubediffusion.operator.rate import ReportRate, TokenBucket
+from kubediffusion.operator.rate import ErrorBackoffs, ReportRate, TokenBucket
 from kubediffusion.operator.retention import Retention
 from kubediffusion.operator.scheduling import deadline, decide_termination, schedule_model
 from kubediffusion.operator.store import JobChange, Store
 from kubediffusion.operator.views import Decision, ModelView, SchedulerOptions
+from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob
+from kubediffusion.resources.objects import KubernetesObject
 from kubediffusion.resources.transitions import TERMINAL
+
+logger = logging.getLogger(__name__)
 
 PASS_PAUSE = 0.01
 """Seconds from one pass to the next at least. A pass looks at all workers and at the head of each queue, and in a burst
@@ -60,6 +67,7 @@ class SchedulingLoop:
         self._explanations = TokenBucket(explanations_per_second)
         self._report_rate = ReportRate()
         self._deadlines = DeadlineQueue()
+        self._errors = ErrorBackoffs()
         self._rechecks: dict[str, dt.datetime] = {}
         """When to decide on a namespace although nothing changes there."""
         self._turned: float | None = None
@@ -98,12 +106,18 @@ class SchedulingLoop:
 
     def _turn(self, now: dt.datetime) -> None:
         changes = self._store.take_changes()
+        for failed in changes.errors:
+            self._tell_error(failed.item, failed.error)
         for change in changes.jobs:
-            self._follow(change, now)
+            try:
+                self._follow(change, now)
+            except Exception as error:  # noqa: BLE001 - of any kind: it concerns this job alone
+                self._tell_error(change.after or change.before or change.uid, error)
         for model in changes.deleted_models:
             metrics.forget_model(model)
             self._report_rate.forget_model(model)
             self._executor.forget_model(model)
+            self._errors.forget(model.uid)
         for namespace, _, uid in self._deadlines.pop_due(now):
             self._terminate_if_due(self._store.job(namespace, uid), now)
         due = (namespace for namespace, recheck_at in self._rechecks.items() if recheck_at <= now)
@@ -116,8 +130,10 @@ class SchedulingLoop:
         if job is None:
             self._deadlines.remove(change.uid)
             self._retention.remove(change.uid)
+            self._executor.forget_job(change.uid)
         elif job.status.phase in TERMINAL:
             self._deadlines.remove(job.uid)
+            self._executor.forget_job(job.uid)
             self._retention.add(job)
             if change.before is not None:
                 self._recorder.record(*events_of_job_end(job))
@@ -138,16 +154,66 @@ class SchedulingLoop:
         if state is None:
             return
         with metrics.PASS_SECONDS.time():
-            view = state.view(now, ORPHANS_A_PASS)
-            rechecks = [
-                self._start(decide_orphaned_jobs(view, now, self._options, self._explanations.available)),
-                self._start(explain_suspended_jobs(view, now, self._explanations.available)),
-            ]
-            for model in list(state.model_views(now)):
-                rechecks.append(self._start(schedule_model(model, now, self._options, self._explanations.available)))
-                rechecks.append(self._report(state, model, now))
-        if due := [recheck_at for recheck_at in rechecks if recheck_at is not None]:
+            due = list(self._decide(state, now))
+        if due:
             self._rechecks[namespace] = min(due)
+
+    def _decide(self, state: NamespaceState, now: dt.datetime) -> Iterator[dt.datetime]:
+        """Decide on a namespace and on each of its models, and yield when to decide again.
+
+        An error at one model, or beside the models, concerns that alone.
+        """
+        yield from self._isolated(state.name, None, now, lambda: self._decide_on_unqueued_jobs(state, now))
+        views: list[ModelView] = []
+        yield from self._isolated(f"{state.name}/models", None, now, lambda: views.extend(state.model_views(now)))
+        for view in views:
+            yield from self._isolated(view.model.uid, view.model, now, partial(self._decide_on_model, state, view, now))
+
+    def _isolated(
+        self, key: str, model: DiffusionModel | None, now: dt.datetime, decide: Callable[[], dt.datetime | None]
+    ) -> Iterator[dt.datetime]:
+        """Decide unless that has just failed, and yield when to decide again; an error is put on its model."""
+        retry_at = self._errors.retry_at(key)
+        if retry_at is not None and now < retry_at:
+            yield retry_at
+            return
+        try:
+            recheck_at = decide()
+        except Exception as error:  # noqa: BLE001 - of any kind: it concerns this object alone
+            self._tell_error(model or key, error)
+            yield self._errors.record(key, now)
+            return
+        self._errors.forget(key)
+        if recheck_at is not None:
+            yield recheck_at
+
+    def _tell_error(self, item: KubernetesObject | str, error: Exception) -> None:
+        """Put an error on the object that it concerns, where it has a status of ours, else in log and metric alone."""
+        match item:
+            case GenerationJob():
+                self._executor.start(SetAside(item, error))
+                return
+            case DiffusionModel():
+                kind, name = "DiffusionModel", f"{item.metadata.namespace}/{item.name}"
+                self._executor.start(ReportModel(item, error_status(item, error, dt.datetime.now(dt.UTC))))
+            case KubernetesObject():
+                kind, name = type(item).__name__, f"{item.metadata.namespace}/{item.name}"
+            case str():
+                kind, name = "Namespace", item
+        metrics.ERRORS.labels(kind).inc()
+        logger.error("a defect: the operator fails at %s %s, trying again", kind, name, exc_info=error)
+
+    def _decide_on_unqueued_jobs(self, state: NamespaceState, now: dt.datetime) -> dt.datetime | None:
+        view = state.view(now, ORPHANS_A_PASS)
+        rechecks = [
+            self._start(decide_orphaned_jobs(view, now, self._options, self._explanations.available)),
+            self._start(explain_suspended_jobs(view, now, self._explanations.available)),
+        ]
+        return _earliest(rechecks)
+
+    def _decide_on_model(self, state: NamespaceState, view: ModelView, now: dt.datetime) -> dt.datetime | None:
+        decision = schedule_model(view, now, self._options, self._explanations.available)
+        return _earliest([self._start(decision), self._report(state, view, now)])
 
     def _start(self, decision: Decision) -> dt.datetime | None:
         """Start what was decided, and return when to decide again."""
@@ -165,3 +231,7 @@ class SchedulingLoop:
             self._executor.start(report)
             return None
         return report
+
+
+def _earliest(moments: list[dt.datetime | None]) -> dt.datetime | None:
+    return min((moment for moment in moments if moment is not None), default=None)

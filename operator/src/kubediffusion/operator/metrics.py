@@ -12,6 +12,11 @@ from kubediffusion.resources.diffusion_model import DiffusionModel
 ACTIONS = Counter(
     "kubediffusion_operator_actions_total", "Actions carried out, by kind and outcome.", ["action", "outcome"]
 )
+ERRORS = Counter(
+    "kubediffusion_operator_errors_total",
+    "Errors that concerned one object and were put on it, by its kind: defects, and writes that were refused.",
+    ["kind"],
+)
 QUEUED = Gauge("kubediffusion_jobs_queued", "Jobs that wait for a worker.", ["namespace", "model"])
 WORKERS = Gauge("kubediffusion_workers", "Workers by state.", ["namespace", "model", "state"])
 BINDING_SECONDS = Histogram(

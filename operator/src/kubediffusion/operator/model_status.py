@@ -18,7 +18,13 @@ from kubediffusion.resources.conditions import (
     find_condition,
     with_condition,
 )
-from kubediffusion.resources.diffusion_model import MAX_STARTS, DiffusionModelStatus, WorkerCounts, WorkerStart
+from kubediffusion.resources.diffusion_model import (
+    MAX_STARTS,
+    DiffusionModel,
+    DiffusionModelStatus,
+    WorkerCounts,
+    WorkerStart,
+)
 
 LONGEST_MESSAGE = 500
 """Characters of a worker's message that go into the model's status: workers may run anybody's code."""
@@ -50,6 +56,27 @@ def model_status(view: ModelView, revision: str | None, now: dt.datetime) -> Dif
         template_hash=view.template_hash,
         observed_generation=view.model.metadata.generation,
     )
+
+
+def error_status(model: DiffusionModel, error: Exception, now: dt.datetime) -> DiffusionModelStatus:
+    """Return the status of a model at which the operator failed: whether it can be used is not known.
+
+    Args:
+        model: The model.
+        error: What was raised. Its class alone is told, as its message may quote anything.
+        now: The time, for a condition that changes.
+    """
+    message = f"the operator failed at this model ({type(error).__name__}) and tries again; see its log"
+    conditions = with_condition(
+        model.status.conditions,
+        ModelConditionType.AVAILABLE,
+        ConditionStatus.UNKNOWN,
+        ModelReason.INTERNAL_ERROR,
+        message,
+        now,
+        model.metadata.generation,
+    )
+    return model.status.model_copy(update={"conditions": conditions})
 
 
 def _availability(view: ModelView, now: dt.datetime) -> tuple[ConditionStatus, ModelReason, str]:

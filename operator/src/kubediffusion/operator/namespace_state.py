@@ -69,7 +69,6 @@ class NamespaceState:
         self.delete_job(job.uid)
         if job.status.phase in TERMINAL:
             return
-        self.jobs[job.uid] = job
         if job.status.phase in BOUND and job.status.worker:
             self._bound[_bound_model(job)][job.status.worker][job.uid] = job
         elif job.spec.suspend:
@@ -79,6 +78,7 @@ class NamespaceState:
         else:
             self._queues[job.spec.model].add(job)
             self._sizes[job.spec.model][job.spec.num_images or 1] += 1
+        self.jobs[job.uid] = job
 
     def delete_job(self, uid: str) -> None:
         """Remove a job."""
@@ -109,9 +109,10 @@ class NamespaceState:
 
     def update_model(self, model: DiffusionModel) -> None:
         """Keep a model as it is now."""
+        # First: a model at which this fails stays as it was.
+        name_hash = self._hash_of(model)
         if not self._models.update(model):
             return
-        name_hash = self._hash_of(model)
         if self._hashes.get(model.name) != name_hash:
             # What workers of another template reported says nothing of today's.
             self._hashes[model.name] = name_hash
@@ -124,10 +125,8 @@ class NamespaceState:
             self.refusals.pop(model.name, None)
 
     def replace_models(self, models: ObjectList[DiffusionModel]) -> list[DiffusionModel]:
-        """Take in the full list of models, as :meth:`replace_workers` does, and return those that are gone."""
+        """Remove the models that a full list lacks, and return them; :meth:`update_model` has taken in what it has."""
         before = list(self.models.values())
-        for model in models.items:
-            self.update_model(model)
         self._models.replace(models)
         self._hashes = {name: name_hash for name, name_hash in self._hashes.items() if name in self.models}
         there = {model.uid for model in self.models.values()}

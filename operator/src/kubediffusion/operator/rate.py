@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from kubediffusion.operator.actions import ReportModel
+from kubediffusion.resources.backoff import Backoff
 from kubediffusion.resources.conditions import ModelConditionType, find_condition
 from kubediffusion.resources.diffusion_model import DiffusionModel, DiffusionModelStatus
 
@@ -40,6 +41,34 @@ class TokenBucket:
     def take(self) -> None:
         """Take one token."""
         self._tokens -= 1
+
+
+FIRST_ERROR_PAUSE = 1.0
+LONGEST_ERROR_PAUSE = 60.0
+"""Seconds until what raised is tried again, at first and at most."""
+
+
+class ErrorBackoffs:
+    """When what raised an error is tried again, by a key of each object."""
+
+    def __init__(self) -> None:
+        self._backoffs: dict[str, tuple[Backoff, dt.datetime]] = {}
+
+    def retry_at(self, key: str) -> dt.datetime | None:
+        """Return when an object is tried again; None where nothing was raised."""
+        known = self._backoffs.get(key)
+        return known[1] if known is not None else None
+
+    def record(self, key: str, now: dt.datetime) -> dt.datetime:
+        """Count an error, and return when to try again."""
+        backoff, _ = self._backoffs.get(key, (Backoff(FIRST_ERROR_PAUSE, LONGEST_ERROR_PAUSE), now))
+        retry_at = now + dt.timedelta(seconds=backoff.next_pause())
+        self._backoffs[key] = backoff, retry_at
+        return retry_at
+
+    def forget(self, key: str) -> None:
+        """Forget the errors of an object: it has worked, or is gone."""
+        self._backoffs.pop(key, None)
 
 
 class ReportRate:

@@ -11,7 +11,6 @@ import logging
 
 from kubediffusion.operator.cluster import Cluster
 from kubediffusion.operator.store import Store
-from kubediffusion.operator.watching import isolate_errors
 from kubediffusion.resources.apiserver.errors import KubernetesError
 
 logger = logging.getLogger(__name__)
@@ -45,9 +44,8 @@ class Resync:
         """
         jobs = await self._cluster.unfinished_jobs()
         await self._list_models()
-        observe = isolate_errors(self._store.observe_job)
         for job in jobs.items:
-            observe(job, False)
+            self._store.observe_job(job, deleted=False)
         await self._list_workers()
         self.complete = True
 
@@ -74,8 +72,7 @@ class Resync:
         """Read the jobs that are known to be bound and that the list of bound jobs lacks."""
         listed = await self._cluster.bound_jobs()
         uids = {job.uid for job in listed.items}
-        correct = isolate_errors(self._store.correct_job)
         for job in self._store.bound_jobs():
             newer = job.metadata.version > listed.version
             if job.uid not in uids and not newer and not self._store.is_being_written(job.uid):
-                correct(job, await self._cluster.find_job(job))
+                self._store.correct_job(job, await self._cluster.find_job(job))

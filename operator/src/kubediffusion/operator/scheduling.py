@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from kubediffusion.operator.actions import Bind, Finish, HoldImages, Requeue
+from kubediffusion.operator.actions import Bind, Finish, HoldImages, JobAction, Requeue, SetAside
 from kubediffusion.operator.deadline_queue import time_after
 from kubediffusion.operator.job_status import explain_waiting_jobs
 from kubediffusion.operator.placement import Place, most_together
@@ -175,7 +175,7 @@ def _split_by_backoff(released: Iterable[Released]) -> tuple[list[Finish], list[
 
 def bind(
     view: ModelView, queue: Iterator[Released], options: SchedulerOptions
-) -> tuple[list[Bind | Finish | HoldImages], Iterator[Released]]:
+) -> tuple[list[JobAction], Iterator[Released]]:
     """Bind jobs from the head of the queue to the least loaded worker, while one has room.
 
     A job is never passed over for a later one: the first that finds no room ends the binding. A job that the model's
@@ -184,7 +184,7 @@ def bind(
     Returns:
         What to do, and the queue of those that go on waiting.
     """
-    actions: list[Bind | Finish | HoldImages] = []
+    actions: list[JobAction] = []
     places = [
         Place(
             w.pod.metadata.name,
@@ -201,7 +201,12 @@ def bind(
         job = item.job
         if job.spec.suspend:
             continue
-        if problem := next(check_limits(job.spec, view.model), None):
+        try:
+            problem = next(check_limits(job.spec, view.model), None)
+        except Exception as error:  # noqa: BLE001 - of any kind: it concerns this job alone
+            actions.append(SetAside(job, error))
+            continue
+        if problem is not None:
             message = f"spec.{GenerationJobSpec.model_fields[problem.field].alias}: {problem.message}"
             actions.append(Finish(job, Phase.FAILED, ErrorCode.INVALID_SPEC, message, counted=item.counted))
         elif job.spec.deletion_policy == DeletionPolicy.DELETE and meta.IMAGES_FINALIZER not in job.metadata.finalizers:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from kubediffusion.operator.namespace_state import NamespaceState
@@ -42,6 +43,19 @@ class JobChange:
 
 
 @dataclass(frozen=True)
+class ObservationError:
+    """An object at which the store failed, by a defect; it stays as it was known before.
+
+    Attributes:
+        item: The object.
+        error: What was raised.
+    """
+
+    item: KubernetesObject
+    error: Exception
+
+
+@dataclass(frozen=True)
 class Changes:
     """What has changed since the loop last asked.
 
@@ -49,11 +63,13 @@ class Changes:
         namespaces: Names of the namespaces in which something did, in the order in which it did.
         jobs: Changes of jobs, in their order.
         deleted_models: DiffusionModels that are gone.
+        errors: Objects that could not be taken in.
     """
 
     namespaces: dict[str, None] = field(default_factory=dict)
     jobs: list[JobChange] = field(default_factory=list)
     deleted_models: list[DiffusionModel] = field(default_factory=list)
+    errors: list[ObservationError] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -99,39 +115,44 @@ class Store:
             return
         if self._precedes_known_end(job, deleted):
             return
-        known = self._state(job).jobs.get(job.uid)
-        if deleted:
-            self._remove_job(job, known)
-        elif known is None or known.metadata.version <= job.metadata.version:
-            self._keep_job(job, known)
-        self.mark_changed(job.metadata.namespace)
+        with self._isolated(job):
+            known = self._state(job).jobs.get(job.uid)
+            if deleted:
+                self._remove_job(job, known)
+            elif known is None or known.metadata.version <= job.metadata.version:
+                self._keep_job(job, known)
 
     def observe_model(self, model: DiffusionModel, deleted: bool) -> None:
         """Take in a DiffusionModel as it is now, or its deletion."""
         state = self._state(model)
-        if deleted:
-            state.delete_model(model)
-            self._changes.deleted_models.append(model)
-        else:
-            state.update_model(model)
-        self.mark_changed(state.name)
+        with self._isolated(model):
+            if deleted:
+                state.delete_model(model)
+                self._changes.deleted_models.append(model)
+            else:
+                state.update_model(model)
 
     def observe_batch_job(self, job: BatchJob, deleted: bool) -> None:
         """Take in a worker's batch/v1 Job as it is now, or its deletion."""
         state = self._state(job)
-        state.delete_batch_job(job) if deleted else state.update_batch_job(job)
-        self.mark_changed(state.name)
+        with self._isolated(job):
+            state.delete_batch_job(job) if deleted else state.update_batch_job(job)
 
     def observe_pod(self, pod: Pod, deleted: bool) -> None:
         """Take in a worker's Pod as it is now, or its deletion."""
         state = self._state(pod)
-        state.delete_pod(pod) if deleted else state.update_pod(pod)
-        self.mark_changed(state.name)
+        with self._isolated(pod):
+            state.delete_pod(pod) if deleted else state.update_pod(pod)
 
     def replace_models(self, models: ObjectList[DiffusionModel]) -> None:
         """Take in the full list of models: what it lacks is gone, unless a watch has told of it since."""
+        for model in models.items:
+            self.observe_model(model, deleted=False)
         for name in self._namespaces.keys() | models.namespaces:
-            self._changes.deleted_models.extend(self._namespace(name).replace_models(models.within(name)))
+            state = self._namespace(name)
+            # One at which the store failed and that it never knew is no model of which anything can be decided.
+            known = tuple(model for model in models.within(name).items if model.name in state.models)
+            self._changes.deleted_models.extend(state.replace_models(ObjectList(known, models.version)))
             self.mark_changed(name)
 
     def replace_workers(self, batch_jobs: ObjectList[BatchJob], pods: ObjectList[Pod]) -> None:
@@ -171,6 +192,10 @@ class Store:
         else:
             state.update_job(becomes)
 
+    def hide_job(self, job: GenerationJob) -> None:
+        """Keep a job whose write has failed out of sight, so that it holds no worker's place until it is settled."""
+        self._state(job).delete_job(job.uid)
+
     def settle_job(self, before: GenerationJob, result: GenerationJob | None) -> None:
         """Replace what was assumed by what is: the newest of the write's answer and what was observed meanwhile.
 
@@ -179,17 +204,18 @@ class Store:
             result: The job as the API server answered; None when it is gone, or nothing is known.
         """
         observed = self._writes.pop(before.uid)
-        self._state(before).delete_job(before.uid)
+        state = self._state(before)
+        state.delete_job(before.uid)
         # Of two of one version the watch's: what it has told, it does not tell again.
         known = [job for job in (observed.job, result) if job is not None and not observed.deleted]
         now = max(known, key=lambda job: job.metadata.version, default=None)
-        if now is None:
-            self._remove_job(before, before)
-        else:
-            if now is not observed.job and now.status.phase in TERMINAL:
-                self._ended[now.uid] = now.metadata.version
-            self._keep_job(now, before)
-        self.mark_changed(before.metadata.namespace)
+        with self._isolated(now or before):
+            if now is None:
+                self._remove_job(before, before)
+            else:
+                if now is not observed.job and now.status.phase in TERMINAL:
+                    self._ended[now.uid] = now.metadata.version
+                self._keep_job(now, before)
 
     def take_worker(self, job: BatchJob) -> None:
         """Take in a worker's batch/v1 Job that was created, before the watch tells of it."""
@@ -256,6 +282,15 @@ class Store:
         return self._first_seen.pop(job.uid, None)
 
     # Within.
+
+    @contextmanager
+    def _isolated(self, item: KubernetesObject) -> Iterator[None]:
+        """Keep an error at one object to itself: watches and lists go on, and the loop is told."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - of any kind: it concerns this object alone
+            self._changes.errors.append(ObservationError(item, error))
+        self.mark_changed(item.metadata.namespace)
 
     def _state(self, item: KubernetesObject) -> NamespaceState:
         return self._namespace(item.metadata.namespace)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 import kopf
 
@@ -20,8 +20,6 @@ from kubediffusion.resources.generation_job import GenerationJob, GenerationJobS
 from kubediffusion.resources.objects import ObjectMeta
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 INACTIVITY_SECONDS = 90.0
 """A watch without any byte for so long is dead: bookmarks come every minute."""
@@ -118,31 +116,15 @@ def watch_jobs(
     observe: Callable[[GenerationJob, bool], None],
     seen: Iterable[GenerationJob] = (),
 ) -> Reflector[GenerationJob]:
-    """Return the watch of GenerationJobs, which goes on where the observer fails at one of them.
+    """Return the watch of GenerationJobs.
 
     Args:
         client: The connection.
         namespace: Where; None for all namespaces.
-        observe: Told of each job, and whether it is gone; of one that is, metadata alone count.
+        observe: Told of each job, and whether it is gone; of one that is, metadata alone count. It must not raise.
         seen: Jobs of an earlier list: those that are deleted before the watch begins are told too.
     """
-    return Reflector(client.generation_jobs, namespace, isolate_errors(observe), remember=_identity, seen=seen)
-
-
-def isolate_errors(observe: Callable[[GenerationJob, T], None]) -> Callable[[GenerationJob, T], None]:
-    """Wrap an observer of jobs so that an error at one job is logged and ends neither the watch nor the list.
-
-    The operator would end with them: one tenant's job must not stop the others'.
-    """
-
-    def observe_or_log(job: GenerationJob, observed: T) -> None:
-        try:
-            observe(job, observed)
-        except Exception:
-            place = {"job": job.name, "namespace": job.metadata.namespace}
-            logger.exception("a defect: a GenerationJob cannot be taken in", extra=place)
-
-    return observe_or_log
+    return Reflector(client.generation_jobs, namespace, observe, remember=_identity, seen=seen)
 
 
 def _identity(job: GenerationJob) -> GenerationJob:

@@ -87,6 +87,8 @@ class WaitingReason(StrEnum):
     """The worker Job is suspended until Kueue admits it."""
     WORKER_BACK_OFF = "WorkerBackOff"
     """Workers of this model crashed; the next one starts after a pause."""
+    INTERNAL_ERROR = "InternalError"
+    """The operator failed at this job, by a defect; it tries again after a pause, and its log has the traceback."""
     RETRYING = "Retrying"
     """The worker was lost while it ran this job; it is bound again."""
 
@@ -119,6 +121,8 @@ class ModelReason(StrEnum):
     """Workers crash before they are ready; tried again after a pause."""
     WORKER_CANNOT_START = "WorkerCannotStart"
     """No worker has loaded this spec so far, and the container of the one that should cannot be started."""
+    INTERNAL_ERROR = "InternalError"
+    """The operator failed at this model, by a defect (status Unknown); it tries again after a pause."""
 
 
 class Condition(Schema):

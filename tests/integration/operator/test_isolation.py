@@ -1,0 +1,255 @@
+"""What fails at one object concerns that one alone: it says so, is tried again, and everything else goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from operators import JOB, MODEL, bindable_worker, error_count, without_watches
+
+from kubediffusion.local.testing import Namespace, eventually
+from kubediffusion.operator import job_executor, job_status, loop, namespace_state, scheduling
+from kubediffusion.operator.actions import Bind
+from kubediffusion.operator.views import ModelView
+from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.conditions import Condition, find_condition
+from kubediffusion.resources.diffusion_model import DiffusionModel
+from kubediffusion.resources.generation_job import GenerationJob, Phase
+
+
+def named(name: str, **spec: Any) -> dict[str, Any]:
+    """The manifest of another model, which is no default."""
+    return {**MODEL, "metadata": {"name": name}, "spec": {**MODEL["spec"], **spec}}
+
+
+async def availability(client: KubernetesClient, namespace: Namespace, name: str) -> Condition | None:
+    model = await client.diffusion_models.get(namespace.name, name)
+    return find_condition(model.status.conditions, "Available")
+
+
+async def has_pod(namespace: Namespace, model: str) -> bool:
+    return bool(await asyncio.to_thread(namespace.list, "pod", f"kubediffusion.io/model={model}"))
+
+
+async def events_of(namespace: Namespace, name: str) -> set[tuple[str, str]]:
+    events = await asyncio.to_thread(namespace.list, "event.events.k8s.io")
+    return {(e["type"], e["reason"]) for e in events if e["regarding"]["name"] == name}
+
+
+async def test_a_refusal_longer_than_a_condition_may_be_is_cut(namespace: Namespace, client: KubernetesClient) -> None:
+    """The API server names each of 400 wrong tolerations, in more characters than it takes of a condition."""
+    tolerations = [{"key": f"key-{n}", "operator": "Wrong", "effect": "Nowhere"} for n in range(400)]
+    workers = {"minReplicas": 1, "tolerations": tolerations}
+    await client.diffusion_models.create(namespace.name, named("broken", workers=workers))
+    await client.diffusion_models.create(namespace.name, MODEL)
+    broken = await client.generation_jobs.create(namespace.name, {**JOB, "spec": {"prompt": "a", "model": "broken"}})
+    async with without_watches(namespace, client):
+
+        async def told() -> bool:
+            found = await availability(client, namespace, "broken")
+            job = await client.generation_jobs.get(namespace.name, broken.name)
+            waits = find_condition(job.status.conditions, "Scheduled")
+            return bool(found and "key-0" in found.message and waits and waits.reason == "WorkerRefused")
+
+        await eventually("the refusal to be told", told, 30)
+        await eventually("the other model's worker", lambda: has_pod(namespace, "emoji"), 30)
+    found = await availability(client, namespace, "broken")
+    assert found is not None
+    assert len(found.message) <= 32768
+
+
+async def test_a_model_at_which_a_decision_fails_says_so_and_stops_no_other(
+    namespace: Namespace, client: KubernetesClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = [True]
+
+    def schedule_model(view: ModelView, *arguments: Any) -> Any:
+        if view.model.name == "broken" and fails[0]:
+            raise OverflowError("secret words of a prompt")
+        return scheduling.schedule_model(view, *arguments)
+
+    monkeypatch.setattr(loop, "schedule_model", schedule_model)
+    before = error_count("DiffusionModel")
+    for body in (named("broken"), MODEL):
+        await client.diffusion_models.create(namespace.name, body)
+    async with without_watches(namespace, client):
+
+        async def told() -> bool:
+            found = await availability(client, namespace, "broken")
+            return found is not None and found.reason == "InternalError"
+
+        await eventually("the model to say so", told, 30)
+        await eventually("the other model's worker", lambda: has_pod(namespace, "emoji"), 30)
+
+        async def recorded() -> bool:
+            return ("Warning", "InternalError") in await events_of(namespace, "broken")
+
+        await eventually("the Event", recorded, 30)
+        found = await availability(client, namespace, "broken")
+        assert found is not None
+        assert "OverflowError" in found.message
+        assert "secret" not in found.message
+        assert error_count("DiffusionModel") > before
+        fails[0] = False
+        await eventually("the broken model's worker", lambda: has_pod(namespace, "broken"), 30)
+
+
+async def test_a_job_at_which_a_decision_fails_says_so_and_the_others_are_bound(
+    namespace: Namespace, client: KubernetesClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = [True]
+
+    def next_status(action: Any, *arguments: Any) -> Any:
+        if isinstance(action, Bind) and action.job.name == "a-bad-one" and fails[0]:
+            raise OverflowError("secret words of a prompt")
+        return job_status.next_status(action, *arguments)
+
+    monkeypatch.setattr(job_executor, "next_status", next_status)
+    # One place: a job that fails before the others must not hold it.
+    await client.diffusion_models.create(namespace.name, named("emoji", workers=MODEL["spec"]["workers"]))
+    before = error_count("GenerationJob")
+    async with without_watches(namespace, client) as operator:
+        pod = await bindable_worker(namespace, client)
+        for name in ("a-bad-one", "good"):
+            body = {**JOB, "metadata": {"name": name}, "spec": {"prompt": "a fox", "model": "emoji"}}
+            operator.store.observe_job(await client.generation_jobs.create(namespace.name, body), deleted=False)
+
+        async def bound(name: str) -> bool:
+            return (await client.generation_jobs.get(namespace.name, name)).status.worker == pod
+
+        await eventually("the good one to be bound", lambda: bound("good"), 30)
+
+        async def told() -> bool:
+            job = await client.generation_jobs.get(namespace.name, "a-bad-one")
+            waits = find_condition(job.status.conditions, "Scheduled")
+            return waits is not None and waits.reason == "InternalError" and "secret" not in waits.message
+
+        await eventually("the bad one to say so", told, 30)
+
+        async def recorded() -> bool:
+            return ("Warning", "InternalError") in await events_of(namespace, "a-bad-one")
+
+        await eventually("the Event", recorded, 30)
+        assert error_count("GenerationJob") > before
+        fails[0] = False
+        await eventually("the bad one to be tried again", lambda: bound("a-bad-one"), 60)
+
+
+async def test_a_job_that_cannot_be_taken_in_says_so_and_keeps_no_other_from_a_starting_operator(
+    namespace: Namespace, client: KubernetesClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await client.diffusion_models.create(namespace.name, MODEL)
+    for name in ("a-bad-one", "good"):
+        await client.generation_jobs.create(namespace.name, {**JOB, "metadata": {"name": name}})
+    update, fails = namespace_state.NamespaceState.update_job, [True]
+
+    def update_job(state: namespace_state.NamespaceState, job: GenerationJob) -> None:
+        if job.name == "a-bad-one" and fails[0]:
+            raise OverflowError("date value out of range")
+        update(state, job)
+
+    monkeypatch.setattr(namespace_state.NamespaceState, "update_job", update_job)
+    async with without_watches(namespace, client) as operator:
+
+        async def known(*names: str) -> bool:
+            return {job.name for job in operator.store.unfinished_jobs(namespace.name)} == set(names)
+
+        await eventually("the good one to be known", lambda: known("good"), 10)
+
+        async def told() -> bool:
+            job = await client.generation_jobs.get(namespace.name, "a-bad-one")
+            waits = find_condition(job.status.conditions, "Scheduled")
+            return waits is not None and waits.reason == "InternalError"
+
+        await eventually("the bad one to say so", told, 30)
+        fails[0] = False
+        await eventually("both to be known", lambda: known("good", "a-bad-one"), 60)
+
+
+async def test_a_model_that_cannot_be_taken_in_keeps_no_other_from_a_starting_operator(
+    namespace: Namespace, client: KubernetesClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for body in (named("broken"), MODEL):
+        await client.diffusion_models.create(namespace.name, body)
+    update = namespace_state.NamespaceState.update_model
+
+    def update_model(state: namespace_state.NamespaceState, model: DiffusionModel) -> None:
+        if model.name == "broken":
+            raise OverflowError("date value out of range")
+        update(state, model)
+
+    monkeypatch.setattr(namespace_state.NamespaceState, "update_model", update_model)
+    async with without_watches(namespace, client):
+        await eventually("the other model's worker", lambda: has_pod(namespace, "emoji"), 30)
+
+        async def told() -> bool:
+            found = await availability(client, namespace, "broken")
+            return found is not None and found.reason == "InternalError"
+
+        await eventually("the model to say so", told, 30)
+
+
+DENIES_STATUS: list[dict[str, Any]] = [
+    {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": "denies-binding"},
+        "spec": {
+            "matchConstraints": {
+                "resourceRules": [
+                    {
+                        "apiGroups": ["kubediffusion.io"],
+                        "apiVersions": ["v1alpha1"],
+                        "operations": ["UPDATE"],
+                        "resources": ["generationjobs/status"],
+                    }
+                ]
+            },
+            "validations": [{"expression": "object.status.phase != 'Scheduled'", "message": "nobody binds here"}],
+        },
+    },
+    {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": {"name": "denies-binding"},
+        "spec": {
+            "policyName": "denies-binding",
+            "validationActions": ["Deny"],
+            "matchResources": {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "NAMESPACE"}}},
+        },
+    },
+]
+
+
+async def test_a_job_whose_status_is_refused_for_good_is_tried_ever_more_seldom_and_ends(
+    namespace: Namespace, client: KubernetesClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_executor, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(job_executor, "MOST_REFUSALS", 5)
+    await client.diffusion_models.create(namespace.name, MODEL)
+    path = "/apis/admissionregistration.k8s.io/v1"
+    policy, binding = DENIES_STATUS
+    selector = {"matchLabels": {"kubernetes.io/metadata.name": namespace.name}}
+    binding = {**binding, "spec": {**binding["spec"], "matchResources": {"namespaceSelector": selector}}}
+    await client.request("POST", f"{path}/validatingadmissionpolicies", body=policy)
+    await client.request("POST", f"{path}/validatingadmissionpolicybindings", body=binding)
+    try:
+        async with without_watches(namespace, client) as operator:
+            await bindable_worker(namespace, client)
+            job = await client.generation_jobs.create(namespace.name, JOB)
+            operator.store.observe_job(job, deleted=False)
+
+            async def ended() -> bool:
+                status = (await client.generation_jobs.get(namespace.name, job.name)).status
+                return status.phase is Phase.FAILED
+
+            await eventually("the job to end", ended, 60)
+        failed = (await client.generation_jobs.get(namespace.name, job.name)).status
+        assert failed.error is not None
+        assert failed.error.code == "StatusRefused"
+        assert "nobody binds here" in failed.error.message
+        assert ("Warning", "StatusRefused") in await events_of(namespace, job.name)
+    finally:
+        for plural in ("validatingadmissionpolicybindings", "validatingadmissionpolicies"):
+            await client.request("DELETE", f"{path}/{plural}/denies-binding")

@@ -88,3 +88,12 @@ async def bindable_worker(namespace: Namespace, client: KubernetesClient) -> str
 def error_count(kind: str) -> float:
     """Return how many errors the operators of this process have put on objects of a kind."""
     return REGISTRY.get_sample_value("kubediffusion_operator_errors_total", {"kind": kind}) or 0.0
+
+
+async def has_pod(namespace: Namespace, model: str) -> bool:
+    return bool(await asyncio.to_thread(namespace.list, "pod", f"kubediffusion.io/model={model}"))
+
+
+async def events_of(namespace: Namespace, name: str) -> set[tuple[str, str]]:
+    events = await asyncio.to_thread(namespace.list, "event.events.k8s.io")
+    return {(e["type"], e["reason"]) for e in events if e["regarding"]["name"] == name}

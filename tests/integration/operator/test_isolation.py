@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
-from operators import JOB, MODEL, bindable_worker, error_count, without_watches
+from operators import JOB, MODEL, bindable_worker, error_count, events_of, has_pod, without_watches
 
 from kubediffusion.local.testing import Namespace, eventually
 from kubediffusion.operator import job_executor, job_status, loop, namespace_state, scheduling
@@ -26,15 +25,6 @@ def named(name: str, **spec: Any) -> dict[str, Any]:
 async def availability(client: KubernetesClient, namespace: Namespace, name: str) -> Condition | None:
     model = await client.diffusion_models.get(namespace.name, name)
     return find_condition(model.status.conditions, "Available")
-
-
-async def has_pod(namespace: Namespace, model: str) -> bool:
-    return bool(await asyncio.to_thread(namespace.list, "pod", f"kubediffusion.io/model={model}"))
-
-
-async def events_of(namespace: Namespace, name: str) -> set[tuple[str, str]]:
-    events = await asyncio.to_thread(namespace.list, "event.events.k8s.io")
-    return {(e["type"], e["reason"]) for e in events if e["regarding"]["name"] == name}
 
 
 async def test_a_refusal_longer_than_a_condition_may_be_is_cut(namespace: Namespace, client: KubernetesClient) -> None:

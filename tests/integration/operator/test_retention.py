@@ -8,8 +8,10 @@ from contextlib import suppress
 
 from kubediffusion.local.testing import Namespace, eventually
 from kubediffusion.operator.cluster import Cluster
+from kubediffusion.operator.events import EventRecorder
+from kubediffusion.operator.images import ImageRemover
 from kubediffusion.operator.manifests import WorkerDefaults
-from kubediffusion.operator.retention import AT_ONCE, ImageRemover, Retention
+from kubediffusion.operator.retention import AT_ONCE, Retention
 from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.generation_job import GenerationJob, Phase
@@ -54,7 +56,7 @@ async def test_many_that_are_due_together_go_a_few_at_a_time(namespace: Namespac
     changed = await cancelled(client, namespace, ttl=0)
     await client.generation_jobs.patch(namespace.name, changed.name, {"spec": {"ttlSecondsAfterFinished": 3600}})
     cluster = CountingCluster(client, namespace.name)
-    retention = Retention(cluster, ImageRemover(None, ""))
+    retention = Retention(cluster, ImageRemover(None, ""), EventRecorder(client, "test"))
     for job in (later, changed, *due):
         retention.add(job)
     task = asyncio.create_task(retention.run())
@@ -76,7 +78,9 @@ async def test_a_deleted_job_goes_once_its_images_have(namespace: Namespace, cli
     job = await cancelled(client, namespace, ttl=3600, finalizers=[meta.IMAGES_FINALIZER])
     await client.generation_jobs.delete(namespace.name, job.name)
     held = await client.generation_jobs.get(namespace.name, job.name)
-    retention = Retention(CountingCluster(client, namespace.name), ImageRemover(None, ""))
+    retention = Retention(
+        CountingCluster(client, namespace.name), ImageRemover(None, ""), EventRecorder(client, "test")
+    )
     # The watch tells of it again and again.
     for _ in range(3):
         retention.add(held)

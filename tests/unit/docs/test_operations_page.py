@@ -10,6 +10,7 @@ import yaml
 import documented
 from kubediffusion.local.layout import CHART
 from kubediffusion.operator.events import PARAMETERS_ADJUSTED
+from kubediffusion.operator.retention import IMAGES_HELD, IMAGES_RETAINED
 from kubediffusion.resources.conditions import (
     ConditionStatus,
     EngineReason,
@@ -72,8 +73,23 @@ def test_every_stage_of_a_worker_s_start_in_its_order():
 def test_events_have_reasons_that_are_given():
     text = documented.section(PAGE, EVENTS)
     said = {word for word in documented.code(text) if re.fullmatch(r"(?:[A-Z][a-z]+){2,}|Retrying|Cancelled", word)}
-    assert {WaitingReason.RETRYING, WaitingReason.WORKER_REFUSED, JobReason.CANCELLED, PARAMETERS_ADJUSTED} <= said
-    assert said <= {*WaitingReason, *JobReason, *ModelReason, *ErrorCode, PARAMETERS_ADJUSTED}
+    assert {
+        WaitingReason.RETRYING,
+        WaitingReason.WORKER_REFUSED,
+        JobReason.CANCELLED,
+        PARAMETERS_ADJUSTED,
+        IMAGES_HELD,
+        IMAGES_RETAINED,
+    } <= said
+    assert said <= {
+        *WaitingReason,
+        *JobReason,
+        *ModelReason,
+        *ErrorCode,
+        PARAMETERS_ADJUSTED,
+        IMAGES_HELD,
+        IMAGES_RETAINED,
+    }
 
 
 def test_every_alert():

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from kubediffusion.operator.retention import ImageRemover, awaits_image_deletion, expiry
+from kubediffusion.operator.images import ImageRemover, image_uris
+from kubediffusion.operator.retention import awaits_image_deletion, expiry, release_pause
 from kubediffusion.resources import meta
-from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Phase
-from kubediffusion.resources.testing import NOW, job
+from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Image, Phase
+from kubediffusion.resources.testing import NAMESPACE, NOW, bound_job, job
 from kubediffusion.resources.transitions import TERMINAL
 
 
@@ -54,10 +55,54 @@ def test_images_are_deleted_once_a_deleted_job_has_ended() -> None:
 
 def test_images_stay_while_the_job_does_or_runs_or_holds_none() -> None:
     assert not awaits_image_deletion(finished())
-    assert not awaits_image_deletion(deleted(job(), meta.IMAGES_FINALIZER))
     assert not awaits_image_deletion(deleted(finished(), "somebody/else"))
 
 
-async def test_an_operator_without_storage_says_that_the_images_stay(caplog: pytest.LogCaptureFixture) -> None:
-    await ImageRemover(None, "").remove(finished())
-    assert "cannot delete images" in caplog.text
+def test_a_job_that_has_not_ended_is_released_later_as_its_worker_may_still_store_images() -> None:
+    assert release_pause(finished()) == 0
+    assert 0 < release_pause(job()) < release_pause(bound_job(worker="pod")) <= 300
+
+
+async def test_an_operator_without_storage_says_that_the_images_stay() -> None:
+    assert "they stay" in await ImageRemover(None, "").remove(finished())
+
+
+def reporting(*uris: str, count: int) -> GenerationJob:
+    images = tuple(
+        Image(index=index, uri=uri, sha256="0" * 64, bytes=1, width=8, height=8, seed=1)
+        for index, uri in enumerate(uris)
+    )
+    status = GenerationJobStatus(phase=Phase.SUCCEEDED, completion_time=NOW, images=images)
+    return job("a", status=status, num_images=count)
+
+
+OWN = f"{NAMESPACE}/uid-a"
+
+
+def test_images_are_where_the_status_names_them_and_unreported_ones_beside_them() -> None:
+    item = reporting(f"s3://old/before/{OWN}/0.png", count=2)
+    own, foreign = image_uris(item, "s3://new/after")
+    assert own == [f"s3://old/before/{OWN}/0.png", f"s3://old/before/{OWN}/1.png"]
+    assert foreign == []
+
+
+def test_images_that_were_never_reported_are_where_the_operator_is_configured_to() -> None:
+    assert image_uris(reporting(count=2), "s3://new/after")[0] == [f"s3://new/after/{OWN}/{n}.png" for n in range(2)]
+    assert image_uris(reporting(count=1), "s3://new/")[0] == [f"s3://new/{OWN}/0.png"]
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"s3://old/{NAMESPACE}/uid-b/0.png",
+        "s3://old/other/uid-a/0.png",
+        f"s3://old/{OWN}/1.png",
+        f"s3://old/{OWN}/0.png/secrets",
+        f"s3://old/x{OWN}/0.png",
+        "s3://old/backups",
+        f"file:///etc/{OWN}/0.png",
+    ],
+)
+def test_what_is_no_key_of_the_jobs_own_is_no_image_of_it_whoever_wrote_the_status(uri: str) -> None:
+    own, foreign = image_uris(reporting(uri, count=1), "s3://new/after")
+    assert (own, foreign) == ([], [uri])

@@ -15,9 +15,11 @@ from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.apiserver.errors import ConflictError, KubernetesError, NotFoundError
 from kubediffusion.resources.apiserver.resource import Resource
+from kubediffusion.resources.backoff import Backoff
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Phase
 from kubediffusion.resources.merge_patch import merge_patch
+from kubediffusion.resources.objects import KubernetesObject
 from kubediffusion.resources.transitions import BOUND, TERMINAL
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,11 @@ BOUND_JOBS = ",".join(f"status.phase!={phase}" for phase in sorted(set(Phase) - 
 RETRY_SECONDS = 1.0
 """Seconds until the API server is asked again what it did not answer or take, where it does not say itself."""
 
+LONGEST_RETRY_SECONDS = 30.0
+"""The same at most, where it goes on like this."""
+
 T = TypeVar("T")
+Kind = TypeVar("Kind", bound=KubernetesObject)
 
 
 class NameTakenError(ConflictError):
@@ -58,30 +64,30 @@ class Cluster:
         self._batch_jobs = Resource(client, BatchJob, "/apis/batch/v1", "jobs")
         self._pods = Resource(client, Pod, "/api/v1", "pods")
 
-    async def models(self) -> ObjectList[DiffusionModel]:
-        """List all models."""
-        lists = [await self._client.diffusion_models.list(ns) for ns in self._namespaces]
-        return ObjectList(
-            tuple(model for models, _ in lists for model in models), min(int(version) for _, version in lists)
-        )
+    @property
+    def scopes(self) -> Sequence[str | None]:
+        """The namespaces to list one by one; None alone stands for the whole cluster."""
+        return self._namespaces
 
-    async def unfinished_jobs(self) -> ObjectList[GenerationJob]:
+    async def models(self, scope: str | None) -> ObjectList[DiffusionModel]:
+        """List the models of a scope."""
+        return _listed(await self._client.diffusion_models.list(scope))
+
+    async def unfinished_jobs(self, scope: str | None) -> ObjectList[GenerationJob]:
         """List the jobs that have not finished: all that a restart must know, however many finished ones are kept."""
-        return await self._jobs(UNFINISHED)
+        return _listed(await self._client.generation_jobs.list(scope, field_selector=UNFINISHED))
 
-    async def bound_jobs(self) -> ObjectList[GenerationJob]:
+    async def bound_jobs(self, scope: str | None) -> ObjectList[GenerationJob]:
         """List the jobs that are bound to workers: few, however many wait."""
-        return await self._jobs(BOUND_JOBS)
+        return _listed(await self._client.generation_jobs.list(scope, field_selector=BOUND_JOBS))
 
-    async def batch_jobs(self) -> ObjectList[BatchJob]:
+    async def batch_jobs(self, scope: str | None) -> ObjectList[BatchJob]:
         """List the batch/v1 Jobs of workers."""
-        lists = [await self._batch_jobs.list(ns, label_selector=meta.WORKER_SELECTOR) for ns in self._namespaces]
-        return ObjectList(tuple(job for jobs, _ in lists for job in jobs), min(int(version) for _, version in lists))
+        return _listed(await self._batch_jobs.list(scope, label_selector=meta.WORKER_SELECTOR))
 
-    async def pods(self) -> ObjectList[Pod]:
+    async def pods(self, scope: str | None) -> ObjectList[Pod]:
         """List the Pods of workers."""
-        lists = [await self._pods.list(ns, label_selector=meta.WORKER_SELECTOR) for ns in self._namespaces]
-        return ObjectList(tuple(pod for pods, _ in lists for pod in pods), min(int(version) for _, version in lists))
+        return _listed(await self._pods.list(scope, label_selector=meta.WORKER_SELECTOR))
 
     async def get_job(self, namespace: str, name: str, uid: str) -> GenerationJob:
         """Read one job.
@@ -119,15 +125,21 @@ class Cluster:
         return await self._patch_job(job, patch, "")
 
     async def release_images(self, job: GenerationJob) -> None:
-        """Remove the finalizer of images from a job. Errors are those of :meth:`write_status`.
+        """Remove the finalizer of images from a job that was just read. Errors are those of :meth:`write_status`."""
+        finalizers = [name for name in job.metadata.finalizers if name != meta.IMAGES_FINALIZER]
+        await self._patch_job(job, {"metadata": {"finalizers": finalizers}}, "")
 
-        The job is read anew: other finalizers may have gone meanwhile, and writing them back is refused.
+    async def annotate_job(self, job: GenerationJob, name: str, value: str) -> None:
+        """Set an annotation of a job, whatever else has changed of it, unless it has that value.
+
+        Raises:
+            KubernetesError: The API server refused, or is away.
         """
-        now = await self.get_job(job.metadata.namespace, job.name, job.uid)
-        if meta.IMAGES_FINALIZER not in now.metadata.finalizers:
-            return
-        finalizers = [name for name in now.metadata.finalizers if name != meta.IMAGES_FINALIZER]
-        await self._patch_job(now, {"metadata": {"finalizers": finalizers}}, "")
+        async with self._gate:
+            now = await self._client.generation_jobs.get(job.metadata.namespace, job.name)
+            if now.uid == job.uid and now.metadata.annotations.get(name) != value:
+                patch = {"metadata": {"uid": job.uid, "annotations": {name: value}}}
+                await self._client.generation_jobs.patch(job.metadata.namespace, job.name, patch)
 
     async def delete_job(self, job: GenerationJob) -> None:
         """Delete a job. A job that is gone, or another of its name, is no error.
@@ -156,10 +168,6 @@ class Cluster:
                     return None
                 case ReportModel():
                     return await self._report_model(action)
-
-    async def _jobs(self, selector: str) -> ObjectList[GenerationJob]:
-        lists = [await self._client.generation_jobs.list(ns, field_selector=selector) for ns in self._namespaces]
-        return ObjectList(tuple(job for jobs, _ in lists for job in jobs), min(int(version) for _, version in lists))
 
     async def _patch_job(self, job: GenerationJob, patch: dict[str, Any], subresource: str) -> GenerationJob:
         # The resource version makes the API server refuse a write over a state that was never seen here.
@@ -217,6 +225,11 @@ class Cluster:
             return None
 
 
+def _listed(listed: tuple[list[Kind], str]) -> ObjectList[Kind]:
+    items, version = listed
+    return ObjectList(tuple(items), int(version))
+
+
 async def retry_until_done(what: str, name: str, work: Callable[[], Awaitable[T]]) -> T | None:
     """Call a coroutine function until it returns or the job is gone; errors of the API server are waited out.
 
@@ -228,6 +241,7 @@ async def retry_until_done(what: str, name: str, work: Callable[[], Awaitable[T]
     Returns:
         What ``work`` returns; None when the job is gone.
     """
+    backoff = Backoff(RETRY_SECONDS, LONGEST_RETRY_SECONDS)
     while True:
         try:
             return await work()
@@ -235,4 +249,5 @@ async def retry_until_done(what: str, name: str, work: Callable[[], Awaitable[T]
             return None
         except KubernetesError as error:
             logger.warning("cannot %s, trying again: %s", what, error, extra={"job": name})
-            await asyncio.sleep(error.retry_after or RETRY_SECONDS)
+            pause = backoff.next_pause()
+            await asyncio.sleep(error.retry_after or pause)

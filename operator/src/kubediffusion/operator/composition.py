@@ -11,10 +11,11 @@ from typing import Any
 from kubediffusion.operator.cluster import Cluster
 from kubediffusion.operator.events import EventRecorder
 from kubediffusion.operator.executor import Executor
+from kubediffusion.operator.images import ImageRemover
 from kubediffusion.operator.loop import SchedulingLoop
 from kubediffusion.operator.manifests import WorkerDefaults, template_hash
 from kubediffusion.operator.resync import Resync
-from kubediffusion.operator.retention import ImageRemover, Retention
+from kubediffusion.operator.retention import Retention
 from kubediffusion.operator.settings import Settings
 from kubediffusion.operator.store import Store
 from kubediffusion.operator.views import SchedulerOptions
@@ -85,7 +86,7 @@ def compose(client: KubernetesClient, settings: Settings, storage: ImageStorage 
     cluster = Cluster(client, settings.namespace_list, defaults, settings.concurrent_requests)
     store = Store(lambda model: template_hash(model, defaults), node_grace)
     recorder = EventRecorder(client, instance)
-    retention = Retention(cluster, ImageRemover(storage, settings.s3_prefix))
+    retention = Retention(cluster, ImageRemover(storage, settings.s3_prefix), recorder)
     executor = Executor(cluster, store, recorder)
     loop = SchedulingLoop(store, executor, retention, recorder, options, settings.explanations_per_second)
     return Operator(store, loop, Resync(cluster, store, settings.resync_seconds), retention, recorder)

@@ -35,9 +35,13 @@ class DeadlineQueue:
 
     def add(self, due: dt.datetime, job: GenerationJob) -> None:
         """Set the moment at which a job is due, instead of an earlier one that was set."""
-        self.remove(job.uid)
-        entry = (due, job.metadata.namespace, job.name, job.uid)
-        self._by_uid[job.uid] = entry
+        self.add_entry(due, job.metadata.namespace, job.name, job.uid)
+
+    def add_entry(self, due: dt.datetime, namespace: str, name: str, uid: str) -> None:
+        """Set the moment at which a job is due, by what :meth:`pop_due` yields of it."""
+        self.remove(uid)
+        entry = (due, namespace, name, uid)
+        self._by_uid[uid] = entry
         self._entries.add(entry)
 
     def remove(self, uid: str) -> None:

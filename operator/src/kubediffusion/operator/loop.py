@@ -19,7 +19,7 @@ from kubediffusion.operator.model_status import error_status, model_status
 from kubediffusion.operator.namespace_state import NamespaceState
 from kubediffusion.operator.orphaned_jobs import ORPHANS_A_PASS, decide_orphaned_jobs
 from kubediffusion.operator.rate import ErrorBackoffs, ReportRate, TokenBucket
-from kubediffusion.operator.retention import Retention
+from kubediffusion.operator.retention import Retention, awaits_image_deletion
 from kubediffusion.operator.scheduling import deadline, decide_termination, schedule_model
 from kubediffusion.operator.store import JobChange, Store
 from kubediffusion.operator.views import Decision, ModelView, SchedulerOptions
@@ -140,6 +140,9 @@ class SchedulingLoop:
         else:
             if change.before is None and (due := deadline(job)) is not None:
                 self._deadlines.add(due, job)
+            if awaits_image_deletion(job):
+                # It ends in a moment; where that may not be written, its images must not hold it for ever.
+                self._retention.add(job)
             self._terminate_if_due(self._store.job(job.metadata.namespace, job.uid), now)
 
     def _terminate_if_due(self, job: GenerationJob | None, now: dt.datetime) -> None:

@@ -41,10 +41,14 @@ async def run(settings: Settings) -> None:
         instance = os.environ.get("POD_NAME") or socket.gethostname()
         operator = compose(client, settings, storage, instance)
 
-        def ready() -> str | None:
-            return None if operator.resync.complete else "the first list of the cluster is not complete"
-
-        async with serve_probes(settings.bind_address, settings.port, live=operator.loop.problem, ready=ready):
+        probes = serve_probes(
+            settings.bind_address,
+            settings.port,
+            live=operator.loop.problem,
+            ready=operator.resync.problem,
+            detail=operator.resync.refusals,
+        )
+        async with probes:
             await _list_all(operator)
             registry = kopf.OperatorRegistry()
             register(registry, operator.store)

@@ -17,6 +17,9 @@ ERRORS = Counter(
     "Errors that concerned one object and were put on it, by its kind: defects, and writes that were refused.",
     ["kind"],
 )
+REFUSED_NAMESPACES = Gauge(
+    "kubediffusion_operator_namespace_refused", "1 where a namespace to manage cannot be listed.", ["namespace"]
+)
 QUEUED = Gauge("kubediffusion_jobs_queued", "Jobs that wait for a worker.", ["namespace", "model"])
 WORKERS = Gauge("kubediffusion_workers", "Workers by state.", ["namespace", "model", "state"])
 BINDING_SECONDS = Histogram(

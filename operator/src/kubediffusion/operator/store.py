@@ -144,20 +144,27 @@ class Store:
         with self._isolated(pod):
             state.delete_pod(pod) if deleted else state.update_pod(pod)
 
-    def replace_models(self, models: ObjectList[DiffusionModel]) -> None:
-        """Take in the full list of models: what it lacks is gone, unless a watch has told of it since."""
+    def replace_models(self, models: ObjectList[DiffusionModel], scope: str | None = None) -> None:
+        """Take in the full list of models: what it lacks is gone, unless a watch has told of it since.
+
+        Args:
+            models: The list.
+            scope: The namespace that was listed; None for all.
+        """
         for model in models.items:
             self.observe_model(model, deleted=False)
-        for name in self._namespaces.keys() | models.namespaces:
+        for name in self._within(scope) | models.namespaces:
             state = self._namespace(name)
             # One at which the store failed and that it never knew is no model of which anything can be decided.
             known = tuple(model for model in models.within(name).items if model.name in state.models)
             self._changes.deleted_models.extend(state.replace_models(ObjectList(known, models.version)))
             self.mark_changed(name)
 
-    def replace_workers(self, batch_jobs: ObjectList[BatchJob], pods: ObjectList[Pod]) -> None:
+    def replace_workers(
+        self, batch_jobs: ObjectList[BatchJob], pods: ObjectList[Pod], scope: str | None = None
+    ) -> None:
         """Take in the full lists of the workers' batch/v1 Jobs and Pods, as :meth:`replace_models` does."""
-        for name in self._namespaces.keys() | batch_jobs.namespaces | pods.namespaces:
+        for name in self._within(scope) | batch_jobs.namespaces | pods.namespaces:
             self._namespace(name).replace_workers(batch_jobs.within(name), pods.within(name))
             self.mark_changed(name)
 
@@ -273,9 +280,9 @@ class Store:
         states = [state for state in self._namespaces.values() if namespace in {None, state.name}]
         return [job for state in states for job in state.jobs.values()]
 
-    def bound_jobs(self) -> list[GenerationJob]:
-        """Return the jobs that workers have."""
-        return [job for state in self._namespaces.values() for job in state.bound_jobs]
+    def bound_jobs(self, scope: str | None = None) -> list[GenerationJob]:
+        """Return the jobs that are bound to workers, in one namespace or in all where it is None."""
+        return [job for name in self._within(scope) for job in self._namespaces[name].bound_jobs]
 
     def pop_first_seen(self, job: GenerationJob) -> dt.datetime | None:
         """Return and forget when a job was first seen, where that says more than its creation timestamp."""
@@ -291,6 +298,10 @@ class Store:
         except Exception as error:  # noqa: BLE001 - of any kind: it concerns this object alone
             self._changes.errors.append(ObservationError(item, error))
         self.mark_changed(item.metadata.namespace)
+
+    def _within(self, scope: str | None) -> set[str]:
+        """Return the names of the known namespaces that a list of a scope speaks of."""
+        return {name for name in self._namespaces if scope in {None, name}}
 
     def _state(self, item: KubernetesObject) -> NamespaceState:
         return self._namespace(item.metadata.namespace)

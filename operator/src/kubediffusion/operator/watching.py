@@ -7,8 +7,9 @@ watch was broken.
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import kopf
@@ -25,6 +26,16 @@ INACTIVITY_SECONDS = 90.0
 """A watch without any byte for so long is dead: bookmarks come every minute."""
 
 _NOTHING = kopf.BodyEssence()
+
+
+class EndlessBackoffs:
+    """Seconds between the tries of a request, without an end: where they run out kopf gives a watch up for good.
+
+    A namespace whose RoleBinding was deleted is watched again once that is back.
+    """
+
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain((1.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0), itertools.repeat(21.0))
 
 
 class NoDiffBase(kopf.DiffBaseStorage):
@@ -85,6 +96,7 @@ def configure_kopf(registry: kopf.OperatorRegistry, settings: kopf.OperatorSetti
     settings.watching.chunk_size = 500
     settings.watching.inactivity_timeout = INACTIVITY_SECONDS
     settings.networking.request_timeout = 30.0
+    settings.networking.error_backoffs = EndlessBackoffs()
     # After a burst each idle object would keep a task for seconds.
     settings.queueing.idle_timeout = 0.5
     # Each handler call is a line at INFO: a visible cost in a burst.

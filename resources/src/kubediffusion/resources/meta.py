@@ -34,6 +34,8 @@ CLIENT_ANNOTATION = f"{GROUP}/client"
 
 IMAGES_FINALIZER = f"{GROUP}/images"
 """Held by jobs with ``deletionPolicy: Delete`` until their images are gone from storage."""
+IMAGES_HELD_ANNOTATION = f"{GROUP}/images-held"
+"""Why a deleted job is still there: what keeps the operator from deleting its images."""
 
 KUEUE_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 

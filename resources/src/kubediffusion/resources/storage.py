@@ -19,6 +19,8 @@ _PERMANENT = frozenset({"NoSuchBucket", "InvalidBucketName", "InvalidArgument", 
 
 _MISSING = frozenset({"NoSuchKey", "404"})
 
+_NOTHING_THERE = _MISSING | {"NoSuchBucket", "NotFound"}
+
 _CONDITION_FAILED = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 
 _PASSING = frozenset(
@@ -199,15 +201,18 @@ class ImageStorage:
         return ImageStream(found["Body"], found["ContentLength"], uri)
 
     def delete(self, uri: str) -> None:
-        """Delete an image; one that is not there is no error.
+        """Delete an image of any bucket that the credentials may delete from; one that is not there is no error.
 
         Raises:
             StorageError: It may still be there.
         """
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
         try:
-            self._client.delete_object(Bucket=self.bucket, Key=self.key(uri))
+            self._client.delete_object(Bucket=bucket, Key=key)
         except (ClientError, BotoCoreError) as error:
-            raise storage_error(error, f"cannot delete {uri}") from error
+            # A bucket that does not exist holds no image.
+            if not (isinstance(error, ClientError) and error.response["Error"].get("Code") in _NOTHING_THERE):
+                raise storage_error(error, f"cannot delete {uri}") from error
 
     def presign(self, uri: str, seconds: int) -> str:
         """Sign a URL with which anyone may read the image for some seconds. It makes no request.

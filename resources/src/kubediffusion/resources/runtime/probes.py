@@ -14,7 +14,9 @@ Check = Callable[[], str | None]
 
 
 @asynccontextmanager
-async def serve_probes(host: str, port: int, *, live: Check, ready: Check) -> AsyncIterator[int]:
+async def serve_probes(
+    host: str, port: int, *, live: Check, ready: Check, detail: Check = lambda: None
+) -> AsyncIterator[int]:
     """Serve the endpoint while the context lasts; its value is the port that it listens on.
 
     Args:
@@ -22,13 +24,14 @@ async def serve_probes(host: str, port: int, *, live: Check, ready: Check) -> As
         port: Port to bind; 0 for any free one.
         live: Decides ``/livez``: 200, or 503 when the process should be restarted.
         ready: Decides ``/readyz``: 200, or 503 while it should get no work.
+        detail: What ``/readyz`` says beside ``ok``, of parts that do not work while the process does.
 
     Raises:
         OSError: The port cannot be bound.
     """
     app = web.Application()
     app.router.add_get("/livez", _probe(live))
-    app.router.add_get("/readyz", _probe(ready))
+    app.router.add_get("/readyz", _probe(ready, detail))
     app.router.add_get("/metrics", _metrics)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
@@ -40,10 +43,11 @@ async def serve_probes(host: str, port: int, *, live: Check, ready: Check) -> As
         await runner.cleanup()
 
 
-def _probe(check: Check) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def _probe(check: Check, detail: Check = lambda: None) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def answer(_: web.Request) -> web.Response:
-        problem = check()
-        return web.Response(text=problem or "ok", status=503 if problem else 200)
+        if problem := check():
+            return web.Response(text=problem, status=503)
+        return web.Response(text=f"ok; {more}" if (more := detail()) else "ok")
 
     return answer
 

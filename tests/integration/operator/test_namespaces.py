@@ -1,0 +1,164 @@
+"""One managed namespace that is gone or closed keeps the operator from no other."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import aiohttp
+import kopf
+import pytest
+from operators import MODEL, has_pod
+from prometheus_client import REGISTRY
+
+from kubediffusion.local.testing import Namespace, connect, eventually
+from kubediffusion.operator.composition import Operator, compose
+from kubediffusion.operator.handlers import register
+from kubediffusion.operator.settings import Settings
+from kubediffusion.operator.store import Store
+from kubediffusion.operator.watching import configure_kopf
+from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.runtime.probes import serve_probes
+
+OPERATOR = "kubediffusion-operator"
+
+
+@pytest.fixture
+def other(namespace: Namespace) -> Iterator[Namespace]:
+    """A second namespace."""
+    fresh = Namespace(namespace.cluster, f"{namespace.name}-other")
+    fresh.create()
+    yield fresh
+    fresh.delete()
+
+
+def permit(account: Namespace, where: Namespace) -> None:
+    """Give the operator's service account of one namespace its rights in another."""
+    where.apply(
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": {"name": OPERATOR},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": OPERATOR},
+            "subjects": [{"kind": "ServiceAccount", "name": OPERATOR, "namespace": account.name}],
+        }
+    )
+
+
+@pytest.fixture
+async def account(namespace: Namespace, client: KubernetesClient) -> AsyncIterator[KubernetesClient]:
+    """The operator's service account, with rights in its own namespace."""
+    namespace.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": OPERATOR}})
+    permit(namespace, namespace)
+    request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}}
+    path = f"/api/v1/namespaces/{namespace.name}/serviceaccounts/{OPERATOR}/token"
+    token = (await client.request("POST", path, body=request))["status"]["token"]
+    async with await connect(namespace.cluster.admin) as administrator:
+        administrator.configuration.api_key = {"BearerToken": f"Bearer {token}"}
+        # The certificate is the administrator's, and the TLS context that holds it is made with the first client.
+        administrator.configuration.cert_file = administrator.configuration.key_file = None
+        async with KubernetesClient(administrator.configuration) as own:
+            yield own
+
+
+@asynccontextmanager
+async def running(account: KubernetesClient, *namespaces: Namespace) -> AsyncIterator[Operator]:
+    settings = Settings(namespaces=",".join(each.name for each in namespaces), resync_seconds=0.3, worker_image="none")
+    operator = compose(account, settings, None, "test")
+
+    async def listed() -> bool:
+        # The right to the first may take a moment to arrive.
+        with suppress(Exception):
+            await operator.resync.list_all()
+        return operator.resync.problem() is None
+
+    await eventually("the first list", listed)
+    task = asyncio.create_task(operator.run())
+    try:
+        yield operator
+        assert not task.done()
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def refused(namespace: Namespace) -> float | None:
+    return REGISTRY.get_sample_value("kubediffusion_operator_namespace_refused", {"namespace": namespace.name})
+
+
+async def test_a_namespace_whose_rolebinding_is_missing_is_named_and_taken_up_when_it_is_back(
+    namespace: Namespace,
+    other: Namespace,
+    client: KubernetesClient,
+    account: KubernetesClient,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for each in (namespace, other):
+        await client.diffusion_models.create(each.name, MODEL)
+    async with running(account, other, namespace) as operator:
+        await eventually("the worker of the other namespace", lambda: has_pod(namespace, "emoji"), 30)
+        assert not await has_pod(other, "emoji")
+        said = operator.resync.refusals()
+        assert said is not None
+        assert said.startswith(f"namespace {other.name}: ")
+        assert "forbidden" in said
+        assert caplog.text.count(f"namespace {other.name} cannot be listed") == 1
+        assert (refused(other), refused(namespace)) == (1, 0)
+        probes = serve_probes(
+            "127.0.0.1", 0, live=operator.loop.problem, ready=operator.resync.problem, detail=operator.resync.refusals
+        )
+        async with probes as port, aiohttp.ClientSession() as session:
+            answer = await session.get(f"http://127.0.0.1:{port}/readyz")
+            assert (answer.status, await answer.text()) == (200, f"ok; {said}")
+        permit(namespace, other)
+        await eventually("its worker", lambda: has_pod(other, "emoji"), 30)
+        assert (operator.resync.refusals(), refused(other)) == (None, 0)
+
+
+async def test_a_namespace_that_is_deleted_meanwhile_keeps_no_other_from_its_workers(
+    namespace: Namespace, other: Namespace, client: KubernetesClient, account: KubernetesClient
+) -> None:
+    permit(namespace, other)
+    await client.diffusion_models.create(other.name, MODEL)
+    async with running(account, other, namespace) as operator:
+        await eventually("its worker", lambda: has_pod(other, "emoji"), 30)
+        other.delete()
+
+        async def closed() -> bool:
+            return operator.resync.refusals() is not None
+
+        await eventually("it to be closed", closed)
+        await client.diffusion_models.create(namespace.name, MODEL)
+        await eventually("the worker of the other namespace", lambda: has_pod(namespace, "emoji"), 30)
+        assert operator.resync.problem() is None
+
+
+async def test_kopf_watches_a_namespace_again_whose_rolebinding_is_back(
+    namespace: Namespace, other: Namespace, client: KubernetesClient, account: KubernetesClient
+) -> None:
+    registry, settings, store = kopf.OperatorRegistry(), kopf.OperatorSettings(), Store(lambda _: "", dt.timedelta())
+    register(registry, store)
+    configure_kopf(registry, settings, account)
+    stop = asyncio.Event()
+    options: dict[str, Any] = {"identity": "test", "namespaces": [other.name, namespace.name]}
+    watches = asyncio.create_task(
+        kopf.operator(registry=registry, settings=settings, standalone=True, stop_flag=stop, **options)
+    )
+
+    async def known(where: Namespace) -> bool:
+        return store.namespace(where.name) is not None
+
+    try:
+        for each in (namespace, other):
+            await client.diffusion_models.create(each.name, MODEL)
+        await eventually("the model of the other namespace", lambda: known(namespace), 30)
+        assert not await known(other)
+        permit(namespace, other)
+        await eventually("its model", lambda: known(other), 60)
+    finally:
+        stop.set()
+        await watches

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 
 import pytest
-from operators import DEFAULTS, JOB, MODEL, without_watches, workers_pod
+from operators import DEFAULTS, JOB, MODEL, bindable_worker, without_watches, workers_pod
 from prometheus_client import REGISTRY
 
 from kubediffusion.local.testing import Namespace, eventually
@@ -16,6 +17,7 @@ from kubediffusion.operator.cluster import RETRY_SECONDS, Cluster
 from kubediffusion.operator.composition import Operator
 from kubediffusion.operator.events import Event
 from kubediffusion.operator.manifests import template_hash
+from kubediffusion.operator.watching import watch_jobs
 from kubediffusion.operator.workers import BatchJob
 from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.client import KubernetesClient
@@ -152,3 +154,33 @@ async def test_the_operator_reports_what_it_sees_of_a_model(namespace: Namespace
         await eventually("the model's status", starting, 10)
     status = (await client.diffusion_models.get(namespace.name, "emoji")).status
     assert [(c.type, c.status, c.reason) for c in status.conditions] == [("Available", "Unknown", "NotYetLoaded")]
+
+
+async def test_little_of_a_job_is_kept_however_it_comes(namespace: Namespace, client: KubernetesClient) -> None:
+    """Ten thousand of the largest jobs fit into the operator's memory: lists, watches and answers are all cut."""
+    notes = {f"example.com/note-{number}": "x" * 10_000 for number in range(20)}
+    body = {**JOB, "metadata": {"generateName": "job-", "annotations": notes, "labels": {"team": "a"}}}
+    body = {**body, "spec": {"prompt": "p" * 4000, "model": "emoji"}}
+    await client.diffusion_models.create(namespace.name, MODEL)
+    listed = await client.generation_jobs.create(namespace.name, body)
+    async with without_watches(namespace, client) as operator:
+        pod = await bindable_worker(namespace, client)
+
+        async def bound() -> bool:
+            return [job.status.worker for job in operator.store.unfinished_jobs(namespace.name)] == [pod]
+
+        await eventually("the listed job to be bound", bound)
+        seen: list[GenerationJob] = []
+        watch = watch_jobs(client, namespace.name, lambda job, _: seen.append(job))
+        watching = asyncio.create_task(watch.run())
+        await asyncio.wait_for(watch.synced.wait(), 30)
+        await client.generation_jobs.create(namespace.name, body)
+
+        async def both() -> bool:
+            return len({job.uid for job in seen}) == 2
+
+        await eventually("the watch to tell of both", both)
+        watching.cancel()
+        kept = [*operator.store.unfinished_jobs(namespace.name), *seen]
+    assert listed.uid in {job.uid for job in kept}
+    assert max(len(json.dumps(job.to_wire())) for job in kept) < 3000

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from kubediffusion.operator.actions import CreateWorker, DeleteWorker, ReportModel
 from kubediffusion.operator.manifests import WorkerDefaults, worker_job
 from kubediffusion.operator.object_cache import ObjectList
+from kubediffusion.operator.slim_jobs import slim_jobs
 from kubediffusion.operator.workers import BatchJob, Pod
 from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.client import KubernetesClient
@@ -62,6 +63,7 @@ class Cluster:
         self._defaults = defaults
         self._gate = asyncio.Semaphore(concurrent)
         self._batch_jobs = Resource(client, BatchJob, "/apis/batch/v1", "jobs")
+        self._jobs = slim_jobs(client)
         self._pods = Resource(client, Pod, "/api/v1", "pods")
 
     @property
@@ -75,11 +77,11 @@ class Cluster:
 
     async def unfinished_jobs(self, scope: str | None) -> ObjectList[GenerationJob]:
         """List the jobs that have not finished: all that a restart must know, however many finished ones are kept."""
-        return _listed(await self._client.generation_jobs.list(scope, field_selector=UNFINISHED))
+        return _listed(await self._jobs.list(scope, field_selector=UNFINISHED))
 
     async def bound_jobs(self, scope: str | None) -> ObjectList[GenerationJob]:
         """List the jobs that are bound to workers: few, however many wait."""
-        return _listed(await self._client.generation_jobs.list(scope, field_selector=BOUND_JOBS))
+        return _listed(await self._jobs.list(scope, field_selector=BOUND_JOBS))
 
     async def batch_jobs(self, scope: str | None) -> ObjectList[BatchJob]:
         """List the batch/v1 Jobs of workers."""
@@ -97,7 +99,7 @@ class Cluster:
             KubernetesError: The API server refused, or is away.
         """
         async with self._gate:
-            job = await self._client.generation_jobs.get(namespace, name)
+            job = await self._jobs.get(namespace, name)
         if job.uid != uid:
             raise NotFoundError(404, "NotFound", f"{namespace}/{name} is another job by now")
         return job
@@ -136,10 +138,10 @@ class Cluster:
             KubernetesError: The API server refused, or is away.
         """
         async with self._gate:
-            now = await self._client.generation_jobs.get(job.metadata.namespace, job.name)
+            now = await self._jobs.get(job.metadata.namespace, job.name)
             if now.uid == job.uid and now.metadata.annotations.get(name) != value:
                 patch = {"metadata": {"uid": job.uid, "annotations": {name: value}}}
-                await self._client.generation_jobs.patch(job.metadata.namespace, job.name, patch)
+                await self._jobs.patch(job.metadata.namespace, job.name, patch)
 
     async def delete_job(self, job: GenerationJob) -> None:
         """Delete a job. A job that is gone, or another of its name, is no error.
@@ -149,7 +151,7 @@ class Cluster:
         """
         async with self._gate:
             try:
-                await self._client.generation_jobs.delete(job.metadata.namespace, job.name, job.uid)
+                await self._jobs.delete(job.metadata.namespace, job.name, job.uid)
             except (NotFoundError, ConflictError):
                 return
 
@@ -174,9 +176,7 @@ class Cluster:
         seen = {"resourceVersion": job.metadata.resource_version, "uid": job.uid}
         patch["metadata"] = patch.get("metadata", {}) | seen
         async with self._gate:
-            return await self._client.generation_jobs.patch(
-                job.metadata.namespace, job.name, patch, subresource=subresource
-            )
+            return await self._jobs.patch(job.metadata.namespace, job.name, patch, subresource=subresource)
 
     async def _create_worker(self, action: CreateWorker) -> BatchJob:
         manifest = worker_job(action.model, action.template_hash, action.ordinal, self._defaults)

@@ -14,6 +14,7 @@ from typing import Any
 
 import kopf
 
+from kubediffusion.operator.slim_jobs import slim_jobs
 from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.apiserver.reflector import Reflector
@@ -136,7 +137,7 @@ def watch_jobs(
         observe: Told of each job, and whether it is gone; of one that is, metadata alone count. It must not raise.
         seen: Jobs of an earlier list: those that are deleted before the watch begins are told too.
     """
-    return Reflector(client.generation_jobs, namespace, observe, remember=_identity, seen=seen)
+    return Reflector(slim_jobs(client), namespace, observe, remember=_identity, seen=seen)
 
 
 def _identity(job: GenerationJob) -> GenerationJob:

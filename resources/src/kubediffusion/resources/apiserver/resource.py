@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
@@ -73,13 +73,26 @@ class Resource(Generic[T]):
         kind: Its typed model.
         base: Path of its API group and version, for example ``/apis/batch/v1``.
         plural: Its name in paths.
+        page_size: Objects asked for at once when listing. All of a page is in memory at the same time.
+        transform: Reduces each object that is read to what its reader keeps of it, as client-go's informers do.
     """
 
-    def __init__(self, rest: RestClient, kind: type[T], base: str, plural: str) -> None:
+    def __init__(
+        self,
+        rest: RestClient,
+        kind: type[T],
+        base: str,
+        plural: str,
+        *,
+        page_size: int = PAGE_SIZE,
+        transform: Callable[[T], T] = lambda item: item,
+    ) -> None:
         self._rest = rest
         self.kind = kind
         self._base = base
         self._plural = plural
+        self._page_size = page_size
+        self._transform = transform
 
     def path(self, namespace: str | None, name: str = "", subresource: str = "") -> str:
         """Return the path of a collection (of all namespaces where ``namespace`` is None), an object or subresource."""
@@ -88,13 +101,13 @@ class Resource(Generic[T]):
 
     async def get(self, namespace: str, name: str) -> T:
         """Read one object."""
-        return self.kind.from_wire(await self._rest.request("GET", self.path(namespace, name)))
+        return self._parse(await self._rest.request("GET", self.path(namespace, name)))
 
     async def create(self, namespace: str, body: Mapping[str, Any]) -> T:
         """Create an object; an unknown field is an error."""
         path = self.path(namespace)
         answer = await self._rest.request("POST", path, query={"fieldValidation": "Strict"}, body=body)
-        return self.kind.from_wire(answer)
+        return self._parse(answer)
 
     async def patch(
         self,
@@ -110,7 +123,7 @@ class Resource(Generic[T]):
         # Without it the API server decodes each patched object twice, to warn of unknown fields in a header.
         query = {"fieldValidation": "Ignore"}
         answer = await self._rest.request("PATCH", path, query=query, body=patch, content_type=content_type)
-        return self.kind.from_wire(answer)
+        return self._parse(answer)
 
     async def delete(self, namespace: str, name: str, uid: str | None = None) -> None:
         """Delete an object, its dependents in the background; only the object of ``uid`` where one is given."""
@@ -123,7 +136,7 @@ class Resource(Generic[T]):
         self, namespace: str | None, *, field_selector: str = "", label_selector: str = ""
     ) -> AsyncGenerator[Page[T], None]:
         """List all objects and yield them page by page."""
-        query: dict[str, str | int] = {"limit": PAGE_SIZE, **_selectors(field_selector, label_selector)}
+        query: dict[str, str | int] = {"limit": self._page_size, **_selectors(field_selector, label_selector)}
         while True:
             page = await self._rest.request("GET", self.path(namespace), query=query)
             token = page["metadata"].get("continue")
@@ -133,6 +146,8 @@ class Resource(Generic[T]):
                 [uid for uid, item in read if item is None],
                 page["metadata"]["resourceVersion"],
             )
+            # The next page is not to find this one in memory.
+            del page, read
             if not token:
                 return
             query["continue"] = token
@@ -180,10 +195,13 @@ class Resource(Generic[T]):
                 elif (item := self._read(event["object"])) is not None:
                     yield WatchEvent(EventType(event["type"]), version, item)
 
+    def _parse(self, body: Any) -> T:
+        return self._transform(self.kind.from_wire(body))
+
     def _read(self, body: Any) -> T | None:
         """Parse one object of many; None where it has the shape of another version, as one must not stop the others."""
         try:
-            return self.kind.from_wire(body)
+            return self._parse(body)
         except ValidationError:
             metadata = body.get("metadata", {})
             place = f"{metadata.get('namespace', '')}/{metadata.get('name', '')}"

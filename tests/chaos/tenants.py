@@ -77,6 +77,7 @@ async def run_tenants(where: Site, plan: TenantPlan, folder: Path) -> tuple[Evid
     )
     for system in (struck, neighbour, doomed):
         system.namespace.create()
+    where.cluster.apply([installation.release_binding(plan.name)])
     for system in (neighbour, doomed):
         system.namespace.apply(
             *installation.namespaced(system.namespace.name, where.storage_settings),

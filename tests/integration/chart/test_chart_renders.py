@@ -47,8 +47,10 @@ def test_defaults_render_what_an_installation_needs(helm: Helm) -> None:
     assert kinds(helm.template()) == [
         "ClusterRole/kubediffusion-crds",
         "ClusterRole/kubediffusion-editor",
+        "ClusterRole/kubediffusion-operator-release",
         "ClusterRole/kubediffusion-viewer",
         "ClusterRoleBinding/kubediffusion-crds",
+        "ClusterRoleBinding/kubediffusion-operator-release",
         "Deployment/kubediffusion-api",
         "Deployment/kubediffusion-operator",
         "Job/kubediffusion-crds",
@@ -108,6 +110,9 @@ def test_rights_are_those_of_the_one_source(helm: Helm, cluster_wide: bool) -> N
     objects = helm.template({"clusterWide": cluster_wide})
     operator = pick(objects, "ClusterRole" if cluster_wide else "Role", "kubediffusion-operator")
     assert operator["rules"] == source_rules("operator")
+    released = [item["rules"] for item in objects if item["metadata"]["name"] == "kubediffusion-operator-release"][:1]
+    # One that manages the whole cluster has all rights in it already.
+    assert released == ([] if cluster_wide else [source_rules("release")])
     assert pick(objects, "Role", "kubediffusion-api")["rules"] == source_rules("api")
     assert pick(objects, "Role", "kubediffusion-worker")["rules"] == source_rules("worker")
     assert pick(objects, "ClusterRole", "kubediffusion-crds")["rules"] == source_rules("crds")

@@ -12,6 +12,8 @@ from kubediffusion.operator import job_executor, job_status, loop, namespace_sta
 from kubediffusion.operator.actions import Bind
 from kubediffusion.operator.views import ModelView
 from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.apiserver.errors import KubernetesError
+from kubediffusion.resources.apiserver.resource import MERGE_PATCH
 from kubediffusion.resources.conditions import Condition, find_condition
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob, Phase
@@ -40,7 +42,7 @@ async def test_a_refusal_longer_than_a_condition_may_be_is_cut(namespace: Namesp
             found = await availability(client, namespace, "broken")
             job = await client.generation_jobs.get(namespace.name, broken.name)
             waits = find_condition(job.status.conditions, "Scheduled")
-            return bool(found and "key-0" in found.message and waits and waits.reason == "WorkerRefused")
+            return bool(found and "tolerations[0]" in found.message and waits and waits.reason == "WorkerRefused")
 
         await eventually("the refusal to be told", told, 30)
         await eventually("the other model's worker", lambda: has_pod(namespace, "emoji"), 30)
@@ -225,6 +227,19 @@ async def test_a_job_whose_status_is_refused_for_good_is_tried_ever_more_seldom_
     await client.request("POST", f"{path}/validatingadmissionpolicies", body=policy)
     await client.request("POST", f"{path}/validatingadmissionpolicybindings", body=binding)
     try:
+        probe = await client.generation_jobs.create(namespace.name, {**JOB, "spec": {"prompt": "-", "suspend": True}})
+
+        async def in_force() -> bool:
+            bound = {"status": {"phase": "Scheduled", "worker": "none", "attempt": 1}}
+            query = {"dryRun": "All"}
+            status = client.generation_jobs.path(namespace.name, probe.name, "status")
+            try:
+                await client.request("PATCH", status, query=query, body=bound, content_type=MERGE_PATCH)
+            except KubernetesError:
+                return True
+            return False
+
+        await eventually("the policy to be in force", in_force)
         async with without_watches(namespace, client) as operator:
             await bindable_worker(namespace, client)
             job = await client.generation_jobs.create(namespace.name, JOB)

@@ -14,14 +14,20 @@ import pytest
 from operators import MODEL, has_pod
 from prometheus_client import REGISTRY
 
+from kubediffusion.local import installation
 from kubediffusion.local.testing import Namespace, connect, eventually
+from kubediffusion.operator import retention
 from kubediffusion.operator.composition import Operator, compose
 from kubediffusion.operator.handlers import register
 from kubediffusion.operator.settings import Settings
 from kubediffusion.operator.store import Store
-from kubediffusion.operator.watching import configure_kopf
+from kubediffusion.operator.watching import configure_kopf, watch_jobs
+from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.apiserver.errors import ForbiddenError, NotFoundError
+from kubediffusion.resources.generation_job import Phase
 from kubediffusion.resources.runtime.probes import serve_probes
+from kubediffusion.resources.schema import format_time
 
 OPERATOR = "kubediffusion-operator"
 
@@ -135,6 +141,98 @@ async def test_a_namespace_that_is_deleted_meanwhile_keeps_no_other_from_its_wor
         await client.diffusion_models.create(namespace.name, MODEL)
         await eventually("the worker of the other namespace", lambda: has_pod(namespace, "emoji"), 30)
         assert operator.resync.problem() is None
+
+
+async def held_job(client: KubernetesClient, where: Namespace, name: str, **status: Any) -> None:
+    """Create a job whose images go with it."""
+    metadata = {"name": name, "finalizers": [meta.IMAGES_FINALIZER]}
+    body = {"apiVersion": meta.API_VERSION, "kind": "GenerationJob", "metadata": metadata}
+    await client.generation_jobs.create(where.name, body | {"spec": {"prompt": "a fox", "deletionPolicy": "Delete"}})
+    if status:
+        await client.generation_jobs.patch(where.name, name, {"status": status}, subresource="status")
+
+
+async def test_a_namespace_whose_roles_are_deleted_first_does_not_stay_for_its_jobs(
+    namespace: Namespace,
+    other: Namespace,
+    client: KubernetesClient,
+    account: KubernetesClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retention, "NEVER_BOUND_SECONDS", 0.5)
+    monkeypatch.setattr(retention, "UNFINISHED_SECONDS", 2.0)
+    permit(namespace, other)
+    other.cluster.apply([installation.release_binding(namespace.name)])
+    now = format_time(dt.datetime.now(dt.UTC))
+    await held_job(client, other, "finished", phase=Phase.CANCELLED, completionTime=now)
+    await held_job(client, other, "waiting")
+    parameters = {"model": "emoji", "numInferenceSteps": 1, "guidanceScale": 1, "seed": 1, "numImages": 1}
+    await held_job(client, other, "bound", phase=Phase.SCHEDULED, worker="p", attempt=1, parameters=parameters)
+    # Nothing binds or ends them meanwhile: the one that is bound has a worker that is there.
+    await client.diffusion_models.create(other.name, MODEL)
+    async with running(account, other, namespace) as operator:
+        store = operator.store
+        watch = watch_jobs(account, other.name, store.observe_job, store.unfinished_jobs(other.name))
+        watching = asyncio.create_task(watch.run())
+        await asyncio.wait_for(watch.synced.wait(), 30)
+        path = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{other.name}/rolebindings/{OPERATOR}"
+        await client.request("DELETE", path)
+
+        async def closed() -> bool:
+            return operator.resync.refusals() is not None
+
+        await eventually("the operator to lose its rights", closed)
+        other.delete()
+
+        async def gone() -> bool:
+            try:
+                await client.request("GET", f"/api/v1/namespaces/{other.name}")
+            except NotFoundError:
+                return True
+            return False
+
+        await eventually("the namespace to go", gone, 60)
+        watching.cancel()
+
+
+@pytest.mark.parametrize(
+    ("patch", "taken"),
+    [
+        ({"metadata": {"finalizers": []}}, True),
+        ({"metadata": {"annotations": {"kubediffusion.io/images-held": "AccessDenied"}}}, True),
+        ({"metadata": {"annotations": {"example.com/a": "b"}}}, False),
+        ({"metadata": {"labels": {"example.com/a": "b"}}}, False),
+        ({"spec": {"priority": 9}}, False),
+    ],
+    ids=str,
+)
+async def test_who_may_only_release_jobs_changes_nothing_else_of_them(
+    namespace: Namespace,
+    other: Namespace,
+    client: KubernetesClient,
+    account: KubernetesClient,
+    patch: dict[str, Any],
+    taken: bool,
+) -> None:
+    other.cluster.apply([installation.release_binding(namespace.name)])
+    await held_job(client, other, "held")
+
+    async def refusal() -> str:
+        try:
+            await account.generation_jobs.patch(other.name, "held", patch)
+        except ForbiddenError as error:
+            return error.message
+        return ""
+
+    async def policed() -> bool:
+        return "may only release" in await refusal()
+
+    # Not before it is deleted, whatever it is.
+    await eventually("the rights and the policy to be in force", policed)
+    await client.generation_jobs.delete(other.name, "held")
+    assert ("may only release" in await refusal()) is not taken
+    with suppress(NotFoundError):
+        await client.generation_jobs.patch(other.name, "held", {"metadata": {"finalizers": []}})
 
 
 async def test_kopf_watches_a_namespace_again_whose_rolebinding_is_back(

@@ -8,8 +8,8 @@ from kubediffusion.resources.apiserver.rest import RestClient
 from kubediffusion.resources.generation_job import GenerationJob
 
 PAGE_SIZE = 25
-"""Jobs asked for at once: each may have some 260 KiB of annotations, and all of a page is in memory. With 10,000 jobs of
-200 KiB the operator took 224 MiB (242 at most while it listed) at 25, 245 (313) at 100."""
+"""Jobs asked for at once: each may have some 260 KiB of annotations, and all of a page is in memory. With 10,000 jobs
+of 200 KiB the operator took 224 MiB (242 at most, while it listed) at 25, 245 (313) at 100."""
 
 NO_PROMPT = "-"
 """Stands for the prompt, which the operator never reads; the negative prompt is part of the recipe."""

@@ -15,6 +15,7 @@ from kubediffusion.operator.workers import BatchJob
 from kubediffusion.resources.apiserver.errors import ConflictError, KubernetesError
 from kubediffusion.resources.backoff import Backoff
 from kubediffusion.resources.diffusion_model import DiffusionModel
+from kubediffusion.resources.texts import MAX_NOTE, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class WorkerExecutor:
             metrics.ACTIONS.labels(name, "done").inc()
         except KubernetesError as error:
             metrics.ACTIONS.labels(name, "error").inc()
-            logger.warning("%s failed, trying again: %s", name, error, extra={"key": key})
+            logger.warning("%s failed, trying again: %s", name, shorten(str(error), MAX_NOTE), extra={"key": key})
             pause = self._refuse(action.model, error) if isinstance(action, CreateWorker) else RETRY_SECONDS
             # The key stays under way meanwhile, so that no pass starts the same again.
             await asyncio.sleep(error.retry_after or pause)

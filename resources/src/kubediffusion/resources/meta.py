@@ -43,5 +43,10 @@ BIND_VERB = "bind"
 """The RBAC verb on generationjobs that marks the operator: the admission policy asks for it. Apart from it only
 administrators with every verb have it."""
 
+RELEASE_VERB = "release"
+"""The RBAC verb on generationjobs of one who may take the finalizer of images from deleted jobs, and nothing else of
+any: the admission policy asks for it. The operator has it in every namespace, as that of a deleted one takes the roles
+in it along."""
+
 MAX_MODEL_NAME = 40
 """Characters of a DiffusionModel's name: with hash and ordinal a worker Pod's name still fits a label's 63."""

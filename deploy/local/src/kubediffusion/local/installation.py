@@ -24,6 +24,8 @@ OPERATOR = "kubediffusion-operator"
 API = "kubediffusion-api"
 WORKER = "kubediffusion-worker"
 ROLES = {OPERATOR: "operator.yaml", API: "api.yaml", WORKER: "worker.yaml"}
+RELEASE = f"{OPERATOR}-release"
+"""What the operator may do in every namespace."""
 
 S3_SECRET = "kubediffusion-s3"  # noqa: S105 # its name
 BUCKET = "kubediffusion"
@@ -38,7 +40,7 @@ def cluster_scoped() -> list[Manifest]:
     """Returns what a cluster has once: the CRDs, the admission policies and the roles."""
     roles = [
         _object("rbac.authorization.k8s.io/v1", "ClusterRole", name, rules=_load(CHART / "files" / "rbac" / file))
-        for name, file in ROLES.items()
+        for name, file in {**ROLES, RELEASE: "release.yaml"}.items()
     ]
     return [*crds(), *_documents(CHART / "files" / "policies"), *roles]
 
@@ -77,6 +79,21 @@ def namespaced(namespace: str, settings: Mapping[str, str]) -> list[Manifest]:
             ),
         ]
     return manifests
+
+
+def release_binding(namespace: str) -> Manifest:
+    """Returns what lets the operator of a namespace release deleted jobs in every other, as the chart does.
+
+    Args:
+        namespace: The operator's own namespace.
+    """
+    return _object(
+        "rbac.authorization.k8s.io/v1",
+        "ClusterRoleBinding",
+        f"{RELEASE}-{namespace}",
+        roleRef={"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": RELEASE},
+        subjects=[{"kind": "ServiceAccount", "name": OPERATOR, "namespace": namespace}],
+    )
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,12 @@ _NEW_PHASE = "variables.new.?phase.orValue('Pending')"
 
 def render() -> dict[str, list[dict[str, Any]]]:
     """Generate each policy with its binding, by file name."""
-    return {"status-writers": status_writers(), "worker-pods": worker_pods(), "model-limits": model_limits()}
+    return {
+        "status-writers": status_writers(),
+        "image-releases": image_releases(),
+        "worker-pods": worker_pods(),
+        "model-limits": model_limits(),
+    }
 
 
 def status_writers() -> list[dict[str, Any]]:
@@ -74,6 +79,47 @@ def status_writers() -> list[dict[str, Any]]:
                 "expression": f"!variables.isOperator || {_OLD_PHASE} == {_NEW_PHASE} || "
                 f"!({_NEW_PHASE} in [{outcomes}])",
                 "message": "Running and Succeeded are the worker's to report",
+                "reason": "Forbidden",
+            },
+        ],
+    }
+    return _policy_and_binding(name, spec, {})
+
+
+def image_releases() -> list[dict[str, Any]]:
+    """Return the policy that leaves of a right to patch all jobs the release of deleted ones.
+
+    Kubernetes deletes what a namespace has in no order: the operator's RoleBinding may go before the jobs that its
+    finalizer holds, which would keep the namespace for ever. Therefore the operator may patch jobs everywhere, and this
+    policy lets one who may not bind the jobs of a namespace take that finalizer from deleted ones, and say what holds
+    them.
+    """
+    name = f"image-releases.{meta.GROUP}"
+    jobs = f"authorizer.group('{meta.GROUP}').resource('{meta.GENERATION_JOBS}')"
+    here = "namespace(request.namespace)"
+    old, new = "oldObject.metadata", "object.metadata"
+    others = f"filter(key, key != '{meta.IMAGES_HELD_ANNOTATION}')"
+    spec = {
+        "failurePolicy": "Fail",
+        "matchConstraints": {"resourceRules": [_rule(meta.GENERATION_JOBS, "UPDATE")]},
+        "matchConditions": [
+            {"name": "service-account", "expression": "request.userInfo.username.startsWith('system:serviceaccount:')"},
+            {
+                "name": "releases-only",
+                "expression": f"{jobs}.{here}.check('{meta.RELEASE_VERB}').allowed() && "
+                f"!{jobs}.{here}.check('{meta.BIND_VERB}').allowed()",
+            },
+        ],
+        "validations": [
+            {
+                "expression": f"has({old}.deletionTimestamp) && object.spec == oldObject.spec && "
+                f"{new}.?labels == {old}.?labels && {new}.?ownerReferences == {old}.?ownerReferences && "
+                f"{new}.?annotations.orValue({{}}).{others}.all(key, key in {old}.?annotations.orValue({{}}) && "
+                f"{new}.annotations[key] == {old}.annotations[key]) && "
+                f"{old}.?annotations.orValue({{}}).{others}.all(key, key in {new}.?annotations.orValue({{}})) && "
+                f"({new}.?finalizers == {old}.?finalizers || {new}.?finalizers.orValue([]) == "
+                f"{old}.?finalizers.orValue([]).filter(held, held != '{meta.IMAGES_FINALIZER}'))",
+                "message": f"who may only release jobs takes the finalizer {meta.IMAGES_FINALIZER} from deleted ones",
                 "reason": "Forbidden",
             },
         ],

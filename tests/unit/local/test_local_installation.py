@@ -22,7 +22,7 @@ def test_a_cluster_gets_the_chart_s_own_crds_policies_and_roles() -> None:
         by_kind(manifests, "ValidatingAdmissionPolicy").keys()
         == by_kind(manifests, "ValidatingAdmissionPolicyBinding").keys()
     )
-    assert by_kind(manifests, "ClusterRole").keys() == installation.ROLES.keys()
+    assert by_kind(manifests, "ClusterRole").keys() == {*installation.ROLES, installation.RELEASE}
 
 
 def test_each_part_has_an_account_with_the_rights_of_its_own_role() -> None:

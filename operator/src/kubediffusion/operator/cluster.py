@@ -21,6 +21,7 @@ from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Phase
 from kubediffusion.resources.merge_patch import merge_patch
 from kubediffusion.resources.objects import KubernetesObject
+from kubediffusion.resources.texts import MAX_NOTE, shorten
 from kubediffusion.resources.transitions import BOUND, TERMINAL
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,26 @@ class Cluster:
     async def pods(self, scope: str | None) -> ObjectList[Pod]:
         """List the Pods of workers."""
         return _listed(await self._pods.list(scope, label_selector=meta.WORKER_SELECTOR))
+
+    async def warnings(self, namespace: str, uids: set[str]) -> dict[str, str]:
+        """Return what the last Warning Events say of some Jobs and Pods, by uid.
+
+        Raises:
+            KubernetesError: The API server refused, or is away.
+        """
+        path = f"/apis/events.k8s.io/v1/namespaces/{namespace}/events"
+        found: list[tuple[str, str, str]] = []
+        for kind in ("Job", "Pod"):
+            query: dict[str, str | int] = {"fieldSelector": f"type=Warning,regarding.kind={kind}", "limit": 500}
+            async with self._gate:
+                answer = await self._client.request("GET", path, query=query)
+            found += [
+                (_event_time(event), event["regarding"]["uid"], f"{event.get('reason', '')}: {event.get('note', '')}")
+                for event in answer["items"]
+                if event.get("regarding", {}).get("uid") in uids
+            ]
+        # The latest of each.
+        return {uid: shorten(text, MAX_NOTE) for _, uid, text in sorted(found)}
 
     async def get_job(self, namespace: str, name: str, uid: str) -> GenerationJob:
         """Read one job.
@@ -223,6 +244,12 @@ class Cluster:
             )
         except (NotFoundError, ConflictError):
             return None
+
+
+def _event_time(event: dict[str, Any]) -> str:
+    """Return when an Event was last seen, as RFC 3339, which sorts as text."""
+    series = event.get("series") or {}
+    return str(series.get("lastObservedTime") or event.get("deprecatedLastTimestamp") or event.get("eventTime") or "")
 
 
 def _listed(listed: tuple[list[Kind], str]) -> ObjectList[Kind]:

@@ -17,6 +17,7 @@ from kubediffusion.operator.manifests import WorkerDefaults, template_hash
 from kubediffusion.operator.resync import Resync
 from kubediffusion.operator.retention import Retention
 from kubediffusion.operator.settings import Settings
+from kubediffusion.operator.start_warnings import StartWarnings
 from kubediffusion.operator.store import Store
 from kubediffusion.operator.views import SchedulerOptions
 from kubediffusion.resources.apiserver.client import KubernetesClient
@@ -33,6 +34,7 @@ class Operator:
         resync: Lists the cluster.
         retention: Deletes finished jobs and their images.
         recorder: Writes Events.
+        start_warnings: Reads why workers do not start.
     """
 
     store: Store
@@ -40,6 +42,7 @@ class Operator:
     resync: Resync
     retention: Retention
     recorder: EventRecorder
+    start_warnings: StartWarnings
 
     async def run(self, *watches: Coroutine[Any, Any, None]) -> None:
         """Run all of it, and the watches, until one ends: then the others are cancelled, and its error is raised.
@@ -47,6 +50,7 @@ class Operator:
         The first list (:meth:`Resync.list_all`) must have come before.
         """
         works = [*watches, self.loop.run(), self.resync.run(), self.retention.run(), self.recorder.run()]
+        works.append(self.start_warnings.run())
         tasks = [asyncio.create_task(work) for work in works]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -89,4 +93,5 @@ def compose(client: KubernetesClient, settings: Settings, storage: ImageStorage 
     retention = Retention(cluster, ImageRemover(storage, settings.s3_prefix), recorder)
     executor = Executor(cluster, store, recorder)
     loop = SchedulingLoop(store, executor, retention, recorder, options, settings.explanations_per_second)
-    return Operator(store, loop, Resync(cluster, store, settings.resync_seconds), retention, recorder)
+    resync = Resync(cluster, store, settings.resync_seconds)
+    return Operator(store, loop, resync, retention, recorder, StartWarnings(cluster, store))

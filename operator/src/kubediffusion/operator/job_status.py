@@ -212,7 +212,7 @@ def waiting_reason(view: ModelView, now: dt.datetime) -> tuple[WaitingReason, st
     ready = view.current(WorkerState.READY)
     starting = view.current(WorkerState.STARTING)
     back_off = _back_off(view, now)
-    stuck = [w.pod.unschedulable for w in starting if w.pod is not None and w.pod.unschedulable]
+    stuck = [w.unscheduled for w in starting if w.unscheduled]
     if ready:
         message = f"ready workers of model {view.model.name}: {len(ready)}, all at capacity"
         message += f"; maxReplicas is {settings.max_replicas}"
@@ -226,7 +226,7 @@ def waiting_reason(view: ModelView, now: dt.datetime) -> tuple[WaitingReason, st
         return WaitingReason.WORKER_UNSCHEDULABLE, f"no node takes a worker of model {view.model.name}: {stuck[0]}"
     if view.refusal and not view.loading:
         return WaitingReason.WORKER_REFUSED, f"no worker of model {view.model.name} can be created: {view.refusal}"
-    if blocked := [w.pod.blocked for w in starting if w.pod is not None and w.pod.blocked]:
+    if blocked := [w.blocked for w in starting if w.blocked]:
         return WaitingReason.WORKER_CANNOT_START, f"a worker of model {view.model.name} cannot start: {blocked[0]}"
     if starting:
         # Not how far it is: this is written once, and would soon be wrong.

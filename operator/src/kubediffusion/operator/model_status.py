@@ -165,13 +165,13 @@ def start_stage(worker: Worker) -> tuple[str, str]:
     """
     if worker.state is WorkerState.QUEUED:
         return WaitingReason.WORKER_QUEUED, "Kueue has not admitted it yet"
+    if worker.unscheduled:
+        return WaitingReason.WORKER_UNSCHEDULABLE, _short(worker.unscheduled)
+    if worker.blocked:
+        return WaitingReason.WORKER_CANNOT_START, _short(worker.blocked)
     pod = worker.pod
     if pod is None:
         return WaitingReason.WORKER_STARTING, "its Pod is being created"
-    if pod.unschedulable:
-        return WaitingReason.WORKER_UNSCHEDULABLE, _short(pod.unschedulable)
-    if pod.blocked:
-        return WaitingReason.WORKER_CANNOT_START, _short(pod.blocked)
     told = pod.engine_ready
     if told is None:
         running = pod.status.phase == "Running"

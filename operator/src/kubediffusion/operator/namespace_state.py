@@ -60,6 +60,8 @@ class NamespaceState:
         self._models = ObjectCache[DiffusionModel]()
         self._batch_jobs = ObjectCache[BatchJob]()
         self._pods = ObjectCache[Pod]()
+        self._warnings: dict[str, str] = {}
+        """What the last Warning Event says of a worker's Job or Pod, by its uid, while it does not start."""
         self._idle_since: dict[str, dt.datetime] = {}
         self._terminating_since: dict[str, dt.datetime] = {}
         """When a Pod was first seen to terminate: nodes, API server and this process need not agree on the time."""
@@ -161,6 +163,19 @@ class NamespaceState:
             for name in moments.keys() - self._pods.items.keys():
                 del moments[name]
 
+    def unstarted_workers(self, now: dt.datetime) -> set[str]:
+        """Return the uids of the worker Jobs that have no Pod after a moment, and of the Pods that do not run yet."""
+        made = {pod.batch_job for pod in self._pods.items.values()}
+        jobs = (job for job in self._batch_jobs.items.values() if job.uid not in made and job.lacks_pod(now))
+        pods = (pod for pod in self._pods.items.values() if pod.status.phase == "Pending" and not pod.terminating)
+        return {item.uid for item in (*jobs, *pods)}
+
+    def replace_warnings(self, warnings: dict[str, str]) -> bool:
+        """Keep what Warning Events say of workers that do not start, by uid, and return whether that is news."""
+        is_news = warnings != self._warnings
+        self._warnings = warnings
+        return is_news
+
     def view(self, now: dt.datetime, most_orphans: int) -> NamespaceView:
         """Return the view of the jobs that are in no model's queue; arguments as :meth:`orphaned_jobs` has them."""
         return NamespaceView(
@@ -254,7 +269,8 @@ class NamespaceState:
 
     def _worker(self, job: BatchJob, pod: Pod | None, now: dt.datetime) -> Worker:
         lost_at = self._lost_at(pod, now) if pod is not None else None
-        return Worker(job, pod, lost_at=lost_at, lost=lost_at is not None and lost_at <= now)
+        warning = self._warnings.get(pod.uid if pod is not None else job.uid, "")
+        return Worker(job, pod, lost_at=lost_at, lost=lost_at is not None and lost_at <= now, warning=warning)
 
     def _is_gone(self, pod: str, now: dt.datetime) -> bool:
         """Return whether a Pod does not exist, or its node is lost."""

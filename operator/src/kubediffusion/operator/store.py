@@ -168,6 +168,17 @@ class Store:
             self._namespace(name).replace_workers(batch_jobs.within(name), pods.within(name))
             self.mark_changed(name)
 
+    def unstarted_workers(self, now: dt.datetime) -> dict[str, set[str]]:
+        """Return the uids of worker Jobs without a Pod, and of Pods that do not run yet, by namespace."""
+        found = {name: state.unstarted_workers(now) for name, state in self._namespaces.items()}
+        return {name: uids for name, uids in found.items() if uids}
+
+    def observe_warnings(self, namespace: str, warnings: dict[str, str]) -> None:
+        """Take in what Warning Events say of workers that do not start, by uid of their Jobs or Pods."""
+        state = self._namespaces.get(namespace)
+        if state is not None and state.replace_warnings(warnings):
+            self.mark_changed(namespace)
+
     def correct_job(self, job: GenerationJob, found: GenerationJob | None) -> None:
         """Take in what was read of a job, unless a watch has told of its end, or a write has begun, meanwhile.
 

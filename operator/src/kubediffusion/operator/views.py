@@ -106,7 +106,7 @@ class ModelView:
     def loading(self) -> list[Worker]:
         """The workers of today's template that start, and with nothing known to be in their way."""
         starting = self.current(WorkerState.STARTING)
-        return [w for w in starting if w.pod is None or not (w.pod.unschedulable or w.pod.blocked)]
+        return [w for w in starting if not (w.unscheduled or w.blocked)]
 
     @property
     def replicas(self) -> list[Worker]:

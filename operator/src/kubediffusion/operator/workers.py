@@ -18,6 +18,9 @@ CONTAINER = "worker"
 ON_ITS_WAY = frozenset({"", "ContainerCreating", "PodInitializing"})
 """Reasons of a container that waits as each does at first; any other says what keeps it from starting."""
 
+POD_DELAY = dt.timedelta(seconds=2)
+"""A worker's Job that has no Pod so long after its creation may be kept from having one."""
+
 LONGEST_REASON = 100
 """Characters of a worker's reason that go into a message: workers may run anybody's code."""
 
@@ -176,6 +179,12 @@ class BatchJob(KubernetesObject):
             and self.model == model
         )
 
+    def lacks_pod(self, now: dt.datetime) -> bool:
+        """Return whether it should have a Pod by now, where none is known."""
+        created = self.metadata.creation_timestamp
+        ended = self.complete or self.failure is not None or self.metadata.deletion_timestamp is not None
+        return not ended and not self.spec.suspend and created is not None and now - created > POD_DELAY
+
     @property
     def failure(self) -> PlatformCondition | None:
         """The condition that says why it failed, or None."""
@@ -213,6 +222,7 @@ class Worker:
         lost_at: When its node is taken for lost, since nobody has told of the Pod's end; None while there is no such
             moment.
         lost: Whether that moment has passed.
+        warning: What the last Warning Event says of its Job or Pod while no container of it runs; empty without one.
     """
 
     job: BatchJob
@@ -220,6 +230,7 @@ class Worker:
     idle_since: dt.datetime | None = None
     lost_at: dt.datetime | None = None
     lost: bool = False
+    warning: str = ""
 
     @property
     def name(self) -> str:
@@ -246,6 +257,18 @@ class Worker:
             # Told to go by somebody else (a drain): its Job says nothing of that before the Pod has ended.
             return WorkerState.GOING
         return WorkerState.READY if self.pod is not None and self.pod.ready else WorkerState.STARTING
+
+    @property
+    def unscheduled(self) -> str:
+        """Why no node takes its Pod; empty when one did, or none was asked yet."""
+        return self.pod.unschedulable if self.pod is not None else ""
+
+    @property
+    def blocked(self) -> str:
+        """What keeps its Pod from being created, or its container from being started; empty where nothing is known."""
+        if self.pod is None:
+            return self.warning
+        return self.pod.blocked or (self.warning if self.pod.status.phase == "Pending" else "")
 
     @property
     def between_pods(self) -> bool:

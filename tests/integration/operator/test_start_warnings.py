@@ -1,0 +1,65 @@
+"""A worker that does not start is told in the words of whoever refused it, within ten seconds."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from operators import JOB, MODEL, without_watches
+
+from kubediffusion.local.testing import Namespace, eventually
+from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.conditions import find_condition
+
+QUOTA = {
+    "apiVersion": "v1",
+    "kind": "ResourceQuota",
+    "metadata": {"name": "none"},
+    "spec": {"hard": {"pods": "0"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("workers", "words"),
+    [
+        ({"serviceAccountName": "nope"}, 'serviceaccount "nope" not found'),
+        ({}, "exceeded quota"),
+    ],
+    ids=["no service account", "no Pods by quota"],
+)
+async def test_a_pod_that_is_not_created_is_told_on_the_job_and_the_model(
+    namespace: Namespace, client: KubernetesClient, workers: dict[str, Any], words: str
+) -> None:
+    if not workers:
+        namespace.apply(QUOTA)
+    spec = {**MODEL["spec"], "workers": workers}
+    await client.diffusion_models.create(namespace.name, {**MODEL, "spec": spec})
+    job = await client.generation_jobs.create(namespace.name, JOB)
+    async with without_watches(namespace, client):
+
+        async def told() -> bool:
+            found = await client.generation_jobs.get(namespace.name, job.name)
+            said = find_condition(found.status.conditions, "Scheduled")
+            return said is not None and said.reason == "WorkerCannotStart" and words in said.message
+
+        began = time.monotonic()
+        await eventually("the job to say so", told, 30)
+        assert time.monotonic() - began < 10
+
+        async def model_told() -> bool:
+            model = await client.diffusion_models.get(namespace.name, "emoji")
+            said = find_condition(model.status.conditions, "Available")
+            starts = [start.message for start in model.status.workers.starts]
+            return said is not None and words in said.message and any(words in message for message in starts)
+
+        await eventually("the model to say so", model_told, 10)
+        if not workers:
+            namespace.kubectl("delete", "resourcequota", "none")
+
+            async def created() -> bool:
+                found = await client.generation_jobs.get(namespace.name, job.name)
+                said = find_condition(found.status.conditions, "Scheduled")
+                return said is not None and said.reason != "WorkerCannotStart"
+
+            await eventually("the Pod to be created and that to be told", created, 90)

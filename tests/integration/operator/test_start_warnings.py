@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
 import pytest
-from operators import JOB, MODEL, without_watches
+from operators import JOB, MODEL, events_of, without_watches, workers_pod
 
 from kubediffusion.local.testing import Namespace, eventually
 from kubediffusion.resources.apiserver.client import KubernetesClient
@@ -63,3 +64,22 @@ async def test_a_pod_that_is_not_created_is_told_on_the_job_and_the_model(
                 return said is not None and said.reason != "WorkerCannotStart"
 
             await eventually("the Pod to be created and that to be told", created, 90)
+
+
+async def test_a_worker_that_never_starts_is_replaced(namespace: Namespace, client: KubernetesClient) -> None:
+    workers = {**MODEL["spec"]["workers"], "startDeadlineSeconds": 10}
+    await client.diffusion_models.create(namespace.name, {**MODEL, "spec": {**MODEL["spec"], "workers": workers}})
+    async with without_watches(namespace, client):
+        pod = await workers_pod(namespace)
+        # A node has taken it, and its container hangs.
+        running = {"type": "PodScheduled", "status": "True"}
+        path = f"/api/v1/namespaces/{namespace.name}/pods/{pod}/status"
+        body = {"status": {"phase": "Running", "conditions": [running]}}
+        await client.request("PATCH", path, body=body, content_type="application/merge-patch+json")
+
+        async def replaced() -> bool:
+            pods = await asyncio.to_thread(namespace.list, "pod", "kubediffusion.io/model=emoji")
+            return bool(pods) and all(found["metadata"]["name"] != pod for found in pods)
+
+        await eventually("another worker's Pod", replaced, 60)
+        assert ("Warning", "WorkerFailed") in await events_of(namespace, "emoji")

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from kubediffusion.operator.namespace_state import NamespaceState
 from kubediffusion.operator.object_cache import ObjectCache, ObjectList
 from kubediffusion.operator.views import ModelView, OrphanedJob, order_key
-from kubediffusion.operator.workers import Pod, Worker, WorkerState
+from kubediffusion.operator.workers import PlatformCondition, Pod, Worker, WorkerState
 from kubediffusion.resources.conditions import ConditionStatus, WaitingReason, with_condition
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Parameters, Phase
@@ -411,3 +411,24 @@ def test_a_long_queue_of_orphans_is_given_in_parts() -> None:
     for n in range(10):
         state.update_job(job(f"j-{n}", model="later"))
     assert len(state.orphaned_jobs(NOW, 4)) == 4
+
+
+def telling(built: Worker, words: str) -> Pod:
+    condition = PlatformCondition(type="kubediffusion.io/EngineReady", status="False", reason="Loading", message=words)
+    status = pod_of(built).status.model_copy(update={"conditions": (condition,)})
+    return pod_of(built).model_copy(update={"status": status})
+
+
+def test_a_start_is_renewed_by_progress_and_by_that_alone() -> None:
+    starting = worker(0, WorkerState.STARTING)
+    state = state_of(starting)
+    assert only_view(state, after(0)).workers[0].progress_at == after(0)
+    state.update_pod(telling(starting, "1 of 2"))
+    assert only_view(state, after(5)).workers[0].progress_at == after(5)
+    state.update_pod(telling(starting, "1 of 2"))
+    assert only_view(state, after(9)).workers[0].progress_at == after(5)
+    # Once it has been ready, it starts anew when it no longer is.
+    state.update_pod(pod_of(worker(0, WorkerState.READY)))
+    assert only_view(state, after(20)).workers[0].progress_at is None
+    state.update_pod(telling(starting, "1 of 2"))
+    assert only_view(state, after(30)).workers[0].progress_at == after(30)

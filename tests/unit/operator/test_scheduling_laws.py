@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kubediffusion.operator.actions import Action, Bind, CreateWorker, DeleteWorker, Explain, Finish, Requeue
+from kubediffusion.operator.actions import Action, Bind, CreateWorker, DeletePod, DeleteWorker, Explain, Finish, Requeue
 from kubediffusion.operator.placement import Place
 from kubediffusion.operator.scheduling import deadline, decide_termination, schedule_model
 from kubediffusion.operator.views import LIVE, ModelView, SchedulerOptions, order_key
@@ -20,6 +20,7 @@ from kubediffusion.operator.workers import (
     ContainerState,
     ContainerStatus,
     PlatformCondition,
+    Terminated,
     Waiting,
     Worker,
     WorkerState,
@@ -549,3 +550,43 @@ def test_a_refused_worker_is_what_jobs_wait_for_unless_another_is_loading() -> N
     loading = dataclasses.replace(refused, workers=(blocked, worker(1, WorkerState.STARTING)))
     assert said_of(loading).reason == "WorkerCannotStart"
     assert said_of(dataclasses.replace(loading, workers=loading.workers[1:])).reason == "WorkerStarting"
+
+
+def ended_beside_others(exit_code: int, seconds: float) -> Worker:
+    """A worker whose own container has ended so many seconds ago, while one that was injected runs on."""
+    built = worker(0, WorkerState.READY)
+    ended = Terminated(exit_code=exit_code, finished_at=NOW - dt.timedelta(seconds=seconds))
+    statuses = (
+        ContainerStatus(name="worker", state=ContainerState(terminated=ended)),
+        ContainerStatus(name="mesh", state=ContainerState()),
+    )
+    status = pod_of(built).status.model_copy(update={"container_statuses": statuses})
+    return dataclasses.replace(built, pod=pod_of(built).model_copy(update={"status": status}))
+
+
+def test_a_worker_has_ended_when_its_own_container_has_whatever_runs_beside_it() -> None:
+    running = bound_job("running", worker=pod_name(0), phase=Phase.RUNNING)
+    crashed = ended_beside_others(137, seconds=60)
+    assert crashed.state is WorkerState.FAILED
+    actions = plan(view([], [crashed], {pod_name(0): [running]}))
+    (again,) = [a for a in actions if isinstance(a, Requeue)]
+    assert (again.job, again.counted) == (running, True)
+    (gone,) = [a for a in actions if isinstance(a, DeletePod)]
+    assert (gone.name, "exit code 137" in gone.reason) == (pod_name(0), True)
+    done = ended_beside_others(0, seconds=60)
+    assert done.state is WorkerState.GOING
+
+
+def test_a_pod_whose_worker_has_just_ended_may_end_by_itself() -> None:
+    decision = schedule_model(view([], [ended_beside_others(1, seconds=1)]), NOW, OPTIONS)
+    assert not any(isinstance(action, DeletePod) for action in decision.actions)
+    assert decision.recheck_at == NOW + dt.timedelta(seconds=4)
+
+
+@pytest.mark.parametrize(("still", "deleted"), [(59, False), (60, True)])
+def test_a_worker_whose_start_makes_no_progress_is_ended(still: int, deleted: bool) -> None:
+    starting = dataclasses.replace(worker(0, WorkerState.STARTING), progress_at=NOW - dt.timedelta(seconds=still))
+    decision = schedule_model(view([], [starting], min_replicas=1, start_deadline_seconds=60), NOW, OPTIONS)
+    found = [action.reason for action in decision.actions if isinstance(action, DeletePod)]
+    assert found == (["its start has made no progress for 60 s (spec.workers.startDeadlineSeconds)"] if deleted else [])
+    assert (decision.recheck_at is None) is deleted

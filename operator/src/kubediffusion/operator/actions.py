@@ -99,6 +99,23 @@ class DeleteWorker:
 
 
 @dataclass(frozen=True)
+class DeletePod:
+    """Delete the Pod of a worker that is of no more use, so that its Job ends. Costs one write.
+
+    Attributes:
+        model: The model that it serves, which an Event tells why.
+        name: Name of the Pod.
+        uid: Uid of the Pod.
+        reason: Why.
+    """
+
+    model: DiffusionModel
+    name: str
+    uid: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class ReportModel:
     """Write a model's status. Costs one status write, at most one a second a model."""
 
@@ -107,4 +124,4 @@ class ReportModel:
 
 
 JobAction = Bind | Requeue | Finish | Explain | HoldImages | SetAside
-Action = JobAction | CreateWorker | DeleteWorker | ReportModel
+Action = JobAction | CreateWorker | DeleteWorker | DeletePod | ReportModel

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from kubediffusion.operator.actions import CreateWorker, DeleteWorker, ReportModel
+from kubediffusion.operator.actions import CreateWorker, DeletePod, DeleteWorker, ReportModel
 from kubediffusion.operator.manifests import WorkerDefaults, worker_job
 from kubediffusion.operator.object_cache import ObjectList
 from kubediffusion.operator.slim_jobs import slim_jobs
@@ -176,7 +176,9 @@ class Cluster:
             except (NotFoundError, ConflictError):
                 return
 
-    async def execute(self, action: CreateWorker | DeleteWorker | ReportModel) -> DiffusionModel | BatchJob | None:
+    async def execute(
+        self, action: CreateWorker | DeleteWorker | DeletePod | ReportModel
+    ) -> DiffusionModel | BatchJob | None:
         """Carry out an action on a worker or a model, and return the object that the API server answers with.
 
         Raises:
@@ -188,6 +190,9 @@ class Cluster:
                     return await self._create_worker(action)
                 case DeleteWorker():
                     await self._delete_worker(action)
+                    return None
+                case DeletePod():
+                    await self._delete_pod(action)
                     return None
                 case ReportModel():
                     return await self._report_model(action)
@@ -231,6 +236,13 @@ class Cluster:
         except (NotFoundError, ConflictError):
             return
         logger.info("worker %s deleted: %s", action.name, action.reason)
+
+    async def _delete_pod(self, action: DeletePod) -> None:
+        try:
+            await self._pods.delete(action.model.metadata.namespace, action.name, action.uid)
+        except (NotFoundError, ConflictError):
+            return
+        logger.info("Pod %s deleted: %s", action.name, action.reason, extra={"model": action.model.name})
 
     async def _report_model(self, action: ReportModel) -> DiffusionModel | None:
         model = action.model

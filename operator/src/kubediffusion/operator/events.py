@@ -13,7 +13,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from kubediffusion.operator.actions import Explain, JobAction, ReportModel, Requeue
+from kubediffusion.operator.actions import DeletePod, Explain, JobAction, ReportModel, Requeue
 from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.apiserver.errors import KubernetesError
@@ -164,3 +164,8 @@ def events_of_model_report(action: ReportModel) -> list[Event]:
 def worker_refused(model: DiffusionModel, message: str) -> Event:
     """Return the Event of a model of which the API server takes no worker."""
     return Event(model, "Warning", WaitingReason.WORKER_REFUSED, message)
+
+
+def pod_deleted(action: DeletePod) -> Event:
+    """Return the Event of a model of which a worker's Pod was deleted."""
+    return Event(action.model, "Warning", ModelReason.WORKER_FAILED, f"Pod {action.name} was deleted: {action.reason}")

@@ -12,6 +12,7 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from sortedcontainers import SortedKeyList
 
@@ -63,6 +64,8 @@ class NamespaceState:
         self._warnings: dict[str, str] = {}
         """What the last Warning Event says of a worker's Job or Pod, by its uid, while it does not start."""
         self._idle_since: dict[str, dt.datetime] = {}
+        self._progress: dict[str, tuple[object, dt.datetime]] = {}
+        """What was last seen of the start of a worker's Pod, and when that was new, by the Pod's name."""
         self._terminating_since: dict[str, dt.datetime] = {}
         """When a Pod was first seen to terminate: nodes, API server and this process need not agree on the time."""
 
@@ -154,14 +157,16 @@ class NamespaceState:
         if self._pods.delete(pod):
             self._idle_since.pop(pod.metadata.name, None)
             self._terminating_since.pop(pod.metadata.name, None)
+            self._progress.pop(pod.metadata.name, None)
 
     def replace_workers(self, jobs: ObjectList[BatchJob], pods: ObjectList[Pod]) -> None:
         """Take in the full lists of workers: what is not in them is gone, unless a watch has told of it since."""
         self._batch_jobs.replace(jobs)
         self._pods.replace(pods)
-        for moments in (self._idle_since, self._terminating_since):
-            for name in moments.keys() - self._pods.items.keys():
-                del moments[name]
+        known: tuple[dict[str, Any], ...] = (self._idle_since, self._terminating_since, self._progress)
+        for by_name in known:
+            for name in by_name.keys() - self._pods.items.keys():
+                del by_name[name]
 
     def unstarted_workers(self, now: dt.datetime) -> set[str]:
         """Return the uids of the worker Jobs that have no Pod after a moment, and of the Pods that do not run yet."""
@@ -270,7 +275,24 @@ class NamespaceState:
     def _worker(self, job: BatchJob, pod: Pod | None, now: dt.datetime) -> Worker:
         lost_at = self._lost_at(pod, now) if pod is not None else None
         warning = self._warnings.get(pod.uid if pod is not None else job.uid, "")
-        return Worker(job, pod, lost_at=lost_at, lost=lost_at is not None and lost_at <= now, warning=warning)
+        lost = lost_at is not None and lost_at <= now
+        worker = Worker(job, pod, lost_at=lost_at, lost=lost, warning=warning)
+        return replace(worker, progress_at=self._progress_at(worker, now))
+
+    def _progress_at(self, worker: Worker, now: dt.datetime) -> dt.datetime | None:
+        """Return when a worker's start was last seen to make progress: its stage or the words for it changed."""
+        pod = worker.pod
+        if pod is None:
+            return None
+        if worker.state is not WorkerState.STARTING or worker.unscheduled:
+            self._progress.pop(pod.metadata.name, None)
+            return None
+        seen = (pod.uid, pod.status.phase, pod.blocked, pod.engine_ready)
+        known, since = self._progress.get(pod.metadata.name, (None, now))
+        if known != seen:
+            since = now
+            self._progress[pod.metadata.name] = seen, now
+        return since
 
     def _is_gone(self, pod: str, now: dt.datetime) -> bool:
         """Return whether a Pod does not exist, or its node is lost."""

@@ -8,7 +8,7 @@ import math
 from collections.abc import Set
 from dataclasses import dataclass
 
-from kubediffusion.operator.actions import Action, CreateWorker, DeleteWorker
+from kubediffusion.operator.actions import Action, CreateWorker, DeletePod, DeleteWorker
 from kubediffusion.operator.views import LIVE, NEVER, Decision, ModelView
 from kubediffusion.operator.workers import Worker, WorkerState
 from kubediffusion.resources.backoff import pause_after
@@ -24,6 +24,8 @@ FIRST_RELOAD = 300.0
 """Seconds until a model that could not be loaded may be tried again: not all of the cause is in its spec."""
 LONGEST_RELOAD = 3600.0
 """Seconds until then at most."""
+OTHERS_GRACE = dt.timedelta(seconds=5)
+"""How long other containers of a Pod may run on after its worker has ended."""
 KEPT_FAILURES = 7
 """Failed workers kept as the record of a model's crashes: their number sets the pause before the next."""
 
@@ -97,6 +99,11 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, taken: Set[str], newl
     rechecks += [starting.recheck_at] if starting.recheck_at is not None else []
 
     for worker in view.workers:
+        action, recheck_at = _end_pod(view, worker, now)
+        actions += [action] if action is not None else []
+        rechecks += [recheck_at] if recheck_at is not None else []
+
+    for worker in view.workers:
         ended = worker.job.complete or worker.lost
         if ended and worker.job.metadata.deletion_timestamp is None and not view.jobs_of(worker):
             # It was told to go by somebody else: a drain, or a Pod that was deleted.
@@ -147,6 +154,24 @@ def _create_workers(view: ModelView, now: dt.datetime, missing: int) -> Decision
     return Decision(
         tuple(CreateWorker(view.model, view.template_hash, ordinal) for ordinal in itertools.islice(names, missing))
     )
+
+
+def _end_pod(view: ModelView, worker: Worker, now: dt.datetime) -> tuple[DeletePod | None, dt.datetime | None]:
+    """Decide whether a worker's Pod is of no more use, and return when to look again."""
+    pod = worker.pod
+    if pod is None or pod.terminating:
+        return None, None
+    due, reason = None, ""
+    if pod.outlived_since is not None:
+        due = pod.outlived_since + OTHERS_GRACE
+        reason = f"its worker has ended ({worker.crash}), and other containers of it run on"
+    elif worker.progress_at is not None and not view.jobs_of(worker):
+        seconds = view.model.spec.workers.start_deadline_seconds
+        due = worker.progress_at + dt.timedelta(seconds=seconds)
+        reason = f"its start has made no progress for {seconds} s (spec.workers.startDeadlineSeconds)"
+    if due is None or now < due:
+        return None, due
+    return DeletePod(view.model, pod.metadata.name, pod.uid, reason), None
 
 
 def back_off_until(failures: list[Worker]) -> dt.datetime | None:

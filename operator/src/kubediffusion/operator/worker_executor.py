@@ -6,10 +6,10 @@ import asyncio
 import logging
 
 from kubediffusion.operator import metrics
-from kubediffusion.operator.actions import CreateWorker, DeleteWorker, ReportModel
+from kubediffusion.operator.actions import CreateWorker, DeletePod, DeleteWorker, ReportModel
 from kubediffusion.operator.background_tasks import BackgroundTasks
 from kubediffusion.operator.cluster import RETRY_SECONDS, Cluster, NameTakenError
-from kubediffusion.operator.events import EventRecorder, events_of_model_report, worker_refused
+from kubediffusion.operator.events import EventRecorder, events_of_model_report, pod_deleted, worker_refused
 from kubediffusion.operator.store import Store
 from kubediffusion.operator.workers import BatchJob
 from kubediffusion.resources.apiserver.errors import ConflictError, KubernetesError
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 LONGEST_REFUSAL_PAUSE = 60.0
 """Seconds between tries to create a worker that the API server refuses, at most."""
 
-WorkerAction = CreateWorker | DeleteWorker | ReportModel
+WorkerAction = CreateWorker | DeleteWorker | DeletePod | ReportModel
 
 
 class WorkerExecutor:
@@ -93,6 +93,8 @@ class WorkerExecutor:
             case CreateWorker():
                 self._backoffs.pop(action.model.uid, None)
                 self._store.admit_worker(action.model)
+            case DeletePod():
+                self._recorder.record(pod_deleted(action))
             case DeleteWorker():
                 pass
 
@@ -124,5 +126,7 @@ def _key(action: WorkerAction) -> str:
             return f"create/{action.model.uid}/{action.template_hash}/{action.ordinal}"
         case DeleteWorker():
             return f"delete/{action.uid}"
+        case DeletePod():
+            return f"delete-pod/{action.uid}"
         case ReportModel():
             return f"report/{action.model.uid}"

@@ -18,6 +18,9 @@ CONTAINER = "worker"
 ON_ITS_WAY = frozenset({"", "ContainerCreating", "PodInitializing"})
 """Reasons of a container that waits as each does at first; any other says what keeps it from starting."""
 
+ENDED = frozenset({"Succeeded", "Failed"})
+"""Phases of a Pod all of whose containers have ended for good."""
+
 POD_DELAY = dt.timedelta(seconds=2)
 """A worker's Job that has no Pod so long after its creation may be kept from having one."""
 
@@ -31,6 +34,7 @@ class Terminated(Schema):
     exit_code: int
     reason: str = ""
     message: str = ""
+    finished_at: Time | None = None
 
 
 class Waiting(Schema):
@@ -86,9 +90,27 @@ class Pod(KubernetesObject):
         return next((owner.uid for owner in self.metadata.owner_references if owner.kind == "Job"), "")
 
     @property
+    def outcome(self) -> str:
+        """``Succeeded`` or ``Failed`` once its worker has ended for good, whatever runs beside it; empty until then.
+
+        The worker's own container decides: one that somebody injected may run on, and the Pod with it.
+        """
+        if self.status.phase in ENDED:
+            return self.status.phase
+        if self.terminated is None:
+            return ""
+        return "Succeeded" if self.terminated.exit_code == 0 else "Failed"
+
+    @property
     def finished(self) -> bool:
-        """Whether its container has ended for good."""
-        return self.status.phase in {"Succeeded", "Failed"}
+        """Whether its worker has ended for good."""
+        return bool(self.outcome)
+
+    @property
+    def outlived_since(self) -> dt.datetime | None:
+        """When its worker ended while other containers of it run on; None where none does."""
+        ended = self.terminated
+        return ended.finished_at if ended is not None and self.status.phase not in ENDED else None
 
     @property
     def terminating(self) -> bool:
@@ -106,6 +128,7 @@ class Pod(KubernetesObject):
         return (
             self.status.phase == "Running"
             and not self.terminating
+            and not self.finished
             and any(c.type == "Ready" and c.status == "True" for c in self.status.conditions)
         )
 
@@ -223,6 +246,7 @@ class Worker:
             moment.
         lost: Whether that moment has passed.
         warning: What the last Warning Event says of its Job or Pod while no container of it runs; empty without one.
+        progress_at: When its start was last seen to make progress; None where it does not start, or waits for a node.
     """
 
     job: BatchJob
@@ -231,6 +255,7 @@ class Worker:
     lost_at: dt.datetime | None = None
     lost: bool = False
     warning: str = ""
+    progress_at: dt.datetime | None = None
 
     @property
     def name(self) -> str:
@@ -247,13 +272,13 @@ class Worker:
         """What it can be used for."""
         if self.job.metadata.deletion_timestamp is not None or self.job.complete or self.lost:
             return WorkerState.GOING
-        if self.job.failure is not None or (self.pod is not None and self.pod.status.phase == "Failed"):
+        if self.job.failure is not None or (self.pod is not None and self.pod.outcome == "Failed"):
             # The Pod is known to have failed a moment before its Job is; a disrupted one is replaced by its Job.
             disrupted = self.job.failure is None and self.pod is not None and self.pod.disrupted
             return WorkerState.STARTING if disrupted else WorkerState.FAILED
         if self.job.spec.suspend:
             return WorkerState.QUEUED
-        if self.pod is not None and (self.pod.terminating or self.pod.status.phase == "Succeeded"):
+        if self.pod is not None and (self.pod.terminating or self.pod.outcome == "Succeeded"):
             # Told to go by somebody else (a drain): its Job says nothing of that before the Pod has ended.
             return WorkerState.GOING
         return WorkerState.READY if self.pod is not None and self.pod.ready else WorkerState.STARTING
@@ -285,7 +310,7 @@ class Worker:
             return self.job.complete
         told = self.pod.terminating or self.pod.disrupted
         # It ends well only when it is told to end.
-        return self.pod.status.phase == "Succeeded" or (told and self.pod.status.reason != "Evicted")
+        return self.pod.outcome == "Succeeded" or (told and self.pod.status.reason != "Evicted")
 
     @property
     def failed_at(self) -> dt.datetime | None:

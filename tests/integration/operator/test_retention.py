@@ -95,3 +95,60 @@ async def test_a_deleted_job_goes_once_its_images_have(namespace: Namespace, cli
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+async def unnamed(client: KubernetesClient, namespace: Namespace, name: str, seconds_ago: float) -> GenerationJob:
+    """Create a job that has finished and names no time to live."""
+    body = {"apiVersion": meta.API_VERSION, "kind": "GenerationJob", "metadata": {"name": name}}
+    await client.generation_jobs.create(namespace.name, body | {"spec": {"prompt": "a fox"}})
+    finished = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=seconds_ago)
+    status = {"phase": Phase.CANCELLED, "completionTime": format_time(finished)}
+    return await client.generation_jobs.patch(namespace.name, name, {"status": status}, subresource="status")
+
+
+async def test_a_job_that_names_no_time_to_live_gets_the_default_which_its_spec_shows(
+    namespace: Namespace, client: KubernetesClient
+) -> None:
+    ttls = {"kept": None, "model": 1800, "old": 5}
+    cluster = CountingCluster(client, namespace.name)
+    retention = Retention(
+        cluster, ImageRemover(None, ""), EventRecorder(client, "test"), lambda job: ttls.get(job.name, 3600)
+    )
+    for name in ("kept", "model", "operator", "old"):
+        retention.add(await unnamed(client, namespace, name, seconds_ago=60))
+    task = asyncio.create_task(retention.run())
+    try:
+
+        async def named() -> bool:
+            jobs, _ = await client.generation_jobs.list(namespace.name)
+            shown = {job.name: job.spec.ttl_seconds_after_finished for job in jobs}
+            return shown == {"kept": None, "model": 1800, "operator": 3600}
+
+        await eventually("the defaults to be shown, and the old job to go", named, 20)
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_of_too_many_finished_jobs_of_a_namespace_the_oldest_go(
+    namespace: Namespace, client: KubernetesClient
+) -> None:
+    retention = Retention(
+        CountingCluster(client, namespace.name), ImageRemover(None, ""), EventRecorder(client, "test"), most_finished=2
+    )
+    ages = {"b": 30, "a": 40, "d": 10, "c": 20}
+    for name, age in ages.items():
+        retention.add(await unnamed(client, namespace, name, seconds_ago=age))
+    task = asyncio.create_task(retention.run())
+    try:
+
+        async def newest() -> bool:
+            jobs, _ = await client.generation_jobs.list(namespace.name)
+            return {job.name for job in jobs} == {"c", "d"}
+
+        await eventually("the oldest to go", newest, 20)
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

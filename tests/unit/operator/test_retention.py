@@ -32,6 +32,11 @@ def test_a_job_without_a_time_to_live_stays() -> None:
     assert expiry(finished()) is None
 
 
+def test_a_job_that_names_no_time_to_live_has_the_default() -> None:
+    assert expiry(finished(), 60) == NOW + dt.timedelta(seconds=60)
+    assert expiry(finished(ttl_seconds_after_finished=5), 60) == NOW + dt.timedelta(seconds=5)
+
+
 def test_a_job_whose_time_to_live_ends_after_the_calendar_stays() -> None:
     """Nothing keeps a status from saying that it finished in the year 9999."""
     last = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -163,6 +164,15 @@ class Cluster:
             if now.uid == job.uid and now.metadata.annotations.get(name) != value:
                 patch = {"metadata": {"uid": job.uid, "annotations": {name: value}}}
                 await self._jobs.patch(job.metadata.namespace, job.name, patch)
+
+    async def name_ttl(self, job: GenerationJob, seconds: int) -> None:
+        """Write a time to live into the spec of a job that names none; one that has changed since is left alone.
+
+        Raises:
+            KubernetesError: The API server refused, or is away.
+        """
+        with contextlib.suppress(ConflictError):
+            await self._patch_job(job, {"spec": {"ttlSecondsAfterFinished": seconds}}, "")
 
     async def delete_job(self, job: GenerationJob) -> None:
         """Delete a job. A job that is gone, or another of its name, is no error.

@@ -21,6 +21,7 @@ from kubediffusion.operator.start_warnings import StartWarnings
 from kubediffusion.operator.store import Store
 from kubediffusion.operator.views import SchedulerOptions
 from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.generation_job import GenerationJob
 from kubediffusion.resources.storage import ImageStorage
 
 
@@ -90,7 +91,14 @@ def compose(client: KubernetesClient, settings: Settings, storage: ImageStorage 
     cluster = Cluster(client, settings.namespace_list, defaults, settings.concurrent_requests)
     store = Store(lambda model: template_hash(model, defaults), node_grace)
     recorder = EventRecorder(client, instance)
-    retention = Retention(cluster, ImageRemover(storage, settings.s3_prefix), recorder)
+
+    def default_ttl(job: GenerationJob) -> int | None:
+        model = store.model_of(job)
+        named = model.spec.ttl_seconds_after_finished if model is not None else None
+        return named if named is not None else settings.default_ttl_seconds or None
+
+    images = ImageRemover(storage, settings.s3_prefix)
+    retention = Retention(cluster, images, recorder, default_ttl, settings.finished_jobs_per_namespace)
     executor = Executor(cluster, store, recorder)
     loop = SchedulingLoop(store, executor, retention, recorder, options, settings.explanations_per_second)
     resync = Resync(cluster, store, settings.resync_seconds)

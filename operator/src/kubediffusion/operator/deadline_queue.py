@@ -53,9 +53,13 @@ class DeadlineQueue:
     def pop_due(self, now: dt.datetime) -> Iterator[tuple[str, str, str]]:
         """Remove the jobs that are due, the earliest first, and yield namespace, name and uid of each."""
         while (due := self.next_due) is not None and due <= now:
-            _, namespace, name, uid = self._entries.pop(0)
-            del self._by_uid[uid]
-            yield namespace, name, uid
+            yield self.pop_first()
+
+    def pop_first(self) -> tuple[str, str, str]:
+        """Remove the job that is due first, whenever that is, and return its namespace, name and uid."""
+        _, namespace, name, uid = self._entries.pop(0)
+        del self._by_uid[uid]
+        return namespace, name, uid
 
     @property
     def next_due(self) -> dt.datetime | None:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import logging
+from collections.abc import Callable
 
 from kubediffusion.operator import metrics
 from kubediffusion.operator.cluster import Cluster
@@ -43,15 +44,24 @@ UNFINISHED_SECONDS = 180.0
 within a moment; where that may not be written (its namespace is deleted, and its roles went first), its workers have
 gone with the namespace after this time."""
 
+NAMING_PAUSE = 0.2
+"""Seconds between two jobs whose default time to live is written into their spec."""
+
 IMAGES_HELD = "ImagesHeld"
 """Reason of an Event: a deleted job is held until its images are deleted, which fails."""
 IMAGES_RETAINED = "ImagesRetained"
 """Reason of an Event: a deleted job goes, and images of it stay."""
 
 
-def expiry(job: GenerationJob) -> dt.datetime | None:
-    """Return when a finished job is to be deleted; None when it has not finished or is kept."""
-    ttl, finished = job.spec.ttl_seconds_after_finished, job.status.completion_time
+def expiry(job: GenerationJob, default_ttl: int | None = None) -> dt.datetime | None:
+    """Return when a finished job is to be deleted; None when it has not finished or is kept.
+
+    Args:
+        job: The job.
+        default_ttl: Seconds that it stays where it names no time to live; None for ever.
+    """
+    named, finished = job.spec.ttl_seconds_after_finished, job.status.completion_time
+    ttl = named if named is not None else default_ttl
     if job.status.phase not in TERMINAL or ttl is None or finished is None:
         return None
     return time_after(finished, ttl)
@@ -76,10 +86,27 @@ class Retention:
         cluster: Where the jobs are.
         images: Deletes images.
         recorder: Takes Events of what holds a job.
+        default_ttl: Returns the seconds that a job stays which names no time to live; None for ever.
+        most_finished: Finished jobs of one namespace that are kept; 0 for any number.
     """
 
-    def __init__(self, cluster: Cluster, images: ImageRemover, recorder: EventRecorder) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        images: ImageRemover,
+        recorder: EventRecorder,
+        default_ttl: Callable[[GenerationJob], int | None] = lambda _: None,
+        most_finished: int = 0,
+    ) -> None:
         self._cluster = cluster
+        self._default_ttl = default_ttl
+        self._most_finished = most_finished
+        self._finished: dict[str, DeadlineQueue] = {}
+        """Finished jobs by the time at which they did, by namespace."""
+        self._surplus: set[str] = set()
+        """Uids of jobs that go since their namespace has more finished ones than are kept."""
+        self._unnamed: asyncio.Queue[GenerationJob] = asyncio.Queue()
+        """Finished jobs that name no time to live yet."""
         self._images = images
         self._recorder = recorder
         self._expiries = DeadlineQueue()
@@ -95,14 +122,22 @@ class Retention:
         """Queue a finished or deleted job for what is due: its deletion, or that of its images."""
         if awaits_image_deletion(job):
             self._add_deleted(job)
-        elif (due := expiry(job)) is not None:
+            return
+        default = self._default_ttl(job)
+        if (due := expiry(job, default)) is not None:
             self._expiries.add(due, job)
             self._added.set()
+            if job.spec.ttl_seconds_after_finished is None:
+                self._unnamed.put_nowait(job)
+        self._count(job)
 
-    def remove(self, uid: str) -> None:
+    def remove(self, job_uid: str) -> None:
         """Remove a job that is gone."""
-        self._expiries.remove(uid)
-        self._backoffs.pop(uid, None)
+        self._expiries.remove(job_uid)
+        for finished in self._finished.values():
+            finished.remove(job_uid)
+        self._surplus.discard(job_uid)
+        self._backoffs.pop(job_uid, None)
 
     async def run(self) -> None:
         """Delete what is due until cancelled."""
@@ -111,8 +146,42 @@ class Retention:
                 for _ in range(AT_ONCE):
                     workers.create_task(self._expire_all())
                     workers.create_task(self._release_all())
+                workers.create_task(self._name_all())
         finally:
             self._deleted.close()
+
+    def _count(self, job: GenerationJob) -> None:
+        """Count a finished job, and have the oldest of its namespace deleted where there are too many."""
+        finished = job.status.completion_time
+        if not self._most_finished or finished is None:
+            return
+        namespace = job.metadata.namespace
+        queue = self._finished.setdefault(namespace, DeadlineQueue())
+        queue.add(finished, job)
+        if len(queue) > self._most_finished:
+            _, name, uid = queue.pop_first()
+            self._surplus.add(uid)
+            self._expiries.add_entry(dt.datetime.now(dt.UTC), namespace, name, uid)
+            self._added.set()
+
+    async def _name_all(self) -> None:
+        """Write the default time to live into the spec of finished jobs, a few a second: nobody waits for it."""
+        while True:
+            job = await self._unnamed.get()
+            default = self._default_ttl(job)
+            if default is None:
+                continue
+            try:
+                await self._cluster.name_ttl(job, default)
+            except NotFoundError:
+                pass
+            except KubernetesError as error:
+                logger.warning(
+                    "cannot write a job's time to live, which holds all the same: %s", error, extra=_place(job)
+                )
+            except Exception:
+                logger.exception("a defect: cannot write a job's time to live", extra=_place(job))
+            await asyncio.sleep(NAMING_PAUSE)
 
     def _add_deleted(self, job: GenerationJob) -> None:
         ended = job.status.phase in TERMINAL
@@ -155,9 +224,11 @@ class Retention:
     async def _expire(self, namespace: str, name: str, uid: str) -> None:
         """Delete a job whose time to live is over; its spec may have got another one since it was queued."""
         job = await self._cluster.get_job(namespace, name, uid)
-        due = expiry(job)
-        if due is not None and due <= dt.datetime.now(dt.UTC):
+        due = expiry(job, self._default_ttl(job))
+        surplus = uid in self._surplus and job.status.phase in TERMINAL
+        if surplus or (due is not None and due <= dt.datetime.now(dt.UTC)):
             await self._cluster.delete_job(job)
+            self._surplus.discard(uid)
             self._backoffs.pop(uid, None)
         else:
             self.add(job)

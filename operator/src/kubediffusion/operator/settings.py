@@ -67,6 +67,10 @@ class Settings(StorageSecrets):
     """A job that waits longer than so many seconds says why, in its Scheduled condition."""
     explanations_per_second: float = Field(default=5, gt=0)
     """Such writes a second at most, so that a long queue costs little."""
+    default_ttl_seconds: int = Field(default=86_400, ge=0, le=31_536_000)
+    """Seconds that a finished job stays which names no time to live, and whose model names none. 0 is for ever."""
+    finished_jobs_per_namespace: int = Field(default=10_000, ge=0)
+    """Finished jobs of one namespace that are kept: of more the oldest are deleted first. 0 keeps any number."""
     batches_ahead: int = Field(default=2, ge=1)
     """Batches bound to a worker: the one that runs and those that wait behind it, so that it never idles."""
 

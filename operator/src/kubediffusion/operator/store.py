@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from kubediffusion.operator.namespace_state import NamespaceState
 from kubediffusion.operator.object_cache import ObjectList
 from kubediffusion.operator.workers import BatchJob, Pod
-from kubediffusion.resources.diffusion_model import DiffusionModel
+from kubediffusion.resources.diffusion_model import DiffusionModel, choose_model
 from kubediffusion.resources.generation_job import GenerationJob
 from kubediffusion.resources.objects import KubernetesObject
 from kubediffusion.resources.transitions import TERMINAL
@@ -290,6 +290,12 @@ class Store:
         """Return the unfinished jobs of one namespace, or of all where it is None."""
         states = [state for state in self._namespaces.values() if namespace in {None, state.name}]
         return [job for state in states for job in state.jobs.values()]
+
+    def model_of(self, job: GenerationJob) -> DiffusionModel | None:
+        """Return the model that a job runs or ran on; None where it does not exist."""
+        state = self._namespaces.get(job.metadata.namespace)
+        name = job.status.parameters.model if job.status.parameters is not None else job.spec.model
+        return choose_model(state.models, name) if state is not None else None
 
     def bound_jobs(self, scope: str | None = None) -> list[GenerationJob]:
         """Return the jobs that are bound to workers, in one namespace or in all where it is None."""

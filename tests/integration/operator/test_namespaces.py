@@ -15,6 +15,7 @@ from operators import MODEL, has_pod
 from prometheus_client import REGISTRY
 
 from kubediffusion.local import installation
+from kubediffusion.local.errors import LocalError
 from kubediffusion.local.testing import Namespace, connect, eventually
 from kubediffusion.operator import retention
 from kubediffusion.operator.composition import Operator, compose
@@ -38,7 +39,8 @@ def other(namespace: Namespace) -> Iterator[Namespace]:
     fresh = Namespace(namespace.cluster, f"{namespace.name}-other")
     fresh.create()
     yield fresh
-    fresh.delete()
+    with suppress(LocalError):  # it may be gone already
+        fresh.delete()
 
 
 def permit(account: Namespace, where: Namespace) -> None:
@@ -72,7 +74,9 @@ async def account(namespace: Namespace, client: KubernetesClient) -> AsyncIterat
 
 @asynccontextmanager
 async def running(account: KubernetesClient, *namespaces: Namespace) -> AsyncIterator[Operator]:
-    settings = Settings(namespaces=",".join(each.name for each in namespaces), resync_seconds=0.3, worker_image="none")
+    settings = Settings(
+        namespaces=",".join(each.name for each in namespaces), resync_seconds=0.3, worker_service_account="default"
+    )
     operator = compose(account, settings, None, "test")
 
     async def listed() -> bool:

@@ -12,6 +12,7 @@ import pytest
 from kubediffusion.local.testing import Namespace, eventually
 from kubediffusion.operator.handlers import register
 from kubediffusion.operator.namespace_state import NamespaceState
+from kubediffusion.operator.slim_jobs import slim_job
 from kubediffusion.operator.store import Store
 from kubediffusion.operator.watching import configure_kopf, watch_jobs
 from kubediffusion.resources import meta
@@ -90,7 +91,7 @@ async def test_a_job_is_told_of_from_its_first_moment_to_its_end(
     watching = asyncio.create_task(watch.run())
     try:
         await asyncio.wait_for(watch.synced.wait(), 30)
-        assert told == [(job, False)]
+        assert told == [(slim_job(job), False)]
         await client.generation_jobs.patch(namespace.name, "job", {"spec": {"priority": 1}})
         await client.generation_jobs.delete(namespace.name, "job")
 

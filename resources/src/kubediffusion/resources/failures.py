@@ -22,11 +22,9 @@ class ErrorCode(StrEnum):
     STORAGE_FAILED = "StorageFailed"
     """Storage refused the image for good: the bucket does not exist, or access was denied for minutes."""
     STATUS_REFUSED = "StatusRefused"
-    """The API server refused the job's outcome for minutes, for example by a policy of the cluster."""
+    """The API server refused for minutes what was written of the job, for example by a policy of the cluster."""
     BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
-    STATUS_REFUSED = "StatusRefused"
-    """The API server refused again and again what the operator wrote of the job, for example by a policy."""
     INTERNAL = "Internal"
     """A defect of KubeDiffusion; the worker's log has the traceback."""
 

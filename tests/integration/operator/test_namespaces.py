@@ -125,7 +125,7 @@ async def test_a_namespace_whose_rolebinding_is_missing_is_named_and_taken_up_wh
             answer = await session.get(f"http://127.0.0.1:{port}/readyz")
             assert (answer.status, await answer.text()) == (200, f"ok; {said}")
         permit(namespace, other)
-        await eventually("its worker", lambda: has_pod(other, "emoji"), 30)
+        await eventually("its worker", lambda: has_pod(other, "emoji"))
         assert (operator.resync.refusals(), refused(other)) == (None, 0)
 
 
@@ -135,7 +135,7 @@ async def test_a_namespace_that_is_deleted_meanwhile_keeps_no_other_from_its_wor
     permit(namespace, other)
     await client.diffusion_models.create(other.name, MODEL)
     async with running(account, other, namespace) as operator:
-        await eventually("its worker", lambda: has_pod(other, "emoji"), 30)
+        await eventually("its worker", lambda: has_pod(other, "emoji"))
         other.delete()
 
         async def closed() -> bool:

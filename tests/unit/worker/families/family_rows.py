@@ -70,4 +70,6 @@ ROWS = [
     FamilyRow("z-image-turbo", usual),
     FamilyRow("krea-2", usual),
     FamilyRow("chroma", usual),
+    FamilyRow("ovis-image", usual),
+    FamilyRow("ernie-image", usual),
 ]

@@ -143,7 +143,11 @@ class ContinuousEngine:
     def plan(self, request: ImageRequest) -> Plan:
         """Tell how an image runs: see :meth:`kubediffusion.worker.engine.Engine.plan`."""
         shape = request.shape
-        key = self._family.key(request)
+        try:
+            key = self._family.key(request)
+        except Exception as error:  # noqa: BLE001 - the pipeline's call meets the same, and tells the job
+            logger.warning("an image has no key", extra=described(error))
+            return self._static.plan(request)
         calls = self._calls(shape, key)
         if calls is None:
             return self._static.plan(request)
@@ -320,7 +324,7 @@ class _Interruption:
 
 def _nothing(shape: Shape) -> ImageRequest:
     """Ask for an image of nothing: for the shapes of its tensors."""
-    return ImageRequest(ImageId("", 0, 0), "", "", 0, shape)
+    return ImageRequest(ImageId("", 0, 0), "", None, 0, shape)
 
 
 def _schedule_of(shape: Shape, key: BatchKey) -> _Schedule:

@@ -1,4 +1,8 @@
-"""Qwen-Image: one text encoder whose output varies in length, true guidance with its norm kept, a VAE of videos."""
+"""Qwen-Image: one text encoder whose output varies in length, true guidance with its norm kept, a VAE of videos.
+
+The transformer's ``forward`` copies the length of masked prompts to the device, which breaks the capture of a graph.
+Here its own modules are called in the order of that ``forward``.
+"""
 
 from __future__ import annotations
 
@@ -35,15 +39,14 @@ class QwenImage(ModelFamily):
 
     @classmethod
     def mismatch(cls, pipeline: Any) -> str | None:
-        """Refuse a transformer that tells reference images from the one that is made."""
+        """Refuse a transformer that tells reference images from the one that is made, or is told the guidance scale."""
         config = pipeline.transformer.config
-        told = next((name for name in ("zero_cond_t", "use_layer3d_rope") if config.get(name, False)), None)
+        unknown = ("zero_cond_t", "use_layer3d_rope", "use_additional_t_cond", "guidance_embeds")
+        told = next((name for name in unknown if config.get(name, False)), None)
         return None if told is None else f"its transformer has {told}"
 
     def guidance(self, request: ImageRequest) -> GuidanceKind:
         """Tell what ``guidanceScale`` does: ``true_cfg_scale`` of the call, which needs a negative prompt."""
-        if self.denoiser.config.guidance_embeds:
-            return GuidanceKind.EMBEDDED
         return GuidanceKind.NONE if request.negative_prompt is None else super().guidance(request)
 
     def text_length(self, request: ImageRequest, guidance: GuidanceKind) -> int:
@@ -80,22 +83,26 @@ class QwenImage(ModelFamily):
         self,
         latents: torch.Tensor,
         timesteps: torch.Tensor,
-        guidance: torch.Tensor,
+        _guidance: torch.Tensor,
         told: Conditioning,
         _shared: Conditioning,
         key: BatchKey,
     ) -> torch.Tensor:
-        """Call the transformer: see :meth:`ModelFamily.denoise`."""
-        height, width = self._grid(key)
-        output: torch.Tensor = self.denoiser(
-            hidden_states=latents,
-            timestep=timesteps.to(latents.dtype) / 1000,
-            guidance=guidance if self.denoiser.config.guidance_embeds else None,
-            encoder_hidden_states_mask=told["masks"],
-            encoder_hidden_states=told["prompts"],
-            img_shapes=[[(1, height, width)]] * len(latents),
-            return_dict=False,
-        )[0]
+        """Call the transformer's modules: see :meth:`ModelFamily.denoise`."""
+        model, (height, width) = self.denoiser, self._grid(key)
+        image = model.img_in(latents)
+        text = model.txt_in(model.txt_norm(told["prompts"]))
+        time = model.time_text_embed(timesteps.to(latents.dtype) / 1000, image, None)
+        rope = model.pos_embed([[(1, height, width)]], max_txt_seq_len=text.shape[1], device=image.device)
+        for block in model.transformer_blocks:
+            text, image = block(
+                hidden_states=image,
+                encoder_hidden_states=text,
+                encoder_hidden_states_mask=told["masks"],
+                temb=time,
+                image_rotary_emb=rope,
+            )
+        output: torch.Tensor = model.proj_out(model.norm_out(image, time))
         return output
 
     def guide(self, without: torch.Tensor, given: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:

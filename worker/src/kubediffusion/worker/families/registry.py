@@ -21,6 +21,8 @@ _FAMILIES = {
     "ZImagePipeline": "z_image.ZImage",
     "Krea2Pipeline": "krea2.Krea2",
     "ChromaPipeline": "chroma.Chroma",
+    "OvisImagePipeline": "ovis_image.OvisImage",
+    "ErnieImagePipeline": "ernie_image.ErnieImage",
 }
 """Module and class of each family by the name of diffusers' class: importing all of them takes time, and importing
 diffusers' classes before its loggers are quiet writes to the log."""

@@ -35,7 +35,7 @@ FOLDER = Path(__file__).resolve().parent
 STEP_SECONDS = 0.08
 STEPS = 4
 """Steps of a job whose spec says nothing."""
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 WORKERS = 2
 """Workers of the first model."""
 

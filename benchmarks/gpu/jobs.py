@@ -298,6 +298,9 @@ class _Closed:
     def more(self, _room: int, _calls: int, _admit: Admit) -> tuple[ImageRequest, ...]:
         return ()
 
+    def urgent(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
+        return ()
+
     def overdue(self, image_id: ImageId) -> bool:
         return self._monitor.overdue(image_id)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,18 @@ def run(engine: Engine, *requests: ImageRequest, unwanted: Iterable[ImageId] = (
     return watcher
 
 
+def beside(engine: Engine, wish: ImageRequest) -> ImageOutput:
+    """Make an image beside another of a longer prompt, where the engine lets both into a batch."""
+    negative = wish.negative_prompt and wish.negative_prompt + " and a hill"
+    mate = replace(
+        wish, id=ImageId("census", 1, len(TEXTS)), prompt=f"{wish.prompt}, as it is", negative_prompt=negative, seed=9
+    )
+    # The worker gives an engine images of one key at a time.
+    together = [wish, mate] if engine.plan(mate).key == engine.plan(wish).key else [wish]
+    made: ImageOutput = run(engine, *together).outcomes[wish.id]
+    return made
+
+
 def probe(name: str) -> Finding:
     """Load a row's model, run it alone and beside others, and compare."""
     row, folder = registry.MODELS[name], registry.folder(name)
@@ -154,8 +166,7 @@ def probe(name: str) -> Finding:
     finding.warnings = sorted({warning for outcome in outcomes.values() for warning in outcome.warnings})
     steps = alone[first].steps.get(first, [])
     finding.progress = bool(steps) and steps[-1] == (STEPS, STEPS) and steps == sorted(steps)
-    together = run(engine, *requests).outcomes
-    finding.beside = max(levels(together[wish.id], pixels(outcomes[wish.id])) for wish in requests)
+    finding.beside = max(levels(beside(engine, wish), pixels(outcomes[wish.id])) for wish in requests)
     again = [run(engine, request(0, row, deterministic=True)).outcomes[first].rgb for _ in range(2)]
     finding.repeats = again[0] == again[1]
     finding.cancels = last not in run(engine, requests[-1], unwanted=[last]).outcomes

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from diffusers.utils.outputs import BaseOutput
 
-from kubediffusion.worker.engine import BadModelError
+from kubediffusion.worker.engine import BadModelError, GuidanceKind
 from kubediffusion.worker.families.calls import Callback, CallPlan
 from unit.worker.worker_builders import image_request
 
@@ -34,6 +36,10 @@ class TrueGuidance:
     def __call__(
         self, prompt: Any = None, negative_prompt: Any = None, true_cfg_scale: float = 1.0, guidance_scale: float = 3.5
     ) -> None: ...
+
+
+class TrueGuidanceAlone:
+    def __call__(self, prompt: Any = None, negative_prompt: Any = None, true_cfg_scale: float = 1.0) -> None: ...
 
 
 class NoText:
@@ -84,3 +90,26 @@ def test_a_negative_prompt_without_guidance_is_told() -> None:
 def test_what_is_not_text_to_image_is_refused(pipeline: type) -> None:
     with pytest.raises(BadModelError, match="not a text-to-image pipeline"):
         CallPlan.of(pipeline)
+
+
+def test_a_guidance_scale_is_given_by_the_only_name_that_there_is() -> None:
+    plan = CallPlan.of(TrueGuidanceAlone)
+    assert plan.arguments((image_request(negative="x"),))["true_cfg_scale"] == 7.5
+    ignored = plan.ignored(image_request(negative="x"), GuidanceKind.CFG)
+    assert not [text for text in ignored if text.startswith(("guidanceScale", "negativePrompt"))]
+    assert "only with negativePrompt" in plan.ignored(image_request(), GuidanceKind.NONE)[-1]
+
+
+@dataclass
+class Sound(BaseOutput):
+    audios: Any
+
+
+class MakesSound:
+    def __call__(self, prompt: Any) -> Any:
+        return Sound(audios=prompt)
+
+
+def test_a_class_that_makes_no_images_is_refused_by_what_its_call_names() -> None:
+    with pytest.raises(BadModelError, match="makes no images, but audios"):
+        CallPlan.of(MakesSound)

@@ -201,3 +201,10 @@ def test_guidance_without_effect_is_told(engines: Callable[[str], PipelineEngine
     # Z-Image guides from any scale above zero.
     assert warnings("z-image-turbo", guidance=0.5, negative="a tree") == ()
     assert any("negativePrompt has no effect" in text for text in warnings("z-image-turbo", guidance=0, negative="x"))
+
+
+def test_a_family_that_guides_by_the_empty_prompt_says_so() -> None:
+    engine = load_engine(settings(registry.folder("flux-2-klein-base")))
+    seen = Recorder()
+    engine.run((image_request(0, negative="a tree", **SIZE),), seen)
+    assert seen.outcomes[0].warnings == ("negativePrompt has no effect: Flux2KleinPipeline does not heed it",)

@@ -56,6 +56,7 @@ class ModelFamily:
         from_start: Whether the pipeline's call tells the scheduler that it begins at the first step.
         guided_above: Guidance scale above which there is classifier-free guidance.
         upcasts: Whether the pipeline's call decodes in float32 where the VAE's configuration says so.
+        takes_negative: Whether guidance is by the negative prompt; else it is by the empty one, whatever is given.
     """
 
     pipelines: ClassVar[tuple[str, ...]] = ()
@@ -65,6 +66,7 @@ class ModelFamily:
     from_start: ClassVar[bool] = True
     guided_above: ClassVar[int] = 1
     upcasts: ClassVar[bool] = False
+    takes_negative: ClassVar[bool] = True
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
@@ -102,8 +104,9 @@ class ModelFamily:
         if interval and kind is not GuidanceKind.CFG:
             why = f"guidanceScale is not above {self.guided_above}" if takes_guidance else f"{name} computes one row"
             warnings.append(f"acceleration.guidanceInterval has no effect: {why}")
-        if request.negative_prompt and kind is not GuidanceKind.CFG:
-            why = f"guidanceScale is not above {self.guided_above}" if takes_guidance else f"{name} does not heed it"
+        if request.negative_prompt and (kind is not GuidanceKind.CFG or not self.takes_negative):
+            weak = takes_guidance and self.takes_negative
+            why = f"guidanceScale is not above {self.guided_above}" if weak else f"{name} does not heed it"
             warnings.append(f"negativePrompt has no effect: {why}")
         if kind is GuidanceKind.NONE and request.shape.guidance > self.guided_above:
             why = "there is no negativePrompt" if takes_guidance else f"this {name} takes none"

@@ -88,14 +88,16 @@ class CallPlan:
                 raise BadModelError(f"{name} is not a text-to-image pipeline: its call needs {needed!r}")
         callback = next((way for way in (Callback.STEP_END, Callback.LEGACY) if way in signature), Callback.NONE)
         true_cfg = signature.get("true_cfg_scale")
+        # Where it is on by default, or is the only scale, it is what a guidance scale means.
+        by_true_cfg = true_cfg is not None and ("guidance_scale" not in signature or _number(true_cfg.default) > 1)
         length = signature.get("max_sequence_length")
         return cls(
             pipeline=name,
             parameters=frozenset(signature),
             callback=callback,
             max_sequence_length=length.default if length is not None and isinstance(length.default, int) else None,
-            negative_needs_true_cfg=true_cfg is not None and _number(true_cfg.default) <= 1,
-            guides_by_true_cfg=true_cfg is not None and _number(true_cfg.default) > 1,
+            negative_needs_true_cfg=true_cfg is not None and not by_true_cfg,
+            guides_by_true_cfg=by_true_cfg,
             images=_images(pipeline),
         )
 

@@ -20,6 +20,7 @@ class Flux2(ModelFamily):
 
     pipelines: ClassVar[tuple[str, ...]] = ("Flux2Pipeline",)
     defaults: ClassVar[Defaults] = Defaults(50, 4.0)
+    takes_negative: ClassVar[bool] = False
 
     def guidance(self, _request: ImageRequest) -> GuidanceKind:
         """Tell what ``guidanceScale`` does: the transformer is told it."""

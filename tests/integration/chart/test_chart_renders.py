@@ -72,9 +72,11 @@ def test_defaults_render_what_an_installation_needs(helm: Helm) -> None:
         "ServiceAccount/kubediffusion-crds",
         "ServiceAccount/kubediffusion-operator",
         "ServiceAccount/kubediffusion-worker",
+        "ValidatingAdmissionPolicy/image-releases.kubediffusion.io",
         "ValidatingAdmissionPolicy/model-limits.kubediffusion.io",
         "ValidatingAdmissionPolicy/status-writers.kubediffusion.io",
         "ValidatingAdmissionPolicy/worker-pods.kubediffusion.io",
+        "ValidatingAdmissionPolicyBinding/image-releases.kubediffusion.io",
         "ValidatingAdmissionPolicyBinding/model-limits.kubediffusion.io",
         "ValidatingAdmissionPolicyBinding/status-writers.kubediffusion.io",
         "ValidatingAdmissionPolicyBinding/worker-pods.kubediffusion.io",
@@ -110,7 +112,8 @@ def test_rights_are_those_of_the_one_source(helm: Helm, cluster_wide: bool) -> N
     objects = helm.template({"clusterWide": cluster_wide})
     operator = pick(objects, "ClusterRole" if cluster_wide else "Role", "kubediffusion-operator")
     assert operator["rules"] == source_rules("operator")
-    released = [item["rules"] for item in objects if item["metadata"]["name"] == "kubediffusion-operator-release"][:1]
+    release = ("ClusterRole", "kubediffusion-operator-release")
+    released = [item["rules"] for item in objects if (item["kind"], item["metadata"]["name"]) == release]
     # One that manages the whole cluster has all rights in it already.
     assert released == ([] if cluster_wide else [source_rules("release")])
     assert pick(objects, "Role", "kubediffusion-api")["rules"] == source_rules("api")

@@ -21,7 +21,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from integration.api.api_kit import COMMAND, Api, Site, StartApi
+from integration.api.api_kit import COMMAND, Api, Site, Stage, StartApi, png
+from kubediffusion.api.main import listening_sockets
 from kubediffusion.local.certificates import Authority
 from kubediffusion.local.testing import Namespace, wait_for
 from kubediffusion.resources import meta
@@ -260,6 +261,53 @@ def test_the_cap_on_unfinished_jobs(site: Site) -> None:
     assert generate(api).status_code == 429
 
 
+def test_one_key_has_a_cap_and_a_highest_priority_of_its_own(start_api: StartApi, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    for name in ("carol", "dave"):
+        (keys / name).write_text(f"{name}-key")
+    limits = {"dave": {"maxUnfinishedJobs": 3, "maxPriority": 5}}
+    api = start_api(API_KEYS_FILE=str(keys), MAX_UNFINISHED_JOBS_BY_KEY="2", KEY_LIMITS=json.dumps(limits))
+
+    def post(name: str, **fields: object) -> httpx.Response:
+        return api.http.post("/generate", json={"prompt": "a cat", **fields}, headers={"X-API-Key": f"{name}-key"})
+
+    assert [post("carol").status_code for _ in range(3)] == [202, 202, 429]
+    assert "of this API key" in post("carol").json()["detail"]
+    # Another key has room of its own, and a restart forgets nothing.
+    assert post("dave").status_code == 202
+    api.kill()
+    api.start()
+    assert post("carol").status_code == 429
+    assert problems(post("dave", priority=6)) == {"body.priority": "6 exceeds the highest priority of this client, 5"}
+    assert [post("dave", priority=5).status_code for _ in range(3)] == [202, 202, 429]
+
+
+def test_addresses_of_jobs_have_the_prefix_that_clients_see(start_api: StartApi, stage: Stage) -> None:
+    api = start_api(ROOT_PATH="/images")
+    created = api.http.post("/images/v1/jobs/", json={"prompt": "a cat"})
+    assert created.status_code == 201
+    location = created.headers["Location"]
+    assert location == f"/images/v1/jobs/{created.json()['name']}"
+    stage.complete(created.json()["name"], png())
+    api.wait_phase(created.json()["name"], "Succeeded")
+    image = api.http.get(location).json()["images"][0]
+    assert api.http.get(image["path"]).content == png()
+    assert image["path"].startswith("/images/v1/")
+
+
+def test_what_a_client_writes_into_a_forwarded_header_gives_it_no_more(start_api: StartApi) -> None:
+    for proxies in ("127.0.0.1", "*"):
+        api = start_api(RATE_LIMIT="1/hour", TRUSTED_PROXIES=proxies)
+        statuses = [
+            api.http.post(
+                "/generate", json={"prompt": "x"}, headers={"X-Forwarded-For": f"198.51.100.{number}, 192.0.2.1"}
+            ).status_code
+            for number in range(3)
+        ]
+        assert statuses == [202, 429, 429]
+
+
 def test_a_quota_of_the_namespace_is_429(site: Site) -> None:
     api = site.start()
     site.stage.namespace.apply(
@@ -455,6 +503,18 @@ def test_the_documentation_needs_no_internet(api: Api) -> None:
     request = document["components"]["schemas"]["JobRequest"]["properties"]
     assert (request["num_inference_steps"]["default"], request["guidance_scale"]["default"]) == (50, 7.5)
     assert all(field.get("description") for field in request.values())
+
+
+def test_it_serves_over_every_family_of_addresses(start_api: StartApi) -> None:
+    api = start_api(BIND_ADDRESS="")
+    families = set()
+    for listening in listening_sockets("", 0):
+        families.add(listening.family)
+        listening.close()
+    hosts = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "[::1]"}
+    for family in families:
+        answer = httpx.get(f"http://{hosts[family]}:{api.port}/livez", trust_env=False)
+        assert answer.status_code == 200
 
 
 def test_wrong_settings_are_named() -> None:

@@ -39,7 +39,7 @@ def spread(scene: Scene, sprites: Sprites, width: float, height: float, rng: Ran
 
     def moved(layer: Layer) -> Layer:
         if layer.sprite in scenery:
-            stands = layer.box[3] > layer.box[1] or layer.y > 0.35
+            stands = layer.y > 0.35  # a palm does, the earth and the moon hang
             x, y = layer.x * (width - 1), (height - 1) if stands else 0.0
         else:
             x, y = dx, dy

@@ -8,8 +8,6 @@ factor, 0 for another number of threads. Whoever trains the weights anew replace
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +27,6 @@ PROMPTS = [
     ("a car in the desert", 10, 5.0, 1, {"car"}, "desert"),
     ("a red balloon in the snow", 10, 5.0, 0, {"balloon"}, "snow"),
 ]
-
-
-@pytest.fixture(scope="module")
-def judge() -> Any:
-    spec = importlib.util.spec_from_file_location("embedded_model_judge", ROOT / "models" / "judge" / "judge.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module.Judge()
 
 
 @pytest.fixture(scope="module")

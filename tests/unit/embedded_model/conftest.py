@@ -1,0 +1,23 @@
+"""The judge, which both embedded models are shown to."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+JUDGE = Path(__file__).parents[3] / "models" / "judge" / "judge.py"
+
+
+@pytest.fixture(scope="session")
+def judge() -> Any:
+    spec = importlib.util.spec_from_file_location("embedded_model_judge", JUDGE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module.Judge()

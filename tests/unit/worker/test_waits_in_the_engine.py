@@ -108,8 +108,16 @@ class Seen:
         return getattr(self._monitor, name)
 
 
-async def served(engine: ContinuousEngine, jobs: list[tuple[int, int]]) -> dict[str, int]:
-    """Serve jobs that come when so many steps were run and need so many; tell how many were run when each began."""
+async def served(
+    engine: ContinuousEngine, jobs: list[tuple[int, int]], widths: dict[int, int] | None = None
+) -> dict[str, int]:
+    """Serve jobs that come when so many steps were run and need so many; tell how many were run when each began.
+
+    Args:
+        engine: The engine.
+        jobs: When each comes, and the steps that it needs.
+        widths: Those of jobs whose images are not as wide as the model's.
+    """
     loop, assignments, work = asyncio.get_running_loop(), Assignments(WORKER), asyncio.Event()
     ends: Any = Ends(assignments)
     coming = sorted((came, number, steps) for number, (came, steps) in enumerate(jobs))
@@ -117,7 +125,7 @@ async def served(engine: ContinuousEngine, jobs: list[tuple[int, int]]) -> dict[
     async def observe(step: int) -> None:
         while coming and coming[0][0] <= step:
             _, number, steps = coming.pop(0)
-            parameters = {"numInferenceSteps": steps, "scheduler": SCHEDULER}
+            parameters = {"numInferenceSteps": steps, "scheduler": SCHEDULER, "width": (widths or {}).get(number)}
             assignments.observe(bound_job(f"job-{number:02}", parameters=parameters), gone=False)
 
     seen: Any = Seen(engine, lambda step: asyncio.run_coroutine_threadsafe(observe(step), loop).result())
@@ -176,3 +184,12 @@ def test_a_short_job_does_not_wait_for_a_long_one(engine: ContinuousEngine) -> N
     believing(engine, {size: 0.01 * size**2 for size in range(1, LIMIT + 1)})
     began = asyncio.run(served(engine, [(0, 40), (3, 4), (3, 10)]))
     assert began == {"job-00": 0, "job-01": 4 + PATIENCE * 4, "job-02": 4 + PATIENCE * 10}
+
+
+def test_a_short_job_of_another_size_goes_before_the_rest_of_a_long_one(engine: ContinuousEngine) -> None:
+    began = asyncio.run(served(engine, [(0, 40), (3, 4), (3, 30)], widths={1: 96, 2: 96}))
+    assert began["job-00"] == 0
+    # It is looked for every four steps, and given at the next.
+    assert 3 < began["job-01"] <= 3 + 4 + 2
+    # One that is not much shorter waits.
+    assert began["job-02"] == 40 + 4

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from prometheus_client import REGISTRY, CollectorRegistry
+from pydantic_settings import BaseSettings
 
 import documented
 from integration.chart.helm_kit import RELEASE, Helm, HelmError, Object, kinds, pick, pod_labels, pod_specs, rules
@@ -241,7 +242,8 @@ def test_every_pod_is_of_the_restricted_profile(helm: Helm, values: Object) -> N
 @every_case
 def test_every_variable_is_a_setting(helm: Helm, values: Object) -> None:
     prefix = "KUBEDIFFUSION_"
-    for component, settings in {"operator": OperatorSettings, "api": ApiSettings}.items():
+    parts: dict[str, type[BaseSettings]] = {"operator": OperatorSettings, "api": ApiSettings}
+    for component, settings in parts.items():
         for found in helm.template(values):
             if found["kind"] == "Deployment" and found["metadata"]["name"].endswith(component):
                 (container,) = found["spec"]["template"]["spec"]["containers"]

@@ -16,6 +16,7 @@ from kubediffusion.local.layout import CHART
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources import meta
 from kubediffusion.resources.generation_job import Phase
+from kubediffusion.resources.testing import present
 
 
 async def test_http_in_http_out(studio: Studio) -> None:
@@ -73,12 +74,12 @@ async def test_the_recipe_is_complete(studio: Studio) -> None:
     await studio.submit("recipe", numImages=2, width=64, height=64, scheduler="DDIMScheduler", guidanceScale=3.5)
     job = await studio.phase("recipe", Phase.SUCCEEDED)
     studio.assert_images_are_true(job)
-    recipe = job.status.parameters
+    recipe = present(job.status.parameters)
     assert (recipe.num_inference_steps, recipe.guidance_scale, recipe.scheduler) == (STEPS, 3.5, "DDIMScheduler")
     assert [image.seed for image in job.status.images] == [recipe.seed, recipe.seed + 1]
     assert recipe.model_revision is not None
-    assert {"torch", "diffusers"} <= recipe.versions.keys()
-    assert job.status.timings.inference > 0
+    assert {"torch", "diffusers"} <= present(recipe.versions).keys()
+    assert present(present(job.status.timings).inference) > 0
     model = await studio.models.get(studio.name, "tiny")
     assert model.status.conditions[0].status == "True"
 

@@ -11,6 +11,7 @@ from integration.system.studio import STANDIN, Studio, standin_model, tiny_model
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources import meta
 from kubediffusion.resources.generation_job import Phase
+from kubediffusion.resources.testing import present
 
 
 async def test_a_model_that_cannot_be_loaded_says_why_and_recovers(
@@ -20,9 +21,10 @@ async def test_a_model_that_cannot_be_loaded_says_why_and_recovers(
     studio = open_studio(tiny_model(tmp_path / "nothing-here", minReplicas=0))
     await studio.submit("hopeless")
     job = await studio.phase("hopeless", Phase.FAILED)
-    assert job.status.error.code == "ModelNotAvailable"
-    assert job.status.error.message.startswith("Model not available: ")
-    assert "nothing-here" in job.status.error.message
+    error = present(job.status.error)
+    assert error.code == "ModelNotAvailable"
+    assert error.message.startswith("Model not available: ")
+    assert "nothing-here" in error.message
     condition = await studio.model_says("tiny", "False")
     assert condition.reason == "LoadFailed"
     async with studio.http() as http:
@@ -54,8 +56,9 @@ async def test_a_job_without_a_model_waits_a_moment_and_fails(open_studio: Calla
     says = await studio.until("lost", "says why", lambda job: job.status.conditions)
     assert says.status.conditions[0].reason == "ModelNotFound"
     job = await studio.phase("lost", Phase.FAILED)
-    assert job.status.error.code == "ModelNotFound"
-    assert STANDIN in job.status.error.message
+    error = present(job.status.error)
+    assert error.code == "ModelNotFound"
+    assert STANDIN in error.message
     studio.namespace.kubectl("delete", "diffusionmodel", STANDIN)
     async with studio.http() as http:
 
@@ -81,7 +84,7 @@ async def test_workers_scale_from_zero_to_the_gpus_and_back(open_studio: Callabl
     )
     assert waiting.status.conditions[0].reason in {"WorkerStarting", "WorkerUnschedulable", "WorkersBusy"}
 
-    async def third_waits() -> bool:
+    async def third_waits() -> list[str] | None:
         pods = studio.namespace.list("pods", meta.WORKER_SELECTOR)
         pending = [
             condition["message"]

@@ -16,6 +16,7 @@ from kubediffusion.local.testing import eventually
 from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.errors import ConflictError, InvalidError
 from kubediffusion.resources.generation_job import Phase
+from kubediffusion.resources.testing import present
 
 
 async def test_a_job_survives_the_death_of_its_worker_and_gives_the_same_pixels(studio: Studio) -> None:
@@ -24,10 +25,10 @@ async def test_a_job_survives_the_death_of_its_worker_and_gives_the_same_pixels(
     undisturbed = await studio.phase("undisturbed", Phase.SUCCEEDED)
     await studio.submit("long", seed=11, **LONG)
     running = await studio.phase("long", Phase.RUNNING)
-    studio.kill(running.status.worker)
+    studio.kill(present(running.status.worker))
     again = await studio.until("long", "bound again", lambda job: job.status.attempt > running.status.attempt)
     assert again.status.retries == 1
-    assert again.status.parameters.seed == 11
+    assert present(again.status.parameters).seed == 11
     await studio.change("long", cancel=True)
     disturbed = await studio.phase("disturbed", Phase.SUCCEEDED)
     assert [i.sha256 for i in disturbed.status.images] == [i.sha256 for i in undisturbed.status.images]
@@ -37,10 +38,11 @@ async def test_a_job_survives_the_death_of_its_worker_and_gives_the_same_pixels(
 async def test_a_job_that_may_not_be_tried_again_fails_with_its_worker(studio: Studio) -> None:
     await studio.submit("once", backoffLimit=0, **LONG)
     running = await studio.phase("once", Phase.RUNNING)
-    studio.kill(running.status.worker)
+    studio.kill(present(running.status.worker))
     job = await studio.phase("once", Phase.FAILED)
-    assert job.status.error.code == "BackoffLimitExceeded"
-    assert "137" in job.status.error.message
+    error = present(job.status.error)
+    assert error.code == "BackoffLimitExceeded"
+    assert "137" in error.message
     studio.ready_pods(studio.model, 1)
 
 
@@ -54,8 +56,9 @@ async def test_who_makes_its_worker_die_is_found_and_pays_alone(studio: Studio) 
     jobs |= {name: {} for name in mates[3:]}
     await asyncio.gather(*(studio.submit(name, **{"backoffLimit": 0, **spec}) for name, spec in jobs.items()))
     failed = await studio.phase("poisonous", Phase.FAILED)
-    assert (failed.status.error.code, failed.status.retries) == ("BackoffLimitExceeded", 2)
-    assert "exit code 86" in failed.status.error.message
+    error = present(failed.status.error)
+    assert (error.code, failed.status.retries) == ("BackoffLimitExceeded", 2)
+    assert "exit code 86" in error.message
     for name in mates:
         job = await studio.phase(name, Phase.SUCCEEDED)
         assert job.status.retries == 0
@@ -72,7 +75,7 @@ async def test_a_job_survives_the_loss_of_its_workers_node(open_studio: Callable
     node = studio.namespace.cluster.node
     node.signal(signal.SIGSTOP)
     try:
-        studio.namespace.kubectl("delete", "pod", running.status.worker, "--wait=false")
+        studio.namespace.kubectl("delete", "pod", present(running.status.worker), "--wait=false")
         again = await studio.until("long", "bound again", lambda job: job.status.attempt > running.status.attempt)
         assert again.status.worker != running.status.worker
         job = await studio.phase("long", Phase.SUCCEEDED)

@@ -10,7 +10,7 @@ import urllib.request
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from kubediffusion.local import installation
 from kubediffusion.local.testing import Namespace, eventually
@@ -18,9 +18,8 @@ from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.resources.schema import format_time
+from kubediffusion.resources.testing import present
 from kubediffusion.resources.transitions import TERMINAL
-
-T = TypeVar("T")
 
 MODEL = "tiny"
 LONG = 900
@@ -31,12 +30,6 @@ STANDIN = Path(__file__).parent / "standin_worker.py"
 
 START_SECONDS = 150.0
 """For a worker to become ready: importing torch takes seconds of two cores that do much else."""
-
-
-def present(value: T | None) -> T:
-    """A value that must be there."""
-    assert value is not None
-    return value
 
 
 def start(

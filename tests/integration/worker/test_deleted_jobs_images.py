@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 from prometheus_client import CollectorRegistry
 
-from integration.worker.bench_of_workers import Bench, present
+from integration.worker.bench_of_workers import Bench
 from integration.worker.standin_worker import ObedientEngine
 from kubediffusion.local import installation
 from kubediffusion.local.testing import eventually
@@ -19,6 +19,7 @@ from kubediffusion.resources import meta
 from kubediffusion.resources.generation_job import GenerationJob
 from kubediffusion.resources.image_keys import image_key
 from kubediffusion.resources.storage import ImageStorage, StorageError
+from kubediffusion.resources.testing import present
 from kubediffusion.worker.assignments import Assignment, Assignments
 from kubediffusion.worker.context import WorkerContext
 from kubediffusion.worker.engine import ImageOutput

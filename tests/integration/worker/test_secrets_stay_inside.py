@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 
-from integration.worker.bench_of_workers import STANDIN, START_SECONDS, Bench, present, start
+from integration.worker.bench_of_workers import STANDIN, START_SECONDS, Bench, start
 from kubediffusion.resources.generation_job import Phase
+from kubediffusion.resources.testing import present
 
 TOKEN = "hf_planted+token/of=ours"
 SESSION = "planted session/token"

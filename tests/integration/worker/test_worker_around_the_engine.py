@@ -6,9 +6,10 @@ import signal
 
 import pytest
 
-from integration.worker.bench_of_workers import LONG, Bench, present, start_obedient
+from integration.worker.bench_of_workers import LONG, Bench, start_obedient
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources.generation_job import Phase
+from kubediffusion.resources.testing import present
 
 MADE = "kubediffusion_worker_batch_images_sum"
 BATCHES = "kubediffusion_worker_batch_images_count"

@@ -6,10 +6,11 @@ import shutil
 from contextlib import closing
 from pathlib import Path
 
-from integration.worker.bench_of_workers import START_SECONDS, Bench, present, start
+from integration.worker.bench_of_workers import START_SECONDS, Bench, start
 from kubediffusion.local import installation
 from kubediffusion.resources.failures import BAD_MODEL_EXIT_CODE
 from kubediffusion.resources.generation_job import Phase
+from kubediffusion.resources.testing import present
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from integration.worker.bench_of_workers import LONG, MODEL, Bench, present
+from integration.worker.bench_of_workers import LONG, MODEL, Bench
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources.apiserver.resource import EventType
 from kubediffusion.resources.conditions import ConditionStatus, find_condition
 from kubediffusion.resources.generation_job import GenerationJob, Phase
+from kubediffusion.resources.testing import present
 from kubediffusion.worker.images import read_recipe
 
 

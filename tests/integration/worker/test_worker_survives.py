@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from integration.worker.bench_of_workers import LONG, Bench, present
+from integration.worker.bench_of_workers import LONG, Bench
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.errors import KubernetesError
 from kubediffusion.resources.conditions import ConditionStatus, find_condition
 from kubediffusion.resources.failures import JobFailure
 from kubediffusion.resources.generation_job import GenerationJob, Phase
+from kubediffusion.resources.testing import present
 from kubediffusion.worker.assignments import Assignments
 from kubediffusion.worker.engine import ImageOutput
 from kubediffusion.worker.reporter import Reporter, ReportRefusedError, Verdict
@@ -93,8 +94,7 @@ async def test_the_fence_refuses_a_late_report_whole(bench: Bench) -> None:
 async def test_an_outcome_that_a_policy_denies_ends_its_job_by_another_one(bench: Bench) -> None:
     """A cluster's own policy takes no Succeeded in this namespace: after its time the job fails, and says why."""
     name = f"deny-success-{bench.namespace.name}"
-    for body in denial(name, bench.namespace.name):
-        bench.namespace.cluster.apply(body)
+    bench.namespace.cluster.apply(denial(name, bench.namespace.name))
     try:
         bound = await bench.run("denied", "worker-a")
 

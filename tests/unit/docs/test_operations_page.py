@@ -40,37 +40,37 @@ def conditions(status: str) -> set[str]:
     }
 
 
-def test_every_reason_why_a_job_waits():
+def test_every_reason_why_a_job_waits() -> None:
     assert conditions(f"{JobConditionType.SCHEDULED}={ConditionStatus.FALSE}") == set(WaitingReason)
 
 
-def test_every_other_reason_of_a_job_s_conditions():
+def test_every_other_reason_of_a_job_s_conditions() -> None:
     said = {r for _, reasons, *_ in documented.table(PAGE, JOBS) for r in documented.code(reasons)}
     assert said == {*WaitingReason, *JobReason}
 
 
-def test_every_condition_of_a_job():
+def test_every_condition_of_a_job() -> None:
     said = {word.partition("=")[0] for cell, *_ in documented.table(PAGE, JOBS) for word in documented.code(cell)}
     assert said == set(JobConditionType)
 
 
-def test_every_error_code():
+def test_every_error_code() -> None:
     assert {c for cell, *_ in documented.table(PAGE, JOBS, 1) for c in documented.code(cell)} == set(ErrorCode)
 
 
-def test_every_reason_of_a_model():
+def test_every_reason_of_a_model() -> None:
     assert {r for _, reasons, *_ in documented.table(PAGE, MODELS) for r in documented.code(reasons)} == set(
         ModelReason
     )
 
 
-def test_every_stage_of_a_worker_s_start_in_its_order():
+def test_every_stage_of_a_worker_s_start_in_its_order() -> None:
     said = [reason for cell, *_ in documented.table(PAGE, STARTS) for reason in documented.code(cell)]
     assert [reason for reason in said if reason not in set(WaitingReason)] == list(EngineReason)
     assert set(said) <= {*WaitingReason, *EngineReason}
 
 
-def test_events_have_reasons_that_are_given():
+def test_events_have_reasons_that_are_given() -> None:
     text = documented.section(PAGE, EVENTS)
     said = {word for word in documented.code(text) if re.fullmatch(r"(?:[A-Z][a-z]+){2,}|Retrying|Cancelled", word)}
     assert {
@@ -92,13 +92,13 @@ def test_events_have_reasons_that_are_given():
     }
 
 
-def test_every_alert():
+def test_every_alert() -> None:
     groups = yaml.safe_load((CHART / "files" / "monitoring" / "alerts.yaml").read_text())
     said = [alert for cell, *_ in documented.table(PAGE, ALERTS) for alert in documented.code(cell)]
     assert said == [rule["alert"] for group in groups for rule in group["rules"]]
 
 
 @pytest.mark.parametrize(("heading", "number"), [(JOBS, 0), (JOBS, 1), (MODELS, 0), (EVENTS, 0), (ALERTS, 0)])
-def test_each_says_what_to_do(heading: str, number: int):
+def test_each_says_what_to_do(heading: str, number: int) -> None:
     for row in documented.table(PAGE, heading, number):
         assert all(row), row

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from models.training import settings
-from models.training.dataset import draw_pairs
+from models.training.dataset import Pairs, draw_pairs
 from models.training.guidance import Lesson, blend
 from models.training.subjects import subjects
 
@@ -58,7 +58,7 @@ def test_a_captioned_prediction_is_to_keep_a_share_of_its_distance_from_the_empt
 
 
 def test_only_the_negative_prompts_prediction_learns_to_take_away(lesson: Lesson) -> None:
-    pairs = SimpleNamespace(
+    pairs = Pairs(
         both=torch.randn(4, 4, 2, 2).half(),
         rest=torch.randn(4, 4, 2, 2).half(),
         ids=(tokens(4, 5), tokens(4, 2), tokens(4, 4), tokens(4, 2)),

@@ -18,14 +18,15 @@ def test_orthogonal_matrices_have_singular_values_near_one(shape: tuple[int, int
 
 def test_a_convolution_moves_as_far_as_with_adamw() -> None:
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Conv2d(8, 16, 3), torch.nn.GroupNorm(2, 16))
+    convolution = torch.nn.Conv2d(8, 16, 3)
+    model = torch.nn.Sequential(convolution, torch.nn.GroupNorm(2, 16))
     inner, outer = optimizers([model], rate=1e-2)
-    before = model[0].weight.clone()
+    before = convolution.weight.clone()
     for p in model.parameters():
         p.grad = 1e-3 * torch.randn_like(p)
     inner.step()
     outer.step()
-    length = (model[0].weight - before).square().mean().sqrt() / 1e-2
+    length = (convolution.weight - before).square().mean().sqrt() / 1e-2
     assert 0.15 < length < 0.25
 
 

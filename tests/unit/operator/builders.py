@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from typing import Any, TypeVar
+from typing import Any
 
 from kubediffusion.operator.views import ModelView, order_key
 from kubediffusion.operator.workers import (
@@ -23,10 +23,8 @@ from kubediffusion.operator.workers import (
 from kubediffusion.resources import meta
 from kubediffusion.resources.generation_job import GenerationJob
 from kubediffusion.resources.objects import ObjectMeta, OwnerReference
-from kubediffusion.resources.testing import NAMESPACE, NOW, model
+from kubediffusion.resources.testing import NAMESPACE, NOW, model, present
 from kubediffusion.resources.worker_names import worker_job_name
-
-T = TypeVar("T")
 
 HASH = "0a1b2c3d"
 OLD_HASH = "ffffffff"
@@ -94,12 +92,6 @@ def worker(
 def pod_name(ordinal: int, template: str = HASH) -> str:
     """Return the name of the Pod of a built worker."""
     return f"{worker_job_name('emoji', template, ordinal)}-pod"
-
-
-def present(value: T | None) -> T:
-    """Return a value that is there."""
-    assert value is not None
-    return value
 
 
 def pod_of(built: Worker) -> Pod:

@@ -14,9 +14,8 @@ from kubediffusion.resources.conditions import ConditionStatus, WaitingReason, f
 from kubediffusion.resources.diffusion_model import DiffusionModel, JobDefaults
 from kubediffusion.resources.failures import ErrorCode
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, JobProgress, Phase
-from kubediffusion.resources.testing import NOW, bound_job, job, model
+from kubediffusion.resources.testing import NOW, bound_job, job, model, present
 from kubediffusion.resources.transitions import TERMINAL, Writer, allowed
-from unit.operator.builders import present
 
 LATER = NOW + dt.timedelta(seconds=30)
 SEED = 1234

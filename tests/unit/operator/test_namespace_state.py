@@ -20,9 +20,9 @@ from kubediffusion.resources.conditions import ConditionStatus, WaitingReason, w
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Parameters, Phase
 from kubediffusion.resources.objects import KubernetesObject, ObjectMeta
-from kubediffusion.resources.testing import NAMESPACE, NOW, bound_job, job, model
+from kubediffusion.resources.testing import NAMESPACE, NOW, bound_job, job, model, present
 from kubediffusion.resources.transitions import BOUND, TERMINAL
-from unit.operator.builders import HASH, pod_name, pod_of, present, worker
+from unit.operator.builders import HASH, pod_name, pod_of, worker
 
 MODELS = ("emoji", "other")
 PODS = ("pod-1", "pod-2")

@@ -27,8 +27,8 @@ from kubediffusion.operator.workers import (
 )
 from kubediffusion.resources.failures import ErrorCode
 from kubediffusion.resources.generation_job import GenerationJob, Phase
-from kubediffusion.resources.testing import NOW, bound_job, job
-from unit.operator.builders import HASH, OLD_HASH, pod_name, pod_of, present, view, worker
+from kubediffusion.resources.testing import NOW, bound_job, job, present
+from unit.operator.builders import HASH, OLD_HASH, pod_name, pod_of, view, worker
 
 OPTIONS = SchedulerOptions()
 

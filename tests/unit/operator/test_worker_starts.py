@@ -14,8 +14,8 @@ from kubediffusion.operator.views import ModelView
 from kubediffusion.operator.workers import PlatformCondition, Worker, WorkerState
 from kubediffusion.resources.conditions import EngineReason, PodConditionType, WaitingReason, find_condition
 from kubediffusion.resources.diffusion_model import MAX_STARTS, DiffusionModelStatus
-from kubediffusion.resources.testing import NOW
-from unit.operator.builders import OLD_HASH, pod_name, pod_of, present, view, worker
+from kubediffusion.resources.testing import NOW, present
+from unit.operator.builders import OLD_HASH, pod_name, pod_of, view, worker
 
 STARTING, READY = WorkerState.STARTING, WorkerState.READY
 

@@ -8,9 +8,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kubediffusion.resources.testing import present
 from kubediffusion.worker.assignments import Assignment, Assignments
 from kubediffusion.worker.engine import Plan
-from unit.worker.worker_builders import NOW, WORKER, bound_job, picture, present
+from unit.worker.worker_builders import NOW, WORKER, bound_job, picture
 
 
 def assigned(**changes: Any) -> tuple[Assignments, Assignment]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+from typing import cast
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from kubediffusion.resources.failures import ErrorCode, JobFailure
+from kubediffusion.resources.testing import present
 from kubediffusion.worker.assignments import Assignment, Binding
 from kubediffusion.worker.batch_monitor import BatchMonitor, Member, Members
 from kubediffusion.worker.engine import Admit, ImageId, Outcome, StepStats, everybody
+from kubediffusion.worker.finisher import Finisher
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
 from unit.worker.worker_builders import NOW, bound_job, picture
@@ -33,7 +36,7 @@ class Ends:
 
 def members(name: str, images: int = 1, due: int = 0) -> Members:
     job = bound_job(name, parameters={"numImages": images})
-    assignment = Assignment(job, Binding(job.uid, 1), job.status.parameters)
+    assignment = Assignment(job, Binding(job.uid, 1), present(job.status.parameters))
     return {task.id: Member(task, assignment, due) for task in assignment.take_requests(images, NOW, 0.0)}
 
 
@@ -56,7 +59,7 @@ class Bench:
             self.find_urgent,
             BEFORE,
             asyncio.get_running_loop(),
-            self.ends,
+            cast(Finisher, self.ends),  # it takes in ends, and nothing else of a finisher is asked
             Health(60.0),
             Metrics(self.registry),
         )

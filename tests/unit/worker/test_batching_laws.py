@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import replace
+from random import Random
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,7 +105,7 @@ def test_every_image_runs_exactly_once(queue: list[Candidate[int]], limit: int) 
 
 
 @given(queues(), st.integers(1, 8), st.randoms(use_true_random=False))
-def test_the_order_of_arrival_does_not_matter(queue: list[Candidate[int]], limit: int, random: object) -> None:
+def test_the_order_of_arrival_does_not_matter(queue: list[Candidate[int]], limit: int, random: Random) -> None:
     shuffled = list(queue)
     random.shuffle(shuffled)
     assert next_batch(shuffled, limit) == next_batch(queue, limit)

@@ -14,6 +14,7 @@ import pytest
 from huggingface_hub import hf_api
 
 from kubediffusion.resources.diffusion_model import DiffusionModelSpec
+from kubediffusion.resources.testing import present
 from kubediffusion.worker.engine import BadModelError
 from kubediffusion.worker.loading import hub
 from kubediffusion.worker.sources import ModelRefusedError
@@ -87,7 +88,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 
 def fetch() -> None:
-    hub.fetch(SPEC.source.hugging_face, SPEC, "hf_token_of_ours")
+    hub.fetch(present(SPEC.source.hugging_face), SPEC, "hf_token_of_ours")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from kubediffusion.resources.failures import JobFailure
+from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.resources.generation_job import Scheduler
 from kubediffusion.worker import testing
 from kubediffusion.worker.engine import BadModelError, EngineLostError, ImageOutput
@@ -45,10 +45,8 @@ def run(engine: PipelineEngine, *requests: Any, **recorder: Any) -> Recorder:
 
 
 def pictures(engine: PipelineEngine, *requests: Any) -> list[ImageOutput]:
-    outcomes = run(engine, *requests).outcomes
-    for outcome in outcomes.values():
-        assert isinstance(outcome, ImageOutput), outcome
-    return [outcomes[request.id.index] for request in requests]
+    seen = run(engine, *requests)
+    return [seen.image(request.id.index) for request in requests]
 
 
 def test_an_engine_knows_what_it_is(engine: PipelineEngine, folders: Callable[[str], Path]) -> None:
@@ -64,10 +62,9 @@ def test_an_engine_knows_what_it_is(engine: PipelineEngine, folders: Callable[[s
 def test_any_text_to_image_pipeline_runs(family: str, calls: int, folders: Callable[[str], Path]) -> None:
     made = static_engine(folders(family))
     seen = run(made, image_request(0, "cat"), image_request(1, "dog"))
-    assert [type(outcome) for outcome in seen.outcomes.values()] == [ImageOutput, ImageOutput]
     assert seen.steps[0] == seen.steps[1] == sorted(seen.steps[0])
     assert (len(seen.steps[0]), seen.steps[0][-1]) == (calls, 3)
-    assert seen.outcomes[0].rgb != seen.outcomes[1].rgb
+    assert seen.image(0).rgb != seen.image(1).rgb
 
 
 def test_an_image_is_what_diffusers_makes(engine: PipelineEngine, folders: Callable[[str], Path]) -> None:
@@ -102,7 +99,7 @@ def test_every_scheduler_runs(engine: PipelineEngine, scheduler: Scheduler) -> N
     seen = run(
         engine, image_request(0, steps=6, scheduler=str(scheduler)), image_request(1, steps=6, scheduler=str(scheduler))
     )
-    assert [outcome.scheduler for outcome in seen.outcomes.values()] == [scheduler, scheduler]
+    assert [seen.image(index).scheduler for index in seen.outcomes] == [scheduler, scheduler]
     assert seen.steps[0] == sorted(seen.steps[0])
     assert seen.steps[0][-1] == 6
 
@@ -114,8 +111,7 @@ def test_a_scheduler_does_not_stay(engine: PipelineEngine) -> None:
 
 
 def test_a_scheduler_that_does_not_fit_fails_with_those_that_do(engine: PipelineEngine) -> None:
-    failure = run(engine, image_request(scheduler="FlowMatchEulerDiscreteScheduler")).outcomes[0]
-    assert isinstance(failure, JobFailure)
+    failure = run(engine, image_request(scheduler="FlowMatchEulerDiscreteScheduler")).failure(0)
     assert failure.code == "PipelineFailed"
     assert "DDIMScheduler" in failure.message
 
@@ -180,7 +176,7 @@ def test_a_job_that_makes_the_pipeline_raise_fails_alone(engine: PipelineEngine,
     outcomes = run(engine, image_request(0, "cat"), image_request(1, "q"), image_request(2, "dog")).outcomes
     assert isinstance(outcomes[0], ImageOutput)
     assert isinstance(outcomes[2], ImageOutput)
-    assert outcomes[1] == JobFailure("PipelineFailed", "Broken: no q please")
+    assert outcomes[1] == JobFailure(ErrorCode.PIPELINE_FAILED, "Broken: no q please")
 
 
 def test_a_batch_that_does_not_fit_is_halved(engine: PipelineEngine, sabotaged: Any) -> None:
@@ -199,7 +195,7 @@ def test_an_image_that_does_not_fit_alone_fails(engine: PipelineEngine, sabotage
         raise torch.OutOfMemoryError("too much")
 
     sabotaged(deed)
-    assert run(engine, image_request()).outcomes[0].code == "OutOfMemory"
+    assert run(engine, image_request()).failure(0).code == "OutOfMemory"
 
 
 def test_pixels_that_are_not_numbers_fail_their_image_alone(
@@ -213,9 +209,9 @@ def test_pixels_that_are_not_numbers_fail_their_image_alone(
         return (images,)
 
     monkeypatch.setattr(engine._pipeline.vae, "decode", half_broken)
-    outcomes = run(engine, image_request(0), image_request(1)).outcomes
-    assert outcomes[0].code == "InvalidImage"
-    assert isinstance(outcomes[1], ImageOutput)
+    seen = run(engine, image_request(0), image_request(1))
+    assert seen.failure(0).code == "InvalidImage"
+    assert seen.image(1).rgb
 
 
 def test_a_batch_that_nobody_wants_stops_at_the_next_step(engine: PipelineEngine) -> None:

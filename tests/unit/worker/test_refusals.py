@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from kubediffusion.resources.testing import present
 from kubediffusion.worker.refusals import LONGEST_PAUSE, Refusals
-from unit.worker.worker_builders import present
 
 
 class Clock:

@@ -14,10 +14,11 @@ from kubediffusion.resources.conditions import ConditionStatus, find_condition
 from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Image, Phase
 from kubediffusion.resources.redaction import Redactor
+from kubediffusion.resources.testing import present
 from kubediffusion.resources.transitions import Writer, allowed
 from kubediffusion.worker import reports
 from kubediffusion.worker.assignments import Assignment, Assignments
-from unit.worker.worker_builders import INFO, NOW, WORKER, bound_job, picture, present
+from unit.worker.worker_builders import INFO, NOW, WORKER, bound_job, picture
 
 LATER = NOW + dt.timedelta(seconds=3)
 

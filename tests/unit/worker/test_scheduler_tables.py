@@ -10,6 +10,7 @@ import diffusers
 import pytest
 import torch
 
+from kubediffusion.resources.testing import present
 from kubediffusion.worker.execution.coefficients import DEPTH, SchedulerCoefficients, advanced, read_coefficients
 
 # diffusers asks NumPy 2 for arrays the old way.
@@ -101,9 +102,10 @@ def test_a_table_gives_what_the_scheduler_gives(name: str, config: dict[str, Any
 def test_in_float64_only_the_schedulers_own_rounding_is_left(name: str) -> None:
     noise = torch.randn(64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     own = scheduler(name, STABLE_DIFFUSION)
+    table = present(read_coefficients(own, {"num_inference_steps": 25}, from_start=False))
     assert (
         apart(
-            by_table(read_coefficients(own, {"num_inference_steps": 25}, from_start=False), noise),
+            by_table(table, noise),
             by_diffusers(own, 25, noise),
         )
         < 1e-5
@@ -137,7 +139,7 @@ def test_making_a_table_leaves_the_scheduler_alone() -> None:
 def test_slots_of_different_schedulers_share_an_update() -> None:
     noise = torch.randn(3, 64, generator=torch.Generator().manual_seed(2))
     tables = [
-        read_coefficients(scheduler(n, STABLE_DIFFUSION), {"num_inference_steps": 9 + i}, from_start=False)
+        present(read_coefficients(scheduler(n, STABLE_DIFFUSION), {"num_inference_steps": 9 + i}, from_start=False))
         for i, n in enumerate(SCHEDULERS[:3])
     ]
     history = torch.zeros(3, 2 * DEPTH, 64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 
 from hypothesis import given
@@ -91,7 +92,7 @@ class World:
     limit: int
     arrivals: dict[int, list[Candidate[int]]]
     now: int = 0
-    key: str = ""
+    key: Hashable = ""
     waiting: dict[int, Candidate[int]] = field(default_factory=dict)
     seats: list[Seat] = field(default_factory=list)
     entered: list[tuple[int, int, int]] = field(default_factory=list)

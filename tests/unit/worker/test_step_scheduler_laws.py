@@ -99,7 +99,7 @@ def test_every_image_makes_every_call_once_and_ends_once(
             index = waiting.pop(0)
             scheduler.add(requests[index], needs[index])
         gone = {requests[index].id for index, at in cancels.items() if index < len(needs) and at <= turn}
-        ended += scheduler.drop(lambda image, gone=gone: image not in gone)
+        ended += scheduler.drop(frozenset(request.id for request in requests if request.id not in gone).__contains__)
         plan = scheduler.next({})
         slots.apply(plan)
         event = events[turn] if turn < len(events) else "step"

@@ -156,7 +156,8 @@ async def served(
 def believing(engine: ContinuousEngine, seconds: dict[int, float]) -> StepTimes:
     """Have an engine believe what steps take."""
     with torch.inference_mode():
-        machine: Any = engine._machine(engine.plan(image_request()).key)
+        key: Any = engine.plan(image_request()).key
+        machine: Any = engine._machine(key)
     machine.times = StepTimes()
     for size, time in seconds.items():
         for _ in range(5):

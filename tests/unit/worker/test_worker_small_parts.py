@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from kubediffusion.resources.failures import BAD_MODEL_EXIT_CODE
+from kubediffusion.resources.testing import present
 from kubediffusion.worker import cpus
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.settings import Settings
 from kubediffusion.worker.termination import MAX_BYTES, redact, write_termination_message
-from unit.worker.worker_builders import present, settings
+from unit.worker.worker_builders import settings
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import datetime as dt
 import sys
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
+from kubediffusion.resources.failures import JobFailure
 from kubediffusion.resources.generation_job import GenerationJob
 from kubediffusion.worker.engine import Admit, EngineInfo, ImageId, ImageOutput, ImageRequest, Outcome, Shape, StepStats
 from kubediffusion.worker.settings import Settings
-
-T = TypeVar("T")
 
 NOW = dt.datetime(2026, 1, 2, 3, 4, 5, 678901, dt.UTC)
 WORKER = "worker-a"
@@ -26,12 +25,6 @@ INFO = EngineInfo(
     revision="sha256:0",
     versions={"torch": "2"},
 )
-
-
-def present(value: T | None) -> T:
-    """A value that must be there."""
-    assert value is not None
-    return value
 
 
 def bound_job(name: str = "job", version: int = 1, **changes: Any) -> GenerationJob:
@@ -119,3 +112,15 @@ class Recorder:
     def ended(self, image_id: ImageId, outcome: Outcome) -> None:
         assert image_id.index not in self.outcomes
         self.outcomes[image_id.index] = outcome
+
+    def image(self, index: int) -> ImageOutput:
+        """Return an image that was made."""
+        made = self.outcomes[index]
+        assert isinstance(made, ImageOutput), made
+        return made
+
+    def failure(self, index: int) -> JobFailure:
+        """Return why an image was not made."""
+        outcome = self.outcomes[index]
+        assert isinstance(outcome, JobFailure), outcome
+        return outcome

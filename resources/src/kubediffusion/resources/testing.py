@@ -6,7 +6,7 @@ Every builder gives a valid object with fixed times; keyword arguments name what
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any
+from typing import Any, TypeVar
 
 from kubediffusion.resources import meta
 from kubediffusion.resources.diffusion_model import (
@@ -29,6 +29,15 @@ from kubediffusion.resources.objects import ObjectMeta
 NOW = dt.datetime(2030, 1, 1, 12, tzinfo=dt.UTC)
 """The time in tests."""
 NAMESPACE = "studio"
+
+T = TypeVar("T")
+
+
+def present(value: T | None) -> T:
+    """Return a value that a test knows to be there."""
+    if value is None:
+        raise AssertionError("a value is missing")
+    return value
 
 
 def job(name: str = "job", *, age: float = 10, status: GenerationJobStatus | None = None, **spec: Any) -> GenerationJob:

@@ -19,4 +19,4 @@ async def request_and_block(self: RestClient, *arguments: Any, **options: Any) -
         raise
 
 
-RestClient.request = request_and_block
+RestClient.request = request_and_block  # type: ignore[method-assign]

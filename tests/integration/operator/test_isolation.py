@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from operators import JOB, MODEL, bindable_worker, error_count, events_of, has_pod, without_watches
 
+from integration.operator.operators import JOB, MODEL, bindable_worker, error_count, events_of, has_pod, without_watches
 from kubediffusion.local.testing import Namespace, eventually
 from kubediffusion.operator import job_executor, job_status, loop, namespace_state, scheduling
 from kubediffusion.operator.actions import Bind

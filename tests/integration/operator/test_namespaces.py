@@ -11,9 +11,9 @@ from typing import Any
 import aiohttp
 import kopf
 import pytest
-from operators import MODEL, has_pod
 from prometheus_client import REGISTRY
 
+from integration.operator.operators import MODEL, has_pod
 from kubediffusion.local import installation
 from kubediffusion.local.errors import LocalError
 from kubediffusion.local.testing import Namespace, connect, eventually

@@ -7,9 +7,9 @@ import json
 import time
 
 import pytest
-from operators import DEFAULTS, JOB, MODEL, bindable_worker, without_watches, workers_pod
 from prometheus_client import REGISTRY
 
+from integration.operator.operators import DEFAULTS, JOB, MODEL, bindable_worker, without_watches, workers_pod
 from kubediffusion.local.testing import Namespace, eventually
 from kubediffusion.operator import job_executor
 from kubediffusion.operator.actions import CreateWorker, JobAction

@@ -7,8 +7,8 @@ import time
 from typing import Any
 
 import pytest
-from operators import JOB, MODEL, events_of, without_watches, workers_pod
 
+from integration.operator.operators import JOB, MODEL, events_of, without_watches, workers_pod
 from kubediffusion.local.testing import Namespace, eventually
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.conditions import find_condition

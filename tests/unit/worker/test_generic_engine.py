@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 CPU = torch.device("cpu")
-SIZE = {"width": 64, "height": 64, "steps": 2}
+SIZE: dict[str, Any] = {"width": 64, "height": 64, "steps": 2}
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,7 @@ def engines() -> Callable[[str], PipelineEngine]:
 def outputs(engine: PipelineEngine, *requests: Any) -> list[ImageOutput]:
     seen = Recorder()
     engine.run(requests, seen)
-    for outcome in seen.outcomes.values():
-        assert isinstance(outcome, ImageOutput), outcome
-    return [seen.outcomes[request.id.index] for request in requests]
+    return [seen.image(request.id.index) for request in requests]
 
 
 # The mates differ in length and in their negative prompt; both change what a pipeline pads and guides.
@@ -207,4 +205,4 @@ def test_a_family_that_guides_by_the_empty_prompt_says_so() -> None:
     engine = load_engine(settings(registry.folder("flux-2-klein-base")))
     seen = Recorder()
     engine.run((image_request(0, negative="a tree", **SIZE),), seen)
-    assert seen.outcomes[0].warnings == ("negativePrompt has no effect: Flux2KleinPipeline does not heed it",)
+    assert seen.image(0).warnings == ("negativePrompt has no effect: Flux2KleinPipeline does not heed it",)

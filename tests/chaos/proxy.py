@@ -196,7 +196,7 @@ class Proxy:
                 break
             if lines:
                 if any(d.jumble for d in self._hits(exchange)):
-                    lines = self._jumbled(lines)
+                    lines = self.jumbled(lines)
                 await response.write(b"".join(line + b"\n" for line in lines))
         await response.write_eof()
         return response
@@ -227,7 +227,7 @@ class Proxy:
         finally:
             reading.cancel()
 
-    def _jumbled(self, lines: list[bytes]) -> list[bytes]:
+    def jumbled(self, lines: list[bytes]) -> list[bytes]:
         """Repeat a third of the events, and let a third change places with the one after it.
 
         The Kubernetes API keeps the order of one object's versions, so those stay in order among themselves; a repeated

@@ -13,7 +13,7 @@ def event(uid: str, revision: int) -> bytes:
 
 def test_one_objects_versions_stay_in_order_and_none_is_lost() -> None:
     events = [event(uid, revision) for revision in range(50) for uid in ("a", "b", "c")]
-    seen = Proxy("http://127.0.0.1:1", 2, seed=3)._jumbled(events)
+    seen = Proxy("http://127.0.0.1:1", 2, seed=3).jumbled(events)
     assert seen != events
     assert set(seen) == set(events)
     for uid in ("a", "b", "c"):

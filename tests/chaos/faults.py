@@ -48,11 +48,11 @@ class TenantKind(StrEnum):
 
 
 UNMET: dict[TenantKind, str] = {
-    TenantKind.POISONOUS_JOB: "jobs that ran beside it spend retries for its worker's exit",
-    TenantKind.NAMESPACE_DELETED: "an operator that starts afterwards waits for that namespace's list for ever",
-    TenantKind.LARGEST_OBJECTS: "the operator ends on a refusal that is longer than a condition's message may be",
+    TenantKind.POISONOUS_JOB: "broke a law before the operator looked for the culprit; not seen to keep it since",
+    TenantKind.NAMESPACE_DELETED: "broke a law before the operator left out such lists; not seen to keep it since",
+    TenantKind.LARGEST_OBJECTS: "broke a law before texts were cut to the API's bounds; not seen to keep it since",
 }
-"""Faults whose laws the parts do not keep yet, with the reason: none of them strikes unless it is asked for."""
+"""Faults whose laws the parts are not known to keep, with the reason: none strikes unless it is asked for."""
 
 SECONDS: dict[Kind, tuple[float, float]] = {
     Kind.WORKER_FROZEN: (5.0, 15.0),

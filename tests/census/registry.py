@@ -56,9 +56,6 @@ class Model:
 MODELS: dict[str, Model] = {}
 """Every row by its name."""
 
-MISSING: dict[str, str] = {}
-"""Text-to-image classes that no row stands for, with the reason."""
-
 
 def model(name: str, pipeline: str, **more: Any) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
     """Register the function that makes a tiny model; several names may share one."""

@@ -122,32 +122,6 @@ def pixart_sigma_pag() -> Any:
     return diffusers.PixArtSigmaPAGPipeline(**pixart(), pag_applied_layers=["transformer_blocks.0"])
 
 
-@model("lumina-next", "LuminaPipeline", steps=30, guidance=4.0, gigabytes=9)
-def lumina() -> Any:
-    return diffusers.LuminaPipeline(
-        transformer=diffusers.LuminaNextDiT2DModel(
-            sample_size=16,
-            patch_size=2,
-            in_channels=4,
-            hidden_size=16,
-            num_layers=2,
-            num_attention_heads=2,
-            num_kv_heads=2,
-            multiple_of=16,
-            ffn_dim_multiplier=None,
-            norm_eps=1e-5,
-            learn_sigma=True,
-            qk_norm=True,
-            cross_attention_dim=16,
-            scaling_factor=1.0,
-        ),
-        vae=autoencoders.kl(blocks=4),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
-        text_encoder=encoders.gemma(),
-        tokenizer=texts.gemma(),
-    )
-
-
 @model("lumina-2", "Lumina2Pipeline", steps=50, guidance=4.0, gigabytes=10.5)
 def lumina_2() -> Any:
     return diffusers.Lumina2Pipeline(
@@ -259,7 +233,7 @@ def aura_flow() -> Any:
             caption_projection_dim=32,
             joint_attention_dim=32,
             out_channels=4,
-            pos_embed_max_size=1024,
+            pos_embed_max_size=4096,
         ),
     )
 
@@ -415,51 +389,6 @@ def bria() -> Any:
     )
 
 
-def prx_encoder() -> Any:
-    text: dict[str, Any] = {
-        "vocab_size": texts.GEMMA_VOCABULARY,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 8,
-        "max_position_embeddings": 64,
-        "layer_types": ["full_attention"],
-        "query_pre_attn_scalar": 4,
-    }
-    module = transformers.T5GemmaModuleConfig(**text)
-    config = transformers.T5GemmaConfig(encoder=module, is_encoder_decoder=False, vocab_size=texts.GEMMA_VOCABULARY)
-    return transformers.T5GemmaModel(config).encoder if config.is_encoder_decoder else _t5_gemma_encoder(config)
-
-
-def _t5_gemma_encoder(config: Any) -> Any:
-    from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
-
-    return T5GemmaEncoder(config.encoder)
-
-
-@model("prx", "PRXPipeline", sizes=((256, 256), (320, 192)), steps=28, guidance=4.0)
-def prx() -> Any:
-    return diffusers.PRXPipeline(
-        transformer=diffusers.PRXTransformer2DModel(
-            patch_size=2,
-            in_channels=4,
-            context_in_dim=16,
-            hidden_size=16,
-            mlp_ratio=2.0,
-            num_heads=2,
-            depth=1,
-            axes_dim=[4, 4],
-        ),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
-        text_encoder=prx_encoder(),
-        tokenizer=texts.gemma(64),
-        vae=autoencoders.flow(blocks=4),
-        default_sample_size=256,
-    )
-
-
 @model("prx-pixel", "PRXPixelPipeline", steps=28, guidance=5.0)
 def prx_pixel() -> Any:
     return diffusers.PRXPixelPipeline(
@@ -479,27 +408,6 @@ def prx_pixel() -> Any:
         text_encoder=encoders.qwen3(),
         tokenizer=texts.qwen(),
         prompt_max_tokens=64,
-    )
-
-
-@model("omnigen", "OmniGenPipeline", steps=50, guidance=2.5, gigabytes=8)
-def omnigen() -> Any:
-    return diffusers.OmniGenPipeline(
-        transformer=diffusers.OmniGenTransformer2DModel(
-            hidden_size=16,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            intermediate_size=32,
-            num_layers=1,
-            in_channels=4,
-            time_step_dim=4,
-            rope_scaling={"long_factor": [1, 2], "short_factor": [1, 2]},
-            pad_token_id=0,
-            vocab_size=texts.LLAMA_VOCABULARY,
-        ),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True, num_train_timesteps=1),
-        vae=autoencoders.kl(),
-        tokenizer=texts.llama(),
     )
 
 

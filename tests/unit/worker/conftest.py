@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,3 +23,19 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return made[family]
 
     return folder
+
+
+@pytest.fixture
+def touched() -> Iterator[list[str]]:
+    """Every path that is opened and every address that is looked up meanwhile."""
+    seen: list[str] = []
+    watching = True
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if watching and event in {"open", "socket.connect", "socket.getaddrinfo"}:
+            seen.append(str(arguments))
+
+    # A hook cannot be taken away again.
+    sys.addaudithook(hook)
+    yield seen
+    watching = False

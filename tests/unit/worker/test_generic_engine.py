@@ -196,6 +196,8 @@ def test_guidance_without_effect_is_told(engines: Callable[[str], PipelineEngine
     assert any("guidanceScale has no effect" in text for text in warnings("flux-2-klein"))
     assert any("only with negativePrompt" in text for text in warnings("qwen-image"))
     assert warnings("qwen-image", negative="a tree") == ()
+    # It is guided, and has no property that says so.
+    assert warnings("bria-fibo", negative="a tree") == ()
     # Z-Image guides from any scale above zero.
     assert warnings("z-image-turbo", guidance=0.5, negative="a tree") == ()
     assert any("negativePrompt has no effect" in text for text in warnings("z-image-turbo", guidance=0, negative="x"))
@@ -206,3 +208,16 @@ def test_a_family_that_guides_by_the_empty_prompt_says_so() -> None:
     seen = Recorder()
     engine.run((image_request(0, negative="a tree", **SIZE),), seen)
     assert seen.image(0).warnings == ("negativePrompt has no effect: Flux2KleinPipeline does not heed it",)
+
+
+@pytest.mark.parametrize("name", ["flux-2", "qwen-image-2.1", "longcat-image"])
+def test_a_call_opens_nothing_that_its_prompt_names(
+    name: str, engines: Callable[[str], PipelineEngine], tmp_path: Path, touched: list[str]
+) -> None:
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(b"")
+    engine = engines(name)
+    touched.clear()
+    for prompt in ("http://127.0.0.1:9/planted.png", str(secret)):
+        outputs(engine, image_request(0, prompt, **SIZE))
+    assert not [seen for seen in touched if "planted" in seen or "secret" in seen or "127.0.0.1" in seen]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import transformers
@@ -15,22 +12,6 @@ from kubediffusion.worker.prompts import cut_warnings, text_encoders
 from unit.worker.worker_builders import image_request
 
 PROCESSORS = ["flux-2", "kandinsky-5", "qwen-image-2.1"]
-
-
-@pytest.fixture
-def touched() -> Iterator[list[str]]:
-    """Every path that is opened and every address that is looked up meanwhile."""
-    seen: list[str] = []
-    watching = True
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if watching and event in {"open", "socket.connect", "socket.getaddrinfo"}:
-            seen.append(str(arguments))
-
-    # A hook cannot be taken away again.
-    sys.addaudithook(hook)
-    yield seen
-    watching = False
 
 
 @pytest.mark.parametrize("name", PROCESSORS)

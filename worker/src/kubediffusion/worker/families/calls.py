@@ -200,6 +200,9 @@ def guidance_of(pipeline: Any, plan: CallPlan, request: ImageRequest) -> Guidanc
     embeds = getattr(getattr(denoiser, "config", None), "guidance_embeds", None)
     if embeds:
         return GuidanceKind.EMBEDDED
+    if guided is None and "negative_prompt" in plan.parameters and not plan.negative_needs_true_cfg:
+        # It may well be guided, and does not say so.
+        return None
     return GuidanceKind.NONE if guided is not None or embeds is not None else None
 
 

@@ -113,7 +113,7 @@ def _draw_pairs_file(sprites: Sprites, path: Path, seed: int, number: int, token
     _write(path, both=both, places=places, rest=rest, rest_places=rest_places, ids=ids)
 
 
-def _write(path: Path, **arrays: NDArray[Any]) -> None:
+def _write(path: Path, **arrays: Any) -> None:
     fresh = path.with_suffix(".new.npz")
     np.savez(fresh, **arrays)
     fresh.replace(path)
@@ -176,7 +176,8 @@ def encode_size(
     composer = Composer(sprites, device, min(size), width, height)
     generator = torch.Generator(device).manual_seed(settings.seed + 50 + rank)
     files = sorted((settings.work / "drawn").glob(f"{width}x{height}-*.npz"))[rank::world]
-    latents, ids = [], []
+    latents: list[Tensor] = []
+    ids: list[Tensor] = []
     for path in files:
         with np.load(path) as drawn:
             latents += _encoded(composer, drawn["layers"], drawn["places"], generator, encode)
@@ -207,7 +208,9 @@ def encode_pairs(
     """
     composer = Composer(sprites, device, settings.data.size)
     generator = torch.Generator(device).manual_seed(settings.seed + 60 + rank)
-    both, rest, ids = [], [], []
+    both: list[Tensor] = []
+    rest: list[Tensor] = []
+    ids: list[Tensor] = []
     for path in sorted((settings.work / "drawn").glob("pairs-*.npz"))[rank::world]:
         with np.load(path) as drawn:
             both += _encoded(composer, drawn["both"], drawn["places"], generator, encode)

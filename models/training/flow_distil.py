@@ -169,7 +169,7 @@ def distil(
         with torch.autocast(device.type, torch.bfloat16, enabled=fast):
             square = (sizes[0].height, sizes[0].width)
             negatives = lesson.negatives(student, both[chosen], rest[chosen], refused[chosen], square)
-        (shape.negatives * negatives).backward()
+        (shape.negatives * negatives).backward()  # type: ignore[no-untyped-call]
         share_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
         inner.step()

@@ -8,6 +8,11 @@ from census import page, registry
 from census.__main__ import PAGE, read_record
 from census.probe import probe
 
+# Every module of diffusers is imported, some of which use what torch and transformers will take away.
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("FutureWarning", "DeprecationWarning", "UserWarning")
+]
+
 REPRESENTATIVE = ["stable-diffusion", "flux-schnell", "qwen-image-2.1", "ernie-image-with-enhancer", "longcat-image"]
 """One of each kind: stepped with two rows and with one, sensitive to its mates, drawing from the global generator, and
 without a callback. `make models` runs all."""

@@ -140,11 +140,12 @@ NOT_REQUESTED = {
             "The job fails when it has not finished this long after its creation; never when absent.",
         ),
         "backoff_limit": _words(
-            "How often the job is run again after its worker died while running it.",
+            "How often the job is run again after its worker died while it had this job alone.",
             default=DEFAULT_BACKOFF_LIMIT,
         ),
         "ttl_seconds_after_finished": _words(
-            "The job is deleted this long after it finished; never when absent.",
+            "The job is deleted this long after it finished; when absent, after the model's own time, or else the"
+            " installation's (24 hours).",
         ),
         "deletion_policy": _words(
             "Whether deleting the job deletes its images.",

@@ -94,3 +94,13 @@ def test_a_presigned_url_is_signed_with_version_4_and_carries_no_secret(storage:
     assert "X-Amz-Algorithm=AWS4-HMAC-SHA256" in url
     assert "X-Amz-Expires=60" in url
     assert SECRET not in url
+
+
+def test_no_password_of_an_address_is_in_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = f"http://somebody:{SECRET}@127.0.0.1:9"
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
+    assert SECRET in str(EndpointConnectionError(endpoint_url=address))
+    message = str(storage_error(EndpointConnectionError(endpoint_url=address), f"cannot store {URI}"))
+    assert SECRET not in message
+    assert message.startswith(f"cannot store {URI}: ")
+    assert "127.0.0.1:9" in message

@@ -1,4 +1,4 @@
-"""What a pass can decide to do. Plain values: the scheduler returns them, :mod:`.cluster` carries them out."""
+"""What a pass can decide to do. Plain values: the scheduler returns them, :mod:`.executor` carries them out."""
 
 from __future__ import annotations
 

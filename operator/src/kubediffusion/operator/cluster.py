@@ -1,4 +1,7 @@
-"""The operator's only I/O with the API server: lists what there is, carries out what a pass decided."""
+"""The operator's requests to the API server: lists what there is, writes what a pass decided.
+
+Events are in :mod:`.events`, watches in :mod:`.watching`.
+"""
 
 from __future__ import annotations
 

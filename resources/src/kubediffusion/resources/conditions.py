@@ -90,7 +90,7 @@ class WaitingReason(StrEnum):
     INTERNAL_ERROR = "InternalError"
     """The operator failed at this job, by a defect; it tries again after a pause, and its log has the traceback."""
     RETRYING = "Retrying"
-    """The worker was lost while it ran this job; it is bound again."""
+    """The worker was lost while it had this job; it is bound again."""
 
 
 class JobReason(StrEnum):

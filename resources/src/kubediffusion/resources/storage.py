@@ -11,6 +11,8 @@ from typing import TypedDict
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.response import StreamingBody
 
+from kubediffusion.resources.redaction import Redactor
+from kubediffusion.resources.runtime.settings import StorageSecrets
 from kubediffusion.resources.s3 import make_client
 
 PNG = "image/png"
@@ -89,7 +91,7 @@ class ImageStream:
         try:
             return self._body.read(size)
         except BotoCoreError as error:
-            raise StorageError(f"cannot read {self._uri}: {error}") from error
+            raise storage_error(error, f"cannot read {self._uri}") from error
 
     def close(self) -> None:
         """Give up what has not been read."""
@@ -245,7 +247,9 @@ def storage_error(error: ClientError | BotoCoreError, action: str) -> StorageErr
             refused=_is_refusal(error),
             missing=code in _MISSING,
         )
-    return StorageError(f"{action}: {error}")
+    # botocore quotes the address of storage or of a proxy, which may hold a password, and these words reach statuses,
+    # Events and answers.
+    return StorageError(Redactor(StorageSecrets().secrets).redact(f"{action}: {error}"))
 
 
 def _is_refusal(error: ClientError) -> bool:

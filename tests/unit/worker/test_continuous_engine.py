@@ -485,7 +485,7 @@ def test_a_lost_device_ends_the_engine(folders: Callable[[str], Path], monkeypat
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(made._pipeline.unet, "forward", illegal)
-    monkeypatch.setattr("kubediffusion.worker.execution.local.check_device", lambda _, error: lost(error))
+    monkeypatch.setattr("kubediffusion.worker.execution.local_executor.check_device", lambda _, error: lost(error))
     with pytest.raises(EngineLostError):
         run(made, image_request())
 

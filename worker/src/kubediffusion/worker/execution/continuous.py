@@ -40,7 +40,7 @@ from kubediffusion.worker.execution.coefficients import SchedulerCoefficients, c
 from kubediffusion.worker.execution.compile.compiler import Compiler
 from kubediffusion.worker.execution.decoding import Decoder
 from kubediffusion.worker.execution.faults import check_device, failure
-from kubediffusion.worker.execution.local import LocalExecutor, Machine
+from kubediffusion.worker.execution.local_executor import LocalExecutor, Machine
 from kubediffusion.worker.execution.preparation import Preparation
 from kubediffusion.worker.execution.schedulers import Schedulers
 from kubediffusion.worker.execution.slots import SlotState, SlotTensors, first_row

@@ -15,7 +15,7 @@ import torch
 from kubediffusion.worker.execution.compile.compiler import Compiler
 from kubediffusion.worker.execution.decoding import Decoder
 from kubediffusion.worker.execution.faults import check_device, is_out_of_memory
-from kubediffusion.worker.execution.local import Machine
+from kubediffusion.worker.execution.local_executor import Machine
 
 logger = logging.getLogger(__name__)
 

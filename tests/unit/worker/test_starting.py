@@ -15,7 +15,7 @@ from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.resources.diffusion_model import ModelSource
 from kubediffusion.resources.runtime import garbage
 from kubediffusion.worker.engine import BadModelError
-from kubediffusion.worker.fetching import fetch_model
+from kubediffusion.worker.fetching import fetch_from_s3_or_disk
 from kubediffusion.worker.loading.device import open_device
 from kubediffusion.worker.sources import content_revision
 from kubediffusion.worker.starting import run_in_thread, start_engine
@@ -43,7 +43,7 @@ def test_a_source_that_is_nowhere_is_a_bad_model(tmp_path: Path) -> None:
     item = settings(tmp_path)
     unmounted = item.model_copy(update={"spec": item.spec.model_copy(update={"source": volume})})
     with pytest.raises(BadModelError, match=r"spec\.source"):
-        fetch_model(unmounted)
+        fetch_from_s3_or_disk(unmounted)
 
 
 def test_what_runs_beside_gives_its_result_or_its_error() -> None:

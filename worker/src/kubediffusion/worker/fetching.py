@@ -11,7 +11,7 @@ from kubediffusion.worker.settings import Settings
 from kubediffusion.worker.sources import LocalModel, content_revision, local_folder
 
 
-def fetch_model(settings: Settings) -> LocalModel:
+def fetch_from_s3_or_disk(settings: Settings) -> LocalModel:
     """Fetch the model to this machine, if it is not there, and return where it lies with its revision.
 
     Raises:

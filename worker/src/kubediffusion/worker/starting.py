@@ -14,7 +14,7 @@ from typing import TypeVar
 from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.resources.runtime import garbage
 from kubediffusion.worker.engine import Engine
-from kubediffusion.worker.fetching import fetch_model
+from kubediffusion.worker.fetching import fetch_from_s3_or_disk
 from kubediffusion.worker.settings import Settings
 from kubediffusion.worker.sources import check_folder, local_folder
 from kubediffusion.worker.stages import OnStage
@@ -40,7 +40,7 @@ def start_engine(settings: Settings, on_stage: OnStage) -> Engine:
         # What may not be loaded is refused at once.
         check_folder(folder, settings.spec)
     hub = settings.spec.source.hugging_face
-    model = None if hub is not None else run_in_thread(lambda: fetch_model(settings), "model")
+    model = None if hub is not None else run_in_thread(lambda: fetch_from_s3_or_disk(settings), "model")
     on_stage(EngineReason.IMPORTING, "PyTorch and diffusers are imported")
     # Late: torch takes seconds, in which the probes answer.
     with garbage.collection_paused():

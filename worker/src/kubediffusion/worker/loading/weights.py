@@ -21,7 +21,7 @@ from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.resources.diffusion_model import DiffusionModelSpec, ModelSource
 from kubediffusion.worker.cpus import usable_cpus
 from kubediffusion.worker.engine import BadModelError
-from kubediffusion.worker.loading.fetch import locate
+from kubediffusion.worker.loading.fetch import fetch_from_any_source
 from kubediffusion.worker.settings import Settings
 from kubediffusion.worker.sources import LocalModel, check_folder
 from kubediffusion.worker.stages import OnStage, ignore_stage
@@ -63,7 +63,7 @@ def load_pipeline(
     _quiet_libraries(settings)
     torch.set_num_threads(settings.torch_threads or usable_cpus())
     progress(EngineReason.FETCHING_MODEL, f"the model's files come from {_origin(settings.spec.source)}")
-    model = coming.result() if coming is not None else locate(settings)
+    model = coming.result() if coming is not None else fetch_from_any_source(settings)
     index = check_folder(model.folder, settings.spec)
     progress(EngineReason.LOADING_WEIGHTS, f"the weights go to the {'GPU' if device.type == 'cuda' else 'CPU'}")
     check_class(index)

@@ -53,7 +53,7 @@ Found = dict[str, Any]
 
 
 def wish(start: float | None = None, stop: float = 1.0, caching: int | None = None) -> Acceleration:
-    """Give an acceleration: guidance from ``start`` to ``stop`` unless None, features cached unless None."""
+    """Return an acceleration: guidance from ``start`` to ``stop`` unless None, features cached unless None."""
     interval = None if start is None else {"start": start, "stop": stop}
     return Acceleration.model_validate(
         {"guidanceInterval": interval, "featureCaching": caching and {"interval": caching}}
@@ -79,22 +79,22 @@ class Album:
         self.outcomes: dict[int, Outcome] = {}
 
     def wanted(self, _image_id: ImageId) -> bool:
-        """Tell that every image is."""
+        """Return True: every image is wanted."""
         return True
 
     def stepped(self, _image_id: ImageId, _step: int, _total: int) -> None:
         """Take no notice."""
 
     def more(self, _room: int, _calls: int, _admit: Admit) -> tuple[ImageRequest, ...]:
-        """Give none: the batches of all variants are the same."""
+        """Return no images: the batches of all variants are the same."""
         return ()
 
     def urgent(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
-        """Give none: nobody interrupts."""
+        """Return no images: none interrupts."""
         return ()
 
     def overdue(self, _image_id: ImageId) -> bool:
-        """Tell that nobody waits."""
+        """Return False: no image waits."""
         return False
 
     def ran(self, _load: StepStats) -> None:
@@ -105,7 +105,7 @@ class Album:
         self.outcomes[image_id.index] = outcome
 
     def pictures(self) -> Tensor:
-        """Give all as uint8, ``[images, 3, height, width]``."""
+        """Return all pictures as uint8: ``[images, 3, height, width]``."""
         made = []
         for index in sorted(self.outcomes):
             outcome = self.outcomes[index]
@@ -200,7 +200,7 @@ class Scores:
         self._usual: Tensor | None = None
 
     def of(self, pictures: Tensor) -> Found:
-        """Give shares of pictures, and how far they are, in levels of 255, from the first ones that were scored."""
+        """Return shares of pictures, and their distance, in levels of 255, from the first ones that were scored."""
         answers = self._judge.answers(pictures)
         # More likely than not, for everything that the scene shows.
         seen = ((answers["subjects"].sigmoid() >= SEEN) | ~self._shown).all(1)
@@ -256,7 +256,7 @@ def _write(out: Path, found: Found) -> None:
 
 
 def table(found: Found) -> str:
-    """Give the results as a Markdown table."""
+    """Return the results as a Markdown table."""
     timed = found.get("timed", {})
     heads = ["acceleration", "subject", "both subjects", "relation", "background", "levels apart", "s/image"]
     heads += ["larger model: s/image"] if timed else []

@@ -64,7 +64,7 @@ class Run:
         )
 
     def environment(self) -> dict[str, str]:
-        """Give the variables of every part; bytecode is kept, as the worker's image has that of all libraries."""
+        """Return the environment of every part; bytecode is kept, as the worker's image has that of all libraries."""
         kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         return kept | {"PYTHONUNBUFFERED": "1", "PYTHONPYCACHEPREFIX": str((self.scratch / "bytecode").resolve())}
 

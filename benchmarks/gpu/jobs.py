@@ -115,7 +115,7 @@ class Reports:
         return Verdict.ACCEPTED
 
     async def is_deleted(self, _assignment: Assignment) -> bool:
-        """Tell that no job ever is."""
+        """Return False: no job is deleted."""
         return False
 
 
@@ -256,7 +256,7 @@ class StaticBatches:
         return self._engine.info
 
     def plan(self, request: ImageRequest) -> Plan:
-        """Tell that images run with those of as many steps, and that nobody joins."""
+        """Return a plan by which images run with those of as many steps, and none joins."""
         plan = self._engine.plan(request)
         key: Hashable = (plan.key, request.shape.steps)
         return replace(plan, key=key, joins=False)

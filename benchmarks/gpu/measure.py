@@ -373,7 +373,7 @@ class Measurements:
 
 
 def say(text: str) -> None:
-    """Tell how it goes."""
+    """Print a line with the time, and flush it."""
     sys.stdout.write(f"[{time.strftime('%H:%M:%S')}] {text}\n")
     sys.stdout.flush()
 

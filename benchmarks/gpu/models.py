@@ -157,7 +157,7 @@ def _scheduler() -> Any:
 
 
 def settings(folder: Path, *, compiled: bool, limit: int, cache: Path) -> Settings:
-    """Give the settings of a worker that serves the model.
+    """Return the settings of a worker that serves the model.
 
     Args:
         folder: Where the model is.
@@ -177,7 +177,7 @@ def settings(folder: Path, *, compiled: bool, limit: int, cache: Path) -> Settin
 
 
 def tasks(count: int, steps: Sequence[int] = (STEPS,), **shape: Any) -> tuple[ImageRequest, ...]:
-    """Give images, each with a prompt of its own; their steps take turns."""
+    """Return images, each with a prompt of its own; the numbers of steps take turns."""
     return tuple(
         ImageRequest(
             ImageId("job", 1, index),
@@ -199,7 +199,7 @@ class Watch:
         self._stock = list(stock)
 
     def wanted(self, _image_id: ImageId) -> bool:
-        """Tell that every image is."""
+        """Return True: every image is wanted."""
         return True
 
     def stepped(self, _image_id: ImageId, _step: int, _total: int) -> None:
@@ -210,17 +210,17 @@ class Watch:
         self.outcomes[image_id.index] = outcome
 
     def more(self, room: int, _calls: int, admit: Admit) -> tuple[ImageRequest, ...]:
-        """Give from the stock as many as there is room for."""
+        """Return as many images of the stock as there is room for."""
         room = admit(min(room, len(self._stock)))
         given, self._stock = self._stock[:room], self._stock[room:]
         return tuple(given)
 
     def urgent(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
-        """Give none: nobody interrupts."""
+        """Return no images: none interrupts."""
         return ()
 
     def overdue(self, _image_id: ImageId) -> bool:
-        """Tell that nobody is in a hurry."""
+        """Return False: no image is overdue."""
         return False
 
     def ran(self, load: StepStats) -> None:

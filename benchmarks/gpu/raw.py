@@ -118,7 +118,9 @@ def _step(
 
 
 def _coefficients(scheduler: Any, steps: int) -> torch.Tensor:
-    """Give DPM-Solver++ 2M's weights: latents and output to the denoised image, then latents, it, and the one before.
+    """Return DPM-Solver++ 2M's weights: ``[steps, 5]``.
+
+    Two make the denoised image of latents and output, three the next latents of latents, it, and the one before.
 
     https://arxiv.org/abs/2211.01095, algorithm 2; the last step is of first order.
     """

@@ -17,7 +17,7 @@ FOUND: dict[str, float] = {}
 
 
 def note(what: str) -> None:
-    """Tell how many seconds after the process was started something was there."""
+    """Print and record how many seconds after the start of the process something was ready."""
     FOUND[what] = round(time.time() - BEGAN, 2)
     sys.stdout.write(f"startup {what} {FOUND[what]}\n")
     sys.stdout.flush()

@@ -29,7 +29,7 @@ class Row:
 
 
 def table(found: Found) -> str:
-    """Give a Markdown table of results; what was not measured has no row."""
+    """Return a Markdown table of results; what was not measured has no row."""
     # What is to be reached is for Stable Diffusion 2.1's architecture, compiled.
     judged = bool(found.get("compiled")) and found.get("architecture", "sd21") == "sd21"
     rows = [row for rows in (_throughput, _worker, _starts, _rest) for row in rows(found)]
@@ -137,6 +137,6 @@ def _rest(found: Found) -> list[Row]:
 
 
 def _part(found: Found, name: str) -> Found:
-    """Give a part that was measured and did not break."""
+    """Return a part of the results; an empty mapping where it was not measured or broke."""
     part: Found = found.get(name, {})
     return {} if "broken" in part else part

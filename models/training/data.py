@@ -186,7 +186,7 @@ def _measure(stack: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.
 
 
 def with_legs(picture: NDArray[np.uint8], *, bulky: bool = False) -> NDArray[np.uint8]:
-    """Give a bust a leg to ride with, in the colour of its clothes.
+    """Draw a leg to ride with under a bust, in the colour of its clothes.
 
     The set shows people to the waist. A rider needs a leg on the side of its mount that we see: a thigh that comes
     forward, a shin that hangs down, and a boot. The bust shrinks to the upper 70 % of the picture to make room.

@@ -125,7 +125,7 @@ class Run:
         return result
 
     def encode(self, number: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give latents and captions of new scenes."""
+        """Return the latents and captions of new scenes."""
         began = time.monotonic()
         result = dataset.encode_scenes(
             self.composer,

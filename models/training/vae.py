@@ -256,7 +256,7 @@ def encode(vae: Any, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def normalise(vae: Any, images: Tensor) -> None:
-    """Give every latent channel mean 0 and variance 1, by folding an affine map into the two 1-by-1 convolutions.
+    """Normalise each latent channel to mean 0, variance 1, by folding an affine map into the two 1-by-1 convolutions.
 
     Pipelines know one `scaling_factor` for all channels; this way it is 1, and every channel has the same scale.
     """

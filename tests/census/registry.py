@@ -69,7 +69,7 @@ def model(name: str, pipeline: str, **more: Any) -> Callable[[Callable[[], Any]]
 
 
 def folder(name: str) -> Path:
-    """Give the diffusers folder of a row, made if it is not there; processes may ask at the same time."""
+    """Return the diffusers folder of a row, made if it is not there; processes may call it at the same time."""
     root = _root()
     root.mkdir(parents=True, exist_ok=True)
     place = root / name

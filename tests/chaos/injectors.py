@@ -101,7 +101,7 @@ async def cut_off_worker(system: System, fault: Fault, rng: random.Random) -> bo
 
 
 async def make_zombie(system: System, _: Fault, rng: random.Random) -> bool:
-    """Give up a frozen worker, let its jobs run elsewhere, and thaw it where it cannot learn of that.
+    """Freeze and delete a worker, let its jobs run elsewhere, and thaw it while it cannot learn of that.
 
     It goes on as if nothing had happened: it stores images over those of its successor and, once the network is back,
     reports jobs that are no longer its own.

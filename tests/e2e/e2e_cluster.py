@@ -152,7 +152,7 @@ class Cluster:
 
 
 def is_true(found: Object, condition: str) -> bool:
-    """Tell whether a condition of an object is true."""
+    """Return whether a condition of an object is true."""
     conditions: Iterable[Object] = found.get("status", {}).get("conditions", [])
     return any(c["type"] == condition and c["status"] == "True" for c in conditions)
 

@@ -72,7 +72,7 @@ def run(command: Sequence[str | Path], environment: dict[str, str] | None = None
 
 
 def identity(image: str) -> str:
-    """Give an image's ID; nothing where there is no such image."""
+    """Return an image's ID; an empty string where there is no such image."""
     return next(iter(run(["buildah", "images", "--quiet", "--no-trunc", "--filter", f"reference={image}"]).split()), "")
 
 
@@ -188,7 +188,7 @@ def require(part: str, holds: bool, what: str) -> None:
 
 
 def size(image: str) -> float:
-    """Give an image's size in bytes, unpacked, to three digits."""
+    """Return an image's size in bytes, unpacked, to three digits."""
     # A line for each of its names.
     number, unit = run(["buildah", "images", "--format={{.Size}}", image]).splitlines()[0].split()
     return float(number) * {"KB": 1e3, "MB": 1e6, "GB": 1e9}[unit]
@@ -200,7 +200,7 @@ def run_loudly(command: Sequence[str | Path], environment: dict[str, str]) -> No
 
 
 def say(text: str) -> None:
-    """Tell the user."""
+    """Print a line, and flush it."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 

@@ -108,7 +108,7 @@ runtime_type = "io.containerd.runc.v2"
         self.ctr("images", "delete", arriving)
 
     def _layers(self, image: str) -> set[str]:
-        """Give the digests of an image's packed layers."""
+        """Return the digests of an image's packed layers."""
         _, (_, _, manifest, *_) = map(str.split, self.ctr("images", "list", f"name=={image}").splitlines())
         return {layer["digest"] for layer in json.loads(self.ctr("content", "get", manifest))["layers"]}
 

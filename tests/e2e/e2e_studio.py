@@ -177,7 +177,7 @@ class Studio:
         return wait_for(f"task {task} has ended", ended)
 
     def image(self, task: str) -> bytes:
-        """Give the image of a task that completes."""
+        """Wait for a task to complete, and return its image."""
         result = self.result(task)
         assert result["status"] == "completed", result
         return base64.b64decode(result["image_base64"])

@@ -322,7 +322,7 @@ def api_server_away(namespace: Namespace) -> Iterator[None]:
 
 @contextlib.contextmanager
 def apis(namespace: Namespace, folder: Path) -> Iterator[Callable[..., Api]]:
-    """Give a way to start APIs with settings of their own; all are ended in the end."""
+    """Yield a function that starts an API with settings of its own; all are stopped on exit."""
     started: list[Api] = []
 
     def start(**environment: str) -> Api:

@@ -50,7 +50,7 @@ CREATION = {
 
 
 def problems(answer: httpx.Response) -> dict[str, str]:
-    """Give the fields that a 422 names, and what it says of each."""
+    """Return the fields that a 422 names, and what it says of each."""
     assert answer.status_code == 422, answer.text
     return {".".join(map(str, problem["loc"])): problem["msg"] for problem in answer.json()["detail"]}
 

@@ -44,7 +44,7 @@ def other(namespace: Namespace) -> Iterator[Namespace]:
 
 
 def permit(account: Namespace, where: Namespace) -> None:
-    """Give the operator's service account of one namespace its rights in another."""
+    """Grant the operator's service account of one namespace its rights in another."""
     where.apply(
         {
             "apiVersion": "rbac.authorization.k8s.io/v1",

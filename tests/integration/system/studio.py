@@ -63,7 +63,7 @@ class Studio:
         return f"http://{self.namespace.pod_status(pod)['podIP']}:{installation.API_PORT}"
 
     def http(self) -> httpx.AsyncClient:
-        """Give an HTTP client of the API."""
+        """Return an HTTP client of the API."""
         return httpx.AsyncClient(base_url=self.url, timeout=30, trust_env=False)
 
     # Jobs.
@@ -129,7 +129,7 @@ class Studio:
         return body
 
     def stored_keys(self, job: GenerationJob | None = None) -> list[str]:
-        """Give the keys of all that storage has of a job, or of the namespace."""
+        """Return the keys of all that storage has of a job, or of the namespace."""
         prefix = f"{installation.PREFIX}/{self.name}/{job.uid + '/' if job else ''}"
         found = self._s3.list_objects_v2(Bucket=installation.BUCKET, Prefix=prefix)
         return [item["Key"] for item in found.get("Contents", [])]
@@ -205,14 +205,14 @@ class Witness:
 
 
 def tiny_model(folder: Path, **workers: Any) -> dict[str, Any]:
-    """Give the manifest of the default model."""
+    """Return the manifest of the default model."""
     # Tests share two cores: one thread a worker.
     environment = {"KUBEDIFFUSION_TORCH_THREADS": "1"}
     return _model(MODEL, str(folder), environment, default=True, **workers)
 
 
 def standin_model(*, default: bool = False, **workers: Any) -> dict[str, Any]:
-    """Give the manifest of a model that the stand-in serves."""
+    """Return the manifest of a model that the stand-in serves."""
     bin_folder = Path(__file__).parent / "bin"
     environment = {
         "PATH": f"{bin_folder}:{Path(sys.executable).parent}:/usr/bin:/bin",

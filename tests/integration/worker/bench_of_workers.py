@@ -201,7 +201,7 @@ class Bench:
         return next((float(line.split()[-1]) for line in lines if line.startswith(f"{name} ")), 0.0)
 
     def log(self, worker: str) -> list[dict[str, Any]]:
-        """Give the lines of a worker's log."""
+        """Return the lines of a worker's log."""
         return [json.loads(line) for line in self.namespace.kubectl("logs", worker).splitlines()]
 
     def stored(self, uri: str) -> bytes:

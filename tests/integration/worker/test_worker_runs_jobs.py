@@ -14,7 +14,7 @@ from kubediffusion.worker.images import read_recipe
 
 
 async def history(bench: Bench, name: str, since: GenerationJob) -> list[GenerationJob]:
-    """Give every state that the API server wrote of a job after ``since``, up to the terminal one."""
+    """Return every state that the API server wrote of a job after ``since``, up to the terminal one."""
     states = []
     async for event in bench.client.generation_jobs.watch(
         bench.namespace.name, since.metadata.resource_version, field_selector=f"metadata.name={name}"

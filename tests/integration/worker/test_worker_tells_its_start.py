@@ -24,7 +24,7 @@ def engine_ready(pod: dict[str, Any]) -> dict[str, Any] | None:
 
 
 async def told(client: KubernetesClient, namespace: Namespace, name: str) -> AsyncGenerator[dict[str, Any]]:
-    """Give each new state of a Pod's condition."""
+    """Yield each new state of a Pod's condition."""
     before = None
     query: dict[str, str | int] = {"watch": 1, "fieldSelector": f"metadata.name={name}"}
     async with aclosing(client.stream(f"/api/v1/namespaces/{namespace.name}/pods", query, START_SECONDS)) as events:

@@ -14,7 +14,7 @@ from kubediffusion.worker import testing
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Give the folder of a tiny pipeline by its family, made once."""
+    """Return a function from a family to the folder of its tiny pipeline, made once."""
     made: dict[str, Path] = {}
 
     def folder(family: str) -> Path:

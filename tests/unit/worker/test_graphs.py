@@ -239,7 +239,7 @@ def test_an_engine_on_graphs_makes_the_same_pictures_plain_and_compiled(
 
 
 def rested(engine: ContinuousEngine) -> None:
-    """Give an engine all the time that it wants."""
+    """Let an engine rest until it has nothing left to do."""
     woken = threading.Event()
     while True:
         busy = engine._compiler is not None and engine._compiler.busy

@@ -21,7 +21,7 @@ Seconds = Mapping[int, float]
 """What a step takes, by batch size."""
 
 Rule = Callable[[int, int, int, Seconds], int]
-"""Tells how many enter, of the images that run, that wait, and that have waited long enough."""
+"""Returns how many images enter, from how many run, wait and have waited long enough, and the seconds of a step."""
 
 H100: Seconds = {1: 0.0064, 2: 0.0099, 4: 0.0186, 8: 0.0330, 16: 0.0641}
 """Steps of Stable Diffusion 2.1's UNet at 512x512, compiled; see docs/performance.md."""
@@ -62,7 +62,7 @@ class Served:
 def at_random(
     lengths: Sequence[int], share: float = 0.7, seed: int = 0, seconds: Seconds = H100, count: int = COUNT
 ) -> list[Served]:
-    """Give images that come at random, ``share`` of what the batches that do the most can do."""
+    """Return images that come at random, ``share`` of what the batches that do the most can do."""
     chance = random.Random(seed)  # noqa: S311 - a simulation
     rate = share * max(size / seconds[size] for size in seconds) / statistics.mean(lengths)
     return [
@@ -139,7 +139,7 @@ def simulated(
 
 
 def spread(images: Sequence[Served]) -> tuple[float, float]:
-    """Give median and 95th percentile of the seconds in the worker."""
+    """Return the median and the 95th percentile of the seconds in the worker."""
     seconds = [image.seconds for image in images]
     return statistics.median(seconds), statistics.quantiles(seconds, n=20)[-1]
 
@@ -154,16 +154,16 @@ class Runs:
         self._runs = [simulated(at_random(lengths, share, seed, seconds), rule, seconds, patience) for seed in SEEDS]
 
     def spread(self, steps: int | None = None) -> tuple[float, float]:
-        """Give p50 and p95, means of the runs, of the images with so many steps."""
+        """Return p50 and p95 of the images with ``steps`` steps, or of all: means over the runs."""
         spreads = [spread([image for image in run if steps in {None, image.steps}]) for run in self._runs]
         return statistics.fmean(p50 for p50, _ in spreads), statistics.fmean(p95 for _, p95 in spreads)
 
     def mean(self) -> float:
-        """Give the mean of the seconds in the worker."""
+        """Return the mean of the seconds in the worker."""
         return statistics.fmean(image.seconds for run in self._runs for image in run)
 
     def longest(self, steps: int) -> int:
-        """Give the most steps that one of the images with so many steps waited."""
+        """Return the most steps that an image with ``steps`` steps waited."""
         return max(image.waited for run in self._runs for image in run if image.steps == steps)
 
 

@@ -83,7 +83,7 @@ async def burst(site: Site, node: str, jobs: int) -> dict[str, Any]:
 
 
 def manifest(number: int, node: str) -> dict[str, Any]:
-    """Give a Job whose Pod ends at once, on a node."""
+    """Return the manifest of a Job whose Pod ends at once, on a node."""
     pod = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,

@@ -17,7 +17,7 @@ app = Celery("benchmark", broker=os.environ.get(URL), backend=os.environ.get(URL
 
 
 def _generate(prompt: str, seed: int) -> str:
-    """Give a PNG in base64."""
+    """Return a PNG in base64."""
     del prompt
     pixels = hashlib.shake_256(str(seed).encode()).digest(SIZE * SIZE * 3)
     file = io.BytesIO()

@@ -49,7 +49,7 @@ def publish(results: Results, folder: Path) -> None:
 
 
 def place(page: str, suite: str) -> tuple[int, int]:
-    """Give where a suite's part of the page begins and ends.
+    """Return where a suite's part of the page begins and ends.
 
     Raises:
         ValueError: The page has no place for it.

@@ -11,7 +11,7 @@ PERCENTILES = (50, 90, 99)
 
 
 def percentile(values: Iterable[float], percent: float) -> float:
-    """Give the smallest value that so many percent of the values do not exceed (nearest rank).
+    """Return the smallest value that ``percent`` percent of the values do not exceed (nearest rank).
 
     Raises:
         ValueError: There are no values.
@@ -23,12 +23,12 @@ def percentile(values: Iterable[float], percent: float) -> float:
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """Give p50, p90 and p99."""
+    """Return p50, p90 and p99."""
     return {f"p{percent}": percentile(values, percent) for percent in PERCENTILES}
 
 
 def median(runs: Sequence[Any]) -> Any:
-    """Give the median of several runs of equal shape: of each figure by itself, however deep in mappings it is.
+    """Return the median of several runs of equal shape, figure by figure, however deep in mappings a figure is.
 
     A key that is missing in a run counts as 0 there: a request that was not made. What is no number is the first run's.
     """

@@ -127,7 +127,7 @@ async def connect(host: str, port: int) -> Connection:
 
 
 def message(method: str, path: str, body: Any = None) -> bytes:
-    """Give the bytes of a request with a JSON body, or with none."""
+    """Return the bytes of a request with a JSON body, or with none."""
     content = b"" if body is None else json.dumps(body).encode()
     head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n"
     if body is not None:

@@ -62,7 +62,7 @@ class Site:
         return self.kubernetes.generation_jobs.path(self.namespace.name)
 
     def pids(self) -> dict[str, int]:
-        """Give every process by name, this one included (``benchmark``)."""
+        """Return the process id of every process by name, this one included (``benchmark``)."""
         parts = {"operator": installation.OPERATOR, "API": installation.API, "worker": MODEL}
         ours = {name: self.namespace.pid(ready_pod(self.namespace, prefix)) for name, prefix in parts.items()}
         rest = {process.name: process.pid for process in self.cluster.processes}
@@ -102,7 +102,7 @@ class Site:
         return found
 
     async def count(self) -> tuple[int, int]:
-        """Give how many jobs there are, and how many of them have not ended: the API's count, which costs nobody."""
+        """Return the number of jobs, and how many have not ended, as the API's metrics count them."""
         _, answer = await self.api.request("GET", "/metrics")
         values = dict(line.rsplit(" ", 1) for line in answer.decode().splitlines() if not line.startswith("#"))
         prefix = "kubediffusion_api"
@@ -164,7 +164,7 @@ class Site:
 
 
 def parts(namespace: str) -> tuple[Manifest, ...]:
-    """Give what is measured: operator, API, and a model whose worker's engine takes no time."""
+    """Return the manifests of what is measured: operator, API, and a model whose worker's engine takes no time."""
     return (
         installation.operator(namespace),
         installation.api(namespace, environment=UNLIMITED),

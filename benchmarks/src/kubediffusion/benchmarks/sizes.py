@@ -72,7 +72,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def from_options(options: argparse.Namespace) -> Sizes:
-    """Give the sizes that a command line asks for."""
+    """Return the sizes that a command line asks for."""
     base = QUICK if options.quick else FULL
     told = {size.name: getattr(options, size.name) for size in fields(Sizes)}
     return Sizes(**{name: getattr(base, name) if value is None else value for name, value in told.items()})

@@ -42,7 +42,7 @@ class StandInEngine:
         )
 
     def plan(self, request: ImageRequest) -> Plan:
-        """Tell that images of one shape run together."""
+        """Return a plan by which images of one shape run together."""
         return Plan(request.shape, request.shape.steps)
 
     def rest(self, _wake: Callable[[], None]) -> bool:
@@ -58,12 +58,12 @@ class StandInEngine:
 
 
 def pixels(seed: int) -> bytes:
-    """Give the picture of a seed: ``SIZE * SIZE * 3`` bytes, the same for the same seed."""
+    """Return the picture of a seed: ``SIZE * SIZE * 3`` bytes, the same for the same seed."""
     return hashlib.shake_256(str(seed).encode()).digest(SIZE * SIZE * 3)
 
 
 def model(name: str, *, seconds: float, **workers: Any) -> dict[str, Any]:
-    """Give the manifest of a DiffusionModel that the stand-in serves.
+    """Return the manifest of a DiffusionModel that the stand-in serves.
 
     Args:
         name: Its name.

@@ -14,14 +14,14 @@ Found = Mapping[str, Any]
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """Give a Markdown table; figures after the first column are to the right."""
+    """Return a Markdown table; all columns but the first are aligned to the right."""
     titles = list(head)
     lines = [titles, ["---", *["---:"] * (len(titles) - 1)], *rows]
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
 def suite(name: str, found: Found) -> str:
-    """Tell what a suite found: what was to be reached, then all of it."""
+    """Return a suite's results in Markdown: its targets, then all figures."""
     measured = ((target, target.measured(found)) for target in TARGETS[name])
     rows = [
         (
@@ -38,7 +38,7 @@ def suite(name: str, found: Found) -> str:
 
 
 def latency(found: Found) -> str:
-    """Tell how long jobs took, in all and by stage."""
+    """Return tables of how long jobs took, in all and by stage."""
     offers = found["offers"]
     names = [_rate(offer) for offer in offers]
     total = table(
@@ -56,7 +56,7 @@ def latency(found: Found) -> str:
 
 
 def throughput(found: Found) -> str:
-    """Tell how many jobs a second there were, and what each cost."""
+    """Return tables of jobs per second, and of what each job cost."""
     bursts = found["bursts"]
     names = [f"{burst['jobs']:,.0f} by {burst['door']}" for burst in bursts]
     total = table(
@@ -95,7 +95,7 @@ def throughput(found: Found) -> str:
 
 
 def steady(found: Found) -> str:
-    """Tell what an idle installation costs, and how fast its parts are back."""
+    """Return tables of what an idle installation costs, and of how fast its parts are back."""
     seconds = found["seconds"]
     idle = table(
         (f"{found['jobs']:,.0f} finished jobs, {seconds:.0f} s", "CPU, % of a core", "RSS, MiB", "peak RSS, MiB"),
@@ -116,7 +116,7 @@ def steady(found: Found) -> str:
 
 
 def polling(found: Found) -> str:
-    """Tell how many requests a second we answer, and the bare server."""
+    """Return a table of the requests per second that the API answers, and the bare server."""
     loads = {
         f"{found['clients']:,} clients poll a pending task each": found["polls"],
         f"{found['submitters']:,} clients submit": found["submits"],
@@ -141,7 +141,7 @@ def polling(found: Found) -> str:
 
 
 def peers(found: Found) -> str:
-    """Tell what other ways to do the same came to."""
+    """Return tables of the same work done by other systems."""
     burst, singles, queue = found["burst"], found["singles"], found["celery"]
     own = burst["jobs"] / burst["seconds"]
     rows = [

@@ -34,7 +34,7 @@ class Target:
     measured: Callable[[Found], float | None]
 
     def met(self, value: float) -> bool:
-        """Tell whether a value reaches the bound."""
+        """Return whether a value reaches the bound."""
         return value >= self.bound if self.least else value <= self.bound
 
 

@@ -91,7 +91,7 @@ async def by_kubectl(site: Site, jobs: int) -> None:
 
 
 def manifest(name: str) -> str:
-    """Give a job as a document of a YAML file."""
+    """Return a job as a document of a YAML file."""
     job = {
         "apiVersion": meta.API_VERSION,
         "kind": "GenerationJob",
@@ -102,6 +102,6 @@ def manifest(name: str) -> str:
 
 
 def cost(burst: Mapping[str, Any]) -> float:
-    """Give the seconds of processor time that a job cost all processes but the one that sent it."""
+    """Return the seconds of processor time per job of all processes but the one that sent the jobs."""
     seconds = sum(used["cpu"] for name, used in burst["processes"].items() if name != "benchmark")
     return float(seconds / burst["jobs"])

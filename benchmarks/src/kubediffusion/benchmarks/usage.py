@@ -45,7 +45,7 @@ def usage(pid: int) -> Usage:
 
 
 def started(pid: int) -> float:
-    """Give when a process was started, in seconds of the boot clock (``CLOCK_BOOTTIME``)."""
+    """Return when a process was started, in seconds of the boot clock (``CLOCK_BOOTTIME``)."""
     return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]) / TICKS
 
 
@@ -62,7 +62,7 @@ class Meter:
         self._before = {name: usage(pid) for name, pid in self._pids.items()}
 
     def read(self) -> tuple[float, dict[str, Usage]]:
-        """Give the seconds since, and what each process has used in them (``cpu``) and holds now."""
+        """Return the seconds since the start, and what each process has used in them (``cpu``) and holds now."""
         seconds = time.monotonic() - self._began
         after = {name: usage(pid) for name, pid in self._pids.items()}
         used = {name: Usage(now.cpu - self._before[name].cpu, now.rss, now.peak) for name, now in after.items()}

@@ -136,7 +136,7 @@ class JobExecutor:
             self._store.settle_job(job, result)
 
     async def _wait_out_refusal(self, job: GenerationJob, error: KubernetesError) -> None:
-        """Tell of a write that was refused, and wait; after so many refusals in a row end the job."""
+        """Record an Event for a refused write, and wait. After ``MOST_REFUSALS`` in a row, end the job."""
         trouble = self._troubles.setdefault(job.uid, _Trouble())
         trouble.refusals += 1
         self._store.hide_job(job)

@@ -1,8 +1,9 @@
 """Which job runs where: decided from the view of one model and a time. Pure.
 
-A pass over a model is six steps: release the jobs of workers that are gone, order them with those that wait, bind
-from the head while workers have room, put the rest back, scale the workers to the backlog (:mod:`.scaling`), say why
-the others wait (:mod:`.job_status`).
+A pass over a model takes these steps: release the jobs of workers that are gone, fail those whose ``backoffLimit`` is
+spent, order the others with those that wait, fail jobs of a model that cannot be loaded, bind from the head while
+workers have room, put the released rest back, scale the workers to the backlog (:mod:`.scaling`), and say why the
+others wait (:mod:`.job_status`).
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ MOST_FAILURES_A_PASS = 200
 
 @dataclass(frozen=True)
 class Released:
-    """A job whose worker is gone.
+    """A job that may be bound in this pass: one that was released from its worker, or one that waits.
 
     Attributes:
         job: The job.
         counted: Whether the attempt counts against ``backoffLimit``.
-        message: What became of the worker.
+        message: Why the job was released; empty for one that waits.
         jobs_together: How many jobs the worker had, if any of them may have made it die; 0 for none to blame.
     """
 
@@ -116,7 +117,10 @@ def _released_key(item: Released) -> QueueKey[dt.datetime]:
 
 
 def release(view: ModelView) -> Iterator[Released]:
-    """Yield the jobs whose worker is gone, and those that a terminating worker has not started.
+    """Yield the jobs to take from their workers.
+
+    Those are all jobs of a worker that is gone, or whose node is lost. Of other workers they are jobs that were not
+    reported as Running: all those of a worker that terminates, and suspended ones.
 
     Only a job that was its worker's only one spends its ``backoffLimit`` when the worker dies. Of several, any may have
     done it, also one that was not reported as Running: a batch that ends within a second never is. They become

@@ -79,7 +79,7 @@ class WorkerExecutor:
             self._store.mark_changed(_namespace(action))
 
     def _report(self, action: WorkerAction, written: BatchJob | DiffusionModel | None) -> None:
-        """Tell the store before the watch does: else the next pass would decide the same again."""
+        """Put what was written into the store before the watch does: else the next pass would decide the same again."""
         match written:
             case BatchJob():
                 self._store.take_worker(written)

@@ -94,7 +94,7 @@ class ImageStream:
             raise storage_error(error, f"cannot read {self._uri}") from error
 
     def close(self) -> None:
-        """Give up what has not been read."""
+        """Close the connection, and discard what has not been read."""
         self._body.close()
 
 

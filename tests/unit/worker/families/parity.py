@@ -77,7 +77,7 @@ def by_own_call(pipeline: Any, row: FamilyRow, request: ImageRequest) -> np.ndar
 
 
 def levels(output: ImageOutput, expected: np.ndarray[Any, Any]) -> int:
-    """Give the largest difference of two images, in levels of 255."""
+    """Return the largest difference of two images, in levels of 255."""
     made = np.frombuffer(output.rgb, np.uint8).reshape(output.height, output.width, 3)
     assert made.shape == expected.shape
     assert len(np.unique(expected)) > 10

@@ -272,6 +272,7 @@ class Assignments:
 def _assignment(job: GenerationJob) -> Assignment:
     parameters = job.status.parameters
     if parameters is None:
-        # The operator writes them with the binding; another binder may not know. Then the job's own words count.
+        # The operator writes them with the binding; another binder may not know. Then the job's own spec counts, and a
+        # job that names no seed runs with 0, in place of the random one that the operator draws.
         parameters = resolve_parameters(job.spec, DiffusionModel(spec=DiffusionModelSpec(source=ModelSource())), seed=0)
     return Assignment(job=job, binding=Binding(job.uid, job.status.attempt), parameters=parameters)

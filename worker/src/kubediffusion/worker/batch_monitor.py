@@ -93,7 +93,7 @@ class BatchMonitor:
         self.images = len(members)
 
     def wanted(self, image_id: ImageId) -> bool:
-        """Tell whether the job is still ours and whole."""
+        """Return whether the image's job is still bound to this worker, and its outcome is not being reported yet."""
         assignment = self._members[image_id].assignment
         return not assignment.dropped and not assignment.finishing
 
@@ -120,7 +120,7 @@ class BatchMonitor:
         )
 
     def more(self, room: int, calls: int, admit: Admit) -> tuple[ImageRequest, ...]:
-        """Give what the event loop found, and ask it for more."""
+        """Return the images that the event loop found to join the batch, and have it look for more."""
         # Before what it found is taken: else an answer that comes in between is forgotten, and asked for again.
         asked = self._asked
         found = _taken(self._found)
@@ -137,7 +137,7 @@ class BatchMonitor:
         return tuple(member.request for member in found.values())
 
     def urgent(self, left: int, calls: int) -> tuple[ImageRequest, ...]:
-        """Give what the event loop found that may interrupt the batch, and ask it for more, every few steps."""
+        """Return the images that the event loop found to interrupt the batch, and every few steps have it look anew."""
         if self._gave_way_at is not None:
             # All steps since but one were those of images that it gave way to.
             self._interrupted += max(self.steps - self._gave_way_at - 1, 0)
@@ -154,7 +154,7 @@ class BatchMonitor:
         return tuple(member.request for member in found.values())
 
     def overdue(self, image_id: ImageId) -> bool:
-        """Tell whether an image has waited long enough."""
+        """Return whether an image has waited as many steps as one may."""
         return self.steps >= self._members[image_id].due
 
     def ran(self, load: StepStats) -> None:

@@ -72,6 +72,8 @@ class Reporter:
     async def deliver(self, assignment: Assignment, build: Build, *, insist: bool = False) -> Verdict:
         """Report an outcome, retrying until the API server has accepted or fenced it.
 
+        Only 403 and 422 count as refusals. Any other error (409, 5xx) or no answer is tried again without end.
+
         Args:
             assignment: The job and its binding.
             build: Makes the report.
@@ -136,7 +138,12 @@ class Reporter:
                 return gone or (current is not None and current.metadata.deletion_timestamp is not None)
 
     async def _try(self, assignment: Assignment, build: Build) -> tuple[Verdict, KubernetesError | None]:
-        """Send a report once; where it is refused, read the job to find out why, and return the refusal too."""
+        """Send a report once; where it is refused, read the job to find out why, and return the refusal too.
+
+        Raises:
+            KubernetesError: The API server answered otherwise (409, 5xx) or not at all, to the report or to
+                the read. :meth:`deliver` retries these without end.
+        """
         job = assignment.job
         after = reports.redacted(build(job), self._redactor)
         patch = reports.fenced_patch(job, after)

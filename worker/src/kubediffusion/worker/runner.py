@@ -180,7 +180,7 @@ class Runner:
         ]
 
     def _joining(self, key: Hashable, room: int, calls: int, admit: Admit, step: int) -> Members:
-        """Give images that enter the running batch."""
+        """Take images that enter the running batch, and return them."""
         self._metrics.bound.set(len(self._assignments))
         if self._finisher.defect is not None or self._finisher.buffered >= self._max_buffered_bytes:
             # The batch comes to its end, and what follows is decided then.
@@ -188,7 +188,7 @@ class Runner:
         return self._members(self._admission.join(self._candidates(), key, room, calls, admit, step), step)
 
     def _interrupting(self, key: Hashable, priority: int, left: int, budget: int) -> Members:
-        """Give images of another key that go before the rest of the running batch."""
+        """Take images of another key that run before the rest of the running batch, and return them."""
         if self._finisher.defect is not None or self._finisher.buffered >= self._max_buffered_bytes:
             return {}
         portions = self._admission.interrupt(self._candidates(), key, priority, left, budget)

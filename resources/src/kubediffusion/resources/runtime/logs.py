@@ -20,7 +20,7 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats a record as JSON: time, level, logger, message, the fields of ``extra``, and the traceback.
+    """Formats a record as JSON: time, level, logger, message, the fields of ``extra``, the traceback as ``exception``.
 
     Args:
         secrets: Values that no line may hold, wherever they come from: an error of a library may quote its input.

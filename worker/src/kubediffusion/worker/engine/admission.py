@@ -71,5 +71,5 @@ class AdmissionPolicy(Generic[K]):
         return interrupting(candidates, key, priority, left, budget, self._max_images)
 
     def due(self, image: tuple[K, int], step: int) -> int:
-        """Tell before which step an image enters at the latest; ``step`` for one that did not have to wait."""
+        """Return before which step an image enters at the latest; ``step`` for one that did not have to wait."""
         return self._waits.due(image, step)

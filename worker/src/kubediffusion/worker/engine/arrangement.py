@@ -30,7 +30,7 @@ class Arrangement:
 
 
 def sizes_up_to(limit: int, *, prepared: bool) -> tuple[int, ...]:
-    """Give the sizes of batches of at most ``limit`` images, at least 1, smallest first.
+    """Return the sizes of batches of at most ``limit`` images, which is at least 1, smallest first.
 
     Args:
         limit: The most images.
@@ -56,5 +56,5 @@ def arrange(occupied: Collection[int], entering: int, sizes: Sequence[int]) -> A
 
 
 def lowered(sizes: Sequence[int], size: int) -> tuple[int, ...]:
-    """Give the sizes that are left when ``size`` did not fit the device's memory: to its half, and never none."""
+    """Return the sizes up to half of ``size``, which did not fit the device's memory; at least the smallest size."""
     return tuple(other for other in sizes if other <= size // 2) or (sizes[0],)

@@ -13,20 +13,20 @@ class Executor(Protocol):
     """Computes steps. All methods are called from one thread."""
 
     def accept(self, requests: Sequence[ImageRequest]) -> None:
-        """Take in what plans then name by id alone."""
+        """Keep requests, which plans then name by id alone."""
 
     def discard(self, images: Sequence[ImageId]) -> None:
         """Forget images that no plan names any more."""
 
     def execute(self, plan: StepPlan) -> StepResult:
-        """Do what a plan says.
+        """Execute a plan.
 
         Raises:
             EngineLostError: The device is lost.
         """
 
     def finished(self, *, wait: bool) -> list[tuple[ImageId, Outcome]]:
-        """Give the images whose pixels are there, each once.
+        """Return the images whose pixels are ready with their outcomes, each image once.
 
         Args:
             wait: Whether to wait for all that are being decoded.

@@ -24,10 +24,10 @@ class EngineLostError(Exception):
 
 
 class Admit(Protocol):
-    """Tells how many of those who wait may enter a batch; callable from any thread."""
+    """A rule that decides how many waiting images may enter a batch. It may be called from any thread."""
 
     def __call__(self, waiting: int, overdue: int = 0, /) -> int:
-        """Tell it.
+        """Return how many of the waiting images may enter.
 
         Args:
             waiting: Images that wait.
@@ -80,7 +80,7 @@ class Monitor(Protocol):
     """Who an engine reports to. Every method is called from the engine's thread and must not block."""
 
     def wanted(self, image_id: ImageId) -> bool:
-        """Tell whether anybody still wants the image; asked after every step."""
+        """Return whether the image is still wanted. The engine calls this after every step."""
 
     def stepped(self, image_id: ImageId, step: int, total: int) -> None:
         """Note that ``step`` of ``total`` denoising steps are done."""
@@ -89,7 +89,7 @@ class Monitor(Protocol):
         """Note the end of an image. An image that is no longer wanted may end without it."""
 
     def more(self, room: int, calls: int, admit: Admit) -> tuple[ImageRequest, ...]:
-        """Give images that join the running batch: those that were found since the last call.
+        """Return images that join the running batch: those that were found since the last call.
 
         Others are looked for meanwhile, for the next call. What is not called for when the batch ends runs in the next.
 
@@ -100,7 +100,7 @@ class Monitor(Protocol):
         """
 
     def urgent(self, left: int, calls: int) -> tuple[ImageRequest, ...]:
-        """Give images of another key that go before the next step of the running batch, and run to their end.
+        """Return images of another key that run, to their end, before the next step of the running batch.
 
         Others are looked for meanwhile, for a later call.
 
@@ -110,7 +110,7 @@ class Monitor(Protocol):
         """
 
     def overdue(self, image_id: ImageId) -> bool:
-        """Tell whether an image that was given has waited so long that it enters whatever the batch then does.
+        """Return whether a returned image has waited so long that it enters even where the batch then does less.
 
         Asked before a step, of those who have no slot.
         """
@@ -148,7 +148,7 @@ class Engine(Protocol):
         """What this engine is."""
 
     def plan(self, request: ImageRequest) -> Plan:
-        """Tell how an image runs. Called from any thread, often, and while a batch runs."""
+        """Return how an image runs. It is called often, from any thread, and while a batch runs."""
 
     def rest(self, wake: Callable[[], None]) -> bool:
         """Use a moment, about a second, in which nobody waits for an image, to get faster.
@@ -174,5 +174,5 @@ class Engine(Protocol):
 
 
 def described(error: BaseException) -> dict[str, object]:
-    """Give an error's type and traceback for a log line, without its text: that may quote a prompt."""
+    """Return an error's type and traceback for a log line, without its text, which may quote a prompt."""
     return {"error": type(error).__name__, "traceback": traceback.format_tb(error.__traceback__)}

@@ -62,5 +62,5 @@ class CourseKey:
 
 
 def tensors_of(key: Hashable) -> Hashable:
-    """Tell by a key which tensors a batch is computed in: two batches with the same cannot run side by side."""
+    """Return the key of the tensors that hold a batch. Two batches in the same tensors cannot run side by side."""
     return key.batch if isinstance(key, CourseKey) else key

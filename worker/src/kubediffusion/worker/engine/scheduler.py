@@ -134,7 +134,7 @@ class StepScheduler:
         self._waiting.append(RequestState(request, calls))
 
     def drop(self, wanted: Callable[[ImageId], bool]) -> list[ImageId]:
-        """Give up the images that nobody wants any more, and tell which."""
+        """Drop the images that are no longer wanted, and return their ids."""
         dropped = [image for image in self.held if not wanted(image)]
         self._waiting = deque(state for state in self._waiting if state.request.id not in dropped)
         self._ready = deque(state for state in self._ready if state.request.id not in dropped)
@@ -144,7 +144,7 @@ class StepScheduler:
         return dropped
 
     def offer(self, seconds: Mapping[int, float]) -> Offer | None:
-        """Tell what there is for those who wait elsewhere; None where nobody may join.
+        """Return the slots that images from outside the engine may take; None where none may join.
 
         Args:
             seconds: What a step of a size takes, as far as it is known.
@@ -221,7 +221,7 @@ class StepScheduler:
         return booking
 
     def _room(self, seconds: Mapping[int, float], overdue: int) -> int:
-        """Tell how many may enter: so many that the batch does the most, and who has waited for long enough."""
+        """Return how many images may enter: what throughput is best with, at least those that waited long enough."""
         running, sizes = len(self._slots), self._limit.sizes
         if self._modes or not seconds:
             return sizes[-1] - running
@@ -236,7 +236,7 @@ class StepScheduler:
         return entering
 
     def _fits(self, state: RequestState, entering: list[RequestState]) -> bool:
-        """Tell whether an image may enter beside others: where calls differ only when all are at the same.
+        """Return whether an image may enter beside others. Where calls differ, all images must be at the same call.
 
         One whose step raised runs alone there: only its own error may fail it.
         """

@@ -61,7 +61,7 @@ class StepTimes:
 
 
 def admitted(running: int, waiting: int, sizes: Sequence[int], seconds: Mapping[int, float], overdue: int = 0) -> int:
-    """Tell how many of those who wait enter now.
+    """Return how many of the waiting images enter now.
 
     Args:
         running: Images in the batch.
@@ -85,6 +85,6 @@ def admitted(running: int, waiting: int, sizes: Sequence[int], seconds: Mapping[
 
 
 def _done(images: int, sizes: Sequence[int], seconds: Mapping[int, float]) -> float | None:
-    """Give the images' steps a second of a batch; None where it was not measured."""
+    """Return the throughput of a batch in image steps per second; None where its size was not measured."""
     size = next(size for size in sizes if size >= images)
     return images / seconds[size] if size in seconds else None

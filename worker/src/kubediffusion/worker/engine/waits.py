@@ -36,12 +36,12 @@ class Waits(Generic[K]):
         return overdue(due <= step for due in self._due.values())
 
     def due(self, image: K, step: int) -> int:
-        """Tell how many steps will have been run when an image enters at the latest; ``step`` for one not noted."""
+        """Return after how many steps an image enters at the latest; ``step`` for one that was not noted."""
         return self._due.get(image, step)
 
 
 def overdue(waited: Iterable[bool]) -> int:
-    """Tell how many enter first of all: who has waited long enough, and everybody before it, as nobody is overtaken.
+    """Return how many images enter before all else: up to the last that has waited long enough, as none is overtaken.
 
     Args:
         waited: Of each image in order whether it has waited long enough.

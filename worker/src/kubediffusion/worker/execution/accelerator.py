@@ -31,7 +31,7 @@ def prepare(pipeline: Any) -> None:
 
 
 def reserved_memory(device: torch.device) -> int | None:
-    """Give the bytes of the device's memory that this process holds; None on the CPU."""
+    """Return how many bytes of the device's memory this process holds; None on the CPU."""
     return torch.cuda.memory_reserved(device) if device.type == "cuda" else None
 
 

@@ -55,7 +55,7 @@ class FusedAttention(FusedAttnProcessor2_0):
 
 
 def _takes_cudnn(attn: Any, hidden_states: torch.Tensor, mask: torch.Tensor | None) -> bool:
-    """Tell whether a layer is one of a transformer block, with nothing special, in a large batch."""
+    """Return whether cuDNN computes a layer: plain attention of a transformer block, in a large batch."""
     size = attn.inner_dim // attn.heads
     return (
         hidden_states.is_cuda

@@ -151,9 +151,9 @@ def _named(info: EngineInfo, engine: str, spec: DiffusionModelSpec) -> EngineInf
 
 
 def _cache(settings: Settings, info: EngineInfo, device: torch.device) -> CompiledCodeCache | None:
-    """Give what earlier workers compiled, where the model names a place for it.
+    """Return the cache of the code that earlier workers compiled; None where the model names no place for it.
 
-    None on the CPU too, whose code fits one kind of processor only.
+    None on the CPU too: its code fits one kind of processor only.
     """
     place = store_factory(settings)
     if device.type != "cuda":

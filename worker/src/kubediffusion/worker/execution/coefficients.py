@@ -84,7 +84,7 @@ def read_coefficients(scheduler: Any, arguments: dict[str, Any], *, from_start: 
 
 
 def count_calls(scheduler: Any, arguments: dict[str, Any]) -> int:
-    """Tell how often a scheduler has the model called.
+    """Return how often a scheduler has the model called.
 
     Args:
         scheduler: A diffusers scheduler; it is left as it is.
@@ -97,7 +97,7 @@ def count_calls(scheduler: Any, arguments: dict[str, Any]) -> int:
 
 
 def _hold(read: SchedulerCoefficients, run: _Run) -> bool:
-    """Tell whether coefficients give what the scheduler gives, for values that clipping would change."""
+    """Return whether coefficients give what the scheduler gives, for values that clipping would change."""
     generator = torch.Generator().manual_seed(0)
     latents = _PROBE_SCALE * torch.randn(16, generator=generator, dtype=torch.float64)
     history = torch.zeros(2 * DEPTH, 16, dtype=torch.float64)
@@ -152,7 +152,7 @@ class _Run:
         self._call = 0
 
     def scaled(self, latents: torch.Tensor) -> torch.Tensor:
-        """Give the model's input of the next call."""
+        """Return the model's input of the next call."""
         if not self._scales:
             return latents
         scaled: torch.Tensor = self._scheduler.scale_model_input(latents, self.timesteps[self._call])

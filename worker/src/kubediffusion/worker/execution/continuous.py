@@ -141,7 +141,7 @@ class ContinuousEngine:
             return self._preparation.proceed()
 
     def plan(self, request: ImageRequest) -> Plan:
-        """Tell how an image runs: see :meth:`kubediffusion.worker.engine.Engine.plan`."""
+        """Return how an image runs: see :meth:`kubediffusion.worker.engine.Engine.plan`."""
         shape = request.shape
         try:
             key = self._family.key(request)
@@ -159,7 +159,7 @@ class ContinuousEngine:
         return Plan(CourseKey(key, shape.acceleration, shape.scheduler, shape.steps), calls)
 
     def _admit(self, key: BatchKey, calls: int, waiting: int, overdue: int = 0, /) -> int:
-        """Tell how many begin a batch together."""
+        """Return how many of the waiting images begin a batch together."""
         machine = self._machines.get(key)
         # A batch of so few calls measures nothing: a size without a time would stay so, and be chosen for ever.
         if machine is None or not waiting or calls < _MEASURED:
@@ -223,7 +223,7 @@ class ContinuousEngine:
         return outcome if isinstance(outcome, JobFailure) else replace(outcome, engine=self._info.name)
 
     def _calls(self, shape: Shape, key: BatchKey) -> int | None:
-        """Tell how often the model is called for an image; None when the pipeline's own call has to make it."""
+        """Return how often the model is called for an image; None where the pipeline's own call has to make it."""
         wish = _schedule_of(shape, key)
         if wish not in self._known_calls:
             try:
@@ -246,7 +246,7 @@ class ContinuousEngine:
         return read_coefficients(scheduler, arguments, from_start=self._family.from_start)
 
     def _machine(self, key: BatchKey) -> Machine:
-        """Give what is prepared for a key, and forget what was used longest ago."""
+        """Return the machine of a key, prepared at its first use, and forget those used longest ago."""
         machine = self._machines.pop(key, None)
         if machine is None:
             kept = None if self._preparation is None else self._preparation.machine
@@ -300,25 +300,25 @@ class _Interruption:
         self.ran = monitor.ran
 
     def ended(self, image_id: ImageId, outcome: Outcome) -> None:
-        """Tell the end of an image."""
+        """Report the end of an image."""
         self._open.discard(image_id)
         self._monitor.ended(image_id, outcome)
 
     def end(self, failure: JobFailure) -> None:
-        """Tell the end of all that have none."""
+        """Report the end, with a failure, of all images whose end was not reported."""
         for image_id in sorted(self._open, key=lambda image_id: image_id.index):
             self.ended(image_id, failure)
 
     def more(self, _room: int, _calls: int, _admit: Admit) -> tuple[ImageRequest, ...]:
-        """Give none: the batch that waits goes on the sooner."""
+        """Return no images, so that the batch that waits goes on sooner."""
         return ()
 
     def urgent(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
-        """Give none."""
+        """Return no images: none interrupts this batch."""
         return ()
 
     def overdue(self, _image_id: ImageId) -> bool:
-        """Tell that none has waited: all begin together where there is room."""
+        """Return True for every image: all begin together where there is room."""
         return True
 
 

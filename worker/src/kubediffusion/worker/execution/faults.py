@@ -11,7 +11,7 @@ from kubediffusion.worker.engine import EngineLostError
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether an error says that the device's memory does not suffice."""
+    """Return whether an error says that the device's memory does not suffice."""
     # On the CPU PyTorch raises a plain RuntimeError: "[enforce fail at alloc_cpu.cpp] … not enough memory".
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
 
@@ -36,7 +36,7 @@ def check_device(device: torch.device, error: Exception) -> None:
 
 
 def failure(error: Exception) -> JobFailure:
-    """Give an error as the outcome of the image that ran alone."""
+    """Return the failure of an image that ran alone when an error was raised."""
     if is_out_of_memory(error):
         return JobFailure(
             ErrorCode.OUT_OF_MEMORY,
@@ -46,7 +46,7 @@ def failure(error: Exception) -> JobFailure:
 
 
 def not_numbers(torch_dtype: str) -> JobFailure:
-    """Give the outcome of an image whose pixels are not numbers."""
+    """Return the failure of an image whose pixels are not finite numbers."""
     return JobFailure(
         ErrorCode.INVALID_IMAGE,
         f"the pipeline gave pixels that are not numbers, in {torch_dtype}; other parameters, or torchDtype float32 or "

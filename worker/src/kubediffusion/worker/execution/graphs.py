@@ -1,4 +1,4 @@
-"""CUDA graphs: what goes before and after a batch's steps is launched from them, as the steps themselves are.
+"""CUDA graphs: captures functions and replays them; the steps' own are in :mod:`.stepping`.
 
 Nothing is captured while something is compiled: a compiler synchronizes the device, and that breaks a capture. Until
 then a computation runs from the graph that is there, or as it is written.
@@ -31,7 +31,7 @@ class GraphedFunction:
     It always runs in the same stream. Its kernels go before those of a batch's steps.
 
     Args:
-        function: Gives a tensor.
+        function: Returns a tensor.
         module: Its first argument.
         compiler: Compiles it in the background; None to stay with the plain function.
         kept: Shapes whose graph is kept; each holds the function's working set for it.
@@ -54,7 +54,7 @@ class GraphedFunction:
         self._refused: set[tuple[int, ...]] = set()
 
     def __call__(self, given: torch.Tensor) -> torch.Tensor:
-        """Give the function's value for a tensor on the device."""
+        """Return the function's value for a tensor on the device."""
         shape = tuple(given.shape)
         if self._compiler is None or not self._compiler.busy:
             self._prepare(shape, given)
@@ -76,7 +76,7 @@ class GraphedFunction:
         )
 
     def evict(self) -> bool:
-        """Free the memory that graphs hold, and tell whether there were any."""
+        """Free the memory of all graphs, and return whether there were any. They are captured anew when used."""
         held = bool(self._graphs)
         self._graphs.clear()
         if held:
@@ -143,7 +143,7 @@ class _Graph:
 
 
 def refuse(what: str, error: Exception, device: torch.device, *, compiled: bool, **more: object) -> None:
-    """A capture failed. What was there before serves: the plain graph, or the computation as it is written.
+    """Log that a capture failed. What was there before serves: the plain graph, or the computation as it is written.
 
     Args:
         what: What was captured.
@@ -163,7 +163,7 @@ def refuse(what: str, error: Exception, device: torch.device, *, compiled: bool,
 
 
 def capture(compute: Callable[[], Any], store: Callable[[Any], object], pool: Any, *, priority: int = 0) -> Any:
-    """Capture a computation as a CUDA graph, and give the graph.
+    """Capture a computation as a CUDA graph, and return the graph.
 
     Args:
         compute: Reads memory that stays where it is.
@@ -188,5 +188,5 @@ def capture(compute: Callable[[], Any], store: Callable[[Any], object], pool: An
 
 @cache
 def _capturing_stream(priority: int) -> Any:
-    """Give the stream of all captures: libraries keep a workspace for each stream that ever used them."""
+    """Return the stream of all captures: libraries keep a workspace for each stream that ever used them."""
     return torch.cuda.Stream(priority=priority)  # type: ignore[no-untyped-call]

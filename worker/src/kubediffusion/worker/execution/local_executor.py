@@ -202,7 +202,7 @@ class LocalExecutor:
         return tuple((image, failed) for image, failed in failures if failed is not None)
 
     def finished(self, *, wait: bool) -> list[tuple[ImageId, Outcome]]:
-        """Give the images whose pixels are there: see :class:`kubediffusion.worker.engine.executor.Executor`."""
+        """Return the images whose pixels are ready: see :class:`kubediffusion.worker.engine.executor.Executor`."""
         ready = [pair for pair in self._decodings if wait or pair[1].ready]
         self._decodings = [pair for pair in self._decodings if pair not in ready]
         self.discard([image.request.id for image, _ in ready])

@@ -28,7 +28,7 @@ class Schedulers:
         return sorted({type(self._own).__name__} | {cls.__name__ for cls in getattr(self._own, "compatibles", ())})
 
     def get(self, name: str | None) -> Any:
-        """Give the scheduler of that class; the pipeline's own for None.
+        """Return the scheduler of a class; the pipeline's own for None.
 
         Raises:
             JobFailure: It does not fit the pipeline.

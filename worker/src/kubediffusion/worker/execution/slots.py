@@ -39,13 +39,13 @@ class SlotState:
     features: torch.Tensor | None = None
 
     def on_host(self) -> SlotState:
-        """Give a copy in the host's memory."""
+        """Return a copy in the host's memory."""
         kept = None if self.features is None else self.features.cpu()
         return SlotState(self.history.cpu(), {name: told.cpu() for name, told in self.conditions.items()}, kept)
 
 
 def first_row(latents: torch.Tensor, conditions: Conditioning) -> SlotState:
-    """Give the row of an image that begins.
+    """Return the state of an image before its first step.
 
     Args:
         latents: The scaled noise: ``[1, ...]``.
@@ -57,7 +57,7 @@ def first_row(latents: torch.Tensor, conditions: Conditioning) -> SlotState:
 
 
 def control_row(coefficients: SchedulerCoefficients, call: int, guidance: float) -> list[float]:
-    """Give what a slot's next step needs to know: timestep, scale of the input, guidance scale and weights."""
+    """Return the scalars of a slot's next step: timestep, scale of the input, guidance scale and weights."""
     timestep, scale = float(coefficients.timesteps[call]), float(coefficients.scales[call])
     return [timestep, scale, guidance, *coefficients.weights[call].tolist()]
 
@@ -77,7 +77,7 @@ class InputBatch:
     store: Callable[[Any], object]
 
     def copies(self) -> tuple[Any, ...]:
-        """Give copies of the arguments, for whoever computes while the batch goes on and writes into its own."""
+        """Return copies of the arguments, to compute with while the batch goes on and writes into its own."""
         return tuple(_copied(argument) for argument in self.arguments)
 
 
@@ -129,7 +129,7 @@ class SlotTensors:
             self._kept()[slot] = row.features
 
     def row(self, slot: int, *, features: bool = False) -> SlotState:
-        """Give a copy of what a slot holds.
+        """Return a copy of the state that a slot holds.
 
         Args:
             slot: The slot.
@@ -149,7 +149,7 @@ class SlotTensors:
         self._history.zero_()
 
     def latents(self, slot: int) -> torch.Tensor:
-        """Give a copy of a slot's latents: ``[1, ...]``."""
+        """Return a copy of a slot's latents: ``[1, ...]``."""
         return self._history[slot, :1].clone()
 
     def steer(self, rows: dict[int, list[float]], size: int) -> None:
@@ -233,6 +233,6 @@ def step_reuse(
 
 
 def _inputs(history: torch.Tensor, control: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Give the scaled latents, the timesteps and the guidance scales of a step."""
+    """Return the scaled latents, the timesteps and the guidance scales of a step."""
     latents = history[:, 0]
     return latents * per_image(control[:, SCALE], latents), control[:, TIMESTEP], control[:, GUIDANCE]

@@ -22,10 +22,10 @@ class Steps(Protocol):
     """Makes a batch's steps."""
 
     def run(self, size: int) -> bool:
-        """Launch one step of the first ``size`` slots, and tell whether it runs compiled."""
+        """Launch one step of the first ``size`` slots, and return whether it runs compiled."""
 
     def ready(self, size: int) -> bool:
-        """Tell whether the next step of a size need not be captured first."""
+        """Return whether the next step of a size need not be captured first."""
 
     def prepare(self, size: int) -> bool:
         """Capture a size, or have it compiled, as far as can be done now; not while something is compiled.
@@ -35,10 +35,10 @@ class Steps(Protocol):
         """
 
     def of(self, mode: ForwardMode) -> Steps:
-        """Give what makes steps that compute something else; it is for the root of all to forget."""
+        """Return the steps of another mode. Only the object that all modes came from evicts them."""
 
     def evict(self) -> None:
-        """Free what was prepared: the device's memory does not suffice. It is prepared anew where it is used."""
+        """Free what was prepared, as the device's memory does not suffice. It is prepared anew where it is used."""
 
 
 class EagerSteps:
@@ -60,7 +60,7 @@ class EagerSteps:
         return False
 
     def ready(self, _size: int) -> bool:
-        """Tell that nothing is captured: see :meth:`Steps.ready`."""
+        """Return True, as nothing is captured: see :meth:`Steps.ready`."""
         return True
 
     def prepare(self, _size: int) -> bool:
@@ -68,7 +68,7 @@ class EagerSteps:
         return True
 
     def of(self, mode: ForwardMode) -> EagerSteps:
-        """Give what makes other steps: see :meth:`Steps.of`."""
+        """Return the steps of another mode: see :meth:`Steps.of`."""
         return EagerSteps(self._slots, mode)
 
     def evict(self) -> None:
@@ -117,7 +117,7 @@ class CudaGraphManager:
         return self._compiled[size]
 
     def ready(self, size: int) -> bool:
-        """Tell whether a size has a graph, or cannot have one: see :meth:`Steps.ready`."""
+        """Return whether a size has a graph, or cannot have one: see :meth:`Steps.ready`."""
         return size in self._graphs or size in self._refused
 
     def prepare(self, size: int) -> bool:
@@ -146,7 +146,7 @@ class CudaGraphManager:
         return plain or size in self._refused or self._compiled.get(size, False)
 
     def of(self, mode: ForwardMode) -> CudaGraphManager:
-        """Give what makes other steps: see :meth:`Steps.of`."""
+        """Return the steps of another mode: see :meth:`Steps.of`."""
         if mode == self._mode:
             return self
         if mode not in self._others:
@@ -154,7 +154,7 @@ class CudaGraphManager:
         return self._others[mode]
 
     def evict(self) -> None:
-        """Drop the graphs of all sizes and modes: see :meth:`Steps.forget`.
+        """Drop the graphs of all sizes and modes: see :meth:`Steps.evict`.
 
         They share their memory, so none of it is given back while one of them is left.
         """

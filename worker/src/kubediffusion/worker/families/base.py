@@ -91,11 +91,11 @@ class ModelFamily:
     # What decides the batch.
 
     def guidance(self, request: ImageRequest) -> GuidanceKind:
-        """Tell what ``guidanceScale`` does to an image: by default it is classifier-free guidance."""
+        """Return what ``guidanceScale`` does to an image: by default, classifier-free guidance."""
         return GuidanceKind.CFG if request.shape.guidance > self.guided_above else GuidanceKind.NONE
 
     def ignored(self, request: ImageRequest) -> list[str]:
-        """Give a warning for each field of a request that has no effect on its image."""
+        """Return a warning for each field of a request that has no effect on its image."""
         kind, name = self.guidance(request), type(self.pipeline).__name__
         strong = replace(request, negative_prompt="", shape=replace(request.shape, guidance=_STRONG))
         takes_guidance = self.guidance(strong) is GuidanceKind.CFG
@@ -114,14 +114,14 @@ class ModelFamily:
         return warnings
 
     def text_length(self, _request: ImageRequest, _guidance: GuidanceKind) -> int:
-        """Tell how many tokens the batch holds for each prompt; 0 where all prompts are as long.
+        """Return how many tokens the batch holds for each prompt; 0 where all prompts have the same length.
 
         Called from any thread, and often: what it needs is cached.
         """
         return 0
 
     def key(self, request: ImageRequest) -> BatchKey:
-        """Give what an image has in common with all that may share its steps."""
+        """Return the batch key of an image: it has the same key as all images that may share its steps."""
         shape = request.shape
         own = self.own_size() or (shape.width or shape.height or 0, shape.height or shape.width or 0)
         guidance = self.guidance(request)
@@ -134,13 +134,13 @@ class ModelFamily:
         )
 
     def own_size(self) -> tuple[int, int] | None:
-        """Give the width and height in pixels of an image whose job names neither."""
+        """Return the width and height in pixels of an image whose job names neither; None where not known."""
         if self.defaults.width is not None and self.defaults.height is not None:
             return self.defaults.width, self.defaults.height
         return own_size(self.pipeline)
 
     def size_multiple(self) -> int:
-        """Give the number of pixels that both sides must be multiples of; 1 where the pipeline's call rounds."""
+        """Return the number of pixels that both sides must be multiples of; 1 where the pipeline's call rounds them."""
         return 1
 
     def check(self, key: BatchKey) -> None:
@@ -171,13 +171,13 @@ class ModelFamily:
         raise NotImplementedError
 
     def schedule(self, _scheduler: Any, _key: BatchKey, steps: int) -> dict[str, Any]:
-        """Give the arguments of the noise scheduler's ``set_timesteps``."""
+        """Return the arguments of the noise scheduler's ``set_timesteps``."""
         return {"num_inference_steps": steps}
 
     # All images of a batch, in each step.
 
     def shared(self, _key: BatchKey) -> Conditioning:
-        """Give the tensors that all images of a key are told alike, made once: rotary ids, for example."""
+        """Return the inputs of the denoiser that all images of a key share, made once: rotary ids, for example."""
         return {}
 
     def predict(
@@ -264,12 +264,12 @@ class ModelFamily:
     # What only some families can do.
 
     def caches_features(self) -> bool:
-        """Tell whether steps may reuse what the denoiser's deep layers gave: see :mod:`.unet`."""
+        """Return whether steps may reuse the output of the denoiser's deep layers: see :mod:`.unet`."""
         return False
 
 
 def own_size(pipeline: Any) -> tuple[int, int] | None:
-    """Give the width and height that a pipeline makes by itself, as far as pipelines have a common way to say."""
+    """Return the width and height in pixels of a pipeline's images by default; None where no common attribute says."""
     scale = getattr(pipeline, "vae_scale_factor", None)
     size = getattr(pipeline, "default_sample_size", None)
     if size is None:
@@ -287,7 +287,7 @@ def noise(shape: Sequence[int], seed: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def rows_of(slot: Conditioning) -> int:
-    """Tell how many rows an image has in conditioning of shape ``[images, rows, ...]``."""
+    """Return the number of rows of an image in conditioning of shape ``[images, rows, ...]``."""
     return next(iter(slot.values())).shape[1]
 
 

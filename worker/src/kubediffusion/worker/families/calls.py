@@ -111,7 +111,7 @@ class CallPlan:
         return self.pipeline in _SAME_WITHOUT or request.negative_prompt is None
 
     def arguments(self, requests: tuple[ImageRequest, ...]) -> dict[str, Any]:
-        """Give the keyword arguments for a batch, without generators and callback.
+        """Return the keyword arguments of the call for a batch, without generators and callback.
 
         Args:
             requests: Images of one shape.
@@ -140,7 +140,7 @@ class CallPlan:
         return excluded
 
     def ignored(self, request: ImageRequest, guidance: GuidanceKind | None = None) -> list[str]:
-        """Give a warning for each field of a request that has no effect on this pipeline.
+        """Return a warning for each field of a request that has no effect on this pipeline.
 
         Args:
             request: What was asked for.
@@ -183,7 +183,7 @@ class CallPlan:
 
 
 def guidance_of(pipeline: Any, plan: CallPlan, request: ImageRequest) -> GuidanceKind | None:
-    """Tell what the guidance scale did to the image of a pipeline's last call; None where the pipeline does not say.
+    """Return what the guidance scale did to the image of a pipeline's last call; None where the pipeline does not say.
 
     Args:
         pipeline: The pipeline, which has made the image.

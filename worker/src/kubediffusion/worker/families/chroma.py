@@ -18,7 +18,7 @@ class Chroma(Flux):
     defaults: ClassVar[Defaults] = Defaults(35, 5.0)
 
     def guidance(self, request: ImageRequest) -> GuidanceKind:
-        """Tell what ``guidanceScale`` does: classifier-free guidance above 1."""
+        """Return what ``guidanceScale`` does: classifier-free guidance above 1."""
         return ModelFamily.guidance(self, request)
 
     def encode(self, request: ImageRequest, key: BatchKey) -> Conditioning:

@@ -28,7 +28,7 @@ class TextEncoding:
         self._known: OrderedDict[tuple[str, bool], torch.Tensor] = OrderedDict()
 
     def of(self, text: str, *, plain: bool = False) -> torch.Tensor:
-        """Give a text's encoding: ``[1, tokens, channels]``.
+        """Return a text's encoding: ``[1, tokens, channels]``.
 
         Args:
             text: The text.

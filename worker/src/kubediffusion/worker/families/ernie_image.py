@@ -40,11 +40,11 @@ class ErnieImage(ModelFamily):
         return "it rewrites prompts" if getattr(pipeline, "pe", None) is not None else None
 
     def size_multiple(self) -> int:
-        """Give the pixels of a patched latent's side."""
+        """Return the side of a patched latent in pixels."""
         return int(self.pipeline.vae_scale_factor)
 
     def text_length(self, request: ImageRequest, guidance: GuidanceKind) -> int:
-        """Tell how many tokens there is room for: those of the longer prompt, rounded up."""
+        """Return how many tokens the batch holds for each prompt: those of the longer one, rounded up."""
         texts = [request.prompt, request.negative_prompt or ""]
         used = texts if guidance is GuidanceKind.CFG else texts[:1]
         return bucket(max(map(self._counts.of, used)), _BUCKET, self._most)
@@ -65,7 +65,7 @@ class ErnieImage(ModelFamily):
         return noise(size, request.seed, self.denoiser_dtype)
 
     def schedule(self, _scheduler: Any, _key: BatchKey, steps: int) -> dict[str, Any]:
-        """Give sigmas from 1 down to one step's share."""
+        """Return sigmas that fall from 1 to ``1 / steps``."""
         return {"sigmas": torch.linspace(1.0, 0.0, steps + 1)[:-1]}
 
     def denoise(

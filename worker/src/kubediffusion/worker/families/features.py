@@ -20,13 +20,13 @@ Added = dict[str, torch.Tensor] | None
 
 
 def divisible(unet: Any) -> bool:
-    """Tell whether a UNet consists of what :func:`whole` and :func:`shallow` know."""
+    """Return whether a UNet consists of blocks that :func:`whole` and :func:`shallow` know."""
     blocks = [*unet.down_blocks, *unet.up_blocks]
     return all(type(block).__name__ in _BLOCKS for block in blocks) and not unet.config.center_input_sample
 
 
 def features_shape(unet: Any, latents: torch.Size) -> tuple[int, ...]:
-    """Give the shape of one row's features: ``[channels, height, width]``.
+    """Return the shape of one row's features: ``[channels, height, width]``.
 
     Args:
         unet: The UNet.
@@ -75,7 +75,7 @@ def shallow(
     added: Added,
     features: torch.Tensor,
 ) -> torch.Tensor:
-    """Compute the UNet's outermost layers on features of an earlier call, and give its output."""
+    """Compute the UNet's outermost layers on features of an earlier call, and return its output."""
     embedded = _embedded(unet, latents, timesteps, prompts, added)
     return _outermost(unet, features, unet.conv_in(latents), embedded, prompts)
 

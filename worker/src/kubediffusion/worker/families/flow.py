@@ -15,7 +15,7 @@ def shift_by_size(
     tokens_range: tuple[int, int] = (256, 4096),
     shift_range: tuple[float, float] = (0.5, 1.15),
 ) -> float:
-    """Give the shift of a schedule for an image's size, on a line through two points.
+    """Return the shift of a schedule for an image's size, on a line through two points.
 
     It is ``calculate_shift`` of diffusers' pipelines.
 
@@ -33,7 +33,7 @@ def shift_by_size(
 
 
 def flow_schedule(scheduler: Any, steps: int, *, mu: float, own_sigmas: bool = False) -> dict[str, Any]:
-    """Give the arguments of a flow-matching scheduler's ``set_timesteps``.
+    """Return the arguments of a flow-matching scheduler's ``set_timesteps``.
 
     Args:
         scheduler: The noise scheduler.

@@ -21,7 +21,7 @@ class Flux(ModelFamily):
     defaults: ClassVar[Defaults] = Defaults(28, 3.5)
 
     def guidance(self, request: ImageRequest) -> GuidanceKind:
-        """Tell what ``guidanceScale`` does: embedded where the transformer takes it.
+        """Return what ``guidanceScale`` does: it is embedded where the transformer takes it.
 
         A transformer that takes none is distilled to few steps, whose schedule is not shifted by size (schnell), or it
         was not distilled at all, and then the scale is classifier-free guidance's: ``true_cfg_scale`` of the call.
@@ -51,12 +51,12 @@ class Flux(ModelFamily):
         return packed
 
     def schedule(self, scheduler: Any, key: BatchKey, steps: int) -> dict[str, Any]:
-        """Give sigmas from 1 down to one step's share, shifted by the image's size."""
+        """Return sigmas that fall from 1 to ``1 / steps``, shifted by the image's size."""
         height, width = self._grid(key)
         return flow_schedule(scheduler, steps, mu=shift_by_size(scheduler, height * width))
 
     def shared(self, key: BatchKey) -> Conditioning:
-        """Give the rotary ids of text and image: ``[tokens, 3]`` each."""
+        """Return the rotary ids of text and image: ``[tokens, 3]`` each."""
         height, width = self._grid(key)
         dtype = self.pipeline.text_encoder.dtype if self.pipeline.text_encoder is not None else self.denoiser_dtype
         image_ids = self.pipeline._prepare_latent_image_ids(  # noqa: SLF001 - what the call uses
@@ -94,6 +94,6 @@ class Flux(ModelFamily):
         return super().vae_input(unpacked, key)
 
     def _grid(self, key: BatchKey) -> tuple[int, int]:
-        """Give the height and width in tokens, each of two by two latents."""
+        """Return the height and width in tokens, each of two by two latents."""
         side = 2 * self.pipeline.vae_scale_factor
         return key.height // side, key.width // side

@@ -23,7 +23,7 @@ class Flux2(ModelFamily):
     takes_negative: ClassVar[bool] = False
 
     def guidance(self, _request: ImageRequest) -> GuidanceKind:
-        """Tell what ``guidanceScale`` does: the transformer is told it."""
+        """Return what ``guidanceScale`` does: it is embedded, as an input of the transformer."""
         return GuidanceKind.EMBEDDED
 
     def encode(self, request: ImageRequest, key: BatchKey) -> Conditioning:
@@ -39,12 +39,12 @@ class Flux2(ModelFamily):
         return packed
 
     def schedule(self, scheduler: Any, key: BatchKey, steps: int) -> dict[str, Any]:
-        """Give sigmas from 1 down to one step's share, shifted by the image's size and the number of steps."""
+        """Return sigmas that fall from 1 to ``1 / steps``, shifted by the image's size and the number of steps."""
         height, width = self._grid(key)
         return flow_schedule(scheduler, steps, mu=compute_empirical_mu(image_seq_len=height * width, num_steps=steps))
 
     def shared(self, key: BatchKey) -> Conditioning:
-        """Give the rotary ids of text and image: ``[1, tokens, 4]`` each."""
+        """Return the rotary ids of text and image: ``[1, tokens, 4]`` each."""
         text_ids = self.pipeline._prepare_text_ids(torch.empty(1, _TOKENS, 1))  # noqa: SLF001 - what the call uses
         return {"txt_ids": text_ids.to(self.device), "img_ids": self._image_ids(key)}
 
@@ -84,7 +84,7 @@ class Flux2(ModelFamily):
         return ids.to(self.device)
 
     def _grid(self, key: BatchKey) -> tuple[int, int]:
-        """Give the height and width in tokens, each of two by two latents."""
+        """Return the height and width in tokens, each of two by two latents."""
         side = 2 * self.pipeline.vae_scale_factor
         return key.height // side, key.width // side
 
@@ -95,7 +95,7 @@ class Flux2Klein(Flux2):
     pipelines: ClassVar[tuple[str, ...]] = ("Flux2KleinPipeline",)
 
     def guidance(self, request: ImageRequest) -> GuidanceKind:
-        """Tell what ``guidanceScale`` does: nothing where the model is distilled."""
+        """Return what ``guidanceScale`` does: nothing where the model is distilled."""
         if self.pipeline.config.is_distilled:
             return GuidanceKind.NONE
         return ModelFamily.guidance(self, request)

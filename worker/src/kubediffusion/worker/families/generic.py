@@ -158,7 +158,7 @@ class PipelineEngine:
         return self._schedulers.names
 
     def plan(self, request: ImageRequest) -> Plan:
-        """Tell how an image runs: with those of the very same shape, or alone where others may change it."""
+        """Return how an image runs: with those of the very same shape, or alone where others may change it."""
         if not self._plan.shares_calls:
             return Plan((request.shape, request.id), request.shape.steps)
         return Plan((request.shape, self._plan.may_share(request)), request.shape.steps)
@@ -256,7 +256,7 @@ class PipelineEngine:
         )
 
     def _complete_size(self, arguments: dict[str, Any]) -> None:
-        """Give both sides when a job gives one: Stable Diffusion's call ignores one that comes alone."""
+        """Add the other side where a job names one: Stable Diffusion's call ignores a side that comes alone."""
         given = {side: arguments[side] for side in ("width", "height") if side in arguments}
         if len(given) != 1:
             return
@@ -323,7 +323,7 @@ class PipelineEngine:
     def outcome(
         self, request: ImageRequest, image: Any, flagged: bool, scheduler: str, ignored: Sequence[str] | None = None
     ) -> Outcome:
-        """Give the outcome of an image.
+        """Return the outcome of an image.
 
         Args:
             request: What was asked for.

@@ -49,7 +49,7 @@ class Krea2(ModelFamily):
         return packed
 
     def schedule(self, scheduler: Any, key: BatchKey, steps: int) -> dict[str, Any]:
-        """Give sigmas from 1 down to one step's share, shifted by the image's size unless the model is distilled."""
+        """Return sigmas that fall from 1 to ``1 / steps``, shifted by the size unless the model is distilled."""
         height, width = self._grid(key)
         mu = _DISTILLED_SHIFT
         if not self.pipeline.config.is_distilled:
@@ -57,7 +57,7 @@ class Krea2(ModelFamily):
         return flow_schedule(scheduler, steps, mu=mu)
 
     def shared(self, key: BatchKey) -> Conditioning:
-        """Give the rotary ids of text and image: ``[tokens, 3]``."""
+        """Return the rotary ids of text and image: ``[tokens, 3]``."""
         height, width = self._grid(key)
         return {"ids": self.pipeline.prepare_position_ids(self._text_tokens, height, width, self.device)}
 
@@ -93,6 +93,6 @@ class Krea2(ModelFamily):
         return scaled_by_channel(unpacked, self.pipeline.vae)
 
     def _grid(self, key: BatchKey) -> tuple[int, int]:
-        """Give the height and width in tokens; the pipeline's call rounds sizes up."""
+        """Return the height and width in tokens, rounded up as the pipeline's call rounds them."""
         side = self.pipeline.vae_scale_factor * self.pipeline.patch_size
         return -(-key.height // side), -(-key.width // side)

@@ -21,7 +21,7 @@ class OvisImage(Flux):
     defaults: ClassVar[Defaults] = Defaults(50, 5.0)
 
     def guidance(self, request: ImageRequest) -> GuidanceKind:
-        """Tell what ``guidanceScale`` does: classifier-free guidance above 1."""
+        """Return what ``guidanceScale`` does: classifier-free guidance above 1."""
         return ModelFamily.guidance(self, request)
 
     def encode(self, request: ImageRequest, key: BatchKey) -> Conditioning:
@@ -33,7 +33,7 @@ class OvisImage(Flux):
         return {"prompts": prompts}
 
     def shared(self, key: BatchKey) -> Conditioning:
-        """Give the rotary ids of text, whose tokens have places, and of image: ``[tokens, 3]`` each."""
+        """Return the rotary ids of text, which number its tokens, and of image: ``[tokens, 3]`` each."""
         ids = super().shared(key)
         places = torch.arange(_TOKENS, device=self.device, dtype=ids["txt_ids"].dtype)
         return ids | {"txt_ids": torch.stack([torch.zeros_like(places), places, places], dim=-1)}

@@ -46,11 +46,11 @@ class QwenImage(ModelFamily):
         return None if told is None else f"its transformer has {told}"
 
     def guidance(self, request: ImageRequest) -> GuidanceKind:
-        """Tell what ``guidanceScale`` does: ``true_cfg_scale`` of the call, which needs a negative prompt."""
+        """Return what ``guidanceScale`` does: it is the call's ``true_cfg_scale``, which needs a negative prompt."""
         return GuidanceKind.NONE if request.negative_prompt is None else super().guidance(request)
 
     def text_length(self, request: ImageRequest, guidance: GuidanceKind) -> int:
-        """Tell how many tokens there is room for: those of the longer prompt, rounded up."""
+        """Return how many tokens the batch holds for each prompt: those of the longer one, rounded up."""
         texts = [request.prompt, request.negative_prompt or ""]
         used = texts if guidance is GuidanceKind.CFG else texts[:1]
         return bucket(max(map(self._counts.of, used)), _BUCKET, _TOKENS)
@@ -75,7 +75,7 @@ class QwenImage(ModelFamily):
         return packed
 
     def schedule(self, scheduler: Any, key: BatchKey, steps: int) -> dict[str, Any]:
-        """Give sigmas from 1 down to one step's share, shifted by the image's size."""
+        """Return sigmas that fall from 1 to ``1 / steps``, shifted by the image's size."""
         height, width = self._grid(key)
         return flow_schedule(scheduler, steps, mu=shift_by_size(scheduler, height * width))
 
@@ -119,13 +119,13 @@ class QwenImage(ModelFamily):
         return scaled_by_channel(unpacked, self.pipeline.vae)
 
     def _grid(self, key: BatchKey) -> tuple[int, int]:
-        """Give the height and width in tokens, each of two by two latents."""
+        """Return the height and width in tokens, each of two by two latents."""
         side = 2 * self.pipeline.vae_scale_factor
         return key.height // side, key.width // side
 
 
 def scaled_by_channel(latents: torch.Tensor, vae: Any) -> torch.Tensor:
-    """Give latents, ``[1, channels, frames, height, width]``, the mean and deviation that the VAE names by channel."""
+    """Return latents with the VAE's mean and deviation of each channel: ``[1, channels, frames, height, width]``."""
     shape = (1, vae.config.z_dim, 1, 1, 1)
     latents = latents.to(vae.dtype)
     mean = torch.tensor(vae.config.latents_mean).view(shape).to(latents.device, latents.dtype)

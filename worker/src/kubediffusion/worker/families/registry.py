@@ -47,7 +47,7 @@ def known_pipelines() -> list[str]:
 
 
 def family_class(pipeline: str) -> type[ModelFamily] | None:
-    """Give the family of a diffusers class by its name; None where no family knows it."""
+    """Return the family of a diffusers class by the class's name; None where no family knows it."""
     if pipeline not in _FAMILIES:
         return None
     module, name = _FAMILIES[pipeline].split(".")
@@ -56,7 +56,7 @@ def family_class(pipeline: str) -> type[ModelFamily] | None:
 
 
 def family_of(pipeline: Any) -> ModelFamily | Unsupported:
-    """Give the family of a pipeline, or why there is none. A subclass of a known class has a call of its own."""
+    """Return the family of a pipeline, or why it has none: a subclass of a known class has a call of its own."""
     name = type(pipeline).__name__
     family = family_class(name)
     if family is None or type(pipeline) is not getattr(diffusers, name, None):

@@ -19,7 +19,7 @@ class StableDiffusion3(ModelFamily):
     from_start: ClassVar[bool] = False
 
     def size_multiple(self) -> int:
-        """Give the pixels of a token's side."""
+        """Return the side of a token in pixels."""
         return int(self.pipeline.vae_scale_factor * self.pipeline.patch_size)
 
     def encode(self, request: ImageRequest, key: BatchKey) -> Conditioning:
@@ -43,7 +43,7 @@ class StableDiffusion3(ModelFamily):
         return noise(size, request.seed, self.denoiser_dtype)
 
     def schedule(self, scheduler: Any, key: BatchKey, steps: int) -> dict[str, Any]:
-        """Give the steps, and the shift for the image's size where the scheduler shifts by it."""
+        """Return the steps, and the shift for the image's size where the scheduler shifts by it."""
         arguments: dict[str, Any] = {"num_inference_steps": steps}
         if scheduler.config.get("use_dynamic_shifting", None):
             side = self.size_multiple()

@@ -50,5 +50,5 @@ def padded(encoding: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def present(tokens: int, length: int, device: torch.device) -> torch.Tensor:
-    """Tell which of ``length`` tokens are there: ``[1, length]``, bool."""
+    """Return the attention mask of ``tokens`` tokens, padded to ``length``: ``[1, length]``, bool."""
     return torch.arange(length, device=device)[None] < tokens

@@ -57,11 +57,11 @@ class UNetFamily(ModelFamily):
         return output
 
     def caches_features(self) -> bool:
-        """Tell whether the UNet consists of what :mod:`.features` knows."""
+        """Return whether the UNet consists of blocks that :mod:`.features` knows."""
         return features.divisible(self.denoiser)
 
     def features_shape(self, latents: torch.Size) -> tuple[int, ...]:
-        """Give the shape of one row's features, ``[channels, height, width]``, for latents of a shape."""
+        """Return the shape of one row's features, ``[channels, height, width]``, for latents of a shape."""
         return features.features_shape(self.denoiser, latents)
 
     def predict_refresh(

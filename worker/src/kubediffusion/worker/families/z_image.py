@@ -56,11 +56,11 @@ class ZImage(ModelFamily):
         return "its transformer takes images" if config.siglip_feat_dim is not None else None
 
     def size_multiple(self) -> int:
-        """Give the pixels of a token's side."""
+        """Return the side of a token in pixels."""
         return int(_PATCH * self.pipeline.vae_scale_factor)
 
     def text_length(self, request: ImageRequest, guidance: GuidanceKind) -> int:
-        """Tell how many tokens there is room for: those of the longer caption, padded as the transformer does."""
+        """Return how many tokens the batch holds for a caption: those of the longer, padded as the transformer does."""
         texts = [request.prompt, request.negative_prompt or ""]
         used = texts if guidance is GuidanceKind.CFG else texts[:1]
         return bucket(max(map(self._counts.of, used)), _MULTIPLE, _TOKENS)
@@ -86,7 +86,7 @@ class ZImage(ModelFamily):
         return noise((self.denoiser.in_channels, _PATCH * height, _PATCH * width), request.seed, torch.float32)
 
     def schedule(self, scheduler: Any, key: BatchKey, steps: int) -> dict[str, Any]:
-        """Give sigmas from 1 down to one step's share, shifted by the image's size where the scheduler does."""
+        """Return sigmas that fall from 1 to ``1 / steps``, shifted by the size where the scheduler does that."""
         height, width = self._grid(key)
         return flow_schedule(scheduler, steps, mu=shift_by_size(scheduler, height * width))
 
@@ -139,7 +139,7 @@ class ZImage(ModelFamily):
         return given + guidance * (given - without)
 
     def _image_ids(self, lengths: torch.Tensor, height: int, width: int, padding: int) -> torch.Tensor:
-        """Give the rotary ids of an image's tokens, which begin after its caption's: ``[rows, tokens, 3]``."""
+        """Return the rotary ids of an image's tokens, which begin after its caption's: ``[rows, tokens, 3]``."""
         rows, columns = torch.arange(height, device=lengths.device), torch.arange(width, device=lengths.device)
         grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
         first = (lengths + 1)[:, None, None].expand(-1, len(grid), 1)
@@ -147,13 +147,13 @@ class ZImage(ModelFamily):
         return torch.cat([ids, ids.new_zeros(len(lengths), padding, 3)], dim=1)
 
     def _grid(self, key: BatchKey) -> tuple[int, int]:
-        """Give the height and width in tokens."""
+        """Return the height and width in tokens."""
         side = self.size_multiple()
         return key.height // side, key.width // side
 
 
 def _rope(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    """Give rotary embeddings for ids, ``[rows, tokens, 3]``, as complex numbers: ``[rows, tokens, channels]``."""
+    """Return the rotary embeddings of ids, ``[rows, tokens, 3]``, as complex numbers: ``[rows, tokens, channels]``."""
     embedded: torch.Tensor = model.rope_embedder(ids.flatten(0, 1)).view(*ids.shape[:2], -1)
     return embedded
 

@@ -83,7 +83,7 @@ def _origin(source: ModelSource) -> str:
 def load_weights(
     folder: Path, index: dict[str, Any], spec: DiffusionModelSpec, dtype: torch.dtype, device: torch.device
 ) -> Any:
-    """Give the pipeline, its weights read straight to the device: main memory holds one tensor of them at a time.
+    """Load the pipeline. Its weights are read straight to the device: main memory holds one tensor of them at a time.
 
     Args:
         folder: The diffusers folder.
@@ -173,7 +173,7 @@ def only_variant(folder: Path) -> str | None:
 
 
 def _placeable(index: dict[str, Any]) -> bool:
-    """Tell whether diffusers takes a device map for the pipeline.
+    """Return whether diffusers takes a device map for the pipeline.
 
     It takes none where one pipeline stands for several; of code of the model's own that is not known.
     """
@@ -183,7 +183,7 @@ def _placeable(index: dict[str, Any]) -> bool:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Tell whether loading may work on another try: no memory now, a device or disk in trouble."""
+    """Return whether loading may succeed on another try: memory was short, or a device or a disk failed."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError | TimeoutError | ConnectionError):
         return True
     if isinstance(error, OSError) and error.errno is not None:

@@ -29,7 +29,7 @@ class Devices:
         self._owners: dict[int, str] = {}
 
     def assign(self, pod_uid: str, number: int) -> tuple[int, ...] | None:
-        """Gives a pod its GPUs, or nothing when too few are free."""
+        """Assign GPUs to a pod, and return their indices; None when too few are free."""
         free = [index for index in range(self.count) if index not in self._owners]
         if len(free) < number:
             return None
@@ -38,11 +38,11 @@ class Devices:
         return chosen
 
     def release(self, pod_uid: str) -> None:
-        """Takes a pod's GPUs back."""
+        """Free a pod's GPUs."""
         self._owners = {index: owner for index, owner in self._owners.items() if owner != pod_uid}
 
     def variables(self, indices: tuple[int, ...]) -> dict[str, str]:
-        """Returns the environment that shows a process its GPUs, and hides the others from it."""
+        """Return the environment that shows a process its GPUs, and hides the others from it."""
         listed = ",".join(map(str, indices))
         if not self.simulated:
             return {"CUDA_VISIBLE_DEVICES": listed}
@@ -59,7 +59,7 @@ class Addresses:
         self._taken: dict[str, str] = {}
 
     def assign(self, pod_uid: str) -> str:
-        """Gives a pod an address. One that was given back is used again as late as possible."""
+        """Assign an address to a pod, and return it. An address that was released is used again as late as possible."""
         for number in self._next:
             address = f"{self._network}.{number // 256}.{number % 256}"
             if address not in self._taken.values():
@@ -68,5 +68,5 @@ class Addresses:
         raise AssertionError("a cycle does not end")
 
     def release(self, pod_uid: str) -> None:
-        """Takes a pod's address back."""
+        """Free a pod's address."""
         self._taken.pop(pod_uid, None)

@@ -40,7 +40,7 @@ class Artifacts:
         self._known: Keys = frozenset()
 
     def load(self) -> None:
-        """Give PyTorch what there is. Whatever is wrong with it costs time only, and is said in the log."""
+        """Load the cached artifacts into PyTorch. One that cannot be used is logged, and its code is compiled anew."""
         parts = self._cache.get(NAME)
         began = time.monotonic()
         for part in parts:
@@ -92,7 +92,7 @@ class Saving:
         return self._engine.info
 
     def plan(self, request: ImageRequest) -> Plan:
-        """Tell how images of a shape run: see :meth:`kubediffusion.worker.engine.Engine.plan`."""
+        """Return how images of a shape run: see :meth:`kubediffusion.worker.engine.Engine.plan`."""
         return self._engine.plan(request)
 
     def rest(self, wake: Callable[[], None]) -> bool:
@@ -111,7 +111,7 @@ class Saving:
 
 
 def _load(data: bytes) -> Keys:
-    """Give PyTorch all that a process saved.
+    """Load all artifacts that a process saved into PyTorch, and return their keys.
 
     It saves a list of each kind of artifact for each time that it was asked to, one after the other, and its own
     loading (2.11 to 2.15) takes the last list of a kind for the only one: what a worker saved after its first batch

@@ -95,12 +95,12 @@ class Compiler:
             self._latest.add_done_callback(lambda _: call())
 
     def refused(self, owner: Any, key: Hashable) -> bool:
-        """Tell whether something cannot be compiled."""
+        """Return whether a function could not be compiled for a key."""
         job = self._jobs.get(owner, {}).get(key)
         return job is not None and job.done() and job.result() is None
 
     def ready(self, owner: Any, key: Hashable, function: Function, arguments: Arguments) -> Function | None:
-        """Give a compiled function, or None while there is none; the first call that finds nobody busy makes it.
+        """Return a compiled function; None while there is none. The first call that finds the compiler idle starts it.
 
         Args:
             owner: What it is compiled for; not kept.
@@ -126,7 +126,7 @@ class Compiler:
         self._tell(newly_done=int(planned))
 
     def _tell(self, newly_done: int = 0, *, begins: bool = False) -> None:
-        """Tell how far it has come; from two threads, and whoever is last tells what is true last."""
+        """Report how far compiling has come. Two threads call it; the lock keeps their reports in order."""
         with self._count.lock:
             self._count.done += newly_done
             done, planned = self._count.done, self._count.planned
@@ -156,7 +156,7 @@ class Compiler:
         return compiled
 
     def _loaded(self, name: str, given: tuple[Any, ...]) -> Function | None:
-        """Give what an earlier worker compiled, once it has run; None where there is none that does."""
+        """Return a function that an earlier worker compiled, once it has run here; None where none does."""
         kept = [] if self._cache is None else self._cache.get(name)
         if not kept:
             return None

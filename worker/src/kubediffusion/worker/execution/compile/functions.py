@@ -47,10 +47,10 @@ def compiled_for(function: Function, arguments: tuple[Any, ...], backend: Any = 
 
 
 def to_bytes(compiled: Any) -> bytes:
-    """Give a function that :func:`compiled_for` made as bytes: pickles, sources and machine code, without weights.
+    """Serialize a function that :func:`compiled_for` made: pickles, sources and machine code, without weights.
 
     Raises:
-        Exception: What compiled it gives nothing that can be saved.
+        Exception: Its backend makes nothing that can be saved.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "function")
@@ -59,7 +59,7 @@ def to_bytes(compiled: Any) -> bytes:
 
 
 def from_bytes(data: bytes) -> Function:
-    """Give the function again. It runs what is in the bytes: they have to be of this worker's trust.
+    """Load a function that :func:`to_bytes` serialized. This runs code of the bytes, so they must be trusted.
 
     Raises:
         Exception: They are not whole, or not of this version of PyTorch.
@@ -75,7 +75,7 @@ def name_of(function: Function, arguments: tuple[Any, ...]) -> str:
 
 
 def _described(argument: Any) -> Any:
-    """Tell what compiled code depends on of an argument; of a module, what kind it is."""
+    """Return what compiled code depends on of an argument; of a module, its class."""
     if isinstance(argument, torch.Tensor):
         return (str(argument.dtype), tuple(argument.shape), argument.stride(), argument.device.type)
     if isinstance(argument, dict):
@@ -87,7 +87,7 @@ def _described(argument: Any) -> Any:
 
 @cache
 def code_version() -> str:
-    """Give a digest of the sources that are compiled: the worker's own, between whose releases they change too."""
+    """Return a digest of the worker's sources that are compiled: they change between its releases too."""
     digest = hashlib.sha256()
     folder = Path(__file__).parents[1]
     for source in sorted([*folder.rglob("*.py"), *folder.with_name("families").rglob("*.py")]):

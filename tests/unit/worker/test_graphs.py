@@ -160,6 +160,26 @@ def test_what_cannot_be_captured_or_compiled_runs_as_it_is_written(captures: Cap
         GraphedFunction(doubled, 2.0)(torch.ones(1))
 
 
+def test_what_cannot_be_compiled_is_captured_anew_once_its_graph_is_gone(captures: Captures) -> None:
+    made = compiler()
+    function = GraphedFunction(untraceable, 2.0, compiler=made, kept=1)
+
+    def use(size: int) -> None:
+        for _ in range(2):
+            assert function(torch.ones(size)).tolist() == [2] * size
+            wait_for(lambda: not made.busy)
+
+    use(1)
+    assert captures.count == 1
+    assert function.evict()
+    use(1)
+    assert captures.count == 2
+    use(2)
+    assert captures.count == 3
+    use(1)
+    assert captures.count == 4
+
+
 def test_a_compiler_tells_how_much_of_what_was_prepared_is_compiled(captures: Captures) -> None:
     told: list[tuple[EngineReason, str]] = []
     made = Compiler(None, backend="eager", progress=lambda *stage: told.append(stage))
@@ -313,6 +333,9 @@ def test_what_cannot_be_compiled_or_does_not_fit_ends_the_preparation(
     rested(engine)
     (machine,) = engine._machines.values()
     assert machine.steps._compiled == {1: False, 2: False, 4: False}
+    machine.steps.evict()
+    assert machine.steps.prepare(2)
+    assert machine.steps._compiled == {2: False}
     fitting = on_graphs(folders("stable_diffusion"), monkeypatch, None)
     fitting.warm_up()
     captures.refusing = torch.OutOfMemoryError("too much")

@@ -78,6 +78,8 @@ class GraphedFunction:
     def evict(self) -> bool:
         """Free the memory of all graphs, and return whether there were any. They are captured anew when used."""
         held = bool(self._graphs)
+        # A shape that had a graph is captured anew. One that never had any still runs as it is written.
+        self._refused.difference_update(self._graphs)
         self._graphs.clear()
         if held:
             torch.cuda.empty_cache()
@@ -89,7 +91,8 @@ class GraphedFunction:
             return
         if graph is None:
             while len(self._graphs) >= self._kept:
-                self._graphs.popitem(last=False)
+                oldest, _ = self._graphs.popitem(last=False)
+                self._refused.discard(oldest)
             self._capture(shape, self._function, given, compiled=False)
         if self._compiler is None or shape in self._refused:
             return

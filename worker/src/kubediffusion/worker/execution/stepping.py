@@ -101,7 +101,7 @@ class CudaGraphManager:
         self._eager = EagerSteps(slots, mode)
         self._graphs: dict[int, Any] = {}
         self._compiled: dict[int, bool] = {}
-        # Sizes of which no better graph than the one that is there, or none, could be captured.
+        # Sizes of which no better graph than the one that is there, or none, can be had.
         self._refused: set[int] = set()
         self._pool = pool or _Pool()
         self._others: dict[ForwardMode, CudaGraphManager] = {}
@@ -166,6 +166,8 @@ class CudaGraphManager:
 
     def drop(self) -> None:
         """Drop this mode's graphs alone."""
+        # A size that had a graph is captured anew. One that never had any still runs as it is written.
+        self._refused.difference_update(self._graphs)
         self._graphs.clear()
         self._compiled.clear()
 

@@ -101,7 +101,7 @@ class Album:
         """Take no notice."""
 
     def ended(self, image_id: ImageId, outcome: Outcome) -> None:
-        """Keep it."""
+        """Keep the outcome of an image."""
         self.outcomes[image_id.index] = outcome
 
     def pictures(self) -> Tensor:
@@ -158,7 +158,7 @@ class Painter:
     def timed(
         self, prompts: Sequence[str], seeds: Sequence[int], acceleration: Acceleration | None
     ) -> tuple[Album, float]:
-        """Make images, and give the seconds that each took, decoding included; on a CPU of one processor."""
+        """Make images, and return the seconds that each took, decoding included; on a CPU of one processor."""
         if CUDA:
             # Graphs are captured at first use.
             self.paint(prompts[: self.batch], seeds[: self.batch], acceleration)

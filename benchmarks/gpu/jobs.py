@@ -95,7 +95,7 @@ class Times:
 
 @dataclass
 class Reports:
-    """In the place of the API server: what would be reported is built and dropped."""
+    """Stands for the API server: reports are built and dropped."""
 
     on_end: Callable[[Assignment], None]
     failures: list[str] = field(default_factory=list)
@@ -110,7 +110,7 @@ class Reports:
         return Verdict.ACCEPTED
 
     async def try_once(self, assignment: Assignment, build: Build) -> Verdict:
-        """Take news of progress."""
+        """Drop a report of progress."""
         build(assignment.job)
         return Verdict.ACCEPTED
 
@@ -241,7 +241,7 @@ async def worker(engine: Engine, limit: int, run: str) -> AsyncIterator[Bench]:
 
 
 class StaticBatches:
-    """The same engine without its slots: who comes while a batch runs waits for the next one.
+    """The same engine without its slots: an image that comes while a batch runs waits for the next one.
 
     Args:
         engine: The engine.
@@ -252,7 +252,7 @@ class StaticBatches:
 
     @property
     def info(self) -> EngineInfo:
-        """What it is."""
+        """What the engine is."""
         return self._engine.info
 
     def plan(self, request: ImageRequest) -> Plan:
@@ -262,7 +262,7 @@ class StaticBatches:
         return replace(plan, key=key, joins=False)
 
     def rest(self, wake: Callable[[], None]) -> bool:
-        """Let it prepare what it can."""
+        """Let the engine prepare what it can."""
         return self._engine.rest(wake)
 
     def run(self, tasks: tuple[ImageRequest, ...], monitor: Monitor) -> None:
@@ -281,7 +281,7 @@ class StaticBatches:
 
 
 class _Closed:
-    """A monitor that has nobody join."""
+    """A monitor by which no image joins a batch."""
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor

@@ -314,7 +314,7 @@ class Measurements:
         }
 
     def second(self) -> None:
-        """Be the second worker of :meth:`pair`: prepare, wait to be told, work, and tell how fast it went."""
+        """Be the second worker of :meth:`pair`: prepare, wait to be told, work, and return how fast it went."""
         with torch.inference_mode():
             while self.engine._preparation.capture():
                 pass

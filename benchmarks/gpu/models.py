@@ -243,7 +243,7 @@ def make(engine: Engine, images: Sequence[ImageRequest], at_once: int) -> Watch:
 
 
 def rest(engine: Any, seconds: float = 600.0) -> bool:
-    """Let an engine prepare all that it wants, and tell whether it came to the end in that time."""
+    """Let an engine prepare all that it wants, and return whether it came to the end in that time."""
     ends, woken = time.monotonic() + seconds, threading.Event()
     while time.monotonic() < ends:
         busy = engine._compiler is not None and engine._compiler.busy

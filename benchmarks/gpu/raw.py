@@ -73,7 +73,7 @@ class Raw:
         self._decode = _graph(lambda: decode(vae, self._decoded))
 
     def run(self, prompts: list[str]) -> list[torch.Tensor]:
-        """Make a batch, and give its pixels, ``[height, width, 3]``, in the host's memory."""
+        """Make a batch, and return its pixels, ``[height, width, 3]``, in the host's memory."""
         tokenizer = self._pipeline.tokenizer
         self._told[: self._size] = self._encoded(tokenizer, "")
         for place, prompt in enumerate(prompts):
@@ -143,7 +143,7 @@ def _coefficients(scheduler: Any, steps: int) -> torch.Tensor:
 
 
 def _graph(compute: Callable[[], Any]) -> Callable[[], Any]:
-    """Capture a computation, and give what replays it: its result lies where it did."""
+    """Capture a computation, and return what replays it: its result lies where it did."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -1,4 +1,4 @@
-"""Starts as a worker's process does, makes an image, and tells how long after the process began it was a PNG.
+"""Starts as a worker's process does, makes an image, and measures how long after the start of the process it was a PNG.
 
     python benchmarks/gpu/startup.py BEGAN FOLDER CACHE LIMIT [full]
 
@@ -44,7 +44,7 @@ BEGINS = {
     EngineReason.LOADING_WEIGHTS: "model",
     EngineReason.WARMING_UP: "weights",
 }
-"""What is there when a stage begins."""
+"""What is ready when a stage begins."""
 
 
 _PAUSE = 0.5
@@ -52,7 +52,7 @@ _PAUSE = 0.5
 
 
 def on_progress(stage: EngineReason, _message: str) -> None:
-    """Note the first time that a stage is told."""
+    """Note when a stage is reported for the first time."""
     if (what := BEGINS.get(stage)) is not None and what not in FOUND:
         note(what)
 

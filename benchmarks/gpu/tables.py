@@ -1,4 +1,4 @@
-"""What was found, as a table for people."""
+"""The results as a Markdown table."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, module: nn.Module, decay: float | None = None) -> None:
-        """Take in the module's present weights."""
+        """Update the average with the module's present weights."""
         share = 1 - (self.decay if decay is None else decay)
         now = {k: v for k, v in module.state_dict().items() if v.is_floating_point()}
         torch._foreach_lerp_([self.weights[k] for k in now], [v.float() for v in now.values()], share)

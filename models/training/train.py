@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 SHARES = (0.0, 0.35, 0.5, 0.65, 0.8, 1.0)
-"""Of the guidance stage's student, see `Run.weigh`."""
+"""Shares of the guidance stage's student that are scored: see `Run.weigh`."""
 
 
 class Run:

@@ -35,7 +35,7 @@ class CommandError(Exception):
 
 
 def wait_for(what: str, condition: Callable[[], T | None], seconds: float = 240.0) -> T:
-    """Wait until a condition holds, and give what it gave. A `CommandError` counts as not yet."""
+    """Wait until a condition holds, and return its value. A `CommandError` counts as not yet."""
     deadline = time.monotonic() + seconds
     while True:
         problem: CommandError | None = None

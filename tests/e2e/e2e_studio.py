@@ -154,12 +154,12 @@ class Studio:
         return f"http://{service['clusterIP']}:{service['ports'][0]['port']}"
 
     def http(self, method: str, path: str, body: Object | None = None) -> Any:
-        """Make a request and give the answer's JSON."""
+        """Make a request and return the answer's JSON."""
         with httpx.Client(base_url=self.url, headers={"X-API-Key": KEY}, timeout=30, trust_env=False) as client:
             return client.request(method, path, json=body).raise_for_status().json()
 
     def generate(self, **wanted: Any) -> str:
-        """Send a job as the README does, and give its task id."""
+        """Send a job as the README does, and return its task id."""
         body = {"prompt": "a fox in the snow", "num_inference_steps": STEPS, **wanted}
         task: str = self.http("POST", "/generate", body)["task_id"]
         return task
@@ -234,7 +234,7 @@ class Studio:
         return sorted(p["metadata"]["name"] for p in self.workers() if is_true(p, "Ready"))
 
     def running_on(self, name: str) -> str:
-        """Wait until a job runs, and give its worker."""
+        """Wait until a job runs, and return its worker."""
         worker: str = self.phase(name, "Running")["status"]["worker"]
         return worker
 

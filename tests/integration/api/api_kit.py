@@ -97,7 +97,7 @@ class Api:
         return False
 
     def stop(self) -> int:
-        """End it by SIGTERM, and give its exit code."""
+        """End it by SIGTERM, and return its exit code."""
         assert self._process is not None
         self._process.terminate()
         return self._process.wait(30)
@@ -114,7 +114,7 @@ class Api:
             self.kill()
 
     def generate(self, prompt: str = "a cat", **fields: Any) -> str:
-        """Submit a task and give its id."""
+        """Submit a task and return its id."""
         answer = self.http.post("/generate", json={"prompt": prompt, **fields})
         assert answer.status_code == 202, answer.text
         task_id: str = answer.json()["task_id"]

@@ -74,7 +74,7 @@ async def test_a_model_that_was_deleted_while_nobody_watched_gets_no_more_worker
 
 
 async def worker_that_is_there(namespace: Namespace, client: KubernetesClient) -> tuple[CreateWorker, BatchJob]:
-    """Create a worker, and give the action that did.
+    """Create a worker, and return the action that created it.
 
     Its Job is suspended, so it has no Pod: one would hold the worker's place while it is there.
     """

@@ -89,7 +89,7 @@ class Studio:
     async def until(
         self, name: str, what: str, condition: Callable[[GenerationJob], object], seconds: float = JOB_SECONDS
     ) -> GenerationJob:
-        """Wait until something holds of a job, and give the job."""
+        """Wait until something holds of a job, and return the job."""
 
         async def holds() -> GenerationJob | None:
             job = await self.job(name)
@@ -146,11 +146,11 @@ class Studio:
     # Parts.
 
     def pod(self, prefix: str) -> str:
-        """Wait for the one ready Pod whose name begins so, and give its name."""
+        """Wait for the one ready Pod whose name begins so, and return its name."""
         return self.ready_pods(prefix, 1)[0]
 
     def ready_pods(self, prefix: str, count: int, seconds: float = JOB_SECONDS) -> list[str]:
-        """Wait until exactly so many Pods are ready whose names begin so, and give their names."""
+        """Wait until exactly so many Pods are ready whose names begin so, and return their names."""
 
         def ready() -> list[str] | None:
             pods = [pod for pod in self.namespace.list("pods") if pod["metadata"]["name"].startswith(prefix)]
@@ -168,7 +168,7 @@ class Studio:
         self.namespace.signal(pod, signal.SIGKILL)
 
     async def model_says(self, name: str, status: str, seconds: float = JOB_SECONDS) -> Any:
-        """Wait until a model's Available condition has this status, and give the condition."""
+        """Wait until a model's Available condition has this status, and return the condition."""
 
         async def says() -> Any:
             model = await self.models.get(self.name, name)

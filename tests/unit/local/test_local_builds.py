@@ -48,7 +48,7 @@ class Command:
             )
 
     def wait(self) -> tuple[int, str]:
-        """Wait for its end, and give its exit code and what it said."""
+        """Wait for its end, and return its exit code and what it said."""
         return self.process.wait(timeout=60), self._output.read_text()
 
 

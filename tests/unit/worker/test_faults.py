@@ -12,7 +12,7 @@ from kubediffusion.worker.execution.faults import check_device
 
 
 def failed_step() -> weakref.ref[torch.Tensor]:
-    """Fail as a step may whose error is kept by a frame of its own traceback, and give what that frame holds."""
+    """Fail as a step may whose error is kept by a frame of its own traceback, and return what that frame holds."""
     tensor = torch.zeros(1)
     try:
         raise RuntimeError("broken")  # noqa: TRY301 - this frame is to be in the traceback

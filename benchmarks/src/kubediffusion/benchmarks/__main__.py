@@ -43,13 +43,13 @@ SUITES: dict[str, Suite] = {
     "polling": polling.run,
     "peers": peers.run,
 }
-"""In this order: what fills the cluster comes before what needs it full."""
+"""The suites in the order in which they run: those that fill the cluster before those that need it full."""
 CPUS = "64"
-"""What the scheduler may give to Pods: their requests shall not make anything wait here."""
+"""Processors that the node offers to Pods, so many that no Pod waits for its requests."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Do what the command line says; a failure is a message and exit code 1."""
+    """Run the suites that the command line names; a failure is a message and exit code 1."""
     parser = argparse.ArgumentParser(prog="kubediffusion.benchmarks", description="Measure the control path.")
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)} (default all)")
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that all works, measures nothing")
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(suites: Sequence[str], wanted: Sizes, output: Path, *, profile: bool) -> dict[str, Any]:
-    """Run suites on a cluster of their own, and give their results; each is saved as soon as it is there."""
+    """Run suites on a cluster of their own, and return their results; each is saved as soon as it is there."""
     described = machine.describe()
     settings = ClusterSettings(gpus=0, cpu=CPUS, backoff=Backoff(initial=0.5, limit=2.0))
     with ExitStack() as stack:
@@ -102,7 +102,7 @@ async def run(
     *,
     profile: bool = False,
 ) -> dict[str, Any]:
-    """Run suites on a cluster, and give their results by name."""
+    """Run suites on a cluster, and return their results by name."""
     results: dict[str, Any] = {}
     async with site.installed(cluster) as studio:
         for name in SUITES:

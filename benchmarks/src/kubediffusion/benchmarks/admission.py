@@ -18,7 +18,7 @@ from kubediffusion.worker.engine.throughput import admitted
 from kubediffusion.worker.engine.waits import PATIENCE, Waits
 
 Seconds = Mapping[int, float]
-"""What a step takes, by batch size."""
+"""Seconds of a step by batch size."""
 
 Rule = Callable[[int, int, int, Seconds], int]
 """Returns how many images enter, from how many run, wait and have waited long enough, and the seconds of a step."""
@@ -27,10 +27,10 @@ H100: Seconds = {1: 0.0064, 2: 0.0099, 4: 0.0186, 8: 0.0330, 16: 0.0641}
 """Steps of Stable Diffusion 2.1's UNet at 512x512, compiled; see docs/performance.md."""
 
 MORE_SIZES: Seconds = {**H100, 3: 0.01425, 6: 0.0258, 12: 0.04855}
-"""With sizes between, each of which takes the mean of its neighbours."""
+"""H100 with sizes in between, each of which takes the mean of its neighbours."""
 
 XL: Seconds = {1: 0.0325, 2: 0.0618, 4: 0.1261}
-"""The same of Stable Diffusion XL at 1024x1024, where larger batches do only a little more."""
+"""Steps of Stable Diffusion XL's UNet at 1024x1024, where larger batches do only a little more."""
 
 ONE_BY_ONE: Seconds = {size: size * H100[1] for size in H100}
 """A device on which larger batches do nothing more."""

@@ -15,7 +15,7 @@ PAGE = DOCS / "performance.md"
 IMAGES = DOCS / "images"
 
 Results = dict[str, Any]
-"""What each suite found, by its name, with the machine that it ran on."""
+"""The results of each suite by its name, with the machine that it ran on."""
 
 
 def save(results: Results, folder: Path) -> None:
@@ -25,7 +25,7 @@ def save(results: Results, folder: Path) -> None:
 
 
 def write(results: Results, folder: Path) -> str:
-    """Write the results as JSON, as Markdown and as plots, and give the Markdown."""
+    """Write the results as JSON, as Markdown and as plots, and return the Markdown."""
     save(results, folder)
     plots.draw(results, folder)
     text = "\n".join(f"## {name}\n\n{_section(name, found, folder, '')}" for name, found in results.items())

@@ -46,7 +46,7 @@ class Life:
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
     def see(self, status: dict[str, Any], now: float) -> None:
-        """Take in a state that the watch shows."""
+        """Note the moments in a state that the watch shows."""
         phase = status.get("phase", "Pending")
         if phase != "Pending" and not self.bound:
             self.bound = now
@@ -96,7 +96,7 @@ async def offer(site: Site, rate: int, jobs: int) -> dict[str, Any]:
 
 
 async def live(site: Site, lives: dict[str, Life], due: float) -> tuple[float, ...]:
-    """Send a job when it is due, wait for its end, and give the seconds of each stage."""
+    """Send a job when it is due, wait for its end, and return the seconds of each stage."""
     await asyncio.sleep(due - time.time())
     task = await site.submit()
     accepted = time.time()
@@ -121,7 +121,7 @@ async def live(site: Site, lives: dict[str, Life], due: float) -> tuple[float, .
 
 @asynccontextmanager
 async def watching(site: Site) -> AsyncIterator[dict[str, Life]]:
-    """Watch all jobs for as long as the block runs, and note when what happens to each."""
+    """Watch all jobs for as long as the block runs, and note when each changes its state."""
     lives: defaultdict[str, Life] = defaultdict(Life)
     page = await site.kubernetes.request("GET", site.collection, query={"limit": 1})
     query: dict[str, str | int] = {"watch": "true", "resourceVersion": page["metadata"]["resourceVersion"]}

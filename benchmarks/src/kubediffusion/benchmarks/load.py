@@ -22,7 +22,7 @@ GRACE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked of a server.
+    """The requests to offer to a server.
 
     Attributes:
         host: Its address.
@@ -66,7 +66,7 @@ async def offer(load: Load, server: int) -> dict[str, float]:
 
 
 async def main() -> None:
-    """Do what standard input says; standard output gets the figures."""
+    """Offer the load that standard input describes, and write the figures to standard output."""
     load = Load(**json.load(sys.stdin))
     connections = [await connect(load.host, load.port) for _ in range(load.connections)]
     times: list[float] = []

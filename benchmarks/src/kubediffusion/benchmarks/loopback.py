@@ -28,12 +28,12 @@ class Connection(asyncio.Protocol):
         self._answer: asyncio.Future[tuple[int, bytes]] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take in the open connection."""
+        """Keep the transport of the open connection."""
         # uvloop's transports are no asyncio.Transport by inheritance.
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        """Take in a part of the answer."""
+        """Add a part of the answer."""
         self._buffer += data
         head, end, body = self._buffer.partition(HEAD_END)
         if not end or self._answer is None:
@@ -53,11 +53,11 @@ class Connection(asyncio.Protocol):
 
     @property
     def open(self) -> bool:
-        """Whether it can still be used."""
+        """Whether the connection can still be used."""
         return self._transport is not None
 
     async def send(self, request: bytes) -> tuple[int, bytes]:
-        """Send a request, and give the answer's status and body.
+        """Send a request, and return the answer's status and body.
 
         Raises:
             OSError: The connection broke.
@@ -69,7 +69,7 @@ class Connection(asyncio.Protocol):
         return await self._answer
 
     def close(self) -> None:
-        """Close it."""
+        """Close the connection."""
         if self._transport is not None:
             self._transport.close()
 
@@ -97,7 +97,7 @@ class Client:
             connection.close()
 
     async def request(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
-        """Make a request with a JSON body, and give the answer's status and body.
+        """Make a request with a JSON body, and return the answer's status and body.
 
         Raises:
             OSError: The server cannot be reached, or the connection broke.

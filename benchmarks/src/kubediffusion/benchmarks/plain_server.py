@@ -17,11 +17,11 @@ from pydantic import BaseModel
 from kubediffusion.local.reservations import LOOPBACK
 
 PNG = base64.b64encode(bytes(256)).decode()
-"""In the place of an image of the stand-in's size."""
+"""Stands for an image of the stand-in's size, in base64."""
 
 
 class Request(BaseModel):
-    """What is asked for."""
+    """A request for an image."""
 
     prompt: str
     negative_prompt: str | None = None
@@ -31,7 +31,7 @@ class Request(BaseModel):
 
 
 class Task(BaseModel):
-    """Where a task stands."""
+    """The state of a task."""
 
     task_id: str
     status: str = "pending"

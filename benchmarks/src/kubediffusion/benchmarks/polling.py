@@ -41,7 +41,7 @@ class Server:
     pid: int
 
     async def tasks(self, count: int) -> list[str]:
-        """Submit tasks that will stay pending, and give the paths of their results."""
+        """Submit tasks that will stay pending, and return the paths of their results."""
         paths: list[str] = []
 
         async def submit() -> None:

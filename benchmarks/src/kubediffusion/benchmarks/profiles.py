@@ -13,7 +13,7 @@ from kubediffusion.local.processes import killed_with_parent
 
 SECONDS = 10
 JOBS = 1_500
-"""More than are done in that time on two cores."""
+"""Jobs of the burst: more than two cores finish in ``SECONDS``."""
 FILE = "apiserver.pb.gz"
 
 

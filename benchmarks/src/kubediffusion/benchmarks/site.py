@@ -30,7 +30,7 @@ CLEAR_SECONDS = 0.2
 LONG_SECONDS = 900.0
 REQUEST = {"prompt": "A photo of an astronaut riding a horse on the moon", "num_inference_steps": 25}
 UNLIMITED = {"KUBEDIFFUSION_RATE_LIMIT": "", "KUBEDIFFUSION_MAX_UNFINISHED_JOBS": "0"}
-"""One client creates all jobs here, which the defaults keep anybody from."""
+"""Settings that lift the limits of a client: one client creates all jobs here."""
 
 
 class BenchmarkError(Exception):
@@ -86,7 +86,7 @@ class Site:
                 raise BenchmarkError(f"the cluster is not quiet after {QUIET_SECONDS:g} s: {used}")
 
     async def submit(self, body: dict[str, Any] | None = None) -> str:
-        """Send a request over HTTP, and give the task's id."""
+        """Send a request over HTTP, and return the task's id."""
         status, answer = await self.api.request("POST", "/generate", body or REQUEST)
         if status != 202:
             raise BenchmarkError(f"POST /generate: {status} {answer.decode(errors='replace')}")
@@ -94,7 +94,7 @@ class Site:
         return task
 
     async def result(self, task: str) -> dict[str, Any]:
-        """Ask over HTTP how a task stands."""
+        """Read a task's state over HTTP."""
         status, answer = await self.api.request("GET", f"/results/{task}")
         if status != 200:
             raise BenchmarkError(f"GET /results/{task}: {status} {answer.decode(errors='replace')}")
@@ -118,7 +118,7 @@ class Site:
         await until(f"{jobs} finished jobs", done, pause=jobs / 5_000)
 
     async def fill(self, jobs: int) -> None:
-        """Add finished jobs until there are so many."""
+        """Add finished jobs until there are ``jobs`` of them."""
         present, _ = await self.count()
         await gather((self.submit() for _ in range(jobs - present)), 64)
         await self.finished(max(jobs, present))
@@ -191,13 +191,13 @@ async def installed(cluster: LocalCluster) -> AsyncIterator[Site]:
 
 
 def api_client(namespace: Namespace) -> Client:
-    """Wait for a namespace's API, and give a client of it."""
+    """Wait for a namespace's API, and return a client of it."""
     status = namespace.pod_status(ready_pod(namespace, installation.API))
     return Client(status["podIP"], installation.API_PORT)
 
 
 def ready_pod(namespace: Namespace, prefix: str) -> str:
-    """Wait for the ready Pod whose name begins so, and give its name."""
+    """Wait for the ready Pod whose name has a prefix, and return its name."""
 
     def ready() -> str | None:
         for pod in namespace.list("pods"):
@@ -210,10 +210,10 @@ def ready_pod(namespace: Namespace, prefix: str) -> str:
 
 
 async def until(what: str, condition: Callable[[], Awaitable[bool]], pause: float) -> None:
-    """Look again and again until a condition holds.
+    """Wait until a condition holds, checking it again after each pause.
 
     Raises:
-        BenchmarkError: It did not come about.
+        BenchmarkError: It did not hold within ``LONG_SECONDS``.
     """
     deadline = time.monotonic() + LONG_SECONDS
     while not await condition():
@@ -223,7 +223,7 @@ async def until(what: str, condition: Callable[[], Awaitable[bool]], pause: floa
 
 
 async def gather(works: Iterable[Awaitable[object]], at_once: int) -> None:
-    """Do all of it, so much at once."""
+    """Await all of ``works``, at most ``at_once`` at the same time."""
     remaining = iter(works)
 
     async def take() -> None:

@@ -10,7 +10,7 @@ from kubediffusion.benchmarks.targets import TARGETS
 from kubediffusion.benchmarks.throughput import cost
 
 Found = Mapping[str, Any]
-"""What a suite found."""
+"""The results of a suite."""
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
@@ -174,7 +174,7 @@ SUITES: dict[str, Callable[[Found], str]] = {
     "polling": polling,
     "peers": peers,
 }
-"""How each suite is told."""
+"""The function that formats each suite's results."""
 
 
 def _process(burst: Found, process: str) -> str:

@@ -147,7 +147,7 @@ class JobExecutor:
         await asyncio.sleep(trouble.backoff.next_pause())
 
     async def _fail(self, job: GenerationJob, message: str) -> bool:
-        """End a job whose writes are refused, and return whether that was taken; another write than the refused one."""
+        """Fail a job whose writes are refused, by another write than those, and return whether it was accepted."""
         finish = Finish(job, Phase.FAILED, ErrorCode.STATUS_REFUSED, message)
         try:
             await self._cluster.write_status(job, next_status(finish, dt.datetime.now(dt.UTC), draw_seed()))
@@ -166,7 +166,7 @@ class JobExecutor:
             self._store.settle_job(job, result)
 
     async def _tell_error(self, job: GenerationJob, error: Exception) -> None:
-        """Put a defect on the job that it concerns, as well as that can be done, and wait."""
+        """Report a defect in the status of the job that it concerns, if that can be written, and wait."""
         trouble = self._troubles.setdefault(job.uid, _Trouble())
         self._store.hide_job(job)
         # Its class alone: a message may quote a prompt.
@@ -180,7 +180,7 @@ class JobExecutor:
         await asyncio.sleep(trouble.backoff.next_pause())
 
     def _record(self, job: GenerationJob, reason: str, message: str) -> None:
-        """Count an error at a job, and tell of it in one Event, not at every try."""
+        """Count an error at a job, and record one Event of it, not one for every try."""
         metrics.ERRORS.labels("GenerationJob").inc()
         trouble = self._troubles.setdefault(job.uid, _Trouble())
         if trouble.said != message:

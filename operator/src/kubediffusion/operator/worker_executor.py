@@ -99,7 +99,7 @@ class WorkerExecutor:
                 pass
 
     def _refuse(self, model: DiffusionModel, error: KubernetesError) -> float:
-        """Keep why a worker's Job was refused, for those who wait, and return the seconds until the next try.
+        """Keep why a worker's Job was refused, for the jobs that wait, and return the seconds until the next try.
 
         An Event tells of it once, not at every try.
         """

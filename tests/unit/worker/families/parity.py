@@ -51,7 +51,7 @@ def step_engine(pipeline: Any, images: int = 4) -> ContinuousEngine:
 
 
 def run(engine: ContinuousEngine, *requests: ImageRequest, **recorder: Any) -> dict[int, ImageOutput]:
-    """Make images in one batch, and give them by index."""
+    """Make images in one batch, and return them by index."""
     seen = Recorder(**recorder)
     engine.run(requests, seen)
     made = {index: seen.image(index) for index in seen.outcomes}

@@ -1,4 +1,4 @@
-"""What the engine tells about one batch, taken in by its thread and handed to the event loop.
+"""The engine's reports on one batch, received in its thread and passed to the event loop.
 
 Neither thread waits for the other: images that join are asked for before a step, and taken after it.
 """
@@ -38,11 +38,11 @@ class Member:
 Members = dict[ImageId, Member]
 
 _LOOKED_EVERY = 4
-"""Steps after which it is looked again for who may interrupt: looking compares all jobs that wait."""
+"""Steps between two searches for images that may interrupt: each search compares all jobs that wait."""
 
 
 class BatchMonitor:
-    """Takes in what the engine tells about one batch, in the engine's thread.
+    """Receives the engine's reports on one batch, in the engine's thread.
 
     Args:
         members: The images that the batch begins with.
@@ -98,7 +98,7 @@ class BatchMonitor:
         return not assignment.dropped and not assignment.finishing
 
     def stepped(self, image_id: ImageId, step: int, total: int) -> None:
-        """Note progress."""
+        """Note that ``step`` denoising steps of an image are done."""
         del total  # the recipe says it
         self._health.engine_active()
         assignment = self._members[image_id].assignment
@@ -111,7 +111,7 @@ class BatchMonitor:
             self._metrics.steps.inc(more)
 
     def ended(self, image_id: ImageId, outcome: Outcome) -> None:
-        """Hand the end of an image to the event loop."""
+        """Pass the outcome of an image to the event loop."""
         self._health.engine_active()
         self._open.discard(image_id)
         self._metrics.inference.observe(time.monotonic() - self._began[image_id])

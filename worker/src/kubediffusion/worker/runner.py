@@ -70,7 +70,7 @@ class Runner:
             await self._finisher.drain()
 
     async def _wait_for_work(self) -> bool:
-        """Wait until a batch can run, and tell whether there will be one."""
+        """Wait until a batch can run, and return whether there will be one."""
         while True:
             if self._leftover:
                 return True
@@ -87,7 +87,7 @@ class Runner:
                 await self._work.wait()
 
     async def _rest(self) -> bool:
-        """Let the engine use a moment without work, and tell whether it can use another.
+        """Let the engine use a moment without work, and return whether it can use another.
 
         Raises:
             EngineLostError: Only a new process can go on.

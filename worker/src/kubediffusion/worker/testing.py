@@ -42,7 +42,7 @@ def save_stable_diffusion(folder: Path, *, safety_checker: bool = False) -> Path
 
 
 def save_latent_consistency(folder: Path) -> Path:
-    """Save a tiny LatentConsistencyModelPipeline, whose denoiser is told the guidance scale, and give its folder."""
+    """Save a tiny LatentConsistencyModelPipeline, whose denoiser is told the guidance scale, and return its folder."""
     _library("torch").manual_seed(0)
     pipeline = _library("diffusers").LatentConsistencyModelPipeline(
         vae=_vae(),

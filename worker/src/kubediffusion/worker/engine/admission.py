@@ -1,4 +1,4 @@
-"""Who of those that wait elsewhere is given to the engine: at the begin of a batch, and while it runs."""
+"""Which waiting images the engine gets: at the begin of a batch, and while it runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 class AdmissionPolicy(Generic[K]):
-    """Chooses in order of priority and age, as many as make the batch do the most, and nobody waits beyond a bound.
+    """Chooses images by priority and age, as many as throughput is best with. None waits beyond a bound.
 
     Steps count those of all batches. Nothing is read but what is given, so the choice can be simulated.
 

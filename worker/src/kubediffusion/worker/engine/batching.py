@@ -95,7 +95,7 @@ def next_batch(candidates: Iterable[Candidate[K]], max_images: int) -> tuple[Por
 
 
 def joining(candidates: Iterable[Candidate[K]], key: Hashable, room: int, calls: int) -> tuple[Portion[K], ...]:
-    """Choose who enters a running batch.
+    """Choose the images that enter a running batch.
 
     Args:
         candidates: Jobs with images to make, in any order.
@@ -126,7 +126,7 @@ def admission(
     waits: Waits[tuple[K, int]],
     step: int,
 ) -> tuple[Portion[K], ...]:
-    """Choose who of those that :func:`joining` gives enters: as many as the engine admits.
+    """Choose which images of :func:`joining` enter: as many as the engine admits.
 
     Args:
         candidates: Jobs with images to make, in any order.

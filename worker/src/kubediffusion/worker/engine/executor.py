@@ -1,4 +1,4 @@
-"""What the engine's loop asks of whoever computes: one GPU, or several."""
+"""The interface between the engine's loop and what computes: one GPU, or several."""
 
 from __future__ import annotations
 

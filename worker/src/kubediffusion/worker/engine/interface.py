@@ -77,7 +77,7 @@ class StepStats:
 
 
 class Monitor(Protocol):
-    """Who an engine reports to. Every method is called from the engine's thread and must not block."""
+    """Receives an engine's reports. Every method is called from the engine's thread and must not block."""
 
     def wanted(self, image_id: ImageId) -> bool:
         """Return whether the image is still wanted. The engine calls this after every step."""
@@ -151,7 +151,7 @@ class Engine(Protocol):
         """Return how an image runs. It is called often, from any thread, and while a batch runs."""
 
     def rest(self, wake: Callable[[], None]) -> bool:
-        """Use a moment, about a second, in which nobody waits for an image, to get faster.
+        """Spend about a second, while no image waits, on preparation that makes later images faster.
 
         Args:
             wake: Called, from any thread, when another such moment would be of use later.
@@ -164,7 +164,7 @@ class Engine(Protocol):
         """
 
     def run(self, requests: tuple[ImageRequest, ...], monitor: Monitor) -> None:
-        """Make the images of one batch, all of one key, and tell the monitor how each ends.
+        """Make the images of one batch, all of one key, and report to the monitor how each ends.
 
         Returns when every image has ended or is no longer wanted.
 

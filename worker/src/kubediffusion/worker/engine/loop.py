@@ -56,7 +56,7 @@ class EngineLoop:
         self._ended = False
 
     def run(self, requests: Sequence[ImageRequest]) -> None:
-        """Make these images, and those that the monitor gives meanwhile."""
+        """Make these images, and those that the monitor adds meanwhile."""
         self._add(requests)
         while self._scheduler.busy:
             self._ask()
@@ -81,13 +81,13 @@ class EngineLoop:
             self._scheduler.add(request, self._calls(request))
 
     def _ask(self) -> None:
-        """Take in what the monitor found, and have it look for who may enter after the next step."""
+        """Add the images that the monitor found, and have it look for more to enter after the next step."""
         offer = self._scheduler.offer(self._seconds)
         if offer is not None:
             self._add(self._monitor.more(offer.room, offer.calls, offer.admit))
 
     def _give_way(self) -> None:
-        """Have those go first who may interrupt the batch."""
+        """Run the images that may interrupt the batch before its next step."""
         if self._interrupt is not None and (urgent := self._monitor.urgent(*self._scheduler.longest)):
             self._interrupt(urgent)
 
@@ -120,5 +120,5 @@ class EngineLoop:
 
 
 def _steps_done(state: RequestState) -> int:
-    """Count in steps: some schedulers call the model more often."""
+    """Return how many denoising steps are done: some schedulers call the model more often than once a step."""
     return state.call * state.request.shape.steps // state.calls

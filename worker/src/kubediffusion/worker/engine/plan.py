@@ -1,4 +1,4 @@
-"""What the step scheduler wants done, and what came of it: frozen values that can be pickled. No tensor, no clock."""
+"""The step scheduler's plans and their results: frozen values that can be pickled. No tensor, no clock."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class StepTime:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What came of a plan.
+    """The result of a plan.
 
     Attributes:
         stepped: Whether the step was launched.

@@ -55,7 +55,7 @@ class RequestState:
 
 @dataclass(frozen=True)
 class Offer:
-    """What a running batch has to offer to those who wait elsewhere.
+    """The slots that a running batch offers to images from outside the engine.
 
     Attributes:
         room: Images for which there will be a slot soon.
@@ -130,7 +130,7 @@ class StepScheduler:
         return max((state.left for state in states), default=0), max((state.calls for state in states), default=0)
 
     def add(self, request: ImageRequest, calls: int) -> None:
-        """Have an image wait for a slot, behind all others."""
+        """Add an image, to wait for a slot behind all others."""
         self._waiting.append(RequestState(request, calls))
 
     def drop(self, wanted: Callable[[ImageId], bool]) -> list[ImageId]:
@@ -197,7 +197,7 @@ class StepScheduler:
         )
 
     def update(self, plan: StepPlan, result: StepResult) -> Booking:
-        """Take in what came of a plan."""
+        """Update the slots with the result of a plan, and return what it means for the images."""
         booking = Booking()
         self._take_out(plan, result, booking)
         self._take_prefetched(result)
@@ -251,7 +251,7 @@ class StepScheduler:
         return self._modes[next(iter(self._slots.values())).call]
 
     def _take_out(self, plan: StepPlan, result: StepResult, booking: Booking) -> None:
-        """Take out who could not be made ready."""
+        """Remove the images that could not be prepared."""
         slots = {image: slot for slot, image in plan.entries}
         waiting = {state.request.id: state for state in self._waiting}
 
@@ -299,7 +299,7 @@ class StepScheduler:
         return states
 
     def _shrink(self, booking: Booking) -> bool:
-        """Use smaller batches from now on, and park who entered last; False when there is no smaller one."""
+        """Use smaller batches from now on, and park the last images; return False when there is no smaller one."""
         sizes = lowered(self._limit.sizes, self._size)
         if sizes[-1] >= self._size:
             return False

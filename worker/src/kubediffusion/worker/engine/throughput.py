@@ -51,7 +51,7 @@ class StepTimes:
 
     @property
     def known(self) -> dict[int, float]:
-        """The times that can be relied on."""
+        """The times by batch size, in seconds, that were measured often and lately enough."""
         return {
             size: time.seconds
             # A copy: another thread may note a time meanwhile.

@@ -17,13 +17,13 @@ batches then do less: see docs/adr/0015-as-many-images-as-do-the-most.md."""
 
 
 class Waits(Generic[K]):
-    """Which images could enter the running batch, and the step before which each does, whatever the batch then does."""
+    """Which images could enter the running batch, and the step before which each enters at the latest."""
 
     def __init__(self) -> None:
         self._due: dict[K, int] = {}
 
     def note(self, images: Mapping[K, int], step: int) -> int:
-        """Note who could enter before a step. Who no longer could is forgotten: it waits for something else.
+        """Note the images that could enter before a step. Others are forgotten: they wait for something else.
 
         Args:
             images: How many calls of the model each needs, in the order in which they enter; for each there is a slot.

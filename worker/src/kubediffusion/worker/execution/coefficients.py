@@ -16,7 +16,7 @@ DEPTH = 5
 """Latents, and model outputs, that an update looks back to; PNDM's fourth order is the deepest."""
 
 _PROBE_SCALE = 10.0
-"""Size of the random latents of the check: more than any clipping lets pass."""
+"""Scale of the check's random latents: larger than any clipping lets pass."""
 
 _TOLERANCE = 1e-4
 """Largest difference from diffusers, relative to the largest latent: rounding in float32, which is what it uses."""

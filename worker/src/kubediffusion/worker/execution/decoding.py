@@ -97,11 +97,11 @@ class Decoder:
             return self._graphed.prepare()
 
     def evict(self) -> bool:
-        """Free the memory that graphs hold, and tell whether there were any."""
+        """Free the memory that graphs hold, and return whether there were any."""
         return self._graphed.evict()
 
     def finish(self, decoding: Decoding) -> tuple[NDArray[np.uint8] | None, bool]:
-        """Wait for an image, and give its pixels, ``[height, width, 3]``, and whether the safety checker flagged it.
+        """Wait for an image, and return its pixels, ``[height, width, 3]``, and whether the safety checker flagged it.
 
         The pixels are None when they are not numbers, in float32 neither.
         """

@@ -127,7 +127,7 @@ class LocalExecutor:
         machine.batch.clear()
 
     def accept(self, requests: Sequence[ImageRequest]) -> None:
-        """Take in what plans then name by id alone."""
+        """Keep requests, which plans then name by id alone."""
         for request in requests:
             self._images[request.id] = _Image(request)
 
@@ -137,7 +137,7 @@ class LocalExecutor:
             self._images.pop(image, None)
 
     def execute(self, plan: StepPlan) -> StepResult:
-        """Do what a plan says: see :meth:`kubediffusion.worker.engine.executor.Executor.execute`."""
+        """Execute a plan: see :meth:`kubediffusion.worker.engine.executor.Executor.execute`."""
         self._vacate(plan)
         undecoded = self._decode_all(plan.decodes)
         entering = self._make_ready([image for _, image in plan.entries], plan)
@@ -173,7 +173,7 @@ class LocalExecutor:
         image.state = None
 
     def _step(self, plan: StepPlan, calls: Sequence[SlotCall]) -> StepResult:
-        """Launch a step, and take the latents of those that are done with it."""
+        """Launch a step, and take the latents of the images for which it was the last."""
         batch = self._machine.batch
         try:
             batch.steer({call.slot: self._control(call.image, call.call) for call in calls}, plan.size)
@@ -197,7 +197,7 @@ class LocalExecutor:
         return StepResult(stepped=True, compiled=compiled, time=time, memory=self._memory)
 
     def _decode_all(self, images: Sequence[ImageId]) -> tuple[tuple[ImageId, StepFailure], ...]:
-        """Begin to decode images, and tell which cannot be."""
+        """Begin to decode images, and return those that cannot be decoded, each with its failure."""
         failures = [(image, self._decode(self._images[image])) for image in images]
         return tuple((image, failed) for image, failed in failures if failed is not None)
 
@@ -226,7 +226,7 @@ class LocalExecutor:
         return control_row(known.coefficients, call, known.request.shape.guidance)
 
     def _make_ready(self, images: Sequence[ImageId], plan: StepPlan) -> _Readiness:
-        """Make images ready, in order, those that are not."""
+        """Prepare, in order, those images that are not ready yet."""
         entering = {image for _, image in plan.entries}
         beside = any(call.image not in entering for call in plan.calls)
         found = _Readiness()
@@ -253,7 +253,7 @@ class LocalExecutor:
         return found
 
     def _decode(self, image: _Image) -> StepFailure | None:
-        """Begin to decode an image, and tell when it cannot be."""
+        """Begin to decode an image, and return the failure when it cannot be decoded, else None."""
         latents, plain = image.latents, self._machine.plain
         if latents is None:
             raise RuntimeError("an image is decoded that is not done")

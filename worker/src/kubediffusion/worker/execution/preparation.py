@@ -100,7 +100,7 @@ class Preparation:
             machine.sizes = tuple(other for other in machine.sizes if other < size) or machine.sizes[:1]
 
     def _attempt(self, size: int) -> bool:
-        """Bring a size further, and tell whether it is as fast as it gets, or does not fit."""
+        """Bring a size further, and return whether it is as fast as it gets, or does not fit."""
         try:
             return self.machine.steps.prepare(size)
         except Exception as error:

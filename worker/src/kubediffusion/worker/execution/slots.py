@@ -153,7 +153,7 @@ class SlotTensors:
         return self._history[slot, :1].clone()
 
     def steer(self, rows: dict[int, list[float]], size: int) -> None:
-        """Say what the next step does to each slot.
+        """Set what the next step does to each slot.
 
         Args:
             rows: :func:`control_row` by slot; the other slots are empty.
@@ -219,7 +219,7 @@ def step_full(
 def step_refresh(
     family: Any, history: torch.Tensor, control: torch.Tensor, slot: Conditioning
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make the same step, and give with the history what the deep layers gave: ``[images, rows, ...]``."""
+    """Make one step, and return the history after it and the deep layers' features: ``[images, rows, ...]``."""
     output, kept = family.predict_refresh(*_inputs(history, control), slot)
     return advanced(history, output, control[:, WEIGHTS:]), kept
 
@@ -227,7 +227,7 @@ def step_refresh(
 def step_reuse(
     family: Any, history: torch.Tensor, control: torch.Tensor, slot: Conditioning, kept: torch.Tensor
 ) -> torch.Tensor:
-    """Make a step with what the deep layers gave in an earlier one, and give the history after it."""
+    """Make one step with the deep layers' features of an earlier step, and return the history after it."""
     output = family.predict_reuse(*_inputs(history, control), slot, kept)
     return advanced(history, output, control[:, WEIGHTS:])
 

@@ -15,10 +15,10 @@ _BUCKET = 64
 """Tokens by which prompts that share a batch may differ at most."""
 
 _MOST_TOKENS = 4096
-"""Of a prompt, where the tokenizer names no limit."""
+"""The most tokens of a prompt, where the tokenizer names no limit."""
 
 _EPSILON = 1e-5
-"""Of the VAE's normalization, as the pipeline's call has it."""
+"""Added to the variance in the VAE's normalization, as the pipeline's call does."""
 
 
 class ErnieImage(ModelFamily):

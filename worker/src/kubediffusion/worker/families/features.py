@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 _BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
-"""Those that Stable Diffusion is made of; others have other layers."""
+"""Classes of blocks that Stable Diffusion's UNets consist of. Others have other layers."""
 
 Added = dict[str, torch.Tensor] | None
 """Stable Diffusion XL's further conditions."""
@@ -39,7 +39,7 @@ def features_shape(unet: Any, latents: torch.Size) -> tuple[int, ...]:
 def whole(
     unet: Any, latents: torch.Tensor, timesteps: torch.Tensor, prompts: torch.Tensor, added: Added
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute the UNet as its own call does, and give its output and the features that :func:`shallow` needs."""
+    """Compute the UNet as its own call does, and return its output and the features that :func:`shallow` needs."""
     embedded = _embedded(unet, latents, timesteps, prompts, added)
     hidden = unet.conv_in(latents)
     skips: tuple[torch.Tensor, ...] = (hidden,)

@@ -11,7 +11,7 @@ from kubediffusion.worker.families.base import Conditioning, Defaults, ModelFami
 from kubediffusion.worker.families.flow import flow_schedule, shift_by_size
 
 TOKENS = 512
-"""Of the T5 encoder, by default of the pipeline's call."""
+"""Tokens of the T5 encoder: the default of the pipeline's call."""
 
 
 class Flux(ModelFamily):

@@ -12,7 +12,7 @@ from kubediffusion.worker.families.base import Conditioning, Defaults, ModelFami
 from kubediffusion.worker.families.flow import flow_schedule
 
 _TOKENS = 512
-"""Of a prompt, padded, by default of the pipeline's call."""
+"""Tokens of a prompt, padded: the default of the pipeline's call."""
 
 
 class Flux2(ModelFamily):

@@ -42,11 +42,11 @@ NAME = "diffusers"
 
 
 WARM_UP_STEPS = 2
-"""A scheduler's second step takes other ways than its first."""
+"""Steps of the warm-up: a scheduler's second step runs other code than its first."""
 
 
 _SMALL = 256
-"""Pixels of a side, on the grid of every family."""
+"""Width and height of the warm-up's image in pixels: a multiple of what every family requires."""
 
 
 class _NobodyWaits(Exception):  # noqa: N818 - it ends a call that is no longer wanted; nothing went wrong
@@ -298,7 +298,7 @@ class PipelineEngine:
 
     @contextlib.contextmanager
     def _steps_counted(self, note: Callable[[int], None]) -> Iterator[None]:
-        """Count the steps of the noise scheduler meanwhile, where the pipeline's call tells nothing of them."""
+        """Count the steps of the noise scheduler meanwhile, where the pipeline's call has no callback for them."""
         scheduler = getattr(self._pipeline, "scheduler", None)
         if scheduler is None:
             yield

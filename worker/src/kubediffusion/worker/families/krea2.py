@@ -12,10 +12,10 @@ from kubediffusion.worker.families.flow import flow_schedule, shift_by_size
 from kubediffusion.worker.families.qwen_image import scaled_by_channel
 
 _TOKENS = 512
-"""Of a prompt, padded, by default of the pipeline's call."""
+"""Tokens of a prompt, padded: the default of the pipeline's call."""
 
 _DISTILLED_SHIFT = 1.15
-"""Of a model that is distilled to few steps, at every size: ``Krea2Pipeline.__call__``."""
+"""Shift of a model that is distilled to few steps, at every size: from ``Krea2Pipeline.__call__``."""
 
 
 class Krea2(ModelFamily):

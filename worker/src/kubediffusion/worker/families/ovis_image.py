@@ -11,7 +11,7 @@ from kubediffusion.worker.families.base import Conditioning, Defaults, ModelFami
 from kubediffusion.worker.families.flux import Flux
 
 _TOKENS = 256
-"""Of a prompt, padded, by default of the pipeline's call."""
+"""Tokens of a prompt, padded: the default of the pipeline's call."""
 
 
 class OvisImage(Flux):

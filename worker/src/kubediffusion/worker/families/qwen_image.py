@@ -17,7 +17,7 @@ from kubediffusion.worker.families.flow import flow_schedule, shift_by_size
 from kubediffusion.worker.families.text import TokenCounts, bucket, padded, present
 
 _TOKENS = 512
-"""Of a prompt, by default of the pipeline's call."""
+"""Tokens of a prompt: the default of the pipeline's call."""
 
 _BUCKET = 64
 """Tokens by which prompts that share a batch may differ at most."""
@@ -106,7 +106,7 @@ class QwenImage(ModelFamily):
         return output
 
     def guide(self, without: torch.Tensor, given: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
-        """Guide, and give each token the norm that it has without guidance."""
+        """Guide, and rescale each token to the norm that it has without guidance."""
         guided = super().guide(without, given, guidance)
         rescaled: torch.Tensor = guided * (given.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
         return rescaled

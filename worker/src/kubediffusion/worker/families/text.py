@@ -9,7 +9,7 @@ from threading import Lock
 import torch
 
 _TEXTS = 1024
-"""Texts whose length is kept."""
+"""Number of texts whose token count is cached."""
 
 
 class TokenCounts:

@@ -71,7 +71,7 @@ class UNetFamily(ModelFamily):
         guidance: torch.Tensor,
         slot: Conditioning,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Predict as :meth:`predict` does, and give the deep layers' features too: ``[images, rows, ...]``."""
+        """Predict as :meth:`predict` does, and return the deep layers' features too: ``[images, rows, ...]``."""
         output, kept = features.whole(self.denoiser, *self._rows(latents, timesteps, slot))
         return self._guided(output, len(latents), guidance), kept.reshape(-1, len(latents), *kept.shape[1:]).transpose(
             0, 1

@@ -17,7 +17,7 @@ from kubediffusion.worker.families.flow import flow_schedule, shift_by_size
 from kubediffusion.worker.families.text import TokenCounts, bucket, padded
 
 _TOKENS = 512
-"""Of a caption, by default of the pipeline's call."""
+"""Tokens of a caption: the default of the pipeline's call."""
 
 _MULTIPLE = 32
 """Image and caption are each padded to a multiple of so many tokens, with a learned one: the transformer's

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class DeviceUnavailableError(Exception):
-    """A GPU was requested and cannot be used. On another node, or after a repair of this one, one may be."""
+    """A GPU was requested and cannot be used. Another node, or this one once repaired, may have a usable one."""
 
 
 def choose_device(settings: Settings) -> torch.device:

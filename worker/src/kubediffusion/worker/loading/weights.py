@@ -31,7 +31,7 @@ ChooseDtype = Callable[[dict[str, Any], torch.dtype | None], torch.dtype]
 stored in."""
 
 _STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""Numbers by the names that safetensors has for them."""
+"""Data types of PyTorch by the names that safetensors has for them."""
 
 _VARIANT = re.compile(r"[^.]+(\.(?P<variant>[a-z]+\w*))?(-\d+-of-\d+)?\.safetensors")
 """A file of weights; its shards may be numbered."""
@@ -47,7 +47,7 @@ def load_pipeline(
     progress: OnStage = ignore_stage,
     coming: Future[LocalModel] | None = None,
 ) -> tuple[Any, str]:
-    """Load the pipeline to a device, and give it with the model's revision.
+    """Load the pipeline to a device, and return it with the model's revision.
 
     Args:
         settings: What to load, and how.

@@ -15,13 +15,13 @@ from kubediffusion.worker.engine import Engine, EngineInfo, ImageRequest, Monito
 logger = logging.getLogger(__name__)
 
 NAME = "artifacts.zip"
-"""Of what all is kept in."""
+"""Name of the cache entry that holds all artifacts."""
 
 _PARTS = 4
 """Sets of artifacts of earlier processes that are handed on; more are seldom of use, and each costs its megabytes."""
 
 Keys = frozenset[tuple[str, str]]
-"""Kind and key of artifacts."""
+"""Kinds and keys of artifacts."""
 
 
 class Artifacts:
@@ -96,7 +96,7 @@ class Saving:
         return self._engine.plan(request)
 
     def rest(self, wake: Callable[[], None]) -> bool:
-        """Let it prepare what it can: see :meth:`kubediffusion.worker.engine.Engine.rest`."""
+        """Let the engine prepare what it can: see :meth:`kubediffusion.worker.engine.Engine.rest`."""
         return self._engine.rest(wake)
 
     def run(self, requests: tuple[ImageRequest, ...], monitor: Monitor) -> None:

@@ -20,7 +20,7 @@ import torch
 Function = Callable[..., Any]
 
 _DIGITS = 16
-"""Of the digest in a name: enough that no two of one model are alike."""
+"""Hexadecimal digits of the digest in a name: enough that no two of one model are alike."""
 
 
 def compiled_for(function: Function, arguments: tuple[Any, ...], backend: Any = "inductor") -> Function:

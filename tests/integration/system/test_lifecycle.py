@@ -83,7 +83,8 @@ async def test_a_deadline_ends_a_job_wherever_it_is(studio: Studio) -> None:
 
 
 async def test_a_deadline_does_nothing_to_a_job_that_has_finished(studio: Studio) -> None:
-    await studio.submit("in-time", activeDeadlineSeconds=4)
+    # With a time to live of its own, so that nobody else writes to it once it has finished.
+    await studio.submit("in-time", activeDeadlineSeconds=4, ttlSecondsAfterFinished=3600)
     in_time = await studio.phase("in-time", Phase.SUCCEEDED)
     await studio.submit("clock", activeDeadlineSeconds=4, suspend=True)
     await studio.phase("clock", Phase.FAILED)

@@ -106,7 +106,8 @@ async def test_a_worker_that_a_drain_cut_short_is_replaced_once(open_studio: Cal
 
 @pytest.mark.standin
 async def test_the_operator_dies_with_jobs_in_every_phase(studio: Studio) -> None:
-    await studio.submit("finished")
+    # With a time to live of its own, so that nobody else writes to it once it has finished.
+    await studio.submit("finished", ttlSecondsAfterFinished=3600)
     finished = await studio.phase("finished", Phase.SUCCEEDED)
     await studio.submit("suspended", suspend=True)
     await studio.submit("running", **{**LONG, "numInferenceSteps": 50})

@@ -11,7 +11,8 @@ from __future__ import annotations
 import ipaddress
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import boto3
@@ -21,10 +22,14 @@ from botocore.handlers import add_expect_header
 from kubediffusion.resources.runtime.settings import S3Settings
 
 if TYPE_CHECKING:
+    from botocore.awsrequest import AWSResponse
     from types_boto3_s3 import S3Client
 
 CONNECT_TIMEOUT = 3.0
 """Seconds to connect."""
+
+MISREAD_ATTEMPTS = 4
+"""How often a request is sent in all that the server cannot parse."""
 
 
 def make_client(
@@ -60,7 +65,22 @@ def make_client(
     # boto3 asks for leave before it sends a body: one more way there and back for each image, and no image is so long
     # that it pays.
     client.meta.events.unregister("before-call.s3", add_expect_header)
+    client.meta.events.register("needs-retry.s3", _retry_misread)
     return client
+
+
+def _retry_misread(response: tuple[AWSResponse, dict[str, Any]] | None, attempts: int, **_: object) -> float | None:
+    """Have a request sent again that the server could not parse.
+
+    A server that refuses an upload by its condition may leave the body unread, and takes it for the next request of the
+    connection: versitygw 1.8 does so over TLS, answers 400 and closes the connection. Nothing was carried out.
+
+    Returns:
+        Seconds until the request is sent again; None where it is not (botocore's event ``needs-retry``).
+    """
+    if response is None or attempts >= MISREAD_ATTEMPTS or response[0].status_code != HTTPStatus.BAD_REQUEST:
+        return None
+    return 0.0 if response[1].get("Error", {}).get("Code") == "BadRequest" else None
 
 
 def _in_no_proxy_network(endpoint: str) -> bool:

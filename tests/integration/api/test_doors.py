@@ -279,7 +279,9 @@ def test_one_key_has_a_cap_and_a_highest_priority_of_its_own(start_api: StartApi
     api.kill()
     api.start()
     assert post("carol").status_code == 429
-    assert problems(post("dave", priority=6)) == {"body.priority": "6 exceeds the highest priority of this client, 5"}
+    assert problems(post("dave", priority=6)) == {
+        "body.priority": "6 exceeds the highest priority that this client may ask for, 5"
+    }
     assert [post("dave", priority=5).status_code for _ in range(3)] == [202, 202, 429]
 
 

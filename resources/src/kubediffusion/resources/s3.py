@@ -65,7 +65,7 @@ def make_client(
     # boto3 asks for leave before it sends a body: one more way there and back for each image, and no image is so long
     # that it pays.
     client.meta.events.unregister("before-call.s3", add_expect_header)
-    client.meta.events.register("needs-retry.s3", _retry_misread)
+    client.meta.events.register("needs-retry.s3", _retry_misread)  # type: ignore[arg-type] # the stubs know no answer
     return client
 
 

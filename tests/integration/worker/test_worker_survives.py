@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import signal
-from typing import Any
 
 import pytest
 
 from integration.worker.bench_of_workers import LONG, Bench
 from kubediffusion.local.testing import eventually
-from kubediffusion.resources import meta
-from kubediffusion.resources.apiserver.errors import KubernetesError
 from kubediffusion.resources.conditions import ConditionStatus, find_condition
 from kubediffusion.resources.failures import JobFailure
 from kubediffusion.resources.generation_job import GenerationJob, Phase
@@ -92,71 +89,20 @@ async def test_the_fence_refuses_a_late_report_whole(bench: Bench) -> None:
 
 
 async def test_an_outcome_that_a_policy_denies_ends_its_job_by_another_one(bench: Bench) -> None:
-    """A cluster's own policy takes no Succeeded in this namespace: after its time the job fails, and says why."""
-    name = f"deny-success-{bench.namespace.name}"
-    bench.namespace.cluster.apply(denial(name, bench.namespace.name))
-    try:
-        bound = await bench.run("denied", "worker-a")
-
-        async def denied() -> bool:
-            try:
-                await bench.client.generation_jobs.patch(
-                    bench.namespace.name, "denied", {"status": {"phase": "Succeeded"}}, subresource="status"
-                )
-            except KubernetesError as error:
-                return "no success here" in str(error)
-            return False
-
-        await eventually("the policy to be in force", denied)
-        assignments = Assignments("worker-a")
-        assignments.observe(bound, False)
-        assignment = present(assignments.get(bound.uid))
-        reporter = Reporter(bench.client, bench.namespace.name, 2.0)
-        success = {"phase": Phase.SUCCEEDED}
-        with pytest.raises(ReportRefusedError, match=r"could not be reported for 2 s: .*no success here") as refused:
-            await reporter.deliver(assignment, lambda job: job.status.model_copy(update=success))
-        assert refused.value.code == "StatusRefused"
-        failure, now = JobFailure(refused.value.code, str(refused.value)), dt.datetime.now(dt.UTC)
-        verdict = await reporter.deliver(assignment, lambda job: failed(job, assignment, failure, now), insist=True)
-        assert verdict is Verdict.ACCEPTED
-        assert present((await bench.get("denied")).status.error).code == "StatusRefused"
-    finally:
-        for kind in ("validatingadmissionpolicybinding", "validatingadmissionpolicy"):
-            bench.namespace.kubectl("delete", kind, name)
-
-
-def denial(name: str, namespace: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The policy and its binding."""
-    group = "admissionregistration.k8s.io"
-    rule = {
-        "apiGroups": [meta.GROUP],
-        "apiVersions": ["*"],
-        "operations": ["UPDATE"],
-        "resources": [f"{meta.GENERATION_JOBS}/status"],
-    }
-    policy = {
-        "apiVersion": f"{group}/v1",
-        "kind": "ValidatingAdmissionPolicy",
-        "metadata": {"name": name},
-        "spec": {
-            "matchConstraints": {"resourceRules": [rule]},
-            "validations": [
-                {
-                    "expression": "object.status.phase != 'Succeeded'",
-                    "message": "no success here",
-                    "reason": "Forbidden",
-                }
-            ],
-        },
-    }
-    here = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}
-    binding = {
-        "apiVersion": f"{group}/v1",
-        "kind": "ValidatingAdmissionPolicyBinding",
-        "metadata": {"name": name},
-        "spec": {"policyName": name, "validationActions": ["Deny"], "matchResources": here},
-    }
-    return policy, binding
+    """The admission policy takes Succeeded from nobody but the worker: after its time the job fails, and says why."""
+    bound = await bench.run("denied", "worker-a")
+    assignments = Assignments("worker-a")
+    assignments.observe(bound, False)
+    assignment = present(assignments.get(bound.uid))
+    reporter = Reporter(bench.client, bench.namespace.name, 2.0)
+    success = {"phase": Phase.SUCCEEDED}
+    with pytest.raises(ReportRefusedError, match=r"could not be reported for 2 s: .*the worker's to report") as refused:
+        await reporter.deliver(assignment, lambda job: job.status.model_copy(update=success))
+    assert refused.value.code == "StatusRefused"
+    failure, now = JobFailure(refused.value.code, str(refused.value)), dt.datetime.now(dt.UTC)
+    verdict = await reporter.deliver(assignment, lambda job: failed(job, assignment, failure, now), insist=True)
+    assert verdict is Verdict.ACCEPTED
+    assert present((await bench.get("denied")).status.error).code == "StatusRefused"
 
 
 async def test_sigterm_finishes_the_batch_and_starts_nothing(bench: Bench) -> None:

@@ -3,9 +3,9 @@
 from typing import Any
 
 from kubediffusion.resources.storage import PNG, ImageStorage
-from kubediffusion.worker import reporter
+from kubediffusion.worker import reports
 
-fenced_patch = reporter.fenced_patch  # type: ignore[attr-defined]
+fenced_patch = reports.fenced_patch
 
 
 def patch_without_tests(*arguments: Any) -> list[dict[str, Any]]:
@@ -20,5 +20,5 @@ def put_over_anything(self: ImageStorage, key: str, data: bytes, attempt: int) -
     return self.uri(key)
 
 
-reporter.fenced_patch = patch_without_tests  # type: ignore[attr-defined]
+reports.fenced_patch = patch_without_tests  # type: ignore[assignment]
 ImageStorage.put = put_over_anything  # type: ignore[method-assign]

@@ -137,6 +137,8 @@ async def test_a_namespace_that_is_deleted_meanwhile_keeps_no_other_from_its_wor
     async with running(account, other, namespace) as operator:
         await eventually("its worker", lambda: has_pod(other, "emoji"))
         other.delete()
+        # Roles go only after Pods, and a worker's Pod may take its whole grace period, which nobody waits for here.
+        other.kubectl("delete", "pods", "--all", "--force", "--grace-period=0")
 
         async def closed() -> bool:
             return operator.resync.refusals() is not None

@@ -67,7 +67,7 @@ def load(server: Server, path: str, connections: int = CONNECTIONS, seconds: flo
     port = server.url.rsplit(":", 1)[1]
     command = [sys.executable, str(HERE / "load.py"), port, path, str(connections), str(seconds)]
     before = server.cpu_seconds
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60 + seconds)
     answered, elapsed, wrong, p99 = map(float, done.stdout.split())
     return Load(answered / elapsed, (server.cpu_seconds - before) / answered, int(wrong), p99)
 

@@ -14,28 +14,43 @@ from integration.resources.identities import Room, a_job
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import eventually
 from kubediffusion.operator.watching import watch_jobs
-from kubediffusion.resources.apiserver import resource as resource_module
-from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.apiserver.errors import ConflictError, KubernetesError
 from kubediffusion.resources.apiserver.reflector import Reflector
 from kubediffusion.resources.apiserver.resource import Page, Resource
+from kubediffusion.resources.apiserver.rest import RestClient
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobSpec
 
+BASE = "/apis/kubediffusion.io/v1alpha1"
 
-class CountingLists(Resource[GenerationJob]):
-    """GenerationJobs, and how often they were listed."""
 
-    lists = 0
-    on_page_taken: Callable[[], None] | None = None
-    """Called when the reader has done with a page, before the next is asked for."""
+class CountingClient(RestClient):
+    """The connection of another client, and how many lists went through it; a list's later pages count nothing."""
+
+    def __init__(self, client: RestClient) -> None:
+        self._client = client
+        self.lists = 0
+
+    async def request(self, method: str, path: str, **options: Any) -> Any:
+        query = options.get("query") or {}
+        self.lists += "limit" in query and "continue" not in query
+        return await self._client.request(method, path, **options)
+
+    def stream(self, *arguments: Any) -> AsyncGenerator[dict[str, Any], None]:
+        return self._client.stream(*arguments)
+
+
+class TellingPages(Resource[GenerationJob]):
+    """GenerationJobs, two a page, and a call for each page that its reader has done with."""
+
+    def __init__(self, client: RestClient, on_page_taken: Callable[[], None] = lambda: None) -> None:
+        super().__init__(client, GenerationJob, BASE, "generationjobs", page_size=2)
+        self._on_page_taken = on_page_taken
 
     async def pages(self, *arguments: Any, **selectors: Any) -> AsyncGenerator[Page[GenerationJob], None]:
-        self.lists += 1
         async with aclosing(super().pages(*arguments, **selectors)) as pages:
             async for page in pages:
                 yield page
-                if self.on_page_taken is not None:
-                    self.on_page_taken()
+                self._on_page_taken()
 
 
 class Picture:
@@ -43,17 +58,19 @@ class Picture:
 
     def __init__(
         self,
-        client: KubernetesClient,
+        client: RestClient,
         namespace: str,
         kind: type[GenerationJob] = GenerationJob,
         field_selector: str = "",
+        jobs: Resource[GenerationJob] | None = None,
     ) -> None:
         self.told: list[tuple[str, bool]] = []
         self.gone: list[tuple[str | None, str, str]] = []
         """Namespace, name and uid of what is told to be gone."""
         self.there: dict[str, GenerationJob] = {}
-        self.jobs = CountingLists(client, kind, "/apis/kubediffusion.io/v1alpha1", "generationjobs")
-        self.reflector = Reflector(self.jobs, namespace, self.report, field_selector=field_selector)
+        self.client = CountingClient(client)
+        jobs = jobs or Resource(self.client, kind, BASE, "generationjobs")
+        self.reflector = Reflector(jobs, namespace, self.report, field_selector=field_selector)
 
     def report(self, job: GenerationJob, gone: bool) -> None:
         self.told.append((job.name, gone))
@@ -64,11 +81,10 @@ class Picture:
             self.there[job.name] = job
 
     @classmethod
-    def of_the_operator(cls, client: KubernetesClient, namespace: str) -> Picture:
+    def of_the_operator(cls, client: RestClient, namespace: str) -> Picture:
         """Make the picture that the operator's own watch tells, which keeps little of each job."""
         picture = cls(client, namespace)
-        client.generation_jobs = picture.jobs
-        picture.reflector = watch_jobs(client, namespace, picture.report)
+        picture.reflector = watch_jobs(picture.client, namespace, picture.report)
         return picture
 
     async def shows(self, *names: str) -> None:
@@ -91,7 +107,7 @@ async def watching(picture: Picture) -> AsyncIterator[Picture]:
             await task
 
 
-async def test_itreports_what_is_there_and_every_change_in_order(own_room: Room) -> None:
+async def test_it_reports_what_is_there_and_every_change_in_order(own_room: Room) -> None:
     await own_room.create("first")
     async with watching(Picture(own_room.client, own_room.namespace)) as picture:
         assert picture.told == [("first", False)]
@@ -102,7 +118,7 @@ async def test_itreports_what_is_there_and_every_change_in_order(own_room: Room)
         await own_room.create("third")
         await picture.shows("first", "third")
     assert picture.told == [("first", False), ("second", False), ("second", False), ("second", True), ("third", False)]
-    assert picture.jobs.lists == 1
+    assert picture.client.lists == 1
 
 
 async def test_an_empty_collection_is_a_complete_picture_too(own_room: Room) -> None:
@@ -120,23 +136,22 @@ async def test_what_stops_matching_a_selector_counts_as_gone(own_room: Room) -> 
         await picture.shows()
 
 
-async def test_pages_are_put_together(own_room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resource_module, "PAGE_SIZE", 2)
+async def test_pages_are_put_together(own_room: Room) -> None:
     names = [f"job-{n}" for n in range(5)]
     for name in names:
         await own_room.create(name)
-    async with watching(Picture(own_room.client, own_room.namespace)) as picture:
+    jobs = TellingPages(own_room.client)
+    async with watching(Picture(own_room.client, own_room.namespace, jobs=jobs)) as picture:
         assert sorted(picture.told) == [(name, False) for name in names]
 
 
-async def test_a_first_list_is_told_page_by_page(own_room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_first_list_is_told_page_by_page(own_room: Room) -> None:
     """All of a long list at once may be a lot of memory."""
-    monkeypatch.setattr(resource_module, "PAGE_SIZE", 2)
     for n in range(3):
         await own_room.create(f"job-{n}")
-    picture = Picture(own_room.client, own_room.namespace)
     told: list[int] = []
-    picture.jobs.on_page_taken = lambda: told.append(len(picture.told))
+    jobs = TellingPages(own_room.client, lambda: told.append(len(picture.told)))
+    picture = Picture(own_room.client, own_room.namespace, jobs=jobs)
     async with watching(picture):
         assert told == [2, 3]
 
@@ -160,7 +175,7 @@ async def test_after_an_interruption_it_goes_on_where_it_was(own_room: Room, clu
         gate.open()
         await picture.shows("kept", "new")
         assert picture.told[2:] == [("deleted", True), ("new", False)]
-        assert picture.jobs.lists == 1
+        assert picture.client.lists == 1
 
 
 class OlderSpec(GenerationJobSpec):
@@ -188,7 +203,7 @@ async def test_an_object_of_a_newer_version_stops_nothing(own_room: Room) -> Non
         await own_room.client.generation_jobs.delete(own_room.namespace, "newer")
         await own_room.client.generation_jobs.delete(own_room.namespace, "old")
         await picture.shows("plain")
-    assert picture.jobs.lists == 1
+    assert picture.client.lists == 1
 
 
 async def test_an_object_that_can_no_longer_be_read_is_not_taken_for_deleted(own_room: Room) -> None:
@@ -205,7 +220,7 @@ async def test_an_object_that_can_no_longer_be_read_is_not_taken_for_deleted(own
 
 @pytest.mark.parametrize("look", [Picture, Picture.of_the_operator], ids=["all of it", "the operator's"])
 async def test_a_deletion_is_seen_after_the_api_server_was_restarted(
-    own_room: Room, cluster: LocalCluster, look: Callable[[KubernetesClient, str], Picture]
+    own_room: Room, cluster: LocalCluster, look: Callable[[RestClient, str], Picture]
 ) -> None:
     """A restarted API server knows no history: it answers 410, and the difference of two lists tells of the rest."""
     await own_room.create("kept")
@@ -223,7 +238,7 @@ async def test_a_deletion_is_seen_after_the_api_server_was_restarted(
         gate.open()
         await picture.shows("kept", "changed", "new")
         # One more list, or a few: an API server that has just started may answer the first with 429.
-        assert picture.jobs.lists >= 2
+        assert picture.client.lists >= 2
         assert sorted(picture.told[3:]) == [("changed", False), ("deleted", True), ("new", False)]
         assert picture.gone == [(own_room.namespace, "deleted", deleted.uid)]
         assert picture.there["changed"].status.phase == "Cancelled"

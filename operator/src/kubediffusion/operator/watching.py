@@ -18,6 +18,7 @@ from kubediffusion.operator.slim_jobs import slim_jobs
 from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.apiserver.reflector import Reflector
+from kubediffusion.resources.apiserver.rest import RestClient
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobSpec, GenerationJobStatus
 from kubediffusion.resources.objects import ObjectMeta
 
@@ -124,7 +125,7 @@ _NO_STATUS = GenerationJobStatus()
 
 
 def watch_jobs(
-    client: KubernetesClient,
+    client: RestClient,
     namespace: str | None,
     observe: Callable[[GenerationJob, bool], None],
     seen: Iterable[GenerationJob] = (),

@@ -48,7 +48,12 @@ def rights(account: str) -> Rights:
     Raises:
         KeyError: The table does not know it.
     """
-    return _all_rights()[account]
+    return _rights_of(0)[account]
+
+
+def rights_everywhere(account: str) -> Rights:
+    """Rights of a service account in every namespace, from the second table there; none for most."""
+    return _rights_of(1).get(account, set())
 
 
 def values() -> list[dict[str, Any]]:
@@ -64,10 +69,10 @@ def manifests() -> list[dict[str, Any]]:
     return [found for found in objects if found["apiVersion"].startswith("kubediffusion.io/")]
 
 
-def _all_rights() -> dict[str, Rights]:
+def _rights_of(number: int) -> dict[str, Rights]:
     found: dict[str, Rights] = {}
     account = ""
-    for who, resources, verbs, _ in table("install", "Who may do what"):
+    for who, resources, verbs, _ in table("install", "Who may do what", number):
         account = who.strip("`") or account
         found.setdefault(account, set()).update((what, verb) for what in code(resources) for verb in verbs.split())
     return found

@@ -100,10 +100,12 @@ def test_every_pod_is_under_the_network_policy_of_its_part(studio: Studio) -> No
 @pytest.mark.parametrize("part", PARTS)
 def test_an_account_may_do_what_the_documentation_says_and_no_more(studio: Studio, part: str) -> None:
     account, nobody = studio.account(part), "system:serviceaccount:default:nobody"
-    assert rights(studio, account, NAMESPACE) - rights(studio, nobody, NAMESPACE) == {
-        (f"{resource} [] []", verb) for resource, verb in documented.rights(f"{RELEASE}-{part}")
-    }
-    assert rights(studio, account, "default") == rights(studio, nobody, "default")
+    name = f"{RELEASE}-{part}"
+    everywhere = documented.rights_everywhere(name)
+    for namespace, more in {NAMESPACE: documented.rights(name) | everywhere, "default": everywhere}.items():
+        assert rights(studio, account, namespace) - rights(studio, nobody, namespace) == {
+            (f"{resource} [] []", verb) for resource, verb in more
+        }
 
 
 def rights(studio: Studio, account: str, namespace: str) -> set[tuple[str, str]]:

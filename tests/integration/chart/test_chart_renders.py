@@ -128,14 +128,19 @@ def test_rights_are_those_that_the_documentation_lists(helm: Helm) -> None:
     objects = helm.template()
     for part, kind in {"operator": "Role", "api": "Role", "worker": "Role", "crds": "ClusterRole"}.items():
         name = f"{RELEASE}-{part}"
-        given = {
-            (with_group(resource, group), verb)
-            for rule in pick(objects, kind, name)["rules"]
-            for group in rule["apiGroups"]
-            for resource in rule["resources"]
-            for verb in rule["verbs"]
-        }
-        assert given == documented.rights(name)
+        assert rights_of(pick(objects, kind, name)) == documented.rights(name)
+    everywhere = rights_of(pick(objects, "ClusterRole", f"{RELEASE}-operator-release"))
+    assert everywhere == documented.rights_everywhere(f"{RELEASE}-operator")
+
+
+def rights_of(role: Object) -> documented.Rights:
+    return {
+        (with_group(resource, group), verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
 
 
 def with_group(resource: str, group: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Coroutine
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Header
+from fastapi import Depends, Header, Query
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
@@ -15,6 +17,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kubediffusion.api.auth import ApiKeys
+from kubediffusion.api.encoding import ImageEncoder
+from kubediffusion.api.errors import ClientGoneError
 from kubediffusion.api.images import ImageReader
 from kubediffusion.api.job_cache.cache import JobCache
 from kubediffusion.api.metrics import Metrics
@@ -42,6 +46,7 @@ class LifespanState:
 
     service: JobService
     images: ImageReader
+    encoder: ImageEncoder
 
 
 # All of them coroutines: FastAPI would run plain functions in threads.
@@ -63,6 +68,10 @@ async def _images(request: Request) -> ImageReader:
     return (await _lifespan_state(request)).images
 
 
+async def _encoder(request: Request) -> ImageEncoder:
+    return (await _lifespan_state(request)).encoder
+
+
 async def _client(request: Request) -> str:
     client: str = request.state.client
     return client
@@ -76,6 +85,7 @@ async def _key_name(request: Request) -> str:
 AppStateDep = Annotated[AppState, Depends(_app_state)]
 JobServiceDep = Annotated[JobService, Depends(_service)]
 ImagesDep = Annotated[ImageReader, Depends(_images)]
+EncoderDep = Annotated[ImageEncoder, Depends(_encoder)]
 ClientDep = Annotated[str, Depends(_client)]
 """Who asks, for rates and logs: the API key's name, else the address."""
 KeyNameDep = Annotated[str, Depends(_key_name)]
@@ -91,6 +101,68 @@ IdempotencyKey = Annotated[
         description="Any unique text. Sent again with the same request, it gives the same task, and no second one.",
     ),
 ]
+
+
+MOST_WAIT_SECONDS = 60
+"""How long a request may wait for a job's end: proxies break off what is silent for longer."""
+
+WaitSeconds = Annotated[
+    float | None,
+    Query(
+        ge=0,
+        le=MOST_WAIT_SECONDS,
+        description="Answer once the task has finished, or after so many seconds, instead of at once.",
+    ),
+]
+
+Prefer = Annotated[
+    str | None,
+    Header(
+        description="`wait=10`: answer once the job has finished, or after so many seconds (60 at most), instead of at "
+        "once (RFC 7240)."
+    ),
+]
+
+_T = TypeVar("_T")
+
+
+def preferred_wait(prefer: str | None) -> int | None:
+    """Return the seconds of ``wait`` in a ``Prefer`` header, 60 at most; None where it says nothing of the kind.
+
+    A preference that is not understood is ignored, as RFC 7240 asks.
+    """
+    for preference in (prefer or "").split(","):
+        if found := re.fullmatch(r'\s*wait\s*=\s*"?(\d{1,9})"?\s*(;.*)?', preference, re.IGNORECASE):
+            return min(int(found[1]), MOST_WAIT_SECONDS)
+    return None
+
+
+async def unless_gone(request: Request, work: Awaitable[_T]) -> _T:
+    """Await something for as long as the client keeps its connection.
+
+    Args:
+        request: The request, whose body has been read.
+        work: What its response needs.
+
+    Raises:
+        ClientGoneError: The client has closed the connection; the work is cancelled.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGoneError
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 class JsonRequest(Request):

@@ -30,6 +30,9 @@ _DENIED = re.compile(r"\bdenied (the )?request\b")
 """An admission policy or a webhook says no to the object, with a status that its owner chose: a policy with 403, 413 or
 422, a webhook with any. What says no to us (authentication, RBAC) words it otherwise."""
 
+OPENAI_PREFIX = "/v1/images/"
+"""Below this path errors have the form that OpenAI's clients read."""
+
 Problem = dict[str, Any]
 """One entry of a 422's ``detail``: ``loc``, ``msg`` and ``type``, as FastAPI has it."""
 
@@ -41,17 +44,24 @@ class ApiError(Exception):
         status: HTTP status of the response.
         detail: What the client reads: a sentence, or the problems of a 422.
         headers: Headers of the response.
+        code: A word for programs, where the response has a place for one.
     """
 
     status = 500
 
-    def __init__(self, detail: str | list[Problem], headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, detail: str | list[Problem], headers: Mapping[str, str] | None = None, code: str | None = None
+    ) -> None:
         super().__init__(str(detail))
         self.detail = detail
         self.headers = dict(headers or {})
+        self.code = code
 
-    def response(self) -> Response:
-        """Build the response."""
+    def response(self, path: str) -> Response:
+        """Build the response to a request of this path."""
+        if path.startswith(OPENAI_PREFIX):
+            status, body = openai_error(self)
+            return JSONResponse(body, status_code=status, headers=self.headers)
         return JSONResponse({"detail": self.detail}, status_code=self.status, headers=self.headers)
 
 
@@ -74,6 +84,12 @@ class TaskNotFoundError(ApiError):
 
     def __init__(self) -> None:
         super().__init__("Task ID not found.")
+
+
+class ModelNotFoundError(ApiError):
+    """404: there is no model of this name."""
+
+    status = 404
 
 
 class ImageNotFoundError(ApiError):
@@ -101,6 +117,15 @@ class InvalidRequestError(ApiError):
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         super().__init__(list(problems))
+
+
+class ClientGoneError(ApiError):
+    """499: the client has closed the connection while it waited. Nobody reads the response; the metrics count it."""
+
+    status = 499
+
+    def __init__(self) -> None:
+        super().__init__("The client has gone.")
 
 
 class TooManyRequestsError(ApiError):
@@ -145,6 +170,33 @@ class UnavailableError(ApiError):
 def problem(field: str | None, message: str, kind: str = "value_error", where: str = "body") -> Problem:
     """Describe one refused field; the whole body where it is None."""
     return {"loc": [where] if field is None else [where, field], "msg": message, "type": kind}
+
+
+def openai_error(error: ApiError) -> tuple[int, dict[str, Any]]:
+    """Return status and body of an error as OpenAI has them.
+
+    Its clients choose their exception by the status: 400 for what is wrong with the request, 401 for any key that is
+    not valid, 404 for a model that does not exist. See https://platform.openai.com/docs/guides/error-codes.
+    """
+    status, param, message = error.status, None, error.detail
+    code: str | None = None
+    if isinstance(message, list):
+        # One field is named by the form; the others are in the message.
+        param = next((str(entry["loc"][-1]) for entry in message if len(entry["loc"]) > 1), None)
+        code = "model_not_found" if param == "model" else "invalid_value"
+        message = "; ".join(
+            entry["msg"] if len(entry["loc"]) == 1 else f"{entry['loc'][-1]}: {entry['msg']}" for entry in message
+        )
+    match status:
+        case 401 | 403:
+            status, kind, code = 401, "invalid_request_error", "invalid_api_key"
+        case 422:
+            status, kind = (404 if code == "model_not_found" else 400), "invalid_request_error"
+        case 429:
+            kind, code = "rate_limit_error", "rate_limit_exceeded"
+        case _:
+            kind = "invalid_request_error" if status < 500 else "server_error"
+    return status, {"error": {"message": message, "type": kind, "param": param, "code": error.code or code}}
 
 
 def from_kubernetes(error: KubernetesError) -> ApiError:
@@ -235,33 +287,35 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(kind, handler)
 
 
-async def _on_api_error(_: Request, error: Exception) -> Response:
+async def _on_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)  # noqa: S101 - Starlette's type for handlers is wider than what it calls them with
-    return error.response()
+    return error.response(request.scope["path"])
 
 
-async def _on_kubernetes_error(_: Request, error: Exception) -> Response:
+async def _on_kubernetes_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, KubernetesError)  # noqa: S101 - as above
     answer = from_kubernetes(error)
     if answer.status >= 500:
         logger.warning("API server: %s", error)
-    return answer.response()
+    return answer.response(request.scope["path"])
 
 
-async def _on_storage_error(_: Request, error: Exception) -> Response:
+async def _on_storage_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, StorageError)  # noqa: S101 - as above
     logger.warning("storage: %s", error)
-    return from_storage(error).response()
+    return from_storage(error).response(request.scope["path"])
 
 
-async def _on_invalid_request(_: Request, error: Exception) -> Response:
+async def _on_invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - as above
-    return InvalidRequestError(validation_problems(error.errors())).response()
+    return InvalidRequestError(validation_problems(error.errors())).response(request.scope["path"])
 
 
-async def _on_http_exception(_: Request, error: Exception) -> Response:
+async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - as above
-    return JSONResponse({"detail": error.detail}, status_code=error.status_code, headers=error.headers)
+    answer = ApiError(error.detail, error.headers)
+    answer.status = error.status_code
+    return answer.response(request.scope["path"])
 
 
 _HANDLERS = {

@@ -72,6 +72,19 @@ class ImageBody:
         """Let go of what the body holds."""
 
 
+class WholeBody(ImageBody):
+    """An image that is in memory as a whole, and checked."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(len(data))
+        self._data = data
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Iterate over the bytes."""
+        for start in range(0, len(self._data), PIECE):
+            yield self._data[start : start + PIECE]
+
+
 class ImageReader:
     """Reads images for clients.
 
@@ -217,19 +230,14 @@ class _Held:
     responses: int = 0
 
 
-class _HeldBody(ImageBody):
-    """An image that is in memory as a whole, and checked."""
+class _HeldBody(WholeBody):
+    """An image whose bytes several responses may share."""
 
     def __init__(self, data: bytes, held: dict[_Key, _Held], key: _Key) -> None:
-        super().__init__(len(data))
-        self._data = data
+        super().__init__(data)
         self._held = held
         self._key = key
         held.setdefault(key, _Held(len(data))).responses += 1
-
-    async def pieces(self) -> AsyncIterator[bytes]:
-        for start in range(0, len(self._data), PIECE):
-            yield self._data[start : start + PIECE]
 
     def close(self) -> None:
         held = self._held[self._key]
@@ -295,7 +303,7 @@ class ImageResponse(StreamingResponse):
             length, content = body.length, body.pieces()
         else:
             length = len(around[0]) + 4 * -(-body.length // 3) + len(around[1])
-            content = _as_base64(body, *around)
+            content = _around_base64(body, *around)
         super().__init__(content, headers={**headers, "Content-Length": str(length)}, media_type=media_type)
         self._body = body
 
@@ -311,10 +319,21 @@ class ImageResponse(StreamingResponse):
             self._body.close()
 
 
-async def _as_base64(body: ImageBody, before: bytes, after: bytes) -> AsyncIterator[bytes]:
-    yield before
+async def base64_pieces(body: ImageBody) -> AsyncIterator[bytes]:
+    """Iterate over an image as base64.
+
+    Raises:
+        StorageError: Storage broke off.
+        CorruptImageError: The bytes are not those that the worker stored.
+    """
     async for piece in body.pieces():
         yield base64.b64encode(piece)
+
+
+async def _around_base64(body: ImageBody, before: bytes, after: bytes) -> AsyncIterator[bytes]:
+    yield before
+    async for piece in base64_pieces(body):
+        yield piece
     yield after
 
 

@@ -38,6 +38,9 @@ class Metrics:
             buckets=SECONDS,
             registry=self.registry,
         )
+        self.waiting_requests = Gauge(
+            f"{prefix}_waiting_requests", "Requests that wait for a job's end.", registry=self.registry
+        )
         self._cached_jobs = Gauge(f"{prefix}_cached_jobs", "Jobs in the watch cache.", registry=self.registry)
         self._unfinished_jobs = Gauge(f"{prefix}_unfinished_jobs", "Jobs without an outcome.", registry=self.registry)
 

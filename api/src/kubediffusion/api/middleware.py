@@ -12,7 +12,6 @@ import re
 import time
 from contextvars import ContextVar
 
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kubediffusion.api.auth import ApiKeys, is_open
@@ -96,13 +95,13 @@ class RequestMiddleware:
             self._identify(scope)
             await self._app(scope, receive, send_with_id)
         except ApiError as error:
-            await error.response()(scope, receive, send_with_id)
+            await error.response(scope["path"])(scope, receive, send_with_id)
         except Exception:
             logger.exception("request failed", extra={"path": scope["path"]})
             if status:
                 raise
-            answer = JSONResponse({"detail": "Internal error; the server's log has the reason."}, status_code=500)
-            await answer(scope, receive, send_with_id)
+            answer = ApiError("Internal error; the server's log has the reason.")
+            await answer.response(scope["path"])(scope, receive, send_with_id)
         finally:
             route = state.get("route") or getattr(scope.get("route"), "path", UNROUTED)
             self._metrics.observe(method, route, status, time.perf_counter() - began)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
@@ -195,6 +195,47 @@ class Health(ResponseModel):
     model_status: Literal["available", "unavailable"]
 
 
+class OpenAIErrorDetail(ResponseModel):
+    """What went wrong."""
+
+    message: str
+    """For people: the field, the reason and the remedy."""
+    type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
+    param: str | None
+    """The field that is refused."""
+    code: str | None
+    """A word for programs; of a job that failed its own code."""
+
+
+class OpenAIErrorBody(ResponseModel):
+    """An error in the form of OpenAI's."""
+
+    error: OpenAIErrorDetail
+
+
+class OpenAIImage(ResponseModel):
+    """One image: its bytes or its address, as ``response_format`` asks."""
+
+    b64_json: str | None = None
+    """The image in base64."""
+    url: str | None = None
+    """Presigned address of the PNG in storage, valid for a limited time."""
+
+
+class OpenAIImages(ResponseModel):
+    """Generated images in the form of OpenAI's."""
+
+    created: int
+    """Seconds since the epoch."""
+    background: Literal["opaque"]
+    output_format: Literal["png", "jpeg", "webp"]
+    quality: Literal["auto"]
+    size: Annotated[str, Field(examples=["512x512"])]
+    usage: dict[str, Any]
+    """Zeroes: diffusion models count steps, not tokens."""
+    data: list[OpenAIImage]
+
+
 class ErrorBody(ResponseModel):
     """An error."""
 
@@ -368,6 +409,18 @@ class ModelWorkers(ResponseModel):
     """Workers by what they do."""
 
 
+class OpenAIModel(ResponseModel):
+    """A model as OpenAI's clients read it."""
+
+    id: Annotated[str, Field(examples=["stable-diffusion-v1-5"])]
+    """Its name."""
+    object: Literal["model"] = "model"
+    created: int
+    """Seconds since the epoch."""
+    owned_by: str
+    """The namespace that it is of."""
+
+
 class ModelView(ResponseModel):
     """A model that jobs can use."""
 
@@ -386,7 +439,13 @@ class ModelView(ResponseModel):
     revision: str | None
 
 
+class ModelDetail(ModelView, OpenAIModel):
+    """A model, also as OpenAI's clients read it."""
+
+
 class ModelList(ResponseModel):
-    """The models of this namespace."""
+    """The models of this namespace: in full, and as OpenAI's clients read them."""
 
     models: list[ModelView]
+    object: Literal["list"] = "list"
+    data: list[OpenAIModel]

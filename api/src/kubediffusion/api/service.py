@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from itertools import islice
@@ -24,7 +25,7 @@ from kubediffusion.api.metrics import Metrics
 from kubediffusion.api.model_cache import ModelCache
 from kubediffusion.api.schemas import JobRequest, JobSummary, JobView
 from kubediffusion.api.settings import Settings
-from kubediffusion.resources.apiserver.errors import NotFoundError
+from kubediffusion.resources.apiserver.errors import KubernetesError, NotFoundError
 from kubediffusion.resources.apiserver.resource import Resource
 from kubediffusion.resources.generation_job import GenerationJobSpec, Phase
 from kubediffusion.resources.parameters import check_limits
@@ -36,6 +37,9 @@ NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 """What the API server takes as an object's name (RFC 1123 subdomain), roughly: nothing else can exist."""
 
 MAX_NAME = 253
+
+CLOSE_SECONDS = 2.0
+"""How long a stop waits for the cancellation of jobs whose clients have gone."""
 
 
 class JobService:
@@ -66,14 +70,19 @@ class JobService:
         self._creator = JobCreator(resource, settings.namespace, jobs, metrics)
         # Both ways to create a job, the task API's and /v1's, count against one rate.
         self._creations = RateLimiter(settings.rate_limit, "Too many jobs created: at most {limit}.")
+        self._cancellations: set[asyncio.Task[None]] = set()
         self._lookups = JobLookups(
             self._look_up,
             RateLimiter(settings.unknown_task_limit, "Too many requests for task ids that do not exist; slow down."),
         )
 
-    def close(self) -> None:
-        """End what runs in the background."""
+    async def close(self) -> None:
+        """End what runs in the background, and let what is nearly done come to its end."""
         self._creator.close()
+        if self._cancellations:
+            await asyncio.wait(self._cancellations, timeout=CLOSE_SECONDS)
+        for task in self._cancellations:
+            task.cancel()
 
     async def submit(self, request: JobRequest, client: str, key_name: str, idempotency_key: str | None) -> CachedJob:
         """Accept a job: once this returns, it exists in the cluster.
@@ -137,6 +146,24 @@ class JobService:
             raise TaskNotFoundError
         return found
 
+    async def wait(self, job: CachedJob, seconds: float) -> CachedJob:
+        """Return a job once it has finished, or as it is after so many seconds.
+
+        It costs the API server nothing: the watch brings the change.
+
+        Raises:
+            TaskNotFoundError: It was deleted meanwhile.
+        """
+        try:
+            with self._metrics.waiting_requests.track_inprogress():
+                async with asyncio.timeout(seconds):
+                    end = await self._jobs.wait_until(job.name, lambda job: job.finished)
+        except TimeoutError:
+            end = self._jobs.get(job.name)
+        if end is None:
+            raise TaskNotFoundError
+        return end
+
     def page(
         self, phases: frozenset[Phase] | None, model: str | None, limit: int, before: AgeKey | None
     ) -> tuple[list[JobSummary], AgeKey | None]:
@@ -191,6 +218,21 @@ class JobService:
         self._jobs.remember(record.job)
         logger.info("job cancelled by a client", extra={"job": name, "client": client})
         return record.job
+
+    def abandon(self, job: CachedJob) -> None:
+        """Have a job cancelled whose only client has gone: nobody will ever ask for its images."""
+        task = asyncio.create_task(self._cancel_quietly(job.name), name=f"abandon {job.name}")
+        self._cancellations.add(task)
+        task.add_done_callback(self._cancellations.discard)
+
+    async def _cancel_quietly(self, name: str) -> None:
+        try:
+            await self.cancel(name, "its client has gone")
+        except (StateConflictError, TaskNotFoundError):
+            return
+        except KubernetesError as error:
+            # It ends by its deadline.
+            logger.warning("cannot cancel a job whose client has gone: %s", error, extra={"job": name})
 
     async def delete(self, name: str, client: str) -> None:
         """Delete a job; its images go with it if its ``deletionPolicy`` says so.

@@ -147,6 +147,10 @@ class Settings(StorageSecrets):
     key_limits: dict[str, KeyLimits] = {}  # noqa: RUF012 - pydantic copies it
     """Other values of the two above for single API keys, as JSON: ``{"alice": {"maxPriority": 10}}``."""
 
+    openai_deadline_seconds: Annotated[int, Field(ge=1)] = 600
+    """How long a request of OpenAI's images API waits for its images, and after which the job ends: their client's own
+    time limit."""
+
     max_body_bytes: Annotated[int, Field(ge=1)] = 64 * 1024
     """A longer request is refused with 413 before it has been read to its end."""
 

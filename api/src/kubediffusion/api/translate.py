@@ -17,6 +17,7 @@ from kubediffusion.api.schemas import (
     ModelLimits,
     ModelView,
     ModelWorkers,
+    OpenAIModel,
     ParametersView,
     TimingsView,
     Waiting,
@@ -144,6 +145,14 @@ def _image_view(name: str, image: StoredImage, root_path: str) -> ImageView:
         width=image.width,
         height=image.height,
         flagged=image.flagged,
+    )
+
+
+def openai_model(model: DiffusionModel) -> OpenAIModel:
+    """Build the view of a model for OpenAI's clients."""
+    created = model.metadata.creation_timestamp
+    return OpenAIModel(
+        id=model.name, created=int(created.timestamp()) if created else 0, owned_by=model.metadata.namespace or ""
     )
 
 

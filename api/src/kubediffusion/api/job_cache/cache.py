@@ -6,6 +6,7 @@ delay, except for what this process has written itself: that is in the cache onc
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
@@ -55,6 +56,8 @@ class JobCache:
         # When each job was put in that the watch has not shown; in that order.
         self._unconfirmed: dict[str, float] = {}
         self._watched_version = 0
+        # Whoever waits for a job to change, by its name.
+        self._waiting: dict[str, list[asyncio.Future[None]]] = {}
         self._on_confirmed = on_confirmed
         self._clock = clock
 
@@ -73,6 +76,25 @@ class JobCache:
     def get(self, name: str) -> CachedJob | None:
         """Return the newest known state of a job, or None."""
         return self._jobs.get(name)
+
+    async def wait_until(self, name: str, condition: Callable[[CachedJob], bool]) -> CachedJob | None:
+        """Return a job once a condition holds for it; None when it is not in the cache, or no more.
+
+        Args:
+            name: Name of the job.
+            condition: Called now, and after each change of the job; it must not block.
+        """
+        while (job := self._jobs.get(name)) is not None and not condition(job):
+            change = asyncio.get_running_loop().create_future()
+            waiting = self._waiting.setdefault(name, [])
+            waiting.append(change)
+            try:
+                await change
+            finally:
+                waiting.remove(change)
+                if not waiting and self._waiting.get(name) is waiting:
+                    del self._waiting[name]
+        return job
 
     def on_change(self, record: JobRecord, gone: bool) -> None:
         """Apply one change that the watch shows; ``gone`` says that the job was deleted."""
@@ -163,6 +185,7 @@ class JobCache:
         self._count_unfinished(job, 1)
         if (key := job.queue_key) is not None:
             self._queues.setdefault(job.model, SortedList()).add(key)
+        self._wake(job.name)
 
     def _remove(self, job: CachedJob) -> None:
         del self._jobs[job.name]
@@ -171,6 +194,12 @@ class JobCache:
         self._count_unfinished(job, -1)
         if (key := job.queue_key) is not None:
             _discard(self._queues, job.model, key)
+        self._wake(job.name)
+
+    def _wake(self, name: str) -> None:
+        for change in self._waiting.get(name, ()):
+            if not change.done():
+                change.set_result(None)
 
     def _count_unfinished(self, job: CachedJob, change: int) -> None:
         if job.finished:

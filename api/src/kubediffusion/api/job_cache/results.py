@@ -26,6 +26,7 @@ STATUS: dict[Phase, Status] = {
     Phase.CANCELLED: "failed",
 }
 
+JOB_HEADER = "X-KubeDiffusion-Job"
 WARNING_HEADER = "X-KubeDiffusion-Warning"
 MAX_WARNING_LENGTH = 1000
 

@@ -7,6 +7,7 @@ import json
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query
+from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from kubediffusion.api.dependencies import (
@@ -17,15 +18,19 @@ from kubediffusion.api.dependencies import (
     JobServiceDep,
     JsonRoute,
     KeyNameDep,
+    Prefer,
+    preferred_wait,
+    unless_gone,
 )
-from kubediffusion.api.errors import InvalidRequestError, UnavailableError, problem
+from kubediffusion.api.errors import InvalidRequestError, ModelNotFoundError, UnavailableError, problem
 from kubediffusion.api.images import ImageResponse
-from kubediffusion.api.job_cache.records import AgeKey
+from kubediffusion.api.job_cache.records import AgeKey, CachedJob
 from kubediffusion.api.job_cache.results import warning_headers
 from kubediffusion.api.routes.responses import errors
-from kubediffusion.api.schemas import JobList, JobRequest, JobView, ModelList
+from kubediffusion.api.schemas import JobList, JobRequest, JobView, ModelDetail, ModelList
+from kubediffusion.api.service import MAX_NAME, JobService
 from kubediffusion.api.settings import ImageForm
-from kubediffusion.api.translate import model_view
+from kubediffusion.api.translate import model_view, openai_model
 from kubediffusion.resources.generation_job import Phase
 from kubediffusion.resources.storage import PNG
 
@@ -38,6 +43,7 @@ router = APIRouter(prefix="/v1", route_class=JsonRoute)
 
 @router.post("/jobs", status_code=201, tags=["jobs"], summary="Create a job", responses=errors(413, 422, 429, 503))
 async def create_job(
+    request: Request,
     response: Response,
     body: JobRequest,
     service: JobServiceDep,
@@ -45,11 +51,12 @@ async def create_job(
     client: ClientDep,
     key_name: KeyNameDep,
     idempotency_key: IdempotencyKey = None,
+    prefer: Prefer = None,
 ) -> JobView:
-    """Create a job and show it."""
+    """Create a job and show it: at once, or with `Prefer: wait=N` once it has finished."""
     job = await service.submit(body, client, key_name, idempotency_key)
     response.headers["Location"] = f"{state.settings.root_path}/v1/jobs/{job.name}"
-    return service.view(job)
+    return service.view(await _waited(job, request, response, service, prefer))
 
 
 @router.get("/jobs", tags=["jobs"], summary="List jobs", responses=errors(422, 503))
@@ -72,9 +79,15 @@ async def list_jobs(
 
 
 @router.get("/jobs/{name}", tags=["jobs"], summary="Show a job", responses=errors(404, 429, 503))
-async def show_job(name: Name, service: JobServiceDep, client: ClientDep, response: Response) -> JobView:
-    """Show what was asked for, where it stands and why it waits, and how it was run."""
+async def show_job(
+    name: Name, service: JobServiceDep, client: ClientDep, request: Request, response: Response, prefer: Prefer = None
+) -> JobView:
+    """Show what was asked for, where it stands and why it waits, and how it was run.
+
+    With `Prefer: wait=N` the answer comes once the job has finished.
+    """
     job = await service.read(name, client)
+    job = await _waited(job, request, response, service, prefer)
     response.headers.update(warning_headers(job))
     return service.view(job)
 
@@ -134,7 +147,27 @@ async def get_image(
 @router.get("/models", tags=["models"], summary="List models", responses=errors())
 async def list_models(state: AppStateDep) -> ModelList:
     """List the namespace's models: whether each is available, its defaults and its limits."""
-    return ModelList(models=[model_view(model) for model in state.models.all()])
+    models = state.models.all()
+    return ModelList(models=[model_view(model) for model in models], data=[openai_model(model) for model in models])
+
+
+@router.get("/models/{name}", tags=["models"], summary="Show a model", responses=errors(404))
+async def show_model(name: Annotated[str, Path(description="The model's name.")], state: AppStateDep) -> ModelDetail:
+    """Show whether a model is available, its defaults and its limits."""
+    model = state.models.find(name)
+    if model is None:
+        raise ModelNotFoundError(f"There is no model {name[:MAX_NAME]!r}; GET /v1/models lists those that there are.")
+    return ModelDetail(**dict(model_view(model)), **dict(openai_model(model)))
+
+
+async def _waited(
+    job: CachedJob, request: Request, response: Response, service: JobService, prefer: str | None
+) -> CachedJob:
+    seconds = preferred_wait(prefer)
+    if seconds is None:
+        return job
+    response.headers["Preference-Applied"] = f"wait={seconds}"
+    return await unless_gone(request, service.wait(job, seconds))
 
 
 def _encoded(end: AgeKey | None) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kubediffusion.api.schemas import ErrorBody, ValidationBody
+from kubediffusion.api.schemas import ErrorBody, OpenAIErrorBody, ValidationBody
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -26,6 +26,27 @@ _ALL: Responses = {
         "headers": _RETRY_AFTER,
     },
 }
+
+
+_OPENAI_WORDS = {
+    400: "The request is not valid.",
+    401: "An API key is needed, or it is not valid.",
+    404: "There is no such model.",
+    500: "The job failed; `code` says how.",
+    504: "The job did not end in time.",
+}
+
+
+def openai_errors(*statuses: int) -> Responses:
+    """Return the declarations of these statuses, and of a wrong key, for a route whose errors have OpenAI's form."""
+    return {
+        status: {
+            **_ALL.get(status, {}),
+            "model": OpenAIErrorBody,
+            "description": _OPENAI_WORDS.get(status) or _ALL[status]["description"],
+        }
+        for status in sorted({401, *statuses})
+    }
 
 
 def errors(*statuses: int) -> Responses:

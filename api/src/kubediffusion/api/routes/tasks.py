@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Query
+from starlette.requests import Request
 from starlette.responses import Response
 
 from kubediffusion.api.dependencies import (
@@ -15,6 +16,8 @@ from kubediffusion.api.dependencies import (
     JobServiceDep,
     JsonRoute,
     KeyNameDep,
+    WaitSeconds,
+    unless_gone,
 )
 from kubediffusion.api.images import ImageResponse
 from kubediffusion.api.job_cache.results import (
@@ -59,17 +62,21 @@ async def result(
     images: ImagesDep,
     state: AppStateDep,
     client: ClientDep,
+    request: Request,
     image: Annotated[
         ImageForm | None,
         Query(description="Whether a completed task carries its image or the image's address."),
     ] = None,
+    wait: WaitSeconds = None,
 ) -> Response:
-    """Poll until `status` is `completed` or `failed`.
+    """Poll until `status` is `completed` or `failed`; with `wait` one request may be enough.
 
     A job that `kubectl` created is a task as well: its name is the task id. Of several images the first is given;
     `/v1` has all. A warning, such as a prompt that was cut, comes in the header `X-KubeDiffusion-Warning`.
     """
     job = await service.read(task_id, client)
+    if wait:
+        job = await unless_gone(request, service.wait(job, wait))
     form = image or state.settings.image_form
     headers = warning_headers(job)
     if form is ImageForm.URL:

@@ -7,6 +7,7 @@ import uuid
 from typing import Any
 
 from kubediffusion.api.job_cache.records import CachedJob, StoredImage
+from kubediffusion.api.openai_schemas import OpenAIModel
 from kubediffusion.api.schemas import (
     ImageView,
     JobError,
@@ -17,7 +18,6 @@ from kubediffusion.api.schemas import (
     ModelLimits,
     ModelView,
     ModelWorkers,
-    OpenAIModel,
     ParametersView,
     TimingsView,
     Waiting,

@@ -45,8 +45,8 @@ from kubediffusion.api.openai_images import (
     in_openai_words,
     job_request,
 )
+from kubediffusion.api.openai_schemas import OpenAIImages
 from kubediffusion.api.routes.responses import openai_errors
-from kubediffusion.api.schemas import OpenAIImages
 from kubediffusion.api.service import JobService
 from kubediffusion.resources.generation_job import Phase
 from kubediffusion.resources.storage import StorageError

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kubediffusion.api.schemas import ErrorBody, OpenAIErrorBody, ValidationBody
+from kubediffusion.api.openai_schemas import OpenAIErrorBody
+from kubediffusion.api.schemas import ErrorBody, ValidationBody
 
 Responses = dict[int | str, dict[str, Any]]
 

@@ -49,14 +49,15 @@ def test_programs_of_the_given_folder_are_taken_and_not_built(tmp_path: Path, mo
     monkeypatch.setattr(binaries, "_built", build)
     for name in ("etcd", "kube-apiserver", "kubectl"):
         (tmp_path / name).touch()
-    found = binaries.provide({"KUBEBUILDER_ASSETS": str(tmp_path), "HOME": "/nowhere"})
+    found = binaries.provide({"KUBEBUILDER_ASSETS": str(tmp_path), "HOME": str(tmp_path / "home")})
     assert found.path("etcd") == tmp_path / "etcd"
     assert built == [["versitygw"], ["kube-controller-manager", "kube-scheduler"]]
 
 
-def test_a_given_folder_that_is_none_is_an_error() -> None:
-    with pytest.raises(LocalError, match="KUBEBUILDER_ASSETS is /nowhere"):
-        binaries.provide({"KUBEBUILDER_ASSETS": "/nowhere"})
+def test_a_given_folder_that_is_none_is_an_error(tmp_path: Path) -> None:
+    folder = tmp_path / "nowhere"
+    with pytest.raises(LocalError, match=f"KUBEBUILDER_ASSETS is {folder}, which is no folder"):
+        binaries.provide({"KUBEBUILDER_ASSETS": str(folder)})
 
 
 @pytest.mark.parametrize(("platform", "machine"), [("darwin", "arm64"), ("linux", "riscv64")])

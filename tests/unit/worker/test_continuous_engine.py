@@ -22,7 +22,7 @@ from kubediffusion.worker.engine.key import BatchKey
 from kubediffusion.worker.engine.throughput import StepTimes
 from kubediffusion.worker.execution.build import load_engine
 from kubediffusion.worker.execution.continuous import NAME, ContinuousEngine
-from kubediffusion.worker.families.generic import PipelineEngine
+from kubediffusion.worker.execution.generic import PipelineEngine
 from unit.worker.worker_builders import Recorder, image_request, levels_apart, settings
 
 EMBEDDED = Path(__file__).parents[3] / "models" / "kubediffusion-emoji"

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from census import registry
 from kubediffusion.worker.engine import BadModelError, ImageOutput
 from kubediffusion.worker.execution.build import dtype_for, load_engine
-from kubediffusion.worker.families.generic import PipelineEngine
+from kubediffusion.worker.execution.generic import PipelineEngine
 from kubediffusion.worker.loading.weights import check_class, load_pipeline, only_variant, stored_dtype
 from unit.worker.worker_builders import Recorder, image_request, levels_apart, settings
 

@@ -11,9 +11,9 @@ import pytest
 from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.worker.engine import GuidanceKind
 from kubediffusion.worker.execution.build import load_engine
+from kubediffusion.worker.execution.generic import PipelineEngine
 from kubediffusion.worker.families import registry
 from kubediffusion.worker.families.base import ModelFamily
-from kubediffusion.worker.families.generic import PipelineEngine
 from kubediffusion.worker.families.registry import Unsupported, family_class, family_of
 from kubediffusion.worker.families.stable_diffusion import StableDiffusion
 from unit.worker.worker_builders import image_request, settings

@@ -22,9 +22,9 @@ from kubediffusion.worker.execution.compile.compiler import Compiler
 from kubediffusion.worker.execution.compile.functions import code_version
 from kubediffusion.worker.execution.continuous import NAME as CONTINUOUS
 from kubediffusion.worker.execution.continuous import ContinuousEngine
+from kubediffusion.worker.execution.generic import NAME as STATIC
+from kubediffusion.worker.execution.generic import PipelineEngine, try_out, warm_up
 from kubediffusion.worker.families.calls import CallPlan
-from kubediffusion.worker.families.generic import NAME as STATIC
-from kubediffusion.worker.families.generic import PipelineEngine, try_out, warm_up
 from kubediffusion.worker.families.registry import Unsupported, family_class, family_of
 from kubediffusion.worker.loading.device import choose_device
 from kubediffusion.worker.loading.weights import load_pipeline

@@ -40,16 +40,16 @@ from kubediffusion.worker.execution.coefficients import SchedulerCoefficients, c
 from kubediffusion.worker.execution.compile.compiler import Compiler
 from kubediffusion.worker.execution.decoding import Decoder
 from kubediffusion.worker.execution.faults import check_device, failure
+from kubediffusion.worker.execution.generic import NAME as STATIC
+from kubediffusion.worker.execution.generic import PipelineEngine, warm_up
 from kubediffusion.worker.execution.local_executor import LocalExecutor, Machine
 from kubediffusion.worker.execution.preparation import Preparation
 from kubediffusion.worker.execution.schedulers import Schedulers
 from kubediffusion.worker.execution.slots import SlotState, SlotTensors, first_row
 from kubediffusion.worker.execution.stepping import CudaGraphManager, EagerSteps, Steps
-from kubediffusion.worker.execution.transfers import to_device
 from kubediffusion.worker.families.base import Conditioning, ModelFamily
-from kubediffusion.worker.families.generic import NAME as STATIC
-from kubediffusion.worker.families.generic import PipelineEngine, warm_up
 from kubediffusion.worker.stages import OnStage, ignore_stage
+from kubediffusion.worker.transfers import to_device
 
 logger = logging.getLogger(__name__)
 

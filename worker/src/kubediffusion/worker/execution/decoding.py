@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from kubediffusion.worker.engine import BatchKey
 from kubediffusion.worker.execution.compile.compiler import Compiler
 from kubediffusion.worker.execution.graphs import URGENT, GraphedFunction
-from kubediffusion.worker.execution.transfers import to_host
 from kubediffusion.worker.families.base import ModelFamily
+from kubediffusion.worker.transfers import to_host
 
 _WITH_FRAMES = 5
 """Dimensions of a VAE's output that has frames: image, channel, frame, height, width."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from kubediffusion.worker.execution.graphs import GraphedFunction
-from kubediffusion.worker.execution.transfers import to_device
+from kubediffusion.worker.transfers import to_device
 
 _TEXTS = 64
 """Texts whose encoding is kept: the images of a job share theirs, and most jobs one negative prompt."""

@@ -441,6 +441,7 @@ def test_texts_are_encoded_as_the_pipeline_encodes_them(
     assert isinstance(engine, ContinuousEngine)
     pipeline = engine._pipeline
     encoding = TextEncoding(pipeline)
+    encoding.use_graphs(GraphedFunction)
     with torch.inference_mode():
         for text in ("a cat", "", "a prompt that is longer than this tokenizer takes"):
             (expected, empty) = pipeline.encode_prompt([text], torch.device("cpu"), 1, True)

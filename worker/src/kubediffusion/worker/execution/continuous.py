@@ -42,6 +42,7 @@ from kubediffusion.worker.execution.decoding import Decoder
 from kubediffusion.worker.execution.faults import check_device, failure
 from kubediffusion.worker.execution.generic import NAME as STATIC
 from kubediffusion.worker.execution.generic import PipelineEngine, warm_up
+from kubediffusion.worker.execution.graphs import GraphedFunction
 from kubediffusion.worker.execution.local_executor import LocalExecutor, Machine
 from kubediffusion.worker.execution.preparation import Preparation
 from kubediffusion.worker.execution.schedulers import Schedulers
@@ -92,6 +93,7 @@ class ContinuousEngine:
         self._pipeline = pipeline
         self._info = info
         self._family = family
+        family.use_graphs(GraphedFunction)
         self._device: torch.device = pipeline.device
         self._sizes = sizes_up_to(max_images, prepared=self._device.type == "cuda")
         self._compiler = compiler

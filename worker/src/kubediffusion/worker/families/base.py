@@ -7,7 +7,7 @@ the engine's. ``tests/unit/worker/families`` compares each family with its pipel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -20,6 +20,9 @@ Conditioning = dict[str, torch.Tensor]
 """Tensors that an image's conditioning consists of, by a name that the family chooses: ``[rows, ...]`` for one image,
 ``[images, rows, ...]`` in a batch. With classifier-free guidance the rows are the negative prompt's and the prompt's,
 else the prompt's alone."""
+
+GraphFactory = Callable[[Callable[[Any, torch.Tensor], torch.Tensor], Any], Callable[[torch.Tensor], torch.Tensor]]
+"""Turns a function of a module and a tensor, and that module, into a function of the tensor that runs from graphs."""
 
 _STRONG = 2.0
 """A guidance scale that is above every family's threshold."""
@@ -82,6 +85,10 @@ class ModelFamily:
         """Where the pipeline computes."""
         device: torch.device = self.pipeline.device
         return device
+
+    def use_graphs(self, _graphed: GraphFactory) -> None:
+        """Have what is small and often called, a text encoder for example, run from CUDA graphs; by default nothing."""
+        return
 
     @classmethod
     def mismatch(cls, _pipeline: Any) -> str | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from kubediffusion.worker.execution.graphs import GraphedFunction
+from kubediffusion.worker.families.base import GraphFactory
 from kubediffusion.worker.transfers import to_device
 
 _TEXTS = 64
@@ -23,9 +24,13 @@ class TextEncoding:
 
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline
-        self._graphed = GraphedFunction(_encoded, pipeline.text_encoder)
+        self._graphed: Callable[[torch.Tensor], torch.Tensor] | None = None
         # Least recently used first.
         self._known: OrderedDict[tuple[str, bool], torch.Tensor] = OrderedDict()
+
+    def use_graphs(self, graphed: GraphFactory) -> None:
+        """Have the encoder run from CUDA graphs, where it is on such a device."""
+        self._graphed = graphed(_encoded, self._pipeline.text_encoder)
 
     def of(self, text: str, *, plain: bool = False) -> torch.Tensor:
         """Return a text's encoding: ``[1, tokens, channels]``.
@@ -59,8 +64,9 @@ class TextEncoding:
             ).input_ids,
             device,
         )
-        graphed = device.type == "cuda" and not plain
-        return (self._graphed(tokens) if graphed else _encoded(encoder, tokens)).to(encoder.dtype)
+        if self._graphed is not None and device.type == "cuda" and not plain:
+            return self._graphed(tokens).to(encoder.dtype)
+        return _encoded(encoder, tokens).to(encoder.dtype)
 
 
 def _encoded(encoder: Any, tokens: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 from kubediffusion.worker.engine import BatchKey, ImageRequest
-from kubediffusion.worker.families.base import Conditioning
+from kubediffusion.worker.families.base import Conditioning, GraphFactory
 from kubediffusion.worker.families.clip import TextEncoding
 from kubediffusion.worker.families.unet import HIDDEN_STATES, UNetFamily
 
@@ -21,6 +21,10 @@ class StableDiffusion(UNetFamily):
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline)
         self._encoding = TextEncoding(pipeline)
+
+    def use_graphs(self, graphed: GraphFactory) -> None:
+        """Have the text encoder run from CUDA graphs."""
+        self._encoding.use_graphs(graphed)
 
     def encode(self, request: ImageRequest, key: BatchKey) -> Conditioning:
         """Encode an image's prompts: ``[rows, tokens, channels]``."""

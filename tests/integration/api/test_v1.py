@@ -56,6 +56,30 @@ def test_a_job_in_full(api: Api, stage: Stage) -> None:
     assert done["error"] is None
 
 
+def test_a_job_shows_its_time_to_live_from_its_creation(site: Site) -> None:
+    """Its own, else its model's, else the installation's: no part has to write it later."""
+    site.stage.model("brief", default=False, ttlSecondsAfterFinished=1800)
+    api = site.start(DEFAULT_TTL_SECONDS="3600")
+    asked: dict[str, dict[str, Any]] = {
+        "the installation's": {},
+        "the model's": {"model": "brief"},
+        "its own": {"model": "brief", "ttl_seconds_after_finished": 0},
+    }
+    created = {whose: create(api, **fields) for whose, fields in asked.items()}
+    shown = {whose: job["request"]["ttl_seconds_after_finished"] for whose, job in created.items()}
+    assert shown == {"the installation's": 3600, "the model's": 1800, "its own": 0}
+    specs = {whose: site.stage.job(job["name"])["spec"]["ttlSecondsAfterFinished"] for whose, job in created.items()}
+    assert specs == shown
+
+    # 0 leaves it to the operator, whose setting may be another.
+    other = site.start(DEFAULT_TTL_SECONDS="0")
+    assert "ttlSecondsAfterFinished" not in site.stage.job(create(other)["name"])["spec"]
+    # It is no part of what was asked for: a request that is sent again, and would get another one, is the same job.
+    body, key = {"prompt": "a cat"}, {"Idempotency-Key": "once"}
+    answers = [client.http.post("/v1/jobs", json=body, headers=key) for client in (api, other)]
+    assert len({answer.json()["name"] for answer in answers}) == 1
+
+
 def test_the_queue_is_by_priority_then_age(site: Site) -> None:
     api = site.start()
     first, second = create(api), create(api, model=MODEL)

@@ -146,7 +146,7 @@ NOT_REQUESTED = {
         ),
         "ttl_seconds_after_finished": _words(
             "The job is deleted this long after it finished; when absent, after the model's own time, or else the"
-            " installation's (24 hours).",
+            " installation's (24 hours). The view of a job shows which holds.",
         ),
         "deletion_policy": _words(
             "Whether deleting the job deletes its images.",

@@ -30,6 +30,7 @@ from kubediffusion.resources.apiserver.resource import Resource
 from kubediffusion.resources.generation_job import GenerationJobSpec, Phase
 from kubediffusion.resources.parameters import check_limits
 from kubediffusion.resources.task_ids import new_task_id
+from kubediffusion.resources.time_to_live import time_to_live
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,9 @@ class JobService:
             raise InvalidRequestError(errors)
         self._check_key_limits(spec, key_name)
         self._check_room()
-        body = translate.manifest(name, spec, key_name)
+        ttl = time_to_live(spec, model, self._settings.default_ttl_seconds)
+        named = spec.model_copy(update={"ttl_seconds_after_finished": ttl})
+        body = translate.manifest(name, named, key_name)
         job, fresh = await self._creator.create(name, body, repeatable=idempotency_key is not None)
         self._jobs.remember(job)
         if idempotency_key is not None and not fresh:

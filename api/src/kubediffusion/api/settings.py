@@ -151,6 +151,10 @@ class Settings(StorageSecrets):
     """How long a request of OpenAI's images API waits for its images, and after which the job ends: their client's own
     time limit."""
 
+    default_ttl_seconds: Annotated[int, Field(ge=0, le=31_536_000)] = 86_400
+    """Seconds that a finished job stays that is created here, names no time to live, and whose model names none. It is
+    written into the job's spec. 0 writes none, and leaves it to the operator."""
+
     max_body_bytes: Annotated[int, Field(ge=1)] = 64 * 1024
     """A longer request is refused with 413 before it has been read to its end."""
 

@@ -23,6 +23,7 @@ from kubediffusion.operator.views import SchedulerOptions
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.generation_job import GenerationJob
 from kubediffusion.resources.storage import ImageStorage
+from kubediffusion.resources.time_to_live import time_to_live
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,11 @@ def compose(client: KubernetesClient, settings: Settings, storage: ImageStorage 
     store = Store(lambda model: template_hash(model, defaults), node_grace)
     recorder = EventRecorder(client, instance)
 
-    def default_ttl(job: GenerationJob) -> int | None:
-        model = store.model_of(job)
-        named = model.spec.ttl_seconds_after_finished if model is not None else None
-        return named if named is not None else settings.default_ttl_seconds or None
+    def ttl_of(job: GenerationJob) -> int | None:
+        return time_to_live(job.spec, store.model_of(job), settings.default_ttl_seconds)
 
     images = ImageRemover(storage, settings.s3_prefix)
-    retention = Retention(cluster, images, recorder, default_ttl, settings.finished_jobs_per_namespace)
+    retention = Retention(cluster, images, recorder, ttl_of, settings.finished_jobs_per_namespace)
     executor = Executor(cluster, store, recorder)
     loop = SchedulingLoop(store, executor, retention, recorder, options, settings.explanations_per_second)
     resync = Resync(cluster, store, settings.resync_seconds)

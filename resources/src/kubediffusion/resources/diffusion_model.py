@@ -276,7 +276,7 @@ class DiffusionModelSpec(Schema):
     limits: JobLimits = JobLimits()
     workers: WorkerSettings = WorkerSettings()
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
-    """Time to live of jobs of this model that name none; by default what the operator is configured with, 24 hours."""
+    """Time to live of jobs of this model that name none; by default what the installation has, 24 hours."""
 
 
 MAX_STARTS = 8

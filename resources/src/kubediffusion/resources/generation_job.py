@@ -156,8 +156,8 @@ class GenerationJobSpec(Schema):
     backoff_limit: Annotated[int, Field(ge=0, le=100)] | None = None
     """How often the job is run again after its worker died while it had this job alone; by default 3."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
-    """The job is deleted this long after it finished. By default the model's, else the operator's (24 hours), which
-    is written here once the job has finished."""
+    """The job is deleted this long after it finished. By default the model's, else the installation's (24 hours): the
+    HTTP API writes it here when it creates the job, the operator when a job that was applied has finished."""
     deterministic: bool | None = None
     """Run in a fixed shape, so that every attempt gives the same pixels on the same kind of device."""
     deletion_policy: DeletionPolicy | None = None

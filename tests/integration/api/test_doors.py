@@ -206,7 +206,13 @@ def test_keys(start_api: StartApi, tmp_path: Path) -> None:
     (keys / "alice").unlink()
     wait_for("the new key", lambda: _allowed(api, "bob-key"))
     wait_for("the old key's end", lambda: not _allowed(api, "alice-key"))
-    assert "alice-key" not in api.log.read_text()
+    log = api.log.read_text()
+    lines = [json.loads(line) for line in log.splitlines()]
+    # It tells of keys and of who used them, by their clients' names.
+    assert [line["client"] for line in lines if "client" in line] == ["alice", "alice"]
+    assert [line["clients"] for line in lines if "clients" in line][-1] == ["bob"]
+    for key in ("alice-key", "bob-key"):
+        assert key not in log
 
 
 def _allowed(api: Api, key: str) -> bool:
@@ -483,7 +489,8 @@ def test_prompts_stay_out_of_the_log(api: Api, start_api: StartApi) -> None:
         assert task_id in server.log.read_text()
     assert "personal" not in silent.log.read_text()
     assert "personal" in talking.log.read_text()
-    assert all(json.loads(line) for line in talking.log.read_text().splitlines())
+    lines = [json.loads(line) for line in talking.log.read_text().splitlines()]
+    assert [line["job"] for line in lines if line.get("prompt") == "a very personal prompt"] == [task_id]
 
 
 def test_a_requests_id_comes_back(api: Api) -> None:
@@ -513,6 +520,7 @@ def test_it_serves_over_every_family_of_addresses(start_api: StartApi) -> None:
     for listening in listening_sockets("", 0):
         families.add(listening.family)
         listening.close()
+    assert socket.AF_INET in families
     hosts = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "[::1]"}
     for family in families:
         answer = httpx.get(f"http://{hosts[family]}:{api.port}/livez", trust_env=False)

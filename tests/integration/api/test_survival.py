@@ -168,7 +168,8 @@ def test_probing_for_tasks_is_bounded_and_never_hides_one(start_api: StartApi, s
         statuses = list(pool.map(probe, range(60)))
     assert set(statuses) == {404, 429}
     # A few may have been under way when the allowance ran out.
-    assert api.metric("kubediffusion_api_lookups_total") <= 5 + 8
+    assert 5 <= api.metric("kubediffusion_api_lookups_total") <= 5 + 8
+    assert statuses.count(404) == 5
     # Whoever has used it up still sees what exists, once the watch has brought it.
     stage.namespace.kubectl("apply", "--filename=-", stdin=_job("late"))
     wait_for("the job", lambda: api.http.get("/results/late").status_code == 200)
@@ -184,8 +185,9 @@ def test_one_unknown_task_is_asked_for_seldom_and_found_at_once(start_api: Start
     def poll() -> None:
         nonlocal polls
         with httpx.Client(base_url=api.url, trust_env=False, timeout=30) as http:
-            for _ in range(8):
-                exists = created.is_set()
+            for number in range(8):
+                # Whoever is done before the job is there waits for it with the last one.
+                exists = created.wait(60) if number == 7 else created.is_set()
                 status = http.get("/results/awaited").status_code
                 polls += 1
                 if exists:
@@ -199,10 +201,11 @@ def test_one_unknown_task_is_asked_for_seldom_and_found_at_once(start_api: Start
     created.set()
     for poller in pollers:
         poller.join()
-    assert set(late) <= {200}
+    assert len(late) >= 20
+    assert set(late) == {200}
     assert polls == 160
     # One each half second, and the one that found it.
-    assert api.metric("kubediffusion_api_lookups_total") <= 2 + 2 * (time.monotonic() - began)
+    assert 1 <= api.metric("kubediffusion_api_lookups_total") <= 2 + 2 * (time.monotonic() - began)
 
 
 def _job(name: str) -> str:

@@ -155,14 +155,26 @@ def test_models(api: Api) -> None:
     assert (models[0]["defaults"]["num_inference_steps"], models[0]["defaults"]["guidance_scale"]) == (50, 7.5)
 
 
-def test_metrics(api: Api) -> None:
-    name = api.generate()
-    api.result(name)
-    assert api.metric('kubediffusion_api_requests_total{method="GET",route="/results/{task_id}",status="200"}') >= 1
-    assert api.metric('kubediffusion_api_requests_total{method="POST",route="/generate",status="202"}') >= 1
-    assert api.metric("kubediffusion_api_cached_jobs") >= 1
-    assert api.metric("kubediffusion_api_unfinished_jobs") >= 1
+def test_metrics(site: Site) -> None:
+    api = site.start()
+
+    def requests(method: str, route: str, status: int) -> float:
+        return api.metric(f'kubediffusion_api_requests_total{{method="{method}",route="{route}",status="{status}"}}')
+
+    names = [api.generate() for _ in range(3)]
+    for name in names[:2]:
+        api.result(name)
+    assert requests("POST", "/generate", 202) == 3
+    assert requests("GET", "/results/{task_id}", 200) == 2
+    assert api.metric("kubediffusion_api_cached_jobs") == 3
+    assert api.metric("kubediffusion_api_unfinished_jobs") == 3
+    site.stage.complete(names[0], png())
+    api.wait_status(names[0], "completed")
+    assert api.metric("kubediffusion_api_cached_jobs") == 3
+    assert api.metric("kubediffusion_api_unfinished_jobs") == 2
     wait_for("the watch's delay", lambda: api.metric("kubediffusion_api_watch_lag_seconds_count") >= 1)
-    # No route of a client's choosing becomes a label.
+    # No route of a client's choosing becomes a label; it is counted all the same.
+    before = requests("GET", "none", 404)
     api.http.get("/nowhere/at/all")
+    assert requests("GET", "none", 404) == before + 1
     assert "nowhere" not in api.http.get("/metrics").text

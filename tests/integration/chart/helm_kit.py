@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,29 +64,28 @@ def pick(objects: list[Object], kind: str, name: str) -> Object:
     return found
 
 
-def pod_specs(objects: list[Object]) -> Iterator[tuple[str, Object]]:
-    """The pod of each object that has one."""
-    for found in objects:
-        if found["kind"] == "Pod":
-            yield found["metadata"]["name"], found["spec"]
-        elif template := found.get("spec", {}).get("template"):
-            yield found["metadata"]["name"], template["spec"]
+def pod_specs(objects: list[Object]) -> list[tuple[str, Object]]:
+    """The pod of each object that has one; there is one at least."""
+    return [(name, pod["spec"]) for name, pod in _pods(objects)]
 
 
-def pod_labels(objects: list[Object]) -> Iterator[tuple[str, Object]]:
+def pod_labels(objects: list[Object]) -> list[tuple[str, Object]]:
     """The labels of each object's pod."""
-    for found in objects:
-        if found["kind"] == "Pod":
-            yield found["metadata"]["name"], found["metadata"]["labels"]
-        elif template := found.get("spec", {}).get("template"):
-            yield found["metadata"]["name"], template["metadata"]["labels"]
+    return [(name, pod["metadata"]["labels"]) for name, pod in _pods(objects)]
 
 
-def rules(objects: list[Object]) -> Iterator[tuple[str, Object]]:
-    """Every rule of every role."""
-    for found in objects:
-        for rule in found.get("rules", []):
-            yield f"{found['kind']}/{found['metadata']['name']}", rule
+def _pods(objects: list[Object]) -> list[tuple[str, Object]]:
+    pods = [(o["metadata"]["name"], o if o["kind"] == "Pod" else o.get("spec", {}).get("template")) for o in objects]
+    found = [(name, pod) for name, pod in pods if pod]
+    assert found, "who loops over none proves nothing"
+    return found
+
+
+def rules(objects: list[Object]) -> list[tuple[str, Object]]:
+    """Every rule of every role; there is one at least."""
+    found = [(f"{o['kind']}/{o['metadata']['name']}", rule) for o in objects for rule in o.get("rules", [])]
+    assert found, "who loops over none proves nothing"
+    return found
 
 
 def restricted_namespace(name: str) -> Object:

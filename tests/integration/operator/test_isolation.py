@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -216,7 +217,7 @@ DENIES_STATUS: list[dict[str, Any]] = [
 
 
 async def test_a_job_whose_status_is_refused_for_good_is_tried_ever_more_seldom_and_ends(
-    namespace: Namespace, client: KubernetesClient, monkeypatch: pytest.MonkeyPatch
+    namespace: Namespace, client: KubernetesClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(job_executor, "RETRY_SECONDS", 0.1)
     monkeypatch.setattr(job_executor, "MOST_REFUSALS", 5)
@@ -251,6 +252,12 @@ async def test_a_job_whose_status_is_refused_for_good_is_tried_ever_more_seldom_
                 return status.phase is Phase.FAILED
 
             await eventually("the job to end", ended, 60)
+        refusals = [record.created for record in caplog.records if "Bind failed, trying again" in record.getMessage()]
+        assert len(refusals) == 5
+        # Each is twice the one before, cut by up to a half at random.
+        first, *_, last = (after - before for before, after in pairwise(refusals))
+        assert 0.05 <= first < last
+        assert last >= 0.4
         failed = (await client.generation_jobs.get(namespace.name, job.name)).status
         assert failed.error is not None
         assert failed.error.code == "StatusRefused"

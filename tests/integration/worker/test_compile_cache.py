@@ -17,6 +17,7 @@ import pytest
 
 from kubediffusion.local import installation
 from kubediffusion.local.cluster import LocalCluster
+from kubediffusion.local.testing import wait_for
 from kubediffusion.worker.compile_cache import CompiledCodeCache, FolderStore, S3Store, pack
 from kubediffusion.worker.execution.compile import artifacts
 
@@ -94,10 +95,14 @@ def test_an_object_is_there_whole_or_not_at_all_and_the_last_writer_wins(uri: st
 def test_storage_that_refuses_costs_a_log_line(
     uri: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    bucket = "s3://there-is-no-such-bucket/folder"
+    missing = CompiledCodeCache(lambda: S3Store(bucket), FOLDER)
+    missing.put("a.zip", [b"one"])
+    wait_for("the write to be refused", lambda: "NoSuchBucket" in caplog.text, 30)
+    assert not missing.flush(0)
+    assert caplog.text.count("the compile cache cannot be written") == 1
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-key")
     assert CompiledCodeCache(lambda: S3Store(uri), FOLDER).get("a.zip") == []
-    cache = CompiledCodeCache(lambda: S3Store("s3://there-is-no-such-bucket/folder"), FOLDER)
-    cache.put("a.zip", [b"one"])
-    assert not cache.flush(0)
-    assert "the compile cache cannot be read" in caplog.text
+    assert caplog.text.count("the compile cache cannot be read") == 1
+    assert "SignatureDoesNotMatch" in caplog.text
     assert "not-the-key" not in caplog.text

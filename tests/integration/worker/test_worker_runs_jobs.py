@@ -72,7 +72,7 @@ async def test_jobs_that_fit_run_together(bench: Bench, warm: str) -> None:
     await bench.run("first", warm, numInferenceSteps=300)
     jobs = [await bench.run(f"mate-{n}", warm, seed=n, prompt=f"cat {n}", numInferenceSteps=50) for n in range(4)]
     done = [await bench.reached(job.name) for job in jobs]
-    assert all(job.status.phase is Phase.SUCCEEDED for job in done)
+    assert [job.status.phase for job in done] == [Phase.SUCCEEDED] * 4
     assert len({job.status.images[0].sha256 for job in done}) == 4
     steps = bench.metric(warm, "kubediffusion_worker_batch_images_count") - before
     assert bench.metric(warm, "kubediffusion_worker_batch_images_sum") - images > steps
@@ -139,7 +139,7 @@ async def test_a_cancelled_job_stops_at_the_next_step(bench: Bench, warm: str) -
     assert (await bench.reached("next")).status.phase is Phase.SUCCEEDED
     doomed = await bench.get("doomed")
     assert (doomed.status.phase, doomed.status.images) == (Phase.RUNNING, ())
-    assert bench.metric(warm, "kubediffusion_worker_steps_total") - steps < LONG / 2
+    assert 0 < bench.metric(warm, "kubediffusion_worker_steps_total") - steps < LONG / 2
     cancelled = await bench.patch("doomed", {"status": {"phase": "Cancelled"}}, "status")
     assert cancelled.status.phase is Phase.CANCELLED
 
@@ -164,6 +164,6 @@ async def test_prompts_stay_out_of_the_log(bench: Bench, warm: str) -> None:
     await bench.run("private-too", warm, prompt=secret, scheduler="FlowMatchEulerDiscreteScheduler")
     await asyncio.gather(bench.reached("private"), bench.reached("private-too"))
     lines = bench.log(warm)
-    assert any(line.get("job") == "private" for line in lines)
-    assert "zyxwv" not in str(lines)
-    assert "private wish" not in str(lines)
+    assert {"private", "private-too"} <= {line.get("job") for line in lines}
+    for word in secret.split():
+        assert len(word) < 4 or word not in str(lines).replace("private-too", "").replace("'private'", "")

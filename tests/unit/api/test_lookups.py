@@ -53,7 +53,7 @@ async def test_many_who_ask_share_reads() -> None:
     for _ in range(3):
         assert set(await asyncio.gather(*(looking.find("job", "me") for _ in range(100)))) == {None}
     # The first round may need a second read, for those who came while the first was under way.
-    assert cluster.reads <= 4
+    assert 3 <= cluster.reads <= 4
 
 
 async def test_who_asks_after_the_job_was_created_finds_it() -> None:

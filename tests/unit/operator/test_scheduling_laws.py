@@ -6,9 +6,10 @@ import dataclasses
 import datetime as dt
 import math
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
 from kubediffusion.operator.actions import Action, Bind, CreateWorker, DeletePod, DeleteWorker, Explain, Finish, Requeue
@@ -98,6 +99,47 @@ def places_of(cluster: ModelView) -> dict[str, Place]:
 
 def live(cluster: ModelView, *, current: bool) -> list[Worker]:
     return [w for w in cluster.workers if w.state in LIVE and (w.template_hash == HASH) is current]
+
+
+def crashed_on(action: Action) -> bool:
+    """Return whether an action counts a retry of a job that was never seen running."""
+    if not isinstance(action, Bind | Requeue | Finish):
+        return False
+    return action.counted and action.job.status.phase is not Phase.RUNNING
+
+
+CASES: dict[str, Callable[[ModelView, tuple[Action, ...]], object]] = {
+    "several jobs are bound": lambda _, actions: sum(isinstance(a, Bind) for a in actions) > 1,
+    "a suspect is bound": lambda _, actions: any(isinstance(a, Bind) and a.suspects for a in actions),
+    "some are bound and others go on waiting": lambda cluster, actions: (
+        any(isinstance(a, Bind) for a in actions)
+        and {item.uid for item in cluster.waiting} - {a.job.uid for a in actions if isinstance(a, Bind | Finish)}
+    ),
+    "a retry is counted": lambda _, actions: any(isinstance(a, Bind | Requeue | Finish) and a.counted for a in actions),
+    "a retry is counted of a job that was not seen running": lambda _, actions: any(map(crashed_on, actions)),
+    "a worker with a Pod is deleted while others have jobs": lambda cluster, actions: (
+        any(cluster.bound.values())
+        and {a.name for a in actions if isinstance(a, DeleteWorker)}
+        & {w.name for w in cluster.workers if w.pod is not None}
+    ),
+    "several workers are created": lambda _, actions: sum(isinstance(a, CreateWorker) for a in actions) > 1,
+    "a job was on a worker that vanished": lambda cluster, _: cluster.bound.get("vanished"),
+    "a job is taken from a sound worker": lambda cluster, actions: any(
+        isinstance(a, Requeue)
+        and a.job.status.worker in {pod_of(w).metadata.name for w in cluster.current(WorkerState.READY)}
+        for a in actions
+    ),
+    "workers go and min_replicas stay": lambda cluster, actions: (
+        cluster.model.spec.workers.min_replicas and any(isinstance(a, DeleteWorker) for a in actions)
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_search_comes_upon(case: str) -> None:
+    """Else the laws below would hold for want of what they speak of."""
+    search = settings(max_examples=2000, derandomize=True)
+    assert find(clusters(), lambda cluster: bool(CASES[case](cluster, plan(cluster))), settings=search)
 
 
 @given(clusters())

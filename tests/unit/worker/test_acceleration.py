@@ -282,7 +282,9 @@ def test_more_images_than_slots_run_one_batch_after_the_other(folders: Callable[
     tasks = [task(index) for index in range(3)]
     seen = run(engine, *tasks)
     assert [load.images for load in seen.loads] == [2] * 8 + [1] * 8
-    assert all(isinstance(outcome, ImageOutput) for outcome in seen.outcomes.values())
+    assert sorted(seen.outcomes) == [0, 1, 2]
+    for one in tasks:
+        assert levels_apart(seen.outcomes[one.id.index], picture(engine, one)) <= 1
 
 
 def test_a_batch_that_does_not_fit_is_split_and_goes_on_where_it_was(
@@ -312,7 +314,7 @@ def test_a_batch_that_does_not_fit_is_split_and_goes_on_where_it_was(
 
 
 def test_memory_that_does_not_suffice_for_what_is_kept_splits_the_batch(
-    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    tiny: ContinuousEngine, folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = load(folders("stable_diffusion"))
     refused: list[int] = []
@@ -324,10 +326,15 @@ def test_memory_that_does_not_suffice_for_what_is_kept_splits_the_batch(
             raise torch.OutOfMemoryError("too much")
         return shape(*given)
 
+    tasks = [task(index) for index in range(4)]
+    whole = run(tiny, *tasks).outcomes
     monkeypatch.setattr(features, "features_shape", first_refused)
-    seen = run(engine, *(task(index) for index in range(4)))
-    assert {load.images for load in seen.loads} == {2}
-    assert all(isinstance(outcome, ImageOutput) for outcome in seen.outcomes.values())
+    seen = run(engine, *tasks)
+    assert refused == [1]
+    assert [load.images for load in seen.loads] == [2] * 16
+    assert sorted(seen.outcomes) == [0, 1, 2, 3]
+    for index in whole:
+        assert levels_apart(seen.outcomes[index], whole[index]) <= 1
 
 
 def test_only_the_culprit_of_a_step_that_raises_fails_and_nobody_runs_unaccelerated(

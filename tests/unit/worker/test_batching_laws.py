@@ -6,7 +6,7 @@ import datetime as dt
 from dataclasses import replace
 from random import Random
 
-from hypothesis import given
+from hypothesis import find, given
 from hypothesis import strategies as st
 
 from kubediffusion.worker.engine import Plan
@@ -87,6 +87,17 @@ def test_no_room_is_left_that_a_mate_would_fit(queue: list[Candidate[int]], limi
     inside = {portion.key for portion in batch}
     left = [c for c in queue if c.key not in inside and c.plan.key == head.plan.key and not c.deterministic]
     assert all(candidate.remaining > room for candidate in left)
+
+
+def test_some_batches_have_several_jobs_and_leave_a_mate_that_does_not_fit() -> None:
+    def leaves_a_mate(queue: list[Candidate[int]]) -> bool:
+        batch = next_batch(queue, 4)
+        inside = {portion.key: portion for portion in batch}
+        keys = {c.plan.key for c in queue if c.key in inside}
+        left = [c for c in queue if c.key not in inside and c.plan.key in keys and not c.deterministic]
+        return len(batch) > 1 and sum(portion.count for portion in batch) < 4 and bool(left)
+
+    assert find(queues(), leaves_a_mate)
 
 
 @given(queues(), st.integers(1, 8))

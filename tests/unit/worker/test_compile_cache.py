@@ -144,17 +144,22 @@ def test_a_cache_that_is_of_no_use_costs_nothing_else() -> None:
         Artifacts(cache).load()
 
 
-def test_nothing_is_kept_when_nothing_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_kept_when_nothing_was_compiled(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     cache: Any = Given()
-    made = Artifacts(cache)
-    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: None)
+    made, asked = Artifacts(cache), []
+    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: asked.append(True))
     made.save()
+    assert asked == [True]
+    assert caplog.text == ""
 
     def fails() -> None:
         raise RuntimeError
 
     monkeypatch.setattr(torch.compiler, "save_cache_artifacts", fails)
     made.save()
+    assert caplog.text.count("what was compiled cannot be kept") == 1
 
 
 def test_what_the_first_batch_of_a_kind_compiled_is_kept() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 
-from hypothesis import given
+import pytest
+from hypothesis import find, given
 from hypothesis import strategies as st
 
 from kubediffusion.worker.engine import BatchKey, GuidanceKind, Plan
@@ -48,6 +49,15 @@ def test_only_what_is_more_urgent_or_much_shorter_interrupts(
     # One by one, at worst.
     assert sum(candidate.plan.calls * count for candidate, count in chosen) <= budget
     assert sum(count for _, count in chosen) <= most
+
+
+@pytest.mark.parametrize("urgent", [True, False], ids=["more urgent", "much shorter"])
+def test_some_interrupt(urgent: bool) -> None:
+    def interrupts(candidates: list[Candidate[int]]) -> bool:
+        chosen = interrupting(candidates, KEYS[0], 1, 100, 100, 8)
+        return any((candidates[portion.key].priority > 1) is urgent for portion in chosen)
+
+    assert find(jobs(), interrupts)
 
 
 @given(st.lists(jobs(), max_size=20), st.integers(0, 2), st.integers(1, 100))

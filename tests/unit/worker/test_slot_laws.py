@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Hashable
+from collections import Counter
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, replace
 
-from hypothesis import given
+from hypothesis import find, given
 from hypothesis import strategies as st
 
 from kubediffusion.worker.engine import Plan
@@ -207,8 +208,11 @@ def test_nobody_waits_for_a_slot_that_is_there_out_of_proportion_to_its_own_leng
             assert steps < PATIENCE * world.could[image] or image in new
 
 
-@given(worlds())
-def test_those_of_one_key_enter_in_order(world: World) -> None:
+Passed = tuple[Candidate[int], Candidate[int]]
+
+
+def entries(world: World) -> Iterator[tuple[list[Candidate[int]], list[Passed]]]:
+    """Yield who enters at each step of a world, and with whom each passes over who is before it in the queue."""
     while world.arrivals or world.waiting or world.seats:
         before = {job.key: job for job in world.waiting.values()} | {
             j.key: j for j in world.arrivals.get(world.now, [])
@@ -216,20 +220,35 @@ def test_those_of_one_key_enter_in_order(world: World) -> None:
         entered = len(world.entered)
         world.step()
         new = [before[job] for _, job, _ in world.entered[entered:]]
+        yield (
+            new,
+            [
+                (job, other)
+                for job in new
+                for other in world.waiting.values()
+                if other.plan.key == job.plan.key and order(other) < order(job)
+            ],
+        )
+
+
+@given(worlds())
+def test_those_of_one_key_enter_in_order(world: World) -> None:
+    for new, passed in entries(world):
         assert new == sorted(new, key=order)
-        passed = [
-            (job, other)
-            for job in new
-            for other in world.waiting.values()
-            if other.plan.key == job.plan.key and order(other) < order(job)
-        ]
         # Only someone who would make others wait may be passed over, by those who do not.
-        assert all(other.plan.calls > job.plan.calls for job, other in passed)
+        for job, other in passed:
+            assert other.plan.calls > job.plan.calls
 
 
-# Somebody more urgent may come at any time.
-@given(worlds(priorities=(0,)))
-def test_the_head_of_another_key_waits_no_longer_than_the_batch_that_ran(world: World) -> None:
+def test_some_worlds_have_somebody_who_is_passed_over() -> None:
+    assert find(worlds(), lambda world: any(passed for _, passed in entries(world)))
+
+
+def heads_of_another_key(world: World) -> Iterator[tuple[int, int, int]]:
+    """Yield the step, a job that is first in the queue while a batch of another key runs, and when its turn is due.
+
+    That is when those who ran would have ended, at the first step at which it was the first.
+    """
     due: dict[int, int] = {}
     while world.arrivals or world.waiting or world.seats:
         world.step()
@@ -237,7 +256,22 @@ def test_the_head_of_another_key_waits_no_longer_than_the_batch_that_ran(world: 
         heads = {job.key for job in queue[:1] if world.seats and job.plan.key != world.key and not job.first}
         longest = max((seat.left for seat in world.seats), default=0)
         due = {job: min(due.get(job, world.now + longest), world.now + longest) for job in heads}
-        assert all(world.now <= when for when in due.values())
+        for job, when in due.items():
+            yield world.now, job, when
+
+
+# Somebody more urgent may come at any time.
+@given(worlds(priorities=(0,)))
+def test_the_head_of_another_key_waits_no_longer_than_the_batch_that_ran(world: World) -> None:
+    for now, _, when in heads_of_another_key(world):
+        assert now <= when
+
+
+def test_some_worlds_have_a_head_of_another_key_that_waits_for_several_steps() -> None:
+    def waits(world: World) -> bool:
+        return max(Counter(job for _, job, _ in heads_of_another_key(world)).values(), default=0) > 3
+
+    assert find(worlds(priorities=(0,)), waits)
 
 
 @given(worlds())

@@ -99,12 +99,19 @@ def test_a_revision_names_content_wherever_it_lies(folder: Path, tmp_path_factor
 
 
 def test_a_large_folder_is_named_by_its_edges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, middle, end = tmp_path / "model.safetensors", 3 * 2**19, 3 * 2**20 - 1
+
+    def revision(changed: int | None = None) -> str:
+        content = bytearray(3 * 2**20)
+        if changed is not None:
+            content[changed] = 1
+        weights.write_bytes(content)
+        return content_revision(tmp_path)
+
+    assert len({revision(), revision(0), revision(middle), revision(end)}) == 4
     monkeypatch.setattr(sources, "WHOLE_HASH_BYTES", 0)
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(b"a" * 3 * 2**20)
-    first = content_revision(tmp_path)
-    weights.write_bytes(b"a" * (3 * 2**20 - 1) + b"b")
-    assert content_revision(tmp_path) != first
+    assert revision(middle) == revision()
+    assert len({revision(), revision(0), revision(end)}) == 3
 
 
 def test_a_volume_lies_where_it_is_mounted(tmp_path: Path) -> None:

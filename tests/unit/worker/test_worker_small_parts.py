@@ -120,17 +120,25 @@ def test_a_worker_s_log_holds_no_secret(tmp_path: Path) -> None:
     assert "hf_secret" not in ended.stdout + ended.stderr + reason.read_text()
 
 
-def test_only_the_pipeline_needs_torch() -> None:
+def test_only_what_computes_and_what_loads_needs_torch() -> None:
     program = """
-import pkgutil, sys
+import importlib, pkgutil, sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {"torch", "diffusers", "transformers", "accelerate"}:
-            raise ImportError(name)
+            raise ImportError("no torch here")
 sys.meta_path.insert(0, Refuse())
 import kubediffusion.worker as worker
-for module in pkgutil.iter_modules(worker.__path__):
-    if module.name != "pipeline":
-        __import__(f"kubediffusion.worker.{module.name}")
+for module in pkgutil.walk_packages(worker.__path__, "kubediffusion.worker."):
+    try:
+        importlib.import_module(module.name)
+    except ImportError as error:
+        assert str(error) == "no torch here", module.name
+        print(module.name.split(".")[2])
+    else:
+        print("without", module.name.split(".")[2])
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], check=True, timeout=60, capture_output=True, text=True)
+    found = set(done.stdout.splitlines())
+    assert {room for room in found if not room.startswith("without")} == {"execution", "families", "loading"}
+    assert {"without main", "without engine", "without runner"} <= found

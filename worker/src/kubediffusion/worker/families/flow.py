@@ -1,4 +1,4 @@
-"""What families of flow matching have in common: their noise schedules."""
+"""What families of flow matching have in common: tokens of a square of latents, and noise schedules."""
 
 from __future__ import annotations
 
@@ -6,6 +6,34 @@ import inspect
 from typing import Any
 
 import numpy as np
+
+from kubediffusion.worker.engine import BatchKey
+from kubediffusion.worker.families.base import ModelFamily
+
+
+class FlowFamily(ModelFamily):
+    """A family whose sigmas fall evenly from 1 to ``1 / steps``, shifted by the image's size: see :class:`ModelFamily`.
+
+    A family overrides :meth:`token_side` and :meth:`shift` where its pipeline differs.
+    """
+
+    def token_side(self) -> int:
+        """Return the side of a token in pixels: two latents by default."""
+        return int(2 * self.pipeline.vae_scale_factor)
+
+    def grid(self, key: BatchKey) -> tuple[int, int]:
+        """Return the height and width of an image in tokens."""
+        side = self.token_side()
+        return key.height // side, key.width // side
+
+    def shift(self, scheduler: Any, key: BatchKey, _steps: int) -> float:
+        """Return the shift of the schedule, ``mu``, where the scheduler shifts by it."""
+        height, width = self.grid(key)
+        return shift_by_size(scheduler, height * width)
+
+    def schedule(self, scheduler: Any, key: BatchKey, steps: int) -> dict[str, Any]:
+        """Return the arguments of ``set_timesteps``: see :meth:`ModelFamily.schedule`."""
+        return flow_schedule(scheduler, steps, mu=self.shift(scheduler, key, steps))
 
 
 def shift_by_size(

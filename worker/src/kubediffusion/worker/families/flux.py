@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
 from kubediffusion.worker.engine import BatchKey, GuidanceKind, ImageRequest
-from kubediffusion.worker.families.base import Conditioning, Defaults, ModelFamily, noise
-from kubediffusion.worker.families.flow import flow_schedule, shift_by_size
+from kubediffusion.worker.families.base import Conditioning, Defaults, noise
+from kubediffusion.worker.families.flow import FlowFamily
 
 TOKENS = 512
 """Tokens of the T5 encoder: the default of the pipeline's call."""
 
 
-class Flux(ModelFamily):
+class Flux(FlowFamily):
     """``FluxPipeline``: see :class:`ModelFamily`."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("FluxPipeline",)
@@ -42,7 +42,7 @@ class Flux(ModelFamily):
 
     def start(self, request: ImageRequest, key: BatchKey) -> torch.Tensor:
         """Make an image's noise, packed: ``[1, tokens, 4 * channels]``."""
-        height, width = self._grid(key)
+        height, width = self.grid(key)
         channels = self.denoiser.config.in_channels // 4
         latents = noise((channels, 2 * height, 2 * width), request.seed, self.denoiser_dtype)
         packed: torch.Tensor = self.pipeline._pack_latents(  # noqa: SLF001 - what the call uses
@@ -50,14 +50,9 @@ class Flux(ModelFamily):
         )
         return packed
 
-    def schedule(self, scheduler: Any, key: BatchKey, steps: int) -> dict[str, Any]:
-        """Return sigmas that fall from 1 to ``1 / steps``, shifted by the image's size."""
-        height, width = self._grid(key)
-        return flow_schedule(scheduler, steps, mu=shift_by_size(scheduler, height * width))
-
     def shared(self, key: BatchKey) -> Conditioning:
         """Return the rotary ids of text and image: ``[tokens, 3]`` each."""
-        height, width = self._grid(key)
+        height, width = self.grid(key)
         dtype = self.pipeline.text_encoder.dtype if self.pipeline.text_encoder is not None else self.denoiser_dtype
         image_ids = self.pipeline._prepare_latent_image_ids(  # noqa: SLF001 - what the call uses
             1, height, width, self.device, self.denoiser_dtype
@@ -92,8 +87,3 @@ class Flux(ModelFamily):
             latents, key.height, key.width, self.pipeline.vae_scale_factor
         )
         return super().vae_input(unpacked, key)
-
-    def _grid(self, key: BatchKey) -> tuple[int, int]:
-        """Return the height and width in tokens, each of two by two latents."""
-        side = 2 * self.pipeline.vae_scale_factor
-        return key.height // side, key.width // side

@@ -9,13 +9,13 @@ from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 
 from kubediffusion.worker.engine import BatchKey, GuidanceKind, ImageRequest
 from kubediffusion.worker.families.base import Conditioning, Defaults, ModelFamily, noise
-from kubediffusion.worker.families.flow import flow_schedule
+from kubediffusion.worker.families.flow import FlowFamily
 
 _TOKENS = 512
 """Tokens of a prompt, padded: the default of the pipeline's call."""
 
 
-class Flux2(ModelFamily):
+class Flux2(FlowFamily):
     """``Flux2Pipeline``: see :class:`ModelFamily`."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("Flux2Pipeline",)
@@ -34,14 +34,14 @@ class Flux2(ModelFamily):
 
     def start(self, request: ImageRequest, key: BatchKey) -> torch.Tensor:
         """Make an image's noise, packed: ``[1, tokens, channels]``."""
-        latents = noise((self.denoiser.config.in_channels, *self._grid(key)), request.seed, self.denoiser_dtype)
+        latents = noise((self.denoiser.config.in_channels, *self.grid(key)), request.seed, self.denoiser_dtype)
         packed: torch.Tensor = self.pipeline._pack_latents(latents)  # noqa: SLF001 - what the call uses
         return packed
 
-    def schedule(self, scheduler: Any, key: BatchKey, steps: int) -> dict[str, Any]:
-        """Return sigmas that fall from 1 to ``1 / steps``, shifted by the image's size and the number of steps."""
-        height, width = self._grid(key)
-        return flow_schedule(scheduler, steps, mu=compute_empirical_mu(image_seq_len=height * width, num_steps=steps))
+    def shift(self, _scheduler: Any, key: BatchKey, steps: int) -> float:
+        """Return the shift for the image's size and the number of steps."""
+        height, width = self.grid(key)
+        return float(compute_empirical_mu(image_seq_len=height * width, num_steps=steps))
 
     def shared(self, key: BatchKey) -> Conditioning:
         """Return the rotary ids of text and image: ``[1, tokens, 4]`` each."""
@@ -80,13 +80,8 @@ class Flux2(ModelFamily):
         return unpatched
 
     def _image_ids(self, key: BatchKey) -> torch.Tensor:
-        ids: torch.Tensor = self.pipeline._prepare_latent_ids(torch.empty(1, 1, *self._grid(key)))  # noqa: SLF001
+        ids: torch.Tensor = self.pipeline._prepare_latent_ids(torch.empty(1, 1, *self.grid(key)))  # noqa: SLF001
         return ids.to(self.device)
-
-    def _grid(self, key: BatchKey) -> tuple[int, int]:
-        """Return the height and width in tokens, each of two by two latents."""
-        side = 2 * self.pipeline.vae_scale_factor
-        return key.height // side, key.width // side
 
 
 class Flux2Klein(Flux2):

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 
 from kubediffusion.worker.engine import BatchKey, ImageRequest
-from kubediffusion.worker.families.base import Conditioning, Defaults, ModelFamily, noise
-from kubediffusion.worker.families.flow import flow_schedule, shift_by_size
+from kubediffusion.worker.families.base import Conditioning, Defaults, noise
+from kubediffusion.worker.families.flow import FlowFamily, shift_by_size
 from kubediffusion.worker.families.qwen_image import scaled_by_channel
 
 _TOKENS = 512
@@ -18,7 +18,7 @@ _DISTILLED_SHIFT = 1.15
 """Shift of a model that is distilled to few steps, at every size: from ``Krea2Pipeline.__call__``."""
 
 
-class Krea2(ModelFamily):
+class Krea2(FlowFamily):
     """``Krea2Pipeline``: see :class:`ModelFamily`."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("Krea2Pipeline",)
@@ -40,7 +40,7 @@ class Krea2(ModelFamily):
     def start(self, request: ImageRequest, key: BatchKey) -> torch.Tensor:
         """Make an image's noise, packed: ``[1, tokens, channels]``."""
         patch = self.pipeline.patch_size
-        height, width = (patch * side for side in self._grid(key))
+        height, width = (patch * side for side in self.grid(key))
         channels = self.denoiser.config.in_channels // patch**2
         latents = noise((channels, height, width), request.seed, self.denoiser_dtype)
         packed: torch.Tensor = self.pipeline._pack_latents(  # noqa: SLF001 - what the call uses
@@ -48,17 +48,25 @@ class Krea2(ModelFamily):
         )
         return packed
 
-    def schedule(self, scheduler: Any, key: BatchKey, steps: int) -> dict[str, Any]:
-        """Return sigmas that fall from 1 to ``1 / steps``, shifted by the size unless the model is distilled."""
-        height, width = self._grid(key)
-        mu = _DISTILLED_SHIFT
-        if not self.pipeline.config.is_distilled:
-            mu = shift_by_size(scheduler, height * width, tokens_range=(256, 6400))
-        return flow_schedule(scheduler, steps, mu=mu)
+    def token_side(self) -> int:
+        """Return the side of a token in pixels."""
+        return int(self.pipeline.vae_scale_factor * self.pipeline.patch_size)
+
+    def grid(self, key: BatchKey) -> tuple[int, int]:
+        """Return the height and width in tokens, rounded up as the pipeline's call rounds them."""
+        side = self.token_side()
+        return -(-key.height // side), -(-key.width // side)
+
+    def shift(self, scheduler: Any, key: BatchKey, _steps: int) -> float:
+        """Return the shift for the image's size, unless the model is distilled."""
+        if self.pipeline.config.is_distilled:
+            return _DISTILLED_SHIFT
+        height, width = self.grid(key)
+        return shift_by_size(scheduler, height * width, tokens_range=(256, 6400))
 
     def shared(self, key: BatchKey) -> Conditioning:
         """Return the rotary ids of text and image: ``[tokens, 3]``."""
-        height, width = self._grid(key)
+        height, width = self.grid(key)
         return {"ids": self.pipeline.prepare_position_ids(self._text_tokens, height, width, self.device)}
 
     def denoise(
@@ -87,12 +95,7 @@ class Krea2(ModelFamily):
 
     def vae_input(self, latents: torch.Tensor, key: BatchKey) -> torch.Tensor:
         """Unpack an image's latents, and scale them by channel: ``[1, channels, 1, height, width]``."""
-        side = self.pipeline.vae_scale_factor * self.pipeline.patch_size
-        height, width = self._grid(key)
+        side = self.token_side()
+        height, width = self.grid(key)
         unpacked = self.pipeline._unpack_latents(latents, height * side, width * side)  # noqa: SLF001 - as above
         return scaled_by_channel(unpacked, self.pipeline.vae)
-
-    def _grid(self, key: BatchKey) -> tuple[int, int]:
-        """Return the height and width in tokens, rounded up as the pipeline's call rounds them."""
-        side = self.pipeline.vae_scale_factor * self.pipeline.patch_size
-        return -(-key.height // side), -(-key.width // side)

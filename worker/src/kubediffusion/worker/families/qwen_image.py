@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import torch
 
 from kubediffusion.worker.engine import BatchKey, GuidanceKind, ImageRequest
-from kubediffusion.worker.families.base import Conditioning, Defaults, ModelFamily, noise
-from kubediffusion.worker.families.flow import flow_schedule, shift_by_size
+from kubediffusion.worker.families.base import Conditioning, Defaults, noise
+from kubediffusion.worker.families.flow import FlowFamily
 from kubediffusion.worker.families.text import TokenCounts, bucket, padded, present
 
 _TOKENS = 512
@@ -23,7 +23,7 @@ _BUCKET = 64
 """Tokens by which prompts that share a batch may differ at most."""
 
 
-class QwenImage(ModelFamily):
+class QwenImage(FlowFamily):
     """``QwenImagePipeline``: see :class:`ModelFamily`."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("QwenImagePipeline",)
@@ -66,18 +66,13 @@ class QwenImage(ModelFamily):
 
     def start(self, request: ImageRequest, key: BatchKey) -> torch.Tensor:
         """Make an image's noise, packed: ``[1, tokens, 4 * channels]``."""
-        height, width = self._grid(key)
+        height, width = self.grid(key)
         channels = self.denoiser.config.in_channels // 4
         latents = noise((1, channels, 2 * height, 2 * width), request.seed, self.denoiser_dtype)
         packed: torch.Tensor = self.pipeline._pack_latents(  # noqa: SLF001 - what the call uses
             latents, 1, channels, 2 * height, 2 * width
         )
         return packed
-
-    def schedule(self, scheduler: Any, key: BatchKey, steps: int) -> dict[str, Any]:
-        """Return sigmas that fall from 1 to ``1 / steps``, shifted by the image's size."""
-        height, width = self._grid(key)
-        return flow_schedule(scheduler, steps, mu=shift_by_size(scheduler, height * width))
 
     def denoise(
         self,
@@ -89,7 +84,7 @@ class QwenImage(ModelFamily):
         key: BatchKey,
     ) -> torch.Tensor:
         """Call the transformer's modules: see :meth:`ModelFamily.denoise`."""
-        model, (height, width) = self.denoiser, self._grid(key)
+        model, (height, width) = self.denoiser, self.grid(key)
         image = model.img_in(latents)
         text = model.txt_in(model.txt_norm(told["prompts"]))
         time = model.time_text_embed(timesteps.to(latents.dtype) / 1000, image, None)
@@ -117,11 +112,6 @@ class QwenImage(ModelFamily):
             latents, key.height, key.width, self.pipeline.vae_scale_factor
         )
         return scaled_by_channel(unpacked, self.pipeline.vae)
-
-    def _grid(self, key: BatchKey) -> tuple[int, int]:
-        """Return the height and width in tokens, each of two by two latents."""
-        side = 2 * self.pipeline.vae_scale_factor
-        return key.height // side, key.width // side
 
 
 def scaled_by_channel(latents: torch.Tensor, vae: Any) -> torch.Tensor:

@@ -7,20 +7,24 @@ from typing import Any, ClassVar
 import torch
 
 from kubediffusion.worker.engine import BatchKey, ImageRequest
-from kubediffusion.worker.families.base import Conditioning, Defaults, ModelFamily, noise
-from kubediffusion.worker.families.flow import shift_by_size
+from kubediffusion.worker.families.base import Conditioning, Defaults, noise
+from kubediffusion.worker.families.flow import FlowFamily, shift_by_size
 
 
-class StableDiffusion3(ModelFamily):
+class StableDiffusion3(FlowFamily):
     """``StableDiffusion3Pipeline``: see :class:`ModelFamily`."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusion3Pipeline",)
     defaults: ClassVar[Defaults] = Defaults(28, 7.0)
     from_start: ClassVar[bool] = False
 
-    def size_multiple(self) -> int:
+    def token_side(self) -> int:
         """Return the side of a token in pixels."""
         return int(self.pipeline.vae_scale_factor * self.pipeline.patch_size)
+
+    def size_multiple(self) -> int:
+        """Return the side of a token in pixels."""
+        return self.token_side()
 
     def encode(self, request: ImageRequest, key: BatchKey) -> Conditioning:
         """Encode an image's prompts, ``[rows, tokens, channels]``, and pooled: ``[rows, channels]``."""
@@ -46,9 +50,8 @@ class StableDiffusion3(ModelFamily):
         """Return the steps, and the shift for the image's size where the scheduler shifts by it."""
         arguments: dict[str, Any] = {"num_inference_steps": steps}
         if scheduler.config.get("use_dynamic_shifting", None):
-            side = self.size_multiple()
-            tokens = (key.height // side) * (key.width // side)
-            arguments["mu"] = shift_by_size(scheduler, tokens, shift_range=(0.5, 1.16))
+            height, width = self.grid(key)
+            arguments["mu"] = shift_by_size(scheduler, height * width, shift_range=(0.5, 1.16))
         return arguments
 
     def denoise(

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import torch
 
 from kubediffusion.worker.engine import BatchKey, GuidanceKind, ImageRequest
-from kubediffusion.worker.families.base import Conditioning, Defaults, ModelFamily, noise
-from kubediffusion.worker.families.flow import flow_schedule, shift_by_size
+from kubediffusion.worker.families.base import Conditioning, Defaults, noise
+from kubediffusion.worker.families.flow import FlowFamily
 from kubediffusion.worker.families.text import TokenCounts, bucket, padded
 
 _TOKENS = 512
@@ -27,7 +27,7 @@ _PATCH = 2
 """Latents of a token's side, by default of the transformer's call."""
 
 
-class ZImage(ModelFamily):
+class ZImage(FlowFamily):
     """``ZImagePipeline``: see :class:`ModelFamily`."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("ZImagePipeline",)
@@ -57,7 +57,7 @@ class ZImage(ModelFamily):
 
     def size_multiple(self) -> int:
         """Return the side of a token in pixels."""
-        return int(_PATCH * self.pipeline.vae_scale_factor)
+        return self.token_side()
 
     def text_length(self, request: ImageRequest, guidance: GuidanceKind) -> int:
         """Return how many tokens the batch holds for a caption: those of the longer, padded as the transformer does."""
@@ -82,13 +82,8 @@ class ZImage(ModelFamily):
 
     def start(self, request: ImageRequest, key: BatchKey) -> torch.Tensor:
         """Make an image's noise: ``[1, channels, height / scale, width / scale]``, float32 whatever the model's."""
-        height, width = self._grid(key)
+        height, width = self.grid(key)
         return noise((self.denoiser.in_channels, _PATCH * height, _PATCH * width), request.seed, torch.float32)
-
-    def schedule(self, scheduler: Any, key: BatchKey, steps: int) -> dict[str, Any]:
-        """Return sigmas that fall from 1 to ``1 / steps``, shifted by the size where the scheduler does that."""
-        height, width = self._grid(key)
-        return flow_schedule(scheduler, steps, mu=shift_by_size(scheduler, height * width))
 
     def denoise(
         self,
@@ -100,7 +95,7 @@ class ZImage(ModelFamily):
         key: BatchKey,
     ) -> torch.Tensor:
         """Call the transformer's modules: see :meth:`ModelFamily.denoise`."""
-        model, (height, width) = self.denoiser, self._grid(key)
+        model, (height, width) = self.denoiser, self.grid(key)
         patches = f"{_PATCH}-1"
         time = model.t_embedder((1000 - timesteps) / 1000 * model.t_scale).type_as(latents)
         # A slot that is empty has no tokens, and attention to nothing is no number.
@@ -145,11 +140,6 @@ class ZImage(ModelFamily):
         first = (lengths + 1)[:, None, None].expand(-1, len(grid), 1)
         ids = torch.cat([first, grid.expand(len(lengths), -1, -1)], dim=-1)
         return torch.cat([ids, ids.new_zeros(len(lengths), padding, 3)], dim=1)
-
-    def _grid(self, key: BatchKey) -> tuple[int, int]:
-        """Return the height and width in tokens."""
-        side = self.size_multiple()
-        return key.height // side, key.width // side
 
 
 def _rope(model: Any, ids: torch.Tensor) -> torch.Tensor:

@@ -267,7 +267,7 @@ class StaticBatches:
 
     def run(self, tasks: tuple[ImageRequest, ...], monitor: Monitor) -> None:
         """Make one batch, all of it at once."""
-        preparation: Any = getattr(self._engine, "_preparation", None)
+        preparation: Any = getattr(self._engine, "preparation", None)
         if preparation is None:
             self._engine.run(tasks, _Closed(monitor))
             return

@@ -103,29 +103,29 @@ class Measurements:
         if not CUDA:
             return found
         return found | {
-            "compiled": self._machine().steps._compiled,
+            "compiled": self._machine().steps.captured,
             "reserved GB": round(torch.cuda.memory_reserved() / 1e9, 2),
             "peak reserved GB": round(torch.cuda.max_memory_reserved() / 1e9, 2),
             "peak allocated GB": round(torch.cuda.max_memory_allocated() / 1e9, 2),
         }
 
     def _machine(self) -> Any:
-        return self.engine._preparation.machine
+        return self.engine.preparation.machine
 
     def replays(self) -> Found:
         """Time the graphs alone: what no engine around them can beat."""
         if not CUDA:
             return {}
         graphs = {f"step {size}": graph for size, graph in self._machine().steps._graphs.items()}
-        graphs |= {"decode": next(iter(self.engine._decoder._graphed._graphs.values())).graph}
-        encoding = getattr(self.engine._family, "_encoding", None)
+        graphs |= {"decode": next(iter(self.engine.decoder._graphed._graphs.values())).graph}
+        encoding = getattr(self.engine.family, "_encoding", None)
         if encoding is not None:
             graphs |= {"encode": next(iter(encoding._graphed._graphs.values())).graph}
         return {name: _milliseconds(graph.replay) for name, graph in graphs.items()}
 
     def raw(self, size: int) -> Found:
         """Measure the raw loop and the engine by turns, at one batch size."""
-        loop = Raw(self.engine._pipeline, size, compiled=self.compiled) if CUDA else None
+        loop = Raw(self.engine.pipeline, size, compiled=self.compiled) if CUDA else None
         sizes = self._machine().sizes if CUDA else ()
         if CUDA:
             # As a worker whose model says maxBatchSize: SIZE.
@@ -152,7 +152,7 @@ class Measurements:
 
     def eager(self) -> Found:
         """Measure diffusers' own call, on the modules that the engine prepared."""
-        static = self.engine._static
+        static = self.engine.whole_calls
         found = {}
         for size in self.sizes:
             make(static, tasks(size, (2,)), size)
@@ -179,7 +179,7 @@ class Measurements:
         """Compare pictures: with diffusers' call, and a deterministic one with itself."""
         images = tasks(self.limit)
         batch = make(self.engine, images, self.limit).outcomes
-        calls = {task.id.index: make(self.engine._static, [task], 1).outcomes for task in images[:2]}
+        calls = {task.id.index: make(self.engine.whole_calls, [task], 1).outcomes for task in images[:2]}
         image = tasks(1, deterministic=True)
         first = make(self.engine, image, 1).outcomes[0]
         make(self.engine, tasks(self.limit, (4,)), self.limit)
@@ -316,13 +316,13 @@ class Measurements:
     def second(self) -> None:
         """Be the second worker of :meth:`pair`: prepare, wait to be told, work, and return how fast it went."""
         with torch.inference_mode():
-            while self.engine._preparation.capture():
+            while self.engine.preparation.capture():
                 pass
-            steps, decoder = self._machine().steps, self.engine._decoder
+            steps, decoder = self._machine().steps, self.engine.decoder
             while not (steps.prepare(self.limit) and decoder.prepare()):
                 free = threading.Event()
-                if self.engine._compiler is not None:
-                    self.engine._compiler.when_free(free.set)
+                if self.engine.compiler is not None:
+                    self.engine.compiler.when_free(free.set)
                     free.wait()
             make(self.engine, tasks(self.limit), self.limit)
         sys.stdout.write("ready\n")

@@ -246,7 +246,7 @@ def rest(engine: Any, seconds: float = 600.0) -> bool:
     """Let an engine prepare all that it wants, and return whether it came to the end in that time."""
     ends, woken = time.monotonic() + seconds, threading.Event()
     while time.monotonic() < ends:
-        busy = engine._compiler is not None and engine._compiler.busy
+        busy = engine.compiler is not None and engine.compiler.busy
         if engine.rest(woken.set):
             continue
         if not busy:

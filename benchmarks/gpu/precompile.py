@@ -35,13 +35,13 @@ def main() -> None:
         _compile(engine, size)
     else:
         with torch.inference_mode():
-            Raw(engine._pipeline, size, captured=False)
+            Raw(engine.pipeline, size, captured=False)
     sys.stdout.write(f"precompile: {size} of the {kind} after {time.perf_counter() - began:.0f} s\n")
 
 
 def _compile(engine: Any, size: int) -> None:
     """Have an engine's compiler compile a step of that size, with the smallest the decoder, and nothing else."""
-    machine, compiler = engine._preparation.machine, engine._compiler
+    machine, compiler = engine.preparation.machine, engine.compiler
     work = machine.batch.input_batch(size, FULL)
     compiler.begin()
     compiler.ready(machine.batch, size, work.function, work.copies)
@@ -50,7 +50,7 @@ def _compile(engine: Any, size: int) -> None:
         raise RuntimeError(f"a batch of {size} cannot be compiled; the log says why")
     if size == 1:
         with torch.inference_mode():
-            engine._decoder.prepare()
+            engine.decoder.prepare()
         _wait(compiler)
     # What keeps it waits in the compiler's thread.
     compiler._thread.shutdown(wait=True)

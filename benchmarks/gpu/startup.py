@@ -95,7 +95,7 @@ def main() -> None:
             models.rest(engine, _PAUSE)
             began = time.perf_counter()
             watch = png()
-            decoders = serving._decoder._graphed._graphs.values()
+            decoders = serving.decoder._graphed._graphs.values()
             if all(load.compiled for load in watch.loads) and all(graph.compiled for graph in decoders):
                 break
         FOUND["seconds of that image"] = round(time.perf_counter() - began, 3)

@@ -72,9 +72,7 @@ def from_functions(cache: CompiledCodeCache) -> Callable[[torch.Tensor], Functio
     def compile_one(numbers: torch.Tensor) -> Function:
         arguments = partial(tuple[torch.Tensor], (numbers,))
         assert compiler.ready(owner, len(numbers), function, arguments) is None
-        # One thread does one thing after the other: first the compiler's, then what keeps its work.
-        for _ in range(2):
-            compiler._thread.submit(int).result()
+        compiler.wait()
         compiled = compiler.ready(owner, len(numbers), function, arguments)
         assert compiled is not None
         return compiled

@@ -75,7 +75,7 @@ def test_scenes_that_are_no_squares_are_composed(width: int, height: int) -> Non
 
 def test_latents_are_packed_as_the_pipeline_packs_them() -> None:
     latents = torch.randn(2, 16, 4, 6)
-    assert torch.equal(packed(latents), FluxPipeline._pack_latents(latents, 2, 16, 4, 6))
+    assert torch.equal(packed(latents), FluxPipeline._pack_latents(latents, 2, 16, 4, 6))  # noqa: SLF001
 
 
 def test_the_forward_pass_is_the_transformers_own(config: settings.Settings, tokenizer: Tokenizer) -> None:
@@ -88,7 +88,7 @@ def test_the_forward_pass_is_the_transformers_own(config: settings.Settings, tok
     with torch.no_grad():
         words = model.words(ids, 32)
         ours = model(x, t, g, words, (2, 3))
-        grid = FluxPipeline._prepare_latent_image_ids(1, 2, 3, torch.device("cpu"), torch.float32)
+        grid = FluxPipeline._prepare_latent_image_ids(1, 2, 3, torch.device("cpu"), torch.float32)  # noqa: SLF001
         theirs = model.transformer(
             hidden_states=x,
             timestep=t,

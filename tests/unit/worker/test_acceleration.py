@@ -78,7 +78,7 @@ def picture(engine: Any, wanted: ImageRequest) -> ImageOutput:
 def calls_of(engine: ContinuousEngine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Have the UNet's parts tell when they are computed: ``out2`` is the last layer, of two rows."""
     seen: list[str] = []
-    unet = engine._pipeline.unet
+    unet = engine.pipeline.unet
     for name, module in (("deep", unet.mid_block), ("out", unet.conv_out)):
         forward = module.forward
 
@@ -110,7 +110,7 @@ def test_the_interval_is_that_of_diffusers_guiders(start: float, stop: float) ->
     guider = ClassifierFreeGuidance(start=start, stop=stop)
     for call, mode in enumerate(forward_modes(asked((start, stop)), 20, guided=True)):
         guider.set_state(step=call, num_inference_steps=20, timestep=torch.ones(1))
-        assert mode.prompt_only != guider._is_cfg_enabled()
+        assert mode.prompt_only != guider._is_cfg_enabled()  # noqa: SLF001 - has no public name
 
 
 @given(st.integers(1, 60), st.integers(2, 20), st.floats(0, 1), st.floats(0, 1), st.booleans())
@@ -252,7 +252,7 @@ def test_what_is_not_accelerated_is_computed_as_ever_beside_the_same_tensors(
     engine = load(folders("stable_diffusion"))
     before = picture(engine, task(acceleration=None))
     picture(engine, task())
-    assert len(engine._machines) == 1
+    assert len(engine.machines) == 1
     seen = calls_of(engine, monkeypatch)
     assert picture(engine, task(acceleration=None)) == before
     assert seen == ["deep2", "out2"] * 8
@@ -293,7 +293,7 @@ def test_a_batch_that_does_not_fit_is_split_and_goes_on_where_it_was(
     engine = load(folders("stable_diffusion"))
     tasks = [task(index) for index in range(4)]
     whole = run(engine, *tasks).outcomes
-    output = engine._pipeline.unet.conv_out
+    output = engine.pipeline.unet.conv_out
     forward, failed = output.forward, []
 
     def short_of_memory(hidden: Any) -> Any:
@@ -343,9 +343,9 @@ def test_only_the_culprit_of_a_step_that_raises_fails_and_nobody_runs_unaccelera
     engine = load(folders("stable_diffusion"))
     tasks = [task(index) for index in range(3)]
     expected = run(engine, *tasks).outcomes
-    decided = engine._pipeline.unet.conv_in
+    decided = engine.pipeline.unet.conv_in
     forward = decided.forward
-    side = engine._pipeline.unet.config.sample_size
+    side = engine.pipeline.unet.config.sample_size
     # Before its first step an image is known by its noise, which only its scheduler has scaled.
     noise = torch.randn((1, 4, side, side), generator=torch.Generator().manual_seed(1)).flatten()
 
@@ -366,14 +366,14 @@ def test_pixels_that_are_not_numbers_fail_their_accelerated_image_alone(
     folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = load(folders("stable_diffusion"))
-    decode, calls = engine._pipeline.vae.decode, []
+    decode, calls = engine.pipeline.vae.decode, []
 
     def first_broken(latents: Any, **more: Any) -> Any:
         (image,) = decode(latents, **more)
         calls.append(1)
         return (image * float("nan") if len(calls) == 1 else image,)
 
-    monkeypatch.setattr(engine._pipeline.vae, "decode", first_broken)
+    monkeypatch.setattr(engine.pipeline.vae, "decode", first_broken)
     outcomes = run(engine, task(0), task(1)).outcomes
     assert outcomes[0].code == "InvalidImage"
     assert isinstance(outcomes[1], ImageOutput)
@@ -412,6 +412,6 @@ def test_a_job_hands_its_acceleration_to_the_engine() -> None:
 
 
 def test_whole_is_what_every_ordinary_step_computes(tiny: ContinuousEngine) -> None:
-    machine = tiny._machine(tiny.plan(task(acceleration=None)).key)
-    assert machine.steps._mode == FULL
+    machine = tiny.machines.of(tiny.plan(task(acceleration=None)).key)
+    assert machine.steps.mode == FULL
     assert np.isfinite(machine.batch.input_batch(1).arguments[1].numpy()).all()

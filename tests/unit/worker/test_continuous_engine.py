@@ -75,7 +75,7 @@ def pictures(engine: Any, *requests: ImageRequest, **recorder: Any) -> dict[int,
 
 def by_diffusers(engine: ContinuousEngine, request: ImageRequest) -> ImageOutput:
     """The same image by the pipeline's own call."""
-    return pictures(engine._static, request)[request.id.index]
+    return pictures(engine.whole_calls, request)[request.id.index]
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -179,8 +179,8 @@ def test_an_image_that_joins_enters_at_the_next_step_and_others_do_not_notice(ti
 
 
 def test_images_move_when_a_prepared_size_is_left_and_nobody_notices(folders: Callable[[str], Path]) -> None:
-    made = load(folders("stable_diffusion"))
-    made._sizes = sizes_up_to(4, prepared=True)
+    loaded = load(folders("stable_diffusion"))
+    made = ContinuousEngine(loaded.pipeline, loaded.info, loaded.family, 4, sizes=sizes_up_to(4, prepared=True))
     requests = [image_request(index, "x", steps=steps, scheduler=EULER) for index, steps in enumerate((3, 5, 7, 9))]
     seen = run(made, requests[0], joining={1: tuple(requests[1:])})
     # Who stays longest entered the last slot, and moves to the first.
@@ -198,21 +198,21 @@ def test_an_image_leaves_when_it_is_done_and_makes_room_before(tiny: ContinuousE
     assert seen.offers == [(0, 5), (3, 1), (4, 0), (4, 0), (4, 0), (4, 0)]
 
 
-def test_who_comes_next_is_made_ready_while_the_last_steps_run(tiny: ContinuousEngine) -> None:
+def test_who_comes_next_is_made_ready_while_the_last_steps_run(
+    tiny: ContinuousEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     requests = [image_request(index, steps=4, scheduler=EULER) for index in range(4)]
     later = tuple(image_request(4 + index, "later", steps=4, scheduler=EULER) for index in range(3))
     ready: list[int] = []
-    prepare = tiny._prepare
+    start = tiny.family.start
 
-    def noted(request: ImageRequest, key: BatchKey) -> Any:
-        ready.append(request.id.index)
-        return prepare(request, key)
+    def noted(request: ImageRequest, key: BatchKey) -> torch.Tensor:
+        if request.id.uid:
+            ready.append(request.id.index)
+        return start(request, key)
 
-    tiny._prepare = noted  # type: ignore[method-assign]
-    try:
-        seen = run(tiny, *requests, joining={2: later})
-    finally:
-        del tiny._prepare
+    monkeypatch.setattr(tiny.family, "start", noted)
+    seen = run(tiny, *requests, joining={2: later})
     assert ready == list(range(7))
     # All of the second batch begin when the first has gone.
     assert [load.images for load in seen.loads] == [4, 4, 4, 4, 3, 3, 3, 3]
@@ -222,7 +222,7 @@ def test_who_comes_next_is_made_ready_while_the_last_steps_run(tiny: ContinuousE
 def test_an_engine_that_knows_its_steps_waits_for_a_full_batch_of_the_next_size(tiny: ContinuousEngine) -> None:
     key: Any = tiny.plan(image_request(0)).key
     with torch.inference_mode():
-        machine = tiny._machine(key)
+        machine = tiny.machines.of(key)
     times = machine.times
     machine.times = StepTimes()
     waiting = tuple(image_request(index, steps=6, scheduler=EULER) for index in range(3))
@@ -280,14 +280,14 @@ def test_what_interrupts_and_fails_leaves_the_batch_as_it_is(
     made = load(folders("stable_diffusion"))
     request, urgent = image_request(0, steps=6), image_request(1, steps=3, width=96)
     undisturbed = pictures(made, request)[0]
-    machine = made._machine
+    machine = made.machines.of
 
     def refused(key: BatchKey) -> Any:
         if key.width == 96:
             raise torch.OutOfMemoryError("too much")
         return machine(key)
 
-    monkeypatch.setattr(made, "_machine", refused)
+    monkeypatch.setattr(made.machines, "of", refused)
     seen = run(made, request, urgent={2: (urgent,)})
     assert seen.outcomes[0] == undisturbed
     assert seen.outcomes[1].code == "OutOfMemory"
@@ -316,7 +316,7 @@ class Broken(Exception):  # noqa: N818 - a stand-in
 
 def out_of_memory_above(engine: ContinuousEngine, monkeypatch: pytest.MonkeyPatch, images: int) -> None:
     """Have the denoiser run out of memory when a batch has more images."""
-    unet = engine._pipeline.unet
+    unet = engine.pipeline.unet
     forward = unet.forward
 
     def limited(sample: Any, *args: Any, **more: Any) -> Any:
@@ -349,7 +349,7 @@ def test_an_image_that_cannot_be_decoded_beside_others_is_decoded_when_there_are
     made = load(folders("stable_diffusion"))
     requests = [image_request(index, steps=2 + index, scheduler=EULER) for index in range(4)]
     whole = pictures(made, *requests)
-    decode = made._pipeline.vae.decode
+    decode = made.pipeline.vae.decode
     refused: list[int] = []
 
     def short_of_memory(latents: Any, **more: Any) -> Any:
@@ -358,7 +358,7 @@ def test_an_image_that_cannot_be_decoded_beside_others_is_decoded_when_there_are
             raise torch.OutOfMemoryError("too much")
         return decode(latents, **more)
 
-    monkeypatch.setattr(made._pipeline.vae, "decode", short_of_memory)
+    monkeypatch.setattr(made.pipeline.vae, "decode", short_of_memory)
     seen = run(made, *requests)
     assert [load.limit for load in seen.loads[:3]] == [4, 4, 2]
     for request in requests:
@@ -378,14 +378,14 @@ def test_a_prompt_that_makes_the_encoder_raise_fails_alone(
     folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = load(folders("stable_diffusion"))
-    encode = made._family.encode
+    encode = made.family.encode
 
     def picky(request: ImageRequest, key: Any) -> Any:
         if request.prompt == "q":
             raise Broken("no q please")
         return encode(request, key)
 
-    monkeypatch.setattr(made._family, "encode", picky)
+    monkeypatch.setattr(made.family, "encode", picky)
     outcomes = run(made, image_request(0), image_request(1, "q"), image_request(2)).outcomes
     assert outcomes[1] == JobFailure("PipelineFailed", "Broken: no q please")
     assert isinstance(outcomes[0], ImageOutput)
@@ -396,14 +396,14 @@ def test_a_step_that_raises_is_tried_again_for_each_alone(
     folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = load(folders("stable_diffusion"))
-    forward = made._pipeline.unet.forward
+    forward = made.pipeline.unet.forward
 
     def dislikes_company(sample: Any, *args: Any, **more: Any) -> Any:
         if len(sample) > 2:
             raise Broken("not together")
         return forward(sample, *args, **more)
 
-    monkeypatch.setattr(made._pipeline.unet, "forward", dislikes_company)
+    monkeypatch.setattr(made.pipeline.unet, "forward", dislikes_company)
     made_alone = pictures(made, image_request(0), image_request(1))
     assert {picture.engine for picture in made_alone.values()} == {"diffusers"}
 
@@ -414,7 +414,7 @@ def test_a_deterministic_image_whose_step_raised_once_is_run_again_in_the_same_w
     made = load(folders("stable_diffusion"))
     request = image_request(0, deterministic=True)
     expected = pictures(made, request)[0]
-    forward, broken = made._pipeline.unet.forward, []
+    forward, broken = made.pipeline.unet.forward, []
 
     def stumbles_once(*args: Any, **more: Any) -> Any:
         if not broken:
@@ -422,7 +422,7 @@ def test_a_deterministic_image_whose_step_raised_once_is_run_again_in_the_same_w
             raise Broken("once")
         return forward(*args, **more)
 
-    monkeypatch.setattr(made._pipeline.unet, "forward", stumbles_once)
+    monkeypatch.setattr(made.pipeline.unet, "forward", stumbles_once)
     again = pictures(made, request)[0]
     assert broken
     assert (again.rgb, again.engine) == (expected.rgb, expected.engine)
@@ -432,7 +432,7 @@ def test_pixels_that_are_not_numbers_fail_their_image_alone(
     folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = load(folders("stable_diffusion"))
-    decode = made._pipeline.vae.decode
+    decode = made.pipeline.vae.decode
     calls: list[int] = []
 
     def first_broken(latents: Any, **more: Any) -> Any:
@@ -440,7 +440,7 @@ def test_pixels_that_are_not_numbers_fail_their_image_alone(
         calls.append(1)
         return (image * float("nan") if len(calls) == 1 else image,)
 
-    monkeypatch.setattr(made._pipeline.vae, "decode", first_broken)
+    monkeypatch.setattr(made.pipeline.vae, "decode", first_broken)
     outcomes = run(made, image_request(0), image_request(1)).outcomes
     assert outcomes[0].code == "InvalidImage"
     assert isinstance(outcomes[1], ImageOutput)
@@ -448,9 +448,9 @@ def test_pixels_that_are_not_numbers_fail_their_image_alone(
 
 def test_a_slot_recovers_from_an_image_that_is_not_numbers(tiny: ContinuousEngine) -> None:
     before = pictures(tiny, image_request(0))[0]
-    machine = tiny._machine(tiny.plan(image_request()).key)
+    machine = tiny.machines.of(tiny.plan(image_request()).key)
     with torch.inference_mode():
-        machine.batch._history.fill_(float("nan"))
+        machine.batch.fill(float("nan"))
     assert pictures(tiny, image_request(0))[0] == before
 
 
@@ -458,7 +458,7 @@ def test_float16_that_overflows_in_the_vae_is_decoded_in_float32(
     folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = load(folders("stable_diffusion"), torchDtype="float16")
-    vae = made._pipeline.vae
+    vae = made.pipeline.vae
     latents = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
     decode = vae.decode
     key = made.plan(image_request()).key
@@ -468,14 +468,14 @@ def test_float16_that_overflows_in_the_vae_is_decoded_in_float32(
         return (decode(latents, **more)[0] + float("inf"),)
 
     with torch.inference_mode():
-        usual, _ = made._decoder.finish(made._decoder.begin(latents, key))
+        usual, _ = made.decoder.finish(made.decoder.begin(latents, key))
         monkeypatch.setattr(vae, "decode", overflows)
-        decoding = made._decoder.begin(latents, key)
+        decoding = made.decoder.begin(latents, key)
         assert not decoding.finite
         monkeypatch.undo()
-        pixels, _ = made._decoder.finish(decoding)
+        pixels, _ = made.decoder.finish(decoding)
         assert np.abs(pixels.astype(int) - usual.astype(int)).max() <= 2
-        assert made._decoder.finish(made._decoder.begin(latents * float("nan"), key)) == (None, False)
+        assert made.decoder.finish(made.decoder.begin(latents * float("nan"), key)) == (None, False)
 
 
 def test_a_lost_device_ends_the_engine(folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -484,7 +484,7 @@ def test_a_lost_device_ends_the_engine(folders: Callable[[str], Path], monkeypat
     def illegal(*_: Any, **__: Any) -> Any:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(made._pipeline.unet, "forward", illegal)
+    monkeypatch.setattr(made.pipeline.unet, "forward", illegal)
     monkeypatch.setattr("kubediffusion.worker.execution.local_executor.check_device", lambda _, error: lost(error))
     with pytest.raises(EngineLostError):
         run(made, image_request())
@@ -497,7 +497,7 @@ def lost(error: Exception) -> None:
 def test_a_flagged_image_is_blank_and_marked(tmp_path: Path) -> None:
     folder = testing.save_stable_diffusion(tmp_path / "safe", safety_checker=True)
     made = load(folder, safetyChecker=True)
-    checker = made._pipeline.safety_checker.requires_grad_(False)
+    checker = made.pipeline.safety_checker.requires_grad_(False)
     # Every picture is closer to the forbidden concepts than this.
     checker.concept_embeds_weights.fill_(-2.0)
     flagged = pictures(made, image_request())[0]

@@ -22,9 +22,8 @@ from diffusers import UNet2DConditionModel
 from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.resources.generation_job import Acceleration, FeatureCaching, GuidanceInterval
 from kubediffusion.worker.engine import ImageOutput
-from kubediffusion.worker.engine.arrangement import sizes_up_to
 from kubediffusion.worker.engine.forward_mode import Features, ForwardMode
-from kubediffusion.worker.execution import attention, continuous, graphs, stepping
+from kubediffusion.worker.execution import attention, graphs, stepping
 from kubediffusion.worker.execution.attention import FusedAttention
 from kubediffusion.worker.execution.build import load_engine
 from kubediffusion.worker.execution.compile.compiler import Compiler
@@ -85,7 +84,7 @@ def doubled(factor: float, given: torch.Tensor) -> torch.Tensor:
 
 
 def untraceable(factor: float, given: torch.Tensor) -> torch.Tensor:
-    torch._dynamo.graph_break()
+    torch._dynamo.graph_break()  # noqa: SLF001 - has no public name
     return given * factor
 
 
@@ -102,7 +101,7 @@ def test_a_function_runs_from_its_graph_then_from_the_compiled_one(captures: Cap
     assert function(torch.ones(3)).tolist() == [2, 2, 2]
     wait_for(lambda: not made.busy)
     assert function(torch.full((3,), 4.0)).tolist() == [8, 8, 8]
-    assert [graph.compiled for graph in function._graphs.values()] == [True]
+    assert list(function.captured.values()) == [True]
     assert captures.count == 2
     function(torch.ones(3))
     assert captures.count == 2
@@ -140,7 +139,7 @@ def test_the_graphs_of_the_latest_shapes_are_kept(captures: Captures) -> None:
     function = GraphedFunction(doubled, 2.0, kept=2)
     for size in (1, 2, 1, 3):
         function(torch.ones(size))
-    assert list(function._graphs) == [(1,), (3,)]
+    assert list(function.captured) == [(1,), (3,)]
     assert function.evict()
     assert not function.evict()
 
@@ -221,30 +220,27 @@ def test_a_compiler_keeps_nobody_alive_and_lets_other_threads_run() -> None:
     assert seen[0] < 0.005 == sys.getswitchinterval()
 
 
-def on_graphs(folder: Path, monkeypatch: pytest.MonkeyPatch, compiles: Compiler | None) -> ContinuousEngine:
+def on_graphs(folder: Path, compiles: Compiler | None) -> ContinuousEngine:
     """An engine that goes the ways of a GPU, as far as the CPU can."""
-    made = load_engine(settings(folder, workers={"maxBatchSize": 4}))
-    assert isinstance(made, ContinuousEngine)
-    monkeypatch.setattr(continuous, "to_device", lambda tensor, _: tensor)
-    made._device, made._compiler = GPU, compiles
-    made._sizes = sizes_up_to(4, prepared=True)
-    return made
+    loaded = load_engine(settings(folder))
+    assert isinstance(loaded, ContinuousEngine)
+    return ContinuousEngine(loaded.pipeline, loaded.info, loaded.family, 4, compiles, graphs=True)
 
 
 def test_an_engine_on_graphs_makes_the_same_pictures_plain_and_compiled(
     folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = Compiler(None, backend="eager")
-    engine = on_graphs(folders("stable_diffusion"), monkeypatch, made)
+    engine = on_graphs(folders("stable_diffusion"), made)
     told: list[tuple[EngineReason, str]] = []
     engine.warm_up(lambda *stage: told.append(stage))
     assert told == [(EngineReason.WARMING_UP, "the weights are on the device; the first image is made")]
-    (machine,) = engine._machines.values()
-    assert list(machine.steps._graphs) == [1]
+    (machine,) = engine.machines
+    assert list(machine.steps.captured) == [1]
     tasks = [image_request(index, "a cat", steps=4 + index, scheduler="EulerDiscreteScheduler") for index in range(3)]
     expected = Recorder()
     for task in tasks:
-        engine._static.run((task,), expected)
+        engine.whole_calls.run((task,), expected)
     seen = Recorder()
     deadline = time.monotonic() + 60
     while not (seen.loads and all(load.compiled for load in seen.loads)):
@@ -262,7 +258,7 @@ def rested(engine: ContinuousEngine) -> None:
     """Let an engine rest until it has nothing left to do."""
     woken = threading.Event()
     while True:
-        busy = engine._compiler is not None and engine._compiler.busy
+        busy = engine.compiler is not None and engine.compiler.busy
         if engine.rest(woken.set):
             continue
         if not busy:
@@ -276,16 +272,15 @@ def test_an_idle_engine_captures_every_size_and_then_has_each_compiled(
 ) -> None:
     told: list[tuple[EngineReason, str]] = []
     made = Compiler(None, backend="eager", progress=lambda *stage: told.append(stage))
-    engine = on_graphs(folders("stable_diffusion"), monkeypatch, made)
-    engine._decoder._graphed._compiler = made
+    engine = on_graphs(folders("stable_diffusion"), made)
     engine.warm_up()
-    (machine,) = engine._machines.values()
-    while not engine._preparation.captured:
+    (machine,) = engine.machines
+    while not engine.preparation.captured:
         assert not told
         assert engine.rest(lambda: None)
-    assert machine.steps._compiled == {1: False, 2: False, 4: False}
+    assert machine.steps.captured == {1: False, 2: False, 4: False}
     rested(engine)
-    assert machine.steps._compiled == {1: True, 2: True, 4: True}
+    assert machine.steps.captured == {1: True, 2: True, 4: True}
     assert told[0] == (EngineReason.READY, "0 of 3 compiled; the rest follows")
     assert told[-1] == (EngineReason.READY, "all that was prepared is compiled")
     count = captures.count
@@ -300,18 +295,18 @@ def test_an_engine_that_never_rests_prepares_between_the_steps_of_its_batch(
     folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = Compiler(None, backend="eager")
-    engine = on_graphs(folders("stable_diffusion"), monkeypatch, made)
+    engine = on_graphs(folders("stable_diffusion"), made)
     engine.warm_up()
     task = image_request(0, steps=4)
     expected, seen = Recorder(), Recorder()
-    engine._static.run((task,), expected)
+    engine.whole_calls.run((task,), expected)
     engine.run((task,), seen)
     # Nobody waits for a size that the first image does not need.
-    assert not engine._preparation.captured
+    assert not engine.preparation.captured
     tasks = [image_request(index, steps=4 + 2 * index) for index in range(4)]
     seen = Recorder()
     engine.run(tuple(tasks), seen)
-    assert engine._preparation.captured
+    assert engine.preparation.captured
     assert isinstance(seen.outcomes[0], ImageOutput)
     assert levels_apart(seen.outcomes[0], expected.outcomes[0]) <= 1
     wait_for(lambda: not made.busy)
@@ -328,19 +323,19 @@ def test_what_cannot_be_compiled_or_does_not_fit_ends_the_preparation(
 
     refusing: Any = refuse
     made = Compiler(None, backend=refusing)
-    engine = on_graphs(folders("stable_diffusion"), monkeypatch, made)
+    engine = on_graphs(folders("stable_diffusion"), made)
     engine.warm_up()
     rested(engine)
-    (machine,) = engine._machines.values()
-    assert machine.steps._compiled == {1: False, 2: False, 4: False}
+    (machine,) = engine.machines
+    assert machine.steps.captured == {1: False, 2: False, 4: False}
     machine.steps.evict()
     assert machine.steps.prepare(2)
-    assert machine.steps._compiled == {2: False}
-    fitting = on_graphs(folders("stable_diffusion"), monkeypatch, None)
+    assert machine.steps.captured == {2: False}
+    fitting = on_graphs(folders("stable_diffusion"), None)
     fitting.warm_up()
     captures.refusing = torch.OutOfMemoryError("too much")
     rested(fitting)
-    assert fitting._preparation.captured
+    assert fitting.preparation.captured
     captures.refusing = None
     seen = Recorder()
     fitting.run((image_request(0), image_request(1)), seen)
@@ -352,9 +347,9 @@ def test_sizes_that_fit_are_compiled_though_larger_ones_do_not(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    engine = on_graphs(folders("stable_diffusion"), monkeypatch, Compiler(None, backend="eager"))
+    engine = on_graphs(folders("stable_diffusion"), Compiler(None, backend="eager"))
     engine.warm_up()
-    (machine,) = engine._machines.values()
+    (machine,) = engine.machines
     prepare, attempts = machine.steps.prepare, []
 
     def short_of_memory(size: int) -> bool:
@@ -365,7 +360,7 @@ def test_sizes_that_fit_are_compiled_though_larger_ones_do_not(
 
     monkeypatch.setattr(machine.steps, "prepare", short_of_memory)
     rested(engine)
-    assert machine.steps._compiled == {1: True, 2: True}
+    assert machine.steps.captured == {1: True, 2: True}
     assert attempts.count(4) == 1
     assert machine.sizes == (1, 2)
 
@@ -373,26 +368,26 @@ def test_sizes_that_fit_are_compiled_though_larger_ones_do_not(
 def test_what_is_being_prepared_is_not_forgotten_for_jobs_of_other_sizes(
     folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = on_graphs(folders("stable_diffusion"), monkeypatch, None)
+    engine = on_graphs(folders("stable_diffusion"), None)
     engine.warm_up()
-    (key,) = engine._machines
+    (machine,) = engine.machines
     for width in (8, 16, 24, 40, 48):
         engine.run((image_request(0, steps=1, width=width, height=8),), Recorder())
-    assert key in engine._machines
-    assert len(engine._machines) <= 4
+    assert machine in list(engine.machines)
+    assert len(engine.machines) <= 4
 
 
 def test_where_memory_runs_out_all_graphs_are_freed(
     folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    engine = on_graphs(folders("stable_diffusion"), monkeypatch, None)
+    engine = on_graphs(folders("stable_diffusion"), None)
     engine.warm_up()
     rested(engine)
-    (machine,) = engine._machines.values()
+    (machine,) = engine.machines
     machine.steps.evict()
     # All of them: graphs share their memory.
-    assert machine.steps._graphs == {}
+    assert machine.steps.captured == {}
     captures.refusing = torch.OutOfMemoryError("too much")
     seen = Recorder()
     engine.run((image_request(0), image_request(1)), seen)
@@ -408,7 +403,7 @@ def test_each_variant_of_a_step_has_a_graph_of_its_own_and_all_are_captured_befo
 ) -> None:
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     made = Compiler(None, backend="eager")
-    engine = on_graphs(folders("stable_diffusion"), monkeypatch, made)
+    engine = on_graphs(folders("stable_diffusion"), made)
     made.begin()
     wish = Acceleration(guidance_interval=GuidanceInterval(stop=0.5), feature_caching=FeatureCaching(interval=2))
     task = image_request(0, steps=8, scheduler="EulerDiscreteScheduler", acceleration=wish)
@@ -423,15 +418,15 @@ def test_each_variant_of_a_step_has_a_graph_of_its_own_and_all_are_captured_befo
         assert levels_apart(seen.outcomes[0], expected.outcomes[0]) <= 1
         compiled = [load.compiled for load in seen.loads]
         wait_for(lambda: not made.busy)
-    (machine,) = engine._machines.values()
+    (machine,) = engine.machines
     choices = (Features.REFRESH, Features.REUSE)
     parts = {ForwardMode(features, prompt_only) for features in choices for prompt_only in (False, True)}
-    assert set(machine.steps._others) == parts
+    assert set(machine.steps.others) == parts
     # None of the whole, which no call of this image was.
     assert captures.count >= 2 * len(parts)
-    assert machine.steps._graphs == {}
+    assert machine.steps.captured == {}
     machine.steps.evict()
-    assert all(steps._graphs == {} for steps in machine.steps._others.values())
+    assert all(steps.captured == {} for steps in machine.steps.others.values())
 
 
 def test_texts_are_encoded_as_the_pipeline_encodes_them(
@@ -439,7 +434,7 @@ def test_texts_are_encoded_as_the_pipeline_encodes_them(
 ) -> None:
     engine = load_engine(settings(folders("stable_diffusion")))
     assert isinstance(engine, ContinuousEngine)
-    pipeline = engine._pipeline
+    pipeline = engine.pipeline
     encoding = TextEncoding(pipeline)
     encoding.use_graphs(GraphedFunction)
     with torch.inference_mode():
@@ -482,14 +477,14 @@ def test_the_large_batchs_attention_computes_what_diffusers_computes(monkeypatch
     def compute(unet: Any, latents: torch.Tensor, timestep: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
         return unet(latents, timestep, told, return_dict=False)[0]
 
-    with torch.inference_mode(), torch.library._scoped_library("aten", "IMPL") as library:
+    with torch.inference_mode(), torch.library._scoped_library("aten", "IMPL") as library:  # noqa: SLF001
         library.impl("_scaled_dot_product_cudnn_attention", cudnn, "CPU")
         expected = compute(unet, *given)
         unet.fuse_qkv_projections()
         unet.set_attn_processor(FusedAttention(cudnn=True))
         assert torch.allclose(compute(unet, *given), expected, atol=1e-5)
         assert not calls
-        monkeypatch.setattr(attention, "_takes_cudnn", lambda *_: True)
+        monkeypatch.setattr(attention, "takes_cudnn", lambda *_: True)
         assert torch.allclose(compute(unet, *given), expected, atol=1e-5)
         assert calls
         compiled = torch.compile(compute, fullgraph=True, dynamic=False, backend="eager")
@@ -502,7 +497,7 @@ def test_only_plain_layers_of_large_batches_in_half_precision_go_to_cudnn(monkey
     def takes(rows: int = attention.CUDNN_FROM, dtype: torch.dtype = torch.float16, mask: Any = None) -> bool:
         states = SimpleNamespace(is_cuda=True, dtype=dtype, dim=lambda: 3, __len__=None)
         monkeypatch.setattr(attention, "len", lambda _: rows, raising=False)
-        return attention._takes_cudnn(layer, states, mask)
+        return attention.takes_cudnn(layer, states, mask)
 
     layer.inner_dim = 64 * layer.heads
     assert takes()

@@ -58,8 +58,8 @@ def test_nothing_hooks_into_the_modules(family: str, folders: Callable[[str], Pa
         # accelerate's hooks wrap forward, which no graph and no whole compilation gets through.
         assert not hasattr(module, "_hf_hook")
         assert "forward" not in vars(module)
-        assert not module._forward_pre_hooks
-        assert not module._forward_hooks
+        assert not module._forward_pre_hooks  # noqa: SLF001 - have no public name
+        assert not module._forward_hooks  # noqa: SLF001
     assert pipeline.to("cpu").device == CPU
 
 

@@ -145,7 +145,7 @@ class Broken(Exception):  # noqa: N818 - a stand-in
 @pytest.fixture
 def sabotaged(engine: PipelineEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], None]], list[int]]:
     """Have every call of the text encoder do something first; gives the sizes of the calls."""
-    encoder = engine._pipeline.text_encoder
+    encoder = engine.pipeline.text_encoder
     forward = encoder.forward
     sizes: list[int] = []
 
@@ -162,7 +162,7 @@ def sabotaged(engine: PipelineEngine, monkeypatch: pytest.MonkeyPatch) -> Callab
 
 
 def poison(engine: PipelineEngine) -> Callable[[Any], None]:
-    token = engine._pipeline.tokenizer("q").input_ids[1]
+    token = engine.pipeline.tokenizer("q").input_ids[1]
 
     def deed(tokens: Any) -> None:
         if (tokens == token).any():
@@ -201,14 +201,14 @@ def test_an_image_that_does_not_fit_alone_fails(engine: PipelineEngine, sabotage
 def test_pixels_that_are_not_numbers_fail_their_image_alone(
     engine: PipelineEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode = engine._pipeline.vae.decode
+    decode = engine.pipeline.vae.decode
 
     def half_broken(latents: Any, **more: Any) -> Any:
         (images,) = decode(latents, **more)
         images[0, 0, 0, 0] = float("nan")
         return (images,)
 
-    monkeypatch.setattr(engine._pipeline.vae, "decode", half_broken)
+    monkeypatch.setattr(engine.pipeline.vae, "decode", half_broken)
     seen = run(engine, image_request(0), image_request(1))
     assert seen.failure(0).code == "InvalidImage"
     assert seen.image(1).rgb
@@ -239,8 +239,8 @@ def test_a_lost_device_ends_the_engine(engine: PipelineEngine, monkeypatch: pyte
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     sabotaged(deed)
-    monkeypatch.setattr(type(engine._pipeline), "device", torch.device("cuda"))
-    monkeypatch.setattr(type(engine._pipeline), "_execution_device", torch.device("cpu"))
+    monkeypatch.setattr(type(engine.pipeline), "device", torch.device("cuda"))
+    monkeypatch.setattr(type(engine.pipeline), "_execution_device", torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "synchronize", lost)
     with pytest.raises(EngineLostError):
         run(engine, image_request())
@@ -249,7 +249,7 @@ def test_a_lost_device_ends_the_engine(engine: PipelineEngine, monkeypatch: pyte
 def test_a_flagged_image_is_blank_and_marked(tmp_path: Path) -> None:
     folder = testing.save_stable_diffusion(tmp_path / "safe", safety_checker=True)
     made = static_engine(folder, safetyChecker=True)
-    checker = made._pipeline.safety_checker.requires_grad_(False)
+    checker = made.pipeline.safety_checker.requires_grad_(False)
     # Every picture is closer to the forbidden concepts than this.
     checker.concept_embeds_weights.fill_(-2.0)
     flagged = pictures(made, image_request())[0]
@@ -262,7 +262,7 @@ def test_a_flagged_image_is_blank_and_marked(tmp_path: Path) -> None:
 def test_a_safety_checker_that_nobody_asked_for_is_not_loaded(tmp_path: Path) -> None:
     folder = testing.save_stable_diffusion(tmp_path / "safe", safety_checker=True)
     made = static_engine(folder)
-    assert made._pipeline.safety_checker is None
+    assert made.pipeline.safety_checker is None
     assert not pictures(made, image_request())[0].flagged
 
 

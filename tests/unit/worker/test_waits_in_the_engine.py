@@ -148,7 +148,7 @@ async def served(
         runner = Runner(context, ends, ends)
         while coming or len(assignments):
             await observe(seen.steps if len(assignments) else coming[0][0])
-            await runner._run_batch()
+            await runner.run_batch()
     assert len(ends.outcomes) == len(jobs)
     return {name.removeprefix("uid-"): step for name, step in seen.began.items()}
 
@@ -157,7 +157,7 @@ def believing(engine: ContinuousEngine, seconds: dict[int, float]) -> StepTimes:
     """Have an engine believe what steps take."""
     with torch.inference_mode():
         key: Any = engine.plan(image_request()).key
-        machine: Any = engine._machine(key)
+        machine: Any = engine.machines.of(key)
     machine.times = StepTimes()
     for size, time in seconds.items():
         for _ in range(5):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from kubediffusion.worker.execution.continuous import ContinuousEngine
+from kubediffusion.worker.execution.schedulers import Schedulers
 from unit.worker.families.family_rows import ROWS as FAMILY_ROWS
 from unit.worker.families.family_rows import saved
 from unit.worker.families.parity import FamilyRow, by_own_call, levels, run, step_engine
@@ -82,7 +83,7 @@ def test_further_schedulers_make_what_the_pipelines_own_call_makes(row: FamilyRo
         made = run(engine, request)[index]
         assert made.scheduler == name
         try:
-            pipeline.scheduler = engine._schedulers.get(name)
+            pipeline.scheduler = Schedulers(own).get(name)
             expected = by_own_call(pipeline, row, replace(request, shape=replace(request.shape, scheduler=None)))
         finally:
             pipeline.scheduler = own

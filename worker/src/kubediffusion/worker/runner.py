@@ -65,7 +65,7 @@ class Runner:
         """
         try:
             while await self._wait_for_work():
-                await self._run_batch()
+                await self.run_batch()
         finally:
             await self._finisher.drain()
 
@@ -131,7 +131,8 @@ class Runner:
             if assignment.remaining and not assignment.finishing and (assignment.spans or not self._stopping)
         }
 
-    async def _run_batch(self) -> None:
+    async def run_batch(self) -> None:
+        """Run one batch of what is bound to this worker, and report the outcomes of its images."""
         began = time.monotonic()
         self._restless = True
         # What joined the last batch too late goes first.

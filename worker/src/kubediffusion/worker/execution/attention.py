@@ -38,7 +38,7 @@ class FusedAttention(FusedAttnProcessor2_0):
         **more: Any,
     ) -> torch.Tensor:
         """Compute one attention layer: ``[batch, places, channels]``, as diffusers' does."""
-        if not self._cudnn or not _takes_cudnn(attn, hidden_states, attention_mask):
+        if not self._cudnn or not takes_cudnn(attn, hidden_states, attention_mask):
             result: torch.Tensor = super().__call__(
                 attn, hidden_states, encoder_hidden_states, attention_mask, *args, **more
             )
@@ -54,7 +54,7 @@ class FusedAttention(FusedAttnProcessor2_0):
         return projected
 
 
-def _takes_cudnn(attn: Any, hidden_states: torch.Tensor, mask: torch.Tensor | None) -> bool:
+def takes_cudnn(attn: Any, hidden_states: torch.Tensor, mask: torch.Tensor | None) -> bool:
     """Return whether cuDNN computes a layer: plain attention of a transformer block, in a large batch."""
     size = attn.inner_dim // attn.heads
     return (

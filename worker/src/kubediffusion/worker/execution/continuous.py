@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -44,6 +44,7 @@ from kubediffusion.worker.execution.generic import NAME as STATIC
 from kubediffusion.worker.execution.generic import PipelineEngine, warm_up
 from kubediffusion.worker.execution.graphs import GraphedFunction
 from kubediffusion.worker.execution.local_executor import LocalExecutor, Machine
+from kubediffusion.worker.execution.machines import Machines
 from kubediffusion.worker.execution.preparation import Preparation
 from kubediffusion.worker.execution.schedulers import Schedulers
 from kubediffusion.worker.execution.slots import SlotState, SlotTensors, first_row
@@ -56,9 +57,6 @@ logger = logging.getLogger(__name__)
 
 NAME = "continuous"
 """What ``status.parameters.engine`` says."""
-
-_MACHINES = 4
-"""Keys for which tensors and graphs are kept; jobs of one model seldom ask for more sizes."""
 
 _ENCODED = 16
 """Prompts whose encoding is kept: the images of a job share theirs."""
@@ -85,28 +83,49 @@ class ContinuousEngine:
         family: What is known of its class.
         max_images: The most images in a batch.
         compiler: Compiles in the background; None for no compilation.
+        graphs: Whether steps run from CUDA graphs; None to decide by the device.
+        sizes: Batch sizes that may be computed, smallest first; None for those up to ``max_images``, of which few are
+            prepared where there are graphs.
+
+    Attributes:
+        pipeline: The pipeline.
+        family: Its family.
+        compiler: What compiles in the background; None for no compilation.
+        whole_calls: Runs by the pipeline's own call what cannot be stepped.
+        decoder: Makes pixels of latents.
+        machines: What is prepared for the keys that were used last.
+        preparation: What is prepared while nobody waits; None before :meth:`warm_up`, and without graphs.
     """
 
     def __init__(
-        self, pipeline: Any, info: EngineInfo, family: ModelFamily, max_images: int, compiler: Compiler | None = None
+        self,
+        pipeline: Any,
+        info: EngineInfo,
+        family: ModelFamily,
+        max_images: int,
+        compiler: Compiler | None = None,
+        *,
+        graphs: bool | None = None,
+        sizes: Sequence[int] | None = None,
     ) -> None:
-        self._pipeline = pipeline
+        self.pipeline = pipeline
         self._info = info
-        self._family = family
+        self.family = family
         family.use_graphs(GraphedFunction)
         self._device: torch.device = pipeline.device
-        self._sizes = sizes_up_to(max_images, prepared=self._device.type == "cuda")
-        self._compiler = compiler
-        self._static = PipelineEngine(pipeline, replace(info, name=STATIC))
+        self._graphs = self._device.type == "cuda" if graphs is None else graphs
+        self._sizes = sizes_up_to(max_images, prepared=self._graphs) if sizes is None else tuple(sizes)
+        self.compiler = compiler
+        self.whole_calls = PipelineEngine(pipeline, replace(info, name=STATIC))
         self._schedulers = Schedulers(pipeline.scheduler)
-        self._decoder = Decoder(pipeline, family, compiler)
+        self.decoder = Decoder(pipeline, family, compiler)
+        self.machines = Machines(self._prepare_machine)
+        self.preparation: Preparation | None = None
         self._prefetch = PrefetchStream(self._device)
-        self._machines: dict[BatchKey, Machine] = {}
         self._encoded: dict[tuple[str, str | None, BatchKey], Conditioning] = {}
         self._coefficients: dict[_Schedule, SchedulerCoefficients | None] = {}
         self._linear: dict[str | None, bool] = {}
         self._known_calls: dict[_Schedule, int | None] = {}
-        self._preparation: Preparation | None = None
 
     @property
     def info(self) -> EngineInfo:
@@ -119,50 +138,51 @@ class ContinuousEngine:
         return self._schedulers.names
 
     def warm_up(self, progress: OnStage = ignore_stage) -> None:
-        """Make an image on a CUDA device, alone and uncompiled: what the first job needs is then prepared.
+        """Make an image, alone and uncompiled, where steps run from graphs: what the first job needs is then prepared.
 
         Args:
             progress: Told that it begins.
         """
-        if self._device.type != "cuda":
+        if not self._graphs:
             return
         progress(EngineReason.WARMING_UP, "the weights are on the device; the first image is made")
         warm_up(self)
-        machine = self._machine(self._family.key(_nothing(Shape(steps=1, guidance=_GUIDED))))
-        self._preparation = Preparation(machine, self._decoder, self._compiler, self._device)
+        machine = self.machines.of(self.family.key(_nothing(Shape(steps=1, guidance=_GUIDED))))
+        self.machines.keep(machine)
+        self.preparation = Preparation(machine, self.decoder, self.compiler, self._device)
 
     def rest(self, wake: Callable[[], None]) -> bool:
         """Prepare what later jobs need: see :meth:`kubediffusion.worker.engine.Engine.rest`."""
-        if self._preparation is None:
+        if self.preparation is None:
             return False
-        if self._compiler is not None and self._compiler.busy:
+        if self.compiler is not None and self.compiler.busy:
             # Called at once where it has just ended.
-            self._compiler.when_free(wake)
+            self.compiler.when_free(wake)
             return False
         with torch.inference_mode():
-            return self._preparation.proceed()
+            return self.preparation.proceed()
 
     def plan(self, request: ImageRequest) -> Plan:
         """Return how an image runs: see :meth:`kubediffusion.worker.engine.Engine.plan`."""
         shape = request.shape
         try:
-            key = self._family.key(request)
+            key = self.family.key(request)
         except Exception as error:  # noqa: BLE001 - the pipeline's call meets the same, and tells the job
             logger.warning("an image has no key", extra=described(error))
-            return self._static.plan(request)
+            return self.whole_calls.plan(request)
         calls = self._calls(shape, key)
         if calls is None:
-            return self._static.plan(request)
+            return self.whole_calls.plan(request)
         if shape.acceleration is None:
             return Plan(key, calls, joins=not shape.deterministic, admit=partial(self._admit, key, calls))
-        if shape.acceleration.feature_caching is not None and not self._family.caches_features():
+        if shape.acceleration.feature_caching is not None and not self.family.caches_features():
             # Which refuses it.
-            return self._static.plan(request)
+            return self.whole_calls.plan(request)
         return Plan(CourseKey(key, shape.acceleration, shape.scheduler, shape.steps), calls)
 
     def _admit(self, key: BatchKey, calls: int, waiting: int, overdue: int = 0, /) -> int:
         """Return how many of the waiting images begin a batch together."""
-        machine = self._machines.get(key)
+        machine = self.machines.known(key)
         # A batch of so few calls measures nothing: a size without a time would stay so, and be chosen for ever.
         if machine is None or not waiting or calls < _MEASURED:
             return waiting
@@ -178,7 +198,7 @@ class ContinuousEngine:
             key = plan.key.batch
             modes = forward_modes(plan.key.acceleration, plan.calls, guided=key.guided)
         else:
-            self._static.run(requests, monitor)
+            self.whole_calls.run(requests, monitor)
             return
         exactly = repeatable(self._device) if key.deterministic else contextlib.nullcontext()
         with torch.inference_mode(), exactly:
@@ -186,11 +206,11 @@ class ContinuousEngine:
 
     def _loop(self, key: BatchKey, modes: tuple[ForwardMode, ...], monitor: Monitor) -> EngineLoop:
         """Join what runs one batch."""
-        machine = self._machine(key)
+        machine = self.machines.of(key)
         executor = LocalExecutor(
             machine,
             lambda request: self._prepare(request, key),
-            self._decoder,
+            self.decoder,
             self._outcome,
             keeps_features=any(mode.features is not Features.FULL for mode in modes),
             torch_dtype=self._info.torch_dtype,
@@ -200,11 +220,11 @@ class ContinuousEngine:
             executor=executor,
             monitor=monitor,
             calls=lambda request: self._calls(request.shape, key) or request.shape.steps,
-            alone=lambda request: self._static.run((request,), monitor),
+            alone=lambda request: self.whole_calls.run((request,), monitor),
             limit=machine,
             # What steps of fewer rows take says nothing of others.
             times=None if modes else machine.times,
-            between=None if key.deterministic or self._preparation is None else self._preparation.capture,
+            between=None if key.deterministic or self.preparation is None else self.preparation.capture,
             interrupt=None if isinstance(monitor, _Interruption) else partial(self._interrupt, monitor),
         )
 
@@ -221,7 +241,7 @@ class ContinuousEngine:
             interruption.end(failure(error))
 
     def _outcome(self, request: ImageRequest, pixels: Any, flagged: bool, scheduler: str) -> Outcome:
-        outcome = self._static.outcome(request, pixels, flagged, scheduler, self._family.ignored(request))
+        outcome = self.whole_calls.outcome(request, pixels, flagged, scheduler, self.family.ignored(request))
         return outcome if isinstance(outcome, JobFailure) else replace(outcome, engine=self._info.name)
 
     def _calls(self, shape: Shape, key: BatchKey) -> int | None:
@@ -240,31 +260,23 @@ class ContinuousEngine:
         if not self._linear[name]:
             return None
         scheduler = self._schedulers.get(name)
-        return count_calls(scheduler, self._family.schedule(scheduler, key, steps))
+        return count_calls(scheduler, self.family.schedule(scheduler, key, steps))
 
     def _read_coefficients(self, name: str | None, steps: int, key: BatchKey) -> SchedulerCoefficients | None:
         scheduler = self._schedulers.get(name)
-        arguments = self._family.schedule(scheduler, key, steps)
-        return read_coefficients(scheduler, arguments, from_start=self._family.from_start)
+        arguments = self.family.schedule(scheduler, key, steps)
+        return read_coefficients(scheduler, arguments, from_start=self.family.from_start)
 
-    def _machine(self, key: BatchKey) -> Machine:
-        """Return the machine of a key, prepared at its first use, and forget those used longest ago."""
-        machine = self._machines.pop(key, None)
-        if machine is None:
-            kept = None if self._preparation is None else self._preparation.machine
-            while len(self._machines) >= _MACHINES:
-                del self._machines[next(other for other, made in self._machines.items() if made is not kept)]
-            sizes = (1,) if key.deterministic else self._sizes
-            example = self._prefetch.run(lambda: self._row(_nothing(Shape(steps=1, guidance=1)), key, 1.0))
-            slots = SlotTensors(self._family, key, sizes[-1], example)
-            graphs = self._device.type == "cuda" and not key.deterministic
-            steps: Steps = CudaGraphManager(slots, self._compiler) if graphs else EagerSteps(slots)
-            machine = Machine(key, slots, steps, sizes)
-        self._machines[key] = machine
-        return machine
+    def _prepare_machine(self, key: BatchKey) -> Machine:
+        sizes = (1,) if key.deterministic else self._sizes
+        example = self._prefetch.run(lambda: self._row(_nothing(Shape(steps=1, guidance=1)), key, 1.0))
+        slots = SlotTensors(self.family, key, sizes[-1], example)
+        graphs = self._graphs and not key.deterministic
+        steps: Steps = CudaGraphManager(slots, self.compiler) if graphs else EagerSteps(slots)
+        return Machine(key, slots, steps, sizes)
 
     def _prepare(self, request: ImageRequest, key: BatchKey) -> tuple[SchedulerCoefficients, SlotState] | None:
-        self._family.check(key)
+        self.family.check(key)
         wish = _schedule_of(request.shape, key)
         if wish not in self._coefficients:
             self._coefficients[wish] = self._read_coefficients(request.shape.scheduler, request.shape.steps, key)
@@ -275,14 +287,14 @@ class ContinuousEngine:
 
     def _row(self, request: ImageRequest, key: BatchKey, scale: float) -> SlotState:
         conditions = self._conditions(request, key)
-        return first_row(to_device(self._family.start(request, key), self._device) * scale, conditions)
+        return first_row(to_device(self.family.start(request, key), self._device) * scale, conditions)
 
     def _conditions(self, request: ImageRequest, key: BatchKey) -> Conditioning:
         known = (request.prompt, request.negative_prompt, key)
         if known not in self._encoded:
             while len(self._encoded) >= _ENCODED:
                 del self._encoded[next(iter(self._encoded))]
-            self._encoded[known] = self._family.encode(request, key)
+            self._encoded[known] = self.family.encode(request, key)
         return self._encoded[known]
 
 

@@ -129,10 +129,13 @@ class PipelineEngine:
     Args:
         pipeline: The pipeline, on its device.
         info: What it is.
+
+    Attributes:
+        pipeline: The pipeline.
     """
 
     def __init__(self, pipeline: Any, info: EngineInfo) -> None:
-        self._pipeline = pipeline
+        self.pipeline = pipeline
         self._info = info
         self._plan = CallPlan.of(type(pipeline))
         self._schedulers = Schedulers(getattr(pipeline, "scheduler", None))
@@ -149,7 +152,7 @@ class PipelineEngine:
     @property
     def device(self) -> torch.device:
         """Where the pipeline computes."""
-        device: torch.device = self._pipeline.device
+        device: torch.device = self.pipeline.device
         return device
 
     @property
@@ -214,7 +217,7 @@ class PipelineEngine:
         if shape.acceleration is not None:
             raise self._refused(type(scheduler).__name__)
         if scheduler is not None:
-            self._pipeline.scheduler = scheduler
+            self.pipeline.scheduler = scheduler
         arguments = self._plan.arguments(requests)
         self._complete_size(arguments)
         if "generator" in self._plan.parameters:
@@ -227,7 +230,7 @@ class PipelineEngine:
         exactly = repeatable(self.device) if shape.deterministic else contextlib.nullcontext()
         counted = self._steps_counted(note) if self._plan.callback is Callback.NONE else contextlib.nullcontext()
         with torch.inference_mode(), exactly, counted, seeded(requests[0].seed, self.device):
-            output = self._pipeline(**arguments)
+            output = self.pipeline(**arguments)
         images = getattr(output, self._plan.images)
         if len(images) != len(requests):
             raise JobFailure(ErrorCode.PIPELINE_FAILED, f"{self._plan.pipeline} made {len(images)} images, not 1 each")
@@ -238,7 +241,7 @@ class PipelineEngine:
                 image,
                 bool(flagged),
                 type(scheduler).__name__,
-                self._plan.ignored(request, guidance_of(self._pipeline, self._plan, request)),
+                self._plan.ignored(request, guidance_of(self.pipeline, self._plan, request)),
             )
             for request, image, flagged in zip(requests, images, flags, strict=True)
         ]
@@ -260,7 +263,7 @@ class PipelineEngine:
         given = {side: arguments[side] for side in ("width", "height") if side in arguments}
         if len(given) != 1:
             return
-        own = self._own_size or own_size(self._pipeline) or (next(iter(given.values())),) * 2
+        own = self._own_size or own_size(self.pipeline) or (next(iter(given.values())),) * 2
         arguments |= {"width": own[0], "height": own[1]} | given
 
     def _note(self, requests: tuple[ImageRequest, ...], monitor: Monitor) -> Callable[[int], None]:
@@ -271,8 +274,8 @@ class PipelineEngine:
             if not any(monitor.wanted(request.id) for request in requests):
                 raise _NobodyWaits
             # Some schedulers call the model more often than there are steps (Heun, PNDM's first steps).
-            timesteps = getattr(getattr(self._pipeline, "scheduler", None), "timesteps", ())
-            calls = max(int(getattr(self._pipeline, "num_timesteps", None) or len(timesteps) or steps), 1)
+            timesteps = getattr(getattr(self.pipeline, "scheduler", None), "timesteps", ())
+            calls = max(int(getattr(self.pipeline, "num_timesteps", None) or len(timesteps) or steps), 1)
             done = min((index + 1) * steps // calls, steps)
             for request in requests:
                 monitor.stepped(request.id, done, steps)
@@ -299,7 +302,7 @@ class PipelineEngine:
     @contextlib.contextmanager
     def _steps_counted(self, note: Callable[[int], None]) -> Iterator[None]:
         """Count the steps of the noise scheduler meanwhile, where the pipeline's call has no callback for them."""
-        scheduler = getattr(self._pipeline, "scheduler", None)
+        scheduler = getattr(self.pipeline, "scheduler", None)
         if scheduler is None:
             yield
             return

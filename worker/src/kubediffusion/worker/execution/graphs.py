@@ -53,6 +53,11 @@ class GraphedFunction:
         self._graphs: OrderedDict[tuple[int, ...], _Graph] = OrderedDict()
         self._refused: set[tuple[int, ...]] = set()
 
+    @property
+    def captured(self) -> dict[tuple[int, ...], bool]:
+        """The shapes that have a graph, least recently used first, and whether it is of compiled code."""
+        return {shape: graph.compiled for shape, graph in self._graphs.items()}
+
     def __call__(self, given: torch.Tensor) -> torch.Tensor:
         """Return the function's value for a tensor on the device."""
         shape = tuple(given.shape)

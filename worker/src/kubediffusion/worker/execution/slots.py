@@ -139,6 +139,10 @@ class SlotTensors:
         kept = self._features[slot].clone() if features and self._features is not None else None
         return SlotState(self._history[slot].clone(), conditions, kept)
 
+    def fill(self, value: float) -> None:
+        """Put a number into the latents and the past outputs of every slot."""
+        self._history.fill_(value)
+
     def leave(self, slot: int) -> None:
         """Empty a slot."""
         # What an image without numbers left behind must not meet the next one's weights: zero times NaN is NaN.
@@ -146,7 +150,7 @@ class SlotTensors:
 
     def clear(self) -> None:
         """Empty every slot."""
-        self._history.zero_()
+        self.fill(0)
 
     def latents(self, slot: int) -> torch.Tensor:
         """Return a copy of a slot's latents: ``[1, ...]``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -47,15 +47,18 @@ class EagerSteps:
     Args:
         slots: The slots.
         mode: What a step computes.
+
+    Attributes:
+        mode: What a step computes.
     """
 
     def __init__(self, slots: SlotTensors, mode: ForwardMode = FULL) -> None:
         self._slots = slots
-        self._mode = mode
+        self.mode = mode
 
     def run(self, size: int) -> bool:
         """Make a step: see :meth:`Steps.run`."""
-        work = self._slots.input_batch(size, self._mode)
+        work = self._slots.input_batch(size, self.mode)
         work.store(work.function(*work.arguments))
         return False
 
@@ -105,6 +108,16 @@ class CudaGraphManager:
         self._refused: set[int] = set()
         self._pool = pool or _Pool()
         self._others: dict[ForwardMode, CudaGraphManager] = {}
+
+    @property
+    def captured(self) -> Mapping[int, bool]:
+        """The sizes that have a graph, and whether it is of compiled code."""
+        return self._compiled
+
+    @property
+    def others(self) -> Mapping[ForwardMode, CudaGraphManager]:
+        """The steps of the other modes that were asked for."""
+        return self._others
 
     def run(self, size: int) -> bool:
         """Launch a step: see :meth:`Steps.run`."""

@@ -94,6 +94,12 @@ class Compiler:
         else:
             self._latest.add_done_callback(lambda _: call())
 
+    def wait(self) -> None:
+        """Wait until what was asked for is compiled and put into the cache."""
+        # One thread does one thing after the other: first it compiles, then it keeps what it compiled.
+        for _ in range(2):
+            self._thread.submit(int).result()
+
     def refused(self, owner: Any, key: Hashable) -> bool:
         """Return whether a function could not be compiled for a key."""
         job = self._jobs.get(owner, {}).get(key)

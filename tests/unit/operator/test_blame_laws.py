@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import itertools
 import random
 
@@ -13,11 +14,12 @@ from kubediffusion.operator.actions import Bind, Finish, Requeue
 from kubediffusion.operator.job_status import next_status
 from kubediffusion.operator.placement import Place, most_together
 from kubediffusion.operator.scheduling import schedule_model
+from kubediffusion.operator.store import Store
 from kubediffusion.operator.views import SchedulerOptions
 from kubediffusion.operator.workers import WorkerState
 from kubediffusion.resources.generation_job import GenerationJob, Phase
-from kubediffusion.resources.testing import NOW, job
-from unit.operator.builders import pod_name, view, worker
+from kubediffusion.resources.testing import NAMESPACE, NOW, bound_job, job, model, present
+from unit.operator.builders import HASH, pod_name, view, worker
 
 OPTIONS = SchedulerOptions()
 LIMIT = 1
@@ -124,3 +126,32 @@ def test_suspects_are_tried_at_most_half_as_many_together(suspects: list[int]) -
     # Nobody else goes where suspects are, and no suspect where others are.
     assert not place.takes(0)
     assert not Place("pod", 1000, [0]).takes(suspects[0])
+
+
+@given(st.integers(2, 5), st.data())
+def test_a_job_that_is_taken_back_last_pays_no_more_than_its_mates(number: int, data: st.DataObject) -> None:
+    """They are taken back one write at a time, and the one whose write conflicts is decided on alone, and anew."""
+    store = Store(lambda _: HASH, dt.timedelta(seconds=30))
+    crashed, kept = worker(0, WorkerState.FAILED), present(worker(0, WorkerState.FAILED).pod)
+    store.observe_model(model(), deleted=False)
+    store.observe_batch_job(crashed.job, deleted=False)
+    store.observe_pod(kept, deleted=False)
+    names = [f"job-{n}" for n in range(number)]
+    for name in names:
+        store.observe_job(bound_job(name, worker=pod_name(0), phase=Phase.RUNNING), deleted=False)
+    late = data.draw(st.sampled_from(names))
+    for action in decisions(store):
+        store.assume_job(action.job, None)
+        taken = action.job.name != late
+        status = next_status(action, NOW, 0) if taken else action.job.status
+        metadata = action.job.metadata.model_copy(update={"resource_version": "2"})
+        result = action.job.model_copy(update={"metadata": metadata, "status": status})
+        store.settle_job(action.job, result)
+    [again] = [action for action in decisions(store) if action.job.name == late]
+    assert (again.counted, again.suspects) == (False, number)
+
+
+def decisions(store: Store) -> list[Requeue]:
+    state = present(store.namespace(NAMESPACE))
+    [seen] = state.model_views(NOW)
+    return [action for action in schedule_model(seen, NOW, OPTIONS).actions if isinstance(action, Requeue)]

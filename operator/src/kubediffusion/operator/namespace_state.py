@@ -24,6 +24,9 @@ from kubediffusion.resources.diffusion_model import DiffusionModel, choose_model
 from kubediffusion.resources.generation_job import GenerationJob
 from kubediffusion.resources.transitions import BOUND, TERMINAL
 
+JOBS_AT_END_KEPT = dt.timedelta(minutes=10)
+"""How long the jobs are remembered that a Pod had at its end: until all of them have been taken back, and longer."""
+
 _NEVER_BEFORE = dt.datetime.min.replace(tzinfo=dt.UTC)
 
 ModelKey = str | None
@@ -66,6 +69,9 @@ class NamespaceState:
         self._idle_since: dict[str, dt.datetime] = {}
         self._progress: dict[str, tuple[object, dt.datetime]] = {}
         """What was last seen of the start of a worker's Pod, and when that was new, by the Pod's name."""
+        self._jobs_at_end: dict[str, tuple[dt.datetime, set[str]]] = {}
+        """When a Pod was first seen to have ended with jobs, and their uids. They are taken back one write at a time,
+        and one whose write conflicts is decided on anew: it was no less one of several."""
         self._terminating_since: dict[str, dt.datetime] = {}
         """When a Pod was first seen to terminate: nodes, API server and this process need not agree on the time."""
 
@@ -198,6 +204,7 @@ class NamespaceState:
         """
         workers = self._workers(now)
         default = choose_model(self.models, None)
+        self._note_jobs_at_end(now)
         for model in self.models.values():
             keys: list[ModelKey] = [model.name, *([None] if model is default else [])]
             queues = [self._queues[key] for key in keys]
@@ -212,6 +219,7 @@ class NamespaceState:
                 workers=tuple(workers.get(model.name, ())),
                 refusal=self.refusals.get(model.name, ""),
                 bound={pod: tuple(jobs.values()) for pod, jobs in self._bound[model.name].items()},
+                jobs_at_end={pod: len(jobs) for pod, (_, jobs) in self._jobs_at_end.items()},
             )
 
     def orphaned_jobs(self, now: dt.datetime, most: int) -> list[OrphanedJob]:
@@ -250,6 +258,16 @@ class NamespaceState:
     def empty(self) -> bool:
         """Whether it has no model, unfinished job or worker."""
         return not (self.models or self.jobs or self._batch_jobs.items or self._pods.items)
+
+    def _note_jobs_at_end(self, now: dt.datetime) -> None:
+        for by_pod in self._bound.values():
+            for name, jobs in by_pod.items():
+                pod = self._pods.items.get(name)
+                if pod is None or pod.finished:
+                    self._jobs_at_end.setdefault(name, (now, set()))[1].update(jobs)
+        for name, (since, _) in list(self._jobs_at_end.items()):
+            if now - since > JOBS_AT_END_KEPT:
+                del self._jobs_at_end[name]
 
     def _workers(self, now: dt.datetime) -> dict[str, list[Worker]]:
         busy = {name for by_pod in self._bound.values() for name, jobs in by_pod.items() if jobs}

@@ -132,7 +132,7 @@ def release(view: ModelView) -> Iterator[Released]:
         worker = workers.get(name)
         pod = worker.pod if worker is not None else None
         if worker is None or pod is None or pod.finished:
-            yield from _left_behind(name, worker, jobs)
+            yield from _left_behind(name, worker, jobs, max(len(jobs), view.jobs_at_end.get(name, 0)))
         elif worker.lost:
             for job in jobs:
                 yield Released(job, counted=False, message=f"worker {name} was told to go, and its node is silent")
@@ -146,20 +146,29 @@ def release(view: ModelView) -> Iterator[Released]:
                     yield Released(job, counted=False, message="spec.suspend is true")
 
 
-def _left_behind(name: str, worker: Worker | None, jobs: tuple[GenerationJob, ...]) -> Iterator[Released]:
-    """Yield the jobs of a worker that has ended, of which nothing may be left to see."""
+def _left_behind(
+    name: str, worker: Worker | None, jobs: tuple[GenerationJob, ...], together: int
+) -> Iterator[Released]:
+    """Yield the jobs of a worker that has ended, of which nothing may be left to see.
+
+    Args:
+        name: Name of its Pod.
+        worker: The worker; None where it is gone.
+        jobs: Those of its jobs that it still has.
+        together: How many it had at its end.
+    """
     died = worker is None or not worker.sent_away
     crashed = died and worker is not None and worker.state is WorkerState.FAILED
     some_ran = any(job.status.phase == Phase.RUNNING for job in jobs)
     how = f"worker {name} ended ({worker.crash})" if worker is not None else f"worker {name} is gone"
     if not (crashed or (died and some_ran)):
         yield from (Released(job, counted=False, message=how) for job in jobs)
-    elif len(jobs) == 1:
+    elif together == 1:
         yield Released(jobs[0], counted=True, message=how)
     else:
-        most = most_together([len(jobs)])
-        how += f"; any of its {len(jobs)} jobs may be why, so they run again with at most {most} together"
-        yield from (Released(job, counted=False, message=how, jobs_together=len(jobs)) for job in jobs)
+        most = most_together([together])
+        how += f"; any of its {together} jobs may be why, so they run again with at most {most} together"
+        yield from (Released(job, counted=False, message=how, jobs_together=together) for job in jobs)
 
 
 def _split_by_backoff(released: Iterable[Released]) -> tuple[list[Finish], list[Released]]:

@@ -81,6 +81,7 @@ class ModelView:
         waiting_slots: The places of a batch that they take.
         workers: All its workers, of any template.
         bound: Jobs that workers have, by the name of the Pod.
+        jobs_at_end: How many jobs a Pod that has ended had at its end, by its name: some may be taken back by now.
         refusal: Why the API server does not take a new worker's Job; empty while it does.
     """
 
@@ -91,6 +92,7 @@ class ModelView:
     waiting_slots: int = 0
     workers: tuple[Worker, ...] = ()
     bound: Mapping[str, tuple[GenerationJob, ...]] = field(default_factory=dict)
+    jobs_at_end: Mapping[str, int] = field(default_factory=dict)
     refusal: str = ""
 
     @property

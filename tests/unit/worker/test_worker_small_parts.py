@@ -140,5 +140,6 @@ for module in pkgutil.walk_packages(worker.__path__, "kubediffusion.worker."):
 """
     done = subprocess.run([sys.executable, "-c", program], check=True, timeout=60, capture_output=True, text=True)
     found = set(done.stdout.splitlines())
-    assert {room for room in found if not room.startswith("without")} == {"execution", "families", "loading"}
+    rooms = {"execution", "families", "loading", "transfers"}
+    assert {room for room in found if not room.startswith("without")} == rooms
     assert {"without main", "without engine", "without runner"} <= found

@@ -29,12 +29,16 @@ class Faults:
         committed: Whether a creation reaches the API server before its answer is spoilt.
         away: While set, no connection is answered at all.
         away_after: Whether it is away once an answer has been spoilt.
+        echo: A status for every answer, 0 for none. What is answered quotes the request, as some proxies do.
+        echoed: Requests that were answered so.
     """
 
     creations: list[int | None] = field(default_factory=list)
     committed: bool = True
     away: threading.Event = field(default_factory=threading.Event)
     away_after: bool = False
+    echo: int = 0
+    echoed: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,10 @@ class _Proxy(BaseHTTPRequestHandler):
     def relay(self) -> None:
         faults = self.server.faults
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if faults.echo:
+            faults.echoed += 1
+            self.quote(faults.echo)
+            return
         creation = self.command == "POST" and self.path.partition("?")[0].endswith("/generationjobs")
         status = faults.creations.pop(0) if creation and faults.creations else None
         if faults.away.is_set() or (status is not None and not faults.committed):
@@ -100,6 +108,19 @@ class _Proxy(BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             while piece := answer.read1(65_536):
                 self.wfile.write(piece)
+                if self.server.faults.echo:
+                    # A watch ends with its next event.
+                    break
+
+    def quote(self, status: int) -> None:
+        """Answer with the request, and where it is to be repeated: here."""
+        page = f"cannot forward {self.requestline}\n{self.headers}".encode()
+        self.send_response(status)
+        self.send_header("Location", self.path)
+        self.send_header("Content-Type", "text/plain")
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
 
     def spoil(self, status: int) -> None:
         if status == CUT:

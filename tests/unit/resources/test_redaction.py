@@ -72,6 +72,43 @@ def test_a_log_line_holds_no_form_of_it_either_and_stays_json(secret: str, form:
     assert quoted not in line["message"]
 
 
+BY_PLACE = [
+    ("Authorization: Bearer opaque/token+1= and more", "Authorization: Bearer *** and more"),
+    ("{'Proxy-Authorization': 'Basic dTpw'}", "{'Proxy-Authorization': 'Basic ***}"),
+    ('{"authorization": "token"}', '{"authorization": "***"}'),
+    ("(b'authorization', b'Bearer abc')", "(b'authorization', b'Bearer ***)"),
+    (r"GET / HTTP/1.1\nauthorization: Bearer a/b\nAccept: x", r"GET / HTTP/1.1\nauthorization: Bearer ***\nAccept: x"),
+    ("at http://user:p%40ss@host:9/path?q=a@b", "at http://***@host:9/path?q=a@b"),
+    ("URL('http://user:it's@[::1]:9')", "URL('http://***@[::1]:9')"),
+    ("https://ghp_token@host", "https://***@host"),
+    (
+        "k?X-Amz-Credential=a%2Fb&X-Amz-Expires=9&X-Amz-Signature=0a1b",
+        "k?X-Amz-Credential=***&X-Amz-Expires=9&X-Amz-Signature=***",
+    ),
+    ("token eyJhbGciOiJ9x.eyJzdWIiOiJ9x.c2ln_-b ends", "token *** ends"),
+]
+
+
+@pytest.mark.parametrize(("text", "redacted"), BY_PLACE)
+def test_what_is_a_credential_by_its_place_need_not_be_known(text: str, redacted: str) -> None:
+    assert Redactor([]).redact(text) == redacted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "registry.example.com/team/worker@sha256:0a1b",
+        "oci://registry/team/worker@sha256:0a1b",
+        "s3://bucket/key@1.png and somebody@example.com",
+        "the API server refuses this service's authorization of jobs",
+        "spec.source: https://huggingface.co/org/model",
+        "Bearer of good news: basic needs",
+    ],
+)
+def test_what_looks_like_none_stays(text: str) -> None:
+    assert Redactor(["hf_fAkeToken123"]).redact(text) == text
+
+
 @given(st.text(max_size=200))
 def test_a_text_without_a_secret_stays_as_it_is(text: str) -> None:
     assert Redactor(["hf_fAkeToken123", "", "\n"]).redact(text) == text

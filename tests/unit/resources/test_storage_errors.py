@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, NoCredentialsError
 
+from kubediffusion.resources.redaction import Redactor
+from kubediffusion.resources.runtime.settings import StorageSecrets
 from kubediffusion.resources.storage import ImageStorage, StorageError, storage_error
 
 SECRET = "wJalrXUtnFEMI"
@@ -32,7 +34,8 @@ def storage() -> Iterator[Any]:
 
 
 def refused(code: str, message: str = "no") -> Any:
-    return storage_error(ClientError({"Error": {"Code": code, "Message": message}}, "PutObject"), f"cannot store {URI}")
+    error = ClientError({"Error": {"Code": code, "Message": message}}, "PutObject")
+    return storage_error(error, f"cannot store {URI}", Redactor([SECRET]))
 
 
 @pytest.mark.parametrize("code", ["NoSuchBucket", "InvalidBucketName", "EntityTooLarge"])
@@ -63,7 +66,7 @@ def test_a_missing_bucket_is_no_missing_object() -> None:
     "error", [EndpointConnectionError(endpoint_url="http://127.0.0.1:9"), NoCredentialsError()], ids=["away", "no keys"]
 )
 def test_no_answer_passes(error: BotoCoreError) -> None:
-    translated = storage_error(error, "cannot store it")
+    translated = storage_error(error, "cannot store it", Redactor([]))
     assert (translated.permanent, translated.missing) == (False, False)
 
 
@@ -99,8 +102,21 @@ def test_a_presigned_url_is_signed_with_version_4_and_carries_no_secret(storage:
 def test_no_password_of_an_address_is_in_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
     address = f"http://somebody:{SECRET}@127.0.0.1:9"
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
-    assert SECRET in str(EndpointConnectionError(endpoint_url=address))
-    message = str(storage_error(EndpointConnectionError(endpoint_url=address), f"cannot store {URI}"))
+    quoted = EndpointConnectionError(endpoint_url=address)
+    assert SECRET in str(quoted)
+    message = str(storage_error(quoted, f"cannot store {URI}", Redactor(StorageSecrets().secrets)))
     assert SECRET not in message
     assert message.startswith(f"cannot store {URI}: ")
     assert "127.0.0.1:9" in message
+
+
+def test_no_password_of_an_address_is_in_a_signed_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is handed to clients. botocore uses what stands before the host for nothing."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "other")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://somebody:{SECRET}@[::1]:9/base")
+    for endpoint in (None, f"http://somebody:{SECRET}@[::1]:9/base"):
+        opened = ImageStorage("pictures", endpoint=endpoint)
+        assert opened.presign(URI, 60).startswith("http://[::1]:9/base/pictures/studio/uid/0.png?X-Amz-")
+        opened.close()

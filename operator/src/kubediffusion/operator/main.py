@@ -36,6 +36,10 @@ async def run(settings: Settings) -> None:
 
     Returns only after kopf and the loop have ended; kopf itself handles SIGTERM and SIGINT.
     """
+    # Until kopf takes it over. A handler that raises would not do: the loop's callbacks swallow what is raised in them.
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine runs in a task
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     storage = ImageStorage(settings.s3_bucket) if settings.s3_bucket else None
     async with await KubernetesClient.connect("kubediffusion-operator") as client:
         instance = os.environ.get("POD_NAME") or socket.gethostname()
@@ -85,11 +89,11 @@ def main() -> None:
     """Run the operator process."""
     settings = read_settings(Settings)
     logs.configure_logging(settings.log_level, settings.secrets)
-    # Until kopf takes the signals over, SIGTERM ends the process as the shell expects.
+    # Until the loop takes it over, SIGTERM ends the process as the shell expects.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         uvloop.run(run(settings))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         logger.info("interrupted")
     except ConfigException as error:
         logger.critical("no Kubernetes API server is configured, neither a Pod's nor by KUBECONFIG: %s", error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from urllib.parse import quote, quote_plus
@@ -13,11 +14,37 @@ _SHORTEST_PART = 8
 """Characters of a part of a Base64 text that still names a secret; fewer occur by chance."""
 
 
+_QUOTE = r"(?:\\*[\"'])?"
+_SHAPES = (
+    # A header, as it is sent, and as Python or JSON quotes a dictionary of headers. An escaped newline, which is a
+    # letter to a boundary of words, may stand before it.
+    (
+        "uthorization",
+        re.compile(
+            rf"(?i)(authorization{_QUOTE}\s*[:=,]\s*(?:b(?=[\"']))?{_QUOTE}(?:(?:bearer|basic|negotiate)\s+)?)"
+            r"[^\s\"\\,)}>]+"
+        ),
+    ),
+    # What stands before the host of an address, up to the last @ before its path.
+    ("://", re.compile(r"(\w://)[^\s/?#\"<>]+(?=@)")),
+    # What a signed URL is good for.
+    ("X-Amz-", re.compile(r"(X-Amz-(?:Signature|Security-Token|Credential)=)[^&\s\"'<>\\]+")),
+    ("Signature=", re.compile(r"(Signature=)[0-9a-f]{64}")),
+    # A token of a service account, as of any that is a JSON Web Token.
+    ("eyJ", re.compile(r"()eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*")),
+)
+"""Where credentials stand that no setting holds: a token of a kubeconfig, those that boto3 fetches by itself. Each with
+what a text must hold to be looked at, as lines of the log pass here."""
+
+
 class Redactor:
     """Replaces secrets in texts: as they are, and as Python, JSON, URLs and Base64 write them.
 
     A secret counts with and without the whitespace around it: a file or a Secret often ends with a newline, which some
     libraries strip before they quote it.
+
+    What is a credential by its place is replaced too, whether it is known or not: the value of an ``Authorization``
+    header, the user of an address, the signature of a URL, a JSON Web Token.
 
     Args:
         secrets: The secrets; empty ones are ignored.
@@ -36,6 +63,9 @@ class Redactor:
         for form in self._forms:
             if form in text:
                 text = text.replace(form, REPLACEMENT)
+        for hint, shape in _SHAPES:
+            if hint in text:
+                text = shape.sub(rf"\1{REPLACEMENT}", text)
         return text
 
 

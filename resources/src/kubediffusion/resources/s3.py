@@ -13,7 +13,7 @@ import os
 from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import boto3
 from botocore.config import Config
@@ -45,6 +45,10 @@ def make_client(
             meanwhile.
     """
     settings = S3Settings()
+    named = endpoint or settings.endpoint
+    if "@" in named:
+        # botocore sends neither name nor password, and would write both into each URL that it signs.
+        endpoint = urlunsplit(urlsplit(named)._replace(netloc=urlsplit(named).netloc.rpartition("@")[2]))
     config = Config(
         connect_timeout=CONNECT_TIMEOUT,
         read_timeout=read_timeout,
@@ -55,7 +59,7 @@ def make_client(
         signature_version="s3v4",
         s3={"addressing_style": settings.s3_addressing_style} if settings.s3_addressing_style else None,
         # None: those of the environment, as boto3 reads them.
-        proxies={} if _in_no_proxy_network(endpoint or settings.endpoint) else None,
+        proxies={} if _in_no_proxy_network(named) else None,
         # boto3's own is put together anew for each request: a sixth of what a small one costs.
         user_agent="kubediffusion",
     )

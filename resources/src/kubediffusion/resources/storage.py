@@ -77,10 +77,11 @@ class ImageStream:
         length: How many bytes the image has.
     """
 
-    def __init__(self, body: StreamingBody, length: int, uri: str) -> None:
+    def __init__(self, body: StreamingBody, length: int, uri: str, redactor: Redactor) -> None:
         self.length = length
         self._body = body
         self._uri = uri
+        self._redactor = redactor
 
     def read(self, size: int) -> bytes:
         """Read the next ``size`` bytes, fewer only at the end.
@@ -91,7 +92,7 @@ class ImageStream:
         try:
             return self._body.read(size)
         except BotoCoreError as error:
-            raise storage_error(error, f"cannot read {self._uri}") from error
+            raise storage_error(error, f"cannot read {self._uri}", self._redactor) from error
 
     def close(self) -> None:
         """Close the connection, and discard what has not been read."""
@@ -110,6 +111,8 @@ class ImageStorage:
     def __init__(self, bucket: str, connections: int = 16, endpoint: str | None = None) -> None:
         self.bucket = bucket
         self._client = make_client(endpoint=endpoint, connections=connections)
+        # The environment is read once, as the client does.
+        self._redactor = Redactor(StorageSecrets().secrets)
 
     def uri(self, key: str) -> str:
         """Return the address of a key: ``s3://bucket/key``."""
@@ -160,7 +163,7 @@ class ImageStorage:
                 else:
                     return self.uri(key)
         except (ClientError, BotoCoreError) as error:
-            raise storage_error(error, f"cannot store {self.uri(key)}") from error
+            raise storage_error(error, f"cannot store {self.uri(key)}", self._redactor) from error
         raise StorageError(f"cannot store {self.uri(key)}: it changes all the time")
 
     def _to_replace(self, key: str, attempt: int) -> Precondition:
@@ -188,7 +191,7 @@ class ImageStorage:
         try:
             return self._client.get_object(Bucket=self.bucket, Key=self.key(uri))["Body"].read()
         except (ClientError, BotoCoreError) as error:
-            raise storage_error(error, f"cannot read {uri}") from error
+            raise storage_error(error, f"cannot read {uri}", self._redactor) from error
 
     def open(self, uri: str) -> ImageStream:
         """Open an image that is to be read in pieces; whoever opens it closes it.
@@ -199,8 +202,8 @@ class ImageStorage:
         try:
             found = self._client.get_object(Bucket=self.bucket, Key=self.key(uri))
         except (ClientError, BotoCoreError) as error:
-            raise storage_error(error, f"cannot read {uri}") from error
-        return ImageStream(found["Body"], found["ContentLength"], uri)
+            raise storage_error(error, f"cannot read {uri}", self._redactor) from error
+        return ImageStream(found["Body"], found["ContentLength"], uri, self._redactor)
 
     def delete(self, uri: str) -> None:
         """Delete an image of any bucket that the credentials may delete from; one that is not there is no error.
@@ -214,7 +217,7 @@ class ImageStorage:
         except (ClientError, BotoCoreError) as error:
             # A bucket that does not exist holds no image.
             if not (isinstance(error, ClientError) and error.response["Error"].get("Code") in _NOTHING_THERE):
-                raise storage_error(error, f"cannot delete {uri}") from error
+                raise storage_error(error, f"cannot delete {uri}", self._redactor) from error
 
     def presign(self, uri: str, seconds: int) -> str:
         """Sign a URL with which anyone may read the image for some seconds. It makes no request.
@@ -230,26 +233,27 @@ class ImageStorage:
         self._client.close()
 
 
-def storage_error(error: ClientError | BotoCoreError, action: str) -> StorageError:
+def storage_error(error: ClientError | BotoCoreError, action: str, redactor: Redactor) -> StorageError:
     """Translate an error of botocore.
+
+    botocore quotes the address of storage or of a proxy, which may hold a password, and a proxy the request that it
+    refuses; these words reach statuses, Events and answers.
 
     Args:
         error: What botocore raised.
         action: What failed, for the message: ``cannot store s3://…``.
+        redactor: Knows the secrets that the message must not hold.
     """
     if isinstance(error, ClientError):
         code = error.response["Error"].get("Code", "")
         message = error.response["Error"].get("Message", "")
-        # Codes and messages of S3 name buckets and keys, never credentials.
         return StorageError(
-            f"{action}: {code} {message}".strip(),
+            redactor.redact(f"{action}: {code} {message}".strip()),
             permanent=code in _PERMANENT,
             refused=_is_refusal(error),
             missing=code in _MISSING,
         )
-    # botocore quotes the address of storage or of a proxy, which may hold a password, and these words reach statuses,
-    # Events and answers.
-    return StorageError(Redactor(StorageSecrets().secrets).redact(f"{action}: {error}"))
+    return StorageError(redactor.redact(f"{action}: {error}"))
 
 
 def _is_refusal(error: ClientError) -> bool:

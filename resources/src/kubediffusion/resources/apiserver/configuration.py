@@ -10,6 +10,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from kubernetes.aio import client as kubernetes_client
 from kubernetes.aio import config as kubernetes_config
+from yaml import YAMLError
 
 TOKEN_PERIOD = 60.0
 """Seconds after which a token that lies in a file is read again, as the in-cluster configuration does."""
@@ -23,7 +24,11 @@ async def load_configuration() -> kubernetes_client.Configuration:
     """
     configuration = kubernetes_client.Configuration()
     if os.environ.get("KUBECONFIG") or not os.environ.get("KUBERNETES_SERVICE_HOST"):
-        await kubernetes_config.load_kube_config(client_configuration=configuration)
+        try:
+            await kubernetes_config.load_kube_config(client_configuration=configuration)
+        except YAMLError:
+            # Its words quote the line, on which a token may be.
+            raise kubernetes_config.ConfigException("the kubeconfig is not valid YAML") from None
         configuration.refresh_api_key_hook = _renew_from_kubeconfig()  # type: ignore[assignment] # untyped there
     else:
         kubernetes_config.load_incluster_config(client_configuration=configuration)

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from kubediffusion.resources.redaction import Redactor
+
 
 class KubernetesError(Exception):
     """The API server refused a request, or could not be reached.
@@ -80,8 +82,10 @@ def error_from_status(status: int, body: Mapping[str, Any], retry_after: str | N
     seconds = (body.get("details") or {}).get("retryAfterSeconds") or (
         int(retry_after) if retry_after and retry_after.isdigit() else None
     )
+    # A proxy on the way may quote the request, and these words reach answers, probes and statuses.
+    message = Redactor(()).redact(body.get("message") or "")
     return _BY_STATUS.get(status, KubernetesError)(
-        status, body.get("reason", ""), body.get("message", ""), body.get("details"), seconds
+        status, body.get("reason", ""), message, body.get("details"), seconds
     )
 
 

@@ -84,7 +84,7 @@ class RestClient:
         try:
             data = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise KubernetesError(0, "Unreachable", f"the API server's answer broke off: {error!r}") from error
+            raise KubernetesError(0, "Unreachable", f"the API server's answer broke off: {_words(error)}") from error
         if response.status >= 400:
             raise error_from_answer(response.status, data, response.getheader("Retry-After"))
         try:
@@ -117,7 +117,7 @@ class RestClient:
             async for event in decode_events(response.response.content):
                 yield event
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise KubernetesError(0, "Unreachable", f"the watch broke off: {error!r}") from error
+            raise KubernetesError(0, "Unreachable", f"the watch broke off: {_words(error)}") from error
         finally:
             connection = response.response.connection
             if connection is not None and connection.transport is not None:
@@ -147,4 +147,15 @@ class RestClient:
                 method, url, headers=headers, body=body, _request_timeout=timeout
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise KubernetesError(0, "Unreachable", f"the API server does not answer: {error!r}") from error
+            raise KubernetesError(0, "Unreachable", f"the API server does not answer: {_words(error)}") from error
+
+
+def _words(error: Exception) -> str:
+    """Return class and words of an error.
+
+    That of an answer (a proxy's refusal, too many redirects) would quote its request, and credentials are among that
+    request's headers.
+    """
+    if isinstance(error, aiohttp.ClientResponseError):
+        return f"{type(error).__name__}({error.status}, {error.message!r})"
+    return repr(error)

@@ -11,7 +11,9 @@ import datetime as dt
 import json
 import logging
 import sys
+import threading
 from collections.abc import Iterable
+from types import TracebackType
 
 from kubediffusion.resources.redaction import Redactor
 from kubediffusion.resources.schema import format_time
@@ -44,8 +46,15 @@ class JsonFormatter(logging.Formatter):
         return self._redactor.redact(json.dumps(line, default=str))
 
 
+def _log_end(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    """Log what ends the process or a thread: Python itself would print it with every secret that it quotes."""
+    if error is None or issubclass(kind, KeyboardInterrupt | SystemExit):
+        return
+    logging.getLogger(__name__).critical("ended by a defect", exc_info=(kind, error, trace))
+
+
 def configure_logging(level: str, secrets: Iterable[str] = ()) -> None:
-    """Send every logger's records to standard error as JSON lines.
+    """Send every logger's records to standard error as JSON lines, and what ends the process or a thread.
 
     Args:
         level: The least severe level to write, for example ``INFO``.
@@ -54,6 +63,7 @@ def configure_logging(level: str, secrets: Iterable[str] = ()) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(secrets))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    sys.excepthook, threading.excepthook = _log_end, lambda ended: _log_end(*ended[:3])
     # Each request of these would be a line.
     for noisy in ("aiohttp.access", "botocore", "boto3", "urllib3", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

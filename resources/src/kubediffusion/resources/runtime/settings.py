@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from contextlib import suppress
@@ -13,6 +14,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 EX_CONFIG = 78
 """Exit code of a process that is not configured as it must be (sysexits.h)."""
+
+_PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -59,31 +62,31 @@ class StorageSecrets(S3Settings):
     aws_session_token: Annotated[SecretStr | None, Field(alias="AWS_SESSION_TOKEN")] = None
     """What goes with a key that is valid for a time."""
 
-    http_proxy: Annotated[SecretStr | None, Field(alias="HTTP_PROXY")] = None
-    """Proxy for http addresses; its URL may hold a password."""
-
-    https_proxy: Annotated[SecretStr | None, Field(alias="HTTPS_PROXY")] = None
-    """Proxy for https addresses."""
-
-    all_proxy: Annotated[SecretStr | None, Field(alias="ALL_PROXY")] = None
-    """Proxy for what the others do not name."""
+    aws_container_authorization_token: Annotated[SecretStr | None, Field(alias="AWS_CONTAINER_AUTHORIZATION_TOKEN")] = (
+        None
+    )
+    """What a Pod's identity is shown with to the endpoint that gives it credentials for storage."""
 
     @property
     def secrets(self) -> list[str]:
         """Credentials in the clear, which no message and no log line may hold."""
-        held = (self.aws_secret_access_key, self.aws_session_token)
-        proxies = (self.http_proxy, self.https_proxy, self.all_proxy)
-        addresses = [proxy.get_secret_value() for proxy in proxies if proxy is not None]
-        addresses += [self.aws_endpoint_url_s3, self.aws_endpoint_url]
-        passwords = [password for address in addresses for password in _passwords(address)]
-        return [*(secret.get_secret_value() for secret in held if secret is not None), *passwords]
+        held = (self.aws_secret_access_key, self.aws_session_token, self.aws_container_authorization_token)
+        addresses = [*_proxies(), self.aws_endpoint_url_s3, self.aws_endpoint_url]
+        credentials = [secret for address in addresses for secret in _credentials_in(address)]
+        return [*(secret.get_secret_value() for secret in held if secret is not None), *credentials]
 
 
-def _passwords(address: str) -> list[str]:
-    """Return the password of a URL, as it stands there and decoded; none of an address without one."""
+def _proxies() -> list[str]:
+    """Return the addresses of proxies, which libraries read in capitals and not; a setting would be one of the two."""
+    return [value for name, value in os.environ.items() if name.lower() in _PROXIES]
+
+
+def _credentials_in(address: str) -> list[str]:
+    """Return the password of a URL, or its user where that is all: a token. Both as they stand there and decoded."""
     with suppress(ValueError):
-        if password := urlsplit(address).password:
-            return [password, unquote(password)]
+        parts = urlsplit(address)
+        if secret := parts.password or parts.username:
+            return [secret, unquote(secret)]
     return []
 
 

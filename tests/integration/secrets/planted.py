@@ -60,13 +60,25 @@ class Part:
         namespace: What it serves.
         folder: Where its log is written.
         environment: Settings that differ from those of an installation.
+        host: Address that it serves on.
+        prefix: What its command is run by.
     """
 
-    def __init__(self, name: str, namespace: Namespace, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        namespace: Namespace,
+        folder: Path,
+        environment: dict[str, str],
+        host: str = "127.0.0.1",
+        prefix: tuple[str, ...] = (),
+    ) -> None:
         self.name = name
         port = free_port()
         self.log = folder / f"{name}-{port}.log"
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False)
+        self.http = httpx.Client(
+            base_url=f"http://{f'[{host}]' if ':' in host else host}:{port}", timeout=30, trust_env=False
+        )
         account = {"api": installation.API, "operator": installation.OPERATOR}[name]
         plane = namespace.cluster.control_plane
         self._environment = {
@@ -74,7 +86,7 @@ class Part:
             "KUBECONFIG": str(plane.kubeconfig(f"system:serviceaccount:{namespace.name}:{account}")),
             "KUBEDIFFUSION_NAMESPACE": namespace.name,
             "KUBEDIFFUSION_NAMESPACES": namespace.name,
-            "KUBEDIFFUSION_BIND_ADDRESS": "127.0.0.1",
+            "KUBEDIFFUSION_BIND_ADDRESS": host,
             "KUBEDIFFUSION_PORT": str(port),
             "KUBEDIFFUSION_LOG_LEVEL": "DEBUG",
             "KUBEDIFFUSION_S3_BUCKET": installation.BUCKET,
@@ -85,7 +97,7 @@ class Part:
         }
         command = Path(sys.executable).with_name(f"kubediffusion-{name}")
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen([command], env=self._environment, stdout=log, stderr=log)
+            self.process = subprocess.Popen([*prefix, command], env=self._environment, stdout=log, stderr=log)
 
     def wait_ready(self) -> None:
         def ready() -> bool:

@@ -8,9 +8,7 @@ environment variable.
 
 from __future__ import annotations
 
-import ipaddress
 import os
-from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
@@ -19,6 +17,7 @@ import boto3
 from botocore.config import Config
 from botocore.handlers import add_expect_header
 
+from kubediffusion.resources.runtime.no_proxy import in_no_proxy_network
 from kubediffusion.resources.runtime.settings import S3Settings
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def make_client(
         signature_version="s3v4",
         s3={"addressing_style": settings.s3_addressing_style} if settings.s3_addressing_style else None,
         # None: those of the environment, as boto3 reads them.
-        proxies={} if _in_no_proxy_network(named) else None,
+        proxies={} if in_no_proxy_network(named) else None,
         # boto3's own is put together anew for each request: a sixth of what a small one costs.
         user_agent="kubediffusion",
     )
@@ -85,23 +84,6 @@ def _retry_misread(response: tuple[AWSResponse, dict[str, Any]] | None, attempts
     if response is None or attempts >= MISREAD_ATTEMPTS or response[0].status_code != HTTPStatus.BAD_REQUEST:
         return None
     return 0.0 if response[1].get("Error", {}).get("Code") == "BadRequest" else None
-
-
-def _in_no_proxy_network(endpoint: str) -> bool:
-    """Return whether an endpoint's address lies in a network of ``NO_PROXY``.
-
-    boto3 compares names and single addresses alone: it would take ``10.0.0.0/8``, which curl and Go understand and
-    clusters have there, for a name.
-    """
-    try:
-        address = ipaddress.ip_address(urlsplit(endpoint).hostname or "")
-    except ValueError:  # a name
-        return False
-    for entry in (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(","):
-        with suppress(ValueError):
-            if address in ipaddress.ip_network(entry.strip(), strict=False):
-                return True
-    return False
 
 
 def _credentials() -> tuple[str | None, str | None, str | None]:

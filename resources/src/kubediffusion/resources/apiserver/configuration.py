@@ -12,6 +12,8 @@ from kubernetes.aio import client as kubernetes_client
 from kubernetes.aio import config as kubernetes_config
 from yaml import YAMLError
 
+from kubediffusion.resources.runtime.no_proxy import in_no_proxy_network
+
 TOKEN_PERIOD = 60.0
 """Seconds after which a token that lies in a file is read again, as the in-cluster configuration does."""
 
@@ -54,6 +56,6 @@ def _renew_from_kubeconfig() -> Callable[[kubernetes_client.Configuration], Awai
 def proxy_for(url: str) -> str | None:
     """Return the proxy that the environment names for an address (``HTTPS_PROXY``, ``NO_PROXY``), as curl reads it."""
     address = urlsplit(url)
-    if proxy_bypass(address.hostname or ""):
+    if proxy_bypass(address.hostname or "") or in_no_proxy_network(url):
         return None
     return getproxies().get(address.scheme)

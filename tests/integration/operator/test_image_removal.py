@@ -12,12 +12,11 @@ import pytest
 from kubediffusion.local import installation
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import Namespace, eventually
-from kubediffusion.operator import retention
 from kubediffusion.operator.cluster import Cluster
 from kubediffusion.operator.events import EventRecorder
+from kubediffusion.operator.image_releases import AT_ONCE, ImageReleases, ReleasePauses
 from kubediffusion.operator.images import ImageRemover
 from kubediffusion.operator.manifests import WorkerDefaults
-from kubediffusion.operator.retention import AT_ONCE, Retention
 from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Image, Phase
@@ -120,10 +119,7 @@ async def test_images_that_may_not_be_deleted_hold_their_own_jobs_alone_which_sa
     storage: ImageStorage,
     client: KubernetesClient,
     namespace: Namespace,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(retention, "FIRST_PAUSE", 0.2)
-    monkeypatch.setattr(retention, "LONGEST_PAUSE", 0.5)
     other = Namespace(cluster, f"{namespace.name}-other")
     other.create()
     recorder = EventRecorder(client, "test")
@@ -131,12 +127,12 @@ async def test_images_that_may_not_be_deleted_hold_their_own_jobs_alone_which_sa
     denying.denied = namespace.name
     defaults = WorkerDefaults(image="none", service_account="default", port=8080, s3_secret="none", log_level="INFO")
     api = Cluster(client, [namespace.name, other.name], defaults, 4)
-    release = Retention(api, ImageRemover(denying, PREFIX), recorder)
+    release = ImageReleases(api, ImageRemover(denying, PREFIX), recorder, pauses=ReleasePauses(0.2, 0.5))
     # More than are released at the same time.
     for number in range(3 * AT_ONCE):
         release.add(await deleted(client, namespace, f"held-{number}"))
     release.add(await deleted(client, other, "free"))
-    tasks = [asyncio.create_task(release.run()), asyncio.create_task(recorder.run())]
+    tasks = [asyncio.create_task(work) for work in (*(release.release_all() for _ in range(AT_ONCE)), recorder.run())]
     try:
 
         async def left(where: Namespace, count: int) -> bool:
@@ -167,19 +163,18 @@ async def test_storage_that_is_away_is_waited_out(
     storage: ImageStorage,
     client: KubernetesClient,
     namespace: Namespace,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(retention, "FIRST_PAUSE", 0.1)
     item = await deleted(client, namespace, "later")
     key = image_key(PREFIX, namespace.name, item.uid, 0)
     storage.put(key, b"png", 1)
     defaults = WorkerDefaults(image="none", service_account="default", port=8080, s3_secret="none", log_level="INFO")
     api = Cluster(client, [namespace.name], defaults, 4)
-    release = Retention(api, ImageRemover(storage, PREFIX), EventRecorder(client, "test"))
+    recorder = EventRecorder(client, "test")
+    release = ImageReleases(api, ImageRemover(storage, PREFIX), recorder, pauses=ReleasePauses(0.1))
     cluster.store.process.kill()
     release.add(item)
-    task = asyncio.create_task(release.run())
+    task = asyncio.create_task(release.release_all())
     try:
 
         async def tried_twice() -> bool:

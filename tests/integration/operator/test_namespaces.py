@@ -17,7 +17,6 @@ from integration.operator.operators import MODEL, has_pod
 from kubediffusion.local import installation
 from kubediffusion.local.errors import LocalError
 from kubediffusion.local.testing import Namespace, connect, eventually
-from kubediffusion.operator import retention
 from kubediffusion.operator.composition import Operator, compose
 from kubediffusion.operator.handlers import register
 from kubediffusion.operator.settings import Settings
@@ -75,7 +74,11 @@ async def account(namespace: Namespace, client: KubernetesClient) -> AsyncIterat
 @asynccontextmanager
 async def running(account: KubernetesClient, *namespaces: Namespace) -> AsyncIterator[Operator]:
     settings = Settings(
-        namespaces=",".join(each.name for each in namespaces), resync_seconds=0.3, worker_service_account="default"
+        namespaces=",".join(each.name for each in namespaces),
+        resync_seconds=0.3,
+        worker_service_account="default",
+        # A worker's Pod that is not there is given up after so long.
+        node_grace_seconds=2,
     )
     operator = compose(account, settings, None, "test")
 
@@ -163,10 +166,7 @@ async def test_a_namespace_whose_roles_are_deleted_first_does_not_stay_for_its_j
     other: Namespace,
     client: KubernetesClient,
     account: KubernetesClient,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(retention, "NEVER_BOUND_SECONDS", 0.5)
-    monkeypatch.setattr(retention, "UNFINISHED_SECONDS", 2.0)
     permit(namespace, other)
     other.cluster.apply([installation.release_binding(namespace.name)])
     now = format_time(dt.datetime.now(dt.UTC))

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from contextlib import suppress
+from functools import partial
 
 from kubediffusion.local.testing import Namespace, eventually
 from kubediffusion.operator.cluster import Cluster
 from kubediffusion.operator.events import EventRecorder
+from kubediffusion.operator.image_releases import AT_ONCE, ImageReleases
 from kubediffusion.operator.images import ImageRemover
 from kubediffusion.operator.manifests import WorkerDefaults
-from kubediffusion.operator.retention import AT_ONCE, Retention
+from kubediffusion.operator.retention import Retention, RetentionPauses
 from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.apiserver.errors import ForbiddenError
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.resources.schema import format_time
 
@@ -37,6 +40,10 @@ class CountingCluster(Cluster):
             self.at_once -= 1
 
 
+def releases(cluster: Cluster, client: KubernetesClient) -> ImageReleases:
+    return ImageReleases(cluster, ImageRemover(None, ""), EventRecorder(client, "test"))
+
+
 async def cancelled(client: KubernetesClient, namespace: Namespace, ttl: int, **metadata: object) -> GenerationJob:
     body = {
         "apiVersion": meta.API_VERSION,
@@ -56,7 +63,7 @@ async def test_many_that_are_due_together_go_a_few_at_a_time(namespace: Namespac
     changed = await cancelled(client, namespace, ttl=0)
     await client.generation_jobs.patch(namespace.name, changed.name, {"spec": {"ttlSecondsAfterFinished": 3600}})
     cluster = CountingCluster(client, namespace.name)
-    retention = Retention(cluster, ImageRemover(None, ""), EventRecorder(client, "test"))
+    retention = Retention(cluster, releases(cluster, client))
     for job in (later, changed, *due):
         retention.add(job)
     task = asyncio.create_task(retention.run())
@@ -78,9 +85,8 @@ async def test_a_deleted_job_goes_once_its_images_have(namespace: Namespace, cli
     job = await cancelled(client, namespace, ttl=3600, finalizers=[meta.IMAGES_FINALIZER])
     await client.generation_jobs.delete(namespace.name, job.name)
     held = await client.generation_jobs.get(namespace.name, job.name)
-    retention = Retention(
-        CountingCluster(client, namespace.name), ImageRemover(None, ""), EventRecorder(client, "test")
-    )
+    cluster = CountingCluster(client, namespace.name)
+    retention = Retention(cluster, releases(cluster, client))
     # The watch tells of it again and again.
     for _ in range(3):
         retention.add(held)
@@ -111,9 +117,7 @@ async def test_a_job_that_names_no_time_to_live_gets_the_default_which_its_spec_
 ) -> None:
     ttls = {"kept": None, "model": 1800, "old": 5}
     cluster = CountingCluster(client, namespace.name)
-    retention = Retention(
-        cluster, ImageRemover(None, ""), EventRecorder(client, "test"), lambda job: ttls.get(job.name, 3600)
-    )
+    retention = Retention(cluster, releases(cluster, client), lambda job: ttls.get(job.name, 3600))
     for name in ("kept", "model", "operator", "old"):
         retention.add(await unnamed(client, namespace, name, seconds_ago=60))
     task = asyncio.create_task(retention.run())
@@ -134,9 +138,8 @@ async def test_a_job_that_names_no_time_to_live_gets_the_default_which_its_spec_
 async def test_of_too_many_finished_jobs_of_a_namespace_the_oldest_go(
     namespace: Namespace, client: KubernetesClient
 ) -> None:
-    retention = Retention(
-        CountingCluster(client, namespace.name), ImageRemover(None, ""), EventRecorder(client, "test"), most_finished=2
-    )
+    cluster = CountingCluster(client, namespace.name)
+    retention = Retention(cluster, releases(cluster, client), most_finished=2)
     ages = {"b": 30, "a": 40, "d": 10, "c": 20}
     for name, age in ages.items():
         retention.add(await unnamed(client, namespace, name, seconds_ago=age))
@@ -152,3 +155,45 @@ async def test_of_too_many_finished_jobs_of_a_namespace_the_oldest_go(
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+async def test_a_quota_full_of_finished_jobs_makes_room_for_new_ones(
+    namespace: Namespace, client: KubernetesClient
+) -> None:
+    quota = {"count/generationjobs.kubediffusion.io": "10"}
+    manifest = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "jobs"}, "spec": {"hard": quota}}
+    namespace.apply(manifest)
+    ages = {f"{number}": 600 - number for number in range(9)} | {"young": 0}
+    jobs = [
+        await eventually("a creation", partial(admitted, client, namespace, name, age)) for name, age in ages.items()
+    ]
+
+    async def full() -> bool:
+        used = (await asyncio.to_thread(namespace.list, "resourcequota"))[0]["status"].get("used", {})
+        return bool(used == quota)
+
+    await eventually("the quota to be full", full, 60)
+    assert await admitted(client, namespace, "refused", 0) is None
+    cluster = CountingCluster(client, namespace.name)
+    pauses = RetentionPauses(quotas=0.5, counting=0.1)
+    retention = Retention(cluster, releases(cluster, client), lambda _: 86_400, pauses=pauses)
+    for job in jobs:
+        retention.add(job)
+    task = asyncio.create_task(retention.run())
+    try:
+        await eventually("room for a new job", partial(admitted, client, namespace, "new", 0), 60)
+        left = {job.name for job in (await client.generation_jobs.list(namespace.name))[0]}
+        # The oldest went, one tenth; who has just ended can still be read.
+        assert left == (ages.keys() - {"0"}) | {"new"}
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def admitted(client: KubernetesClient, namespace: Namespace, name: str, age: float) -> GenerationJob | None:
+    """Create a finished job; return None where the quota does not admit it, or is not counted yet."""
+    try:
+        return await unnamed(client, namespace, name, seconds_ago=age)
+    except ForbiddenError:
+        return None

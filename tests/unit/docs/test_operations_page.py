@@ -10,7 +10,7 @@ import yaml
 import documented
 from kubediffusion.local.layout import CHART
 from kubediffusion.operator.events import PARAMETERS_ADJUSTED
-from kubediffusion.operator.retention import IMAGES_HELD, IMAGES_RETAINED
+from kubediffusion.operator.image_releases import IMAGES_HELD, IMAGES_RETAINED
 from kubediffusion.resources.conditions import (
     ConditionStatus,
     EngineReason,

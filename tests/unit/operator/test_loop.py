@@ -16,6 +16,7 @@ from kubediffusion.operator import loop as loop_module
 from kubediffusion.operator.cluster import Cluster
 from kubediffusion.operator.events import EventRecorder
 from kubediffusion.operator.executor import Executor
+from kubediffusion.operator.image_releases import ImageReleases
 from kubediffusion.operator.images import ImageRemover
 from kubediffusion.operator.loop import SchedulingLoop
 from kubediffusion.operator.manifests import WorkerDefaults
@@ -63,7 +64,8 @@ async def store(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RecordingStore
     store = RecordingStore()
     async with KubernetesClient(Configuration()) as client:
         cluster, recorder = Cluster(client, [], DEFAULTS, 1), EventRecorder(client, "test")
-        retention, executor = Retention(cluster, ImageRemover(None, ""), recorder), Executor(cluster, store, recorder)
+        releases = ImageReleases(cluster, ImageRemover(None, ""), recorder)
+        retention, executor = Retention(cluster, releases), Executor(cluster, store, recorder)
         loop = SchedulingLoop(store, executor, retention, recorder, SchedulerOptions(), 5.0)
         task = asyncio.create_task(loop.run())
         await settle()

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from kubediffusion.operator.image_releases import awaits_image_deletion, release_pause
 from kubediffusion.operator.images import ImageRemover, image_uris
-from kubediffusion.operator.retention import awaits_image_deletion, expiry, release_pause
+from kubediffusion.operator.retention import expiry
 from kubediffusion.resources import meta
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Image, Phase
 from kubediffusion.resources.testing import NAMESPACE, NOW, bound_job, job
@@ -21,32 +22,27 @@ def finished(phase: Phase = Phase.SUCCEEDED, at: dt.datetime = NOW, **spec: Any)
 
 @pytest.mark.parametrize("phase", sorted(TERMINAL))
 def test_a_finished_job_goes_its_time_to_live_after_its_end(phase: Phase) -> None:
-    assert expiry(finished(phase, ttl_seconds_after_finished=60)) == NOW + dt.timedelta(seconds=60)
+    assert expiry(finished(phase), 60) == NOW + dt.timedelta(seconds=60)
 
 
 def test_no_time_to_live_at_all_is_one_of_zero_seconds_and_not_for_ever() -> None:
-    assert expiry(finished(ttl_seconds_after_finished=0)) == NOW
+    assert expiry(finished(), 0) == NOW
 
 
 def test_a_job_without_a_time_to_live_stays() -> None:
-    assert expiry(finished()) is None
-
-
-def test_a_job_that_names_no_time_to_live_has_the_default() -> None:
-    assert expiry(finished(), 60) == NOW + dt.timedelta(seconds=60)
-    assert expiry(finished(ttl_seconds_after_finished=5), 60) == NOW + dt.timedelta(seconds=5)
+    assert expiry(finished(), None) is None
 
 
 def test_a_job_whose_time_to_live_ends_after_the_calendar_stays() -> None:
     """Nothing keeps a status from saying that it finished in the year 9999."""
     last = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC)
-    assert expiry(finished(at=last, ttl_seconds_after_finished=0)) == last
-    assert expiry(finished(at=last, ttl_seconds_after_finished=1)) is None
+    assert expiry(finished(at=last), 0) == last
+    assert expiry(finished(at=last), 1) is None
 
 
 @pytest.mark.parametrize("phase", sorted(set(Phase) - TERMINAL))
 def test_a_job_that_has_not_finished_stays(phase: Phase) -> None:
-    assert expiry(finished(phase, ttl_seconds_after_finished=0)) is None
+    assert expiry(finished(phase), 0) is None
 
 
 def deleted(item: GenerationJob, *finalizers: str) -> GenerationJob:
@@ -64,8 +60,8 @@ def test_images_stay_while_the_job_does_or_runs_or_holds_none() -> None:
 
 
 def test_a_job_that_has_not_ended_is_released_later_as_its_worker_may_still_store_images() -> None:
-    assert release_pause(finished()) == 0
-    assert 0 < release_pause(job()) < release_pause(bound_job(worker="pod")) <= 300
+    assert release_pause(finished(), 150.0) == 0
+    assert 0 < release_pause(job(), 150.0) < release_pause(bound_job(worker="pod"), 150.0) == 150.0
 
 
 async def test_an_operator_without_storage_says_that_the_images_stay() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kubediffusion.resources.backoff import Backoff, pause_after
+from kubediffusion.resources.backoff import Backoff, Backoffs, pause_after
 
 
 @pytest.mark.parametrize(("failures", "pause"), [(1, 0.1), (2, 0.2), (3, 0.4), (7, 6.4), (8, 10), (100_000, 10)])
@@ -24,3 +24,16 @@ def test_what_has_worked_begins_anew() -> None:
         backoff.next_pause()
     backoff.reset()
     assert 0.5 <= backoff.next_pause() <= 1
+
+
+def test_each_key_has_pauses_of_its_own_until_it_is_forgotten() -> None:
+    backoffs = Backoffs(1.0, 60.0)
+    assert "a" not in backoffs
+    assert 0.5 <= backoffs.next_pause("a") <= 1.0 <= backoffs.next_pause("a") <= 2.0
+    assert "a" in backoffs
+    assert backoffs.next_pause("b") <= 1.0
+    assert backoffs.next_pause("a") >= 2.0
+    backoffs.forget("a")
+    assert "a" not in backoffs
+    assert backoffs.next_pause("a") <= 1.0
+    backoffs.forget("never failed")

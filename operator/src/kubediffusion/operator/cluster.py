@@ -12,13 +12,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from kubediffusion.operator.actions import CreateWorker, DeletePod, DeleteWorker, ReportModel
+from kubediffusion.operator.job_quotas import ResourceQuota, jobs_admitted
 from kubediffusion.operator.manifests import WorkerDefaults, worker_job
 from kubediffusion.operator.object_cache import ObjectList
 from kubediffusion.operator.slim_jobs import slim_jobs
 from kubediffusion.operator.workers import BatchJob, Pod
 from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.client import KubernetesClient
-from kubediffusion.resources.apiserver.errors import ConflictError, KubernetesError, NotFoundError
+from kubediffusion.resources.apiserver.errors import ConflictError, ForbiddenError, KubernetesError, NotFoundError
 from kubediffusion.resources.apiserver.resource import Resource
 from kubediffusion.resources.backoff import Backoff
 from kubediffusion.resources.diffusion_model import DiffusionModel
@@ -70,6 +71,7 @@ class Cluster:
         self._batch_jobs = Resource(client, BatchJob, "/apis/batch/v1", "jobs")
         self._jobs = slim_jobs(client)
         self._pods = Resource(client, Pod, "/api/v1", "pods")
+        self._quotas = Resource(client, ResourceQuota, "/api/v1", "resourcequotas")
 
     @property
     def scopes(self) -> Sequence[str | None]:
@@ -115,6 +117,26 @@ class Cluster:
             ]
         # The latest of each.
         return {uid: shorten(text, MAX_NOTE) for _, uid, text in sorted(found)}
+
+    async def job_quotas(self) -> dict[str, int]:
+        """Return how many GenerationJobs each namespace may have, where a ResourceQuota says so.
+
+        A namespace whose quotas may not be listed is left out, unless it is the only one.
+
+        Raises:
+            KubernetesError: The API server refused, or is away.
+        """
+        found: list[ResourceQuota] = []
+        refusal: KubernetesError | None = None
+        for scope in self._namespaces:
+            try:
+                async with self._gate:
+                    found += (await self._quotas.list(scope))[0]
+            except ForbiddenError as error:
+                refusal = error
+        if refusal is not None and not found:
+            raise refusal
+        return jobs_admitted(found)
 
     async def get_job(self, namespace: str, name: str, uid: str) -> GenerationJob:
         """Read one job.

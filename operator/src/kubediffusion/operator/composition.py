@@ -11,11 +11,12 @@ from typing import Any
 from kubediffusion.operator.cluster import Cluster
 from kubediffusion.operator.events import EventRecorder
 from kubediffusion.operator.executor import Executor
+from kubediffusion.operator.image_releases import ImageReleases
 from kubediffusion.operator.images import ImageRemover
 from kubediffusion.operator.loop import SchedulingLoop
 from kubediffusion.operator.manifests import WorkerDefaults, template_hash
 from kubediffusion.operator.resync import Resync
-from kubediffusion.operator.retention import Retention
+from kubediffusion.operator.retention import Retention, RetentionPauses
 from kubediffusion.operator.settings import Settings
 from kubediffusion.operator.start_warnings import StartWarnings
 from kubediffusion.operator.store import Store
@@ -97,7 +98,14 @@ def compose(client: KubernetesClient, settings: Settings, storage: ImageStorage 
         return time_to_live(job.spec, store.model_of(job), settings.default_ttl_seconds)
 
     images = ImageRemover(storage, settings.s3_prefix)
-    retention = Retention(cluster, images, recorder, ttl_of, settings.finished_jobs_per_namespace)
+    retention = Retention(
+        cluster,
+        ImageReleases(cluster, images, recorder, store.worker_end),
+        ttl_of,
+        store.unfinished_count,
+        settings.finished_jobs_per_namespace,
+        RetentionPauses(quotas=settings.resync_seconds),
+    )
     executor = Executor(cluster, store, recorder)
     loop = SchedulingLoop(store, executor, retention, recorder, options, settings.explanations_per_second)
     resync = Resync(cluster, store, settings.resync_seconds)

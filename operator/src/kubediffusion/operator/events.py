@@ -56,6 +56,11 @@ class Event:
     message: str
 
 
+def log_fields(job: GenerationJob) -> dict[str, str]:
+    """Return the fields of a line of the log about a job."""
+    return {"job": job.name, "namespace": job.metadata.namespace}
+
+
 class EventRecorder:
     """Writes Events in the background.
 

@@ -15,7 +15,7 @@ from kubediffusion.operator import metrics
 from kubediffusion.operator.actions import Bind, Explain, Finish, HoldImages, JobAction, Requeue, SetAside
 from kubediffusion.operator.background_tasks import BackgroundTasks
 from kubediffusion.operator.cluster import RETRY_SECONDS, Cluster
-from kubediffusion.operator.events import Event, EventRecorder, events_of_job_write
+from kubediffusion.operator.events import Event, EventRecorder, events_of_job_write, log_fields
 from kubediffusion.operator.job_status import error_status, next_status
 from kubediffusion.operator.store import Store
 from kubediffusion.resources.apiserver.errors import ConflictError, KubernetesError, NotFoundError
@@ -159,7 +159,7 @@ class JobExecutor:
         """Keep a job at which the operator failed out of sight for a pause, then read it anew."""
         result: GenerationJob | None = None
         try:
-            logger.error("a defect: the operator fails at a job, trying again", exc_info=error, extra=_place(job))
+            logger.error("a defect: the operator fails at a job, trying again", exc_info=error, extra=log_fields(job))
             await self._tell_error(job, error)
             result = await self._cluster.find_job(job)
         finally:
@@ -176,7 +176,7 @@ class JobExecutor:
             try:
                 await self._cluster.write_status(job, error_status(job, message, dt.datetime.now(dt.UTC)))
             except KubernetesError as refusal:
-                logger.warning("cannot tell a job of a defect: %s", refusal, extra=_place(job))
+                logger.warning("cannot tell a job of a defect: %s", refusal, extra=log_fields(job))
         await asyncio.sleep(trouble.backoff.next_pause())
 
     def _record(self, job: GenerationJob, reason: str, message: str) -> None:
@@ -186,10 +186,6 @@ class JobExecutor:
         if trouble.said != message:
             trouble.said = message
             self._recorder.record(Event(job, "Warning", reason, message))
-
-
-def _place(job: GenerationJob) -> dict[str, str]:
-    return {"job": job.name, "namespace": job.metadata.namespace}
 
 
 def _measure(action: JobAction) -> None:

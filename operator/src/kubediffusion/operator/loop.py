@@ -14,12 +14,13 @@ from kubediffusion.operator.actions import Explain, ReportModel, SetAside
 from kubediffusion.operator.deadline_queue import DeadlineQueue
 from kubediffusion.operator.events import EventRecorder, events_of_job_end
 from kubediffusion.operator.executor import Executor
+from kubediffusion.operator.image_releases import awaits_image_deletion
 from kubediffusion.operator.job_status import explain_suspended_jobs
 from kubediffusion.operator.jobs_without_model import ORPHANS_A_PASS, decide_orphaned_jobs
 from kubediffusion.operator.model_status import error_status, model_status
 from kubediffusion.operator.namespace_state import NamespaceState
 from kubediffusion.operator.rate import ErrorBackoffs, ReportRate, TokenBucket
-from kubediffusion.operator.retention import Retention, awaits_image_deletion
+from kubediffusion.operator.retention import Retention
 from kubediffusion.operator.scheduling import deadline, decide_termination, schedule_model
 from kubediffusion.operator.store import JobChange, Store
 from kubediffusion.operator.views import Decision, ModelView, SchedulerOptions

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import Counter, Gauge, Histogram
 
 from kubediffusion.operator.actions import Action
+from kubediffusion.operator.finished_jobs import FinishedCount
 from kubediffusion.operator.views import ModelView
 from kubediffusion.operator.workers import WorkerState
 from kubediffusion.resources.diffusion_model import DiffusionModel
@@ -22,6 +23,12 @@ REFUSED_NAMESPACES = Gauge(
 )
 QUEUED = Gauge("kubediffusion_jobs_queued", "Jobs that wait for a worker.", ["namespace", "model"])
 WORKERS = Gauge("kubediffusion_workers", "Workers by state.", ["namespace", "model", "state"])
+FINISHED = Gauge("kubediffusion_jobs_finished", "Finished jobs that have not been deleted.", ["namespace"])
+FINISHED_LIMIT = Gauge(
+    "kubediffusion_jobs_finished_limit",
+    "Finished jobs of a namespace that are kept, by the operator's setting or a ResourceQuota; none where neither is.",
+    ["namespace"],
+)
 BINDING_SECONDS = Histogram(
     "kubediffusion_job_binding_seconds",
     "From a job's creation, in whole seconds as Kubernetes keeps it, to its first binding.",
@@ -40,6 +47,16 @@ def forget_model(model: DiffusionModel) -> None:
     labels = {"namespace": model.metadata.namespace, "model": model.name}
     QUEUED.remove_by_labels(labels)
     WORKERS.remove_by_labels(labels)
+
+
+def set_finished_jobs(counts: dict[str, FinishedCount]) -> None:
+    """Set the gauges of finished jobs, by namespace; those of namespaces that have none go."""
+    FINISHED.clear()
+    FINISHED_LIMIT.clear()
+    for namespace, count in counts.items():
+        FINISHED.labels(namespace).set(count.number)
+        if count.limit is not None:
+            FINISHED_LIMIT.labels(namespace).set(count.limit)
 
 
 def action_label(action: Action) -> str:

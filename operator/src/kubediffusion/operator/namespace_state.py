@@ -165,6 +165,12 @@ class NamespaceState:
             self._terminating_since.pop(pod.metadata.name, None)
             self._progress.pop(pod.metadata.name, None)
 
+    def longest_end(self, pod: str) -> dt.timedelta:
+        """Return how long a Pod may take to end, once it is told to, until its node is taken for lost."""
+        known = self._pods.items.get(pod)
+        grace = known.spec.termination_grace_period_seconds if known is not None else 0
+        return dt.timedelta(seconds=grace) + self._node_grace
+
     def replace_workers(self, jobs: ObjectList[BatchJob], pods: ObjectList[Pod]) -> None:
         """Take in the full lists of workers: what is not in them is gone, unless a watch has told of it since."""
         self._batch_jobs.replace(jobs)

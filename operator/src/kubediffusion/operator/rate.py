@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from kubediffusion.operator.actions import ReportModel
-from kubediffusion.resources.backoff import Backoff
+from kubediffusion.resources.backoff import Backoffs
 from kubediffusion.resources.conditions import ModelConditionType, find_condition
 from kubediffusion.resources.diffusion_model import DiffusionModel, DiffusionModelStatus
 
@@ -52,23 +52,22 @@ class ErrorBackoffs:
     """When what raised an error is tried again, by a key of each object."""
 
     def __init__(self) -> None:
-        self._backoffs: dict[str, tuple[Backoff, dt.datetime]] = {}
+        self._backoffs = Backoffs(FIRST_ERROR_PAUSE, LONGEST_ERROR_PAUSE)
+        self._retries: dict[str, dt.datetime] = {}
 
     def retry_at(self, key: str) -> dt.datetime | None:
         """Return when an object is tried again; None where nothing was raised."""
-        known = self._backoffs.get(key)
-        return known[1] if known is not None else None
+        return self._retries.get(key)
 
     def record(self, key: str, now: dt.datetime) -> dt.datetime:
         """Count an error, and return when to try again."""
-        backoff, _ = self._backoffs.get(key, (Backoff(FIRST_ERROR_PAUSE, LONGEST_ERROR_PAUSE), now))
-        retry_at = now + dt.timedelta(seconds=backoff.next_pause())
-        self._backoffs[key] = backoff, retry_at
-        return retry_at
+        self._retries[key] = now + dt.timedelta(seconds=self._backoffs.next_pause(key))
+        return self._retries[key]
 
     def forget(self, key: str) -> None:
         """Forget the errors of an object: it has worked, or is gone."""
-        self._backoffs.pop(key, None)
+        self._backoffs.forget(key)
+        self._retries.pop(key, None)
 
 
 class ReportRate:

@@ -297,6 +297,15 @@ class Store:
         name = job.status.parameters.model if job.status.parameters is not None else job.spec.model
         return choose_model(state.models, name) if state is not None else None
 
+    def unfinished_count(self, namespace: str) -> int:
+        """Return how many unfinished jobs a namespace has."""
+        state = self._namespaces.get(namespace)
+        return len(state.jobs) if state is not None else 0
+
+    def worker_end(self, job: GenerationJob) -> float:
+        """Return the seconds after which a job's worker has ended, or its node is lost, if it is told to go now."""
+        return self._state(job).longest_end(job.status.worker or "").total_seconds()
+
     def bound_jobs(self, scope: str | None = None) -> list[GenerationJob]:
         """Return the jobs that are bound to workers, in one namespace or in all where it is None."""
         return [job for name in self._within(scope) for job in self._namespaces[name].bound_jobs]

@@ -13,7 +13,7 @@ from kubediffusion.operator.events import EventRecorder, events_of_model_report,
 from kubediffusion.operator.store import Store
 from kubediffusion.operator.workers import BatchJob
 from kubediffusion.resources.apiserver.errors import ConflictError, KubernetesError
-from kubediffusion.resources.backoff import Backoff
+from kubediffusion.resources.backoff import Backoffs
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.texts import MAX_NOTE, shorten
 
@@ -41,7 +41,7 @@ class WorkerExecutor:
         self._recorder = recorder
         self._tasks = tasks
         self._under_way: set[str] = set()
-        self._backoffs: dict[str, Backoff] = {}
+        self._backoffs = Backoffs(RETRY_SECONDS, LONGEST_REFUSAL_PAUSE)
         """The pauses of models whose workers the API server refuses, by the model's uid."""
 
     def start(self, action: WorkerAction) -> bool:
@@ -55,7 +55,7 @@ class WorkerExecutor:
 
     def forget_model(self, model: DiffusionModel) -> None:
         """Drop what is kept of a model that is gone."""
-        self._backoffs.pop(model.uid, None)
+        self._backoffs.forget(model.uid)
 
     async def _write(self, action: WorkerAction, key: str) -> None:
         name = metrics.action_label(action)
@@ -91,7 +91,7 @@ class WorkerExecutor:
             case ReportModel():
                 self._recorder.record(*events_of_model_report(action))
             case CreateWorker():
-                self._backoffs.pop(action.model.uid, None)
+                self._backoffs.forget(action.model.uid)
                 self._store.admit_worker(action.model)
             case DeletePod():
                 self._recorder.record(pod_deleted(action))
@@ -105,7 +105,7 @@ class WorkerExecutor:
         """
         if is_refusal(error) and self._store.refuse_worker(model, error.message):
             self._recorder.record(worker_refused(model, error.message))
-        return self._backoffs.setdefault(model.uid, Backoff(RETRY_SECONDS, LONGEST_REFUSAL_PAUSE)).next_pause()
+        return self._backoffs.next_pause(model.uid)
 
 
 def is_refusal(error: KubernetesError) -> bool:

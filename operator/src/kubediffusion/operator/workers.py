@@ -79,9 +79,16 @@ class PodStatus(Schema):
     container_statuses: tuple[ContainerStatus, ...] = ()
 
 
+class PodSpec(Schema):
+    """The part of a Pod's spec that is read."""
+
+    termination_grace_period_seconds: int = 30
+
+
 class Pod(KubernetesObject):
     """A worker's Pod."""
 
+    spec: PodSpec = PodSpec()
     status: PodStatus = PodStatus()
 
     @property

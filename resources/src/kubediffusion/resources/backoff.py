@@ -48,3 +48,28 @@ class Backoff:
     def reset(self) -> None:
         """Start again from the first pause, after a success."""
         self._failures = 0
+
+
+class Backoffs:
+    """The pauses of many operations, by a key of each; nothing is kept of one that has not failed.
+
+    Args:
+        first: Seconds after the first failure of one.
+        longest: Seconds at most.
+    """
+
+    def __init__(self, first: float, longest: float) -> None:
+        self._first = first
+        self._longest = longest
+        self._backoffs: dict[str, Backoff] = {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._backoffs
+
+    def next_pause(self, key: str) -> float:
+        """Count a failure of an operation and return the seconds to wait after it."""
+        return self._backoffs.setdefault(key, Backoff(self._first, self._longest)).next_pause()
+
+    def forget(self, key: str) -> None:
+        """Forget the failures of an operation: it has succeeded, or is not tried any more."""
+        self._backoffs.pop(key, None)

@@ -58,11 +58,12 @@ async def pods(room: Room, other_worker: KubernetesClient) -> Pods:
 async def test_a_worker_tells_in_its_own_pod_how_far_its_start_has_come(pods: Pods, worker: KubernetesClient) -> None:
     before = (await pods.read(WORKER))["status"].get("conditions", [])
     for status in ("False", "True", "True"):
-        await pods.write(worker, WORKER, {"status": {"conditions": [condition(status=status)]}})
+        both = [condition(kind, status) for kind in PodConditionType]
+        await pods.write(worker, WORKER, {"status": {"conditions": both}})
     after = {each["type"]: each for each in (await pods.read(WORKER))["status"]["conditions"]}
-    assert after.pop(PodConditionType.ENGINE_READY)["status"] == "True"
+    assert {after.pop(kind)["status"] for kind in PodConditionType} == {"True"}
     # What others wrote is as it was; the scheduler may have written meanwhile.
-    assert {each["type"] for each in before} - {PodConditionType.ENGINE_READY} <= after.keys()
+    assert {each["type"] for each in before} - set(PodConditionType) <= after.keys()
 
 
 async def test_a_worker_writes_of_no_other_pod(pods: Pods, worker: KubernetesClient) -> None:
@@ -99,7 +100,7 @@ async def test_a_worker_writes_nothing_but_that_condition(
     await pods.write(room.client, WORKER, {"status": {"conditions": [condition("example.com/kept", "True")]}})
     error = await refusal(pods.write(worker, WORKER, patch, dry=True))
     assert isinstance(error, ForbiddenError)
-    assert "no more of its Pod than the condition kubediffusion.io/EngineReady" in error.message
+    assert "no more of its Pod than the conditions kubediffusion.io/EngineReady and " in error.message
 
 
 async def test_a_worker_may_not_replace_a_status_or_touch_its_pod(

@@ -14,6 +14,8 @@ from kubediffusion.local.layout import CHART
 from kubediffusion.local.testing import Namespace, wait_for
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.conditions import EngineReason, PodConditionType
+from kubediffusion.resources.pipeline_facts import facts_from_json
+from kubediffusion.resources.testing import present
 
 ORDER = list(EngineReason)
 
@@ -51,6 +53,12 @@ async def test_the_stages_of_a_start_are_seen_in_their_order(bench: Bench, clien
     assert len(seen) <= len(ORDER)
     assert {state["status"] for state in seen[:-1]} == {"False"}
     assert len({state["lastTransitionTime"] for state in seen[:-1]}) == 1
+    # With the last of them comes what is known of the pipeline.
+    conditions = bench.namespace.get("pod", "telling")["status"]["conditions"]
+    (known,) = (each for each in conditions if each["type"] == PodConditionType.PIPELINE_KNOWN)
+    facts = present(facts_from_json(known["message"]))
+    assert (known["status"], known["reason"], facts.name) == ("True", "StableDiffusionPipeline", known["reason"])
+    assert (facts.defaults.num_inference_steps, facts.defaults.guidance_scale) == (50, 7.5)
 
 
 async def test_its_node_keeps_the_condition_to_the_end(bench: Bench) -> None:

@@ -1,21 +1,24 @@
-"""What a job runs with: its own word, else its model's, else the project's; and what is too much."""
+"""What a job runs with: its own word, else its model's, else its pipeline's; and what the model refuses."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubediffusion.resources.diffusion_model import JobDefaults, JobLimits
+from kubediffusion.resources.diffusion_model import DiffusionModel, JobDefaults, JobLimits
 from kubediffusion.resources.generation_job import (
     MAX_SEED,
     Acceleration,
     FeatureCaching,
     GenerationJobSpec,
     GuidanceInterval,
+    Scheduler,
 )
-from kubediffusion.resources.parameters import check_limits, draw_seed, resolve_parameters
+from kubediffusion.resources.parameters import check_limits, draw_seed, resolve_again, resolve_parameters
+from kubediffusion.resources.pipeline_facts import PipelineDefaults, PipelineFacts, facts_from_json
 from kubediffusion.resources.testing import model
 
 LIMITED = ("num_inference_steps", "width", "height", "num_images")
@@ -132,3 +135,98 @@ def test_the_seed_of_every_image_is_a_seed(images: Any, below: Any) -> None:
     seed = MAX_SEED + below
     problems = [problem.field for problem in check_limits(spec(seed=seed, num_images=images), model())]
     assert problems == (["seed"] if seed + images - 1 > MAX_SEED else [])
+
+
+FLUX = PipelineFacts(
+    name="FluxPipeline",
+    defaults=PipelineDefaults(num_inference_steps=28, guidance_scale=3.5, width=1024, height=1024),
+    size_multiple=16,
+    schedulers=(Scheduler.FLOW_MATCH_EULER,),
+)
+
+
+def known(**of_model: Any) -> DiffusionModel:
+    """A model whose pipeline a worker has told of."""
+    return model(**of_model).with_pipeline(FLUX)
+
+
+def test_a_job_and_a_model_that_name_nothing_run_with_the_pipelines_own() -> None:
+    parameters = resolve_parameters(spec(), known(), seed=7)
+    assert (parameters.num_inference_steps, parameters.guidance_scale) == (28, 3.5)
+    # What the pipeline's call takes where none is given.
+    assert (parameters.width, parameters.height) == (None, None)
+
+
+def test_the_pipelines_own_come_after_the_jobs_and_the_models_word_and_below_its_limit() -> None:
+    of_model = JobDefaults(num_inference_steps=20, guidance_scale=2.0)
+    assert resolve_parameters(spec(), known(defaults=of_model), seed=7).num_inference_steps == 20
+    parameters = resolve_parameters(spec(guidance_scale=0), known(defaults=of_model), seed=7)
+    assert (parameters.num_inference_steps, parameters.guidance_scale) == (20, 0)
+    assert resolve_parameters(spec(), known(limits=JobLimits(num_inference_steps=8)), seed=7).num_inference_steps == 8
+
+
+def test_what_was_known_of_an_earlier_spec_says_nothing_of_todays() -> None:
+    changed = known().model_copy(update={"metadata": known().metadata.model_copy(update={"generation": 2})})
+    assert changed.pipeline is None
+    assert resolve_parameters(spec(), changed, seed=7).num_inference_steps == 50
+    assert list(check_limits(spec(width=520, height=520), changed)) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, (28, 3.5)),
+        ({"num_inference_steps": 50}, (50, 3.5)),
+        ({"guidance_scale": 7.5}, (28, 7.5)),
+        ({"num_inference_steps": 50, "guidance_scale": 7.5}, (50, 7.5)),
+    ],
+)
+def test_the_first_job_of_a_cold_model_gets_the_pipelines_own_where_it_names_nothing(
+    fields: dict[str, Any], expected: tuple[int, float]
+) -> None:
+    bound = resolve_parameters(spec(**fields), model(), seed=7)
+    again = resolve_again(bound, spec(**fields), known())
+    assert (again.num_inference_steps, again.guidance_scale) == expected
+    assert resolve_again(again, spec(**fields), known()) == again
+
+
+def test_what_was_resolved_from_the_models_spec_is_not_resolved_again() -> None:
+    of_model = known(defaults=JobDefaults(num_inference_steps=12))
+    bound = resolve_parameters(spec(), model(defaults=JobDefaults(num_inference_steps=12)), seed=7)
+    assert resolve_again(bound, spec(), of_model).num_inference_steps == 12
+    # Resolved while the model's spec named 9: a retry runs the same.
+    kept = bound.model_copy(update={"num_inference_steps": 9})
+    assert resolve_again(kept, spec(), of_model).num_inference_steps == 9
+
+
+def refused(model_of_job: DiffusionModel, **fields: Any) -> list[tuple[str, str]]:
+    return [(error.field, error.message) for error in check_limits(spec(**fields), model_of_job)]
+
+
+def test_a_size_off_the_grid_is_refused_with_those_that_fit() -> None:
+    assert refused(known(), width=520, height=512) == [
+        ("width", "520 is no multiple of 16, as model 'emoji' needs; ask for 512 or 528")
+    ]
+    assert refused(known(), width=512, height=512) == []
+    assert refused(model(), width=520, height=512) == []
+
+
+def test_a_side_that_comes_alone_is_refused_unless_the_model_has_the_other() -> None:
+    why = "missing beside width 512; give both, or neither for the own size of model 'emoji', 1024 by 1024"
+    assert refused(known(), width=512) == [("height", why)]
+    assert [field for field, _ in refused(known(), height=512)] == ["width"]
+    assert refused(known(defaults=JobDefaults(height=512)), width=512) == []
+    assert refused(model(), width=512) == []
+
+
+def test_a_scheduler_that_cannot_run_the_model_is_refused_with_those_that_can() -> None:
+    message = "DDIMScheduler cannot run model 'emoji'; ask for FlowMatchEulerDiscreteScheduler, or for none"
+    assert refused(known(), scheduler="DDIMScheduler") == [("scheduler", message)]
+    assert refused(known(), scheduler="FlowMatchEulerDiscreteScheduler") == []
+    assert refused(model(), scheduler="DDIMScheduler") == []
+
+
+def test_what_a_worker_tells_of_its_pipeline_is_read_as_it_was_written() -> None:
+    assert facts_from_json(FLUX.to_json()) == FLUX
+    assert facts_from_json("the worker takes jobs") is None
+    assert facts_from_json('{"name": "x", "defaults": {"numInferenceSteps": 0}}') is None

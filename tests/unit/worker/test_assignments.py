@@ -8,7 +8,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubediffusion.resources.testing import present
+from kubediffusion.resources.pipeline_facts import PipelineDefaults, PipelineFacts
+from kubediffusion.resources.testing import model, present
+from kubediffusion.worker import reports
 from kubediffusion.worker.assignments import Assignment, Assignments
 from kubediffusion.worker.engine import Plan
 from unit.worker.worker_builders import NOW, WORKER, bound_job, picture
@@ -25,6 +27,20 @@ def test_a_bound_job_is_ours() -> None:
     assignments, assignment = assigned(parameters={"numImages": 2})
     assert [a.name for a in assignments] == ["job"]
     assert (assignment.remaining, assignment.shape.steps) == (2, 10)
+
+
+def test_the_first_job_gets_the_pipelines_own_where_the_operator_knew_nothing_of_it() -> None:
+    facts = PipelineFacts(name="FluxPipeline", defaults=PipelineDefaults(num_inference_steps=28, guidance_scale=3.5))
+    assignments = Assignments(WORKER, model("m").with_pipeline(facts))
+    guessed: dict[str, Any] = {"numInferenceSteps": 50, "guidanceScale": 7.5}
+    assignments.observe(bound_job("none", parameters=guessed), False)
+    assignments.observe(bound_job("own", parameters=guessed, **guessed), False)
+    shapes = {assignment.name: assignment.shape for assignment in assignments}
+    assert (shapes["none"].steps, shapes["none"].guidance) == (28, 3.5)
+    assert (shapes["own"].steps, shapes["own"].guidance) == (50, 7.5)
+    cold = present(assignments.get("uid-none"))
+    running = reports.running(cold.job, cold)
+    assert present(running.parameters).num_inference_steps == 28
 
 
 def test_a_job_of_another_worker_is_not_ours() -> None:

@@ -93,12 +93,12 @@ NOT_REQUESTED = {
         ),
         "num_inference_steps": _words(
             "Denoising steps, up to the model's limit (150 unless it says otherwise). When absent, the model's "
-            "default\napplies, else 50.",
+            "default\napplies: 50 for Stable Diffusion.",
             default=DEFAULT_STEPS,
         ),
         "guidance_scale": _words(
-            "How closely to follow the prompt (classifier-free guidance). When absent, the model's default applies, "
-            "else\n7.5.",
+            "How closely to follow the prompt (guidance scale). When absent, the model's default applies: "
+            "7.5 for Stable\nDiffusion.",
             default=DEFAULT_GUIDANCE,
         ),
         "seed": _words(

@@ -53,6 +53,7 @@ def model_status(view: ModelView, revision: str | None, now: dt.datetime) -> Dif
         ),
         queued=view.waiting_count,
         revision=revision or (old.revision if old.template_hash == view.template_hash else None),
+        pipeline=view.pipeline,
         template_hash=view.template_hash,
         observed_generation=view.model.metadata.generation,
     )

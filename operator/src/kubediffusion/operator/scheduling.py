@@ -207,6 +207,7 @@ def bind(
         for w in view.current(WorkerState.READY)
         if w.pod is not None
     ]
+    model = view.informed_model
     while any(place.free > 0 for place in places):
         item = next(queue, None)
         if item is None:
@@ -215,7 +216,7 @@ def bind(
         if job.spec.suspend:
             continue
         try:
-            problem = next(check_limits(job.spec, view.model), None)
+            problem = next(check_limits(job.spec, model), None)
         except Exception as error:  # noqa: BLE001 - of any kind: it concerns this job alone
             actions.append(SetAside(job, error))
             continue
@@ -228,7 +229,7 @@ def bind(
         elif open_to := [place for place in places if place.takes(item.suspects)]:
             place = max(open_to, key=lambda place: (place.free, place.pod))
             place.take(view.slots(job), item.suspects)
-            actions.append(Bind(job, view.model, place.pod, counted=item.counted, suspects=item.suspects))
+            actions.append(Bind(job, model, place.pod, counted=item.counted, suspects=item.suspects))
         else:
             # It waits for a worker that can be its own, or for those who are suspected with it.
             return actions, itertools.chain((item,), queue)

@@ -10,6 +10,7 @@ from kubediffusion.operator.actions import Action
 from kubediffusion.operator.workers import Worker, WorkerState
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob
+from kubediffusion.resources.pipeline_facts import PipelineFacts
 from kubediffusion.resources.queue_order import QueueKey, queue_key
 
 LIVE = frozenset({WorkerState.QUEUED, WorkerState.STARTING, WorkerState.READY})
@@ -103,6 +104,19 @@ class ModelView:
     def current(self, *states: WorkerState) -> list[Worker]:
         """Return the workers of today's template that are in one of the states."""
         return [w for w in self.workers if w.template_hash == self.template_hash and w.state in states]
+
+    @property
+    def pipeline(self) -> PipelineFacts | None:
+        """What workers of today's template know of the pipeline, or knew last; None where none has said so far."""
+        told = [w.pod.pipeline for w in self.current(*LIVE) if w.pod is not None and w.pod.pipeline is not None]
+        status = self.model.status
+        kept = status.pipeline if status.template_hash == self.template_hash else None
+        return told[-1] if told else kept
+
+    @property
+    def informed_model(self) -> DiffusionModel:
+        """The model with what is known of its pipeline now: its status may say so a second later."""
+        return self.model if self.model.pipeline == self.pipeline else self.model.with_pipeline(self.pipeline)
 
     @property
     def loading(self) -> list[Worker]:

@@ -10,6 +10,7 @@ from kubediffusion.resources import meta
 from kubediffusion.resources.conditions import ConditionStatus, PodConditionType
 from kubediffusion.resources.failures import BAD_MODEL_EXIT_CODE, REFUSED_MODEL_EXIT_CODE
 from kubediffusion.resources.objects import KubernetesObject
+from kubediffusion.resources.pipeline_facts import PipelineFacts, facts_from_json
 from kubediffusion.resources.schema import Schema, Time
 
 CONTAINER = "worker"
@@ -159,6 +160,12 @@ class Pod(KubernetesObject):
     def engine_ready(self) -> PlatformCondition | None:
         """How far its start has come, as its worker says; None where it has not said anything."""
         return next((c for c in self.status.conditions if c.type == PodConditionType.ENGINE_READY), None)
+
+    @property
+    def pipeline(self) -> PipelineFacts | None:
+        """What its worker knows of the pipeline that it has loaded; None where it has not said anything."""
+        told = (c.message for c in self.status.conditions if c.type == PodConditionType.PIPELINE_KNOWN)
+        return next((facts_from_json(message) for message in told), None)
 
     @property
     def terminated(self) -> Terminated | None:

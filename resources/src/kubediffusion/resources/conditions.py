@@ -47,6 +47,9 @@ class PodConditionType(StrEnum):
 
     ENGINE_READY = f"{meta.GROUP}/EngineReady"
     """How far the worker's start has come; written by the worker itself."""
+    PIPELINE_KNOWN = f"{meta.GROUP}/PipelineKnown"
+    """What the worker knows of the pipeline that it has loaded: its class as the reason, PipelineFacts as JSON in the
+    message. Written by the worker itself."""
 
 
 class EngineReason(StrEnum):

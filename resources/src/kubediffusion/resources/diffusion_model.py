@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
@@ -23,6 +23,7 @@ from kubediffusion.resources.generation_job import (
     Steps,
 )
 from kubediffusion.resources.objects import CustomResource
+from kubediffusion.resources.pipeline_facts import PipelineFacts
 from kubediffusion.resources.schema import Schema, Time
 from kubediffusion.resources.texts import MAX_NOTE, MAX_REASON, cut_to
 
@@ -146,9 +147,9 @@ class JobDefaults(Schema):
     """What a job gets that does not say otherwise."""
 
     num_inference_steps: Steps | None = None
-    """Denoising steps; 50 when absent, or the limit where that is lower."""
+    """Denoising steps; the pipeline's own when absent (50 for Stable Diffusion), or the limit where that is lower."""
     guidance_scale: Guidance | None = None
-    """Classifier-free guidance; 7.5 when absent."""
+    """Guidance scale; the pipeline's own when absent (7.5 for Stable Diffusion)."""
     negative_prompt: NegativePrompt | None = None
     """What images should not show."""
     width: Size | None = None
@@ -321,6 +322,8 @@ class DiffusionModelStatus(Schema):
     """Jobs that wait for a worker."""
     revision: str | None = None
     """The revision that was loaded last, as the workers report it."""
+    pipeline: PipelineFacts | None = None
+    """What is known of the model's pipeline, as the worker reported that loaded it last."""
     template_hash: str | None = None
     """Names the worker template that this status speaks of."""
     observed_generation: int | None = None
@@ -342,6 +345,16 @@ class DiffusionModel(CustomResource[DiffusionModelSpec, DiffusionModelStatus]):
     def is_default(self) -> bool:
         """Whether jobs without ``spec.model`` use this one."""
         return self.metadata.annotations.get(meta.DEFAULT_MODEL_ANNOTATION) == "true"
+
+    @property
+    def pipeline(self) -> PipelineFacts | None:
+        """What is known of the pipeline; None while the status speaks of an earlier spec, or nobody has loaded it."""
+        return self.status.pipeline if self.status.observed_generation == self.metadata.generation else None
+
+    def with_pipeline(self, facts: PipelineFacts | None) -> Self:
+        """Return the model with what is known of its pipeline now."""
+        known = {"pipeline": facts, "observed_generation": self.metadata.generation}
+        return self.model_copy(update={"status": self.status.model_copy(update=known)})
 
     @property
     def unavailable(self) -> Condition | None:

@@ -134,9 +134,9 @@ class GenerationJobSpec(Schema):
     negative_prompt: NegativePrompt | None = None
     """What the image should not show."""
     num_inference_steps: Steps | None = None
-    """Denoising steps; by default the model's, else 50."""
+    """Denoising steps; by default the model's, 50 for Stable Diffusion."""
     guidance_scale: Guidance | None = None
-    """Classifier-free guidance; by default the model's, else 7.5."""
+    """Guidance scale; by default the model's, 7.5 for Stable Diffusion."""
     seed: Seed | None = None
     """Noise seed of the first image; image n uses seed + n. Drawn once and kept through retries when absent."""
     width: Size | None = None

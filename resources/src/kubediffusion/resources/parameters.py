@@ -8,17 +8,16 @@ from dataclasses import dataclass
 
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import (
-    DEFAULT_GUIDANCE,
-    DEFAULT_STEPS,
     MAX_SEED,
     GenerationJobSpec,
     Parameters,
 )
+from kubediffusion.resources.pipeline_facts import PipelineDefaults, PipelineFacts
 
 
 @dataclass(frozen=True)
 class FieldError:
-    """One value that a model's limits refuse.
+    """One value that a model refuses.
 
     Attributes:
         field: Path of the field in Python's spelling, for example ``num_inference_steps``.
@@ -30,7 +29,7 @@ class FieldError:
 
 
 def check_limits(spec: GenerationJobSpec, model: DiffusionModel) -> Iterator[FieldError]:
-    """Yield each field of ``spec`` that exceeds the model's limits; none when the model accepts the job."""
+    """Yield each field of ``spec`` that the model refuses by its limits, or by what is known of its pipeline."""
     for field, limit in model.spec.limits.model_dump().items():
         value = getattr(spec, field)
         if value is not None and value > limit:
@@ -42,6 +41,43 @@ def check_limits(spec: GenerationJobSpec, model: DiffusionModel) -> Iterator[Fie
         yield FieldError(
             "seed", f"image {images - 1} would use seed {seed + images - 1}, beyond {MAX_SEED}; lower the seed"
         )
+    if model.pipeline is not None:
+        yield from _check_size(spec, model, model.pipeline)
+        yield from _check_scheduler(spec, model, model.pipeline)
+
+
+def _check_size(spec: GenerationJobSpec, model: DiffusionModel, pipeline: PipelineFacts) -> Iterator[FieldError]:
+    """Yield each side of a job's images that is off the pipeline's grid, or missing beside the other."""
+    multiple, defaults, own = pipeline.size_multiple, model.spec.defaults, pipeline.defaults
+    if multiple is None:
+        return
+    asked = {"width": spec.width, "height": spec.height}
+    sides = {"width": spec.width or defaults.width, "height": spec.height or defaults.height}
+    missing = [side for side, value in sides.items() if value is None]
+    if len(missing) == 1:
+        (other,) = sides.keys() - missing
+        size = "" if own.width is None or own.height is None else f", {own.width} by {own.height}"
+        yield FieldError(
+            missing[0],
+            f"missing beside {other} {sides[other]}; give both, or neither for the own size of model "
+            f"{model.name!r}{size}",
+        )
+    for side, value in asked.items():
+        if value is not None and value % multiple:
+            fitting = f"{value // multiple * multiple} or {(value // multiple + 1) * multiple}"
+            yield FieldError(
+                side, f"{value} is no multiple of {multiple}, as model {model.name!r} needs; ask for {fitting}"
+            )
+
+
+def _check_scheduler(spec: GenerationJobSpec, model: DiffusionModel, pipeline: PipelineFacts) -> Iterator[FieldError]:
+    """Yield the scheduler of a job that cannot run the pipeline."""
+    if spec.scheduler is not None and pipeline.schedulers and spec.scheduler not in pipeline.schedulers:
+        yield FieldError(
+            "scheduler",
+            f"{spec.scheduler} cannot run model {model.name!r}; ask for {', '.join(sorted(pipeline.schedulers))}, "
+            "or for none",
+        )
 
 
 def draw_seed() -> int:
@@ -50,24 +86,25 @@ def draw_seed() -> int:
 
 
 def resolve_parameters(spec: GenerationJobSpec, model: DiffusionModel, seed: int) -> Parameters:
-    """Resolve the parameters of a job: each from its spec, else the model's defaults, else the project's.
+    """Resolve the parameters of a job: each from its spec, else the model's spec, else the pipeline's own.
 
-    Width, height and scheduler stay None where neither spec nor defaults have them: the pipeline's own are used then,
-    and the worker reports them.
+    Where nobody has told of the pipeline yet, Stable Diffusion's documented defaults stand for its own: the worker
+    that the job is bound to knows better (:func:`resolve_again`). Width, height and scheduler stay None where neither
+    spec has them: the pipeline's own are used then, and the worker reports them.
 
     Args:
         spec: Spec of the job.
         model: The model that it is bound to.
         seed: Seed of a job that names none.
     """
-    defaults = model.spec.defaults
+    defaults, own = model.spec.defaults, _own_defaults(model)
     acceleration = spec.acceleration if spec.acceleration is not None else defaults.acceleration
-    # A limit below the project's default lowers the default: nobody asked for that many steps.
-    steps = min(DEFAULT_STEPS, model.spec.limits.num_inference_steps)
+    # A limit below the pipeline's default lowers the default: nobody asked for that many steps.
+    steps = min(own.num_inference_steps, model.spec.limits.num_inference_steps)
     return Parameters(
         model=model.name,
         num_inference_steps=spec.num_inference_steps or defaults.num_inference_steps or steps,
-        guidance_scale=_first(spec.guidance_scale, defaults.guidance_scale, DEFAULT_GUIDANCE),
+        guidance_scale=_first(spec.guidance_scale, defaults.guidance_scale, own.guidance_scale),
         seed=seed if spec.seed is None else spec.seed,
         num_images=spec.num_images or 1,
         negative_prompt=spec.negative_prompt if spec.negative_prompt is not None else defaults.negative_prompt,
@@ -77,6 +114,27 @@ def resolve_parameters(spec: GenerationJobSpec, model: DiffusionModel, seed: int
         deterministic=bool(spec.deterministic),
         acceleration=acceleration.effective if acceleration is not None else None,
     )
+
+
+def resolve_again(parameters: Parameters, spec: GenerationJobSpec, model: DiffusionModel) -> Parameters:
+    """Return a recipe whose defaults are the pipeline's own, where it was resolved before anybody knew them.
+
+    Only what the job leaves open, and what stands in the recipe for want of knowledge, is resolved again.
+
+    Args:
+        parameters: The recipe, as it was resolved at binding.
+        spec: Spec of the job.
+        model: The model, with its pipeline.
+    """
+    known = resolve_parameters(spec, model, parameters.seed)
+    guessed = resolve_parameters(spec, model.with_pipeline(None), parameters.seed)
+    fields = ("num_inference_steps", "guidance_scale")
+    open_fields = [field for field in fields if getattr(parameters, field) == getattr(guessed, field)]
+    return parameters.model_copy(update={field: getattr(known, field) for field in open_fields})
+
+
+def _own_defaults(model: DiffusionModel) -> PipelineDefaults:
+    return PipelineDefaults() if model.pipeline is None else model.pipeline.defaults
 
 
 def _first(*values: float | None) -> float:

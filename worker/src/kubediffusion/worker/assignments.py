@@ -13,7 +13,7 @@ from typing import Protocol
 
 from kubediffusion.resources.diffusion_model import DiffusionModel, DiffusionModelSpec, ModelSource
 from kubediffusion.resources.generation_job import MAX_SEED, GenerationJob, Image, JobProgress, Parameters
-from kubediffusion.resources.parameters import resolve_parameters
+from kubediffusion.resources.parameters import resolve_again, resolve_parameters
 from kubediffusion.resources.transitions import BOUND
 from kubediffusion.worker.engine import ImageId, ImageOutput, ImageRequest, Plan, Shape
 from kubediffusion.worker.engine.batching import Candidate
@@ -54,7 +54,7 @@ class Assignment:
     Attributes:
         job: The job as last seen.
         binding: Fences its reports.
-        parameters: The recipe, as the operator resolved it.
+        parameters: The recipe, as the operator resolved it, with the defaults of this pipeline.
         taken: How many of its images the engine has been given.
         steps: Denoising steps done, by index of the image. Written by the engine's thread.
         pictures: What came out, by index, without the pixels.
@@ -208,10 +208,12 @@ class Assignments:
 
     Args:
         worker: Name of this worker's Pod.
+        model: The model that it holds, with what is known of its pipeline; None for one of which nothing is known.
     """
 
-    def __init__(self, worker: str) -> None:
+    def __init__(self, worker: str, model: DiffusionModel | None = None) -> None:
         self._worker = worker
+        self._model = model or DiffusionModel(spec=DiffusionModelSpec(source=ModelSource()))
         self._live: dict[str, Assignment] = {}
         # The last attempt that ended here, by UID: a late event of such a binding must not start it again.
         self._finished: dict[str, int] = {}
@@ -249,7 +251,7 @@ class Assignments:
             if known is not None:
                 known.update_job(job)
             elif job.status.attempt > self._finished.get(job.uid, -1):
-                self._live[job.uid] = _assignment(job)
+                self._live[job.uid] = _assignment(job, self._model)
         return dropped
 
     def remove(self, assignment: Assignment) -> None:
@@ -269,10 +271,12 @@ class Assignments:
         )
 
 
-def _assignment(job: GenerationJob) -> Assignment:
+def _assignment(job: GenerationJob, model: DiffusionModel) -> Assignment:
     parameters = job.status.parameters
     if parameters is None:
         # The operator writes them with the binding; another binder may not know. Then the job's own spec counts, and a
         # job that names no seed runs with 0, in place of the random one that the operator draws.
-        parameters = resolve_parameters(job.spec, DiffusionModel(spec=DiffusionModelSpec(source=ModelSource())), seed=0)
+        parameters = resolve_parameters(job.spec, model, seed=0)
+    # The operator may have bound the first job before it was told of the pipeline.
+    parameters = resolve_again(parameters, job.spec, model)
     return Assignment(job=job, binding=Binding(job.uid, job.status.attempt), parameters=parameters)

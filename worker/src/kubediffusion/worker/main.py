@@ -19,8 +19,10 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.apiserver.reflector import Reflector
+from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.failures import BAD_MODEL_EXIT_CODE, REFUSED_MODEL_EXIT_CODE
 from kubediffusion.resources.generation_job import GenerationJob, Phase
+from kubediffusion.resources.objects import ObjectMeta
 from kubediffusion.resources.runtime import garbage, logs
 from kubediffusion.resources.runtime.probes import serve_probes
 from kubediffusion.resources.runtime.settings import read_settings
@@ -28,7 +30,7 @@ from kubediffusion.resources.storage import ImageStorage
 from kubediffusion.resources.transitions import TERMINAL
 from kubediffusion.worker.assignments import Assignments
 from kubediffusion.worker.context import WorkerContext
-from kubediffusion.worker.engine import BadModelError, Engine
+from kubediffusion.worker.engine import BadModelError, Engine, EngineInfo
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
 from kubediffusion.worker.reporter import Reporter
@@ -99,6 +101,8 @@ async def serve(settings: Settings, load: LoadEngine, registry: CollectorRegistr
                 engine = await _load(process, load, report)
                 if engine is None:
                     return 0
+                if engine.info.facts is not None:
+                    report.set_pipeline(engine.info.facts)
                 await _work(process, client, engine, report)
     except BadModelError as error:
         reason = redact(str(error), settings)
@@ -152,7 +156,7 @@ async def _work(process: _Process, client: KubernetesClient, engine: Engine, rep
     context = WorkerContext(
         engine=engine,
         engine_thread=process.engine_thread,
-        assignments=Assignments(settings.pod_name),
+        assignments=Assignments(settings.pod_name, _model(settings, engine.info)),
         reporter=Reporter(client, settings.pod_namespace, settings.refused_seconds, settings.secrets),
         storage=ImageStorage(settings.bucket, UPLOADS),
         prefix=settings.prefix,
@@ -177,6 +181,12 @@ async def _work(process: _Process, client: KubernetesClient, engine: Engine, rep
             finally:
                 for task in background:
                     task.cancel()
+
+
+def _model(settings: Settings, engine: EngineInfo) -> DiffusionModel:
+    """Return the model that this worker holds, with what it knows of the pipeline."""
+    model = DiffusionModel(metadata=ObjectMeta(name=settings.model_name), spec=settings.spec)
+    return model.with_pipeline(engine.facts)
 
 
 async def _ready(watch: Reflector[GenerationJob], health: Health, report: StartReport) -> None:

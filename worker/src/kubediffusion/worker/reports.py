@@ -102,6 +102,7 @@ def running(before: GenerationJob, assignment: Assignment) -> GenerationJobStatu
     return before.status.model_copy(
         update={
             "phase": Phase.RUNNING,
+            "parameters": before.status.parameters and assignment.parameters,
             "start_time": assignment.start_time,
             "progress": assignment.progress,
             "observed_generation": before.metadata.generation,

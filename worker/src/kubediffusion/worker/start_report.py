@@ -18,6 +18,7 @@ from kubediffusion.resources.apiserver.errors import KubernetesError
 from kubediffusion.resources.apiserver.resource import STRATEGIC_MERGE_PATCH
 from kubediffusion.resources.backoff import Backoff
 from kubediffusion.resources.conditions import ConditionStatus, EngineReason, PodConditionType
+from kubediffusion.resources.pipeline_facts import PipelineFacts
 from kubediffusion.resources.schema import format_time
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ class StartReport:
         self._changed = asyncio.Event()
         self._stage: _Stage | None = None
         self._after_start = (EngineReason.READY, "the worker takes jobs")
+        self._pipeline: PipelineFacts | None = None
+        self._pipeline_since = dt.datetime.now(dt.UTC)
         self._ready = asyncio.Event()
         self._warned = False
 
@@ -71,6 +74,10 @@ class StartReport:
         # The loop may be closed: the model still loads while the process ends.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._set_stage, reason, message)
+
+    def set_pipeline(self, facts: PipelineFacts) -> None:
+        """Tell what is known of the pipeline, with the stage that is written next: the worker takes jobs after it."""
+        self._pipeline, self._pipeline_since = facts, dt.datetime.now(dt.UTC)
 
     def set_ready(self) -> None:
         """Set the condition to true: the worker takes jobs."""
@@ -136,8 +143,19 @@ class StartReport:
             "message": stage.message,
             "lastTransitionTime": format_time(since),
         }
+        conditions = [condition]
+        if self._pipeline is not None:
+            conditions.append(
+                {
+                    "type": PodConditionType.PIPELINE_KNOWN,
+                    "status": ConditionStatus.TRUE,
+                    "reason": self._pipeline.name,
+                    "message": self._pipeline.to_json(),
+                    "lastTransitionTime": format_time(self._pipeline_since),
+                }
+            )
         # Conditions are merged by their type: those of others stay.
-        patch = {"status": {"conditions": [condition]}}
+        patch = {"status": {"conditions": conditions}}
         await self._client.request("PATCH", self._path, body=patch, content_type=STRATEGIC_MERGE_PATCH)
 
     def _warn(self, error: KubernetesError) -> None:

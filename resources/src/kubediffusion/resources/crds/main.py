@@ -21,12 +21,20 @@ from kubediffusion.resources.crds.definitions import definitions
 _HEADER = "# Generated from the typed models of resources/ by `make generate`. Do not edit.\n"
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes a value that occurs twice twice, as people write it."""
+
+    def ignore_aliases(self, _data: object) -> bool:
+        return True
+
+
 def render() -> dict[str, str]:
     """Generate the files: the content of each, by its path below the chart's folder."""
     files = {f"crds/{body['spec']['names']['plural']}.yaml": [body] for body in definitions()}
     files |= {f"files/policies/{name}.yaml": bodies for name, bodies in policies.render().items()}
     return {
-        path: _HEADER + yaml.safe_dump_all(bodies, sort_keys=False, width=120, explicit_start=len(bodies) > 1)
+        path: _HEADER
+        + yaml.dump_all(bodies, Dumper=_Dumper, sort_keys=False, width=120, explicit_start=len(bodies) > 1)
         for path, bodies in files.items()
     }
 

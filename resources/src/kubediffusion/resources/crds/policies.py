@@ -128,13 +128,13 @@ def image_releases() -> list[dict[str, Any]]:
 
 
 def worker_pods() -> list[dict[str, Any]]:
-    """Generate the policy that permits a worker to write one condition of its own Pod, and nothing else of any Pod.
+    """Generate the policy that permits a worker to write two conditions of its own Pod, and nothing else of any Pod.
 
     A right to patch ``pods/status`` is one for all Pods of the namespace, and for all that a status says, on which
     Services, Jobs and schedulers act; labels and annotations pass that way too. A worker is known by its rights, as the
     operator is: it may report on jobs and not bind them. Nodes, controllers and administrators are not concerned.
     """
-    name = f"worker-pods.{meta.GROUP}"
+    name, ours = f"worker-pods.{meta.GROUP}", " and ".join(PodConditionType)
     jobs = f"authorizer.group('{meta.GROUP}').resource('{meta.GENERATION_JOBS}')"
     here = "namespace(request.namespace)"
     metadata = ("labels", "annotations", "finalizers", "ownerReferences")
@@ -177,7 +177,7 @@ def worker_pods() -> list[dict[str, Any]]:
                 "variables.new.all(key, key == 'conditions' || "
                 "(key in variables.old && variables.new[key] == variables.old[key])) && "
                 "variables.old.all(key, key in variables.new)",
-                "message": f"a worker may write no more of its Pod than the condition {PodConditionType.ENGINE_READY}",
+                "message": f"a worker may write no more of its Pod than the conditions {ours}",
                 "reason": "Forbidden",
             },
         ],
@@ -186,7 +186,8 @@ def worker_pods() -> list[dict[str, Any]]:
 
 
 def _foreign_conditions(status: str) -> str:
-    return f"{status}.?conditions.orValue([]).filter(condition, condition.type != '{PodConditionType.ENGINE_READY}')"
+    ours = ", ".join(f"'{kind}'" for kind in PodConditionType)
+    return f"{status}.?conditions.orValue([]).filter(condition, !(condition.type in [{ours}]))"
 
 
 def model_limits() -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from kubediffusion.resources.pipeline_facts import PipelineFacts
 from kubediffusion.worker.engine.request import ImageId, ImageRequest, Outcome
 
 
@@ -130,6 +131,7 @@ class EngineInfo:
         torch_dtype: Numbers that the weights are held in.
         revision: Commit or content hash of the model.
         versions: Versions of the libraries that decide pixels, by package name.
+        facts: What jobs and the operator should know of the pipeline; None where the engine knows nothing of it.
     """
 
     name: str
@@ -138,6 +140,7 @@ class EngineInfo:
     torch_dtype: str
     revision: str
     versions: dict[str, str]
+    facts: PipelineFacts | None = None
 
 
 class Engine(Protocol):

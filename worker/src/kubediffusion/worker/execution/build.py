@@ -22,6 +22,7 @@ from kubediffusion.worker.execution.compile.compiler import Compiler
 from kubediffusion.worker.execution.compile.functions import code_version
 from kubediffusion.worker.execution.continuous import NAME as CONTINUOUS
 from kubediffusion.worker.execution.continuous import ContinuousEngine
+from kubediffusion.worker.execution.facts import facts_of
 from kubediffusion.worker.execution.generic import NAME as STATIC
 from kubediffusion.worker.execution.generic import PipelineEngine, try_out, warm_up
 from kubediffusion.worker.families.calls import CallPlan
@@ -69,6 +70,7 @@ def load_engine(
     pipeline, revision = load_pipeline(settings, device, choose_dtype, progress, model)
     info = info_of(pipeline, revision)
     family = family_of(pipeline)
+    info = replace(info, facts=facts_of(pipeline, None if isinstance(family, Unsupported) else family))
     cache = _cache(settings, info, pipeline.device) if settings.spec.compile else None
     engine: Engine
     if isinstance(family, Unsupported):

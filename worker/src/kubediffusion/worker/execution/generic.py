@@ -350,6 +350,9 @@ class PipelineEngine:
         for side, asked, got in (("width", request.shape.width, width), ("height", request.shape.height, height)):
             if asked is not None and asked != got and side in self._plan.parameters:
                 warnings.append(f"{side} is {got}, not {asked}: {self._plan.pipeline} rounds sizes")
+        if (request.shape.width is None) != (request.shape.height is None):
+            side, got = ("width", width) if request.shape.width is None else ("height", height)
+            warnings.append(f"{side} is {got}, the model's own, as the other side was given alone")
         return ImageOutput(
             width=width,
             height=height,

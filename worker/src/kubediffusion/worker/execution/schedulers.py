@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import diffusers
@@ -25,7 +26,16 @@ class Schedulers:
         """Names of the classes that fit."""
         if self._own is None:
             return []
-        return sorted({type(self._own).__name__} | {cls.__name__ for cls in getattr(self._own, "compatibles", ())})
+        others = [cls for cls in getattr(self._own, "compatibles", ()) if self._runs(cls)]
+        return sorted({type(self._own).__name__} | {cls.__name__ for cls in others})
+
+    def _runs(self, other: type[Any]) -> bool:
+        """Return whether a class that diffusers calls compatible knows what the model predicts.
+
+        A model of flow matching predicts a velocity, which the schedulers of noise predictions would take for noise.
+        """
+        flows = self._own.config.get("prediction_type") == "flow_prediction"
+        return not flows or "use_flow_sigmas" in inspect.signature(other.__init__).parameters
 
     def get(self, name: str | None) -> Any:
         """Return the scheduler of a class; the pipeline's own for None.

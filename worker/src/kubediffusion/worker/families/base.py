@@ -56,6 +56,7 @@ class ModelFamily:
         component: Name of the denoiser among the pipeline's components.
         dtype: Numbers that the weights are held in on a GPU where the model says ``auto``.
         defaults: Steps, guidance and size of an image whose job names none.
+        distilled: The same for a model that is distilled to few steps; None where the family has none.
         from_start: Whether the pipeline's call tells the scheduler that it begins at the first step.
         guided_above: Guidance scale above which there is classifier-free guidance.
         upcasts: Whether the pipeline's call decodes in float32 where the VAE's configuration says so.
@@ -66,6 +67,7 @@ class ModelFamily:
     component: ClassVar[str] = "transformer"
     dtype: ClassVar[str] = "bfloat16"
     defaults: ClassVar[Defaults] = Defaults(28, 3.5)
+    distilled: ClassVar[Defaults | None] = None
     from_start: ClassVar[bool] = True
     guided_above: ClassVar[int] = 1
     upcasts: ClassVar[bool] = False
@@ -94,6 +96,14 @@ class ModelFamily:
     def mismatch(cls, _pipeline: Any) -> str | None:
         """Say why a pipeline of one of the family's classes cannot be stepped; None when it can."""
         return None
+
+    def is_distilled(self) -> bool:
+        """Return whether the model is distilled to few steps."""
+        return False
+
+    def own_defaults(self) -> Defaults:
+        """Return steps, guidance and size of an image whose job names none."""
+        return self.distilled if self.distilled is not None and self.is_distilled() else self.defaults
 
     # What decides the batch.
 
@@ -149,6 +159,10 @@ class ModelFamily:
     def size_multiple(self) -> int:
         """Return the number of pixels that both sides must be multiples of; 1 where the pipeline's call rounds them."""
         return 1
+
+    def size_grid(self) -> int | None:
+        """Return the number of pixels that both sides should be multiples of; None where that is not known."""
+        return self.size_multiple()
 
     def check(self, key: BatchKey) -> None:
         """Refuse images that the pipeline's own call refuses.

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from diffusers.utils.outputs import BaseOutput
 
+from kubediffusion.resources.generation_job import DEFAULT_GUIDANCE, DEFAULT_STEPS
 from kubediffusion.worker.engine import BadModelError, GuidanceKind, ImageRequest, Shape
 
 SHARING = frozenset(
@@ -59,6 +61,7 @@ class CallPlan:
             is not (the Flux family).
         guides_by_true_cfg: ``true_cfg_scale`` is what guides it, where there is a negative prompt (Qwen-Image).
         images: Name of the field of its output that holds the images.
+        defaults: Steps and guidance scale of its call by default.
     """
 
     pipeline: str
@@ -68,6 +71,7 @@ class CallPlan:
     negative_needs_true_cfg: bool = False
     guides_by_true_cfg: bool = False
     images: str = "images"
+    defaults: tuple[int, float] = (DEFAULT_STEPS, DEFAULT_GUIDANCE)
 
     @classmethod
     def of(cls, pipeline: type[Any]) -> CallPlan:
@@ -99,7 +103,18 @@ class CallPlan:
             negative_needs_true_cfg=true_cfg is not None and not by_true_cfg,
             guides_by_true_cfg=by_true_cfg,
             images=_images(pipeline),
+            defaults=_defaults(name, signature, "true_cfg_scale" if by_true_cfg else "guidance_scale"),
         )
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether its call has a guidance scale."""
+        return not self.parameters.isdisjoint({"guidance_scale", "true_cfg_scale"})
+
+    @property
+    def takes_negative(self) -> bool:
+        """Whether its call may heed a negative prompt."""
+        return "negative_prompt" in self.parameters and not self.negative_needs_true_cfg
 
     @property
     def shares_calls(self) -> bool:
@@ -146,7 +161,7 @@ class CallPlan:
             request: What was asked for.
             guidance: What the guidance scale did to the image; None where that is not known.
         """
-        takes_guidance = not self.parameters.isdisjoint({"guidance_scale", "true_cfg_scale"})
+        takes_guidance = self.takes_guidance
         taken = {
             "negativePrompt": (request.negative_prompt, "negative_prompt" in self.parameters),
             "guidanceScale": (request.shape.guidance, takes_guidance),
@@ -204,6 +219,21 @@ def guidance_of(pipeline: Any, plan: CallPlan, request: ImageRequest) -> Guidanc
         # It may well be guided, and does not say so.
         return None
     return GuidanceKind.NONE if guided is not None or embeds is not None else None
+
+
+def _defaults(name: str, signature: Mapping[str, inspect.Parameter], scale: str) -> tuple[int, float]:
+    """Return steps and guidance scale of a call by default, by the name of its parameter for the scale.
+
+    Pipelines of Stable Diffusion's UNets keep what the HTTP API documents, whatever the default of their call.
+    """
+    if name.startswith("StableDiffusion") and not name.startswith("StableDiffusion3"):
+        return DEFAULT_STEPS, DEFAULT_GUIDANCE
+    steps = signature["num_inference_steps"].default if "num_inference_steps" in signature else None
+    guidance = signature[scale].default if scale in signature else None
+    return (
+        steps if isinstance(steps, int) and steps > 0 else DEFAULT_STEPS,
+        float(guidance) if isinstance(guidance, int | float) else DEFAULT_GUIDANCE,
+    )
 
 
 def _images(pipeline: type[Any]) -> str:

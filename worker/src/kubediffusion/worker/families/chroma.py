@@ -16,6 +16,7 @@ class Chroma(Flux):
 
     pipelines: ClassVar[tuple[str, ...]] = ("ChromaPipeline",)
     defaults: ClassVar[Defaults] = Defaults(35, 5.0)
+    distilled: ClassVar[Defaults | None] = None
 
     def guidance(self, request: ImageRequest) -> GuidanceKind:
         """Return what ``guidanceScale`` does: classifier-free guidance above 1."""

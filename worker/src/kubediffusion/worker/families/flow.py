@@ -21,6 +21,10 @@ class FlowFamily(ModelFamily):
         """Return the side of a token in pixels: two latents by default."""
         return int(2 * self.pipeline.vae_scale_factor)
 
+    def size_grid(self) -> int:
+        """Return the side of a token: an image of another size would be rounded to whole tokens."""
+        return self.token_side()
+
     def grid(self, key: BatchKey) -> tuple[int, int]:
         """Return the height and width of an image in tokens."""
         side = self.token_side()

@@ -19,16 +19,22 @@ class Flux(FlowFamily):
 
     pipelines: ClassVar[tuple[str, ...]] = ("FluxPipeline",)
     defaults: ClassVar[Defaults] = Defaults(28, 3.5)
+    distilled: ClassVar[Defaults | None] = Defaults(4, 0.0)
+
+    def is_distilled(self) -> bool:
+        """Return whether it is distilled to few steps (schnell): not told a scale, nor its schedule shifted by size."""
+        shifts = self.pipeline.scheduler.config.get("use_dynamic_shifting", False)
+        return not (self.denoiser.config.guidance_embeds or shifts)
 
     def guidance(self, request: ImageRequest) -> GuidanceKind:
         """Return what ``guidanceScale`` does: it is embedded where the transformer takes it.
 
-        A transformer that takes none is distilled to few steps, whose schedule is not shifted by size (schnell), or it
-        was not distilled at all, and then the scale is classifier-free guidance's: ``true_cfg_scale`` of the call.
+        A transformer that takes none is distilled to few steps, or it was not distilled at all, and then the scale is
+        classifier-free guidance's: ``true_cfg_scale`` of the call.
         """
         if self.denoiser.config.guidance_embeds:
             return GuidanceKind.EMBEDDED
-        if not self.pipeline.scheduler.config.get("use_dynamic_shifting", False):
+        if self.is_distilled():
             return GuidanceKind.NONE
         return super().guidance(request)
 

@@ -88,9 +88,14 @@ class Flux2Klein(Flux2):
     """``Flux2KleinPipeline``: see :class:`ModelFamily`."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("Flux2KleinPipeline",)
+    distilled: ClassVar[Defaults | None] = Defaults(4, 1.0)
+
+    def is_distilled(self) -> bool:
+        """Return whether it is distilled to few steps, as its configuration says."""
+        return bool(self.pipeline.config.is_distilled)
 
     def guidance(self, request: ImageRequest) -> GuidanceKind:
         """Return what ``guidanceScale`` does: nothing where the model is distilled."""
-        if self.pipeline.config.is_distilled:
+        if self.is_distilled():
             return GuidanceKind.NONE
         return ModelFamily.guidance(self, request)

@@ -23,6 +23,7 @@ class Krea2(FlowFamily):
 
     pipelines: ClassVar[tuple[str, ...]] = ("Krea2Pipeline",)
     defaults: ClassVar[Defaults] = Defaults(28, 4.5, 1024, 1024)
+    distilled: ClassVar[Defaults | None] = Defaults(8, 0.0, 1024, 1024)
     guided_above: ClassVar[int] = 0
 
     def __init__(self, pipeline: Any) -> None:
@@ -30,6 +31,10 @@ class Krea2(FlowFamily):
         suffix = pipeline.tokenizer(pipeline.prompt_template_encode_suffix).input_ids
         # The prompt is padded to what the suffix leaves of its place.
         self._text_tokens = _TOKENS - pipeline.prompt_template_encode_num_suffix_tokens + len(suffix)
+
+    def is_distilled(self) -> bool:
+        """Return whether it is distilled to few steps, as its configuration says."""
+        return bool(self.pipeline.config.is_distilled)
 
     def encode(self, request: ImageRequest, key: BatchKey) -> Conditioning:
         """Encode an image's prompts: ``[rows, tokens, layers, channels]``, and which tokens are there."""
@@ -59,7 +64,7 @@ class Krea2(FlowFamily):
 
     def shift(self, scheduler: Any, key: BatchKey, _steps: int) -> float:
         """Return the shift for the image's size, unless the model is distilled."""
-        if self.pipeline.config.is_distilled:
+        if self.is_distilled():
             return _DISTILLED_SHIFT
         height, width = self.grid(key)
         return shift_by_size(scheduler, height * width, tokens_range=(256, 6400))

@@ -19,6 +19,7 @@ class OvisImage(Flux):
 
     pipelines: ClassVar[tuple[str, ...]] = ("OvisImagePipeline",)
     defaults: ClassVar[Defaults] = Defaults(50, 5.0)
+    distilled: ClassVar[Defaults | None] = None
 
     def guidance(self, request: ImageRequest) -> GuidanceKind:
         """Return what ``guidanceScale`` does: classifier-free guidance above 1."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 from kubediffusion.worker.engine import BatchKey, ImageRequest
-from kubediffusion.worker.families.base import Conditioning, Defaults
+from kubediffusion.worker.families.base import Conditioning
 from kubediffusion.worker.families.unet import HIDDEN_STATES, UNetFamily
 
 
@@ -15,7 +15,6 @@ class StableDiffusionXL(UNetFamily):
     """``StableDiffusionXLPipeline``: see :class:`ModelFamily`."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionXLPipeline",)
-    defaults: ClassVar[Defaults] = Defaults(50, 5.0)
     upcasts: ClassVar[bool] = True
     addition_embed_type: ClassVar[str | None] = "text_time"
 

@@ -34,6 +34,10 @@ class UNetFamily(ModelFamily):
             return f"its UNet has addition_embed_type {unet.addition_embed_type}"
         return None
 
+    def size_grid(self) -> int:
+        """Return the side of a latent in pixels."""
+        return int(self.pipeline.vae_scale_factor)
+
     def start(self, request: ImageRequest, key: BatchKey) -> torch.Tensor:
         """Make an image's noise: ``[1, channels, height / scale, width / scale]``."""
         scale = self.pipeline.vae_scale_factor

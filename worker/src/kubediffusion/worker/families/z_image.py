@@ -27,11 +27,16 @@ _PATCH = 2
 """Latents of a token's side, by default of the transformer's call."""
 
 
+_SHIFT = 6.0
+"""Shift of the schedule of a model that was not distilled; Turbo's is 3."""
+
+
 class ZImage(FlowFamily):
     """``ZImagePipeline``: see :class:`ModelFamily`."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("ZImagePipeline",)
-    defaults: ClassVar[Defaults] = Defaults(9, 0.0, 1024, 1024)
+    defaults: ClassVar[Defaults] = Defaults(50, 4.0, 1024, 1024)
+    distilled: ClassVar[Defaults | None] = Defaults(9, 0.0, 1024, 1024)
     guided_above: ClassVar[int] = 0
 
     def __init__(self, pipeline: Any) -> None:
@@ -54,6 +59,10 @@ class ZImage(FlowFamily):
         if _PATCH not in config.all_patch_size or 1 not in config.all_f_patch_size:
             return f"its transformer has patches of {config.all_patch_size}"
         return "its transformer takes images" if config.siglip_feat_dim is not None else None
+
+    def is_distilled(self) -> bool:
+        """Return whether it is Z-Image-Turbo, by its schedule: nothing else in its configuration tells it apart."""
+        return bool(self.pipeline.scheduler.config.shift < _SHIFT)
 
     def size_multiple(self) -> int:
         """Return the side of a token in pixels."""

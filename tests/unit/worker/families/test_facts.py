@@ -1,0 +1,73 @@
+"""What is told of each family's pipeline: defaults, the grid of sizes, what has an effect; and prompts that are cut."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from kubediffusion.worker.engine import ImageOutput
+from kubediffusion.worker.execution.facts import facts_of
+from kubediffusion.worker.families.registry import Unsupported, family_of
+from unit.worker.families.family_rows import ROWS, saved
+from unit.worker.families.parity import FamilyRow, run, step_engine
+from unit.worker.worker_builders import image_request
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword"),
+    # diffusers' Chroma imports it from its old place.
+    pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning"),
+]
+
+EXPECTED = {
+    "stable-diffusion": (50, 7.5, True, True),
+    "stable-diffusion-2": (50, 7.5, True, True),
+    "stable-diffusion-xl": (50, 7.5, True, True),
+    "stable-diffusion-3": (28, 7.0, True, True),
+    "stable-diffusion-3-without-t5": (28, 7.0, True, True),
+    "stable-diffusion-3.5": (28, 4.5, True, True),
+    "flux-dev": (28, 3.5, True, False),
+    "flux-schnell": (4, 0.0, False, False),
+    "flux-undistilled": (28, 3.5, True, True),
+    "flux-2": (50, 4.0, True, False),
+    "flux-2-klein": (4, 1.0, False, False),
+    "flux-2-klein-base": (50, 4.0, True, False),
+    "qwen-image": (50, 4.0, True, True),
+    "z-image-turbo": (9, 0.0, True, True),
+    "krea-2": (28, 4.5, True, True),
+    "chroma": (35, 5.0, True, True),
+    "ovis-image": (50, 5.0, True, True),
+    "ernie-image": (50, 4.0, True, True),
+}
+"""Steps, guidance scale, and whether guidance and a negative prompt have an effect."""
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_familys_own_defaults_and_what_has_an_effect_are_told(row: FamilyRow) -> None:
+    pipeline = row.build() if row.build is not None else saved(row.name)
+    family = family_of(pipeline)
+    assert not isinstance(family, Unsupported)
+    facts = facts_of(pipeline, family)
+    defaults = facts.defaults
+    told = (defaults.num_inference_steps, defaults.guidance_scale, facts.guidance, facts.negative_prompt)
+    assert told == EXPECTED[row.name]
+    assert all(side % (facts.size_multiple or 1) == 0 for size in row.sizes for side in size)
+    assert facts.schedulers
+    assert facts.name == type(pipeline).__name__
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_prompt_that_an_encoder_cuts_gets_a_warning(row: FamilyRow) -> None:
+    pipeline = row.build() if row.build is not None else saved(row.name)
+    engine = step_engine(pipeline)
+    width, height = row.sizes[0]
+    request = image_request(0, "a cat", steps=2, width=width, height=height)
+    short = run(engine, request)[0]
+    limit = facts_of(pipeline, engine.family).prompt_tokens
+    assert isinstance(short, ImageOutput)
+    assert not [warning for warning in short.warnings if "too long" in warning]
+    if limit is None:
+        return
+    cut = run(engine, replace(request, prompt="cat " * limit))[0]
+    assert isinstance(cut, ImageOutput)
+    assert [warning for warning in cut.warnings if warning.startswith("prompt is too long")]

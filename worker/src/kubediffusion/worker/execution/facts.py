@@ -1,0 +1,62 @@
+"""What is told of a pipeline once it is loaded: what jobs get that name nothing, and what they may ask."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from kubediffusion.resources.generation_job import Scheduler
+from kubediffusion.resources.pipeline_facts import PipelineDefaults, PipelineFacts
+from kubediffusion.worker.engine import GuidanceKind, ImageId, ImageRequest, Shape
+from kubediffusion.worker.execution.schedulers import Schedulers
+from kubediffusion.worker.families.base import ModelFamily, own_size
+from kubediffusion.worker.families.calls import CallPlan
+from kubediffusion.worker.prompts import text_encoders
+
+_STRONG = Shape(steps=1, guidance=7.5)
+"""Above every family's threshold of guidance."""
+
+
+def facts_of(pipeline: Any, family: ModelFamily | None) -> PipelineFacts:
+    """Return what is told of a pipeline.
+
+    Args:
+        pipeline: The pipeline.
+        family: Its family; None for one that runs by its own call.
+    """
+    plan = CallPlan.of(type(pipeline))
+    limits = [encoder.limit for encoder in text_encoders(pipeline.components.items(), plan.max_sequence_length)]
+    offered = set(Schedulers(getattr(pipeline, "scheduler", None)).names)
+    return PipelineFacts(
+        name=plan.pipeline,
+        defaults=_defaults_of(pipeline, plan, family),
+        size_multiple=None if family is None else family.size_grid(),
+        prompt_tokens=min(limits, default=None),
+        guidance=plan.takes_guidance if family is None else _guidance_of(family) is not GuidanceKind.NONE,
+        negative_prompt=plan.takes_negative
+        if family is None
+        else family.takes_negative and _guidance_of(family) is GuidanceKind.CFG,
+        schedulers=tuple(scheduler for scheduler in Scheduler if scheduler in offered),
+    )
+
+
+def _guidance_of(family: ModelFamily) -> GuidanceKind:
+    """Return what a guidance scale does to an image that has a negative prompt."""
+    request = ImageRequest(ImageId("", 0, 0), "", None, 0, _STRONG)
+    return family.guidance(replace(request, negative_prompt=""))
+
+
+def _defaults_of(pipeline: Any, plan: CallPlan, family: ModelFamily | None) -> PipelineDefaults:
+    """Return the family's defaults, else those of the pipeline's own call."""
+    if family is not None:
+        own, size = family.own_defaults(), family.own_size()
+        steps, guidance = own.steps, own.guidance
+    else:
+        steps, guidance = plan.defaults
+        size = own_size(pipeline)
+    return PipelineDefaults(
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        width=None if size is None else size[0],
+        height=None if size is None else size[1],
+    )

@@ -15,6 +15,7 @@ from kubediffusion.api import errors, openapi, page
 from kubediffusion.api.auth import ApiKeys
 from kubediffusion.api.dependencies import AppState, LifespanState
 from kubediffusion.api.encoding import ImageEncoder
+from kubediffusion.api.errors import ErrorForms
 from kubediffusion.api.images import ImageReader
 from kubediffusion.api.job_cache.cache import JobCache
 from kubediffusion.api.job_cache.records import JobRecord
@@ -24,6 +25,7 @@ from kubediffusion.api.middleware import RequestMiddleware
 from kubediffusion.api.model_cache import ModelCache
 from kubediffusion.api.proxies import TrustedProxies
 from kubediffusion.api.routes import jobs, openai, operations, tasks
+from kubediffusion.api.routes.doors import DoorRouter
 from kubediffusion.api.service import JobService
 from kubediffusion.api.settings import ImageForm, Settings
 from kubediffusion.api.watches import Watches
@@ -59,6 +61,9 @@ CORS: dict[str, Any] = {
 }
 """What a page of an allowed origin may send and read."""
 
+ROUTERS = (tasks.router, jobs.router, openai.router, operations.router, openapi.router, page.router)
+"""In the order in which they are tried, and stand in the document."""
+
 
 def create_app(settings: Settings) -> FastAPI:
     """Build the app. It connects to nothing before it is started."""
@@ -85,12 +90,13 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.app_state = state
-    for router in (tasks.router, jobs.router, openai.router, operations.router, openapi.router, page.router):
+    for router in ROUTERS:
         app.include_router(router)
     app.mount("/docs/assets", openapi.assets())
     app.mount("/page", page.assets())
     openapi.install(app, keys_required=state.keys.required, root_path=settings.root_path)
-    errors.install(app)
+    forms = ErrorForms({f"{router.prefix}/": router.error_form for router in ROUTERS if isinstance(router, DoorRouter)})
+    errors.install(app, forms)
     if settings.image_form is ImageForm.BASE64:
         app.add_middleware(PollingMiddleware, jobs=job_cache)
     # Around all of the above: no response leaves without passing it.
@@ -99,6 +105,7 @@ def create_app(settings: Settings) -> FastAPI:
         keys=state.keys,
         metrics=metrics,
         proxies=TrustedProxies(settings.trusted_proxies),
+        forms=forms,
         root_path=settings.root_path,
     )
     if settings.cors_origins:

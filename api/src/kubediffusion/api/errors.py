@@ -7,7 +7,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -29,9 +29,6 @@ RETRY_SECONDS = 2
 _DENIED = re.compile(r"\bdenied (the )?request\b")
 """An admission policy or a webhook says no to the object, with a status that its owner chose: a policy with 403, 413 or
 422, a webhook with any. What says no to us (authentication, RBAC) words it otherwise."""
-
-OPENAI_PREFIX = "/v1/images/"
-"""Below this path errors have the form that OpenAI's clients read."""
 
 Problem = dict[str, Any]
 """One entry of a 422's ``detail``: ``loc``, ``msg`` and ``type``, as FastAPI has it."""
@@ -57,12 +54,31 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
         self.code = code
 
-    def response(self, path: str) -> Response:
+
+ErrorForm = Callable[[ApiError], tuple[int, dict[str, Any]]]
+"""Returns status and body of an error as the clients of one door read them."""
+
+
+def own_form(error: ApiError) -> tuple[int, dict[str, Any]]:
+    """Return status and body of an error as FastAPI has them."""
+    return error.status, {"detail": error.detail}
+
+
+class ErrorForms:
+    """The form of each error, which the request's path decides: most errors come up before a route is found.
+
+    Args:
+        by_prefix: Forms for the paths that begin so; all others have the API's own.
+    """
+
+    def __init__(self, by_prefix: Mapping[str, ErrorForm]) -> None:
+        self._by_prefix = dict(by_prefix)
+
+    def response(self, error: ApiError, path: str) -> Response:
         """Build the response to a request of this path."""
-        if path.startswith(OPENAI_PREFIX):
-            status, body = openai_error(self)
-            return JSONResponse(body, status_code=status, headers=self.headers)
-        return JSONResponse({"detail": self.detail}, status_code=self.status, headers=self.headers)
+        form = next((form for prefix, form in self._by_prefix.items() if path.startswith(prefix)), own_form)
+        status, body = form(error)
+        return JSONResponse(body, status_code=status, headers=error.headers)
 
 
 class UnauthorizedError(ApiError):
@@ -172,33 +188,6 @@ def problem(field: str | None, message: str, kind: str = "value_error", where: s
     return {"loc": [where] if field is None else [where, field], "msg": message, "type": kind}
 
 
-def openai_error(error: ApiError) -> tuple[int, dict[str, Any]]:
-    """Return status and body of an error as OpenAI has them.
-
-    Its clients choose their exception by the status: 400 for what is wrong with the request, 401 for any key that is
-    not valid, 404 for a model that does not exist. See https://platform.openai.com/docs/guides/error-codes.
-    """
-    status, param, message = error.status, None, error.detail
-    code: str | None = None
-    if isinstance(message, list):
-        # One field is named by the form; the others are in the message.
-        param = next((str(entry["loc"][-1]) for entry in message if len(entry["loc"]) > 1), None)
-        code = "model_not_found" if param == "model" else "invalid_value"
-        message = "; ".join(
-            entry["msg"] if len(entry["loc"]) == 1 else f"{entry['loc'][-1]}: {entry['msg']}" for entry in message
-        )
-    match status:
-        case 401 | 403:
-            status, kind, code = 401, "invalid_request_error", "invalid_api_key"
-        case 422:
-            status, kind = (404 if code == "model_not_found" else 400), "invalid_request_error"
-        case 429:
-            kind, code = "rate_limit_error", "rate_limit_exceeded"
-        case _:
-            kind = "invalid_request_error" if status < 500 else "server_error"
-    return status, {"error": {"message": message, "type": kind, "param": param, "code": error.code or code}}
-
-
 def from_kubernetes(error: KubernetesError) -> ApiError:
     """Translate a refusal of the API server for a client."""
     match error:
@@ -281,47 +270,32 @@ def _validation_problem(error: Mapping[str, Any]) -> Problem:
             "type": error["type"]}  # fmt: skip
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI, forms: ErrorForms) -> None:
     """Register the handlers of all errors with an app."""
-    for kind, handler in _HANDLERS.items():
-        app.add_exception_handler(kind, handler)
+
+    async def handle(request: Request, error: Exception) -> Response:
+        return forms.response(_api_error(error), request.scope["path"])
+
+    for kind in (ApiError, KubernetesError, StorageError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, handle)
 
 
-async def _on_api_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)  # noqa: S101 - Starlette's type for handlers is wider than what it calls them with
-    return error.response(request.scope["path"])
-
-
-async def _on_kubernetes_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, KubernetesError)  # noqa: S101 - as above
-    answer = from_kubernetes(error)
-    if answer.status >= 500:
-        logger.warning("API server: %s", error)
-    return answer.response(request.scope["path"])
-
-
-async def _on_storage_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, StorageError)  # noqa: S101 - as above
-    logger.warning("storage: %s", error)
-    return from_storage(error).response(request.scope["path"])
-
-
-async def _on_invalid_request(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)  # noqa: S101 - as above
-    return InvalidRequestError(validation_problems(error.errors())).response(request.scope["path"])
-
-
-async def _on_http_exception(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101 - as above
-    answer = ApiError(error.detail, error.headers)
-    answer.status = error.status_code
-    return answer.response(request.scope["path"])
-
-
-_HANDLERS = {
-    ApiError: _on_api_error,
-    KubernetesError: _on_kubernetes_error,
-    StorageError: _on_storage_error,
-    RequestValidationError: _on_invalid_request,
-    HTTPException: _on_http_exception,
-}
+def _api_error(error: Exception) -> ApiError:
+    match error:
+        case ApiError():
+            return error
+        case KubernetesError():
+            answer = from_kubernetes(error)
+            if answer.status >= 500:
+                logger.warning("API server: %s", error)
+            return answer
+        case StorageError():
+            logger.warning("storage: %s", error)
+            return from_storage(error)
+        case RequestValidationError():
+            return InvalidRequestError(validation_problems(error.errors()))
+        case HTTPException():
+            answer = ApiError(error.detail, error.headers)
+            answer.status = error.status_code
+            return answer
+    raise TypeError(f"no handler is registered for {type(error).__name__}") from error

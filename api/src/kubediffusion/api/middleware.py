@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kubediffusion.api.auth import ApiKeys, is_open
-from kubediffusion.api.errors import ApiError
+from kubediffusion.api.errors import ApiError, ErrorForms
 from kubediffusion.api.metrics import Metrics
 from kubediffusion.api.proxies import TrustedProxies
 
@@ -52,16 +52,24 @@ class RequestMiddleware:
         keys: The API keys.
         metrics: Where responses are counted.
         proxies: Who may say where a request came from.
+        forms: The form of each error.
         root_path: The prefix that the API is served under; it is optional in a request, as some proxies strip it.
     """
 
     def __init__(
-        self, app: ASGIApp, keys: ApiKeys, metrics: Metrics, proxies: TrustedProxies, root_path: str = ""
+        self,
+        app: ASGIApp,
+        keys: ApiKeys,
+        metrics: Metrics,
+        proxies: TrustedProxies,
+        forms: ErrorForms,
+        root_path: str = "",
     ) -> None:
         self._app = app
         self._keys = keys
         self._metrics = metrics
         self._proxies = proxies or None
+        self._forms = forms
         self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,13 +103,13 @@ class RequestMiddleware:
             self._identify(scope)
             await self._app(scope, receive, send_with_id)
         except ApiError as error:
-            await error.response(scope["path"])(scope, receive, send_with_id)
+            await self._forms.response(error, scope["path"])(scope, receive, send_with_id)
         except Exception:
             logger.exception("request failed", extra={"path": scope["path"]})
             if status:
                 raise
             answer = ApiError("Internal error; the server's log has the reason.")
-            await answer.response(scope["path"])(scope, receive, send_with_id)
+            await self._forms.response(answer, scope["path"])(scope, receive, send_with_id)
         finally:
             route = state.get("route") or getattr(scope.get("route"), "path", UNROUTED)
             self._metrics.observe(method, route, status, time.perf_counter() - began)

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kubediffusion.api.derived import request_of
-from kubediffusion.api.errors import ApiError, InvalidRequestError, openai_error, problem, validation_problems
+from kubediffusion.api.errors import ApiError, InvalidRequestError, problem, validation_problems
 from kubediffusion.api.job_cache.records import CachedJob, StoredImage
 from kubediffusion.api.job_cache.results import error_message
 from kubediffusion.api.schemas import EXAMPLE_PROMPT, NOT_REQUESTED, Acceleration, JobRequest
@@ -163,6 +163,33 @@ class JobFailedError(ApiError):
             self.status = 400
         elif code == ErrorCode.DEADLINE_EXCEEDED:
             self.status = 504
+
+
+def openai_error(error: ApiError) -> tuple[int, dict[str, Any]]:
+    """Return status and body of an error as OpenAI has them.
+
+    Its clients choose their exception by the status: 400 for what is wrong with the request, 401 for any key that is
+    not valid, 404 for a model that does not exist. See https://platform.openai.com/docs/guides/error-codes.
+    """
+    status, param, message = error.status, None, error.detail
+    code: str | None = None
+    if isinstance(message, list):
+        # One field is named by the form; the others are in the message.
+        param = next((str(entry["loc"][-1]) for entry in message if len(entry["loc"]) > 1), None)
+        code = "model_not_found" if param == "model" else "invalid_value"
+        message = "; ".join(
+            entry["msg"] if len(entry["loc"]) == 1 else f"{entry['loc'][-1]}: {entry['msg']}" for entry in message
+        )
+    match status:
+        case 401 | 403:
+            status, kind, code = 401, "invalid_request_error", "invalid_api_key"
+        case 422:
+            status, kind = (404 if code == "model_not_found" else 400), "invalid_request_error"
+        case 429:
+            kind, code = "rate_limit_error", "rate_limit_exceeded"
+        case _:
+            kind = "invalid_request_error" if status < 500 else "server_error"
+    return status, {"error": {"message": message, "type": kind, "param": param, "code": error.code or code}}
 
 
 def response_fields(image: StoredImage, encoding: OutputFormat) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
@@ -19,13 +18,11 @@ from kubediffusion.api.dependencies import (
     IdempotencyKey,
     ImagesDep,
     JobServiceDep,
-    JsonRoute,
     KeyNameDep,
     unless_gone,
 )
 from kubediffusion.api.encoding import ImageEncoder
 from kubediffusion.api.errors import (
-    OPENAI_PREFIX,
     ApiError,
     InvalidRequestError,
     UnavailableError,
@@ -44,8 +41,10 @@ from kubediffusion.api.openai_images import (
     event_parts,
     in_openai_words,
     job_request,
+    openai_error,
 )
 from kubediffusion.api.openai_schemas import OpenAIImages
+from kubediffusion.api.routes.doors import DoorRouter
 from kubediffusion.api.routes.responses import openai_errors
 from kubediffusion.api.service import JobService
 from kubediffusion.resources.generation_job import Phase
@@ -57,7 +56,7 @@ EVENTS = "text/event-stream"
 SILENT_SECONDS = 10.0
 """How long a stream says nothing; proxies and clients take a longer silence for a broken connection."""
 
-router = APIRouter(prefix=OPENAI_PREFIX.rstrip("/"), route_class=JsonRoute, tags=["openai"])
+router = DoorRouter("/v1/images", openai_error, "openai")
 
 
 @router.post(

@@ -364,3 +364,14 @@ def serving(namespace: Namespace, folder: Path) -> Iterator[Site]:
             yield Site(stage, start)
     finally:
         stage.close()
+
+
+def problems(answer: httpx.Response) -> dict[str, str]:
+    """Return the fields that a 422 names, and what it says of each."""
+    assert answer.status_code == 422, answer.text
+    return {".".join(map(str, problem["loc"])): problem["msg"] for problem in answer.json()["detail"]}
+
+
+def generate(api: Api, **body: object) -> httpx.Response:
+    """Return what `POST /generate` answers."""
+    return api.http.post("/generate", json={"prompt": "a cat", **body})

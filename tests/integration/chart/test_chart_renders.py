@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import re
 from typing import Any
 
 import pytest
 import yaml
-from prometheus_client import REGISTRY, CollectorRegistry
 from pydantic_settings import BaseSettings
 
 import documented
-from integration.chart.helm_kit import RELEASE, Helm, HelmError, Object, kinds, pick, pod_labels, pod_specs, rules
+from integration.chart.helm_kit import RELEASE, Helm, Object, kinds, pick, pod_labels, pod_specs, rules
 from integration.chart.matrix import EVERYTHING, MATRIX
-from kubediffusion.api.metrics import Metrics as ApiMetrics
 from kubediffusion.api.settings import Settings as ApiSettings
 from kubediffusion.local.layout import CHART
-from kubediffusion.operator import metrics as operator_metrics
 from kubediffusion.operator.settings import Settings as OperatorSettings
 from kubediffusion.resources import meta
-from kubediffusion.worker.metrics import Metrics as WorkerMetrics
 
-VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
-SCHEMA = json.loads((CHART / "values.schema.json").read_text())
-
-AN_INGRESS: Object = {"enabled": True, "hosts": [{"host": "images.example.com"}]}
 POD_IDENTITY = ("169.254.170.23/32", "fd00:ec2::23/128")
+
 """The agent of EKS Pod Identity: https://docs.aws.amazon.com/eks/latest/userguide/pod-id-how-it-works.html"""
-A_MODEL = {"create": True, "spec": {"source": {"path": "/models"}}}
+
 
 every_case = pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX.keys())
 
@@ -332,144 +323,7 @@ def test_the_default_model_goes_where_the_gpus_are(helm: Helm) -> None:
     assert workers["tolerations"] == EVERYTHING["defaultModel"]["tolerations"]
 
 
-@pytest.mark.parametrize(
-    ("values", "said"),
-    [
-        ({"api": {"replica": 2}}, "additional properties 'replica' not allowed"),
-        ({"api": {"replicas": "two"}}, "got string, want integer"),
-        ({"api": {"port": 80}}, "minimum: got 80, want 1,024"),
-        ({"api": {"imageForm": "png"}}, "value must be one of 'base64', 'url'"),
-        ({"api": {"rateLimit": "often"}}, "does not match pattern"),
-        ({"api": {"ingress": {"enabled": True}}}, "minItems: got 0, want 1"),
-        ({"api": {"ingress": AN_INGRESS}}, "whoever reaches the Ingress could use the API"),
-        ({"api": {"service": {"type": "LoadBalancer"}}}, "whoever reaches the LoadBalancer could use the API"),
-        ({"api": {"service": {"type": "NodePort"}}}, "whoever reaches the NodePort could use the API"),
-        ({"api": {"trustedProxies": "10.0.0.300"}}, "does not match pattern"),
-        ({"api": {"trustedProxies": "10.0.0.0/33"}}, "does not match pattern"),
-        ({"api": {"trustedProxies": "2001:db8::/129"}}, "does not match pattern"),
-        ({"api": {"trustedProxies": "ingress.example.com"}}, "does not match pattern"),
-        ({"api": {"trustedProxies": "10.0.0.1,*"}}, "does not match pattern"),
-        ({"api": {"service": {"ipFamilies": ["IPv5"]}}}, "value must be one of 'IPv4', 'IPv6'"),
-        ({"podSecurity": {"runAsUser": 0}}, "minimum: got 0, want 1"),
-        ({"s3": {"addressingStyle": "host"}}, "value must be one of 'auto', 'path', 'virtual'"),
-        ({"s3": {"checksums": "never"}}, "value must be one of 'when_supported', 'when_required'"),
-        ({"s3": {"caBundle": {"secret": "ca"}}}, "additional properties 'secret' not allowed"),
-        ({"api": {"service": {"type": "Public"}}}, "value must be one of"),
-        ({"operator": {"resources": {"limit": {}}}}, "additional properties 'limit' not allowed"),
-        ({"operator": {"logLevel": "LOUD"}}, "value must be one of"),
-        ({"s3": {"existingSecret": ""}}, "does not match pattern"),
-        ({"s3": {"secretKey": "x"}}, "additional properties 'secretKey' not allowed"),
-        ({"image": {"registry": "https://registry.example.com"}}, "does not match pattern"),
-        ({"image": {"pullSecrets": ["registry"]}}, "got string, want object"),
-        ({"worker": {"image": {"digest": "latest"}}}, "does not match pattern"),
-        ({"image": {"pullPolicy": "Sometimes"}}, "value must be one of"),
-        ({"nameOverride": "an.image.service"}, "does not match pattern"),
-        ({"fullnameOverride": "x" * 41}, "does not match pattern"),
-        ({"namespaces": ["a.b"]}, "does not match pattern"),
-        ({"commonLabels": {"app.kubernetes.io/name": "mine"}}, "invalid propertyName 'app.kubernetes.io/name'"),
-        ({"api": {"podLabels": {"app.kubernetes.io/component": "x"}}}, "invalid propertyName"),
-        ({"api": {"resources": {"limits": {"memory": "64 MB"}}}}, "does not match pattern"),
-        ({"api": {"resources": {"limits": {"cpu": -1}}}}, "minimum: got -1, want 0"),
-        ({"api": {"extraEnv": [{"value": "x"}]}}, "missing property 'name'"),
-        ({"api": {"extraVolumeMounts": [{"name": "ca"}]}}, "missing property 'mountPath'"),
-        ({"api": {"topologySpreadConstraints": [{"maxSkew": 1}]}}, "missing properties 'topologyKey'"),
-        ({"api": {"podDisruptionBudget": {"maxUnavailable": "250%"}}}, "does not match pattern"),
-        ({"api": {"service": {"nodePort": 30080}}}, "got number, want null"),
-        ({"api": {"ingress": {"tls": [{"secret": "x"}]}}}, "additional properties 'secret' not allowed"),
-        ({"api": {"presignSeconds": 700_000}}, "maximum: got 700,000, want 604,800"),
-        ({"operator": {"tolerations": [{"key": "a", "effect": "No"}]}}, "value must be one of"),
-        ({"networkPolicy": {"api": {"from": [{"cidr": "192.0.2.0/24"}]}}}, "additional properties 'cidr' not allowed"),
-        ({"metrics": {"podMonitor": {"interval": "often"}}}, "does not match pattern"),
-        ({"tests": {"numInferenceSteps": 0}}, "minimum: got 0, want 1"),
-        ({"api": {"autoscaling": {"enabled": True, "maxReplicas": 1}}}, "minReplicas, 2, is more than maxReplicas, 1"),
-        ({"namespaces": ["tenant"]}, "namespaces: the release's own, chart, is not among them"),
-        (
-            {"namespaces": ["tenant"], "api": {"enabled": False}, "defaultModel": A_MODEL},
-            "add it, or set defaultModel.create to false",
-        ),
-        ({"defaultModel": {"create": True}}, "missing property 'source'"),
-        ({"defaultModel": {"name": "a.b"}}, "does not match pattern"),
-        ({"networkPolicy": {"s3": {"ports": []}}}, "minItems: got 0, want 1"),
-        ({"networkPolicy": {"s3": {"ports": ["443"]}}}, "got string, want integer"),
-        ({"namespaces": "all"}, "got string, want array"),
-        ({"unknown": 1}, "additional properties 'unknown' not allowed"),
-        ({"api": {"apiKeys": {"existingSecret": "keys"}}}, "tests.apiKeyName must name an entry"),
-    ],
-)
-def test_a_wrong_value_is_refused_by_name(helm: Helm, values: Object, said: str) -> None:
-    with pytest.raises(HelmError) as refusal:
-        helm.template(values)
-    assert said in str(refusal.value)
-
-
-def test_an_operator_for_other_namespaces_alone_is_no_mistake(helm: Helm) -> None:
-    objects = helm.template({"namespaces": ["tenant"], "api": {"enabled": False}})
-    assert pick(objects, "Role", "kubediffusion-operator")["metadata"]["namespace"] == "tenant"
-
-
 def test_names_suit_services_whatever_the_release_is_called(helm: Helm) -> None:
     rendered = helm.run("template", "release.1.0", str(CHART), "--namespace=chart")
     names = [o["metadata"]["name"] for o in yaml.safe_load_all(rendered) if o and o["kind"] == "Service"]
     assert names == ["release-1-0-kubediffusion-api"]
-
-
-def test_an_older_kubernetes_is_refused(helm: Helm) -> None:
-    with pytest.raises(HelmError, match="incompatible with Kubernetes"):
-        helm.template({}, "--kube-version=1.31.9")
-
-
-def test_every_value_is_documented() -> None:
-    lines = (CHART / "values.yaml").read_text().splitlines()
-    undocumented = []
-    for above, line in itertools.pairwise(lines):
-        if re.match(r"\s*[A-Za-z0-9]+:", line) and not above.strip().startswith("#"):
-            opens_group = re.fullmatch(r"\s*[A-Za-z0-9]+:", line) is not None
-            inside = line.lstrip().split(":")[0] in {"requests", "limits", "topologyKey", "whenUnsatisfiable"}
-            label = line.strip().startswith("grafana_dashboard")
-            if not (opens_group or inside or label):
-                undocumented.append(line)
-    assert not undocumented
-
-
-def test_the_schema_knows_every_value_and_no_other() -> None:
-    def compare(values: Any, schema: Any, path: str) -> None:
-        while "$ref" in schema:
-            schema = SCHEMA["definitions"][schema["$ref"].rsplit("/", 1)[1]]
-        if "properties" not in schema or not isinstance(values, dict):
-            return
-        assert schema["additionalProperties"] is False, path
-        optional = {"global"} if path == "" else {"requests", "limits", "claims"}
-        assert values.keys() | optional == schema["properties"].keys() | optional, path
-        for name, value in values.items():
-            compare(value, schema["properties"][name], f"{path}.{name}")
-
-    compare(VALUES, SCHEMA, "")
-
-
-def metric_names() -> set[str]:
-    """Every name that a part's endpoint can show."""
-    registry = CollectorRegistry()
-    WorkerMetrics(registry)
-    assert operator_metrics.LAST_PASS
-    families = [f for r in (REGISTRY, registry, ApiMetrics().registry) for f in r.collect()]
-    suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
-    return {family.name + suffix for family in families for suffix in suffixes.get(family.type, ())}
-
-
-@pytest.mark.parametrize("name", ["alerts.yaml", "dashboard.json"])
-def test_alerts_and_dashboard_speak_of_metrics_that_exist(name: str) -> None:
-    text = (CHART / "files" / "monitoring" / name).read_text()
-    used = set(re.findall(r"\bkubediffusion_(?:operator|api|worker|jobs|job|workers)\w*", text))
-    assert used
-    assert used <= metric_names()
-
-
-def test_alerts_reach_the_cluster_as_they_are_written(helm: Helm) -> None:
-    rendered = pick(helm.template(EVERYTHING), "PrometheusRule", "kubediffusion")
-    assert rendered["spec"]["groups"] == yaml.safe_load((CHART / "files" / "monitoring" / "alerts.yaml").read_text())
-
-
-def test_the_dashboard_reaches_grafana_as_it_is_written(helm: Helm) -> None:
-    rendered = pick(helm.template(EVERYTHING), "ConfigMap", "kubediffusion-dashboard")
-    source = json.loads((CHART / "files" / "monitoring" / "dashboard.json").read_text())
-    assert json.loads(rendered["data"]["kubediffusion.json"]) == source

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from typing import Any
+from typing import Any, TypeVar
 
-from kubediffusion.operator.views import ModelView, order_key
+from kubediffusion.operator.actions import Action
+from kubediffusion.operator.scheduling import schedule_model
+from kubediffusion.operator.views import ModelView, SchedulerOptions, order_key
 from kubediffusion.operator.workers import (
     BatchJob,
     BatchJobSpec,
@@ -21,10 +23,15 @@ from kubediffusion.operator.workers import (
     WorkerState,
 )
 from kubediffusion.resources import meta
-from kubediffusion.resources.generation_job import GenerationJob
-from kubediffusion.resources.objects import ObjectMeta, OwnerReference
+from kubediffusion.resources.generation_job import GenerationJob, Parameters
+from kubediffusion.resources.objects import KubernetesObject, ObjectMeta, OwnerReference
 from kubediffusion.resources.testing import NAMESPACE, NOW, model, present
 from kubediffusion.resources.worker_names import worker_job_name
+
+OPTIONS = SchedulerOptions()
+NODE_GRACE = dt.timedelta(seconds=30)
+
+T = TypeVar("T", bound=KubernetesObject)
 
 HASH = "0a1b2c3d"
 OLD_HASH = "ffffffff"
@@ -116,3 +123,19 @@ def view(
         bound={pod: tuple(jobs) for pod, jobs in (bound or {}).items()},
     )
     return dataclasses.replace(built, waiting_slots=sum(map(built.slots, queue)))
+
+
+def plan(cluster: ModelView) -> tuple[Action, ...]:
+    """Return what the scheduler decides for a model, by its defaults."""
+    return schedule_model(cluster, NOW, OPTIONS, explanations=5).actions
+
+
+def recipe(name: str) -> Parameters:
+    """Return what a bound job of a model is made with."""
+    return Parameters(model=name, num_inference_steps=1, guidance_scale=1, seed=1, num_images=1)
+
+
+def versioned(item: T, version: int, name: str | None = None) -> T:
+    """Return an object as of a resource version."""
+    update = {"resource_version": str(version)} | ({"name": name} if name else {})
+    return item.model_copy(update={"metadata": item.metadata.model_copy(update=update)})

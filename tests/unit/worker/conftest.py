@@ -8,8 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kubediffusion.worker import testing
+from kubediffusion.worker.execution import graphs, stepping
+from kubediffusion.worker.execution.continuous import ContinuousEngine
+from unit.worker.continuous_engines import load
+from unit.worker.graph_captures import Captures
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +44,26 @@ def touched() -> Iterator[list[str]]:
     sys.addaudithook(hook)
     yield seen
     watching = False
+
+
+@pytest.fixture
+def captures(monkeypatch: pytest.MonkeyPatch) -> Captures:
+    """In the place of CUDA graphs."""
+    made = Captures()
+    monkeypatch.setattr(graphs, "capture", made)
+    monkeypatch.setattr(stepping, "capture", made)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    return made
+
+
+@pytest.fixture
+def without_gradients() -> Iterator[None]:
+    """As the engine computes: code is compiled for tensors that know of none."""
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny(folders: Callable[[str], Path]) -> ContinuousEngine:
+    """An engine with four slots, of a tiny Stable Diffusion."""
+    return load(folders("stable_diffusion"))

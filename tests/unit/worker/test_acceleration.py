@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from diffusers.guiders import ClassifierFreeGuidance
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +24,7 @@ from kubediffusion.worker.engine.forward_mode import FULL, Features, ForwardMode
 from kubediffusion.worker.execution.build import load_engine
 from kubediffusion.worker.execution.continuous import NAME, ContinuousEngine
 from kubediffusion.worker.families import features
+from unit.worker.continuous_engines import load, run
 from unit.worker.worker_builders import Recorder, bound_job, image_request, levels_apart, settings
 
 EULER, HEUN = "EulerDiscreteScheduler", "HeunDiscreteScheduler"
@@ -42,12 +42,6 @@ def asked(interval: tuple[float, float] | None = None, caching: int | None = Non
 BOTH = asked((0.2, 0.7), 3)
 
 
-def load(folder: Path, images: int = 4, **spec: Any) -> ContinuousEngine:
-    made = load_engine(settings(folder, workers={"maxBatchSize": images}, **spec))
-    assert isinstance(made, ContinuousEngine)
-    return made
-
-
 @pytest.fixture(scope="module")
 def tiny(folders: Callable[[str], Path]) -> ContinuousEngine:
     return load(folders("stable_diffusion"))
@@ -61,12 +55,6 @@ def either(request: pytest.FixtureRequest, folders: Callable[[str], Path]) -> Co
 
 def task(index: int = 0, prompt: str = "a cat", **shape: Any) -> ImageRequest:
     return image_request(index, prompt, **({"steps": 8, "scheduler": EULER, "acceleration": BOTH} | shape))
-
-
-def run(engine: Any, *tasks: ImageRequest, **recorder: Any) -> Recorder:
-    seen = Recorder(**recorder)
-    engine.run(tasks, seen)
-    return seen
 
 
 def picture(engine: Any, wanted: ImageRequest) -> ImageOutput:
@@ -134,57 +122,6 @@ def test_nothing_is_left_out_by_the_whole_interval_and_caching_at_every_step() -
     assert Acceleration().effective is None
     assert asked((0.0, 1.0), 2).effective == asked(None, 2)
     assert asked((0.0, 0.5), 1).effective == asked((0.0, 0.5))
-
-
-def unets() -> list[Any]:
-    """UNets of the families' kinds: attention in the last block as in Stable Diffusion, and none there as in XL."""
-    torch.manual_seed(0)
-    common: dict[str, Any] = {
-        "block_out_channels": (8, 16, 16),
-        "norm_num_groups": 4,
-        "layers_per_block": 2,
-        "sample_size": 16,
-        "attention_head_dim": 4,
-        "cross_attention_dim": 32,
-    }
-    cross, plain = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "UpBlock2D")
-    kinds = [(cross, cross, plain), (plain, cross, cross)]
-    return [
-        UNet2DConditionModel(
-            down_block_types=tuple(down for down, _ in blocks),
-            up_block_types=tuple(up for _, up in reversed(blocks)),
-            **common,
-        ).eval()
-        for blocks in kinds
-    ]
-
-
-@pytest.mark.parametrize("kind", [0, 1])
-@pytest.mark.parametrize("size", [(16, 16), (18, 15)])
-def test_both_parts_together_are_the_unet(kind: int, size: tuple[int, int]) -> None:
-    unet = unets()[kind]
-    given = (torch.randn(2, 4, *size), torch.tensor([5.0, 900.0]), torch.randn(2, 7, 32))
-    with torch.inference_mode():
-        expected = unet(*given, return_dict=False)[0]
-        output, kept = features.whole(unet, *given, None)
-        assert torch.equal(output, expected)
-        assert tuple(kept.shape[1:]) == features.features_shape(unet, given[0].shape)
-        assert torch.equal(features.shallow(unet, *given, None, kept), expected)
-        unet.to(memory_format=torch.channels_last)
-        assert torch.allclose(features.shallow(unet, *given, None, kept.contiguous()), expected, atol=1e-5)
-
-
-def test_a_unet_of_other_blocks_is_not_divided() -> None:
-    assert all(features.divisible(unet) for unet in unets())
-    other = UNet2DConditionModel(
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        down_block_types=("ResnetDownsampleBlock2D", "ResnetDownsampleBlock2D"),
-        up_block_types=("ResnetUpsampleBlock2D", "ResnetUpsampleBlock2D"),
-        attention_head_dim=4,
-        cross_attention_dim=32,
-    )
-    assert not features.divisible(other)
 
 
 def test_a_call_reuses_what_an_earlier_one_kept(either: ContinuousEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import gc
 import sys
 import threading
-import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,56 +19,23 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from kubediffusion.resources.conditions import EngineReason
-from kubediffusion.resources.generation_job import Acceleration, FeatureCaching, GuidanceInterval
-from kubediffusion.worker.engine import ImageOutput
-from kubediffusion.worker.engine.forward_mode import Features, ForwardMode
-from kubediffusion.worker.execution import attention, graphs, stepping
+from kubediffusion.worker.execution import attention
 from kubediffusion.worker.execution.attention import FusedAttention
 from kubediffusion.worker.execution.build import load_engine
 from kubediffusion.worker.execution.compile.compiler import Compiler
 from kubediffusion.worker.execution.continuous import ContinuousEngine
 from kubediffusion.worker.execution.graphs import GraphedFunction
 from kubediffusion.worker.families.clip import TextEncoding
-from unit.worker.worker_builders import Recorder, image_request, levels_apart, settings
+from unit.worker.graph_captures import Captures, wait_for
+from unit.worker.worker_builders import settings
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword"),
+    pytest.mark.usefixtures("without_gradients"),
+]
+
 
 GPU = torch.device("cuda")
-
-
-class Captures:
-    """Captures nothing, and remembers for what it was asked.
-
-    Attributes:
-        refusing: Raised by the next captures.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.refusing: Exception | None = None
-
-    def __call__(self, compute: Callable[[], Any], store: Callable[[Any], object], *_: Any, **__: Any) -> Any:
-        if self.refusing is not None:
-            raise self.refusing
-        self.count += 1
-        return SimpleNamespace(replay=lambda: store(compute()))
-
-
-@pytest.fixture(autouse=True)
-def without_gradients() -> Iterator[None]:
-    """As the engine computes: code is compiled for tensors that know of none."""
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture
-def captures(monkeypatch: pytest.MonkeyPatch) -> Captures:
-    """In the place of CUDA graphs."""
-    made = Captures()
-    monkeypatch.setattr(graphs, "capture", made)
-    monkeypatch.setattr(stepping, "capture", made)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    return made
 
 
 def compiler() -> Compiler:
@@ -86,13 +52,6 @@ def doubled(factor: float, given: torch.Tensor) -> torch.Tensor:
 def untraceable(factor: float, given: torch.Tensor) -> torch.Tensor:
     torch._dynamo.graph_break()  # noqa: SLF001 - has no public name
     return given * factor
-
-
-def wait_for(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_function_runs_from_its_graph_then_from_the_compiled_one(captures: Captures) -> None:
@@ -218,215 +177,6 @@ def test_a_compiler_keeps_nobody_alive_and_lets_other_threads_run() -> None:
     gc.collect()
     assert owner() is None
     assert seen[0] < 0.005 == sys.getswitchinterval()
-
-
-def on_graphs(folder: Path, compiles: Compiler | None) -> ContinuousEngine:
-    """An engine that goes the ways of a GPU, as far as the CPU can."""
-    loaded = load_engine(settings(folder))
-    assert isinstance(loaded, ContinuousEngine)
-    return ContinuousEngine(loaded.pipeline, loaded.info, loaded.family, 4, compiles, graphs=True)
-
-
-def test_an_engine_on_graphs_makes_the_same_pictures_plain_and_compiled(
-    folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = Compiler(None, backend="eager")
-    engine = on_graphs(folders("stable_diffusion"), made)
-    told: list[tuple[EngineReason, str]] = []
-    engine.warm_up(lambda *stage: told.append(stage))
-    assert told == [(EngineReason.WARMING_UP, "the weights are on the device; the first image is made")]
-    (machine,) = engine.machines
-    assert list(machine.steps.captured) == [1]
-    tasks = [image_request(index, "a cat", steps=4 + index, scheduler="EulerDiscreteScheduler") for index in range(3)]
-    expected = Recorder()
-    for task in tasks:
-        engine.whole_calls.run((task,), expected)
-    seen = Recorder()
-    deadline = time.monotonic() + 60
-    while not (seen.loads and all(load.compiled for load in seen.loads)):
-        assert time.monotonic() < deadline
-        seen = Recorder()
-        engine.run(tuple(tasks), seen)
-        for task in tasks:
-            picture = seen.outcomes[task.id.index]
-            assert isinstance(picture, ImageOutput)
-            assert levels_apart(picture, expected.outcomes[task.id.index]) <= 1
-        wait_for(lambda: not made.busy)
-
-
-def rested(engine: ContinuousEngine) -> None:
-    """Let an engine rest until it has nothing left to do."""
-    woken = threading.Event()
-    while True:
-        busy = engine.compiler is not None and engine.compiler.busy
-        if engine.rest(woken.set):
-            continue
-        if not busy:
-            return
-        assert woken.wait(60)
-        woken.clear()
-
-
-def test_an_idle_engine_captures_every_size_and_then_has_each_compiled(
-    folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[tuple[EngineReason, str]] = []
-    made = Compiler(None, backend="eager", progress=lambda *stage: told.append(stage))
-    engine = on_graphs(folders("stable_diffusion"), made)
-    engine.warm_up()
-    (machine,) = engine.machines
-    while not engine.preparation.captured:
-        assert not told
-        assert engine.rest(lambda: None)
-    assert machine.steps.captured == {1: False, 2: False, 4: False}
-    rested(engine)
-    assert machine.steps.captured == {1: True, 2: True, 4: True}
-    assert told[0] == (EngineReason.READY, "0 of 3 compiled; the rest follows")
-    assert told[-1] == (EngineReason.READY, "all that was prepared is compiled")
-    count = captures.count
-    seen = Recorder()
-    engine.run((image_request(0), image_request(1)), seen)
-    assert {load.compiled for load in seen.loads} == {True}
-    assert captures.count == count
-    assert not engine.rest(lambda: None)
-
-
-def test_an_engine_that_never_rests_prepares_between_the_steps_of_its_batch(
-    folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = Compiler(None, backend="eager")
-    engine = on_graphs(folders("stable_diffusion"), made)
-    engine.warm_up()
-    task = image_request(0, steps=4)
-    expected, seen = Recorder(), Recorder()
-    engine.whole_calls.run((task,), expected)
-    engine.run((task,), seen)
-    # Nobody waits for a size that the first image does not need.
-    assert not engine.preparation.captured
-    tasks = [image_request(index, steps=4 + 2 * index) for index in range(4)]
-    seen = Recorder()
-    engine.run(tuple(tasks), seen)
-    assert engine.preparation.captured
-    assert isinstance(seen.outcomes[0], ImageOutput)
-    assert levels_apart(seen.outcomes[0], expected.outcomes[0]) <= 1
-    wait_for(lambda: not made.busy)
-
-
-def test_what_cannot_be_compiled_or_does_not_fit_ends_the_preparation(
-    folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-
-    def refuse(*_: Any) -> Any:
-        raise RuntimeError("no code for this")
-
-    refusing: Any = refuse
-    made = Compiler(None, backend=refusing)
-    engine = on_graphs(folders("stable_diffusion"), made)
-    engine.warm_up()
-    rested(engine)
-    (machine,) = engine.machines
-    assert machine.steps.captured == {1: False, 2: False, 4: False}
-    machine.steps.evict()
-    assert machine.steps.prepare(2)
-    assert machine.steps.captured == {2: False}
-    fitting = on_graphs(folders("stable_diffusion"), None)
-    fitting.warm_up()
-    captures.refusing = torch.OutOfMemoryError("too much")
-    rested(fitting)
-    assert fitting.preparation.captured
-    captures.refusing = None
-    seen = Recorder()
-    fitting.run((image_request(0), image_request(1)), seen)
-    assert [type(seen.outcomes[index]) for index in range(2)] == [ImageOutput, ImageOutput]
-
-
-def test_sizes_that_fit_are_compiled_though_larger_ones_do_not(
-    folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    engine = on_graphs(folders("stable_diffusion"), Compiler(None, backend="eager"))
-    engine.warm_up()
-    (machine,) = engine.machines
-    prepare, attempts = machine.steps.prepare, []
-
-    def short_of_memory(size: int) -> bool:
-        attempts.append(size)
-        if size >= 4:
-            raise torch.OutOfMemoryError("too much")
-        return prepare(size)
-
-    monkeypatch.setattr(machine.steps, "prepare", short_of_memory)
-    rested(engine)
-    assert machine.steps.captured == {1: True, 2: True}
-    assert attempts.count(4) == 1
-    assert machine.sizes == (1, 2)
-
-
-def test_what_is_being_prepared_is_not_forgotten_for_jobs_of_other_sizes(
-    folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = on_graphs(folders("stable_diffusion"), None)
-    engine.warm_up()
-    (machine,) = engine.machines
-    for width in (8, 16, 24, 40, 48):
-        engine.run((image_request(0, steps=1, width=width, height=8),), Recorder())
-    assert machine in list(engine.machines)
-    assert len(engine.machines) <= 4
-
-
-def test_where_memory_runs_out_all_graphs_are_freed(
-    folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    engine = on_graphs(folders("stable_diffusion"), None)
-    engine.warm_up()
-    rested(engine)
-    (machine,) = engine.machines
-    machine.steps.evict()
-    # All of them: graphs share their memory.
-    assert machine.steps.captured == {}
-    captures.refusing = torch.OutOfMemoryError("too much")
-    seen = Recorder()
-    engine.run((image_request(0), image_request(1)), seen)
-    assert [seen.outcomes[index].code for index in range(2)] == ["OutOfMemory", "OutOfMemory"]
-    captures.refusing = RuntimeError("no graph today")
-    seen = Recorder()
-    engine.run((image_request(0), image_request(1)), seen)
-    assert [type(seen.outcomes[index]) for index in range(2)] == [ImageOutput, ImageOutput]
-
-
-def test_each_variant_of_a_step_has_a_graph_of_its_own_and_all_are_captured_before_one_is_compiled(
-    folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    made = Compiler(None, backend="eager")
-    engine = on_graphs(folders("stable_diffusion"), made)
-    made.begin()
-    wish = Acceleration(guidance_interval=GuidanceInterval(stop=0.5), feature_caching=FeatureCaching(interval=2))
-    task = image_request(0, steps=8, scheduler="EulerDiscreteScheduler", acceleration=wish)
-    expected = Recorder()
-    ordinary = load_engine(settings(folders("stable_diffusion")))
-    ordinary.run((task,), expected)
-    compiled: list[bool] = []
-    while not all(compiled) or not compiled:
-        seen = Recorder()
-        engine.run((task,), seen)
-        assert isinstance(seen.outcomes[0], ImageOutput)
-        assert levels_apart(seen.outcomes[0], expected.outcomes[0]) <= 1
-        compiled = [load.compiled for load in seen.loads]
-        wait_for(lambda: not made.busy)
-    (machine,) = engine.machines
-    choices = (Features.REFRESH, Features.REUSE)
-    parts = {ForwardMode(features, prompt_only) for features in choices for prompt_only in (False, True)}
-    assert set(machine.steps.others) == parts
-    # None of the whole, which no call of this image was.
-    assert captures.count >= 2 * len(parts)
-    assert machine.steps.captured == {}
-    machine.steps.evict()
-    assert all(steps.captured == {} for steps in machine.steps.others.values())
 
 
 def test_texts_are_encoded_as_the_pipeline_encodes_them(

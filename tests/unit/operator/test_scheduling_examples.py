@@ -1,0 +1,358 @@
+"""Single cases of scheduling, beside the laws: what is said, counted, replaced and given up."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+
+import pytest
+
+from kubediffusion.operator.actions import Bind, CreateWorker, DeletePod, DeleteWorker, Explain, Finish, Requeue
+from kubediffusion.operator.scheduling import deadline, decide_termination, schedule_model
+from kubediffusion.operator.views import ModelView
+from kubediffusion.operator.workers import (
+    BatchJobStatus,
+    ContainerState,
+    ContainerStatus,
+    PlatformCondition,
+    Terminated,
+    Waiting,
+    Worker,
+    WorkerState,
+)
+from kubediffusion.resources.failures import ErrorCode
+from kubediffusion.resources.generation_job import Phase
+from kubediffusion.resources.testing import NOW, bound_job, job, present
+from unit.operator.builders import OLD_HASH, OPTIONS, plan, pod_name, pod_of, view, worker
+
+
+def test_a_suspended_job_that_is_taken_from_its_worker_gets_no_other() -> None:
+    suspended = [bound_job(f"b-{n}", worker=pod_name(0), suspend=True) for n in range(4)]
+    cluster = view(workers=[worker(0, WorkerState.READY)], bound={pod_name(0): suspended}, max_replicas=3)
+    assert {type(action) for action in plan(cluster)} == {Requeue}
+
+
+def replaced(ordinal: int) -> Worker:
+    """A worker whose Pod the platform has ended; its batch/v1 Job has not failed, and makes another."""
+    pod = pod_of(worker(ordinal, WorkerState.FAILED))
+    condition = PlatformCondition(type="DisruptionTarget", status="True")
+    status = pod.status.model_copy(update={"conditions": (condition,)})
+    return Worker(worker(ordinal, WorkerState.STARTING).job, pod.model_copy(update={"status": status}))
+
+
+def test_jobs_that_a_disrupted_worker_left_ask_for_no_worker_beside_it() -> None:
+    """Its batch/v1 Job makes another Pod, which is on its way."""
+    disrupted = replaced(0)
+    left = [bound_job(f"b-{n}", worker=pod_name(0), phase=Phase.RUNNING) for n in range(4)]
+    cluster = view(workers=[disrupted], bound={pod_name(0): left}, max_replicas=3)
+    assert disrupted.state is WorkerState.STARTING
+    assert {type(action) for action in plan(cluster)} == {Requeue}
+
+
+@pytest.mark.parametrize(
+    ("waiting", "others", "deleted"),
+    [
+        (1, [WorkerState.STARTING], True),
+        (1, [WorkerState.READY], True),
+        (1, [], False),
+        (8, [WorkerState.STARTING], False),
+        (0, [], True),
+    ],
+)
+def test_a_disrupted_worker_is_given_up_where_others_are_enough(
+    waiting: int, others: list[WorkerState], deleted: bool
+) -> None:
+    """Its batch/v1 Job would replace what the operator has replaced while its Pod was going."""
+    workers = [replaced(0), *(worker(n, state) for n, state in enumerate(others, 1))]
+    jobs = [job(f"job-{n}", age=0) for n in range(waiting)]
+    actions = plan(view(jobs, workers, max_batch_size=4, max_replicas=3))
+    assert [a.name for a in actions if isinstance(a, DeleteWorker)] == ([workers[0].name] if deleted else [])
+    assert not any(isinstance(a, CreateWorker) for a in actions)
+
+
+@pytest.mark.parametrize(("images", "workers"), [(1, 1), (2, 2), (4, 4), (16, 4)])
+def test_jobs_of_many_images_ask_for_more_workers(images: int, workers: int) -> None:
+    """As many as find work: a job is one worker's, however many batches it takes."""
+    waiting = [job(f"job-{n}", num_images=images) for n in range(4)]
+    cluster = view(waiting, max_batch_size=4, max_replicas=9)
+    assert sum(isinstance(a, CreateWorker) for a in plan(cluster)) == workers
+
+
+def test_a_deadline_after_the_end_of_the_calendar_is_none() -> None:
+    item = job(active_deadline_seconds=31_536_000)
+    metadata = item.metadata.model_copy(update={"creation_timestamp": dt.datetime(9999, 6, 1, tzinfo=dt.UTC)})
+    late = item.model_copy(update={"metadata": metadata})
+    assert deadline(item) == present(item.metadata.creation_timestamp) + dt.timedelta(days=365)
+    assert (deadline(late), decide_termination(late, NOW)) == (None, None)
+
+
+def test_a_job_is_tried_as_often_as_its_backoff_limit_says() -> None:
+    crashed = [worker(0, WorkerState.FAILED), worker(1, WorkerState.FAILED)]
+    spent = bound_job("spent", worker=pod_name(0), phase=Phase.RUNNING, retries=3)
+    left = bound_job("left", worker=pod_name(1), phase=Phase.RUNNING, retries=2)
+    actions = plan(view(workers=crashed, bound={pod_name(0): [spent], pod_name(1): [left]}))
+    (failed,) = [a for a in actions if isinstance(a, Finish)]
+    (again,) = [a for a in actions if isinstance(a, Requeue)]
+    assert (failed.job, failed.code) == (spent, ErrorCode.BACKOFF_LIMIT_EXCEEDED)
+    assert "exit code 137" in failed.message
+    assert "for the 4th time" in failed.message
+    assert (again.job, again.counted) == (left, True)
+
+
+def test_a_job_that_was_running_when_its_worker_was_drained_spends_nothing() -> None:
+    """The grace period was too short for it; that is not its worker's death."""
+    drained = worker(0, WorkerState.FAILED)
+    status = pod_of(drained).status.model_copy(
+        update={"conditions": (PlatformCondition(type="DisruptionTarget", status="True"),)}
+    )
+    drained = dataclasses.replace(drained, pod=pod_of(drained).model_copy(update={"status": status}))
+    running = bound_job("running", worker=pod_name(0), phase=Phase.RUNNING, retries=3)
+    (again,) = [a for a in plan(view(workers=[drained], bound={pod_name(0): [running]})) if isinstance(a, Requeue)]
+    assert (again.job, again.counted) == (running, False)
+
+
+NO_NODE = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+
+
+def stuck(ordinal: int) -> Worker:
+    """A worker that no node takes."""
+    waits = worker(ordinal, WorkerState.STARTING)
+    status = pod_of(waits).status.model_copy(
+        update={"conditions": (PlatformCondition(type="PodScheduled", status="False", message=NO_NODE),)}
+    )
+    return dataclasses.replace(waits, pod=pod_of(waits).model_copy(update={"status": status}))
+
+
+def said_of(cluster: ModelView) -> Explain:
+    """What the one job that waits is told."""
+    (said,) = [a for a in plan(cluster) if isinstance(a, Explain)]
+    return said
+
+
+FULL = {pod_name(0): [bound_job(f"b-{n}", worker=pod_name(0)) for n in range(8)]}
+
+
+def test_jobs_that_wait_for_room_are_told_that_the_other_worker_finds_no_node() -> None:
+    workers = [worker(0, WorkerState.READY), stuck(1), worker(2, WorkerState.STARTING)]
+    said = said_of(view([job(age=5)], workers, FULL, max_replicas=3))
+    assert said.reason == "WorkersBusy"
+    assert said.message.endswith(f"maxReplicas is 3; 1 starting; 1 without a node: {NO_NODE}")
+
+
+def test_jobs_that_wait_for_room_are_told_why_there_are_no_more_workers() -> None:
+    crashed = [worker(n, WorkerState.FAILED, failed=1) for n in (1, 2)]
+    full = view([job(age=5)], [worker(0, WorkerState.READY), *crashed], FULL, max_replicas=2)
+    said = said_of(dataclasses.replace(full, refusal="exceeded quota: gpus"))
+    assert said.reason == "WorkersBusy"
+    refused, crashes = "no more can be created: exceeded quota: gpus", "2 workers of model emoji crashed in a row"
+    assert f"maxReplicas is 2; {refused}; {crashes}; the next one starts at 12:00:09 UTC" in said.message
+    # Where there may be no more, that is why.
+    most = dataclasses.replace(full, model=view(max_replicas=1).model, refusal="exceeded quota: gpus")
+    assert said_of(most).message.endswith("maxReplicas is 1")
+
+
+def test_a_worker_that_is_drained_is_replaced_while_it_goes_where_there_is_a_place() -> None:
+    going = [worker(0, WorkerState.READY, drained=True)]
+    bound = {pod_name(0): [bound_job("running", worker=pod_name(0), phase=Phase.RUNNING)]}
+    (created,) = plan(view([job(age=0)], going, bound, max_replicas=2))
+    assert isinstance(created, CreateWorker)
+    (kept_warm,) = plan(view([], going, bound, min_replicas=1, max_replicas=2))
+    assert isinstance(kept_warm, CreateWorker)
+    (said,) = plan(view([job(age=5)], going, bound, max_replicas=1))
+    assert isinstance(said, Explain)
+    assert said.reason == "WorkerStarting"
+    assert "is going, and the next one gets its place once it has ended; maxReplicas is 1" in said.message
+
+
+def lost(ordinal: int) -> Worker:
+    """A worker that was told to go, and whose node has not told of its end in time."""
+    ready = worker(ordinal, WorkerState.READY)
+    metadata = pod_of(ready).metadata.model_copy(update={"deletion_timestamp": NOW - dt.timedelta(seconds=30)})
+    return dataclasses.replace(
+        ready, pod=pod_of(ready).model_copy(update={"metadata": metadata}), lost_at=NOW, lost=True
+    )
+
+
+def test_a_worker_on_a_lost_node_loses_its_jobs_and_its_place() -> None:
+    running = bound_job("running", worker=pod_name(0), phase=Phase.RUNNING, retries=3)
+    scheduled = bound_job("scheduled", worker=pod_name(0))
+    cluster = view(workers=[lost(0)], bound={pod_name(0): [running, scheduled]}, max_replicas=1)
+    actions = plan(cluster)
+    again = {(a.job.name, a.counted) for a in actions if isinstance(a, Requeue)}
+    assert again == {("running", False), ("scheduled", False)}
+    assert [a.ordinal for a in actions if isinstance(a, CreateWorker)] == [1]
+    (gone,) = plan(view(workers=[lost(0)]))
+    assert isinstance(gone, DeleteWorker)
+
+
+def test_a_running_job_waits_for_a_worker_that_may_still_finish_it() -> None:
+    going = dataclasses.replace(worker(0, WorkerState.GOING), lost_at=NOW + dt.timedelta(seconds=5))
+    running = bound_job("running", worker=pod_name(0), phase=Phase.RUNNING)
+    waits = schedule_model(view(workers=[going], bound={pod_name(0): [running]}, max_replicas=1), NOW, OPTIONS)
+    assert (waits.actions, waits.recheck_at) == ((), going.lost_at)
+
+
+def test_a_released_job_goes_straight_to_another_worker() -> None:
+    """Two writes that fall together are one."""
+    lost = bound_job("lost", worker="vanished", phase=Phase.RUNNING)
+    (action,) = plan(view(workers=[worker(0, WorkerState.READY)], bound={"vanished": [lost]}))
+    assert action == Bind(lost, view().model, pod_name(0), counted=True)
+
+
+def test_jobs_fail_when_their_model_cannot_be_loaded() -> None:
+    broken = worker(0, WorkerState.FAILED, exit_code=78, message="no model_index.json in /models/emoji")
+    actions = plan(view([job("waiting")], [broken]))
+    (failed,) = actions
+    assert isinstance(failed, Finish)
+    assert failed.message == "Model not available: no model_index.json in /models/emoji"
+
+
+@pytest.mark.parametrize(("tries", "pause"), [(1, 300), (2, 600), (3, 1200), (6, 3600)])
+def test_a_model_that_cannot_be_loaded_is_tried_again_after_a_pause_that_grows(tries: int, pause: int) -> None:
+    """A Secret may have been mended, which the operator does not see."""
+    failed = [worker(n, WorkerState.FAILED, exit_code=78, message="401", failed=1) for n in range(tries)]
+    waiting = view([job("waiting")], failed)
+    until = NOW + dt.timedelta(seconds=pause - 1)
+    early, late = (
+        schedule_model(waiting, until - dt.timedelta(seconds=1), OPTIONS),
+        schedule_model(waiting, until, OPTIONS),
+    )
+    assert [type(action) for action in early.actions] == [Finish]
+    assert early.recheck_at == until
+    assert [type(action) for action in late.actions] == [CreateWorker]
+    # A worker that is kept warm needs no job for that.
+    warm = view([], failed, min_replicas=1)
+    assert schedule_model(warm, until - dt.timedelta(seconds=1), OPTIONS).actions == ()
+    assert [type(action) for action in schedule_model(warm, until, OPTIONS).actions] == [CreateWorker]
+
+
+def test_a_service_that_refuses_a_model_once_fails_nobody() -> None:
+    """What the Hub says to one worker stops new starts, until another one has asked again."""
+    waiting = [job(f"waiting-{number}") for number in range(8)]
+    refused = worker(0, WorkerState.FAILED, exit_code=69, message="the Hub answers 403", failed=1)
+    early = schedule_model(view(waiting, [refused], max_replicas=3), NOW, OPTIONS, explanations=len(waiting))
+    assert not [a for a in early.actions if isinstance(a, Finish | CreateWorker)]
+    assert {a.reason for a in early.actions if isinstance(a, Explain)} == {"WorkerBackOff"}
+    assert early.recheck_at == NOW + dt.timedelta(seconds=9)
+    later = schedule_model(view(waiting, [refused], max_replicas=3), NOW + dt.timedelta(seconds=9), OPTIONS)
+    assert len([a for a in later.actions if isinstance(a, CreateWorker)]) == 1
+    asks = view(waiting, [refused, worker(1, WorkerState.STARTING)], max_replicas=3)
+    assert not [
+        a
+        for a in schedule_model(asks, NOW + dt.timedelta(seconds=60), OPTIONS).actions
+        if isinstance(a, Finish | CreateWorker)
+    ]
+    ready = plan(view(waiting, [refused, worker(1, WorkerState.READY)], max_replicas=1))
+    assert {a.job.name for a in ready if isinstance(a, Bind)} == {job.name for job in waiting}
+
+
+def test_what_two_workers_were_refused_fails_the_jobs() -> None:
+    refused = [worker(n, WorkerState.FAILED, exit_code=69, message="the Hub answers 403", failed=1) for n in range(2)]
+    (failed,) = plan(view([job("waiting")], refused))
+    assert isinstance(failed, Finish)
+    assert failed.message == "Model not available: the Hub answers 403"
+    # A model that no machine can load needs no second worker, nor does one of which the other says so.
+    certain = [refused[0], worker(1, WorkerState.FAILED, exit_code=78, message="no model_index.json", failed=0)]
+    (failed,) = plan(view([job("waiting")], certain))
+    assert isinstance(failed, Finish)
+    # A crash of another kind says nothing of it.
+    crashed = [refused[0], worker(1, WorkerState.FAILED, exit_code=137, failed=0)]
+    assert not [a for a in plan(view([job("waiting")], crashed)) if isinstance(a, Finish)]
+
+
+def test_jobs_wait_while_a_failed_model_is_tried_again() -> None:
+    failed = worker(0, WorkerState.FAILED, exit_code=78, message="401", failed=301)
+    (said,) = plan(view([job("waiting")], [failed, worker(1, WorkerState.STARTING)], max_replicas=1))
+    assert isinstance(said, Explain)
+    assert said.reason == "WorkerStarting"
+
+
+def test_the_first_crash_is_forgiven_and_later_ones_pause() -> None:
+    one = plan(view([job()], [worker(0, WorkerState.FAILED, failed=0)]))
+    two = plan(view([job()], [worker(n, WorkerState.FAILED, failed=1) for n in range(2)]))
+    later = plan(view([job()], [worker(n, WorkerState.FAILED, failed=11) for n in range(2)]))
+    assert [any(isinstance(a, CreateWorker) for a in actions) for actions in (one, two, later)] == [True, False, True]
+
+
+def test_idle_workers_go_after_idle_seconds_the_longest_idle_first() -> None:
+    idle = [worker(0, WorkerState.READY, idle=61), worker(1, WorkerState.READY, idle=99)]
+    (action,) = plan(view([], idle, min_replicas=1, max_replicas=2, idle_seconds=60))
+    assert isinstance(action, DeleteWorker)
+    assert action.name == idle[1].name
+    assert (
+        schedule_model(view([], [worker(0, WorkerState.READY, idle=10)], idle_seconds=60), NOW, OPTIONS).actions == ()
+    )
+
+
+def test_outdated_workers_go_once_they_are_done() -> None:
+    old = worker(0, WorkerState.READY, template=OLD_HASH)
+    busy = {pod_name(0, OLD_HASH): [bound_job(worker=pod_name(0, OLD_HASH), phase=Phase.RUNNING)]}
+    assert plan(view(workers=[old], bound=busy)) == ()
+    (gone,) = plan(view(workers=[old]))
+    assert isinstance(gone, DeleteWorker)
+
+
+def test_a_worker_that_ended_well_is_cleared_away() -> None:
+    """Somebody else told it to go, a drain for example; its finished Job would stay for ever."""
+    going = worker(0, WorkerState.GOING)
+    done = PlatformCondition(type="Complete", status="True")
+    metadata = going.job.metadata.model_copy(update={"deletion_timestamp": None})
+    ended = Worker(
+        going.job.model_copy(update={"metadata": metadata, "status": BatchJobStatus(conditions=(done,))}), None
+    )
+    (action,) = plan(view(workers=[ended]))
+    assert isinstance(action, DeleteWorker)
+
+
+def test_a_refused_worker_is_what_jobs_wait_for_unless_another_is_loading() -> None:
+    blocked = worker(0, WorkerState.STARTING)
+    waiting = ContainerStatus(name="worker", state=ContainerState(waiting=Waiting(reason="ErrImagePull")))
+    status = pod_of(blocked).status.model_copy(update={"container_statuses": (waiting,)})
+    blocked = dataclasses.replace(blocked, pod=pod_of(blocked).model_copy(update={"status": status}))
+    for workers in [], [blocked]:
+        refused = dataclasses.replace(view([job(age=5)], workers, max_replicas=2), refusal="exceeded quota: gpus")
+        assert said_of(refused).reason == "WorkerRefused"
+        assert "exceeded quota: gpus" in said_of(refused).message
+    loading = dataclasses.replace(refused, workers=(blocked, worker(1, WorkerState.STARTING)))
+    assert said_of(loading).reason == "WorkerCannotStart"
+    assert said_of(dataclasses.replace(loading, workers=loading.workers[1:])).reason == "WorkerStarting"
+
+
+def ended_beside_others(exit_code: int, seconds: float) -> Worker:
+    """A worker whose own container has ended so many seconds ago, while one that was injected runs on."""
+    built = worker(0, WorkerState.READY)
+    ended = Terminated(exit_code=exit_code, finished_at=NOW - dt.timedelta(seconds=seconds))
+    statuses = (
+        ContainerStatus(name="worker", state=ContainerState(terminated=ended)),
+        ContainerStatus(name="mesh", state=ContainerState()),
+    )
+    status = pod_of(built).status.model_copy(update={"container_statuses": statuses})
+    return dataclasses.replace(built, pod=pod_of(built).model_copy(update={"status": status}))
+
+
+def test_a_worker_has_ended_when_its_own_container_has_whatever_runs_beside_it() -> None:
+    running = bound_job("running", worker=pod_name(0), phase=Phase.RUNNING)
+    crashed = ended_beside_others(137, seconds=60)
+    assert crashed.state is WorkerState.FAILED
+    actions = plan(view([], [crashed], {pod_name(0): [running]}))
+    (again,) = [a for a in actions if isinstance(a, Requeue)]
+    assert (again.job, again.counted) == (running, True)
+    (gone,) = [a for a in actions if isinstance(a, DeletePod)]
+    assert (gone.name, "exit code 137" in gone.reason) == (pod_name(0), True)
+    done = ended_beside_others(0, seconds=60)
+    assert done.state is WorkerState.GOING
+
+
+def test_a_pod_whose_worker_has_just_ended_may_end_by_itself() -> None:
+    decision = schedule_model(view([], [ended_beside_others(1, seconds=1)]), NOW, OPTIONS)
+    assert not any(isinstance(action, DeletePod) for action in decision.actions)
+    assert decision.recheck_at == NOW + dt.timedelta(seconds=4)
+
+
+@pytest.mark.parametrize(("still", "deleted"), [(59, False), (60, True)])
+def test_a_worker_whose_start_makes_no_progress_is_ended(still: int, deleted: bool) -> None:
+    starting = dataclasses.replace(worker(0, WorkerState.STARTING), progress_at=NOW - dt.timedelta(seconds=still))
+    decision = schedule_model(view([], [starting], min_replicas=1, start_deadline_seconds=60), NOW, OPTIONS)
+    found = [action.reason for action in decision.actions if isinstance(action, DeletePod)]
+    assert found == (["its start has made no progress for 60 s (spec.workers.startDeadlineSeconds)"] if deleted else [])
+    assert (decision.recheck_at is None) is deleted

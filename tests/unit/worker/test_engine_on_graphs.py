@@ -1,0 +1,239 @@
+"""An engine that runs from graphs: which sizes are captured and compiled, when, and that its pictures stay.
+
+In the place of a graph stands the computation that it would have captured; all else is the real thing, on the CPU.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kubediffusion.resources.conditions import EngineReason
+from kubediffusion.resources.generation_job import Acceleration, FeatureCaching, GuidanceInterval
+from kubediffusion.worker.engine import ImageOutput
+from kubediffusion.worker.engine.forward_mode import Features, ForwardMode
+from kubediffusion.worker.execution.build import load_engine
+from kubediffusion.worker.execution.compile.compiler import Compiler
+from kubediffusion.worker.execution.continuous import ContinuousEngine
+from unit.worker.graph_captures import Captures, wait_for
+from unit.worker.worker_builders import Recorder, image_request, levels_apart, settings
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword"),
+    pytest.mark.usefixtures("without_gradients"),
+]
+
+
+def on_graphs(folder: Path, compiles: Compiler | None) -> ContinuousEngine:
+    """An engine that goes the ways of a GPU, as far as the CPU can."""
+    loaded = load_engine(settings(folder))
+    assert isinstance(loaded, ContinuousEngine)
+    return ContinuousEngine(loaded.pipeline, loaded.info, loaded.family, 4, compiles, graphs=True)
+
+
+def test_an_engine_on_graphs_makes_the_same_pictures_plain_and_compiled(
+    folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Compiler(None, backend="eager")
+    engine = on_graphs(folders("stable_diffusion"), made)
+    told: list[tuple[EngineReason, str]] = []
+    engine.warm_up(lambda *stage: told.append(stage))
+    assert told == [(EngineReason.WARMING_UP, "the weights are on the device; the first image is made")]
+    (machine,) = engine.machines
+    assert list(machine.steps.captured) == [1]
+    tasks = [image_request(index, "a cat", steps=4 + index, scheduler="EulerDiscreteScheduler") for index in range(3)]
+    expected = Recorder()
+    for task in tasks:
+        engine.whole_calls.run((task,), expected)
+    seen = Recorder()
+    deadline = time.monotonic() + 60
+    while not (seen.loads and all(load.compiled for load in seen.loads)):
+        assert time.monotonic() < deadline
+        seen = Recorder()
+        engine.run(tuple(tasks), seen)
+        for task in tasks:
+            picture = seen.outcomes[task.id.index]
+            assert isinstance(picture, ImageOutput)
+            assert levels_apart(picture, expected.outcomes[task.id.index]) <= 1
+        wait_for(lambda: not made.busy)
+
+
+def rested(engine: ContinuousEngine) -> None:
+    """Let an engine rest until it has nothing left to do."""
+    woken = threading.Event()
+    while True:
+        busy = engine.compiler is not None and engine.compiler.busy
+        if engine.rest(woken.set):
+            continue
+        if not busy:
+            return
+        assert woken.wait(60)
+        woken.clear()
+
+
+def test_an_idle_engine_captures_every_size_and_then_has_each_compiled(
+    folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[EngineReason, str]] = []
+    made = Compiler(None, backend="eager", progress=lambda *stage: told.append(stage))
+    engine = on_graphs(folders("stable_diffusion"), made)
+    engine.warm_up()
+    (machine,) = engine.machines
+    while not engine.preparation.captured:
+        assert not told
+        assert engine.rest(lambda: None)
+    assert machine.steps.captured == {1: False, 2: False, 4: False}
+    rested(engine)
+    assert machine.steps.captured == {1: True, 2: True, 4: True}
+    assert told[0] == (EngineReason.READY, "0 of 3 compiled; the rest follows")
+    assert told[-1] == (EngineReason.READY, "all that was prepared is compiled")
+    count = captures.count
+    seen = Recorder()
+    engine.run((image_request(0), image_request(1)), seen)
+    assert {load.compiled for load in seen.loads} == {True}
+    assert captures.count == count
+    assert not engine.rest(lambda: None)
+
+
+def test_an_engine_that_never_rests_prepares_between_the_steps_of_its_batch(
+    folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Compiler(None, backend="eager")
+    engine = on_graphs(folders("stable_diffusion"), made)
+    engine.warm_up()
+    task = image_request(0, steps=4)
+    expected, seen = Recorder(), Recorder()
+    engine.whole_calls.run((task,), expected)
+    engine.run((task,), seen)
+    # Nobody waits for a size that the first image does not need.
+    assert not engine.preparation.captured
+    tasks = [image_request(index, steps=4 + 2 * index) for index in range(4)]
+    seen = Recorder()
+    engine.run(tuple(tasks), seen)
+    assert engine.preparation.captured
+    assert isinstance(seen.outcomes[0], ImageOutput)
+    assert levels_apart(seen.outcomes[0], expected.outcomes[0]) <= 1
+    wait_for(lambda: not made.busy)
+
+
+def test_what_cannot_be_compiled_or_does_not_fit_ends_the_preparation(
+    folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError("no code for this")
+
+    refusing: Any = refuse
+    made = Compiler(None, backend=refusing)
+    engine = on_graphs(folders("stable_diffusion"), made)
+    engine.warm_up()
+    rested(engine)
+    (machine,) = engine.machines
+    assert machine.steps.captured == {1: False, 2: False, 4: False}
+    machine.steps.evict()
+    assert machine.steps.prepare(2)
+    assert machine.steps.captured == {2: False}
+    fitting = on_graphs(folders("stable_diffusion"), None)
+    fitting.warm_up()
+    captures.refusing = torch.OutOfMemoryError("too much")
+    rested(fitting)
+    assert fitting.preparation.captured
+    captures.refusing = None
+    seen = Recorder()
+    fitting.run((image_request(0), image_request(1)), seen)
+    assert [type(seen.outcomes[index]) for index in range(2)] == [ImageOutput, ImageOutput]
+
+
+def test_sizes_that_fit_are_compiled_though_larger_ones_do_not(
+    folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    engine = on_graphs(folders("stable_diffusion"), Compiler(None, backend="eager"))
+    engine.warm_up()
+    (machine,) = engine.machines
+    prepare, attempts = machine.steps.prepare, []
+
+    def short_of_memory(size: int) -> bool:
+        attempts.append(size)
+        if size >= 4:
+            raise torch.OutOfMemoryError("too much")
+        return prepare(size)
+
+    monkeypatch.setattr(machine.steps, "prepare", short_of_memory)
+    rested(engine)
+    assert machine.steps.captured == {1: True, 2: True}
+    assert attempts.count(4) == 1
+    assert machine.sizes == (1, 2)
+
+
+def test_what_is_being_prepared_is_not_forgotten_for_jobs_of_other_sizes(
+    folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = on_graphs(folders("stable_diffusion"), None)
+    engine.warm_up()
+    (machine,) = engine.machines
+    for width in (8, 16, 24, 40, 48):
+        engine.run((image_request(0, steps=1, width=width, height=8),), Recorder())
+    assert machine in list(engine.machines)
+    assert len(engine.machines) <= 4
+
+
+def test_where_memory_runs_out_all_graphs_are_freed(
+    folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    engine = on_graphs(folders("stable_diffusion"), None)
+    engine.warm_up()
+    rested(engine)
+    (machine,) = engine.machines
+    machine.steps.evict()
+    # All of them: graphs share their memory.
+    assert machine.steps.captured == {}
+    captures.refusing = torch.OutOfMemoryError("too much")
+    seen = Recorder()
+    engine.run((image_request(0), image_request(1)), seen)
+    assert [seen.outcomes[index].code for index in range(2)] == ["OutOfMemory", "OutOfMemory"]
+    captures.refusing = RuntimeError("no graph today")
+    seen = Recorder()
+    engine.run((image_request(0), image_request(1)), seen)
+    assert [type(seen.outcomes[index]) for index in range(2)] == [ImageOutput, ImageOutput]
+
+
+def test_each_variant_of_a_step_has_a_graph_of_its_own_and_all_are_captured_before_one_is_compiled(
+    folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    made = Compiler(None, backend="eager")
+    engine = on_graphs(folders("stable_diffusion"), made)
+    made.begin()
+    wish = Acceleration(guidance_interval=GuidanceInterval(stop=0.5), feature_caching=FeatureCaching(interval=2))
+    task = image_request(0, steps=8, scheduler="EulerDiscreteScheduler", acceleration=wish)
+    expected = Recorder()
+    ordinary = load_engine(settings(folders("stable_diffusion")))
+    ordinary.run((task,), expected)
+    compiled: list[bool] = []
+    while not all(compiled) or not compiled:
+        seen = Recorder()
+        engine.run((task,), seen)
+        assert isinstance(seen.outcomes[0], ImageOutput)
+        assert levels_apart(seen.outcomes[0], expected.outcomes[0]) <= 1
+        compiled = [load.compiled for load in seen.loads]
+        wait_for(lambda: not made.busy)
+    (machine,) = engine.machines
+    choices = (Features.REFRESH, Features.REUSE)
+    parts = {ForwardMode(features, prompt_only) for features in choices for prompt_only in (False, True)}
+    assert set(machine.steps.others) == parts
+    # None of the whole, which no call of this image was.
+    assert captures.count >= 2 * len(parts)
+    assert machine.steps.captured == {}
+    machine.steps.evict()
+    assert all(steps.captured == {} for steps in machine.steps.others.values())

@@ -7,7 +7,7 @@ SHELL := /bin/sh
 PORT ?= 8000
 MODEL ?= models/kubediffusion-emoji
 BIN := .venv/bin
-SOURCES := resources/src operator/src worker/src api/src deploy/local/src benchmarks/src tests
+SOURCES := resources/src operator/src worker/src api/src client/src deploy/local/src benchmarks/src tests
 # How images are named and what they stand on; deploy/images/build says more.
 export REGISTRY TAG BASE_IMAGE BUILDER
 # Options for pytest, as in `make integration PYTEST="-k zombie"`; with "-n 0" it runs in one process, as --pdb needs.

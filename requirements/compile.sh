@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 compile() { uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header "$@"; }
 compile dev.in -o dev.txt "$@"
-for part in operator worker api build; do
+for part in operator worker api client build; do
   # The images get what the tests ran with.
   compile "$part.in" -c dev.txt -o "$part.txt" "$@"
 done

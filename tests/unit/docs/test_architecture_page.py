@@ -8,7 +8,7 @@ import documented
 from kubediffusion.local.layout import REPOSITORY
 
 PAGE = "architecture"
-PARTS = ("resources", "operator", "worker", "api")
+PARTS = ("resources", "operator", "worker", "api", "client")
 """In the order of the map's tables."""
 
 

@@ -1,0 +1,59 @@
+"""An API, and somebody who draws what it is asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from integration.api.api_kit import Api, Site, Stage, png, serving
+from kubediffusion.local.cluster import LocalCluster
+from kubediffusion.local.testing import Namespace
+
+UNDRAWN = "nobody draws this"
+"""A job whose prompt begins so waits for ever."""
+REFUSED = "the model refuses this"
+"""One whose prompt begins so fails."""
+
+
+@pytest.fixture(scope="session")
+def client_site(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    namespace = Namespace(cluster, "client")
+    namespace.create()
+    with serving(namespace, tmp_path_factory.mktemp("client")) as site:
+        yield site
+    namespace.delete()
+
+
+@pytest.fixture(scope="session")
+def client_stage(client_site: Site) -> Stage:
+    return client_site.stage
+
+
+@pytest.fixture(scope="session")
+def api(client_site: Site) -> Iterator[Api]:
+    """An API whose jobs are drawn at once, but for those that say otherwise."""
+    api: Api = client_site.start(RATE_LIMIT="")
+    ended = threading.Event()
+    artist = threading.Thread(target=_draw, args=(api, client_site.stage, ended))
+    artist.start()
+    yield api
+    ended.set()
+    artist.join()
+
+
+def _draw(api: Api, stage: Stage, ended: threading.Event) -> None:
+    while not ended.wait(0.05):
+        for job in api.http.get("/v1/jobs", params={"phase": "Pending", "limit": 500}).json()["jobs"]:
+            name, prompt = job["name"], job["prompt"]
+            spec = stage.job(name)["spec"]
+            if spec.get("cancel"):
+                stage.cancelled(name)
+            elif prompt.startswith(REFUSED):
+                stage.bind(name)
+                stage.run(name)
+                stage.fail(name, "InvalidJob", "the sampler cannot do this; take another")
+            elif not prompt.startswith(UNDRAWN):
+                drawn = [png("red", 16 + 8 * index) for index in range(spec.get("numImages", 1))]
+                stage.complete(name, *drawn, warnings=("the prompt was cut",) if prompt == "long" else ())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from integration.operator.operators import JOB, MODEL, events_of, without_watches, workers_pod
+from integration.operator.operators import DEFAULTS, JOB, MODEL, events_of, without_watches, workers_pod
 from kubediffusion.local.testing import Namespace, eventually
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.conditions import find_condition
@@ -65,6 +65,26 @@ async def test_a_pod_that_is_not_created_is_told_on_the_job_and_the_model(
                 return said is not None and said.reason == "WorkerUnschedulable"
 
             await eventually("the Pod to be created and that to be told", created, 90)
+
+
+async def test_what_stands_in_the_way_next_is_told_on_a_job_that_waits_already(
+    namespace: Namespace, client: KubernetesClient
+) -> None:
+    namespace.apply(QUOTA)
+    # A node takes the Pod, and lacks a Secret for its container.
+    spec = {**MODEL["spec"], "workers": {"minReplicas": 1}}
+    await client.diffusion_models.create(namespace.name, {**MODEL, "spec": spec})
+    job = await client.generation_jobs.create(namespace.name, JOB)
+    async with without_watches(namespace, client):
+
+        async def told(words: str) -> bool:
+            found = await client.generation_jobs.get(namespace.name, job.name)
+            said = find_condition(found.status.conditions, "Scheduled")
+            return said is not None and said.reason == "WorkerCannotStart" and words in said.message
+
+        await eventually("the job to name the quota", lambda: told("exceeded quota"), 30)
+        namespace.kubectl("delete", "resourcequota", "none")
+        await eventually("the job to name the Secret", lambda: told(f'ecret "{DEFAULTS.s3_secret}"'), 90)
 
 
 async def test_a_worker_that_never_starts_is_replaced(namespace: Namespace, client: KubernetesClient) -> None:

@@ -8,6 +8,7 @@ import datetime as dt
 import pytest
 
 from kubediffusion.operator.actions import Bind, CreateWorker, DeletePod, DeleteWorker, Explain, Finish, Requeue
+from kubediffusion.operator.job_status import next_status
 from kubediffusion.operator.scheduling import deadline, decide_termination, schedule_model
 from kubediffusion.operator.views import ModelView
 from kubediffusion.operator.workers import (
@@ -316,6 +317,36 @@ def test_a_refused_worker_is_what_jobs_wait_for_unless_another_is_loading() -> N
     loading = dataclasses.replace(refused, workers=(blocked, worker(1, WorkerState.STARTING)))
     assert said_of(loading).reason == "WorkerCannotStart"
     assert said_of(dataclasses.replace(loading, workers=loading.workers[1:])).reason == "WorkerStarting"
+
+
+NOT_CREATED = (
+    'FailedCreate: Error creating: pods "emoji-0-{}" is forbidden: exceeded quota: none, used: pods=0, limited: 0'
+)
+NO_ACCOUNT = 'FailedCreate: Error creating: pods "emoji-0-x" is forbidden: serviceaccount "nope" not found'
+NO_SECRET = 'Failed: Error: secret "token" not found'
+PULLS = ("ErrImagePull: 403 of registry", "ImagePullBackOff: Back-off pulling image")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "again"),
+    [
+        (NOT_CREATED.format("abcde"), NOT_CREATED.format("fghij"), False),
+        (*PULLS, False),
+        (NOT_CREATED.format("abcde"), NO_ACCOUNT, True),
+        (NO_ACCOUNT, NO_SECRET, True),
+        (NO_SECRET, PULLS[0], True),
+    ],
+    ids=["next attempt", "pause between pulls", "other refusal", "created since", "image since"],
+)
+def test_what_is_in_the_way_is_said_once_and_anew_when_it_is_another_thing(before: str, now: str, again: bool) -> None:
+    def starting(warning: str) -> Worker:
+        return dataclasses.replace(worker(0, WorkerState.STARTING), pod=None, warning=warning)
+
+    first = said_of(view([job(age=10)], [starting(before)]))
+    assert first.reason == "WorkerCannotStart"
+    told = job(age=10, status=next_status(first, NOW, 0))
+    said = [a for a in plan(view([told], [starting(now)])) if isinstance(a, Explain)]
+    assert [now in a.message for a in said] == [True] * again
 
 
 def ended_beside_others(exit_code: int, seconds: float) -> Worker:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
+import re
 from collections.abc import Iterator
 
 from kubediffusion.operator.actions import Bind, Explain, Finish, Requeue
@@ -32,6 +33,14 @@ from kubediffusion.resources.generation_job import (
 )
 from kubediffusion.resources.parameters import resolve_parameters
 from kubediffusion.resources.transitions import Writer, allowed
+
+_SAID_ANEW = {WaitingReason.WORKER_CANNOT_START, WaitingReason.WORKER_REFUSED}
+
+_VOLATILE = re.compile(r"""(["'`]).*?\1|\d+""")
+"""Names of Pods, which are generated for each attempt, stand in quotes; the rest is numbers, times among them."""
+
+_IMAGE_PULL = re.compile(r"\b(ErrImagePull|ImagePullBackOff)\b")
+"""The kubelet gives these by turns for one image that cannot be pulled."""
 
 
 def next_status(
@@ -197,13 +206,31 @@ def explain_waiting_jobs(
         due = (job.metadata.creation_timestamp or now) + options.explain_after
         if now < due:
             return Decision(tuple(actions), due)
-        said = find_condition(job.status.conditions, JobConditionType.SCHEDULED)
-        if said is not None and said.status == ConditionStatus.FALSE and said.reason == reason:
+        if _says(job, reason, message):
             continue
         if len(actions) >= explanations:
             return Decision(tuple(actions), now + dt.timedelta(seconds=1))
         actions.append(Explain(job, reason, message))
     return Decision(tuple(actions))
+
+
+def _says(job: GenerationJob, reason: WaitingReason, message: str) -> bool:
+    """Return whether a job says already why it waits.
+
+    What people have to mend is said anew when another thing is in the way: a quota was raised, and now a Secret is
+    missing. What changes by itself (how many workers are ready) is said once.
+    """
+    said = find_condition(job.status.conditions, JobConditionType.SCHEDULED)
+    if said is None or said.status != ConditionStatus.FALSE or said.reason != reason:
+        return False
+    return reason not in _SAID_ANEW or _obstacle(said.message) == _obstacle(message)
+
+
+def _obstacle(message: str) -> str:
+    """Return what stands in the way, without what every attempt changes in the words for it."""
+    if pull := _IMAGE_PULL.search(message):
+        return message[: pull.start()]
+    return _VOLATILE.sub("", message)
 
 
 def waiting_reason(view: ModelView, now: dt.datetime) -> tuple[WaitingReason, str]:

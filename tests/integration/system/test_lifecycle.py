@@ -40,6 +40,19 @@ async def test_a_running_job_is_cancelled_at_its_next_step_and_frees_the_worker(
     assert cancelled.status.images == ()
 
 
+async def test_kubectl_wait_ends_for_whatever_has_finished_and_was_changed_since(studio: Studio) -> None:
+    await studio.submit("made")
+    await studio.submit("unmade", suspend=True)
+    await studio.change("unmade", cancel=True)
+    for name, condition in (("made", "Complete"), ("unmade", "Failed")):
+        job = await studio.until(name, "its time to live", lambda job: job.spec.ttl_seconds_after_finished is not None)
+        for seconds in (None, 3600):
+            if seconds is not None:
+                job = await studio.change(name, ttlSecondsAfterFinished=seconds)
+            assert job.metadata.generation > 1
+            studio.namespace.kubectl("wait", f"--for=condition={condition}", f"gj/{name}", "--timeout=5s")
+
+
 async def test_deleting_a_running_job_frees_the_worker(studio: Studio) -> None:
     await studio.submit("long", **LONG)
     await studio.phase("long", Phase.RUNNING)

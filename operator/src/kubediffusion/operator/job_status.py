@@ -160,7 +160,7 @@ def _requeued(action: Requeue, now: dt.datetime) -> GenerationJobStatus:
 def _finished(action: Finish, now: dt.datetime) -> GenerationJobStatus:
     old = action.job.status
     reason = action.code or JobReason.CANCELLED
-    return old.model_copy(
+    status = old.model_copy(
         update={
             "phase": action.phase,
             "conditions": with_condition(
@@ -169,9 +169,9 @@ def _finished(action: Finish, now: dt.datetime) -> GenerationJobStatus:
             "retries": old.retries + int(action.counted),
             "error": JobError(code=reason, message=action.message),
             "completion_time": now,
-            "observed_generation": action.job.metadata.generation,
         }
     )
+    return status.without_generation()
 
 
 def _explained(action: Explain, now: dt.datetime) -> GenerationJobStatus:

@@ -299,7 +299,17 @@ class GenerationJobStatus(Schema):
     timings: Timings | None = None
     """Seconds spent."""
     observed_generation: int | None = None
-    """The generation of the spec that this status speaks of."""
+    """The generation of the spec that this status speaks of. Absent once the job has finished: no change of the spec
+    has an effect on it then."""
+
+    def without_generation(self) -> GenerationJobStatus:
+        """Return the status of a finished job, which holds for every later generation of its spec.
+
+        Its time to live may still be changed. ``kubectl wait`` and kstatus take a status that names an older generation
+        than the object has for one that is yet to come, and wait for ever.
+        """
+        conditions = tuple(item.model_copy(update={"observed_generation": None}) for item in self.conditions)
+        return self.model_copy(update={"conditions": conditions, "observed_generation": None})
 
 
 class GenerationJob(CustomResource[GenerationJobSpec, GenerationJobStatus]):

@@ -45,7 +45,7 @@ def fenced_patch(before: GenerationJob, after: GenerationJobStatus) -> Patch:
     """Return the patch of the status subresource that turns the job's status into ``after``.
 
     Only fields that differ are written, and conditions one by one, so that what the operator writes at the same time
-    stays. Nothing is ever removed: a report adds to what is known.
+    stays. A report adds to what is known. Only the generation is removed, which a finished job no longer speaks of.
 
     Args:
         before: The job as last seen; its uid, worker and attempt are the fence.
@@ -63,6 +63,8 @@ def fenced_patch(before: GenerationJob, after: GenerationJobStatus) -> Patch:
         for key, value in new.items()
         if key != "conditions" and old.get(key) != value
     ]
+    if "observedGeneration" in old.keys() - new.keys():
+        patch.append({"op": "remove", "path": "/status/observedGeneration"})
     return patch + _condition_patch(before.status.conditions, after.conditions)
 
 
@@ -152,12 +154,11 @@ def succeeded(
             JobReason.IMAGES_UPLOADED,
             message,
             now,
-            before.metadata.generation,
         )
     start = assignment.start_time or now
     queued = before.status.queued_at or before.metadata.creation_timestamp or start
     steps = assignment.parameters.num_inference_steps
-    return before.status.model_copy(
+    status = before.status.model_copy(
         update={
             "phase": Phase.SUCCEEDED,
             "conditions": conditions,
@@ -173,9 +174,9 @@ def succeeded(
                 inference=round(assignment.inference, 6),
                 upload=round(upload_seconds, 6),
             ),
-            "observed_generation": before.metadata.generation,
         }
     )
+    return status.without_generation()
 
 
 def failed(before: GenerationJob, assignment: Assignment, failure: JobFailure, now: dt.datetime) -> GenerationJobStatus:
@@ -194,11 +195,10 @@ def failed(before: GenerationJob, assignment: Assignment, failure: JobFailure, n
         "error": JobError(code=failure.code, message=message),
         "warnings": _merged(before.status.warnings, assignment.warnings),
         "completion_time": now,
-        "observed_generation": before.metadata.generation,
     }
     if assignment.start_time is not None:
         update["start_time"] = assignment.start_time
-    return before.status.model_copy(update=update)
+    return before.status.model_copy(update=update).without_generation()
 
 
 def recipe(parameters: Parameters, engine: EngineInfo, picture: ImageOutput) -> Parameters:

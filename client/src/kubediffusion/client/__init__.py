@@ -1,6 +1,6 @@
 """The Python client: ``Client`` and ``AsyncClient`` generate images, and show and cancel jobs."""
 
-from kubediffusion.client.aio import AsyncClient, AsyncJob
+from kubediffusion.client.aio import AsyncClient
 from kubediffusion.client.errors import (
     ConflictError,
     CorruptImageError,
@@ -16,6 +16,7 @@ from kubediffusion.client.errors import (
     UnreachableError,
     WaitTimeoutError,
 )
+from kubediffusion.client.handles import AsyncJob
 from kubediffusion.client.images import GeneratedImage
 from kubediffusion.client.sync import Client, Job
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kubediffusion.client.errors import FieldProblem, InvalidRequestError
 
 if TYPE_CHECKING:
+    from kubediffusion.client.views import JobView
     from kubediffusion.resources.generation_job import GenerationJobSpec
 
 Spec = dict[str, Any]
@@ -51,6 +52,20 @@ def spec_of(prompt: str | GenerationJobSpec, fields: Mapping[str, Any], size: Si
     if size is not None:
         spec["width"], spec["height"] = parse_size(size)
     return spec
+
+
+def spec_again(job: JobView, fields: Mapping[str, Any], size: Size | None = None) -> Spec:
+    """Build the spec of a job like another one.
+
+    Args:
+        job: The other one; its seed is taken over as well, the one that was drawn if none was asked for.
+        fields: What is different, as in :func:`spec_of`.
+        size: Another width and height.
+    """
+    ran = job.parameters.seed if job.parameters else job.request.seed
+    return spec_of(
+        job.request, {"seed": ran, **{name: value for name, value in fields.items() if value is not None}}, size
+    )
 
 
 def fields_of(spec: GenerationJobSpec) -> Spec:

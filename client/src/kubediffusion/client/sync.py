@@ -9,15 +9,8 @@ from collections.abc import Collection, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from kubediffusion.client.aio import (
-    PAGE_SIZE,
-    REQUEST_SECONDS,
-    RETRY_SECONDS,
-    AsyncClient,
-    AsyncJob,
-    OnChange,
-    transport_of,
-)
+from kubediffusion.client.aio import REQUEST_SECONDS, RETRY_SECONDS, AsyncClient, transport_of
+from kubediffusion.client.handles import PAGE_SIZE, AsyncJob, OnChange
 from kubediffusion.client.images import GeneratedImage
 from kubediffusion.client.portal import Portal
 from kubediffusion.client.requests import Size

@@ -1,0 +1,211 @@
+"""The commands that end with pictures: ``generate``, ``again``, ``wait``."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kubediffusion.client.aio import RETRY_SECONDS
+from kubediffusion.client.commands import options
+from kubediffusion.client.commands.output import Format, plain, program, say, show
+from kubediffusion.client.commands.progress import ProgressBar
+from kubediffusion.client.commands.saving import STDOUT, check_folder, check_target, save_images
+from kubediffusion.client.commands.session import Place, run
+from kubediffusion.client.errors import FieldProblem, InvalidRequestError, WaitTimeoutError
+from kubediffusion.client.requests import Spec, fields_of, set_field, spec_again, spec_of
+
+if TYPE_CHECKING:
+    from kubediffusion.client.aio import AsyncClient
+    from kubediffusion.client.handles import AsyncJob
+    from kubediffusion.client.images import GeneratedImage
+
+NEW = "new"
+MOST_SEEDS = 2**31
+
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Noise seed of the first picture; at random by default.")]
+Steps = Annotated[int | None, typer.Option(metavar="N", help="Denoising steps; the model's by default.")]
+Guidance = Annotated[float | None, typer.Option(metavar="X", help="Guidance scale; the model's by default.")]
+Count = Annotated[int | None, typer.Option(metavar="N", help="How many pictures; one by default.")]
+Size = Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, 512x768 or 512; the model's by default.")]
+Negative = Annotated[str | None, typer.Option(metavar="TEXT", help="What the picture should not show.")]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Any other field of a GenerationJob's spec, as in spec.scheduler=DDIMScheduler; may be given again.",
+    ),
+]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the picture, or print the job's name at once.")]
+Cancel = Annotated[bool, typer.Option("--cancel/--no-cancel", help="Whether Ctrl-C and --timeout cancel the job.")]
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the picture shows.")],
+    save: options.Save = None,
+    model: options.Model = None,
+    seed: Seed = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    count: Count = None,
+    size: Size = None,
+    negative: Negative = None,
+    assignments: Assignments = None,
+    wait: Wait = True,
+    cancel: Cancel = True,
+    timeout: options.Timeout = None,
+    quiet: options.Quiet = False,
+    output: options.Output = Format.TEXT,
+    server: options.Server = None,
+    api_key: options.ApiKey = None,
+    retry: options.Retry = RETRY_SECONDS,
+) -> None:
+    """Generate pictures of a prompt, and write them to files.
+
+    The names of the files are printed; the way there is shown on standard error, if that is a terminal.
+    """
+    bar = ProgressBar()
+
+    async def work(client: AsyncClient) -> None:
+        named = {
+            "model": model,
+            "seed": seed,
+            "steps": steps,
+            "guidance": guidance,
+            "count": count,
+            "negative": negative,
+        }
+        spec = _assigned(spec_of(prompt, named, size), assignments)
+        if wait:
+            check_target(save, _count(spec))
+        with bar.shown(quiet=quiet):
+            job = await client.submit_spec(spec, cancel=cancel)
+            images = await _drawn(job, bar, timeout, cancel=cancel) if wait else None
+        _show(job, images, save, output)
+
+    run(Place(server, api_key, retry), work, output, bar.retry)
+
+
+def again(
+    job: options.Job,
+    save: options.Save = None,
+    seed: Annotated[
+        str | None, typer.Option(metavar="N|new", help="Another seed, or 'new' for one at random; by default the same.")
+    ] = None,
+    model: options.Model = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    count: Count = None,
+    size: Size = None,
+    negative: Negative = None,
+    assignments: Assignments = None,
+    wait: Wait = True,
+    cancel: Cancel = True,
+    timeout: options.Timeout = None,
+    quiet: options.Quiet = False,
+    output: options.Output = Format.TEXT,
+    server: options.Server = None,
+    api_key: options.ApiKey = None,
+    retry: options.Retry = RETRY_SECONDS,
+) -> None:
+    """Generate what a job did once more: with the same seed, or with what is different."""
+    bar = ProgressBar()
+
+    async def work(client: AsyncClient) -> None:
+        view = (await client.jobs.get(job)).view
+        named = {
+            "model": model, "seed": None if seed is None else _seed(seed), "steps": steps, "guidance": guidance,
+            "count": count, "negative": negative,
+        }  # fmt: skip
+        spec = _assigned(spec_again(view, named, size), assignments)
+        if wait:
+            check_target(save, _count(spec))
+        with bar.shown(quiet=quiet):
+            made = await client.submit_spec(spec, cancel=cancel)
+            images = await _drawn(made, bar, timeout, cancel=cancel) if wait else None
+        _show(made, images, save, output)
+
+    run(Place(server, api_key, retry), work, output, bar.retry)
+
+
+def wait_for_jobs(
+    jobs: options.Jobs,
+    save: options.Save = None,
+    timeout: options.Timeout = None,
+    quiet: options.Quiet = False,
+    output: options.Output = Format.TEXT,
+    server: options.Server = None,
+    api_key: options.ApiKey = None,
+    retry: options.Retry = RETRY_SECONDS,
+) -> None:
+    """Wait for jobs to end; with -o their pictures are written too.
+
+    The exit code is that of the first one that did not succeed.
+    """
+    bar = ProgressBar()
+
+    async def work(client: AsyncClient) -> None:
+        if len(jobs) > 1 and save is not None:
+            check_folder(save)
+        for name in jobs:
+            job = await client.jobs.get(name)
+            if save is not None:
+                check_target(save, _count(fields_of(job.view.request)))
+            with bar.shown(quiet=quiet):
+                await job.wait(timeout, on_change=bar.job)
+                images = None if save is None else await job.images()
+            _show(job, images, save, output)
+
+    run(Place(server, api_key, retry), work, output, bar.retry)
+
+
+async def _drawn(job: AsyncJob, bar: ProgressBar, timeout: float | None, *, cancel: bool) -> list[GeneratedImage]:  # noqa: ASYNC109 - ends with our error
+    try:
+        await job.wait(timeout, cancel=cancel, on_change=bar.job)
+        return await job.images()
+    except (asyncio.CancelledError, WaitTimeoutError):
+        if not job.view.finished and not job.view.cancel_requested:
+            say(f"job {job.name} goes on; `{program()} cancel {job.name}` ends it")
+        elif job.view.phase != "Succeeded":
+            say(f"job {job.name} has been cancelled")
+        raise
+
+
+def _show(job: AsyncJob, images: list[GeneratedImage] | None, save: str | None, output: Format) -> None:
+    view = job.view
+    files = [] if images is None else save_images(images, save, view.prompt)
+    for warning in view.warnings:
+        say(f"warning: {warning}")
+    for image in images or ():
+        if image.flagged:
+            say(f"warning: the safety checker flagged image {image.index}, which is blank")
+    if files == [STDOUT]:
+        return
+    if output is not Format.TEXT:
+        show(plain(view) | {"files": files}, output)
+        return
+    for line in files or [view.name]:
+        typer.echo(line)
+
+
+def _assigned(spec: Spec, assignments: list[str] | None) -> Spec:
+    for assignment in assignments or ():
+        set_field(spec, assignment)
+    return spec
+
+
+def _count(spec: Spec) -> int:
+    count = spec.get("num_images")
+    return count if isinstance(count, int) else 1
+
+
+def _seed(text: str) -> int:
+    if text == NEW:
+        return secrets.randbelow(MOST_SEEDS)
+    try:
+        return int(text)
+    except ValueError:
+        raise InvalidRequestError([FieldProblem("seed", f"{text!r} is neither a number nor {NEW!r}")]) from None

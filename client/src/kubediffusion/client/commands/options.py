@@ -1,0 +1,84 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import Annotated
+
+import typer
+
+from kubediffusion.client.commands.output import Format
+
+COMPLETED_JOBS = 50
+"""The newest jobs, whose names the shell completes."""
+
+
+def _jobs(incomplete: str) -> Iterable[str]:
+    """Complete the name of a job; where no server answers at once, nothing."""
+    from kubediffusion.client import Client, KubeDiffusionError
+
+    try:
+        with Client(timeout=2.0, retry_seconds=0) as client:
+            jobs = list(islice(client.jobs.list(page_size=COMPLETED_JOBS), COMPLETED_JOBS))
+    except KubeDiffusionError:
+        return []
+    return [job.name for job in jobs if job.name.startswith(incomplete)]
+
+
+def _models(incomplete: str) -> Iterable[str]:
+    """Complete the name of a model."""
+    from kubediffusion.client import Client, KubeDiffusionError
+
+    try:
+        with Client(timeout=2.0, retry_seconds=0) as client:
+            models = client.models.list()
+    except KubeDiffusionError:
+        return []
+    return [model.name for model in models if model.name.startswith(incomplete)]
+
+
+_PLACE = "Where"
+
+Server = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        envvar="KUBEDIFFUSION_SERVER",
+        help="Address of the HTTP API; http://localhost:8000 by default.",
+        rich_help_panel=_PLACE,
+    ),
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY",
+        envvar="KUBEDIFFUSION_API_KEY",
+        help="API key. On the command line others see it: the environment keeps it.",
+        rich_help_panel=_PLACE,
+    ),
+]
+Retry = Annotated[
+    float,
+    typer.Option(metavar="SECONDS", min=0, help="How long to try again what may pass.", rich_help_panel=_PLACE),
+]
+Output = Annotated[Format, typer.Option(help="How results are printed, and errors.")]
+Job = Annotated[str, typer.Argument(metavar="JOB", help="The job's name.", autocompletion=_jobs)]
+Jobs = Annotated[list[str], typer.Argument(metavar="JOB…", help="The jobs' names.", autocompletion=_jobs)]
+Model = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The model; the default one by default.", autocompletion=_models)
+]
+Save = Annotated[
+    str | None,
+    typer.Option(
+        "-o",
+        "--save",
+        metavar="FILE",
+        help="Where the picture goes: a .png, .jpg or .webp, a folder, or - for standard output. Of several, "
+        "each has its number in its name. By default a new file named after the prompt.",
+    ),
+]
+Timeout = Annotated[
+    float | None, typer.Option(metavar="SECONDS", min=0, help="Give up after so long; never by default.")
+]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Show no progress.")]

@@ -1,0 +1,76 @@
+"""One run of a command: the client, its errors as words and exit codes, and what a signal does."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import typer
+
+from kubediffusion.client.aio import AsyncClient
+from kubediffusion.client.commands.exit_codes import ExitCode, exit_code_of
+from kubediffusion.client.commands.output import Format, say, show_error
+from kubediffusion.client.errors import KubeDiffusionError
+from kubediffusion.client.retries import OnRetry
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a command speaks to.
+
+    Attributes:
+        server: Address of the HTTP API; None for that of the environment.
+        api_key: The API key; None for that of the environment.
+        retry_seconds: How long a request is tried again.
+    """
+
+    server: str | None
+    api_key: str | None
+    retry_seconds: float
+
+    def client(self, *, on_retry: OnRetry | None = None) -> AsyncClient:
+        """Make a client of it."""
+        return AsyncClient(self.server, self.api_key, retry_seconds=self.retry_seconds, on_retry=on_retry)
+
+
+def run(
+    place: Place,
+    work: Callable[[AsyncClient], Awaitable[T]],
+    output: Format = Format.TEXT,
+    on_retry: OnRetry | None = None,
+) -> T:
+    """Run a command to its end.
+
+    Ctrl-C and SIGTERM cancel the work, which tidies up; a second Ctrl-C ends it as it is.
+
+    Raises:
+        typer.Exit: It failed or was interrupted; what there is to say has been said.
+    """
+
+    async def main() -> T:
+        task = asyncio.current_task()
+        if task is not None and sys.platform != "win32":
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        async with place.client(on_retry=on_retry) as client:
+            return await work(client)
+
+    try:
+        return asyncio.run(main())
+    except KeyboardInterrupt:
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    except asyncio.CancelledError:
+        raise typer.Exit(ExitCode.TERMINATED) from None
+    except KubeDiffusionError as error:
+        show_error(error, output)
+        raise typer.Exit(exit_code_of(error)) from None
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        say(f"error: {error}")
+        raise typer.Exit(ExitCode.FAILED) from None

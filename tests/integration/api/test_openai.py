@@ -6,8 +6,7 @@ import asyncio
 import base64
 import io
 import json
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -17,42 +16,16 @@ import pytest
 from PIL import Image
 
 from integration.api.api_kit import MODEL, Api, Site, Stage, listed, png
+from integration.api.calls import begun, newest, spec
 from kubediffusion.local import installation
 from kubediffusion.local.testing import wait_for
 from kubediffusion.resources.image_keys import image_key
-
-Call = Callable[[], Any]
-
-CALLS = ThreadPoolExecutor(4, "calls")
 
 
 @pytest.fixture
 def client(api: Api) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{api.url}/v1", api_key="none", timeout=60) as made:
         yield made
-
-
-def newest(api: Api, prompt: str) -> str | None:
-    """Return the name of the job of a prompt, which no other test has."""
-    jobs = api.http.get("/v1/jobs").json()["jobs"]
-    return next((job["name"] for job in jobs if job["prompt"] == prompt), None)
-
-
-def begun(call: Call, api: Api, prompt: str) -> tuple[Future[Any], str]:
-    """Make a call in a thread, and return it with the name of its job once that is there."""
-    future = CALLS.submit(call)
-
-    def job() -> str | None:
-        if future.done() and (error := future.exception()) is not None:
-            raise error
-        return newest(api, prompt)
-
-    return future, wait_for(f"a job of {prompt!r}", job, 30)
-
-
-def spec(stage: Stage, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = stage.job(name)["spec"]
-    return found
 
 
 def test_a_prompt_alone_is_enough(client: openai.OpenAI, api: Api, stage: Stage) -> None:

@@ -126,12 +126,18 @@ Prefer = Annotated[
 _T = TypeVar("_T")
 
 
-def preferred_wait(prefer: str | None) -> int | None:
+def preferred_wait(prefer: str | None, bare: int | None = None) -> int | None:
     """Return the seconds of ``wait`` in a ``Prefer`` header, 60 at most; None where it says nothing of the kind.
 
     A preference that is not understood is ignored, as RFC 7240 asks.
+
+    Args:
+        prefer: The header.
+        bare: The seconds of a ``wait`` that names none; None where that is not understood.
     """
     for preference in (prefer or "").split(","):
+        if bare is not None and preference.strip().lower() == "wait":
+            return bare
         if found := re.fullmatch(r'\s*wait\s*=\s*"?(\d{1,9})"?\s*(;.*)?', preference, re.IGNORECASE):
             return min(int(found[1]), MOST_WAIT_SECONDS)
     return None

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import aclosing
 from typing import Any
 
 from PIL import Image
 
-from kubediffusion.api.images import ImageBody
+from kubediffusion.api.doors import Encoding, OutputFormat
+from kubediffusion.api.images import ImageBody, ImageReader, WholeBody, base64_pieces
+from kubediffusion.api.job_cache.records import CachedJob, StoredImage
 
 HELD_BYTES = 64 * 1024 * 1024
 """Encoded images that responses hold. With more, the next one waits."""
@@ -26,14 +28,12 @@ class ImageEncoder:
         self._held = 0
         self._released = asyncio.Event()
 
-    @asynccontextmanager
-    async def encoded(self, png: ImageBody, kind: str, quality: int) -> AsyncIterator[bytes]:
-        """Encode a PNG anew, and hold the result until the context ends.
+    async def encode(self, png: ImageBody, encoding: Encoding) -> ImageBody:
+        """Encode a PNG anew; the result is held until its body is closed.
 
         Args:
             png: The image, read here.
-            kind: ``jpeg`` or ``webp``.
-            quality: In percent; 100 is lossless for ``webp``.
+            encoding: Another than PNG.
 
         Raises:
             StorageError: Storage broke off.
@@ -41,30 +41,108 @@ class ImageEncoder:
         """
         async with self._turn:
             data = b"".join([piece async for piece in png.pieces()])
-            result = await asyncio.get_running_loop().run_in_executor(self._thread, _encode, data, kind, quality)
+            result = await asyncio.get_running_loop().run_in_executor(self._thread, _encode, data, encoding)
             del data
             # Clients may be slow to take what was made for them.
             while self._held and self._held + len(result) > HELD_BYTES:
                 self._released.clear()
                 await self._released.wait()
             self._held += len(result)
-        try:
-            yield result
-        finally:
-            self._held -= len(result)
-            self._released.set()
+        return _EncodedBody(result, self._release)
+
+    def _release(self, size: int) -> None:
+        self._held -= size
+        self._released.set()
 
     def close(self) -> None:
         """End the thread."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-def _encode(png: bytes, kind: str, quality: int) -> bytes:
+class _EncodedBody(WholeBody):
+    """An image that was encoded anew."""
+
+    def __init__(self, data: bytes, on_close: Callable[[int], None]) -> None:
+        super().__init__(data)
+        self._on_close = on_close
+
+    def close(self) -> None:
+        self._on_close(self.length)
+
+
+class EncodedImages:
+    """The images of jobs in one encoding.
+
+    Args:
+        images: Reads them.
+        encoder: Encodes them anew where they are not to be as they were stored.
+        encoding: The encoding.
+    """
+
+    def __init__(self, images: ImageReader, encoder: ImageEncoder, encoding: Encoding) -> None:
+        self._images = images
+        self._encoder = encoder
+        self._encoding = encoding
+
+    async def open(self, job: CachedJob, image: StoredImage) -> ImageBody:
+        """Begin to read an image of a job; whoever gets the body closes it.
+
+        Raises:
+            StorageError: Storage is away, or the image is not there.
+            CorruptImageError: The image is not the job's own, or its bytes are not those that the worker stored.
+            UnavailableError: Storage does not answer, or none is configured.
+        """
+        body = await self._images.open(job, image)
+        if self._encoding.format is OutputFormat.PNG:
+            return body
+        try:
+            return await self._encoder.encode(body, self._encoding)
+        finally:
+            body.close()
+
+    async def base64(self, job: CachedJob, image: StoredImage) -> AsyncGenerator[bytes, None]:
+        """Iterate over an image of a job as base64.
+
+        Raises:
+            StorageError: As for :meth:`open`, and the two below.
+            CorruptImageError: Its bytes are not those that the worker stored.
+            UnavailableError: Storage does not answer, or none is configured.
+        """
+        body = await self.open(job, image)
+        try:
+            async for piece in base64_pieces(body):
+                yield piece
+        finally:
+            body.close()
+
+    async def document(self, job: CachedJob, parts: Sequence[bytes]) -> AsyncGenerator[bytes, None]:
+        """Iterate over a document with all images of a job in it.
+
+        Args:
+            job: The job.
+            parts: What comes before the first image's base64, between each two, and after the last.
+
+        Raises:
+            StorageError: As for :meth:`open`, and the two below.
+            CorruptImageError: An image's bytes are not those that the worker stored.
+            UnavailableError: Storage does not answer, or none is configured.
+        """
+        first, *others = parts
+        yield first
+        for image, after in zip(job.images, others, strict=True):
+            async with aclosing(self.base64(job, image)) as pieces:
+                async for piece in pieces:
+                    yield piece
+            yield after
+
+
+def _encode(png: bytes, encoding: Encoding) -> bytes:
     file = io.BytesIO()
+    kind, quality = encoding.format, encoding.quality
     options: dict[str, Any] = {"quality": quality}
     if quality == 100:
         # The most that the format can keep: no halved colours in JPEG, every pixel in WebP.
-        options = {"lossless": True} if kind == "webp" else {"quality": 100, "subsampling": 0}
+        options = {"lossless": True} if kind is OutputFormat.WEBP else {"quality": 100, "subsampling": 0}
     with Image.open(io.BytesIO(png)) as image:
         image.convert("RGB").save(file, kind, **options)
     return file.getvalue()

@@ -13,21 +13,21 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from kubediffusion.api.derived import request_of
-from kubediffusion.api.errors import ApiError, InvalidRequestError, problem, validation_problems
-from kubediffusion.api.job_cache.records import CachedJob, StoredImage
-from kubediffusion.api.job_cache.results import error_message
+from kubediffusion.api.doors import Encoding, OutputFormat, Words, around_images
+from kubediffusion.api.errors import ApiError, InvalidRequestError, problem
+from kubediffusion.api.job_cache.records import StoredImage
 from kubediffusion.api.schemas import EXAMPLE_PROMPT, NOT_REQUESTED, Acceleration, JobRequest
 from kubediffusion.resources import generation_job
-from kubediffusion.resources.failures import ErrorCode
-from kubediffusion.resources.generation_job import Phase
 
 SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 
 OWN_NAMES = {"prompt": "prompt", "model": "model", "num_images": "n", "width": "size", "height": "size"}
 """The fields of a job that have a name of OpenAI's here, by their own."""
+
+WORDS = Words(OWN_NAMES)
 
 
 class ResponseFormat(StrEnum):
@@ -35,14 +35,6 @@ class ResponseFormat(StrEnum):
 
     B64_JSON = "b64_json"
     URL = "url"
-
-
-class OutputFormat(StrEnum):
-    """How an image is encoded."""
-
-    PNG = "png"
-    JPEG = "jpeg"
-    WEBP = "webp"
 
 
 class Background(StrEnum):
@@ -87,9 +79,10 @@ class ImageGenerationRequest(BaseModel):
     """Taken and without effect: the stream has finished images only."""
 
     @property
-    def encoding(self) -> OutputFormat:
+    def encoding(self) -> Encoding:
         """How the images are encoded."""
-        return self.output_format or OutputFormat.PNG
+        quality = 100 if self.output_compression is None else self.output_compression
+        return Encoding(self.output_format or OutputFormat.PNG, quality)
 
     @property
     def as_url(self) -> bool:
@@ -117,7 +110,7 @@ def job_request(request: ImageGenerationRequest, deadline_seconds: int) -> JobRe
             problems.append(problem("size", "It must be WIDTHxHEIGHT in pixels, such as 512x512, or auto"))
     if request.background is Background.TRANSPARENT:
         problems.append(problem("background", "The models draw opaque images; send auto or opaque, or leave it out"))
-    if request.as_url and request.encoding is not OutputFormat.PNG:
+    if request.as_url and request.encoding.format is not OutputFormat.PNG:
         message = "Storage holds PNG files; ask for png, or for response_format b64_json"
         problems.append(problem("output_format", message))
     if request.as_url and request.stream:
@@ -128,41 +121,7 @@ def job_request(request: ImageGenerationRequest, deadline_seconds: int) -> JobRe
     if fields["active_deadline_seconds"] is None:
         fields["active_deadline_seconds"] = deadline_seconds
     own = {"prompt": request.prompt, "model": request.model, "num_images": request.n, "width": width, "height": height}
-    try:
-        return JobRequest.model_validate({**fields, **own})
-    except ValidationError as error:
-        found = [{**entry, "loc": ("body", *entry["loc"])} for entry in error.errors()]
-        raise in_openai_words(InvalidRequestError(validation_problems(found))) from None
-
-
-def in_openai_words(error: InvalidRequestError) -> InvalidRequestError:
-    """Name the fields of a refused job as the client sent them."""
-    renamed = []
-    for entry in error.detail if isinstance(error.detail, list) else []:
-        where, *field = entry["loc"]
-        renamed.append({**entry, "loc": [where, *(OWN_NAMES.get(str(name), name) for name in field)]})
-    return InvalidRequestError(renamed)
-
-
-class JobFailedError(ApiError):
-    """A job has ended without images.
-
-    Its clients would send a request again that ended with 500, and have the same failure drawn three times over: the
-    header ``x-should-retry`` keeps them from it.
-
-    Args:
-        job: The job.
-    """
-
-    status = 500
-
-    def __init__(self, job: CachedJob) -> None:
-        code = "Cancelled" if job.phase is Phase.CANCELLED else job.error_code
-        super().__init__(error_message(job) or "Failed.", {"x-should-retry": "false"}, code)
-        if code == ErrorCode.INVALID_SPEC:
-            self.status = 400
-        elif code == ErrorCode.DEADLINE_EXCEEDED:
-            self.status = 504
+    return WORDS.job_request({**fields, **own})
 
 
 def openai_error(error: ApiError) -> tuple[int, dict[str, Any]]:
@@ -218,11 +177,7 @@ def document_parts(created: int, images: Sequence[StoredImage], encoding: Output
         What comes before the first image's base64, between each two, and after the last.
     """
     fields = {"created": created, **response_fields(images[0], encoding), "usage": USAGE}
-    return [
-        json.dumps(fields)[:-1].encode() + b',"data":[{"b64_json":"',
-        *([b'"},{"b64_json":"'] * (len(images) - 1)),
-        b'"}]}',
-    ]
+    return around_images(fields, "data", len(images), '{"b64_json":"', '"}')
 
 
 def document_with_urls(created: int, images: Sequence[StoredImage], urls: Sequence[str]) -> dict[str, Any]:

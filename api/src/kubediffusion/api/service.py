@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Mapping
 from itertools import islice
 
 from kubediffusion.api import translate
@@ -85,7 +86,14 @@ class JobService:
         for task in self._cancellations:
             task.cancel()
 
-    async def submit(self, request: JobRequest, client: str, key_name: str, idempotency_key: str | None) -> CachedJob:
+    async def submit(
+        self,
+        request: JobRequest,
+        client: str,
+        key_name: str,
+        idempotency_key: str | None,
+        annotations: Mapping[str, str] | None = None,
+    ) -> CachedJob:
         """Accept a job: once this returns, it exists in the cluster.
 
         Args:
@@ -93,6 +101,7 @@ class JobService:
             client: Who asks, for the rate and the log.
             key_name: The name of the API key, whose the job and the idempotency key are; empty where none is needed.
             idempotency_key: Two requests of an API key with the same idempotency key are one job.
+            annotations: What the job keeps for the door that it came in by, such as how its images are handed out.
 
         Raises:
             InvalidRequestError: The model, its limits or the API key's refuse it, or the idempotency key belongs to
@@ -108,7 +117,7 @@ class JobService:
         else:
             name = translate.idempotent_name(key_name, idempotency_key)
             if (known := self._jobs.get(name)) is not None:
-                _check_same_request(known, spec)
+                _check_same_request(known, spec, annotations)
                 return known
         model = self._models.usable(spec.model)
         if errors := [problem(error.field, error.message) for error in check_limits(spec, model)]:
@@ -117,11 +126,11 @@ class JobService:
         self._check_room()
         ttl = time_to_live(spec, model, self._settings.default_ttl_seconds)
         named = spec.model_copy(update={"ttl_seconds_after_finished": ttl})
-        body = translate.manifest(name, named, key_name)
+        body = translate.manifest(name, named, key_name, annotations)
         job, fresh = await self._creator.create(name, body, repeatable=idempotency_key is not None)
         self._jobs.remember(job)
         if idempotency_key is not None and not fresh:
-            _check_same_request(job, spec)
+            _check_same_request(job, spec, annotations)
         extra = {"job": name, "client": client}
         if self._settings.log_prompts:
             extra["prompt"] = spec.prompt
@@ -181,11 +190,17 @@ class JobService:
         Returns:
             The jobs, and where the next page begins; None when there is none.
         """
+        jobs, end = self.newest(phases, model, limit, before)
+        return [translate.summary(job, self._position(job), self._settings.root_path) for job in jobs], end
+
+    def newest(
+        self, phases: frozenset[Phase] | None, model: str | None, limit: int, before: AgeKey | None
+    ) -> tuple[list[CachedJob], AgeKey | None]:
+        """List jobs as they are in the cache; as :meth:`page`."""
         found = self._jobs.newest_first(before, phases, model, self._models.default_name)
-        page = list(islice(found, limit))
-        more = len(page) == limit and next(found, None) is not None
-        summaries = [translate.summary(job, self._position(job), self._settings.root_path) for job in page]
-        return summaries, page[-1].age_key if more else None
+        jobs = list(islice(found, limit))
+        more = len(jobs) == limit and next(found, None) is not None
+        return jobs, jobs[-1].age_key if more else None
 
     def view(self, job: CachedJob) -> JobView:
         """Build the detailed view of a job."""
@@ -289,7 +304,8 @@ class JobService:
         return job
 
 
-def _check_same_request(known: CachedJob, spec: GenerationJobSpec) -> None:
-    if not translate.same_request(known.parse().spec, spec):
+def _check_same_request(known: CachedJob, spec: GenerationJobSpec, annotations: Mapping[str, str] | None) -> None:
+    whole = known.parse()
+    if not translate.same_request(whole.spec, spec) or whole.metadata.annotations != (annotations or {}):
         message = "This key has been used with another request; choose a new key for a new job"
         raise InvalidRequestError([problem("Idempotency-Key", message, "idempotency_key_reused", where="header")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from kubediffusion.api.job_cache.records import CachedJob, StoredImage
@@ -45,13 +46,15 @@ def to_spec(request: JobRequest) -> GenerationJobSpec:
     return GenerationJobSpec(**request.model_dump(exclude_none=True))
 
 
-def manifest(name: str, spec: GenerationJobSpec, key_name: str = "") -> dict[str, Any]:
+def manifest(
+    name: str, spec: GenerationJobSpec, key_name: str = "", annotations: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Build the GenerationJob to create; ``key_name`` is the API key's, empty where there is none."""
-    annotations = {"annotations": {meta.CLIENT_ANNOTATION: key_name}} if key_name else {}
+    noted = {**(annotations or {}), **({meta.CLIENT_ANNOTATION: key_name} if key_name else {})}
     return {
         "apiVersion": meta.API_VERSION,
         "kind": GenerationJob.KIND,
-        "metadata": {"name": name, **annotations},
+        "metadata": {"name": name, **({"annotations": noted} if noted else {})},
         "spec": spec.to_wire(),
     }
 

@@ -32,6 +32,10 @@ RESTARTED_AT_ANNOTATION = f"{GROUP}/restartedAt"
 CLIENT_ANNOTATION = f"{GROUP}/client"
 """On a GenerationJob: the name of the API key that it was created with, by which the API counts unfinished jobs."""
 
+OUTPUT_ENCODING_ANNOTATION = f"{GROUP}/output-encoding"
+"""On a GenerationJob: how the API hands out its images where the client asked for another encoding than the stored one
+and comes back for them, such as ``webp;quality=80``."""
+
 IMAGES_FINALIZER = f"{GROUP}/images"
 """Held by jobs with ``deletionPolicy: Delete`` until their images are gone from storage."""
 IMAGES_HELD_ANNOTATION = f"{GROUP}/images-held"

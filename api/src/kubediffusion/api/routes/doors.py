@@ -1,11 +1,25 @@
-"""What the routes of a door for other programs' clients are."""
+"""What the routes of the doors for other programs' clients share."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from dataclasses import dataclass
+
 from fastapi import APIRouter
+from starlette.responses import StreamingResponse
 
 from kubediffusion.api.dependencies import JsonRoute
-from kubediffusion.api.errors import ErrorForm
+from kubediffusion.api.doors import JobFailedError
+from kubediffusion.api.errors import ErrorForm, UnavailableError
+from kubediffusion.api.job_cache.records import CachedJob
+from kubediffusion.api.service import JobService
+from kubediffusion.resources.generation_job import Phase
+
+JSON = "application/json"
+
+GRACE_SECONDS = 10.0
+"""How long after its deadline a job is waited for: the operator needs a moment to say that it has ended."""
 
 
 class DoorRouter(APIRouter):
@@ -20,3 +34,79 @@ class DoorRouter(APIRouter):
     def __init__(self, prefix: str, error_form: ErrorForm, tag: str) -> None:
         super().__init__(prefix=prefix, route_class=JsonRoute, tags=[tag])
         self.error_form = error_form
+
+
+@dataclass(frozen=True)
+class JobCall:
+    """A request that waits for the job that it has made.
+
+    Attributes:
+        service: Knows the job.
+        job: The job as it was when the request made it.
+        abandons: Whether the job is cancelled when the client goes while it waits: nobody else knows of it.
+    """
+
+    service: JobService
+    job: CachedJob
+    abandons: bool
+
+    async def wait(self, seconds: float) -> CachedJob:
+        """Return the job once it has finished, or as it is after so many seconds.
+
+        Raises:
+            TaskNotFoundError: It was deleted meanwhile.
+        """
+        try:
+            return await self.service.wait(self.job, seconds)
+        except asyncio.CancelledError:
+            # The client is gone, or the server stops.
+            self._abandon()
+            raise
+
+    async def outcome(self) -> CachedJob:
+        """Return the job once it has succeeded; nobody waits for it after its deadline.
+
+        Raises:
+            JobFailedError: It ended otherwise.
+            UnavailableError: It has not ended by its deadline.
+            TaskNotFoundError: It was deleted meanwhile.
+        """
+        job = await self.wait((self.job.parse().spec.active_deadline_seconds or 0) + GRACE_SECONDS)
+        if not job.finished:
+            self._abandon()
+            raise UnavailableError("The job has not ended in time; try again shortly.")
+        if job.phase is not Phase.SUCCEEDED or not job.images:
+            raise JobFailedError(job)
+        return job
+
+    def _abandon(self) -> None:
+        if self.abandons and not self.job.finished:
+            self.service.abandon(self.job)
+
+
+async def streamed(
+    document: AsyncGenerator[bytes, None], headers: Mapping[str, str], status: int = 200
+) -> StreamingResponse:
+    """Build the response of a document with images in it.
+
+    What storage says of the first image decides the status: later it can only break the response off.
+
+    Args:
+        document: The pieces of the JSON; the second is the first of an image.
+        headers: Headers of the response.
+        status: Its status.
+
+    Raises:
+        StorageError: Storage is away, or the image is not there.
+        CorruptImageError: The first image is not the one that was generated.
+        UnavailableError: Storage does not answer, or none is configured.
+    """
+    begun = [await anext(document), await anext(document)]
+    return StreamingResponse(_joined(begun, document), status_code=status, media_type=JSON, headers=headers)
+
+
+async def _joined(begun: list[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    for piece in begun:
+        yield piece
+    async for piece in rest:
+        yield piece

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query
@@ -22,10 +20,11 @@ from kubediffusion.api.dependencies import (
     preferred_wait,
     unless_gone,
 )
-from kubediffusion.api.errors import InvalidRequestError, ModelNotFoundError, UnavailableError, problem
+from kubediffusion.api.errors import ModelNotFoundError, UnavailableError
 from kubediffusion.api.images import ImageResponse
-from kubediffusion.api.job_cache.records import AgeKey, CachedJob
+from kubediffusion.api.job_cache.records import CachedJob
 from kubediffusion.api.job_cache.results import warning_headers
+from kubediffusion.api.routes.cursors import decoded_cursor, encoded_cursor
 from kubediffusion.api.routes.responses import errors
 from kubediffusion.api.schemas import JobList, JobRequest, JobView, ModelDetail, ModelList
 from kubediffusion.api.service import MAX_NAME, JobService
@@ -74,8 +73,8 @@ async def list_jobs(
     if not state.watches.ready:
         raise UnavailableError("The server is starting and has not seen all jobs yet.", 1)
     phases = None if phase is None else frozenset(phase)
-    jobs, end = service.page(phases, model, limit, _decoded(continue_token))
-    return JobList(jobs=jobs, continue_token=_encoded(end))
+    jobs, end = service.page(phases, model, limit, decoded_cursor(continue_token, "continue", "continue_token"))
+    return JobList(jobs=jobs, continue_token=None if end is None else encoded_cursor(end))
 
 
 @router.get("/jobs/{name}", tags=["jobs"], summary="Show a job", responses=errors(404, 429, 503))
@@ -168,18 +167,3 @@ async def _waited(
         return job
     response.headers["Preference-Applied"] = f"wait={seconds}"
     return await unless_gone(request, service.wait(job, seconds))
-
-
-def _encoded(end: AgeKey | None) -> str | None:
-    return None if end is None else base64.urlsafe_b64encode(json.dumps(end).encode()).decode().rstrip("=")
-
-
-def _decoded(token: str | None) -> AgeKey | None:
-    if token is None:
-        return None
-    try:
-        created, name = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
-        return AgeKey(float(created), str(name))
-    except (ValueError, TypeError) as error:
-        message = "This is no continue_token of a list"
-        raise InvalidRequestError([problem("continue", message, where="query")]) from error

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from kubediffusion.api.derived import ResponseModel
 from kubediffusion.api.openai_schemas import OpenAIErrorBody
+from kubediffusion.api.replicate_schemas import ReplicateErrorBody
 from kubediffusion.api.schemas import ErrorBody, ValidationBody
 
 Responses = dict[int | str, dict[str, Any]]
@@ -37,14 +40,28 @@ _OPENAI_WORDS = {
     504: "The job did not end in time.",
 }
 
+_REPLICATE_WORDS = {
+    401: "An API key is needed, or it is not valid.",
+    404: "There is no such prediction, model, version or image.",
+}
+
 
 def openai_errors(*statuses: int) -> Responses:
     """Return the declarations of these statuses, and of a wrong key, for a route whose errors have OpenAI's form."""
+    return _in_form(OpenAIErrorBody, _OPENAI_WORDS, statuses)
+
+
+def replicate_errors(*statuses: int) -> Responses:
+    """Return the declarations of these statuses, and of a wrong key, for a route whose errors have Replicate's form."""
+    return _in_form(ReplicateErrorBody, _REPLICATE_WORDS, statuses)
+
+
+def _in_form(model: type[ResponseModel], words: Mapping[int, str], statuses: Iterable[int]) -> Responses:
     return {
         status: {
             **_ALL.get(status, {}),
-            "model": OpenAIErrorBody,
-            "description": _OPENAI_WORDS.get(status) or _ALL[status]["description"],
+            "model": model,
+            "description": words.get(status) or _ALL[status]["description"],
         }
         for status in sorted({401, *statuses})
     }

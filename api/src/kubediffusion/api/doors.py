@@ -1,0 +1,122 @@
+"""What the doors for other programs' clients share: a job out of their words, and what refuses it in them. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from pydantic import ValidationError
+
+from kubediffusion.api.errors import ApiError, InvalidRequestError, Problem, validation_problems
+from kubediffusion.api.job_cache.records import CachedJob
+from kubediffusion.api.job_cache.results import error_message
+from kubediffusion.api.schemas import JobRequest
+from kubediffusion.resources.failures import ErrorCode
+from kubediffusion.resources.generation_job import Phase
+
+
+class OutputFormat(StrEnum):
+    """How an image is encoded."""
+
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How the images of a response are encoded.
+
+    Attributes:
+        format: PNG is what the worker stored, byte for byte.
+        quality: Of the other formats, in percent; 100 is lossless for WebP.
+    """
+
+    format: OutputFormat = OutputFormat.PNG
+    quality: int = 100
+
+    @property
+    def media_type(self) -> str:
+        """The media type of an image."""
+        return f"image/{self.format}"
+
+
+@dataclass(frozen=True)
+class Words:
+    """How a door's clients call the fields of a job.
+
+    Attributes:
+        names: The fields that have another name there, by their own.
+        within: The object of the body that holds them; None where the body does.
+    """
+
+    names: Mapping[str, str]
+    within: str | None = None
+
+    def job_request(self, fields: Mapping[str, Any]) -> JobRequest:
+        """Build the request of a job from its fields by their own names.
+
+        Raises:
+            InvalidRequestError: A field has a value that cannot be had; it is named as the client sent it.
+        """
+        try:
+            return JobRequest.model_validate(fields)
+        except ValidationError as error:
+            found = [{**entry, "loc": ("body", *entry["loc"])} for entry in error.errors()]
+            raise self.of(InvalidRequestError(validation_problems(found))) from None
+
+    def of(self, error: InvalidRequestError) -> InvalidRequestError:
+        """Name the fields of a refused job as the client sent them."""
+        return InvalidRequestError(map(self._renamed, error.detail if isinstance(error.detail, list) else []))
+
+    def _renamed(self, problem: Problem) -> Problem:
+        where, *field = problem["loc"]
+        if where != "body" or not field:
+            return problem
+        own, *rest = field
+        within = [] if self.within is None else [self.within]
+        return {**problem, "loc": [where, *within, self.names.get(str(own), own), *rest]}
+
+
+class JobFailedError(ApiError):
+    """A job has ended without images.
+
+    Clients of OpenAI's would send a request again that ended with 500, and have the same failure drawn three times
+    over: the header ``x-should-retry`` keeps them from it.
+
+    Args:
+        job: The job.
+    """
+
+    status = 500
+
+    def __init__(self, job: CachedJob) -> None:
+        code = "Cancelled" if job.phase is Phase.CANCELLED else job.error_code
+        super().__init__(error_message(job) or "Failed.", {"x-should-retry": "false"}, code)
+        if code == ErrorCode.INVALID_SPEC:
+            self.status = 400
+        elif code == ErrorCode.DEADLINE_EXCEEDED:
+            self.status = 504
+
+
+def around_images(fields: Mapping[str, Any], name: str, count: int, before: str = '"', after: str = '"') -> list[bytes]:
+    """Serialise an object whose last field is a list of images in base64, without the images.
+
+    Args:
+        fields: The other fields; there is at least one.
+        name: The name of the list.
+        count: How many images there are, at least one.
+        before: What JSON has before each image's base64.
+        after: What it has after it.
+
+    Returns:
+        What comes before the first image's base64, between each two, and after the last.
+    """
+    return [
+        f"{json.dumps(fields)[:-1]},{json.dumps(name)}:[{before}".encode(),
+        *([f"{after},{before}".encode()] * (count - 1)),
+        f"{after}]}}".encode(),
+    ]

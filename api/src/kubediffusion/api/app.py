@@ -24,7 +24,7 @@ from kubediffusion.api.metrics import Metrics
 from kubediffusion.api.middleware import RequestMiddleware
 from kubediffusion.api.model_cache import ModelCache
 from kubediffusion.api.proxies import TrustedProxies
-from kubediffusion.api.routes import jobs, openai, operations, replicate, tasks
+from kubediffusion.api.routes import a1111, jobs, openai, operations, replicate, tasks
 from kubediffusion.api.routes.doors import DoorRouter
 from kubediffusion.api.service import JobService
 from kubediffusion.api.settings import ImageForm, Settings
@@ -61,7 +61,16 @@ CORS: dict[str, Any] = {
 }
 """What a page of an allowed origin may send and read."""
 
-ROUTERS = (tasks.router, jobs.router, openai.router, replicate.router, operations.router, openapi.router, page.router)
+ROUTERS = (
+    tasks.router,
+    jobs.router,
+    openai.router,
+    replicate.router,
+    a1111.router,
+    operations.router,
+    openapi.router,
+    page.router,
+)
 """In the order in which they are tried, and stand in the document."""
 
 

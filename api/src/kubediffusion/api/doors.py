@@ -49,7 +49,7 @@ class Words:
     """How a door's clients call the fields of a job.
 
     Attributes:
-        names: The fields that have another name there, by their own.
+        names: The fields that have another name there, by their own; dots lead into objects.
         within: The object of the body that holds them; None where the body does.
     """
 
@@ -78,7 +78,7 @@ class Words:
             return problem
         own, *rest = field
         within = [] if self.within is None else [self.within]
-        return {**problem, "loc": [where, *within, self.names.get(str(own), own), *rest]}
+        return {**problem, "loc": [where, *within, *self.names.get(str(own), str(own)).split("."), *rest]}
 
 
 class JobFailedError(ApiError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
@@ -14,6 +14,7 @@ from PIL import Image
 from kubediffusion.api.doors import Encoding, OutputFormat
 from kubediffusion.api.images import ImageBody, ImageReader, WholeBody, base64_pieces
 from kubediffusion.api.job_cache.records import CachedJob, StoredImage
+from kubediffusion.api.png_text import PngWithText
 
 HELD_BYTES = 64 * 1024 * 1024
 """Encoded images that responses hold. With more, the next one waits."""
@@ -77,12 +78,20 @@ class EncodedImages:
         images: Reads them.
         encoder: Encodes them anew where they are not to be as they were stored.
         encoding: The encoding.
+        texts: Texts for PNGs to carry in their chunk ``parameters``, by the image's index.
     """
 
-    def __init__(self, images: ImageReader, encoder: ImageEncoder, encoding: Encoding) -> None:
+    def __init__(
+        self,
+        images: ImageReader,
+        encoder: ImageEncoder,
+        encoding: Encoding,
+        texts: Mapping[int, str] | None = None,
+    ) -> None:
         self._images = images
         self._encoder = encoder
         self._encoding = encoding
+        self._texts = texts or {}
 
     async def open(self, job: CachedJob, image: StoredImage) -> ImageBody:
         """Begin to read an image of a job; whoever gets the body closes it.
@@ -94,7 +103,8 @@ class EncodedImages:
         """
         body = await self._images.open(job, image)
         if self._encoding.format is OutputFormat.PNG:
-            return body
+            text = self._texts.get(image.index)
+            return body if text is None else PngWithText(body, text)
         try:
             return await self._encoder.encode(body, self._encoding)
         finally:

@@ -163,6 +163,12 @@ class TooManyRequestsError(ApiError):
         return cls(detail, max(1, math.ceil(moment - time.time())))
 
 
+class NotOfferedError(ApiError):
+    """501: the door's clients know an operation that this server does not have; the detail says what to do instead."""
+
+    status = 501
+
+
 class CorruptImageError(ApiError):
     """502: storage gave other bytes than the worker stored."""
 

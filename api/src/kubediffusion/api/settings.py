@@ -148,8 +148,8 @@ class Settings(StorageSecrets):
     """Other values of the two above for single API keys, as JSON: ``{"alice": {"maxPriority": 10}}``."""
 
     openai_deadline_seconds: Annotated[int, Field(ge=1)] = 600
-    """How long a request of OpenAI's images API waits for its images, and after which the job ends: their client's own
-    time limit."""
+    """How long a request of OpenAI's images API, or of ``/sdapi/v1/txt2img``, waits for its images, and after which the
+    job ends: the time limit of OpenAI's own client."""
 
     default_ttl_seconds: Annotated[int, Field(ge=0, le=31_536_000)] = 86_400
     """Seconds that a finished job stays that is created here, names no time to live, and whose model names none. It is

@@ -170,6 +170,12 @@ class JobCache:
         for age in merge(*ages, reverse=True):
             yield self._jobs[age.name]
 
+    def oldest_running(self, client: str | None) -> CachedJob | None:
+        """Return the oldest job that runs; of one API key, or of all for None."""
+        ages = self._groups.get((Phase.RUNNING, ANY), ())
+        jobs = (self._jobs[age.name] for age in ages)
+        return next((job for job in jobs if client is None or job.client == client), None)
+
     def _put(self, job: CachedJob) -> None:
         known = self._jobs.get(job.name)
         if known is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from kubediffusion.api.a1111_schemas import A1111ErrorBody
 from kubediffusion.api.derived import ResponseModel
 from kubediffusion.api.openai_schemas import OpenAIErrorBody
 from kubediffusion.api.replicate_schemas import ReplicateErrorBody
@@ -40,6 +41,12 @@ _OPENAI_WORDS = {
     504: "The job did not end in time.",
 }
 
+_A1111_WORDS = {
+    **_OPENAI_WORDS,
+    500: "The job failed; `error` says how.",
+    501: "This server does not have it; `detail` says what to do instead.",
+}
+
 _REPLICATE_WORDS = {
     401: "An API key is needed, or it is not valid.",
     404: "There is no such prediction, model, version or image.",
@@ -54,6 +61,11 @@ def openai_errors(*statuses: int) -> Responses:
 def replicate_errors(*statuses: int) -> Responses:
     """Return the declarations of these statuses, and of a wrong key, for a route whose errors have Replicate's form."""
     return _in_form(ReplicateErrorBody, _REPLICATE_WORDS, statuses)
+
+
+def a1111_errors(*statuses: int) -> Responses:
+    """Return the declarations of these statuses, and of a wrong key, for a route whose errors are the web UI's."""
+    return _in_form(A1111ErrorBody, _A1111_WORDS, statuses)
 
 
 def _in_form(model: type[ResponseModel], words: Mapping[int, str], statuses: Iterable[int]) -> Responses:

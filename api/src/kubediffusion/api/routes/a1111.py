@@ -1,0 +1,168 @@
+"""AUTOMATIC1111's web UI API: one request that ends with the images, and what clients ask beside it."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Annotated, Any
+
+from fastapi import Body
+from starlette.requests import Request
+from starlette.responses import Response
+
+from kubediffusion.api.a1111 import (
+    WORDS,
+    Txt2ImgRequest,
+    a1111_error,
+    info,
+    infotexts,
+    job_request,
+    model_view,
+    samplers,
+)
+from kubediffusion.api.a1111_schemas import (
+    A1111Images,
+    A1111Model,
+    A1111Options,
+    A1111Progress,
+    A1111Sampler,
+    A1111Scheduler,
+    A1111State,
+)
+from kubediffusion.api.dependencies import (
+    AppStateDep,
+    ClientDep,
+    EncoderDep,
+    IdempotencyKey,
+    ImagesDep,
+    JobServiceDep,
+    KeyNameDep,
+    unless_gone,
+)
+from kubediffusion.api.doors import Encoding, around_images
+from kubediffusion.api.encoding import EncodedImages
+from kubediffusion.api.errors import ApiError, InvalidRequestError, NotOfferedError
+from kubediffusion.api.job_cache.results import JOB_HEADER, warning_headers
+from kubediffusion.api.routes.doors import DoorRouter, JobCall, streamed
+from kubediffusion.api.routes.responses import a1111_errors
+
+router = DoorRouter("/sdapi/v1", a1111_error, "a1111")
+
+
+@router.post(
+    "/txt2img",
+    summary="Generate images, as clients of AUTOMATIC1111's web UI ask for them",
+    response_model=A1111Images,
+    responses=a1111_errors(400, 413, 422, 429, 500, 502, 503, 504),
+)
+async def txt2img(
+    request: Request,
+    body: Txt2ImgRequest,
+    service: JobServiceDep,
+    images: ImagesDep,
+    encoder: EncoderDep,
+    state: AppStateDep,
+    client: ClientDep,
+    key_name: KeyNameDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Answer with the images once they are there.
+
+    The job is an ordinary one, whose name is in the header `X-KubeDiffusion-Job`. A client that hangs up cancels it,
+    unless it sent an `Idempotency-Key`, by which it can ask again.
+    """
+    wanted = job_request(body, state.models.find(body.checkpoint), state.settings.openai_deadline_seconds)
+    try:
+        job = await service.submit(wanted, client, key_name, idempotency_key)
+    except InvalidRequestError as error:
+        raise WORDS.of(error) from None
+    headers = {JOB_HEADER: job.name}
+    try:
+        call = JobCall(service, job, abandons=idempotency_key is None)
+        done = await unless_gone(request, call.outcome())
+    except ApiError as error:
+        error.headers.update(headers)
+        raise
+    whole = done.parse()
+    texts = infotexts(whole)
+    fields = {
+        "parameters": body.model_dump(mode="json"),
+        "info": info(whole, texts, body.batch_size),
+    }
+    document = EncodedImages(images, encoder, Encoding(), texts).document(
+        done, around_images(fields, "images", len(done.images))
+    )
+    return await streamed(document, headers | warning_headers(done))
+
+
+@router.post("/img2img", summary="Refused: images cannot be sent yet", responses=a1111_errors(501))
+async def img2img() -> None:
+    """Say that images cannot be sent."""
+    raise NotOfferedError(
+        "Jobs take no images yet, so there is no img2img; POST /sdapi/v1/txt2img draws from a prompt."
+    )
+
+
+@router.get("/progress", summary="How far the client's jobs are", responses=a1111_errors())
+async def progress(state: AppStateDep, key_name: KeyNameDep) -> A1111Progress:
+    """Show the oldest job of the API key that runs; without keys, of the namespace."""
+    unfinished = state.jobs.unfinished_of(key_name) if key_name else state.jobs.unfinished
+    job = state.jobs.oldest_running(key_name or None)
+    if job is None:
+        idle = A1111State(job="", job_count=unfinished, sampling_step=0, sampling_steps=0)
+        return A1111Progress(progress=0, eta_relative=0, state=idle)
+    status = job.parse().status
+    step, total = (status.progress.step, status.progress.total) if status.progress else (0, 0)
+    share = step / total if total else 0.0
+    elapsed = (dt.datetime.now(dt.UTC) - status.start_time).total_seconds() if status.start_time else 0.0
+    return A1111Progress(
+        progress=share,
+        eta_relative=max(0.0, elapsed * (1 - share) / share) if share else 0.0,
+        state=A1111State(job=job.name, job_count=unfinished, sampling_step=step, sampling_steps=total),
+    )
+
+
+@router.post("/interrupt", summary="Refused: it does not say which job", responses=a1111_errors(501))
+async def interrupt() -> None:
+    """Say how a job is stopped."""
+    raise NotOfferedError(
+        "It does not say which of the jobs here is meant. Close the connection of the request, which cancels its job; "
+        "or POST /v1/jobs/{name}/cancel with the name of GET /sdapi/v1/progress, under state.job."
+    )
+
+
+@router.get("/sd-models", summary="List models", responses=a1111_errors())
+async def list_models(state: AppStateDep) -> list[A1111Model]:
+    """List the namespace's models."""
+    return [model_view(model) for model in state.models.all()]
+
+
+@router.get("/samplers", summary="List samplers", responses=a1111_errors())
+async def list_samplers() -> list[A1111Sampler]:
+    """List the samplers that jobs can name; not every model can be run with each."""
+    return samplers()
+
+
+@router.get("/schedulers", summary="List schedules of the noise", responses=a1111_errors())
+async def list_schedulers() -> list[A1111Scheduler]:
+    """List the one there is: the model's own."""
+    return [A1111Scheduler()]
+
+
+@router.get("/options", summary="Show the settings", responses=a1111_errors())
+async def show_options(state: AppStateDep) -> A1111Options:
+    """Show the model of requests that name none."""
+    return A1111Options(sd_model_checkpoint=state.models.default_name)
+
+
+@router.post("/options", summary="Refused where it would change a setting", responses=a1111_errors(413, 422, 501))
+async def set_options(
+    state: AppStateDep, body: Annotated[dict[str, Any], Body(description="Settings by name.")]
+) -> None:
+    """Take the settings that hold already, and say that no others can be set."""
+    held = (await show_options(state)).model_dump()
+    changed = [name for name, value in body.items() if name not in held or held[name] != value]
+    if changed:
+        raise NotOfferedError(
+            f"This server keeps no settings between requests, so it cannot set {', '.join(changed)[:200]}. Send "
+            "override_settings.sd_model_checkpoint with each request; the default model is annotated in the cluster."
+        )

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
-import uuid
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
-from kubediffusion.client.handles import CLEAN_UP_SECONDS, AsyncJob, AsyncJobs, AsyncModels, OnChange, cancel_quietly
+from kubediffusion.client.handles import (
+    CLEAN_UP_SECONDS,
+    AsyncJob,
+    AsyncJobs,
+    AsyncModels,
+    OnChange,
+    cancel_quietly,
+    new_key,
+)
 from kubediffusion.client.requests import Size, spec_of
 
 if TYPE_CHECKING:
@@ -20,42 +28,69 @@ if TYPE_CHECKING:
     from kubediffusion.resources.generation_job import GenerationJobSpec
 
 DEFAULT_SERVER = "http://localhost:8000"
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 REQUEST_SECONDS = 30.0
 RETRY_SECONDS = 30.0
 
 
-def transport_of(server: str | None, api_key: str | None, timeout: float, retry_seconds: float,
-                 on_retry: OnRetry | None) -> Transport:  # fmt: skip
-    """Build the transport to a server.
+def transport_of(
+    server: str | None,
+    api_key: str | None,
+    namespace: str | None,
+    timeout: float,
+    retry_seconds: float,
+    on_retry: OnRetry | None,
+) -> Transport:
+    """Build the transport to wherever the arguments, else the environment, say that KubeDiffusion is.
+
+    That is the HTTP API at ``server``; the Kubernetes API, where a namespace is named; what ``KUBEDIFFUSION_SERVER``
+    names; the Kubernetes API, where there is a kubeconfig; and else this machine.
 
     Args:
-        server: Its address; by default ``KUBEDIFFUSION_SERVER``, else ``http://localhost:8000``.
-        api_key: The API key; by default ``KUBEDIFFUSION_API_KEY``.
+        server: Address of the HTTP API.
+        api_key: Its API key; by default ``KUBEDIFFUSION_API_KEY``.
+        namespace: Namespace of the jobs.
         timeout: Seconds for which the server may be silent.
         retry_seconds: Seconds for which what may pass is tried again.
         on_retry: Called before each further try.
     """
     # What makes requests is loaded when there is one to make: importing the client must be quick.
-    from kubediffusion.client.http import HttpTransport
     from kubediffusion.client.retries import Retries
 
-    address = server or os.environ.get("KUBEDIFFUSION_SERVER") or DEFAULT_SERVER
+    retries = Retries(retry_seconds, on_retry)
     key = api_key or os.environ.get("KUBEDIFFUSION_API_KEY")
-    return HttpTransport(address, key, timeout, Retries(retry_seconds, on_retry))
+    address = server or (None if namespace else os.environ.get("KUBEDIFFUSION_SERVER"))
+    if not address and (namespace or kubernetes_is_there()):
+        from kubediffusion.client.kubernetes import KubernetesTransport
+
+        return KubernetesTransport(namespace, os.environ.get("KUBEDIFFUSION_SERVICE"), key, retries)
+    from kubediffusion.client.http import HttpTransport
+
+    return HttpTransport(address or DEFAULT_SERVER, key, timeout, retries)
+
+
+def kubernetes_is_there() -> bool:
+    """Whether there is a kubeconfig, or this is a Pod with a service account."""
+    if os.environ.get("KUBECONFIG") or Path("~/.kube/config").expanduser().is_file():
+        return True
+    return bool(os.environ.get("KUBERNETES_SERVICE_HOST")) and SERVICE_ACCOUNT.is_dir()
 
 
 class AsyncClient:
     """Generates images. Use it as an asynchronous context manager, or call :meth:`aclose`.
 
     Args:
-        server: Address of the HTTP API; by default ``KUBEDIFFUSION_SERVER``, else ``http://localhost:8000``.
-        api_key: The API key, where the server asks for one; by default ``KUBEDIFFUSION_API_KEY``.
+        server: Address of the HTTP API; by default ``KUBEDIFFUSION_SERVER``. Without either, jobs are created with the
+            rights of the kubeconfig, and without a kubeconfig at ``http://localhost:8000``.
+        api_key: The API key, where the HTTP API asks for one; by default ``KUBEDIFFUSION_API_KEY``.
+        namespace: The namespace of the jobs, which are created with the rights of the kubeconfig; by default that of
+            its context.
         timeout: Seconds for which the server may be silent.
         retry_seconds: Seconds for which a request is tried again that failed for a while only: over a limit, a server
             that restarts, a broken connection. 0 for once only.
         on_retry: Called before each further try, with the error and the seconds until then.
-        transport: Another way to KubeDiffusion; then ``server`` and ``api_key`` mean nothing.
+        transport: Another way to KubeDiffusion; then the first three mean nothing.
 
     Attributes:
         jobs: The jobs that there are.
@@ -67,12 +102,13 @@ class AsyncClient:
         server: str | None = None,
         api_key: str | None = None,
         *,
+        namespace: str | None = None,
         timeout: float = REQUEST_SECONDS,
         retry_seconds: float = RETRY_SECONDS,
         on_retry: OnRetry | None = None,
         transport: Transport | None = None,
     ) -> None:
-        self.transport = transport or transport_of(server, api_key, timeout, retry_seconds, on_retry)
+        self.transport = transport or transport_of(server, api_key, namespace, timeout, retry_seconds, on_retry)
         self.jobs = AsyncJobs(self.transport)
         self.models = AsyncModels(self.transport)
 
@@ -179,7 +215,7 @@ class AsyncClient:
 
     async def submit_spec(self, spec: Spec, idempotency_key: str | None = None, *, cancel: bool = True) -> AsyncJob:
         """Create the job of a spec whose fields have their names in snake_case."""
-        key = idempotency_key or str(uuid.uuid4())
+        key = idempotency_key or new_key()
         try:
             return AsyncJob(self.transport, await self.transport.submit(spec, key))
         except anyio.get_cancelled_exc_class():

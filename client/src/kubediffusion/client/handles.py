@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable, Collection
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
 QUIET_WAIT_SECONDS = 30.0
 """How long one question for a job's end waits where nobody looks at the progress."""
-WATCHED_WAIT_SECONDS = 1.0
-"""How long where somebody does; workers tell their progress once a second."""
 
 CLEAN_UP_SECONDS = 10.0
 """How long the cancellation of what was started may take, once whoever waited for it is gone."""
@@ -37,6 +34,13 @@ PAGE_SIZE = 100
 
 OnChange = Callable[["JobView"], None]
 """Called with a job as it stands now, about once a second."""
+
+
+def new_key() -> str:
+    """Make an idempotency key of one call. Keys, and the jobs that get their names of them, sort by time."""
+    from kubediffusion.resources.task_ids import new_task_id
+
+    return new_task_id()
 
 
 class AsyncJob:
@@ -83,7 +87,7 @@ class AsyncJob:
             WaitTimeoutError: The time was over.
         """
         end = None if timeout is None else time.monotonic() + timeout
-        longest = QUIET_WAIT_SECONDS if on_change is None else WATCHED_WAIT_SECONDS
+        longest = QUIET_WAIT_SECONDS if on_change is None else self._transport.watched_seconds
         while True:
             if on_change is not None:
                 on_change(self.view)
@@ -169,7 +173,7 @@ class AsyncJob:
         """
         size = fields.pop("size", None)
         spec = spec_again(self.view, {"seed": seed, **fields}, size)
-        return AsyncJob(self._transport, await self._transport.submit(spec, str(uuid.uuid4())))
+        return AsyncJob(self._transport, await self._transport.submit(spec, new_key()))
 
 
 class AsyncJobs:

@@ -40,6 +40,9 @@ SHORTEST_WAIT_SECONDS = 0.5
 MARGIN_SECONDS = 15.0
 """How much later than the server was asked to its answer may come."""
 
+WATCHED_SECONDS = 1.0
+"""How often it is asked where somebody looks at the progress; workers tell theirs once a second."""
+
 View = TypeVar("View", bound=Schema)
 
 _ERRORS: Mapping[int, type[KubeDiffusionError]] = {
@@ -65,6 +68,8 @@ class HttpTransport:
         request_seconds: How long the server may be silent. Where it was asked to wait, that much longer.
         retries: What becomes of requests that fail for a while.
     """
+
+    watched_seconds = WATCHED_SECONDS
 
     def __init__(self, server: str, api_key: str | None, request_seconds: float, retries: Retries) -> None:
         address = server if "://" in server else f"http://{server}"

@@ -26,12 +26,15 @@ class Client:
     """Generates images. Use it as a context manager, or call :meth:`close`; several threads may share it.
 
     Args:
-        server: Address of the HTTP API; by default ``KUBEDIFFUSION_SERVER``, else ``http://localhost:8000``.
-        api_key: The API key, where the server asks for one; by default ``KUBEDIFFUSION_API_KEY``.
+        server: Address of the HTTP API; by default ``KUBEDIFFUSION_SERVER``. Without either, jobs are created with the
+            rights of the kubeconfig, and without a kubeconfig at ``http://localhost:8000``.
+        api_key: The API key, where the HTTP API asks for one; by default ``KUBEDIFFUSION_API_KEY``.
+        namespace: The namespace of the jobs, which are created with the rights of the kubeconfig; by default that of
+            its context.
         timeout: Seconds for which the server may be silent.
         retry_seconds: Seconds for which a request is tried again that failed for a while only; 0 for once only.
         on_retry: Called before each further try, in another thread.
-        transport: Another way to KubeDiffusion; then ``server`` and ``api_key`` mean nothing.
+        transport: Another way to KubeDiffusion; then the first three mean nothing.
 
     Attributes:
         jobs: The jobs that there are.
@@ -43,12 +46,13 @@ class Client:
         server: str | None = None,
         api_key: str | None = None,
         *,
+        namespace: str | None = None,
         timeout: float = REQUEST_SECONDS,
         retry_seconds: float = RETRY_SECONDS,
         on_retry: OnRetry | None = None,
         transport: Transport | None = None,
     ) -> None:
-        transport = transport or transport_of(server, api_key, timeout, retry_seconds, on_retry)
+        transport = transport or transport_of(server, api_key, namespace, timeout, retry_seconds, on_retry)
         self._client = AsyncClient(transport=transport)
         self._portal = Portal()
         self.jobs = Jobs(self._client, self._portal)

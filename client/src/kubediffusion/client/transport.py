@@ -18,6 +18,11 @@ class Transport(Protocol):
     """
 
     @property
+    def watched_seconds(self) -> float:
+        """How long :meth:`changed` is to wait at most where somebody looks at the progress."""
+        ...
+
+    @property
     def place(self) -> str:
         """What it reaches, for people."""
         ...

@@ -60,6 +60,7 @@ def generate(
     quiet: options.Quiet = False,
     output: options.Output = Format.TEXT,
     server: options.Server = None,
+    namespace: options.Namespace = None,
     api_key: options.ApiKey = None,
     retry: options.Retry = RETRY_SECONDS,
 ) -> None:
@@ -86,7 +87,7 @@ def generate(
             images = await _drawn(job, bar, timeout, cancel=cancel) if wait else None
         _show(job, images, save, output)
 
-    run(Place(server, api_key, retry), work, output, bar.retry)
+    run(Place(server, api_key, namespace, retry), work, output, bar.retry)
 
 
 def again(
@@ -108,6 +109,7 @@ def again(
     quiet: options.Quiet = False,
     output: options.Output = Format.TEXT,
     server: options.Server = None,
+    namespace: options.Namespace = None,
     api_key: options.ApiKey = None,
     retry: options.Retry = RETRY_SECONDS,
 ) -> None:
@@ -128,7 +130,7 @@ def again(
             images = await _drawn(made, bar, timeout, cancel=cancel) if wait else None
         _show(made, images, save, output)
 
-    run(Place(server, api_key, retry), work, output, bar.retry)
+    run(Place(server, api_key, namespace, retry), work, output, bar.retry)
 
 
 def wait_for_jobs(
@@ -138,6 +140,7 @@ def wait_for_jobs(
     quiet: options.Quiet = False,
     output: options.Output = Format.TEXT,
     server: options.Server = None,
+    namespace: options.Namespace = None,
     api_key: options.ApiKey = None,
     retry: options.Retry = RETRY_SECONDS,
 ) -> None:
@@ -159,7 +162,7 @@ def wait_for_jobs(
                 images = None if save is None else await job.images()
             _show(job, images, save, output)
 
-    run(Place(server, api_key, retry), work, output, bar.retry)
+    run(Place(server, api_key, namespace, retry), work, output, bar.retry)
 
 
 async def _drawn(job: AsyncJob, bar: ProgressBar, timeout: float | None, *, cancel: bool) -> list[GeneratedImage]:  # noqa: ASYNC109 - ends with our error

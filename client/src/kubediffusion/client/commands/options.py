@@ -44,8 +44,18 @@ Server = Annotated[
     str | None,
     typer.Option(
         metavar="URL",
-        envvar="KUBEDIFFUSION_SERVER",
-        help="Address of the HTTP API; http://localhost:8000 by default.",
+        help="Address of the HTTP API, else KUBEDIFFUSION_SERVER. Without either, the kubeconfig's cluster; without "
+        "that, http://localhost:8000.",
+        rich_help_panel=_PLACE,
+    ),
+]
+Namespace = Annotated[
+    str | None,
+    typer.Option(
+        "-n",
+        "--namespace",
+        metavar="NAME",
+        help="Namespace in the kubeconfig's cluster; that of its context by default.",
         rich_help_panel=_PLACE,
     ),
 ]
@@ -53,8 +63,7 @@ ApiKey = Annotated[
     str | None,
     typer.Option(
         metavar="KEY",
-        envvar="KUBEDIFFUSION_API_KEY",
-        help="API key. On the command line others see it: the environment keeps it.",
+        help="API key, else KUBEDIFFUSION_API_KEY: on the command line others see it.",
         rich_help_panel=_PLACE,
     ),
 ]

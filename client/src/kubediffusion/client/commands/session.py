@@ -25,18 +25,22 @@ class Place:
     """What a command speaks to.
 
     Attributes:
-        server: Address of the HTTP API; None for that of the environment.
+        server: Address of the HTTP API; None for what the environment says.
         api_key: The API key; None for that of the environment.
+        namespace: The namespace of the jobs, to go through the Kubernetes API.
         retry_seconds: How long a request is tried again.
     """
 
     server: str | None
     api_key: str | None
+    namespace: str | None
     retry_seconds: float
 
     def client(self, *, on_retry: OnRetry | None = None) -> AsyncClient:
         """Make a client of it."""
-        return AsyncClient(self.server, self.api_key, retry_seconds=self.retry_seconds, on_retry=on_retry)
+        return AsyncClient(
+            self.server, self.api_key, namespace=self.namespace, retry_seconds=self.retry_seconds, on_retry=on_retry
+        )
 
 
 def run(

@@ -28,6 +28,7 @@ def list_jobs(
     limit: Annotated[int, typer.Option(metavar="N", min=0, help="The newest so many; 0 for all.")] = 20,
     output: options.Output = Format.TEXT,
     server: options.Server = None,
+    namespace: options.Namespace = None,
     api_key: options.ApiKey = None,
     retry: options.Retry = RETRY_SECONDS,
 ) -> None:
@@ -42,7 +43,7 @@ def list_jobs(
                 break
         return found
 
-    jobs = run(Place(server, api_key, retry), work, output)
+    jobs = run(Place(server, api_key, namespace, retry), work, output)
     if output is not Format.TEXT:
         show([plain(job) for job in jobs], output)
     else:
@@ -53,6 +54,7 @@ def get(
     job: options.Job,
     output: options.Output = Format.TEXT,
     server: options.Server = None,
+    namespace: options.Namespace = None,
     api_key: options.ApiKey = None,
     retry: options.Retry = RETRY_SECONDS,
 ) -> None:
@@ -61,7 +63,7 @@ def get(
     async def work(client: AsyncClient) -> JobSummary:
         return (await client.jobs.get(job)).view
 
-    view = run(Place(server, api_key, retry), work, output)
+    view = run(Place(server, api_key, namespace, retry), work, output)
     if output is not Format.TEXT:
         show(plain(view), output)
     else:
@@ -72,6 +74,7 @@ def explain(
     job: options.Job,
     output: options.Output = Format.TEXT,
     server: options.Server = None,
+    namespace: options.Namespace = None,
     api_key: options.ApiKey = None,
     retry: options.Retry = RETRY_SECONDS,
 ) -> None:
@@ -87,13 +90,14 @@ def explain(
         for about, text in lines:
             typer.echo(f"{about:{width}}{one_line(text)}")
 
-    run(Place(server, api_key, retry), work, output)
+    run(Place(server, api_key, namespace, retry), work, output)
 
 
 def cancel(
     jobs: options.Jobs,
     output: options.Output = Format.TEXT,
     server: options.Server = None,
+    namespace: options.Namespace = None,
     api_key: options.ApiKey = None,
     retry: options.Retry = RETRY_SECONDS,
 ) -> None:
@@ -109,12 +113,13 @@ def cancel(
         if output is not Format.TEXT:
             show(cancelled, output)
 
-    run(Place(server, api_key, retry), work, output)
+    run(Place(server, api_key, namespace, retry), work, output)
 
 
 def open_images(
     job: options.Job,
     server: options.Server = None,
+    namespace: options.Namespace = None,
     api_key: options.ApiKey = None,
     retry: options.Retry = RETRY_SECONDS,
 ) -> None:
@@ -125,7 +130,7 @@ def open_images(
         images = await (await client.jobs.get(job)).images()
         return [image.save(folder / f"{job}-{image.index}.png") for image in images]
 
-    for path in run(Place(server, api_key, retry), work):
+    for path in run(Place(server, api_key, namespace, retry), work):
         typer.echo(path)
         typer.launch(str(path))
 
@@ -133,6 +138,7 @@ def open_images(
 def models(
     output: options.Output = Format.TEXT,
     server: options.Server = None,
+    namespace: options.Namespace = None,
     api_key: options.ApiKey = None,
     retry: options.Retry = RETRY_SECONDS,
 ) -> None:
@@ -141,7 +147,7 @@ def models(
     async def work(client: AsyncClient) -> list[ModelView]:
         return await client.models.list()
 
-    found = run(Place(server, api_key, retry), work, output)
+    found = run(Place(server, api_key, namespace, retry), work, output)
     if output is not Format.TEXT:
         show([plain(model) for model in found], output)
         return

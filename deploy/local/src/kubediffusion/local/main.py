@@ -100,6 +100,10 @@ Over HTTP:
     -d '{body}'
   curl -X GET "{service.url}/results/<task_id>"
 
+With the command line of this project:
+  export KUBEDIFFUSION_SERVER={service.url}
+  .venv/bin/kubediffusion "{demo.REQUEST["prompt"]}" -o astronaut.png
+
 With kubectl:
   export KUBECONFIG={service.cluster.admin}
   export PATH={service.kubectl.parent}:$PATH

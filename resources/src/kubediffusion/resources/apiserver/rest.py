@@ -81,10 +81,7 @@ class RestClient:
             KubernetesError: The server refused, or did not answer (status 0).
         """
         response = await self._send(method, path, query, body, content_type, timeout)
-        try:
-            data = await response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise KubernetesError(0, "Unreachable", f"the API server's answer broke off: {_words(error)}") from error
+        data = await self._body(response)
         if response.status >= 400:
             raise error_from_answer(response.status, data, response.getheader("Retry-After"))
         try:
@@ -92,6 +89,30 @@ class RestClient:
         except ValueError as error:
             # A proxy between may answer 200 with a page of its own.
             raise KubernetesError(0, "Unreachable", f"the API server's answer is no JSON: {error}") from error
+
+    async def read(
+        self, path: str, *, query: Mapping[str, str | int] | None = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, bytes]:
+        """Return status and body of what is no Kubernetes object: what a Service answers through the API server.
+
+        Args:
+            path: Path of a ``proxy`` subresource, and behind it that of what is asked.
+            query: Query, which is handed on.
+            headers: Headers, which are handed on.
+
+        Raises:
+            KubernetesError: There was no answer (status 0).
+        """
+        response = await self._send("GET", path, query, None, "application/json", REQUEST_TIMEOUT, headers)
+        return response.status, await self._body(response)
+
+    @staticmethod
+    async def _body(response: Any) -> bytes:
+        try:
+            data: bytes = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise KubernetesError(0, "Unreachable", f"the API server's answer broke off: {_words(error)}") from error
+        return data
 
     async def stream(
         self, path: str, query: Mapping[str, str | int], idle_timeout: float
@@ -133,8 +154,9 @@ class RestClient:
         body: Any,
         content_type: str,
         timeout: Any,  # noqa: ASYNC109 - handed to the HTTP client
+        more_headers: Mapping[str, str] | None = None,
     ) -> Any:
-        headers = {"Accept": "application/json", "Content-Type": content_type}
+        headers = {"Accept": "application/json", "Content-Type": content_type, **(more_headers or {})}
         headers["User-Agent"] = self._api.user_agent
         try:
             await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)

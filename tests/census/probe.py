@@ -104,10 +104,12 @@ def request(index: int, row: registry.Model, **shape: Any) -> ImageRequest:
 
 
 def levels(left: ImageOutput, right: np.ndarray[Any, Any]) -> int:
-    """Largest difference of two images, in levels of 255; 255 where their sizes differ."""
+    """Return the largest difference of two images, in levels of 255; 255 where their sizes differ, or one is blank."""
     if (left.height, left.width) != right.shape[:2]:
         return 255
     pixels = np.frombuffer(left.rgb, np.uint8).reshape(left.height, left.width, 3).astype(int)
+    if not (np.ptp(pixels) and np.ptp(right[..., :3])):
+        return 255
     return int(np.abs(pixels - right[..., :3].astype(int)).max())
 
 

@@ -64,8 +64,11 @@ def image_request(index: int = 0, prompt: str = "a cat", negative: str | None = 
 
 
 def levels_apart(a: ImageOutput, b: ImageOutput) -> int:
-    """The largest difference of two pictures of one size, in levels of 255."""
+    """Return the largest difference of two pictures of one size that show something, in levels of 255."""
+    assert (a.width, a.height) == (b.width, b.height)
     left, right = (np.frombuffer(picture.rgb, np.uint8).astype(int) for picture in (a, b))
+    # Two blank pictures agree, and show nothing of whether they should.
+    assert min(np.ptp(left), np.ptp(right)) > 32
     return int(np.abs(left - right).max())
 
 

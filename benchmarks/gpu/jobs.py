@@ -271,13 +271,13 @@ class StaticBatches:
         if preparation is None:
             self._engine.run(tasks, _Closed(monitor))
             return
-        machine = preparation.machine
-        times, machine.times = machine.times, StepTimes()
-        machine.times.note = lambda *_args, **_more: None
+        prepared = preparation.prepared
+        times, prepared.times = prepared.times, StepTimes()
+        prepared.times.note = lambda *_args, **_more: None
         try:
             self._engine.run(tasks, _Closed(monitor))
         finally:
-            machine.times = times
+            prepared.times = times
 
 
 class _Closed:
@@ -295,14 +295,14 @@ class _Closed:
     def ended(self, image_id: ImageId, outcome: Outcome) -> None:
         self._monitor.ended(image_id, outcome)
 
-    def more(self, _room: int, _calls: int, _admit: Admit) -> tuple[ImageRequest, ...]:
+    def joining_images(self, _room: int, _calls: int, _admit: Admit) -> tuple[ImageRequest, ...]:
         return ()
 
-    def urgent(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
+    def interrupting_images(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
         return ()
 
     def overdue(self, image_id: ImageId) -> bool:
         return self._monitor.overdue(image_id)
 
-    def ran(self, load: StepStats) -> None:
-        self._monitor.ran(load)
+    def count_step(self, load: StepStats) -> None:
+        self._monitor.count_step(load)

@@ -103,20 +103,20 @@ class Measurements:
         if not CUDA:
             return found
         return found | {
-            "compiled": self._machine().steps.captured,
+            "compiled": self._prepared().steps.captured,
             "reserved GB": round(torch.cuda.memory_reserved() / 1e9, 2),
             "peak reserved GB": round(torch.cuda.max_memory_reserved() / 1e9, 2),
             "peak allocated GB": round(torch.cuda.max_memory_allocated() / 1e9, 2),
         }
 
-    def _machine(self) -> Any:
-        return self.engine.preparation.machine
+    def _prepared(self) -> Any:
+        return self.engine.preparation.prepared
 
     def replays(self) -> Found:
         """Time the graphs alone: what no engine around them can beat."""
         if not CUDA:
             return {}
-        graphs = {f"step {size}": graph for size, graph in self._machine().steps._graphs.items()}
+        graphs = {f"step {size}": graph for size, graph in self._prepared().steps._graphs.items()}
         graphs |= {"decode": next(iter(self.engine.decoder._graphed._graphs.values())).graph}
         encoding = getattr(self.engine.family, "_encoding", None)
         if encoding is not None:
@@ -126,10 +126,10 @@ class Measurements:
     def raw(self, size: int) -> Found:
         """Measure the raw loop and the engine by turns, at one batch size."""
         loop = Raw(self.engine.pipeline, size, compiled=self.compiled) if CUDA else None
-        sizes = self._machine().sizes if CUDA else ()
+        sizes = self._prepared().sizes if CUDA else ()
         if CUDA:
             # As a worker whose model says maxBatchSize: SIZE.
-            self._machine().sizes = tuple(other for other in sizes if other <= size)
+            self._prepared().sizes = tuple(other for other in sizes if other <= size)
         batches = max(16 // size, 2)
         ours, theirs = [], []
         for turn in range(REPEATS):
@@ -143,7 +143,7 @@ class Measurements:
             make(self.engine, images, size)
             ours.append(len(images) / (time.perf_counter() - began))
         if CUDA:
-            self._machine().sizes = sizes
+            self._prepared().sizes = sizes
         return {
             "engine": round(statistics.median(ours), 3),
             "raw": round(statistics.median(theirs), 3) if theirs else None,
@@ -318,7 +318,7 @@ class Measurements:
         with torch.inference_mode():
             while self.engine.preparation.capture():
                 pass
-            steps, decoder = self._machine().steps, self.engine.decoder
+            steps, decoder = self._prepared().steps, self.engine.decoder
             while not (steps.prepare(self.limit) and decoder.prepare()):
                 free = threading.Event()
                 if self.engine.compiler is not None:
@@ -344,7 +344,7 @@ class Measurements:
         """List the kernels of a step of the largest batch."""
         if not CUDA:
             return {}
-        graph = self._machine().steps._graphs[self.limit]
+        graph = self._prepared().steps._graphs[self.limit]
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
             for _ in range(3):
                 graph.replay()

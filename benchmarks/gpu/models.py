@@ -209,13 +209,13 @@ class Watch:
         """Remember how an image ends."""
         self.outcomes[image_id.index] = outcome
 
-    def more(self, room: int, _calls: int, admit: Admit) -> tuple[ImageRequest, ...]:
+    def joining_images(self, room: int, _calls: int, admit: Admit) -> tuple[ImageRequest, ...]:
         """Return as many images of the stock as there is room for."""
         room = admit(min(room, len(self._stock)))
         given, self._stock = self._stock[:room], self._stock[room:]
         return tuple(given)
 
-    def urgent(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
+    def interrupting_images(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
         """Return no images: none interrupts."""
         return ()
 
@@ -223,7 +223,7 @@ class Watch:
         """Return False: no image is overdue."""
         return False
 
-    def ran(self, load: StepStats) -> None:
+    def count_step(self, load: StepStats) -> None:
         """Remember what a step was like."""
         self.loads.append(load)
 

@@ -41,12 +41,12 @@ def main() -> None:
 
 def _compile(engine: Any, size: int) -> None:
     """Have an engine's compiler compile a step of that size, with the smallest the decoder, and nothing else."""
-    machine, compiler = engine.preparation.machine, engine.compiler
-    work = machine.batch.input_batch(size, FULL)
+    prepared, compiler = engine.preparation.prepared, engine.compiler
+    work = prepared.batch.input_batch(size, FULL)
     compiler.begin()
-    compiler.ready(machine.batch, size, work.function, work.copies)
+    compiler.ready(prepared.batch, size, work.function, work.copies)
     _wait(compiler)
-    if compiler.refused(machine.batch, size):
+    if compiler.refused(prepared.batch, size):
         raise RuntimeError(f"a batch of {size} cannot be compiled; the log says why")
     if size == 1:
         with torch.inference_mode():

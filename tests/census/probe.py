@@ -70,16 +70,16 @@ class Watcher:
     def ended(self, image_id: ImageId, outcome: Any) -> None:
         self.outcomes[image_id] = outcome
 
-    def more(self, _room: int, _calls: int, _admit: Any) -> tuple[ImageRequest, ...]:
+    def joining_images(self, _room: int, _calls: int, _admit: Any) -> tuple[ImageRequest, ...]:
         return ()
 
-    def urgent(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
+    def interrupting_images(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
         return ()
 
     def overdue(self, _image_id: ImageId) -> bool:
         return False
 
-    def ran(self, _load: Any) -> None:
+    def count_step(self, _load: Any) -> None:
         pass
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kubediffusion.operator.actions import Bind, Finish, Requeue
 from kubediffusion.operator.job_status import next_status
-from kubediffusion.operator.placement import Place, most_together
+from kubediffusion.operator.placement import WorkerCapacity, most_together
 from kubediffusion.operator.scheduling import schedule_model
 from kubediffusion.operator.store import Store
 from kubediffusion.operator.views import SchedulerOptions
@@ -118,14 +118,14 @@ def test_mates_succeed_and_only_the_guilty_spend_their_limit(
 
 @given(st.lists(st.integers(2, 128), min_size=1, max_size=8))
 def test_suspects_are_tried_at_most_half_as_many_together(suspects: list[int]) -> None:
-    place = Place("pod", 1000, [])
+    place = WorkerCapacity("pod", 1000, [])
     for among in suspects:
         if place.takes(among):
             place.take(1, among)
     assert 1 <= len(place.suspects) <= most_together(place.suspects)
     # Nobody else goes where suspects are, and no suspect where others are.
     assert not place.takes(0)
-    assert not Place("pod", 1000, [0]).takes(suspects[0])
+    assert not WorkerCapacity("pod", 1000, [0]).takes(suspects[0])
 
 
 @given(st.integers(2, 5), st.data())
@@ -148,7 +148,7 @@ def test_a_job_that_is_taken_back_last_pays_no_more_than_its_mates(number: int, 
         result = action.job.model_copy(update={"metadata": metadata, "status": status})
         store.settle_job(action.job, result)
     [again] = [action for action in decisions(store) if action.job.name == late]
-    assert (again.counted, again.suspects) == (False, number)
+    assert (again.costs_retry, again.suspects) == (False, number)
 
 
 def decisions(store: Store) -> list[Requeue]:

@@ -32,9 +32,9 @@ def resting(item: GenerationJob, status: GenerationJobStatus) -> GenerationJob:
 
 
 def bound_after(
-    item: GenerationJob, on: DiffusionModel | None = None, counted: bool = False, seed: int = SEED
+    item: GenerationJob, on: DiffusionModel | None = None, costs_retry: bool = False, seed: int = SEED
 ) -> GenerationJob:
-    return resting(item, after(Bind(item, on or model(), "pod-2", counted=counted), seed=seed))
+    return resting(item, after(Bind(item, on or model(), "pod-2", costs_retry=costs_retry), seed=seed))
 
 
 def test_a_bound_job_names_its_worker_and_counts_the_attempt() -> None:
@@ -107,14 +107,14 @@ def test_the_seed_is_drawn_once_and_attempts_only_grow(steps: list[str], named: 
     assert attempts == sorted(attempts)
 
 
-@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize("costs_retry", [True, False])
 @pytest.mark.parametrize("phase", [Phase.SCHEDULED, Phase.RUNNING])
-def test_a_requeued_job_is_nobodys_and_starts_over(phase: Phase, counted: bool) -> None:
+def test_a_requeued_job_is_nobodys_and_starts_over(phase: Phase, costs_retry: bool) -> None:
     taken = bound_job(worker="pod-1", phase=phase)
     taken = resting(taken, taken.status.model_copy(update={"progress": JobProgress.of(3, 25), "start_time": NOW}))
-    status = after(Requeue(taken, counted, WaitingReason.RETRYING, "worker pod-1 is gone"))
+    status = after(Requeue(taken, costs_retry, WaitingReason.RETRYING, "worker pod-1 is gone"))
     assert (status.phase, status.worker, status.progress, status.start_time) == (Phase.PENDING, None, None, None)
-    assert (status.attempt, status.retries) == (1, int(counted))
+    assert (status.attempt, status.retries) == (1, int(costs_retry))
     condition = present(find_condition(status.conditions, "Scheduled"))
     assert (condition.status, condition.reason) == (ConditionStatus.FALSE, "Retrying")
 
@@ -122,7 +122,7 @@ def test_a_requeued_job_is_nobodys_and_starts_over(phase: Phase, counted: bool) 
 def test_a_job_that_goes_straight_to_another_worker_starts_over_too() -> None:
     taken = bound_job(worker="pod-1", phase=Phase.RUNNING)
     taken = resting(taken, taken.status.model_copy(update={"progress": JobProgress.of(3, 25), "start_time": NOW}))
-    status = bound_after(taken, counted=True).status
+    status = bound_after(taken, costs_retry=True).status
     assert (status.phase, status.worker, status.attempt, status.retries) == (Phase.SCHEDULED, "pod-2", 2, 1)
     assert (status.progress, status.start_time) == (None, None)
 

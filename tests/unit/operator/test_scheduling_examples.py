@@ -1,4 +1,4 @@
-"""Single cases of scheduling, beside the laws: what is said, counted, replaced and given up."""
+"""Single cases of scheduling, beside the laws: what is said, costs_retry, replaced and given up."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_job_is_tried_as_often_as_its_backoff_limit_says() -> None:
     assert (failed.job, failed.code) == (spent, ErrorCode.BACKOFF_LIMIT_EXCEEDED)
     assert "exit code 137" in failed.message
     assert "for the 4th time" in failed.message
-    assert (again.job, again.counted) == (left, True)
+    assert (again.job, again.costs_retry) == (left, True)
 
 
 def test_a_job_that_was_running_when_its_worker_was_drained_spends_nothing() -> None:
@@ -109,7 +109,7 @@ def test_a_job_that_was_running_when_its_worker_was_drained_spends_nothing() -> 
     drained = dataclasses.replace(drained, pod=pod_of(drained).model_copy(update={"status": status}))
     running = bound_job("running", worker=pod_name(0), phase=Phase.RUNNING, retries=3)
     (again,) = [a for a in plan(view(workers=[drained], bound={pod_name(0): [running]})) if isinstance(a, Requeue)]
-    assert (again.job, again.counted) == (running, False)
+    assert (again.job, again.costs_retry) == (running, False)
 
 
 NO_NODE = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
@@ -179,7 +179,7 @@ def test_a_worker_on_a_lost_node_loses_its_jobs_and_its_place() -> None:
     scheduled = bound_job("scheduled", worker=pod_name(0))
     cluster = view(workers=[lost(0)], bound={pod_name(0): [running, scheduled]}, max_replicas=1)
     actions = plan(cluster)
-    again = {(a.job.name, a.counted) for a in actions if isinstance(a, Requeue)}
+    again = {(a.job.name, a.costs_retry) for a in actions if isinstance(a, Requeue)}
     assert again == {("running", False), ("scheduled", False)}
     assert [a.ordinal for a in actions if isinstance(a, CreateWorker)] == [1]
     (gone,) = plan(view(workers=[lost(0)]))
@@ -197,7 +197,7 @@ def test_a_released_job_goes_straight_to_another_worker() -> None:
     """Two writes that fall together are one."""
     lost = bound_job("lost", worker="vanished", phase=Phase.RUNNING)
     (action,) = plan(view(workers=[worker(0, WorkerState.READY)], bound={"vanished": [lost]}))
-    assert action == Bind(lost, view().model, pod_name(0), counted=True)
+    assert action == Bind(lost, view().model, pod_name(0), costs_retry=True)
 
 
 def test_jobs_fail_when_their_model_cannot_be_loaded() -> None:
@@ -367,7 +367,7 @@ def test_a_worker_has_ended_when_its_own_container_has_whatever_runs_beside_it()
     assert crashed.state is WorkerState.FAILED
     actions = plan(view([], [crashed], {pod_name(0): [running]}))
     (again,) = [a for a in actions if isinstance(a, Requeue)]
-    assert (again.job, again.counted) == (running, True)
+    assert (again.job, again.costs_retry) == (running, True)
     (gone,) = [a for a in actions if isinstance(a, DeletePod)]
     assert (gone.name, "exit code 137" in gone.reason) == (pod_name(0), True)
     done = ended_beside_others(0, seconds=60)

@@ -11,7 +11,7 @@ from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
 from kubediffusion.operator.actions import Action, Bind, CreateWorker, DeleteWorker, Explain, Finish, Requeue
-from kubediffusion.operator.placement import Place
+from kubediffusion.operator.placement import WorkerCapacity
 from kubediffusion.operator.views import LIVE, ModelView, order_key
 from kubediffusion.operator.workers import (
     Worker,
@@ -71,13 +71,13 @@ def clusters(draw: st.DrawFn) -> ModelView:
     )
 
 
-def places_of(cluster: ModelView) -> dict[str, Place]:
+def capacities_of(cluster: ModelView) -> dict[str, WorkerCapacity]:
     """The ready workers before anything is bound."""
     found = {}
     for ready in cluster.current(WorkerState.READY):
         pod = pod_of(ready).metadata.name
         free = OPTIONS.batches_ahead * cluster.batch - cluster.load(ready)
-        found[pod] = Place(pod, free, [item.status.suspects or 0 for item in cluster.jobs_of(ready)])
+        found[pod] = WorkerCapacity(pod, free, [item.status.suspects or 0 for item in cluster.jobs_of(ready)])
     return found
 
 
@@ -89,7 +89,7 @@ def crashed_on(action: Action) -> bool:
     """Return whether an action counts a retry of a job that was never seen running."""
     if not isinstance(action, Bind | Requeue | Finish):
         return False
-    return action.counted and action.job.status.phase is not Phase.RUNNING
+    return action.costs_retry and action.job.status.phase is not Phase.RUNNING
 
 
 CASES: dict[str, Callable[[ModelView, tuple[Action, ...]], object]] = {
@@ -99,8 +99,10 @@ CASES: dict[str, Callable[[ModelView, tuple[Action, ...]], object]] = {
         any(isinstance(a, Bind) for a in actions)
         and {item.uid for item in cluster.waiting} - {a.job.uid for a in actions if isinstance(a, Bind | Finish)}
     ),
-    "a retry is counted": lambda _, actions: any(isinstance(a, Bind | Requeue | Finish) and a.counted for a in actions),
-    "a retry is counted of a job that was not seen running": lambda _, actions: any(map(crashed_on, actions)),
+    "a retry is costs_retry": lambda _, actions: any(
+        isinstance(a, Bind | Requeue | Finish) and a.costs_retry for a in actions
+    ),
+    "a retry is costs_retry of a job that was not seen running": lambda _, actions: any(map(crashed_on, actions)),
     "a worker with a Pod is deleted while others have jobs": lambda cluster, actions: (
         any(cluster.bound.values())
         and {a.name for a in actions if isinstance(a, DeleteWorker)}
@@ -162,7 +164,7 @@ def test_nobody_is_passed_over(cluster: ModelView) -> None:
 @given(clusters())
 def test_no_room_is_left_that_the_next_job_could_take(cluster: ModelView) -> None:
     actions = plan(cluster)
-    places = places_of(cluster)
+    places = capacities_of(cluster)
     for action in actions:
         if isinstance(action, Bind):
             places[action.pod].take(cluster.slots(action.job), action.suspects)
@@ -177,7 +179,7 @@ def test_no_room_is_left_that_the_next_job_could_take(cluster: ModelView) -> Non
 @given(clusters())
 def test_work_is_spread_evenly(cluster: ModelView) -> None:
     """Before the binding of any job, its worker is the least loaded one of those that may take it."""
-    places = places_of(cluster)
+    places = capacities_of(cluster)
     for action in plan(cluster):
         if isinstance(action, Bind):
             free = [place.free for place in places.values() if place.takes(action.suspects)]
@@ -251,7 +253,7 @@ def test_only_a_job_that_was_alone_spends_its_backoff_limit(cluster: ModelView) 
     """It was running; or its worker crashed, and a batch that ends within a second is never reported as running."""
     by_pod = {pod_of(w).metadata.name: w for w in cluster.workers if w.pod is not None}
     for action in plan(cluster):
-        if not isinstance(action, Bind | Requeue | Finish) or not action.counted:
+        if not isinstance(action, Bind | Requeue | Finish) or not action.costs_retry:
             continue
         assert len(cluster.bound[present(action.job.status.worker)]) == 1
         if action.job.status.phase is not Phase.RUNNING:

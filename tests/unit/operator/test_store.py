@@ -192,10 +192,10 @@ def test_the_jobs_of_one_namespace_or_of_all_are_returned() -> None:
 def test_a_refusal_is_news_once_until_a_worker_is_taken() -> None:
     store = a_store()
     store.observe_model(model(), deleted=False)
-    news = [store.refuse_worker(model(), message) for message in ("quota", "quota", "image", "quota")]
+    news = [store.set_worker_refusal(model(), message) for message in ("quota", "quota", "image", "quota")]
     assert news == [True, False, True, True]
-    store.admit_worker(model())
-    assert store.refuse_worker(model(), "quota")
+    store.clear_worker_refusal(model())
+    assert store.set_worker_refusal(model(), "quota")
 
 
 def test_a_model_whose_status_was_written_after_its_deletion_stays_gone() -> None:

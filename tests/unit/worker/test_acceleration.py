@@ -189,7 +189,7 @@ def test_what_is_not_accelerated_is_computed_as_ever_beside_the_same_tensors(
     engine = load(folders("stable_diffusion"))
     before = picture(engine, task(acceleration=None))
     picture(engine, task())
-    assert len(engine.machines) == 1
+    assert len(engine.prepared_batches) == 1
     seen = calls_of(engine, monkeypatch)
     assert picture(engine, task(acceleration=None)) == before
     assert seen == ["deep2", "out2"] * 8
@@ -349,6 +349,6 @@ def test_a_job_hands_its_acceleration_to_the_engine() -> None:
 
 
 def test_whole_is_what_every_ordinary_step_computes(tiny: ContinuousEngine) -> None:
-    machine = tiny.machines.of(tiny.plan(task(acceleration=None)).key)
-    assert machine.steps.mode == FULL
-    assert np.isfinite(machine.batch.input_batch(1).arguments[1].numpy()).all()
+    prepared = tiny.prepared_batches.of(tiny.plan(task(acceleration=None)).key)
+    assert prepared.steps.mode == FULL
+    assert np.isfinite(prepared.batch.input_batch(1).arguments[1].numpy()).all()

@@ -135,7 +135,7 @@ def test_all_but_the_pixels_of_what_the_engine_made_is_kept() -> None:
     defaults = {field.name: field.default for field in dataclasses.fields(made)}
     assert all(getattr(made, name) != default for name, default in defaults.items())
     assignment.record_output(0, made, 1.0)
-    assert assignment.pictures[0] == dataclasses.replace(made, rgb=b"")
+    assert assignment.outputs[0] == dataclasses.replace(made, rgb=b"")
 
 
 def test_progress_is_the_average_of_the_images() -> None:

@@ -74,9 +74,9 @@ class Bench:
         self.admits.append(admit)
         return self.queue.pop(0) if self.queue else {}
 
-    async def more(self, room: int, calls: int = 9, admit: Admit = everybody) -> list[ImageId]:
+    async def joining_images(self, room: int, calls: int = 9, admit: Admit = everybody) -> list[ImageId]:
         """Ask from another thread, as the engine does."""
-        return [task.id for task in await asyncio.to_thread(self.monitor.more, room, calls, admit)]
+        return [task.id for task in await asyncio.to_thread(self.monitor.joining_images, room, calls, admit)]
 
     def metric(self, name: str) -> float:
         return self.registry.get_sample_value(f"kubediffusion_worker_{name}") or 0.0
@@ -90,9 +90,9 @@ async def bench() -> Bench:
 async def test_what_is_found_is_given_by_the_next_call(bench: Bench) -> None:
     joining = members("second", images=2)
     bench.queue = [joining]
-    assert await bench.more(3, 7) == []
+    assert await bench.joining_images(3, 7) == []
     assert bench.asked == [(3, 7)]
-    assert await bench.more(3, 6) == list(joining)
+    assert await bench.joining_images(3, 6) == list(joining)
     # Two of the three that there is room for have just been given.
     assert bench.asked[1] == (1, 6)
     assert bench.monitor.images == 3
@@ -101,8 +101,8 @@ async def test_what_is_found_is_given_by_the_next_call(bench: Bench) -> None:
 
 async def test_those_who_were_just_given_count_among_the_admitted(bench: Bench) -> None:
     bench.queue = [members("second", images=2)]
-    await bench.more(6)
-    await bench.more(6, admit=lambda waiting, overdue=0, /: min(waiting, max(overdue, 3)))
+    await bench.joining_images(6)
+    await bench.joining_images(6, admit=lambda waiting, overdue=0, /: min(waiting, max(overdue, 3)))
     # Three in all: two have them.
     assert [bench.admits[1](waiting) for waiting in (0, 1, 2)] == [0, 1, 1]
     # Who has waited long enough comes after those two.
@@ -111,13 +111,13 @@ async def test_those_who_were_just_given_count_among_the_admitted(bench: Bench) 
 
 async def test_who_was_given_enters_at_the_latest_when_it_is_due(bench: Bench) -> None:
     bench.queue = [members("second", due=BEFORE + 2)]
-    await bench.more(3)
-    (image_id,) = await bench.more(3)
+    await bench.joining_images(3)
+    (image_id,) = await bench.joining_images(3)
     waited = []
     for _ in range(3):
         waited.append(bench.monitor.overdue(image_id))
-        bench.monitor.ran(StepStats(1, 1, limit=4))
-        await bench.more(3)
+        bench.monitor.count_step(StepStats(1, 1, limit=4))
+        await bench.joining_images(3)
     assert waited == [False, False, True]
     assert bench.monitor.steps == BEFORE + 3
     # Whoever is found enters after the step that is made meanwhile.
@@ -125,14 +125,14 @@ async def test_who_was_given_enters_at_the_latest_when_it_is_due(bench: Bench) -
 
 
 async def test_nobody_is_looked_for_without_room(bench: Bench) -> None:
-    assert await bench.more(0) == []
+    assert await bench.joining_images(0) == []
     assert bench.asked == []
 
 
 async def test_what_is_found_too_late_is_kept_for_the_next_batch(bench: Bench) -> None:
     joining, dropped = members("second"), members("dropped")
     bench.queue = [joining | dropped]
-    await bench.more(2)
+    await bench.joining_images(2)
     next(iter(dropped.values())).assignment.drop()
     assert bench.monitor.close(UNMADE) == [joining]
     # What the engine was given, and left without an end, has one now; what it was not given has none.
@@ -141,7 +141,7 @@ async def test_what_is_found_too_late_is_kept_for_the_next_batch(bench: Bench) -
 
 async def test_what_interrupts_is_found_meanwhile_and_its_steps_are_counted_against_the_batch(bench: Bench) -> None:
     async def urgent() -> list[ImageId]:
-        return [request.id for request in await asyncio.to_thread(bench.monitor.urgent, 20, 25)]
+        return [request.id for request in await asyncio.to_thread(bench.monitor.interrupting_images, 20, 25)]
 
     joining = members("urgent")
     bench.urgent = [joining]
@@ -150,11 +150,11 @@ async def test_what_interrupts_is_found_meanwhile_and_its_steps_are_counted_agai
     assert await urgent() == list(joining)
     # Three steps of what interrupts, and one of the batch.
     for _ in range(4):
-        bench.monitor.ran(StepStats(1, 1, limit=4))
+        bench.monitor.count_step(StepStats(1, 1, limit=4))
     assert await urgent() == []
     assert bench.looked_urgent[1:] == [(0, 20, 22)]
     # It is not looked for at every step.
-    bench.monitor.ran(StepStats(1, 1, limit=4))
+    bench.monitor.count_step(StepStats(1, 1, limit=4))
     assert await urgent() == []
     assert len(bench.looked_urgent) == 2
 
@@ -162,8 +162,8 @@ async def test_what_interrupts_is_found_meanwhile_and_its_steps_are_counted_agai
 async def test_what_interrupts_and_is_found_too_late_is_a_batch_of_its_own(bench: Bench) -> None:
     joining, urgent = members("second"), members("urgent")
     bench.queue, bench.urgent = [joining], [urgent]
-    await bench.more(2)
-    await asyncio.to_thread(bench.monitor.urgent, 20, 25)
+    await bench.joining_images(2)
+    await asyncio.to_thread(bench.monitor.interrupting_images, 20, 25)
     assert bench.monitor.close(UNMADE) == [urgent, joining]
 
 
@@ -177,7 +177,7 @@ async def test_an_end_is_told_once(bench: Bench) -> None:
 
 async def test_a_running_batch_is_counted_at_each_step_and_a_static_one_once(bench: Bench) -> None:
     for images, size in ((1, 1), (3, 4)):
-        bench.monitor.ran(StepStats(images, size, limit=4, compiled=images > 1, memory=123))
+        bench.monitor.count_step(StepStats(images, size, limit=4, compiled=images > 1, memory=123))
     bench.monitor.close(UNMADE)
     found = [bench.metric(name) for name in ("batch_images_count", "batch_images_sum", "slot_steps_total")]
     assert found == [2, 4, 5]

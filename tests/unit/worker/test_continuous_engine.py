@@ -200,18 +200,18 @@ def test_who_comes_next_is_made_ready_while_the_last_steps_run(
 def test_an_engine_that_knows_its_steps_waits_for_a_full_batch_of_the_next_size(tiny: ContinuousEngine) -> None:
     key: Any = tiny.plan(image_request(0)).key
     with torch.inference_mode():
-        machine = tiny.machines.of(key)
-    times = machine.times
-    machine.times = StepTimes()
+        prepared = tiny.prepared_batches.of(key)
+    times = prepared.times
+    prepared.times = StepTimes()
     waiting = tuple(image_request(index, steps=6, scheduler=EULER) for index in range(3))
     try:
         for size, seconds in ((1, 0.006), (2, 0.010), (3, 0.018), (4, 0.019)):
             for _ in range(5):
-                machine.times.note(size, seconds)
+                prepared.times.note(size, seconds)
         seen = run(tiny, *waiting[:2], joining={1: waiting[2:]})
         late = run(tiny, *waiting[:2], joining={1: waiting[2:]}, due={2: 4})
     finally:
-        machine.times = times
+        prepared.times = times
     # Three would do less a second than two: the third waits until a slot of theirs is free.
     assert [load.images for load in seen.loads] == [2] * 6 + [1] * 6
     # Or until it has waited for long enough.
@@ -258,14 +258,14 @@ def test_what_interrupts_and_fails_leaves_the_batch_as_it_is(
     made = load(folders("stable_diffusion"))
     request, urgent = image_request(0, steps=6), image_request(1, steps=3, width=96)
     undisturbed = pictures(made, request)[0]
-    machine = made.machines.of
+    prepared = made.prepared_batches.of
 
     def refused(key: BatchKey) -> Any:
         if key.width == 96:
             raise torch.OutOfMemoryError("too much")
-        return machine(key)
+        return prepared(key)
 
-    monkeypatch.setattr(made.machines, "of", refused)
+    monkeypatch.setattr(made.prepared_batches, "of", refused)
     seen = run(made, request, urgent={2: (urgent,)})
     assert seen.outcomes[0] == undisturbed
     assert seen.outcomes[1].code == "OutOfMemory"

@@ -45,8 +45,8 @@ def test_an_engine_on_graphs_makes_the_same_pictures_plain_and_compiled(
     told: list[tuple[EngineReason, str]] = []
     engine.warm_up(lambda *stage: told.append(stage))
     assert told == [(EngineReason.WARMING_UP, "the weights are on the device; the first image is made")]
-    (machine,) = engine.machines
-    assert list(machine.steps.captured) == [1]
+    (prepared,) = engine.prepared_batches
+    assert list(prepared.steps.captured) == [1]
     tasks = [image_request(index, "a cat", steps=4 + index, scheduler="EulerDiscreteScheduler") for index in range(3)]
     expected = Recorder()
     for task in tasks:
@@ -84,13 +84,13 @@ def test_an_idle_engine_captures_every_size_and_then_has_each_compiled(
     made = Compiler(None, backend="eager", progress=lambda *stage: told.append(stage))
     engine = on_graphs(folders("stable_diffusion"), made)
     engine.warm_up()
-    (machine,) = engine.machines
+    (prepared,) = engine.prepared_batches
     while not engine.preparation.captured:
         assert not told
         assert engine.rest(lambda: None)
-    assert machine.steps.captured == {1: False, 2: False, 4: False}
+    assert prepared.steps.captured == {1: False, 2: False, 4: False}
     rested(engine)
-    assert machine.steps.captured == {1: True, 2: True, 4: True}
+    assert prepared.steps.captured == {1: True, 2: True, 4: True}
     assert told[0] == (EngineReason.READY, "0 of 3 compiled; the rest follows")
     assert told[-1] == (EngineReason.READY, "all that was prepared is compiled")
     count = captures.count
@@ -136,11 +136,11 @@ def test_what_cannot_be_compiled_or_does_not_fit_ends_the_preparation(
     engine = on_graphs(folders("stable_diffusion"), made)
     engine.warm_up()
     rested(engine)
-    (machine,) = engine.machines
-    assert machine.steps.captured == {1: False, 2: False, 4: False}
-    machine.steps.evict()
-    assert machine.steps.prepare(2)
-    assert machine.steps.captured == {2: False}
+    (prepared,) = engine.prepared_batches
+    assert prepared.steps.captured == {1: False, 2: False, 4: False}
+    prepared.steps.evict()
+    assert prepared.steps.prepare(2)
+    assert prepared.steps.captured == {2: False}
     fitting = on_graphs(folders("stable_diffusion"), None)
     fitting.warm_up()
     captures.refusing = torch.OutOfMemoryError("too much")
@@ -159,8 +159,8 @@ def test_sizes_that_fit_are_compiled_though_larger_ones_do_not(
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     engine = on_graphs(folders("stable_diffusion"), Compiler(None, backend="eager"))
     engine.warm_up()
-    (machine,) = engine.machines
-    prepare, attempts = machine.steps.prepare, []
+    (prepared,) = engine.prepared_batches
+    prepare, attempts = prepared.steps.prepare, []
 
     def short_of_memory(size: int) -> bool:
         attempts.append(size)
@@ -168,11 +168,11 @@ def test_sizes_that_fit_are_compiled_though_larger_ones_do_not(
             raise torch.OutOfMemoryError("too much")
         return prepare(size)
 
-    monkeypatch.setattr(machine.steps, "prepare", short_of_memory)
+    monkeypatch.setattr(prepared.steps, "prepare", short_of_memory)
     rested(engine)
-    assert machine.steps.captured == {1: True, 2: True}
+    assert prepared.steps.captured == {1: True, 2: True}
     assert attempts.count(4) == 1
-    assert machine.sizes == (1, 2)
+    assert prepared.sizes == (1, 2)
 
 
 def test_what_is_being_prepared_is_not_forgotten_for_jobs_of_other_sizes(
@@ -180,11 +180,11 @@ def test_what_is_being_prepared_is_not_forgotten_for_jobs_of_other_sizes(
 ) -> None:
     engine = on_graphs(folders("stable_diffusion"), None)
     engine.warm_up()
-    (machine,) = engine.machines
+    (prepared,) = engine.prepared_batches
     for width in (8, 16, 24, 40, 48):
         engine.run((image_request(0, steps=1, width=width, height=8),), Recorder())
-    assert machine in list(engine.machines)
-    assert len(engine.machines) <= 4
+    assert prepared in list(engine.prepared_batches)
+    assert len(engine.prepared_batches) <= 4
 
 
 def test_where_memory_runs_out_all_graphs_are_freed(
@@ -194,10 +194,10 @@ def test_where_memory_runs_out_all_graphs_are_freed(
     engine = on_graphs(folders("stable_diffusion"), None)
     engine.warm_up()
     rested(engine)
-    (machine,) = engine.machines
-    machine.steps.evict()
+    (prepared,) = engine.prepared_batches
+    prepared.steps.evict()
     # All of them: graphs share their memory.
-    assert machine.steps.captured == {}
+    assert prepared.steps.captured == {}
     captures.refusing = torch.OutOfMemoryError("too much")
     seen = Recorder()
     engine.run((image_request(0), image_request(1)), seen)
@@ -228,12 +228,12 @@ def test_each_variant_of_a_step_has_a_graph_of_its_own_and_all_are_captured_befo
         assert levels_apart(seen.outcomes[0], expected.outcomes[0]) <= 1
         compiled = [load.compiled for load in seen.loads]
         wait_for(lambda: not made.busy)
-    (machine,) = engine.machines
+    (prepared,) = engine.prepared_batches
     choices = (Features.REFRESH, Features.REUSE)
     parts = {ForwardMode(features, prompt_only) for features in choices for prompt_only in (False, True)}
-    assert set(machine.steps.others) == parts
+    assert set(prepared.steps.others) == parts
     # None of the whole, which no call of this image was.
     assert captures.count >= 2 * len(parts)
-    assert machine.steps.captured == {}
-    machine.steps.evict()
-    assert all(steps.captured == {} for steps in machine.steps.others.values())
+    assert prepared.steps.captured == {}
+    prepared.steps.evict()
+    assert all(steps.captured == {} for steps in prepared.steps.others.values())

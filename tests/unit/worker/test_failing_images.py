@@ -160,9 +160,9 @@ def test_pixels_that_are_not_numbers_fail_their_image_alone(
 
 def test_a_slot_recovers_from_an_image_that_is_not_numbers(tiny: ContinuousEngine) -> None:
     before = pictures(tiny, image_request(0))[0]
-    machine = tiny.machines.of(tiny.plan(image_request()).key)
+    prepared = tiny.prepared_batches.of(tiny.plan(image_request()).key)
     with torch.inference_mode():
-        machine.batch.fill(float("nan"))
+        prepared.batch.fill(float("nan"))
     assert pictures(tiny, image_request(0))[0] == before
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kubediffusion.worker.engine import Plan
 from kubediffusion.worker.engine.arrangement import SIZES, arrange, lowered, sizes_up_to
-from kubediffusion.worker.engine.batching import Candidate, Portion, admission, joining, next_batch
+from kubediffusion.worker.engine.batching import Candidate, Portion, joinable_images, joining_images, next_batch
 from kubediffusion.worker.engine.throughput import admitted
 from kubediffusion.worker.engine.waits import PATIENCE, Waits
 
@@ -136,14 +136,14 @@ class World:
         sizes, jobs, room = sizes_up_to(self.limit, prepared=True), self.waiting.values(), self.limit - len(staying)
         self.could = {
             (portion.key, portion.first + number): self.waiting[portion.key].plan.calls
-            for portion in joining(jobs, self.key, room, longest)
+            for portion in joinable_images(jobs, self.key, room, longest)
             for number in range(portion.count)
         }
 
         def admit(waiting: int, overdue: int = 0, /) -> int:
             return admitted(len(staying), waiting, sizes, self.seconds, overdue)
 
-        return admission(jobs, self.key, room, longest, admit=admit, waits=self.waits, step=self.now + 1)
+        return joining_images(jobs, self.key, room, longest, admit=admit, waits=self.waits, step=self.now + 1)
 
 
 @st.composite
@@ -277,5 +277,5 @@ def test_some_worlds_have_a_head_of_another_key_that_waits_for_several_steps() -
 @given(worlds())
 def test_a_deterministic_job_never_joins(world: World) -> None:
     jobs = [replace(job, deterministic=True) for jobs in world.arrivals.values() for job in jobs]
-    assert joining(jobs, "a", 5, 100) == ()
+    assert joinable_images(jobs, "a", 5, 100) == ()
     assert [portion.count for portion in next_batch(jobs, 5)] == [1]

@@ -14,8 +14,8 @@ import pytest
 from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.resources.diffusion_model import ModelSource
 from kubediffusion.resources.runtime import garbage
+from kubediffusion.worker.early_fetch import fetch_from_s3_or_disk
 from kubediffusion.worker.engine import BadModelError
-from kubediffusion.worker.fetching import fetch_from_s3_or_disk
 from kubediffusion.worker.loading.device import open_device
 from kubediffusion.worker.sources import content_revision
 from kubediffusion.worker.starting import run_in_thread, start_engine

@@ -91,18 +91,18 @@ class Seen:
         self._monitor = monitor
         self._engine.run(tasks, self)
 
-    def more(self, room: int, calls: int, admit: Admit) -> tuple[ImageRequest, ...]:
+    def joining_images(self, room: int, calls: int, admit: Admit) -> tuple[ImageRequest, ...]:
         # This waits for the event loop, so that it has looked for others before they are asked for.
         self._come(self.steps)
-        return self._monitor.more(room, calls, admit)
+        return self._monitor.joining_images(room, calls, admit)
 
     def stepped(self, image_id: ImageId, step: int, total: int) -> None:
         self.began.setdefault(image_id.uid, self.steps - 1)
         self._monitor.stepped(image_id, step, total)
 
-    def ran(self, load: Any) -> None:
+    def count_step(self, load: Any) -> None:
         self.steps += 1
-        self._monitor.ran(load)
+        self._monitor.count_step(load)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._monitor, name)
@@ -157,12 +157,12 @@ def believing(engine: ContinuousEngine, seconds: dict[int, float]) -> StepTimes:
     """Have an engine believe what steps take."""
     with torch.inference_mode():
         key: Any = engine.plan(image_request()).key
-        machine: Any = engine.machines.of(key)
-    machine.times = StepTimes()
+        prepared: Any = engine.prepared_batches.of(key)
+    prepared.times = StepTimes()
     for size, time in seconds.items():
         for _ in range(5):
-            machine.times.note(size, time)
-    return machine.times
+            prepared.times.note(size, time)
+    return prepared.times
 
 
 @settings(max_examples=12, deadline=None)

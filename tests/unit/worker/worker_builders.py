@@ -99,17 +99,17 @@ class Recorder:
         assert step <= total
         self.steps.setdefault(image_id.index, []).append(step)
 
-    def more(self, room: int, calls: int, admit: Admit) -> tuple[ImageRequest, ...]:
+    def joining_images(self, room: int, calls: int, admit: Admit) -> tuple[ImageRequest, ...]:
         self.offers.append((admit(room), calls))
         return self._joining.pop(len(self.loads), ())
 
-    def urgent(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
+    def interrupting_images(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
         return self._urgent.pop(len(self.loads), ())
 
     def overdue(self, image_id: ImageId) -> bool:
         return len(self.loads) >= self._due.get(image_id.index, sys.maxsize)
 
-    def ran(self, load: StepStats) -> None:
+    def count_step(self, load: StepStats) -> None:
         self.loads.append(load)
 
     def ended(self, image_id: ImageId, outcome: Outcome) -> None:

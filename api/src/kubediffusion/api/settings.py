@@ -145,7 +145,8 @@ class Settings(StorageSecrets):
     """The highest priority that a request may ask for; a higher one is refused with 422."""
 
     key_limits: dict[str, KeyLimits] = {}  # noqa: RUF012 - pydantic copies it
-    """Other values of the two above for single API keys, as JSON: ``{"alice": {"maxPriority": 10}}``."""
+    """Other values of ``max_unfinished_jobs_by_key`` and ``max_priority`` for single API keys, as JSON:
+    ``{"alice": {"maxPriority": 10}}``."""
 
     openai_deadline_seconds: Annotated[int, Field(ge=1)] = 600
     """How long a request of OpenAI's images API, or of ``/sdapi/v1/txt2img``, waits for its images, and after which the

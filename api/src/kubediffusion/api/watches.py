@@ -23,7 +23,7 @@ FIRST_SYNC_SECONDS = 5.0
 
 
 class Watches:
-    """Keeps the caches current, and knows whether they are.
+    """Keeps the caches current, and knows whether they were filled once.
 
     Args:
         namespace: Namespace to watch.

@@ -1,1 +1,1 @@
-"""The operator: kopf's handlers tell the state, a pure scheduler decides, the cluster module acts."""
+"""The operator: watches feed a store, pure functions decide, the executor writes."""

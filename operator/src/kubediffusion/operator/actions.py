@@ -17,14 +17,14 @@ class Bind:
         job: As it was seen.
         model: The model that it runs on, whose defaults are resolved now.
         pod: Name of the Pod.
-        counted: Whether the attempt before counts against ``backoffLimit``.
+        costs_retry: Whether the attempt before counts against ``backoffLimit``.
         suspects: Among how many jobs it is suspected to make its worker die; 0 when it is not.
     """
 
     job: GenerationJob
     model: DiffusionModel
     pod: str
-    counted: bool = False
+    costs_retry: bool = False
     suspects: int = 0
 
 
@@ -33,7 +33,7 @@ class Requeue:
     """Take a job from a worker back to the queue. Costs one status write."""
 
     job: GenerationJob
-    counted: bool
+    costs_retry: bool
     reason: str
     message: str
     suspects: int = 0
@@ -47,7 +47,7 @@ class Finish:
     phase: Phase
     code: ErrorCode | None
     message: str
-    counted: bool = False
+    costs_retry: bool = False
 
 
 @dataclass(frozen=True)

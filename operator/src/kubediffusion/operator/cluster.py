@@ -173,7 +173,7 @@ class Cluster:
         patch = {"metadata": {"finalizers": [*job.metadata.finalizers, meta.IMAGES_FINALIZER]}}
         return await self._patch_job(job, patch, "")
 
-    async def release_images(self, job: GenerationJob) -> None:
+    async def remove_images_finalizer(self, job: GenerationJob) -> None:
         """Remove the finalizer of images from a job that was just read. Errors are those of :meth:`write_status`."""
         finalizers = [name for name in job.metadata.finalizers if name != meta.IMAGES_FINALIZER]
         await self._patch_job(job, {"metadata": {"finalizers": finalizers}}, "")
@@ -190,7 +190,7 @@ class Cluster:
                 patch = {"metadata": {"uid": job.uid, "annotations": {name: value}}}
                 await self._jobs.patch(job.metadata.namespace, job.name, patch)
 
-    async def name_ttl(self, job: GenerationJob, seconds: int) -> None:
+    async def write_default_ttl(self, job: GenerationJob, seconds: int) -> None:
         """Write a time to live into the spec of a job that names none; one that has changed since is left alone.
 
         Raises:

@@ -138,7 +138,7 @@ def events_of_job_write(action: JobAction, job: GenerationJob) -> list[Event]:
     """
     match action:
         case Requeue():
-            return [Event(job, "Warning" if action.counted else "Normal", action.reason, action.message)]
+            return [Event(job, "Warning" if action.costs_retry else "Normal", action.reason, action.message)]
         case Explain():
             return [Event(job, "Normal", action.reason, action.message)]
         case _:

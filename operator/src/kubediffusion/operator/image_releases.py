@@ -1,4 +1,7 @@
-"""Releases deleted jobs once their images are deleted, in turn between namespaces, and says on each what holds it."""
+"""Deletes the images of deleted jobs, then removes the finalizer that holds the job; in turn between namespaces.
+
+What keeps a job from going is said on it.
+"""
 
 from __future__ import annotations
 
@@ -141,7 +144,7 @@ class ImageReleases:
             if stays:
                 logger.error("%s", stays, extra=log_fields(job))
                 self._recorder.record(Event(job, "Warning", IMAGES_RETAINED, stays))
-            await self._cluster.release_images(job)
+            await self._cluster.remove_images_finalizer(job)
         self._forget(job.uid)
 
     async def _hold(self, job: GenerationJob, message: str) -> None:

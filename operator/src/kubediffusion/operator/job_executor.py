@@ -1,7 +1,8 @@
 """Carries out what was decided about jobs: one write at a time for each, whose answer goes to the store.
 
-What fails at one job concerns that job alone: it is kept out of sight for a pause that grows, says why in an Event and
-its Scheduled condition, and is then read and decided on anew. One whose writes the API server refuses for good ends.
+What fails at one job concerns that job alone: it is kept out of sight for a pause that grows, and is then read and
+decided on anew. A defect is said in its Scheduled condition and in an Event. A write that the API server refuses is
+said in an Event alone, as the condition would be refused too; a job whose writes are refused again and again ends.
 """
 
 from __future__ import annotations

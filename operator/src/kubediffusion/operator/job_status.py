@@ -112,7 +112,7 @@ def _bound(action: Bind, now: dt.datetime, seed: int) -> GenerationJobStatus:
             "conditions": conditions,
             "worker": action.pod,
             "attempt": old.attempt + 1,
-            "retries": old.retries + int(action.counted),
+            "retries": old.retries + int(action.costs_retry),
             "suspects": action.suspects or None,
             "progress": None,
             "start_time": None,
@@ -149,7 +149,7 @@ def _requeued(action: Requeue, now: dt.datetime) -> GenerationJobStatus:
                 now,
             ),
             "worker": None,
-            "retries": old.retries + int(action.counted),
+            "retries": old.retries + int(action.costs_retry),
             "suspects": action.suspects or None,
             "progress": None,
             "start_time": None,
@@ -166,7 +166,7 @@ def _finished(action: Finish, now: dt.datetime) -> GenerationJobStatus:
             "conditions": with_condition(
                 old.conditions, JobConditionType.FAILED, ConditionStatus.TRUE, reason, action.message, now
             ),
-            "retries": old.retries + int(action.counted),
+            "retries": old.retries + int(action.costs_retry),
             "error": JobError(code=reason, message=action.message),
             "completion_time": now,
         }

@@ -20,7 +20,7 @@ def most_together(suspects: Iterable[int]) -> int:
 
 
 @dataclass
-class Place:
+class WorkerCapacity:
     """A ready worker, while a pass binds jobs to it.
 
     Attributes:

@@ -84,9 +84,9 @@ class Resync:
         except KubernetesError as error:
             if error.transient or scope is None:
                 raise
-            self._refuse(scope, error)
+            self._mark_refused(scope, error)
         else:
-            self._admit(scope)
+            self._mark_listable(scope)
 
     async def _list_first(self, scope: str | None) -> None:
         """List jobs before workers: a job's Pod that the later list does not have is surely gone."""
@@ -117,7 +117,7 @@ class Resync:
         except NotFoundError:
             return None
 
-    def _refuse(self, namespace: str, error: KubernetesError) -> None:
+    def _mark_refused(self, namespace: str, error: KubernetesError) -> None:
         # What it had is listed as at the start once it may be again.
         self._listed.discard(namespace)
         metrics.REFUSED_NAMESPACES.labels(namespace).set(1)
@@ -125,7 +125,7 @@ class Resync:
             self._refused[namespace] = error.message
             logger.error("namespace %s cannot be listed, the others go on: %s", namespace, error)
 
-    def _admit(self, scope: str | None) -> None:
+    def _mark_listable(self, scope: str | None) -> None:
         self._listed.add(scope)
         if scope is None:
             return

@@ -34,14 +34,14 @@ class RetentionPauses:
     Attributes:
         first: Until what failed is tried again, at first.
         longest: The same, at most.
-        naming: Between two jobs whose default time to live is written into their spec.
+        default_ttls: Between two jobs whose default time to live is written into their spec.
         counting: Between two looks at which namespaces have too many finished jobs.
         quotas: Between two lists of the namespaces' ResourceQuotas.
     """
 
     first: float = 1.0
     longest: float = 60.0
-    naming: float = 0.2
+    default_ttls: float = 0.2
     counting: float = 2.0
     quotas: float = 30.0
 
@@ -85,7 +85,7 @@ class Retention:
         self._ttl_of = ttl_of
         self._pauses = pauses
         self._finished = FinishedJobs(most_finished, unfinished)
-        self._unnamed: asyncio.Queue[GenerationJob] = asyncio.Queue()
+        self._without_ttl: asyncio.Queue[GenerationJob] = asyncio.Queue()
         """Finished jobs that name no time to live yet."""
         self._expiries = DeadlineQueue()
         self._added = asyncio.Event()
@@ -101,7 +101,7 @@ class Retention:
             self._expiries.add(due, job)
             self._added.set()
             if job.spec.ttl_seconds_after_finished is None:
-                self._unnamed.put_nowait(job)
+                self._without_ttl.put_nowait(job)
         self._finished.add(job)
 
     def remove(self, job_uid: str) -> None:
@@ -118,7 +118,7 @@ class Retention:
                 for _ in range(AT_ONCE):
                     workers.create_task(self._expire_all())
                     workers.create_task(self._releases.release_all())
-                workers.create_task(self._name_all())
+                workers.create_task(self._write_default_ttls())
                 workers.create_task(self._count_all())
                 workers.create_task(self._read_quotas())
         finally:
@@ -146,15 +146,15 @@ class Retention:
                 logger.exception("a defect: cannot read how many jobs quotas admit")
             await asyncio.sleep(self._pauses.quotas)
 
-    async def _name_all(self) -> None:
+    async def _write_default_ttls(self) -> None:
         """Write the default time to live into the spec of finished jobs, a few a second: nobody waits for it."""
         while True:
-            job = await self._unnamed.get()
+            job = await self._without_ttl.get()
             default = self._ttl_of(job)
             if default is None:
                 continue
             try:
-                await self._cluster.name_ttl(job, default)
+                await self._cluster.write_default_ttl(job, default)
             except NotFoundError:
                 pass
             except KubernetesError as error:
@@ -163,7 +163,7 @@ class Retention:
                 )
             except Exception:
                 logger.exception("a defect: cannot write a job's time to live", extra=log_fields(job))
-            await asyncio.sleep(self._pauses.naming)
+            await asyncio.sleep(self._pauses.default_ttls)
 
     async def _expire_all(self) -> None:
         while True:

@@ -1,6 +1,6 @@
 """Which job runs where: decided from the view of one model and a time. Pure.
 
-A pass over a model takes these steps: release the jobs of workers that are gone, fail those whose ``backoffLimit`` is
+A pass over a model takes these steps: unbind the jobs of workers that are gone, fail those whose ``backoffLimit`` is
 spent, order the others with those that wait, fail jobs of a model that cannot be loaded, bind from the head while
 workers have room, put the released rest back, scale the workers to the backlog (:mod:`.scaling`), and say why the
 others wait (:mod:`.job_status`).
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from kubediffusion.operator.actions import Bind, Finish, HoldImages, JobAction, Requeue, SetAside
 from kubediffusion.operator.deadline_queue import time_after
 from kubediffusion.operator.job_status import explain_waiting_jobs
-from kubediffusion.operator.placement import Place, most_together
+from kubediffusion.operator.placement import WorkerCapacity, most_together
 from kubediffusion.operator.scaling import LoadFailure, load_failure, scale
 from kubediffusion.operator.views import Decision, ModelView, SchedulerOptions, order_key
 from kubediffusion.operator.workers import Worker, WorkerState
@@ -39,18 +39,18 @@ MOST_FAILURES_A_PASS = 200
 
 
 @dataclass(frozen=True)
-class Released:
-    """A job that may be bound in this pass: one that was released from its worker, or one that waits.
+class BindCandidate:
+    """A job that may be bound in this pass: one that waits, or one that is taken from its worker.
 
     Attributes:
         job: The job.
-        counted: Whether the attempt counts against ``backoffLimit``.
-        message: Why the job was released; empty for one that waits.
+        costs_retry: Whether the attempt counts against ``backoffLimit``.
+        message: Why the job is taken from its worker; empty for one that waits.
         jobs_together: How many jobs the worker had, if any of them may have made it die; 0 for none to blame.
     """
 
     job: GenerationJob
-    counted: bool
+    costs_retry: bool
     message: str
     jobs_together: int = 0
 
@@ -89,12 +89,12 @@ def schedule_model(view: ModelView, now: dt.datetime, options: SchedulerOptions,
         options: Settings.
         explanations: How many jobs may be told why they wait.
     """
-    spent, released = _split_by_backoff(release(view))
+    spent, released = _split_by_backoff(jobs_to_unbind(view))
     again = {item.job.uid for item in released}
-    queue: Iterator[Released] = heapq.merge(
-        sorted(released, key=_released_key),
-        (Released(job, counted=False, message="") for job in view.waiting),
-        key=_released_key,
+    queue: Iterator[BindCandidate] = heapq.merge(
+        sorted(released, key=_candidate_key),
+        (BindCandidate(job, costs_retry=False, message="") for job in view.waiting),
+        key=_candidate_key,
     )
     failing = fail_for_model(load_failure(view, now), queue, MOST_FAILURES_A_PASS)
     binding, queue = bind(view, queue, options)
@@ -112,11 +112,11 @@ def schedule_model(view: ModelView, now: dt.datetime, options: SchedulerOptions,
     return Decision(actions, min(rechecks, default=None))
 
 
-def _released_key(item: Released) -> QueueKey[dt.datetime]:
+def _candidate_key(item: BindCandidate) -> QueueKey[dt.datetime]:
     return order_key(item.job)
 
 
-def release(view: ModelView) -> Iterator[Released]:
+def jobs_to_unbind(view: ModelView) -> Iterator[BindCandidate]:
     """Yield the jobs to take from their workers.
 
     Those are all jobs of a worker that is gone, or whose node is lost. Of other workers they are jobs that were not
@@ -132,24 +132,26 @@ def release(view: ModelView) -> Iterator[Released]:
         worker = workers.get(name)
         pod = worker.pod if worker is not None else None
         if worker is None or pod is None or pod.finished:
-            yield from _left_behind(name, worker, jobs, max(len(jobs), view.jobs_at_end.get(name, 0)))
+            yield from _jobs_of_ended_worker(name, worker, jobs, max(len(jobs), view.jobs_at_end.get(name, 0)))
         elif worker.lost:
             for job in jobs:
-                yield Released(job, counted=False, message=f"worker {name} was told to go, and its node is silent")
+                yield BindCandidate(
+                    job, costs_retry=False, message=f"worker {name} was told to go, and its node is silent"
+                )
         elif worker.state is WorkerState.GOING or pod.terminating:
             for job in jobs:
                 if job.status.phase == Phase.SCHEDULED:
-                    yield Released(job, counted=False, message=f"worker {name} is going")
+                    yield BindCandidate(job, costs_retry=False, message=f"worker {name} is going")
         else:
             for job in jobs:
                 if job.spec.suspend and job.status.phase == Phase.SCHEDULED:
-                    yield Released(job, counted=False, message="spec.suspend is true")
+                    yield BindCandidate(job, costs_retry=False, message="spec.suspend is true")
 
 
-def _left_behind(
+def _jobs_of_ended_worker(
     name: str, worker: Worker | None, jobs: tuple[GenerationJob, ...], together: int
-) -> Iterator[Released]:
-    """Yield the jobs of a worker that has ended, of which nothing may be left to see.
+) -> Iterator[BindCandidate]:
+    """Yield the jobs of a worker that has ended, and decide which of them spends a retry.
 
     Args:
         name: Name of its Pod.
@@ -162,33 +164,33 @@ def _left_behind(
     some_ran = any(job.status.phase == Phase.RUNNING for job in jobs)
     how = f"worker {name} ended ({worker.crash})" if worker is not None else f"worker {name} is gone"
     if not (crashed or (died and some_ran)):
-        yield from (Released(job, counted=False, message=how) for job in jobs)
+        yield from (BindCandidate(job, costs_retry=False, message=how) for job in jobs)
     elif together == 1:
-        yield Released(jobs[0], counted=True, message=how)
+        yield BindCandidate(jobs[0], costs_retry=True, message=how)
     else:
         most = most_together([together])
         how += f"; any of its {together} jobs may be why, so they run again with at most {most} together"
-        yield from (Released(job, counted=False, message=how, jobs_together=together) for job in jobs)
+        yield from (BindCandidate(job, costs_retry=False, message=how, jobs_together=together) for job in jobs)
 
 
-def _split_by_backoff(released: Iterable[Released]) -> tuple[list[Finish], list[Released]]:
+def _split_by_backoff(released: Iterable[BindCandidate]) -> tuple[list[Finish], list[BindCandidate]]:
     spent, left = [], []
     for item in released:
         limit = DEFAULT_BACKOFF_LIMIT if item.job.spec.backoff_limit is None else item.job.spec.backoff_limit
-        if item.counted and item.job.status.retries >= limit:
+        if item.costs_retry and item.job.status.retries >= limit:
             message = (
                 f"{item.message} while it ran the job alone, for the {_ordinal(item.job.status.retries + 1)} time; "
             )
             message += f"spec.backoffLimit is {limit}"
-            spent.append(Finish(item.job, Phase.FAILED, ErrorCode.BACKOFF_LIMIT_EXCEEDED, message, counted=True))
+            spent.append(Finish(item.job, Phase.FAILED, ErrorCode.BACKOFF_LIMIT_EXCEEDED, message, costs_retry=True))
         else:
             left.append(item)
     return spent, left
 
 
 def bind(
-    view: ModelView, queue: Iterator[Released], options: SchedulerOptions
-) -> tuple[list[JobAction], Iterator[Released]]:
+    view: ModelView, queue: Iterator[BindCandidate], options: SchedulerOptions
+) -> tuple[list[JobAction], Iterator[BindCandidate]]:
     """Bind jobs from the head of the queue to the least loaded worker, while one has room.
 
     A job is never passed over for a later one: the first that finds no room ends the binding. A job that the model's
@@ -199,7 +201,7 @@ def bind(
     """
     actions: list[JobAction] = []
     places = [
-        Place(
+        WorkerCapacity(
             w.pod.metadata.name,
             options.batches_ahead * view.batch - view.load(w),
             [job.status.suspects or 0 for job in view.jobs_of(w)],
@@ -222,21 +224,21 @@ def bind(
             continue
         if problem is not None:
             message = f"spec.{GenerationJobSpec.model_fields[problem.field].alias}: {problem.message}"
-            actions.append(Finish(job, Phase.FAILED, ErrorCode.INVALID_SPEC, message, counted=item.counted))
+            actions.append(Finish(job, Phase.FAILED, ErrorCode.INVALID_SPEC, message, costs_retry=item.costs_retry))
         elif job.spec.deletion_policy == DeletionPolicy.DELETE and meta.IMAGES_FINALIZER not in job.metadata.finalizers:
             # The finalizer comes first; that write brings the job back here.
             actions.append(HoldImages(job))
         elif open_to := [place for place in places if place.takes(item.suspects)]:
             place = max(open_to, key=lambda place: (place.free, place.pod))
             place.take(view.slots(job), item.suspects)
-            actions.append(Bind(job, model, place.pod, counted=item.counted, suspects=item.suspects))
+            actions.append(Bind(job, model, place.pod, costs_retry=item.costs_retry, suspects=item.suspects))
         else:
             # It waits for a worker that can be its own, or for those who are suspected with it.
             return actions, itertools.chain((item,), queue)
     return actions, queue
 
 
-def fail_for_model(failure: LoadFailure | None, queue: Iterator[Released], most: int) -> list[Finish]:
+def fail_for_model(failure: LoadFailure | None, queue: Iterator[BindCandidate], most: int) -> list[Finish]:
     """Return the failures of jobs that wait for a model which cannot be loaded; none while it can.
 
     Args:
@@ -248,14 +250,14 @@ def fail_for_model(failure: LoadFailure | None, queue: Iterator[Released], most:
         return []
     message = f"Model not available: {failure.reason}"
     return [
-        Finish(item.job, Phase.FAILED, ErrorCode.MODEL_NOT_AVAILABLE, message, counted=item.counted)
+        Finish(item.job, Phase.FAILED, ErrorCode.MODEL_NOT_AVAILABLE, message, costs_retry=item.costs_retry)
         for item in itertools.islice(queue, most)
     ]
 
 
-def _requeue(item: Released) -> Requeue:
+def _requeue(item: BindCandidate) -> Requeue:
     reason = WaitingReason.SUSPENDED if item.job.spec.suspend else WaitingReason.RETRYING
-    return Requeue(item.job, item.counted, reason, item.message, item.suspects)
+    return Requeue(item.job, item.costs_retry, reason, item.message, item.suspects)
 
 
 def _ordinal(number: int) -> str:

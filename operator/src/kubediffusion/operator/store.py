@@ -245,14 +245,14 @@ class Store:
         if model.name in state.models:
             state.update_model(model)
 
-    def refuse_worker(self, model: DiffusionModel, message: str) -> bool:
+    def set_worker_refusal(self, model: DiffusionModel, message: str) -> bool:
         """Keep why the API server takes no worker of a model, and return whether that is news."""
         refusals = self._state(model).refusals
         is_news = refusals.get(model.name) != message
         refusals[model.name] = message
         return is_news
 
-    def admit_worker(self, model: DiffusionModel) -> None:
+    def clear_worker_refusal(self, model: DiffusionModel) -> None:
         """Forget why the API server took no worker of a model, since it took one."""
         self._state(model).refusals.pop(model.name, None)
 

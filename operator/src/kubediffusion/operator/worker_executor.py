@@ -92,7 +92,7 @@ class WorkerExecutor:
                 self._recorder.record(*events_of_model_report(action))
             case CreateWorker():
                 self._backoffs.forget(action.model.uid)
-                self._store.admit_worker(action.model)
+                self._store.clear_worker_refusal(action.model)
             case DeletePod():
                 self._recorder.record(pod_deleted(action))
             case DeleteWorker():
@@ -103,7 +103,7 @@ class WorkerExecutor:
 
         An Event tells of it once, not at every try.
         """
-        if is_refusal(error) and self._store.refuse_worker(model, error.message):
+        if is_refusal(error) and self._store.set_worker_refusal(model, error.message):
             self._recorder.record(worker_refused(model, error.message))
         return self._backoffs.next_pause(model.uid)
 

@@ -4,16 +4,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from kubediffusion.operator import scheduling
-from kubediffusion.operator.scheduling import Released
+from kubediffusion.operator.scheduling import BindCandidate
 from kubediffusion.operator.views import ModelView
 
-release = scheduling.release
+jobs_to_unbind = scheduling.jobs_to_unbind
 
 
-def release_for_a_retry(view: ModelView) -> Iterator[Released]:
+def release_for_a_retry(view: ModelView) -> Iterator[BindCandidate]:
     """Release jobs as ever, each for a retry of its own."""
-    for item in release(view):
-        yield replace(item, counted=True)
+    for item in jobs_to_unbind(view):
+        yield replace(item, costs_retry=True)
 
 
-scheduling.release = release_for_a_retry
+scheduling.jobs_to_unbind = release_for_a_retry

@@ -3,19 +3,19 @@
 from collections.abc import Iterator
 
 from kubediffusion.operator import scheduling
-from kubediffusion.operator.scheduling import Released
+from kubediffusion.operator.scheduling import BindCandidate
 from kubediffusion.operator.views import ModelView
 
-release = scheduling.release
+jobs_to_unbind = scheduling.jobs_to_unbind
 
 
-def release_twice(view: ModelView) -> Iterator[Released]:
+def release_twice(view: ModelView) -> Iterator[BindCandidate]:
     """Release every job after its first binding too."""
-    lost = {item.job.uid: item for item in release(view)}
+    lost = {item.job.uid: item for item in jobs_to_unbind(view)}
     yield from lost.values()
     for job in (job for jobs in view.bound.values() for job in jobs):
         if job.uid not in lost and job.status.attempt == 1:
-            yield Released(job, counted=False, message="bound twice")
+            yield BindCandidate(job, costs_retry=False, message="bound twice")
 
 
-scheduling.release = release_twice
+scheduling.jobs_to_unbind = release_twice

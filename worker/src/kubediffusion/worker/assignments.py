@@ -57,7 +57,7 @@ class Assignment:
         parameters: The recipe, as the operator resolved it, with the defaults of this pipeline.
         taken: How many of its images the engine has been given.
         steps: Denoising steps done, by index of the image. Written by the engine's thread.
-        pictures: What came out, by index, without the pixels.
+        outputs: What came out, by index, without the pixels.
         images: What storage has confirmed, by index.
         warnings: Warnings for ``status.warnings``, in order, each once.
         start_time: When the engine was given the first image.
@@ -73,7 +73,7 @@ class Assignment:
     parameters: Parameters
     taken: int = 0
     steps: dict[int, int] = field(default_factory=dict)
-    pictures: dict[int, ImageOutput] = field(default_factory=dict)
+    outputs: dict[int, ImageOutput] = field(default_factory=dict)
     images: dict[int, Image] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     start_time: dt.datetime | None = None
@@ -96,7 +96,7 @@ class Assignment:
     @property
     def computing(self) -> bool:
         """Whether the engine has images of it, or will get more."""
-        return bool(self.spans) and len(self.pictures) < self.parameters.num_images
+        return bool(self.spans) and len(self.outputs) < self.parameters.num_images
 
     @property
     def inference(self) -> float:
@@ -151,7 +151,7 @@ class Assignment:
             clock: Monotonic seconds, for durations.
         """
         self.start_time = self.start_time or now
-        if self.taken == len(self.pictures):
+        if self.taken == len(self.outputs):
             # Otherwise the engine has others of its images, and their time goes on.
             self.spans.append(Span(clock, clock))
         first, self.taken = self.taken, self.taken + count
@@ -181,7 +181,7 @@ class Assignment:
             picture: The image.
             clock: Monotonic seconds.
         """
-        self.pictures[index] = replace(picture, rgb=b"")
+        self.outputs[index] = replace(picture, rgb=b"")
         self.steps[index] = self.parameters.num_inference_steps
         self.spans[-1].ended = clock
         self.warnings += [warning for warning in picture.warnings if warning not in self.warnings]

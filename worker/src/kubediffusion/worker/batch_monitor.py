@@ -119,7 +119,7 @@ class BatchMonitor:
             self._finisher.finish_image, self._members[image_id].assignment, image_id.index, outcome
         )
 
-    def more(self, room: int, calls: int, admit: Admit) -> tuple[ImageRequest, ...]:
+    def joining_images(self, room: int, calls: int, admit: Admit) -> tuple[ImageRequest, ...]:
         """Return the images that the event loop found to join the batch, and have it look for more."""
         # Before what it found is taken: else an answer that comes in between is forgotten, and asked for again.
         asked = self._asked
@@ -136,7 +136,7 @@ class BatchMonitor:
             self._loop.call_soon_threadsafe(self._look, room, calls, others, self.steps + 1)
         return tuple(member.request for member in found.values())
 
-    def urgent(self, left: int, calls: int) -> tuple[ImageRequest, ...]:
+    def interrupting_images(self, left: int, calls: int) -> tuple[ImageRequest, ...]:
         """Return the images that the event loop found to interrupt the batch, and every few steps have it look anew."""
         if self._gave_way_at is not None:
             # All steps since but one were those of images that it gave way to.
@@ -157,7 +157,7 @@ class BatchMonitor:
         """Return whether an image has waited as many steps as one may."""
         return self.steps >= self._members[image_id].due
 
-    def ran(self, load: StepStats) -> None:
+    def count_step(self, load: StepStats) -> None:
         """Count a step of the batch."""
         self.steps += 1
         self._metrics.batch.observe(load.images)

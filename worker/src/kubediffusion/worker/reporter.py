@@ -17,8 +17,8 @@ from kubediffusion.resources.redaction import Redactor
 from kubediffusion.resources.transitions import TERMINAL
 from kubediffusion.worker import reports
 from kubediffusion.worker.assignments import Assignment
-from kubediffusion.worker.refusals import LONGEST_PAUSE as LONGEST_REFUSAL_PAUSE
-from kubediffusion.worker.refusals import Refusals
+from kubediffusion.worker.refusal_backoff import LONGEST_PAUSE as LONGEST_REFUSAL_PAUSE
+from kubediffusion.worker.refusal_backoff import RefusalBackoff
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Reporter:
             ReportRefusedError: The API server refuses the report's content, or has not permitted it for
                 ``refused_seconds``.
         """
-        backoff, refusals = Backoff(FIRST_PAUSE, LONGEST_PAUSE), Refusals(self._refused_seconds)
+        backoff, refusals = Backoff(FIRST_PAUSE, LONGEST_PAUSE), RefusalBackoff(self._refused_seconds)
         while True:
             job = assignment.job
             try:
@@ -122,7 +122,7 @@ class Reporter:
 
         Where reading the job is not permitted for ``refused_seconds``, it is taken as being there.
         """
-        backoff, refusals = Backoff(FIRST_PAUSE, LONGEST_PAUSE), Refusals(self._refused_seconds)
+        backoff, refusals = Backoff(FIRST_PAUSE, LONGEST_PAUSE), RefusalBackoff(self._refused_seconds)
         while True:
             try:
                 current = await self._read(assignment)

@@ -164,7 +164,7 @@ def succeeded(
             "conditions": conditions,
             "progress": JobProgress.of(steps, steps),
             "images": images,
-            "parameters": recipe(assignment.parameters, engine, assignment.pictures[0]),
+            "parameters": recipe(assignment.parameters, engine, assignment.outputs[0]),
             "warnings": _merged(before.status.warnings, assignment.warnings),
             "start_time": start,
             "completion_time": now,

@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.resources.runtime import garbage
+from kubediffusion.worker.early_fetch import fetch_from_s3_or_disk
 from kubediffusion.worker.engine import Engine
-from kubediffusion.worker.fetching import fetch_from_s3_or_disk
 from kubediffusion.worker.settings import Settings
 from kubediffusion.worker.sources import check_folder, local_folder
 from kubediffusion.worker.stages import OnStage

@@ -1,4 +1,4 @@
-"""Uploads finished images, retrying for as long as storage is away: no image is computed again."""
+"""Uploads finished images. It retries for as long as storage is away, and for minutes where storage refuses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from concurrent.futures import Executor
 from kubediffusion.resources.backoff import Backoff
 from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.resources.storage import ImageStorage, StorageError
-from kubediffusion.worker.refusals import Refusals
+from kubediffusion.worker.refusal_backoff import RefusalBackoff
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Uploader:
             SupersededError: A later attempt has stored its own.
         """
         backoff, failing_since = Backoff(FIRST_PAUSE, LONGEST_PAUSE), None
-        refusals = Refusals(self._refused_seconds)
+        refusals = RefusalBackoff(self._refused_seconds)
         while True:
             answered = self._answered
             try:
@@ -111,7 +111,7 @@ class Uploader:
 
         What storage refuses for good, or for ``refused_seconds``, is left there, with a line in the log.
         """
-        refusals = Refusals(self._refused_seconds)
+        refusals = RefusalBackoff(self._refused_seconds)
         backoff, uri = Backoff(FIRST_PAUSE, LONGEST_PAUSE), self._storage.uri(key)
         loop = asyncio.get_running_loop()
         while True:

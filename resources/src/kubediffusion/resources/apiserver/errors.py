@@ -1,4 +1,4 @@
-"""What the API server answers when it refuses a request, as exceptions by HTTP status."""
+"""Why a request to the API server failed, as exceptions by HTTP status; 0 where nothing answered."""
 
 from __future__ import annotations
 

@@ -15,14 +15,13 @@ from kubediffusion.worker.engine.interface import (
     described,
     everybody,
 )
-from kubediffusion.worker.engine.key import BatchKey, CourseKey, GuidanceKind
+from kubediffusion.worker.engine.key import BatchKey, GuidanceKind, LockstepKey
 from kubediffusion.worker.engine.request import ImageId, ImageOutput, ImageRequest, Outcome, Shape
 
 __all__ = [
     "Admit",
     "BadModelError",
     "BatchKey",
-    "CourseKey",
     "Engine",
     "EngineInfo",
     "EngineLostError",
@@ -30,6 +29,7 @@ __all__ = [
     "ImageId",
     "ImageOutput",
     "ImageRequest",
+    "LockstepKey",
     "Monitor",
     "Outcome",
     "Plan",

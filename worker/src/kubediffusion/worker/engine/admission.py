@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Generic, TypeVar
 
-from kubediffusion.worker.engine.batching import Candidate, Portion, admission, next_batch
+from kubediffusion.worker.engine.batching import Candidate, Portion, joining_images, next_batch
 from kubediffusion.worker.engine.interface import Admit
 from kubediffusion.worker.engine.preemption import interrupting
 from kubediffusion.worker.engine.waits import Waits
@@ -54,7 +54,7 @@ class AdmissionPolicy(Generic[K]):
             admit: Tells how many of those who wait are to enter.
             step: Steps that will have been run when they enter.
         """
-        return admission(candidates, key, room, calls, admit=admit, waits=self._waits, step=step)
+        return joining_images(candidates, key, room, calls, admit=admit, waits=self._waits, step=step)
 
     def interrupt(
         self, candidates: Sequence[Candidate[K]], key: Hashable, priority: int, left: int, budget: int

@@ -82,7 +82,7 @@ def next_batch(candidates: Iterable[Candidate[K]], max_images: int) -> tuple[Por
     if head.deterministic:
         return (Portion(head.key, head.first, 1),)
     if head.plan.joins:
-        return joining(queue, head.plan.key, max_images, 0)
+        return joinable_images(queue, head.plan.key, max_images, 0)
     batch = [Portion(head.key, head.first, min(head.remaining, max_images))]
     room = max_images - batch[0].count
     for mate in others:
@@ -94,7 +94,7 @@ def next_batch(candidates: Iterable[Candidate[K]], max_images: int) -> tuple[Por
     return tuple(batch)
 
 
-def joining(candidates: Iterable[Candidate[K]], key: Hashable, room: int, calls: int) -> tuple[Portion[K], ...]:
+def joinable_images(candidates: Iterable[Candidate[K]], key: Hashable, room: int, calls: int) -> tuple[Portion[K], ...]:
     """Choose the images that enter a running batch.
 
     Args:
@@ -116,7 +116,7 @@ def joining(candidates: Iterable[Candidate[K]], key: Hashable, room: int, calls:
     return tuple(entering)
 
 
-def admission(
+def joining_images(
     candidates: Iterable[Candidate[K]],
     key: Hashable,
     room: int,
@@ -126,7 +126,7 @@ def admission(
     waits: Waits[tuple[K, int]],
     step: int,
 ) -> tuple[Portion[K], ...]:
-    """Choose which images of :func:`joining` enter: as many as the engine admits.
+    """Choose which images of :func:`joinable_images` enter: as many as the engine admits.
 
     Args:
         candidates: Jobs with images to make, in any order.
@@ -138,7 +138,7 @@ def admission(
         step: Steps that will have been run when they enter.
     """
     candidates = list(candidates)
-    portions = joining(candidates, key, room, calls)
+    portions = joinable_images(candidates, key, room, calls)
     needs = {candidate.key: candidate.plan.calls for candidate in candidates}
     images = {
         (portion.key, portion.first + number): needs[portion.key]
@@ -146,7 +146,7 @@ def admission(
         for number in range(portion.count)
     }
     count = admit(len(images), waits.note(images, step))
-    return portions if count >= len(images) else joining(candidates, key, count, calls)
+    return portions if count >= len(images) else joinable_images(candidates, key, count, calls)
 
 
 def _in_order(candidates: Iterable[Candidate[K]]) -> list[Candidate[K]]:

@@ -78,7 +78,10 @@ class StepStats:
 
 
 class Monitor(Protocol):
-    """Receives an engine's reports. Every method is called from the engine's thread and must not block."""
+    """Receives an engine's reports, and gives it the images that join or interrupt what runs.
+
+    Every method is called from the engine's thread and must not block.
+    """
 
     def wanted(self, image_id: ImageId) -> bool:
         """Return whether the image is still wanted. The engine calls this after every step."""
@@ -89,7 +92,7 @@ class Monitor(Protocol):
     def ended(self, image_id: ImageId, outcome: Outcome) -> None:
         """Note the end of an image. An image that is no longer wanted may end without it."""
 
-    def more(self, room: int, calls: int, admit: Admit) -> tuple[ImageRequest, ...]:
+    def joining_images(self, room: int, calls: int, admit: Admit) -> tuple[ImageRequest, ...]:
         """Return images that join the running batch: those that were found since the last call.
 
         Others are looked for meanwhile, for the next call. What is not called for when the batch ends runs in the next.
@@ -100,7 +103,7 @@ class Monitor(Protocol):
             admit: How many of those who wait are to take these slots.
         """
 
-    def urgent(self, left: int, calls: int) -> tuple[ImageRequest, ...]:
+    def interrupting_images(self, left: int, calls: int) -> tuple[ImageRequest, ...]:
         """Return images of another key that run, to their end, before the next step of the running batch.
 
         Others are looked for meanwhile, for a later call.
@@ -116,7 +119,7 @@ class Monitor(Protocol):
         Asked before a step, of those who have no slot.
         """
 
-    def ran(self, load: StepStats) -> None:
+    def count_step(self, load: StepStats) -> None:
         """Note that a batch makes one step."""
 
 

@@ -45,8 +45,8 @@ class BatchKey:
 
 
 @dataclass(frozen=True)
-class CourseKey:
-    """What images share whose calls differ in what they compute: they begin together, so that all need the same.
+class LockstepKey:
+    """What images share that run in lockstep: what they compute differs from call to call, so they begin together.
 
     Attributes:
         batch: What all images of a batch share.
@@ -63,4 +63,4 @@ class CourseKey:
 
 def tensors_of(key: Hashable) -> Hashable:
     """Return the key of the tensors that hold a batch. Two batches in the same tensors cannot run side by side."""
-    return key.batch if isinstance(key, CourseKey) else key
+    return key.batch if isinstance(key, LockstepKey) else key

@@ -84,11 +84,11 @@ class EngineLoop:
         """Add the images that the monitor found, and have it look for more to enter after the next step."""
         offer = self._scheduler.offer(self._seconds)
         if offer is not None:
-            self._add(self._monitor.more(offer.room, offer.calls, offer.admit))
+            self._add(self._monitor.joining_images(offer.room, offer.calls, offer.admit))
 
     def _give_way(self) -> None:
         """Run the images that may interrupt the batch before its next step."""
-        if self._interrupt is not None and (urgent := self._monitor.urgent(*self._scheduler.longest)):
+        if self._interrupt is not None and (urgent := self._monitor.interrupting_images(*self._scheduler.longest)):
             self._interrupt(urgent)
 
     def _overdue(self) -> int:
@@ -106,7 +106,7 @@ class EngineLoop:
             message = "a batch of %d does not fit the device's memory; at most %d from now on"
             logger.warning(message, plan.size, booking.shrunk)
         if result.stepped:
-            self._monitor.ran(StepStats(len(booking.progress), plan.size, limit, result.compiled, result.memory))
+            self._monitor.count_step(StepStats(len(booking.progress), plan.size, limit, result.compiled, result.memory))
         for state in booking.progress:
             self._monitor.stepped(state.request.id, _steps_done(state), state.request.shape.steps)
         for request in booking.alone:

@@ -19,11 +19,11 @@ from kubediffusion.resources.failures import JobFailure
 from kubediffusion.worker.engine import (
     Admit,
     BatchKey,
-    CourseKey,
     EngineInfo,
     EngineLostError,
     ImageId,
     ImageRequest,
+    LockstepKey,
     Monitor,
     Outcome,
     Plan,
@@ -43,9 +43,9 @@ from kubediffusion.worker.execution.faults import check_device, failure
 from kubediffusion.worker.execution.generic import NAME as STATIC
 from kubediffusion.worker.execution.generic import PipelineEngine, warm_up
 from kubediffusion.worker.execution.graphs import GraphedFunction
-from kubediffusion.worker.execution.local_executor import LocalExecutor, Machine
-from kubediffusion.worker.execution.machines import Machines
+from kubediffusion.worker.execution.local_executor import LocalExecutor, PreparedBatch
 from kubediffusion.worker.execution.preparation import Preparation
+from kubediffusion.worker.execution.prepared_batches import PreparedBatches
 from kubediffusion.worker.execution.schedulers import Schedulers
 from kubediffusion.worker.execution.slots import SlotState, SlotTensors, first_row
 from kubediffusion.worker.execution.stepping import CudaGraphManager, EagerSteps, Steps
@@ -93,7 +93,7 @@ class ContinuousEngine:
         compiler: What compiles in the background; None for no compilation.
         whole_calls: Runs by the pipeline's own call what cannot be stepped.
         decoder: Makes pixels of latents.
-        machines: What is prepared for the keys that were used last.
+        prepared_batches: What is prepared for the keys that were used last.
         preparation: What is prepared while nobody waits; None before :meth:`warm_up`, and without graphs.
     """
 
@@ -119,7 +119,7 @@ class ContinuousEngine:
         self.whole_calls = PipelineEngine(pipeline, replace(info, name=STATIC))
         self._schedulers = Schedulers(pipeline.scheduler)
         self.decoder = Decoder(pipeline, family, compiler)
-        self.machines = Machines(self._prepare_machine)
+        self.prepared_batches = PreparedBatches(self._prepare_batch)
         self.preparation: Preparation | None = None
         self._prefetch = PrefetchStream(self._device)
         self._encoded: dict[tuple[str, str | None, BatchKey], Conditioning] = {}
@@ -147,9 +147,9 @@ class ContinuousEngine:
             return
         progress(EngineReason.WARMING_UP, "the weights are on the device; the first image is made")
         warm_up(self)
-        machine = self.machines.of(self.family.key(_nothing(Shape(steps=1, guidance=_GUIDED))))
-        self.machines.keep(machine)
-        self.preparation = Preparation(machine, self.decoder, self.compiler, self._device)
+        prepared = self.prepared_batches.of(self.family.key(_nothing(Shape(steps=1, guidance=_GUIDED))))
+        self.prepared_batches.keep(prepared)
+        self.preparation = Preparation(prepared, self.decoder, self.compiler, self._device)
 
     def rest(self, wake: Callable[[], None]) -> bool:
         """Prepare what later jobs need: see :meth:`kubediffusion.worker.engine.Engine.rest`."""
@@ -178,15 +178,15 @@ class ContinuousEngine:
         if shape.acceleration.feature_caching is not None and not self.family.caches_features():
             # Which refuses it.
             return self.whole_calls.plan(request)
-        return Plan(CourseKey(key, shape.acceleration, shape.scheduler, shape.steps), calls)
+        return Plan(LockstepKey(key, shape.acceleration, shape.scheduler, shape.steps), calls)
 
     def _admit(self, key: BatchKey, calls: int, waiting: int, overdue: int = 0, /) -> int:
         """Return how many of the waiting images begin a batch together."""
-        machine = self.machines.known(key)
+        prepared = self.prepared_batches.known(key)
         # A batch of so few calls measures nothing: a size without a time would stay so, and be chosen for ever.
-        if machine is None or not waiting or calls < _MEASURED:
+        if prepared is None or not waiting or calls < _MEASURED:
             return waiting
-        return admitted(0, waiting, machine.sizes, machine.times.known, overdue)
+        return admitted(0, waiting, prepared.sizes, prepared.times.known, overdue)
 
     def run(self, requests: tuple[ImageRequest, ...], monitor: Monitor) -> None:
         """Make the images of one batch: see :meth:`kubediffusion.worker.engine.Engine.run`."""
@@ -194,7 +194,7 @@ class ContinuousEngine:
         modes: tuple[ForwardMode, ...] = ()
         if isinstance(plan.key, BatchKey):
             key = plan.key
-        elif isinstance(plan.key, CourseKey):
+        elif isinstance(plan.key, LockstepKey):
             key = plan.key.batch
             modes = forward_modes(plan.key.acceleration, plan.calls, guided=key.guided)
         else:
@@ -206,9 +206,9 @@ class ContinuousEngine:
 
     def _loop(self, key: BatchKey, modes: tuple[ForwardMode, ...], monitor: Monitor) -> EngineLoop:
         """Join what runs one batch."""
-        machine = self.machines.of(key)
+        prepared = self.prepared_batches.of(key)
         executor = LocalExecutor(
-            machine,
+            prepared,
             lambda request: self._prepare(request, key),
             self.decoder,
             self._outcome,
@@ -216,14 +216,14 @@ class ContinuousEngine:
             torch_dtype=self._info.torch_dtype,
         )
         return EngineLoop(
-            scheduler=StepScheduler(machine, modes=modes, repeats=key.deterministic),
+            scheduler=StepScheduler(prepared, modes=modes, repeats=key.deterministic),
             executor=executor,
             monitor=monitor,
             calls=lambda request: self._calls(request.shape, key) or request.shape.steps,
             alone=lambda request: self.whole_calls.run((request,), monitor),
-            limit=machine,
+            limit=prepared,
             # What steps of fewer rows take says nothing of others.
-            times=None if modes else machine.times,
+            times=None if modes else prepared.times,
             between=None if key.deterministic or self.preparation is None else self.preparation.capture,
             interrupt=None if isinstance(monitor, _Interruption) else partial(self._interrupt, monitor),
         )
@@ -267,13 +267,13 @@ class ContinuousEngine:
         arguments = self.family.schedule(scheduler, key, steps)
         return read_coefficients(scheduler, arguments, from_start=self.family.from_start)
 
-    def _prepare_machine(self, key: BatchKey) -> Machine:
+    def _prepare_batch(self, key: BatchKey) -> PreparedBatch:
         sizes = (1,) if key.deterministic else self._sizes
         example = self._prefetch.run(lambda: self._row(_nothing(Shape(steps=1, guidance=1)), key, 1.0))
         slots = SlotTensors(self.family, key, sizes[-1], example)
         graphs = self._graphs and not key.deterministic
         steps: Steps = CudaGraphManager(slots, self.compiler) if graphs else EagerSteps(slots)
-        return Machine(key, slots, steps, sizes)
+        return PreparedBatch(key, slots, steps, sizes)
 
     def _prepare(self, request: ImageRequest, key: BatchKey) -> tuple[SchedulerCoefficients, SlotState] | None:
         self.family.check(key)
@@ -311,7 +311,7 @@ class _Interruption:
         self._open = {request.id for request in requests}
         self.wanted = monitor.wanted
         self.stepped = monitor.stepped
-        self.ran = monitor.ran
+        self.count_step = monitor.count_step
 
     def ended(self, image_id: ImageId, outcome: Outcome) -> None:
         """Report the end of an image."""
@@ -323,11 +323,11 @@ class _Interruption:
         for image_id in sorted(self._open, key=lambda image_id: image_id.index):
             self.ended(image_id, failure)
 
-    def more(self, _room: int, _calls: int, _admit: Admit) -> tuple[ImageRequest, ...]:
+    def joining_images(self, _room: int, _calls: int, _admit: Admit) -> tuple[ImageRequest, ...]:
         """Return no images, so that the batch that waits goes on sooner."""
         return ()
 
-    def urgent(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
+    def interrupting_images(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
         """Return no images: none interrupts this batch."""
         return ()
 

@@ -69,16 +69,16 @@ class _Witness:
         if isinstance(outcome, JobFailure):
             self.failure = outcome
 
-    def more(self, _room: int, _calls: int, _admit: Admit) -> tuple[ImageRequest, ...]:
+    def joining_images(self, _room: int, _calls: int, _admit: Admit) -> tuple[ImageRequest, ...]:
         return ()
 
-    def urgent(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
+    def interrupting_images(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
         return ()
 
     def overdue(self, _image_id: ImageId) -> bool:
         return False
 
-    def ran(self, _load: StepStats) -> None:
+    def count_step(self, _load: StepStats) -> None:
         pass
 
 

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Machine:
+class PreparedBatch:
     """What is prepared once for images of one key.
 
     Attributes:
@@ -93,7 +93,7 @@ class LocalExecutor:
     """Executes the plans of one batch: see :class:`kubediffusion.worker.engine.executor.Executor`.
 
     Args:
-        machine: What is prepared.
+        prepared: What is prepared.
         prepare: Makes an image ready to enter.
         decoder: Makes pixels.
         finish: Makes outcomes.
@@ -103,7 +103,7 @@ class LocalExecutor:
 
     def __init__(
         self,
-        machine: Machine,
+        prepared: PreparedBatch,
         prepare: Prepare,
         decoder: Decoder,
         finish: Finish,
@@ -111,20 +111,20 @@ class LocalExecutor:
         keeps_features: bool,
         torch_dtype: str,
     ) -> None:
-        self._machine = machine
+        self._prepared = prepared
         self._prepare = prepare
         self._decoder = decoder
         self._finish = finish
         self._keeps_features = keeps_features
         self._torch_dtype = torch_dtype
-        self._device = machine.batch.device
+        self._device = prepared.batch.device
         self._pacer = StepPacer(self._device)
         self._images: dict[ImageId, _Image] = {}
         self._decodings: list[tuple[_Image, Decoding]] = []
         self._launched: tuple[int, bool] | None = None
         self._size = 0
         self._memory: int | None = None
-        machine.batch.clear()
+        prepared.batch.clear()
 
     def accept(self, requests: Sequence[ImageRequest]) -> None:
         """Keep requests, which plans then name by id alone."""
@@ -169,21 +169,21 @@ class LocalExecutor:
     def _enter(self, slot: int, image: _Image) -> None:
         if image.state is None:
             raise RuntimeError("an image enters that was not made ready")
-        self._machine.batch.enter(slot, image.state)
+        self._prepared.batch.enter(slot, image.state)
         image.state = None
 
     def _step(self, plan: StepPlan, calls: Sequence[SlotCall]) -> StepResult:
         """Launch a step, and take the latents of the images for which it was the last."""
-        batch = self._machine.batch
+        batch = self._prepared.batch
         try:
             batch.steer({call.slot: self._control(call.image, call.call) for call in calls}, plan.size)
-            compiled = self._machine.steps.of(plan.mode).run(plan.size)
+            compiled = self._prepared.steps.of(plan.mode).run(plan.size)
             seconds = self._pacer.step()
         except Exception as error:  # noqa: BLE001 - what the pipeline raises is the outcome of its images
             logger.warning("a step raised", extra={"images": len(calls), **described(error)})
             check_device(self._device, error)
             if is_out_of_memory(error):
-                self._machine.steps.evict()
+                self._prepared.steps.evict()
             return StepResult(failure=StepFailure(failure(error), is_out_of_memory(error)))
         time = None
         if seconds is not None and self._launched is not None:
@@ -209,7 +209,7 @@ class LocalExecutor:
         return [(image.request.id, self._outcome(image, decoding)) for image, decoding in ready]
 
     def _vacate(self, plan: StepPlan) -> None:
-        batch = self._machine.batch
+        batch = self._prepared.batch
         for slot in plan.frees:
             batch.leave(slot)
         for slot, image in plan.parks:
@@ -254,12 +254,12 @@ class LocalExecutor:
 
     def _decode(self, image: _Image) -> StepFailure | None:
         """Begin to decode an image, and return the failure when it cannot be decoded, else None."""
-        latents, plain = image.latents, self._machine.plain
+        latents, plain = image.latents, self._prepared.plain
         if latents is None:
             raise RuntimeError("an image is decoded that is not done")
         while True:
             try:
-                decoding = self._decoder.begin(latents, self._machine.key, plain=plain)
+                decoding = self._decoder.begin(latents, self._prepared.key, plain=plain)
             except Exception as error:  # noqa: BLE001 - what the VAE raises is the outcome of its image
                 logger.warning("an image cannot be decoded", extra=described(error))
                 check_device(self._device, error)
@@ -268,7 +268,7 @@ class LocalExecutor:
                     plain = True
                     continue
                 if is_out_of_memory(error):
-                    self._machine.steps.evict()
+                    self._prepared.steps.evict()
                 return StepFailure(failure(error), is_out_of_memory(error))
             image.latents = None
             self._decodings.append((image, decoding))

@@ -15,23 +15,25 @@ import torch
 from kubediffusion.worker.execution.compile.compiler import Compiler
 from kubediffusion.worker.execution.decoding import Decoder
 from kubediffusion.worker.execution.faults import check_device, is_out_of_memory
-from kubediffusion.worker.execution.local_executor import Machine
+from kubediffusion.worker.execution.local_executor import PreparedBatch
 
 logger = logging.getLogger(__name__)
 
 
 class Preparation:
-    """Brings one machine to its best: every batch size captured, then everything compiled.
+    """Brings one prepared batch to its best: every batch size captured, then everything compiled.
 
     Args:
-        machine: What is prepared.
+        prepared: What is prepared.
         decoder: Prepared with it.
         compiler: None for no compilation.
         device: A CUDA device.
     """
 
-    def __init__(self, machine: Machine, decoder: Decoder, compiler: Compiler | None, device: torch.device) -> None:
-        self.machine = machine
+    def __init__(
+        self, prepared: PreparedBatch, decoder: Decoder, compiler: Compiler | None, device: torch.device
+    ) -> None:
+        self.prepared = prepared
         self._decoder = decoder
         self._compiler = compiler
         self._device = device
@@ -88,21 +90,21 @@ class Preparation:
             raise
 
     def _sizes(self) -> tuple[int, ...]:
-        return tuple(size for size in self.machine.sizes if size not in self._too_large)
+        return tuple(size for size in self.prepared.sizes if size not in self._too_large)
 
     def _missing(self) -> list[int]:
-        return [size for size in self._sizes() if not self.machine.steps.ready(size)]
+        return [size for size in self._sizes() if not self.prepared.steps.ready(size)]
 
     def _give_up(self, size: int) -> None:
         """Use no batches of a size or more, unless a larger one is there: it did fit once."""
-        machine = self.machine
-        if not any(machine.steps.ready(other) for other in machine.sizes if other > size):
-            machine.sizes = tuple(other for other in machine.sizes if other < size) or machine.sizes[:1]
+        prepared = self.prepared
+        if not any(prepared.steps.ready(other) for other in prepared.sizes if other > size):
+            prepared.sizes = tuple(other for other in prepared.sizes if other < size) or prepared.sizes[:1]
 
     def _attempt(self, size: int) -> bool:
         """Bring a size further, and return whether it is as fast as it gets, or does not fit."""
         try:
-            return self.machine.steps.prepare(size)
+            return self.prepared.steps.prepare(size)
         except Exception as error:
             check_device(self._device, error)
             if not is_out_of_memory(error):

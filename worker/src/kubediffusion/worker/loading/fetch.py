@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kubediffusion.worker.fetching import fetch_from_s3_or_disk
+from kubediffusion.worker.early_fetch import fetch_from_s3_or_disk
 from kubediffusion.worker.loading import hub
 from kubediffusion.worker.settings import Settings
 from kubediffusion.worker.sources import LocalModel

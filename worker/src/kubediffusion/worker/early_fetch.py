@@ -1,4 +1,4 @@
-"""Fetches a model from any source but the Hugging Face Hub, without importing PyTorch or diffusers."""
+"""Fetches a model from S3 or a folder while PyTorch is being imported; `loading.fetch` adds the Hugging Face Hub."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kubediffusion.resources.testing import present
-from kubediffusion.worker.refusals import LONGEST_PAUSE, Refusals
+from kubediffusion.worker.refusal_backoff import LONGEST_PAUSE, RefusalBackoff
 
 
 class Clock:
@@ -20,7 +20,7 @@ class Clock:
 @pytest.mark.parametrize("seconds", [1.0, 300.0, 3600.0])
 def test_what_is_refused_is_tried_for_its_time_and_once_at_its_end(seconds: float) -> None:
     clock = Clock()
-    refusals, began, pauses = Refusals(seconds, clock), clock.now, []
+    refusals, began, pauses = RefusalBackoff(seconds, clock), clock.now, []
     while (pause := refusals.next_pause()) is not None:
         assert 0 < pause <= LONGEST_PAUSE
         pauses.append(pause)
@@ -32,7 +32,7 @@ def test_what_is_refused_is_tried_for_its_time_and_once_at_its_end(seconds: floa
 
 def test_another_answer_in_between_begins_anew() -> None:
     clock = Clock()
-    refusals = Refusals(10.0, clock)
+    refusals = RefusalBackoff(10.0, clock)
     refusals.next_pause()
     clock.now += 9.0
     refusals.reset()

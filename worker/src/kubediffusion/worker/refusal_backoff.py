@@ -1,4 +1,4 @@
-"""How long a write is tried again that is refused for good unless somebody acts: a denied prefix, a policy."""
+"""How long a refused write is tried again: a denied prefix or a policy lasts until somebody changes it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ LONGEST_PAUSE = 60.0
 """Seconds between two tries at most. An outage is tried more often: it passes by itself."""
 
 
-class Refusals:
-    """The refusals in a row of one write.
+class RefusalBackoff:
+    """Counts the refusals in a row of one write, and says how long to wait after each.
 
     Args:
         seconds: For so long the write is tried again.

@@ -31,6 +31,7 @@ class Faults:
         away_after: Whether it is away once an answer has been spoilt.
         echo: A status for every answer, 0 for none. What is answered quotes the request, as some proxies do.
         echoed: Requests that were answered so.
+    gone: Watches that are answered next by 410: what they would go on from is too old.
     """
 
     creations: list[int | None] = field(default_factory=list)
@@ -39,6 +40,7 @@ class Faults:
     away_after: bool = False
     echo: int = 0
     echoed: int = 0
+    gone: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,10 @@ class _Proxy(BaseHTTPRequestHandler):
         if faults.echo:
             faults.echoed += 1
             self.quote(faults.echo)
+            return
+        if faults.gone and "watch=true" in self.path:
+            faults.gone -= 1
+            self.spoil(410)
             return
         creation = self.command == "POST" and self.path.partition("?")[0].endswith("/generationjobs")
         status = faults.creations.pop(0) if creation and faults.creations else None

@@ -278,10 +278,20 @@ def test_shells_complete_it(line: CommandLine, shell: str, complete: str, found:
     assert found in line.run()[1].split()
 
 
-def test_nobody_there_is_said_at_once_or_after_tries(line: CommandLine) -> None:
-    code, _, err = line.run("models", "--server", f"http://127.0.0.1:{free_port()}", "--retry", "0")
-    assert code == 5
-    assert "hint: is the address right?" in err
+@pytest.mark.parametrize("command", ["models", "a fox"])
+def test_nobody_there_is_said_at_once_or_after_tries(line: CommandLine, command: str) -> None:
+    nobody = f"http://127.0.0.1:{free_port()}"
+    code, _, err = line.run(command, "--server", nobody, "--retry", "0")
+    assert (code, "hint: is the address right?" in err, "tries again" in err) == (5, True, False)
+    code, _, err = line.run(command, "--server", nobody, "--retry", "1")
+    assert (code, f"nobody answers at {nobody}" in err, "tries again in 1 s" in err) == (5, True, True)
+
+
+def test_each_of_several_jobs_is_waited_for(line: CommandLine) -> None:
+    failing, drawn = (line.ok(prompt, "--no-wait").strip() for prompt in (f"{REFUSED} first", "drawn second"))
+    code, out, err = line.run("wait", failing, "no-such-job", drawn)
+    assert (code, out) == (1, f"{drawn}\n")
+    assert err.count("error: ") == 2
 
 
 def _named(api: Api, prompt: str) -> str | None:

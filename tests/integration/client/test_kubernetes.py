@@ -6,6 +6,8 @@ import json
 import re
 import signal
 import socket
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
@@ -207,9 +209,35 @@ def test_a_lost_answer_makes_no_second_job(namespace: Namespace, tmp_path: Path)
     with faulty_server(namespace.cluster.control_plane.kubeconfig(EDITOR), tmp_path) as server:
         server.faults.creations[:] = [CUT, CUT]
         line = with_kubeconfig(namespace, tmp_path, server.kubeconfig)
-        name = line.ok(prompt, "--no-wait").strip()
-        assert server.faults.creations == []
+        code, out, err = line.run(prompt, "--no-wait")
+        assert (code, "tries again in" in err, server.faults.creations) == (0, True, [])
+    name = out.strip()
     assert [job["metadata"]["name"] for job in jobs_of(namespace, prompt)] == [name]
+
+
+def test_a_watch_that_is_too_old_or_breaks_off_is_begun_anew(
+    namespace: Namespace, client_stage: Stage, tmp_path: Path
+) -> None:
+    with faulty_server(namespace.cluster.control_plane.kubeconfig(EDITOR), tmp_path) as server:
+        line = with_kubeconfig(namespace, tmp_path, server.kubeconfig)
+        name = line.ok(f"{UNDRAWN}: watched", "--no-wait").strip()
+        server.faults.gone = 2
+        waiting = line.start("wait", name)
+        wait_for("the watches", lambda: server.faults.gone == 0)
+        client_stage.bind(name)
+        server.faults.away.set()
+        client_stage.run(name)
+        server.faults.away.clear()
+        client_stage.succeed(name, png())
+        assert waiting.communicate(timeout=60)[0].decode() == f"{name}\n"
+
+
+def test_a_program_that_closes_nothing_ends_quietly(line: CommandLine) -> None:
+    program = "from kubediffusion.client import Client; print(Client().submit('a fox').wait().phase)"
+    process = subprocess.run(
+        [sys.executable, "-Wdefault", "-c", program], env=line.environment, capture_output=True, text=True, timeout=60
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (0, "Succeeded\n", "")
 
 
 def test_without_the_api_s_service_it_says_what_helps(

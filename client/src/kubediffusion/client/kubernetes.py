@@ -25,7 +25,6 @@ from kubediffusion.client.errors import (
     InvalidRequestError,
     KubeDiffusionError,
     NotFoundError,
-    UnavailableError,
 )
 from kubediffusion.client.objects import asks_for, error_of, job_view, manifest, model_view
 from kubediffusion.client.requests import Spec
@@ -104,21 +103,21 @@ class KubernetesTransport:
         async def attempt(client: KubernetesClient, namespace: str) -> GenerationJob | None:
             selector = f"metadata.name={job.name}"
             watch = client.generation_jobs.watch(namespace, version, field_selector=selector)
-            async with aclosing(watch) as events:
-                async for event in events:
-                    if event.type is EventType.DELETED:
-                        raise NotFoundError(f"job {job.name} has been deleted")
-                    if event.item is not None:
-                        return event.item
+            try:
+                async with aclosing(watch) as events:
+                    async for event in events:
+                        if event.type is EventType.DELETED:
+                            raise NotFoundError(f"job {job.name} has been deleted")
+                        if event.item is not None:
+                            return event.item
+                        self._versions[job.name] = event.resource_version
+            except GoneError:
+                return await client.generation_jobs.get(namespace, job.name)
             return None
 
         found: GenerationJob | None = None
         with anyio.move_on_after(seconds):
-            try:
-                found = await self._run(attempt)
-            except UnavailableError:
-                # A watch that broke off; what it missed is in the answer to a question.
-                return await self.job(job.name)
+            found = await self._run(attempt)
         return job if found is None else self._view(found)
 
     async def cancel(self, name: str) -> JobView:
@@ -192,8 +191,6 @@ class KubernetesTransport:
         async def attempt() -> T:
             try:
                 return await work(client, namespace)
-            except GoneError as error:
-                raise UnavailableError(error.message) from error
             except KubernetesError as error:
                 raise error_of(error) from error
 

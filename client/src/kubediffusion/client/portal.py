@@ -21,9 +21,14 @@ T = TypeVar("T")
 
 
 class Portal:
-    """An event loop in a thread; it begins with the first call."""
+    """An event loop in a thread; it begins with the first call.
 
-    def __init__(self) -> None:
+    Args:
+        closing: Runs at the loop's end, if it began.
+    """
+
+    def __init__(self, closing: Callable[[], Awaitable[None]]) -> None:
+        self._closing = closing
         self._lock = threading.Lock()
         self._running: BlockingPortal | None = None
         self._stop: Callable[[], object] = int
@@ -66,11 +71,14 @@ class Portal:
                 context = start_blocking_portal(name="kubediffusion-client")
                 self._running = context.__enter__()
                 # Also at the end of a program that does not close it.
-                self._stop = weakref.finalize(self, _stop, context, self._running)
+                self._stop = weakref.finalize(self, _stop, context, self._running, self._closing)
             return self._running
 
 
-def _stop(context: AbstractContextManager[BlockingPortal], portal: BlockingPortal) -> None:
-    with contextlib.suppress(RuntimeError):
+def _stop(
+    context: AbstractContextManager[BlockingPortal], portal: BlockingPortal, closing: Callable[[], Awaitable[None]]
+) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop has ended already
+        portal.call(closing)
         portal.start_task_soon(portal.stop, True)
     context.__exit__(None, None, None)

@@ -54,7 +54,7 @@ class Client:
     ) -> None:
         transport = transport or transport_of(server, api_key, namespace, timeout, retry_seconds, on_retry)
         self._client = AsyncClient(transport=transport)
-        self._portal = Portal()
+        self._portal = Portal(self._client.aclose)
         self.jobs = Jobs(self._client, self._portal)
         self.models = Models(self._client, self._portal)
 
@@ -68,7 +68,6 @@ class Client:
 
     def close(self) -> None:
         """Close the connections, and end the thread."""
-        self._portal.call(self._client.aclose)
         self._portal.close()
 
     def generate(

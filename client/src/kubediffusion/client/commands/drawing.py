@@ -10,11 +10,11 @@ import typer
 
 from kubediffusion.client.aio import RETRY_SECONDS
 from kubediffusion.client.commands import options
-from kubediffusion.client.commands.output import Format, plain, program, say, show
+from kubediffusion.client.commands.output import Format, plain, program, say, show, show_error
 from kubediffusion.client.commands.progress import ProgressBar
 from kubediffusion.client.commands.saving import STDOUT, check_folder, check_target, save_images
 from kubediffusion.client.commands.session import Place, run
-from kubediffusion.client.errors import FieldProblem, InvalidRequestError, WaitTimeoutError
+from kubediffusion.client.errors import FieldProblem, InvalidRequestError, KubeDiffusionError, WaitTimeoutError
 from kubediffusion.client.requests import Spec, fields_of, set_field, spec_again, spec_of
 
 if TYPE_CHECKING:
@@ -153,14 +153,22 @@ def wait_for_jobs(
     async def work(client: AsyncClient) -> None:
         if len(jobs) > 1 and save is not None:
             check_folder(save)
+        failures: list[KubeDiffusionError] = []
         for name in jobs:
-            job = await client.jobs.get(name)
-            if save is not None:
-                check_target(save, _count(fields_of(job.view.request)))
-            with bar.shown(quiet=quiet):
-                await job.wait(timeout, on_change=bar.job)
-                images = None if save is None else await job.images()
-            _show(job, images, save, output)
+            try:
+                job = await client.jobs.get(name)
+                if save is not None:
+                    check_target(save, _count(fields_of(job.view.request)))
+                with bar.shown(quiet=quiet):
+                    await job.wait(timeout, on_change=bar.job)
+                    images = None if save is None else await job.images()
+                _show(job, images, save, output)
+            except KubeDiffusionError as error:
+                failures.append(error)
+        for failure in failures[1:]:
+            show_error(failure, output)
+        if failures:
+            raise failures[0]
 
     run(Place(server, api_key, namespace, retry), work, output, bar.retry)
 

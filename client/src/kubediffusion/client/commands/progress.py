@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from kubediffusion.client.commands.output import console, one_line
+from kubediffusion.client.commands.output import console, one_line, say
 from kubediffusion.client.commands.words import standing
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ class ProgressBar:
     def __init__(self) -> None:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
+        self._said = ""
 
     @contextmanager
     def shown(self, *, quiet: bool) -> Iterator[None]:
@@ -51,8 +53,13 @@ class ProgressBar:
         self._update(standing(job), total, done, job.progress or "")
 
     def retry(self, error: KubeDiffusionError, pause: float) -> None:
-        """Show that a request is tried again."""
-        self._update(f"{error.reason}; tries again in {pause:.0f} s", None, 0, "")
+        """Show that a request is tried again; where there is no terminal, say it once for each reason."""
+        words = f"{error.reason}; tries again in {math.ceil(pause)} s"
+        if self._progress is not None:
+            self._update(words, None, 0, "")
+        elif error.reason != self._said:
+            self._said = error.reason
+            say(words)
 
     def _update(self, description: str, total: int | None, done: int, steps: str) -> None:
         if self._progress is not None and self._task is not None:

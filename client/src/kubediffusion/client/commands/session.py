@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -61,7 +62,7 @@ def run(
         task = asyncio.current_task()
         if task is not None and sys.platform != "win32":
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        async with place.client(on_retry=on_retry) as client:
+        async with place.client(on_retry=on_retry or say_retry) as client:
             return await work(client)
 
     try:
@@ -78,3 +79,8 @@ def run(
             raise
         say(f"error: {error}")
         raise typer.Exit(ExitCode.FAILED) from None
+
+
+def say_retry(error: KubeDiffusionError, pause: float) -> None:
+    """Say that a request is tried again, as nothing else is heard until then."""
+    say(f"{error.reason}; tries again in {math.ceil(pause)} s")

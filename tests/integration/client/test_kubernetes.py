@@ -21,6 +21,7 @@ from integration.api.api_kit import Api, Site, Stage, png
 from integration.api.faults import CUT, faulty_server
 from integration.client.conftest import REFUSED, UNDRAWN
 from integration.client.test_command_line import CommandLine
+from kubediffusion.local import binaries
 from kubediffusion.local.layout import CHART
 from kubediffusion.local.testing import Namespace, wait_for
 
@@ -122,9 +123,11 @@ def jobs_of(namespace: Namespace, prompt: str) -> list[dict[str, Any]]:
 
 
 def test_a_picture_with_a_kubeconfig_alone(line: CommandLine, service: str | None) -> None:
+    # The real kubectl finds the program on PATH.
     code, out, err = line.run(
+        "diffuse",
         "a fox", "-o", "fox.png", "--seed", "7", "--set", "acceleration.featureCaching.interval=3",
-        program="kubectl-diffuse",
+        program=str(binaries.provide().path("kubectl")),
     )  # fmt: skip
     if service is None:
         # Without a network the API server has no way to anybody, and says so.

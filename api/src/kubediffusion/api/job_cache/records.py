@@ -140,7 +140,7 @@ def _document(body: dict[str, Any]) -> bytes:
     # Annotations and managedFields repeat the spec, and nothing here shows them; but for one.
     kept = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp")
     metadata = {key: value for key, value in body["metadata"].items() if key in kept}
-    encoding = body["metadata"].get("annotations", {}).get(meta.OUTPUT_ENCODING_ANNOTATION)
+    encoding = (body["metadata"].get("annotations") or {}).get(meta.OUTPUT_ENCODING_ANNOTATION)
     if encoding is not None:
         metadata["annotations"] = {meta.OUTPUT_ENCODING_ANNOTATION: encoding}
     spec = {key: value for key, value in body["spec"].items() if key != "prompt"}

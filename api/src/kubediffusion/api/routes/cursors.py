@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 
+from pydantic_core import from_json
+
 from kubediffusion.api.errors import InvalidRequestError, problem
 from kubediffusion.api.job_cache.records import AgeKey
 
@@ -28,7 +30,8 @@ def decoded_cursor(text: str | None, parameter: str, name: str = "cursor") -> Ag
     if text is None:
         return None
     try:
-        created, job = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        # Python's own parser recurses as deep as the text tells it to, and takes NaN for a number.
+        created, job = from_json(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), allow_inf_nan=False)
         return AgeKey(float(created), str(job))
     except (ValueError, TypeError) as error:
         message = f"This is no {name} of a list"

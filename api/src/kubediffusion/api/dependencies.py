@@ -21,6 +21,7 @@ from kubediffusion.api.encoding import ImageEncoder
 from kubediffusion.api.errors import ClientGoneError
 from kubediffusion.api.images import ImageReader
 from kubediffusion.api.job_cache.cache import JobCache
+from kubediffusion.api.job_events.streams import JobStreams
 from kubediffusion.api.metrics import Metrics
 from kubediffusion.api.model_cache import ModelCache
 from kubediffusion.api.service import JobService
@@ -38,6 +39,7 @@ class AppState:
     jobs: JobCache
     models: ModelCache
     watches: Watches
+    streams: JobStreams
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,12 @@ class StateConflictError(ApiError):
     status = 409
 
 
+class JobGoneError(ApiError):
+    """410: the job, which the client has followed, has been deleted."""
+
+    status = 410
+
+
 class ImageGoneError(ApiError):
     """410: the image has been deleted from storage."""
 

@@ -13,6 +13,8 @@ import uvicorn
 from kubernetes.aio.config import ConfigException
 
 from kubediffusion.api.app import AGENT, create_app
+from kubediffusion.api.dependencies import AppState
+from kubediffusion.api.job_events.streams import JobStreams
 from kubediffusion.api.middleware import RequestIdFilter
 from kubediffusion.api.settings import Settings
 from kubediffusion.resources.apiserver.client import KubernetesClient
@@ -20,6 +22,19 @@ from kubediffusion.resources.runtime import garbage, logs
 from kubediffusion.resources.runtime.settings import EX_CONFIG, read_settings
 
 logger = logging.getLogger(__name__)
+
+
+class _Server(uvicorn.Server):
+    """A server that ends the streams of events when it stops: it would else wait for them in vain."""
+
+    def __init__(self, config: uvicorn.Config, streams: JobStreams) -> None:
+        super().__init__(config)
+        self._streams = streams
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, end the streams, and let what else is under way come to its end."""
+        self._streams.close()
+        await super().shutdown(sockets)
 
 
 def main() -> None:
@@ -34,9 +49,11 @@ def main() -> None:
     except ConfigException as error:
         logger.critical("no Kubernetes API server is configured, neither a Pod's nor by KUBECONFIG: %s", error)
         sys.exit(EX_CONFIG)
-    server = uvicorn.Server(
+    app = create_app(settings)
+    state: AppState = app.state.app_state
+    server = _Server(
         uvicorn.Config(
-            create_app(settings),
+            app,
             loop="uvloop",
             http="httptools",
             ws="none",
@@ -47,7 +64,8 @@ def main() -> None:
             # Of uvicorn's own, `*` believes the first address of the header, which the client writes.
             proxy_headers=False,
             timeout_graceful_shutdown=settings.shutdown_seconds,
-        )
+        ),
+        state.streams,
     )
     # uvicorn raises the signal again when it is done; the process has then done what was asked, and exits with 0.
     for number in (signal.SIGTERM, signal.SIGINT):

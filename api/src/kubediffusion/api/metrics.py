@@ -41,6 +41,7 @@ class Metrics:
         self.waiting_requests = Gauge(
             f"{prefix}_waiting_requests", "Requests that wait for a job's end.", registry=self.registry
         )
+        self.open_streams = Gauge(f"{prefix}_open_streams", "Streams of events that are open.", registry=self.registry)
         self._cached_jobs = Gauge(f"{prefix}_cached_jobs", "Jobs in the watch cache.", registry=self.registry)
         self._unfinished_jobs = Gauge(f"{prefix}_unfinished_jobs", "Jobs without an outcome.", registry=self.registry)
 

@@ -21,6 +21,7 @@ from kubediffusion.api.errors import (
     problem,
 )
 from kubediffusion.api.job_cache.cache import JobCache
+from kubediffusion.api.job_cache.filters import JobFilter
 from kubediffusion.api.job_cache.records import AgeKey, CachedJob, JobRecord, StoredImage
 from kubediffusion.api.metrics import Metrics
 from kubediffusion.api.model_cache import ModelCache
@@ -28,7 +29,7 @@ from kubediffusion.api.schemas import JobRequest, JobSummary, JobView
 from kubediffusion.api.settings import Settings
 from kubediffusion.resources.apiserver.errors import KubernetesError, NotFoundError
 from kubediffusion.resources.apiserver.resource import Resource
-from kubediffusion.resources.generation_job import GenerationJobSpec, Phase
+from kubediffusion.resources.generation_job import GenerationJobSpec
 from kubediffusion.resources.parameters import check_limits
 from kubediffusion.resources.task_ids import new_task_id
 from kubediffusion.resources.time_to_live import time_to_live
@@ -176,28 +177,24 @@ class JobService:
             raise TaskNotFoundError
         return end
 
-    def page(
-        self, phases: frozenset[Phase] | None, model: str | None, limit: int, before: AgeKey | None
-    ) -> tuple[list[JobSummary], AgeKey | None]:
+    def page(self, wanted: JobFilter, limit: int, before: AgeKey | None) -> tuple[list[JobSummary], AgeKey | None]:
         """List jobs, newest first.
 
         Args:
-            phases: Only jobs in these phases; None for all.
-            model: Only jobs of this model; None for all.
+            wanted: Which jobs.
             limit: How many jobs at most.
             before: Where the last page ended.
 
         Returns:
             The jobs, and where the next page begins; None when there is none.
         """
-        jobs, end = self.newest(phases, model, limit, before)
+        jobs, end = self.newest(wanted, limit, before)
         return [translate.summary(job, self._position(job), self._settings.root_path) for job in jobs], end
 
-    def newest(
-        self, phases: frozenset[Phase] | None, model: str | None, limit: int, before: AgeKey | None
-    ) -> tuple[list[CachedJob], AgeKey | None]:
+    def newest(self, wanted: JobFilter, limit: int, before: AgeKey | None) -> tuple[list[CachedJob], AgeKey | None]:
         """List jobs as they are in the cache; as :meth:`page`."""
-        found = self._jobs.newest_first(before, phases, model, self._models.default_name)
+        newest = self._jobs.newest_first(before, wanted.phases, wanted.model, self._models.default_name)
+        found = filter(wanted.matches_labels, newest)
         jobs = list(islice(found, limit))
         more = len(jobs) == limit and next(found, None) is not None
         return jobs, jobs[-1].age_key if more else None

@@ -148,6 +148,16 @@ class Settings(StorageSecrets):
     """Other values of ``max_unfinished_jobs_by_key`` and ``max_priority`` for single API keys, as JSON:
     ``{"alice": {"maxPriority": 10}}``."""
 
+    max_streams: Annotated[int, Field(ge=0)] = 2_000
+    """With so many streams of events open in this process, further ones are refused with 429; 0 for no cap."""
+
+    max_streams_by_client: Annotated[int, Field(ge=0)] = 1_000
+    """With so many of them open for one client, by API key, else by address, further ones of it are refused; 0 for no
+    cap."""
+
+    stream_heartbeat_seconds: Annotated[float, Field(gt=0, le=3600)] = 15
+    """A stream of events that has been silent for so long says that it is still there."""
+
     openai_deadline_seconds: Annotated[int, Field(ge=1)] = 600
     """How long a request of OpenAI's images API, or of ``/sdapi/v1/txt2img``, waits for its images, and after which the
     job ends: the time limit of OpenAI's own client."""

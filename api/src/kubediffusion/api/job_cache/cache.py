@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from sortedcontainers import SortedList
 
+from kubediffusion.api.job_cache.changes import ChangeLog
 from kubediffusion.api.job_cache.records import AgeKey, CachedJob, JobRecord
 from kubediffusion.resources.generation_job import Phase
 from kubediffusion.resources.queue_order import QueueKey
@@ -40,6 +41,9 @@ class JobCache:
     Args:
         on_confirmed: Called with the seconds between a write of this process and the watch showing it.
         clock: Monotonic seconds.
+
+    Attributes:
+        changes: The jobs by their last change, for those who follow all of them.
     """
 
     def __init__(
@@ -55,7 +59,7 @@ class JobCache:
         self._unfinished_by_client: Counter[str] = Counter()
         # When each job was put in that the watch has not shown; in that order.
         self._unconfirmed: dict[str, float] = {}
-        self._watched_version = 0
+        self.changes = ChangeLog()
         # Whoever waits for a job to change, by its name.
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
         self._on_confirmed = on_confirmed
@@ -99,7 +103,6 @@ class JobCache:
     def on_change(self, record: JobRecord, gone: bool) -> None:
         """Apply one change that the watch shows; ``gone`` says that the job was deleted."""
         job = record.job
-        self._watched_version = max(self._watched_version, job.version)
         if (written := self._unconfirmed.pop(job.name, None)) is not None:
             self._on_confirmed(self._clock() - written)
         if gone:
@@ -109,12 +112,13 @@ class JobCache:
                 self._remove(known)
         else:
             self._put(job)
+        self.changes.on_watched(job, gone)
         self._forget_unconfirmed()
 
     def remember(self, job: CachedJob) -> None:
         """Put in a job that this process has just written or read, ahead of the watch."""
         if job.name not in self._jobs:
-            if job.version <= self._watched_version:
+            if job.version <= self.changes.watched:
                 # The watch is past this version and the job is not here: it has been deleted since.
                 return
             self._unconfirmed[job.name] = self._clock()
@@ -183,8 +187,11 @@ class JobCache:
                 return
             if _results_equal(known, job):
                 job.result = known.result
+            if (known.uid, known.digest) == (job.uid, job.digest):
+                job.changed = known.changed
             self._remove(known)
         self._jobs[job.name] = job
+        self.changes.add(job)
         age = job.age_key
         for group in _groups_of(job):
             self._groups.setdefault(group, SortedList()).add(age)
@@ -195,12 +202,19 @@ class JobCache:
 
     def _remove(self, job: CachedJob) -> None:
         del self._jobs[job.name]
+        self.changes.discard(job)
         for group in _groups_of(job):
             _discard(self._groups, group, job.age_key)
         self._count_unfinished(job, -1)
         if (key := job.queue_key) is not None:
             _discard(self._queues, job.model, key)
         self._wake(job.name)
+
+    def wake_all(self) -> None:
+        """Have whoever waits look again: something that is no job has changed."""
+        for name in self._waiting:
+            self._wake(name)
+        self.changes.wake()
 
     def _wake(self, name: str) -> None:
         for change in self._waiting.get(name, ()):

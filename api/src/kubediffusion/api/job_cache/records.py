@@ -7,6 +7,7 @@ polls, lists and the queue need, and the rest as the JSON text that it came in.
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -50,7 +51,10 @@ class CachedJob:
         created: Seconds since the epoch.
         client: Name of the API key that the job was created with; None where there was none.
         encoded_prompt: The prompt in UTF-8: it is most of what a job takes.
+        labels: The labels of the object, by key.
         document: ``metadata``, ``spec`` without the prompt, and ``status`` as JSON, for the detailed view.
+        digest: CRC-32 of spec and status: two versions that differ in their metadata alone have the same.
+        changed: The version since which spec and status are so, as far as this process has seen it.
         result: Headers and body of the response of ``GET /results``, kept once it has been asked for; see
             :mod:`kubediffusion.api.job_cache.results`.
     """
@@ -71,7 +75,10 @@ class CachedJob:
     error_code: str | None
     error_message: str | None
     warnings: tuple[str, ...]
+    labels: tuple[tuple[str, str], ...]
     document: bytes
+    digest: int
+    changed: int
     result: tuple[Headers, bytes] | None = None
 
     @classmethod
@@ -83,6 +90,7 @@ class CachedJob:
         """
         job = GenerationJob.from_wire(body)
         metadata, spec, status = job.metadata, job.spec, job.status
+        described, content = _document(body)
         images = (
             StoredImage(image.index, image.uri, image.sha256, image.bytes, image.width, image.height, image.flagged)
             for image in sorted(status.images, key=lambda image: image.index)
@@ -104,7 +112,10 @@ class CachedJob:
             error_code=status.error.code if status.error else None,
             error_message=status.error.message if status.error else None,
             warnings=status.warnings,
-            document=_document(body),
+            labels=tuple(sorted(metadata.labels.items())),
+            document=described + content,
+            digest=zlib.crc32(content, zlib.crc32(spec.prompt.encode())),
+            changed=metadata.version,
         )
 
     @property
@@ -136,7 +147,8 @@ class CachedJob:
         return GenerationJob.from_wire(body)
 
 
-def _document(body: dict[str, Any]) -> bytes:
+def _document(body: dict[str, Any]) -> tuple[bytes, bytes]:
+    """Serialise what is kept of a job: its metadata, then its spec and status, which together are one object."""
     # Annotations and managedFields repeat the spec, and nothing here shows them; but for one.
     kept = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp")
     metadata = {key: value for key, value in body["metadata"].items() if key in kept}
@@ -144,7 +156,11 @@ def _document(body: dict[str, Any]) -> bytes:
     if encoding is not None:
         metadata["annotations"] = {meta.OUTPUT_ENCODING_ANNOTATION: encoding}
     spec = {key: value for key, value in body["spec"].items() if key != "prompt"}
-    content = {"metadata": metadata, "spec": spec, "status": body.get("status", {})}
+    content = {"spec": spec, "status": body.get("status", {})}
+    return b'{"metadata":' + _json(metadata) + b",", _json(content)[1:]
+
+
+def _json(content: dict[str, Any]) -> bytes:
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 
 

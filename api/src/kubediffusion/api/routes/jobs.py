@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query
+from pydantic import StringConstraints
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
@@ -22,6 +23,7 @@ from kubediffusion.api.dependencies import (
 )
 from kubediffusion.api.errors import ModelNotFoundError, UnavailableError
 from kubediffusion.api.images import ImageResponse
+from kubediffusion.api.job_cache.filters import JobFilter
 from kubediffusion.api.job_cache.records import CachedJob
 from kubediffusion.api.job_cache.results import warning_headers
 from kubediffusion.api.routes.cursors import decoded_cursor, encoded_cursor
@@ -37,7 +39,31 @@ MAX_PAGE = 500
 
 Name = Annotated[str, Path(description="The job's name, which is the task id.")]
 
+LABEL = r"^[A-Za-z0-9]([A-Za-z0-9./_-]*[A-Za-z0-9])?(=([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?)?$"
+"""A label's key, or a key and a value, by Kubernetes' rules as far as a wrong one could be mistaken for another."""
+
+Phases = Annotated[list[Phase] | None, Query(description="Only jobs in these phases.")]
+ModelName = Annotated[str | None, Query(description="Only jobs of this model.")]
+Labels = Annotated[
+    list[Annotated[str, StringConstraints(pattern=LABEL, max_length=400)]] | None,
+    Query(
+        description="Only jobs whose GenerationJob has this label: `key=value`, or `key` for any value. Several must "
+        "all be there.",
+        max_length=10,
+    ),
+]
+
 router = APIRouter(prefix="/v1", route_class=JsonRoute)
+
+
+def job_filter(phases: list[Phase] | None, model: str | None, labels: list[str] | None) -> JobFilter:
+    """Build the filter of a list or a stream from its query."""
+    pairs = (label.partition("=") for label in labels or ())
+    return JobFilter(
+        None if phases is None else frozenset(phases),
+        model,
+        tuple((key, value if separator else None) for key, separator, value in pairs),
+    )
 
 
 @router.post("/jobs", status_code=201, tags=["jobs"], summary="Create a job", responses=errors(413, 422, 429, 503))
@@ -62,8 +88,9 @@ async def create_job(
 async def list_jobs(
     service: JobServiceDep,
     state: AppStateDep,
-    phase: Annotated[list[Phase] | None, Query(description="Only jobs in these phases.")] = None,
-    model: Annotated[str | None, Query(description="Only jobs of this model.")] = None,
+    phase: Phases = None,
+    model: ModelName = None,
+    label: Labels = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Jobs in a page.")] = 100,
     continue_token: Annotated[
         str | None, Query(alias="continue", description="`continue_token` of the page before.")
@@ -72,8 +99,8 @@ async def list_jobs(
     """List the namespace's jobs, newest first."""
     if not state.watches.ready:
         raise UnavailableError("The server is starting and has not seen all jobs yet.", 1)
-    phases = None if phase is None else frozenset(phase)
-    jobs, end = service.page(phases, model, limit, decoded_cursor(continue_token, "continue", "continue_token"))
+    before = decoded_cursor(continue_token, "continue", "continue_token")
+    jobs, end = service.page(job_filter(phase, model, label), limit, before)
     return JobList(jobs=jobs, continue_token=None if end is None else encoded_cursor(end))
 
 

@@ -29,6 +29,7 @@ from kubediffusion.api.doors import around_images
 from kubediffusion.api.encoding import EncodedImages, ImageEncoder
 from kubediffusion.api.errors import InvalidRequestError, ModelNotFoundError, StateConflictError, UnavailableError
 from kubediffusion.api.images import ImageReader, ImageResponse
+from kubediffusion.api.job_cache.filters import JobFilter
 from kubediffusion.api.job_cache.records import CachedJob
 from kubediffusion.api.job_cache.results import warning_headers
 from kubediffusion.api.replicate import (
@@ -237,7 +238,7 @@ async def list_predictions(
     """List the namespace's jobs, newest first, with the addresses of their images."""
     if not door.state.watches.ready:
         raise UnavailableError("The server is starting and has not seen all jobs yet.", 1)
-    jobs, end = door.service.newest(None, None, PAGE, decoded_cursor(cursor, "cursor"))
+    jobs, end = door.service.newest(JobFilter(), PAGE, decoded_cursor(cursor, "cursor"))
     after = None if end is None else f"{door.base}/predictions?cursor={quote(encoded_cursor(end))}"
     return PredictionPage(next=after, results=[door.view(job) for job in jobs])
 

@@ -20,7 +20,10 @@ _ALL: Responses = {
     403: {"model": ErrorBody, "description": "The API key is not valid."},
     404: {"model": ErrorBody, "description": "There is no such task, or no such image."},
     409: {"model": ErrorBody, "description": "The job's state does not allow it."},
-    410: {"model": ErrorBody, "description": "The image has been deleted from storage."},
+    410: {
+        "model": ErrorBody,
+        "description": "The image has been deleted from storage; or the job that was followed has been.",
+    },
     413: {"model": ErrorBody, "description": "The request body is too large."},
     422: {"model": ValidationBody, "description": "The request is not valid; each problem names its field."},
     429: {"model": ErrorBody, "description": "Over a limit; try again later.", "headers": _RETRY_AFTER},

@@ -1,0 +1,37 @@
+"""Which jobs a client wants to see of all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kubediffusion.api.job_cache.records import CachedJob
+from kubediffusion.resources.generation_job import Phase
+
+
+@dataclass(frozen=True)
+class JobFilter:
+    """Which jobs a list or a stream shows; None, and no labels, for all.
+
+    Attributes:
+        phases: Only jobs in these phases.
+        model: Only jobs of this model.
+        labels: Only jobs that have all of these labels, with these values; any value where it is None.
+    """
+
+    phases: frozenset[Phase] | None = None
+    model: str | None = None
+    labels: tuple[tuple[str, str | None], ...] = ()
+
+    def matches(self, job: CachedJob, default_model: str | None) -> bool:
+        """Whether a job is one of them; ``default_model`` is the model of jobs that name none."""
+        if self.phases is not None and job.phase not in self.phases:
+            return False
+        if self.model is not None and (job.model or default_model) != self.model:
+            return False
+        return self.matches_labels(job)
+
+    def matches_labels(self, job: CachedJob) -> bool:
+        """Whether a job has the labels."""
+        return all(
+            any(key == name and value in {None, found} for name, found in job.labels) for key, value in self.labels
+        )

@@ -1,0 +1,1 @@
+"""Streams of what changes in jobs, from the watch cache alone."""

@@ -39,7 +39,7 @@ def test_its_client_draws(client: WebUIApi, api: Api, stage: Stage) -> None:
     call, name = begun(lambda: client.txt2img(prompt="a hare"), api, "a hare")
     assert spec(stage, name) == {
         "prompt": "a hare", "numInferenceSteps": 20, "guidanceScale": 7, "width": 512, "height": 512, "numImages": 1,
-        "scheduler": "EulerAncestralDiscreteScheduler", "activeDeadlineSeconds": 600, "ttlSecondsAfterFinished": 86400,
+        "scheduler": "EulerAncestralDiscreteScheduler", "activeDeadlineSeconds": 600,
     }  # fmt: skip
     stage.complete(name, png("navy"))
     drawn = call.result(30)
@@ -61,7 +61,7 @@ def test_every_field_reaches_the_job_and_its_images(client: WebUIApi, api: Api, 
     assert spec(stage, name) == {
         "prompt": "two hares, running", "negativePrompt": "cats", "model": MODEL, "numInferenceSteps": 9,
         "guidanceScale": 3.5, "width": 64, "height": 128, "seed": 5, "numImages": 4, "scheduler": "DDIMScheduler",
-        "activeDeadlineSeconds": 600, "ttlSecondsAfterFinished": 86400,
+        "activeDeadlineSeconds": 600,
     }  # fmt: skip
     stage.complete(name, png(), png("blue"))
     drawn = call.result(30)

@@ -30,7 +30,7 @@ def client(api: Api) -> Iterator[openai.OpenAI]:
 
 def test_a_prompt_alone_is_enough(client: openai.OpenAI, api: Api, stage: Stage) -> None:
     call, name = begun(lambda: client.images.generate(prompt="an owl"), api, "an owl")
-    assert spec(stage, name) == {"prompt": "an owl", "activeDeadlineSeconds": 600, "ttlSecondsAfterFinished": 86400}
+    assert spec(stage, name) == {"prompt": "an owl", "activeDeadlineSeconds": 600}
     stage.complete(name, png())
     answer = call.result(30)
     (image,) = answer.data
@@ -52,7 +52,7 @@ def test_every_field_reaches_the_job(client: openai.OpenAI, api: Api, stage: Sta
     assert spec(stage, name) == {
         "prompt": "two owls", "model": MODEL, "numImages": 2, "width": 64, "height": 128, "numInferenceSteps": 9,
         "guidanceScale": 3, "seed": 5, "negativePrompt": "cats", "scheduler": "DDIMScheduler", "priority": 2,
-        "activeDeadlineSeconds": 60, "ttlSecondsAfterFinished": 86400,
+        "activeDeadlineSeconds": 60,
     }  # fmt: skip
     stage.complete(name, png(), png("blue"), warnings=("the prompt was cut",))
     answer = call.result(30)

@@ -47,7 +47,7 @@ def colors(files: list[FileOutput], kind: str) -> list[Any]:
 
 def test_run_returns_files(client: Client, api: Api, stage: Stage) -> None:
     call, name = begun(lambda: client.run(REFERENCE, input={"prompt": "a fox"}), api, "a fox")
-    assert spec(stage, name) == {"prompt": "a fox", "model": MODEL, "ttlSecondsAfterFinished": 86400}
+    assert spec(stage, name) == {"prompt": "a fox", "model": MODEL}
     stage.complete(name, png(), png("blue"))
     files = call.result(30)
     assert [type(file) for file in files] == [FileOutput] * 2
@@ -66,7 +66,7 @@ def test_every_field_reaches_the_job(client: Client, api: Api, stage: Stage) -> 
     assert spec(stage, prediction.id) == {
         "prompt": "two foxes", "model": MODEL, "negativePrompt": "cats", "width": 64, "height": 128, "numImages": 2,
         "numInferenceSteps": 9, "guidanceScale": 3, "seed": 5, "scheduler": "EulerAncestralDiscreteScheduler",
-        "priority": 2, "ttlSecondsAfterFinished": 86400,
+        "priority": 2,
     }  # fmt: skip
     assert prediction.input == {**asked, "scheduler": "EulerAncestralDiscreteScheduler"}
     assert stage.job(prediction.id)["metadata"]["annotations"] == {

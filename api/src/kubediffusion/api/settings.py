@@ -162,9 +162,10 @@ class Settings(StorageSecrets):
     """How long a request of OpenAI's images API, or of ``/sdapi/v1/txt2img``, waits for its images, and after which the
     job ends: the time limit of OpenAI's own client."""
 
-    default_ttl_seconds: Annotated[int, Field(ge=0, le=31_536_000)] = 86_400
+    default_ttl_seconds: Annotated[int, Field(ge=0, le=31_536_000)] = 0
     """Seconds that a finished job stays that is created here, names no time to live, and whose model names none. It is
-    written into the job's spec. 0 writes none, and leaves it to the operator."""
+    written into the job's spec at its creation. 0 writes none, and leaves it to the operator once the job has
+    finished. The chart gives both the same."""
 
     max_body_bytes: Annotated[int, Field(ge=1)] = 64 * 1024
     """A longer request is refused with 413 before it has been read to its end."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import yaml
+
 from integration.api.api_kit import MODEL, WORKER, Api, Site, Stage, png
 from kubediffusion.local.testing import wait_for
 
@@ -54,6 +56,29 @@ def test_a_job_in_full(api: Api, stage: Stage) -> None:
     assert done["completed_at"]
     assert done["warnings"] == ["cut"]
     assert done["error"] is None
+    own = f"/v1/jobs/{name}"
+    parts = {part: f"{own}/{part}" for part in ("cancel", "events", "recipe")}
+    assert done["urls"] == {"self": own, **parts, "images": [f"{own}/images/0"]}
+
+
+def test_a_recipe_names_what_was_run(api: Api, stage: Stage) -> None:
+    name = create(api, prompt="a fox\nin the snow: ❄", negative_prompt="rain")["name"]
+    early = api.http.get(f"/v1/jobs/{name}/recipe")
+    assert (early.status_code, early.json()) == (409, {"detail": "The job has no recipe yet: it is Pending."})
+    stage.complete(name, png())
+    wait_for("the end", lambda: show(api, name)["phase"] == "Succeeded")
+    recipe = api.http.get(f"/v1/jobs/{name}/recipe")
+    found = yaml.safe_load(recipe.text)
+    assert (found["kind"], found["metadata"]) == ("GenerationJob", {"name": f"{name}-again"})
+    assert found["spec"] == {"prompt": "a fox\nin the snow: ❄", "model": MODEL, "numInferenceSteps": 25,
+                             "guidanceScale": 9.0, "seed": 7, "numImages": 1, "acceleration": {}}  # fmt: skip
+    for query, accept in (("?format=json", "*/*"), ("", "application/json")):
+        as_json = api.http.get(f"/v1/jobs/{name}/recipe{query}", headers={"Accept": accept})
+        assert as_json.json() == found
+    assert (
+        api.http.get(f"/v1/jobs/{name}/recipe?format=yaml", headers={"Accept": "application/json"}).text == recipe.text
+    )
+    assert api.http.get(f"/v1/jobs/{name}/recipe?format=toml").status_code == 422
 
 
 def test_a_job_shows_its_time_to_live_from_its_creation(site: Site) -> None:

@@ -55,6 +55,23 @@ async def test_kubectl_in_kubectl_out_and_readable_over_http(studio: Studio) -> 
     assert (answer["status"], answer["prompt"]) == ("completed", "a fox in the snow")
 
 
+async def test_a_recipe_makes_the_image_again(studio: Studio) -> None:
+    """As ``kubectl`` applies what HTTP hands out, to the byte: the seed was drawn, the defaults were the pipeline's."""
+    await studio.submit("original", deterministic=True, width=64, height=64)
+    job = await studio.phase("original", Phase.SUCCEEDED)
+    async with studio.http() as http:
+        recipe = await http.get("/v1/jobs/original/recipe")
+        as_json = await http.get("/v1/jobs/original/recipe", headers={"Accept": "application/json"})
+    assert recipe.headers["Content-Type"].startswith("application/yaml")
+    manifest = yaml.safe_load(recipe.text)
+    assert manifest == as_json.json()
+    assert manifest["spec"]["seed"] == present(job.status.parameters).seed
+    studio.namespace.kubectl("apply", "--filename=-", stdin=recipe.text)
+    again = await studio.phase(manifest["metadata"]["name"], Phase.SUCCEEDED)
+    assert again.uid != job.uid
+    assert [image.sha256 for image in again.status.images] == [image.sha256 for image in job.status.images]
+
+
 async def test_the_chart_s_own_test_checks_an_image_and_leaves_nothing(studio: Studio) -> None:
     before = studio.stored_keys()
     environment = {"URL": studio.url, "PROMPT": "a fox in the snow", "STEPS": str(STEPS), "TIMEOUT_SECONDS": "120"}

@@ -87,10 +87,7 @@ NOT_REQUESTED = {
             "What the image shows. What exceeds the text encoder's length is cut, and the answer carries a warning.",
             example=EXAMPLE_PROMPT,
         ),
-        "negative_prompt": _words(
-            "What the image should not show.",
-            example="blurry, low quality",
-        ),
+        "negative_prompt": _words("What the image should not show.", example="blurry, low quality"),
         "num_inference_steps": _words(
             "Denoising steps, up to the model's limit (150 unless it says otherwise). When absent, the model's "
             "default\napplies: 50 for Stable Diffusion.",
@@ -102,21 +99,14 @@ NOT_REQUESTED = {
             default=DEFAULT_GUIDANCE,
         ),
         "seed": _words(
-            "Noise seed of the first image; image n uses seed + n. Drawn at random when absent.",
-            example=42,
+            "Noise seed of the first image; image n uses seed + n. Drawn at random when absent.", example=42
         ),
         "model": _words(
             "The DiffusionModel to use, one of ``GET /v1/models``; the default model when absent.",
             example="stable-diffusion-v1-5",
         ),
-        "width": _words(
-            "Pixels, a multiple of 8 within the model's limit; the model's own size when absent.",
-            example=512,
-        ),
-        "height": _words(
-            "Pixels, a multiple of 8 within the model's limit; the model's own size when absent.",
-            example=512,
-        ),
+        "width": _words("Pixels, a multiple of 8 within the model's limit; the model's own size when absent.", 512),
+        "height": _words("Pixels, a multiple of 8 within the model's limit; the model's own size when absent.", 512),
         "num_images": _words(
             "Images to generate, up to the model's limit. ``GET /results`` hands out the first, ``/v1`` all of them.",
             default=1,
@@ -129,10 +119,7 @@ NOT_REQUESTED = {
             "Speed for quality, for the pipelines that can. When absent, the model's default applies, else none; an "
             "empty\nobject is none.",
         ),
-        "priority": _words(
-            "Higher runs first; equal priorities run in order of age.",
-            default=0,
-        ),
+        "priority": _words("Higher runs first; equal priorities run in order of age.", default=0),
         "deterministic": _words(
             "Run in a fixed shape, so that the same seed gives the same pixels on the same kind of device.",
             default=False,
@@ -148,10 +135,7 @@ NOT_REQUESTED = {
             "The job is deleted this long after it finished; when absent, after the model's own time, or else the"
             " installation's (24 hours). The view of a job shows which holds.",
         ),
-        "deletion_policy": _words(
-            "Whether deleting the job deletes its images.",
-            default=DeletionPolicy.RETAIN,
-        ),
+        "deletion_policy": _words("Whether deleting the job deletes its images.", default=DeletionPolicy.RETAIN),
     },
     parts={generation_job.Acceleration: Acceleration},
     without=NOT_REQUESTED,
@@ -245,6 +229,17 @@ class JobError(ResponseModel):
     """For people."""
 
 
+class JobUrls(ResponseModel):
+    """Where this API serves what belongs to a job: paths, with the prefix that clients see."""
+
+    self: str
+    cancel: str
+    events: str
+    recipe: str
+    images: list[str]
+    """One path for each image that there is."""
+
+
 class JobSummary(ResponseModel):
     """A job in a list."""
 
@@ -264,6 +259,7 @@ class JobSummary(ResponseModel):
     images: list[ImageView]
     error: JobError | None
     warnings: list[str]
+    urls: JobUrls
 
 
 class Waiting(ResponseModel):

@@ -14,6 +14,7 @@ from kubediffusion.api.schemas import (
     JobError,
     JobRequest,
     JobSummary,
+    JobUrls,
     JobView,
     ModelDefaults,
     ModelLimits,
@@ -135,7 +136,23 @@ def _summary_fields(job: CachedJob, queue_position: int | None, root_path: str) 
         "images": [_image_view(job.name, image, root_path) for image in job.images],
         "error": JobError(code=job.error_code, message=job.error_message or "") if job.error_code else None,
         "warnings": list(job.warnings),
+        "urls": _urls(job, root_path),
     }
+
+
+def _urls(job: CachedJob, root_path: str) -> JobUrls:
+    path = f"{root_path}/v1/jobs/{job.name}"
+    images = [image_path(job.name, image.index, root_path) for image in job.images]
+    # Not by its constructor, whose own first argument is called self.
+    return JobUrls.model_validate(
+        {
+            "self": path,
+            "cancel": f"{path}/cancel",
+            "events": f"{path}/events",
+            "recipe": f"{path}/recipe",
+            "images": images,
+        }
+    )
 
 
 def _image_view(name: str, image: StoredImage, root_path: str) -> ImageView:

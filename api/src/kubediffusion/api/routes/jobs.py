@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
+import yaml
 from fastapi import APIRouter, Header, Path, Query
 from pydantic import StringConstraints
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from kubediffusion.api.dependencies import (
     AppStateDep,
@@ -26,6 +27,7 @@ from kubediffusion.api.images import ImageResponse
 from kubediffusion.api.job_cache.filters import JobFilter
 from kubediffusion.api.job_cache.records import CachedJob
 from kubediffusion.api.job_cache.results import warning_headers
+from kubediffusion.api.recipes import recipe_manifest
 from kubediffusion.api.routes.cursors import decoded_cursor, encoded_cursor
 from kubediffusion.api.routes.responses import errors
 from kubediffusion.api.schemas import JobList, JobRequest, JobView, ModelDetail, ModelList
@@ -34,6 +36,9 @@ from kubediffusion.api.settings import ImageForm
 from kubediffusion.api.translate import model_view, openai_model
 from kubediffusion.resources.generation_job import Phase
 from kubediffusion.resources.storage import PNG
+
+JSON = "application/json"
+YAML = "application/yaml"
 
 MAX_PAGE = 500
 
@@ -116,6 +121,33 @@ async def show_job(
     job = await _waited(job, request, response, service, prefer)
     response.headers.update(warning_headers(job))
     return service.view(job)
+
+
+@router.get(
+    "/jobs/{name}/recipe",
+    tags=["jobs"],
+    summary="Get the manifest that makes a job's images again",
+    response_class=Response,
+    responses={
+        200: {"content": {YAML: {"schema": {"type": "string"}}, JSON: {"schema": {"type": "object"}}},
+              "description": "A GenerationJob."},
+        **errors(404, 409, 422, 429, 503),
+    },
+)  # fmt: skip
+async def show_recipe(
+    name: Name,
+    service: JobServiceDep,
+    client: ClientDep,
+    form: Annotated[
+        Literal["yaml", "json"] | None, Query(alias="format", description="When absent, `Accept` says; else YAML.")
+    ] = None,
+    accept: Annotated[str, Header()] = "",
+) -> Response:
+    """Return a GenerationJob for `kubectl apply` with every default and the seed resolved, as the job was run."""
+    manifest = recipe_manifest((await service.read(name, client)).parse())
+    if form == "json" or (form is None and JSON in accept and "yaml" not in accept):
+        return JSONResponse(manifest)
+    return Response(yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True), media_type=YAML)
 
 
 @router.post(

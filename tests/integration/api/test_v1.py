@@ -61,6 +61,26 @@ def test_a_job_in_full(api: Api, stage: Stage) -> None:
     assert done["urls"] == {"self": own, **parts, "images": [f"{own}/images/0"]}
 
 
+def test_a_job_that_is_as_it_was_is_not_sent_again(site: Site) -> None:
+    api, replica, stage = site.start(), site.start(), site.stage
+    ahead, name = create(api, priority=1)["name"], create(api)["name"]
+    path = f"/v1/jobs/{name}"
+    wait_for("the job", lambda: show(replica, name)["queue_position"] == 2)
+    tag = api.http.get(path).headers["ETag"]
+    for each, known in ((api, tag), (replica, tag), (replica, f'"x", {tag.removeprefix("W/")}'), (api, "*")):
+        answer = each.http.get(path, headers={"If-None-Match": known})
+        assert (answer.status_code, answer.content, answer.headers["ETag"]) == (304, b"", tag)
+    # Its place in the queue is part of it, and so is each write.
+    stage.bind(ahead)
+    wait_for("its turn", lambda: show(api, name)["queue_position"] == 1)
+    moved = api.http.get(path, headers={"If-None-Match": tag})
+    assert (moved.status_code, moved.json()["queue_position"]) == (200, 1)
+    stage.bind(name)
+    wait_for("its worker", lambda: show(api, name)["worker"])
+    assert api.http.get(path, headers={"If-None-Match": moved.headers["ETag"]}).status_code == 200
+    assert len({tag, moved.headers["ETag"], api.http.get(path).headers["ETag"]}) == 3
+
+
 def test_a_recipe_names_what_was_run(api: Api, stage: Stage) -> None:
     name = create(api, prompt="a fox\nin the snow: ❄", negative_prompt="rain")["name"]
     early = api.http.get(f"/v1/jobs/{name}/recipe")

@@ -29,7 +29,7 @@ from kubediffusion.api.schemas import JobRequest, JobSummary, JobView
 from kubediffusion.api.settings import Settings
 from kubediffusion.resources.apiserver.errors import KubernetesError, NotFoundError
 from kubediffusion.resources.apiserver.resource import Resource
-from kubediffusion.resources.generation_job import GenerationJobSpec
+from kubediffusion.resources.generation_job import GenerationJobSpec, Phase
 from kubediffusion.resources.parameters import check_limits
 from kubediffusion.resources.task_ids import new_task_id
 from kubediffusion.resources.time_to_live import time_to_live
@@ -202,6 +202,14 @@ class JobService:
     def view(self, job: CachedJob) -> JobView:
         """Build the detailed view of a job."""
         return translate.view(job, self._position(job), self._models.find(job.model), self._settings.root_path)
+
+    def view_tag(self, job: CachedJob) -> str:
+        """Return the weak entity tag of the detailed view of a job: all that it depends on, alike on every replica."""
+        tag = str(job.version)
+        if job.phase is Phase.PENDING:
+            model = self._models.find(job.model)
+            tag += f"-{self._position(job) or 0}-{model.metadata.version if model else 0}"
+        return f'W/"{tag}"'
 
     def image(self, job: CachedJob, index: int) -> StoredImage:
         """Find an image of a job.

@@ -44,6 +44,8 @@ MAX_PAGE = 500
 
 Name = Annotated[str, Path(description="The job's name, which is the task id.")]
 
+IfNoneMatch = Annotated[str | None, Header(description="The ETag of a copy that the client has.")]
+
 LABEL = r"^[A-Za-z0-9]([A-Za-z0-9./_-]*[A-Za-z0-9])?(=([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?)?$"
 """A label's key, or a key and a value, by Kubernetes' rules as far as a wrong one could be mistaken for another."""
 
@@ -109,10 +111,22 @@ async def list_jobs(
     return JobList(jobs=jobs, continue_token=None if end is None else encoded_cursor(end))
 
 
-@router.get("/jobs/{name}", tags=["jobs"], summary="Show a job", responses=errors(404, 429, 503))
+@router.get(
+    "/jobs/{name}",
+    tags=["jobs"],
+    summary="Show a job",
+    response_model=JobView,
+    responses={304: {"description": "The client has it already."}, **errors(404, 429, 503)},
+)
 async def show_job(
-    name: Name, service: JobServiceDep, client: ClientDep, request: Request, response: Response, prefer: Prefer = None
-) -> JobView:
+    name: Name,
+    service: JobServiceDep,
+    client: ClientDep,
+    request: Request,
+    response: Response,
+    prefer: Prefer = None,
+    if_none_match: IfNoneMatch = None,
+) -> JobView | Response:
     """Show what was asked for, where it stands and why it waits, and how it was run.
 
     With `Prefer: wait=N` the answer comes once the job has finished.
@@ -120,6 +134,9 @@ async def show_job(
     job = await service.read(name, client)
     job = await _waited(job, request, response, service, prefer)
     response.headers.update(warning_headers(job))
+    response.headers["ETag"] = tag = service.view_tag(job)
+    if _has_tag(if_none_match, tag):
+        return Response(status_code=304, headers=dict(response.headers))
     return service.view(job)
 
 
@@ -188,7 +205,7 @@ async def get_image(
     state: AppStateDep,
     client: ClientDep,
     image: Annotated[ImageForm | None, Query(description="`url` redirects to storage.")] = None,
-    if_none_match: Annotated[str | None, Header(description="The ETag of a copy that the client has.")] = None,
+    if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Return the PNG. Its ETag is the SHA-256 of its bytes, as in the job's status."""
     job = await service.read(name, client)
@@ -197,7 +214,7 @@ async def get_image(
         return RedirectResponse(await images.url(job, stored, state.settings.presign_seconds), 307)
     tag = f'"{stored.sha256}"'
     headers = {"ETag": tag, "Cache-Control": "private, max-age=31536000, immutable"}
-    if if_none_match is not None and (if_none_match.strip() == "*" or tag in if_none_match):
+    if _has_tag(if_none_match, tag):
         return Response(status_code=304, headers=headers)
     return ImageResponse(await images.open(job, stored), PNG, headers)
 
@@ -216,6 +233,11 @@ async def show_model(name: Annotated[str, Path(description="The model's name.")]
     if model is None:
         raise ModelNotFoundError(f"There is no model {name[:MAX_NAME]!r}; GET /v1/models lists those that there are.")
     return ModelDetail(**dict(model_view(model)), **dict(openai_model(model)))
+
+
+def _has_tag(if_none_match: str | None, tag: str) -> bool:
+    """Whether an ``If-None-Match`` names a tag; both are compared as weak ones (RFC 9110, 13.1.2)."""
+    return if_none_match is not None and (if_none_match.strip() == "*" or tag.removeprefix("W/") in if_none_match)
 
 
 async def _waited(

@@ -274,9 +274,15 @@ async def test_a_submission_that_is_cancelled_leaves_no_job_behind(api: Api, pro
 def test_ctrl_c_cancels_what_was_started(api: Api) -> None:
     prompt = f"{UNDRAWN}: interrupted {uuid.uuid4()}"
     program = f"from kubediffusion.client import Client\nClient({api.url!r}).generate({prompt!r})"
-    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-X", "faulthandler", "-c", program]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     [job] = wait_for("the job", lambda: named(api, prompt), 60)
     process.send_signal(signal.SIGINT)
-    _, words = process.communicate(timeout=30)
+    try:
+        _, words = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
+        # Where its threads stand.
+        _, words = process.communicate()
     assert words.strip().endswith("KeyboardInterrupt")
     api.wait_phase(job["name"], "Cancelled")

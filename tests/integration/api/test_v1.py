@@ -81,6 +81,36 @@ def test_a_job_that_is_as_it_was_is_not_sent_again(site: Site) -> None:
     assert len({tag, moved.headers["ETag"], api.http.get(path).headers["ETag"]}) == 3
 
 
+def test_jobs_are_listed_by_the_time_of_their_creation(site: Site) -> None:
+    api = site.start(RATE_LIMIT="")
+    first = create(api)
+    # The API server counts whole seconds.
+    others = [first]
+    while others[-1]["created_at"] == first["created_at"]:
+        others.append(create(api))
+    moment = others[-1]["created_at"]
+    *older, newest = others
+
+    def listed(**query: str) -> list[str]:
+        names: list[str] = []
+        token: str | None = ""
+        while token is not None:
+            page = api.http.get(
+                "/v1/jobs", params={**query, "limit": "2", **({"continue": token} if token else {})}
+            ).json()
+            names += [job["name"] for job in page["jobs"]]
+            token = page["continue_token"]
+        return names
+
+    assert listed(created_after=moment) == [newest["name"]]
+    assert sorted(listed(created_before=moment)) == sorted(job["name"] for job in older)
+    assert listed(created_after=moment, created_before=moment) == []
+    assert len(listed(created_after=first["created_at"])) == len(others)
+    assert listed(created_after="1900-01-01T00:00:00+02:00") == listed()
+    for wrong in ("yesterday", "2026-11-30T09:00:00"):
+        assert api.http.get("/v1/jobs", params={"created_after": wrong}).status_code == 422
+
+
 def test_a_recipe_names_what_was_run(api: Api, stage: Stage) -> None:
     name = create(api, prompt="a fox\nin the snow: ❄", negative_prompt="rain")["name"]
     early = api.http.get(f"/v1/jobs/{name}/recipe")

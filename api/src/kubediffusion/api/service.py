@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Mapping
-from itertools import islice
+from itertools import islice, takewhile
 
 from kubediffusion.api import translate
 from kubediffusion.api.client_limits.lookups import JobLookups
@@ -193,8 +193,12 @@ class JobService:
 
     def newest(self, wanted: JobFilter, limit: int, before: AgeKey | None) -> tuple[list[CachedJob], AgeKey | None]:
         """List jobs as they are in the cache; as :meth:`page`."""
+        if wanted.created_before is not None:
+            end = AgeKey(wanted.created_before, "")
+            before = end if before is None else min(before, end)
         newest = self._jobs.newest_first(before, wanted.phases, wanted.model, self._models.default_name)
-        found = filter(wanted.matches_labels, newest)
+        recent = takewhile(lambda job: job.created >= (wanted.created_after or 0), newest)
+        found = filter(wanted.matches_labels, recent)
         jobs = list(islice(found, limit))
         more = len(jobs) == limit and next(found, None) is not None
         return jobs, jobs[-1].age_key if more else None

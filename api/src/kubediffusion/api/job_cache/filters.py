@@ -16,11 +16,15 @@ class JobFilter:
         phases: Only jobs in these phases.
         model: Only jobs of this model.
         labels: Only jobs that have all of these labels, with these values; any value where it is None.
+        created_after: Only jobs of this age or younger, in seconds since the epoch; lists alone know it.
+        created_before: Only jobs that are older; lists alone know it.
     """
 
     phases: frozenset[Phase] | None = None
     model: str | None = None
     labels: tuple[tuple[str, str | None], ...] = ()
+    created_after: float | None = None
+    created_before: float | None = None
 
     def matches(self, job: CachedJob, default_model: str | None) -> bool:
         """Whether a job is one of them; ``default_model`` is the model of jobs that name none."""

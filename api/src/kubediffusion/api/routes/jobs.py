@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import yaml
 from fastapi import APIRouter, Header, Path, Query
-from pydantic import StringConstraints
+from pydantic import AwareDatetime, StringConstraints
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
@@ -44,6 +45,10 @@ MAX_PAGE = 500
 
 Name = Annotated[str, Path(description="The job's name, which is the task id.")]
 
+CreatedAfter = Annotated[
+    AwareDatetime | None, Query(description="Only jobs that were created then or later, with its offset (RFC 3339).")
+]
+CreatedBefore = Annotated[AwareDatetime | None, Query(description="Only jobs that were created before that.")]
 IfNoneMatch = Annotated[str | None, Header(description="The ETag of a copy that the client has.")]
 
 LABEL = r"^[A-Za-z0-9]([A-Za-z0-9./_-]*[A-Za-z0-9])?(=([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?)?$"
@@ -98,6 +103,8 @@ async def list_jobs(
     phase: Phases = None,
     model: ModelName = None,
     label: Labels = None,
+    created_after: CreatedAfter = None,
+    created_before: CreatedBefore = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Jobs in a page.")] = 100,
     continue_token: Annotated[
         str | None, Query(alias="continue", description="`continue_token` of the page before.")
@@ -107,7 +114,12 @@ async def list_jobs(
     if not state.watches.ready:
         raise UnavailableError("The server is starting and has not seen all jobs yet.", 1)
     before = decoded_cursor(continue_token, "continue", "continue_token")
-    jobs, end = service.page(job_filter(phase, model, label), limit, before)
+    wanted = replace(
+        job_filter(phase, model, label),
+        created_after=None if created_after is None else created_after.timestamp(),
+        created_before=None if created_before is None else created_before.timestamp(),
+    )
+    jobs, end = service.page(wanted, limit, before)
     return JobList(jobs=jobs, continue_token=None if end is None else encoded_cursor(end))
 
 

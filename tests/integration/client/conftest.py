@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -15,6 +16,17 @@ UNDRAWN = "nobody draws this"
 """A job whose prompt begins so waits for ever."""
 REFUSED = "the model refuses this"
 """One whose prompt begins so fails."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> Iterator[None]:
+    """Let processes that are started hear Ctrl-C, also where the shell has started the tests in the background.
+
+    A shell has such commands ignore it, and a process inherits what its parent ignores.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

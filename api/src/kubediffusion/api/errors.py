@@ -1,4 +1,4 @@
-"""Every way a request can fail, and the response to each. Nothing else decides the status code of an error."""
+"""Every way a request can fail, and the response to each. The doors for other APIs' clients give it another form."""
 
 from __future__ import annotations
 

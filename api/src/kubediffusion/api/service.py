@@ -71,7 +71,7 @@ class JobService:
         self._models = models
         self._metrics = metrics
         self._creator = JobCreator(resource, settings.namespace, jobs, metrics)
-        # Both ways to create a job, the task API's and /v1's, count against one rate.
+        # Every way to create a job counts against one rate.
         self._creations = RateLimiter(settings.rate_limit, "Too many jobs created: at most {limit}.")
         self._cancellations: set[asyncio.Task[None]] = set()
         self._lookups = JobLookups(

@@ -29,7 +29,8 @@ from models.training.captions import plain_prompt
 from models.training.dataset import label
 from models.training.evaluate import SEEN, unseen_scenes
 from models.training.judging import judge_module
-from models.training.scenes import RELATIONS, Sampler, Scene
+from models.training.sampler import Sampler
+from models.training.scenes import RELATIONS, Scene
 from models.training.settings import ROOT
 
 from kubediffusion.resources.generation_job import Acceleration

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from models import STEPS, make, tasks
 from raw import COMPARED, Raw
+from yardsticks import levels_apart, milliseconds, say
 
 from kubediffusion.resources.runtime import logs
 from kubediffusion.worker.engine import Engine
@@ -121,7 +122,7 @@ class Measurements:
         encoding = getattr(self.engine.family, "_encoding", None)
         if encoding is not None:
             graphs |= {"encode": next(iter(encoding._graphed._graphs.values())).graph}
-        return {name: _milliseconds(graph.replay) for name, graph in graphs.items()}
+        return {name: milliseconds(graph.replay) for name, graph in graphs.items()}
 
     def raw(self, size: int) -> Found:
         """Measure the raw loop and the engine by turns, at one batch size."""
@@ -185,10 +186,10 @@ class Measurements:
         make(self.engine, tasks(self.limit, (4,)), self.limit)
         alone = make(self.engine, images[:1], 1).outcomes[0]
         return {
-            "levels from diffusers' call": [_apart(batch[index], made[index]) for index, made in calls.items()],
-            "levels from alone": _apart(batch[0], alone),
-            "deterministic levels": _apart(first, make(self.engine, image, 1).outcomes[0]),
-            "deterministic levels from the slot": _apart(first, batch[0]),
+            "levels from diffusers' call": [levels_apart(batch[index], made[index]) for index, made in calls.items()],
+            "levels from alone": levels_apart(batch[0], alone),
+            "deterministic levels": levels_apart(first, make(self.engine, image, 1).outcomes[0]),
+            "deterministic levels from the slot": levels_apart(first, batch[0]),
             "spread of values": int(np.ptp(np.frombuffer(batch[0].rgb, np.uint8))),
         }
 
@@ -370,28 +371,6 @@ class Measurements:
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0)
         return {"limits": sorted({load.limit for load in watch.loads}), "images": len(watch.outcomes)}
-
-
-def say(text: str) -> None:
-    """Print a line with the time, and flush it."""
-    sys.stdout.write(f"[{time.strftime('%H:%M:%S')}] {text}\n")
-    sys.stdout.flush()
-
-
-def _milliseconds(run: Callable[[], object], count: int = 20) -> float:
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    run()
-    begin.record()
-    for _ in range(count):
-        run()
-    end.record()
-    torch.cuda.synchronize()
-    return round(begin.elapsed_time(end) / count, 3)
-
-
-def _apart(a: Any, b: Any) -> int:
-    left, right = (np.frombuffer(picture.rgb, np.uint8).astype(int) for picture in (a, b))
-    return int(np.abs(left - right).max())
 
 
 def main() -> None:

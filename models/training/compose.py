@@ -9,7 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone reads
 
-from .backgrounds import BACKGROUNDS, Brush
+from .backgrounds import BACKGROUNDS
+from .brush import Brush
 from .data import SIZE
 from .scenes import MAX_LAYERS
 

@@ -15,7 +15,8 @@ import torch
 
 from .captions import caption, junk, naming, plain_prompt
 from .compose import Composer, pack
-from .scenes import RELATIONS, Sampler, Scene
+from .sampler import Sampler
+from .scenes import RELATIONS, Scene
 from .subjects import subjects
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from .captions import SEED_PROMPT, article, plain_prompt
 from .compose import Composer, pack
 from .dataset import Pool, label
 from .judging import accuracy, judge_module
-from .scenes import RELATIONS, Sampler, Scene, held_out
+from .sampler import Sampler
+from .scenes import RELATIONS, Scene, held_out
 from .vae import psnr
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from . import dataset
 from .canvas import spread
 from .captions import caption, plain_prompt
 from .compose import Composer, pack
-from .scenes import Sampler
+from .sampler import Sampler
 from .text import pipeline_tokenizer
 
 if TYPE_CHECKING:

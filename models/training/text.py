@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .captions import SEED_PROMPT, caption
-from .scenes import Sampler
+from .sampler import Sampler
 from .subjects import by_name
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from models.training.compose import Composer, pack
 from models.training.flow import FlowModel, times
 from models.training.flow_data import Tokenizer, packed
 from models.training.flow_distil import strength
-from models.training.scenes import RELATIONS, Sampler, Scene
+from models.training.sampler import Sampler
+from models.training.scenes import RELATIONS, Scene
 from models.training.subjects import by_name
 
 from unit.embedded_model.plain_sprites import SPRITES

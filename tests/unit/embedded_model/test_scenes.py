@@ -14,7 +14,8 @@ from models.training.captions import SEED_PROMPT, caption, plain_prompt
 from models.training.compose import Composer, pack
 from models.training.data import family, with_legs
 from models.training.dataset import label
-from models.training.scenes import RELATIONS, Sampler, Scene, held_out
+from models.training.sampler import Sampler
+from models.training.scenes import RELATIONS, Scene, held_out
 from models.training.subjects import by_name, plural_of, subjects
 
 from unit.embedded_model.plain_sprites import SPRITES

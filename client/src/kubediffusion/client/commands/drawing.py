@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -68,7 +69,7 @@ def generate(
 
     The names of the files are printed; the way there is shown on standard error, if that is a terminal.
     """
-    bar = ProgressBar()
+    drawing = _Drawing(save, output, timeout, wait=wait, cancel=cancel, quiet=quiet)
 
     async def work(client: AsyncClient) -> None:
         named = {
@@ -80,14 +81,9 @@ def generate(
             "negative": negative,
         }
         spec = _assigned(spec_of(prompt, named, size), assignments)
-        if wait:
-            check_target(save, _count(spec))
-        with bar.shown(quiet=quiet):
-            job = await client.submit_spec(spec, cancel=cancel)
-            images = await _drawn(job, bar, timeout, cancel=cancel) if wait else None
-        _show(job, images, save, output)
+        await drawing.draw(client, spec)
 
-    run(Place(server, api_key, namespace, retry), work, output, bar.retry)
+    run(Place(server, api_key, namespace, retry), work, output, drawing.bar.retry)
 
 
 def again(
@@ -114,7 +110,7 @@ def again(
     retry: options.Retry = RETRY_SECONDS,
 ) -> None:
     """Generate what a job did once more: with the same seed, or with what is different."""
-    bar = ProgressBar()
+    drawing = _Drawing(save, output, timeout, wait=wait, cancel=cancel, quiet=quiet)
 
     async def work(client: AsyncClient) -> None:
         view = (await client.jobs.get(job)).view
@@ -123,14 +119,9 @@ def again(
             "count": count, "negative": negative,
         }  # fmt: skip
         spec = _assigned(spec_again(view, named, size), assignments)
-        if wait:
-            check_target(save, _count(spec))
-        with bar.shown(quiet=quiet):
-            made = await client.submit_spec(spec, cancel=cancel)
-            images = await _drawn(made, bar, timeout, cancel=cancel) if wait else None
-        _show(made, images, save, output)
+        await drawing.draw(client, spec)
 
-    run(Place(server, api_key, namespace, retry), work, output, bar.retry)
+    run(Place(server, api_key, namespace, retry), work, output, drawing.bar.retry)
 
 
 def wait_for_jobs(
@@ -171,6 +162,28 @@ def wait_for_jobs(
             raise failures[0]
 
     run(Place(server, api_key, namespace, retry), work, output, bar.retry)
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """How a command creates a job and shows it, by its options."""
+
+    save: str | None
+    output: Format
+    timeout: float | None
+    wait: bool
+    cancel: bool
+    quiet: bool
+    bar: ProgressBar = field(default_factory=ProgressBar)
+
+    async def draw(self, client: AsyncClient, spec: Spec) -> None:
+        """Create the job, wait for its pictures unless nobody does, and show them."""
+        if self.wait:
+            check_target(self.save, _count(spec))
+        with self.bar.shown(quiet=self.quiet):
+            job = await client.submit_spec(spec, cancel=self.cancel)
+            images = await _drawn(job, self.bar, self.timeout, cancel=self.cancel) if self.wait else None
+        _show(job, images, self.save, self.output)
 
 
 async def _drawn(job: AsyncJob, bar: ProgressBar, timeout: float | None, *, cancel: bool) -> list[GeneratedImage]:  # noqa: ASYNC109 - ends with our error

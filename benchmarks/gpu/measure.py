@@ -13,12 +13,8 @@ import base64
 import functools
 import io
 import json
-import os
 import random
 import statistics
-import subprocess
-import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -28,6 +24,7 @@ from typing import Any
 import jobs
 import models
 import numpy as np
+import pair
 import torch
 from models import STEPS, make, tasks
 from raw import COMPARED, Raw
@@ -39,7 +36,6 @@ from kubediffusion.worker.execution.build import load_engine
 
 CUDA = torch.cuda.is_available()
 REPEATS = 3
-_PAIR = 2
 
 Found = dict[str, Any]
 
@@ -104,20 +100,21 @@ class Measurements:
         if not CUDA:
             return found
         return found | {
-            "compiled": self._prepared().steps.captured,
+            "compiled": self.prepared().steps.captured,
             "reserved GB": round(torch.cuda.memory_reserved() / 1e9, 2),
             "peak reserved GB": round(torch.cuda.max_memory_reserved() / 1e9, 2),
             "peak allocated GB": round(torch.cuda.max_memory_allocated() / 1e9, 2),
         }
 
-    def _prepared(self) -> Any:
+    def prepared(self) -> Any:
+        """The engine's batches of each size, with what is captured of them."""
         return self.engine.preparation.prepared
 
     def replays(self) -> Found:
         """Time the graphs alone: what no engine around them can beat."""
         if not CUDA:
             return {}
-        graphs = {f"step {size}": graph for size, graph in self._prepared().steps._graphs.items()}
+        graphs = {f"step {size}": graph for size, graph in self.prepared().steps._graphs.items()}
         graphs |= {"decode": next(iter(self.engine.decoder._graphed._graphs.values())).graph}
         encoding = getattr(self.engine.family, "_encoding", None)
         if encoding is not None:
@@ -127,10 +124,10 @@ class Measurements:
     def raw(self, size: int) -> Found:
         """Measure the raw loop and the engine by turns, at one batch size."""
         loop = Raw(self.engine.pipeline, size, compiled=self.compiled) if CUDA else None
-        sizes = self._prepared().sizes if CUDA else ()
+        sizes = self.prepared().sizes if CUDA else ()
         if CUDA:
             # As a worker whose model says maxBatchSize: SIZE.
-            self._prepared().sizes = tuple(other for other in sizes if other <= size)
+            self.prepared().sizes = tuple(other for other in sizes if other <= size)
         batches = max(16 // size, 2)
         ours, theirs = [], []
         for turn in range(REPEATS):
@@ -144,7 +141,7 @@ class Measurements:
             make(self.engine, images, size)
             ours.append(len(images) / (time.perf_counter() - began))
         if CUDA:
-            self._prepared().sizes = sizes
+            self.prepared().sizes = sizes
         return {
             "engine": round(statistics.median(ours), 3),
             "raw": round(statistics.median(theirs), 3) if theirs else None,
@@ -276,61 +273,6 @@ class Measurements:
             serve(number)
         return {"images/s": round(count / (time.perf_counter() - began), 3)}
 
-    def pair(self) -> Found:
-        """Saturate this worker and one on the second GPU at the same time; both beside what this one does alone."""
-        if torch.cuda.device_count() < _PAIR:
-            return {}
-        other = subprocess.Popen(
-            [
-                *(sys.executable, __file__, self.given.folder, self.given.out.with_name("second.json")),
-                *(
-                    f"--s3={self.given.s3}",
-                    f"--scratch={self.given.scratch}-second",
-                    f"--cache={self.given.cache}",
-                    f"--port={self.given.port}",
-                    "--second",
-                ),
-                *(f"--limit={self.limit}", *(["--plain"] if self.given.plain else [])),
-            ],
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        with other:
-            for line in other.stdout or ():
-                if line.startswith("ready"):
-                    break
-            before = self.end_to_end()
-            if other.stdin is not None:
-                other.stdin.write("go\n")
-                other.stdin.flush()
-            ours = self.end_to_end()
-            theirs = json.loads((other.stdout and other.stdout.read()) or "{}")
-        rate = "images/s"
-        return {
-            "alone": before[rate],
-            "together": [ours[rate], theirs[rate]],
-            "ratio": round((ours[rate] + theirs[rate]) / before[rate], 3),
-        }
-
-    def second(self) -> None:
-        """Be the second worker of :meth:`pair`: prepare, wait to be told, work, and return how fast it went."""
-        with torch.inference_mode():
-            while self.engine.preparation.capture():
-                pass
-            steps, decoder = self._prepared().steps, self.engine.decoder
-            while not (steps.prepare(self.limit) and decoder.prepare()):
-                free = threading.Event()
-                if self.engine.compiler is not None:
-                    self.engine.compiler.when_free(free.set)
-                    free.wait()
-            make(self.engine, tasks(self.limit), self.limit)
-        sys.stdout.write("ready\n")
-        sys.stdout.flush()
-        sys.stdin.readline()
-        sys.stdout.write(json.dumps(self.end_to_end()))
-
     def png(self) -> Found:
         """Time what an image costs beside the device."""
         from kubediffusion.worker.images import encode
@@ -345,7 +287,7 @@ class Measurements:
         """List the kernels of a step of the largest batch."""
         if not CUDA:
             return {}
-        graph = self._prepared().steps._graphs[self.limit]
+        graph = self.prepared().steps._graphs[self.limit]
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
             for _ in range(3):
                 graph.replay()
@@ -394,7 +336,7 @@ def main() -> None:
     here = Measurements(given)
     with jobs.s3_server(given.s3, given.scratch, given.port + given.second):
         if given.second:
-            here.second()
+            pair.serve_as_the_second(here.engine, here.limit, here.end_to_end)
         else:
             here.run(_parts(here))
 
@@ -412,7 +354,7 @@ def _parts(here: Measurements) -> list[tuple[str, Callable[[], Any]]]:
         *(raw if here.is_comparable else []),
         ("poisson", functools.partial(here.poisson, (STEPS,))),
         ("png", here.png),
-        ("pair", here.pair),
+        ("pair", functools.partial(pair.saturate_both, here.given, here.end_to_end)),
         ("mixed", here.mixed),
         ("same", here.same),
         ("poisson mixed", functools.partial(here.poisson, mixed)),

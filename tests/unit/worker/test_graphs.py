@@ -10,8 +10,8 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -179,9 +179,7 @@ def test_a_compiler_keeps_nobody_alive_and_lets_other_threads_run() -> None:
     assert seen[0] < 0.005 == sys.getswitchinterval()
 
 
-def test_texts_are_encoded_as_the_pipeline_encodes_them(
-    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_texts_are_encoded_as_the_pipeline_encodes_them(folders: Callable[[str], Path]) -> None:
     engine = load_engine(settings(folders("stable_diffusion")))
     assert isinstance(engine, ContinuousEngine)
     pipeline = engine.pipeline
@@ -194,7 +192,7 @@ def test_texts_are_encoded_as_the_pipeline_encodes_them(
             assert torch.equal(encoding.of(""), empty)
             assert encoding.of(text) is encoding.of(text)
             assert torch.equal(encoding.of(text, plain=True), expected)
-        monkeypatch.setattr(pipeline.text_encoder.config, "use_attention_mask", True, raising=False)
+        pipeline.text_encoder.config.use_attention_mask = True
         masked = pipeline.encode_prompt(["a dog"], torch.device("cpu"), 1, False)[0]
         assert torch.equal(encoding.of("a dog"), masked)
 
@@ -241,12 +239,26 @@ def test_the_large_batchs_attention_computes_what_diffusers_computes(monkeypatch
         assert torch.allclose(compiled(unet, *given), expected, atol=1e-5)
 
 
-def test_only_plain_layers_of_large_batches_in_half_precision_go_to_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+@dataclass
+class StatesOnCuda:
+    """What is asked of the hidden states of a CUDA device, of which this machine has none."""
+
+    rows: int
+    dtype: torch.dtype
+    is_cuda = True
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def dim(self) -> int:
+        return 3
+
+
+def test_only_plain_layers_of_large_batches_in_half_precision_go_to_cudnn() -> None:
     layer = small_unet().mid_block.attentions[0].transformer_blocks[0].attn1
 
     def takes(rows: int = attention.CUDNN_FROM, dtype: torch.dtype = torch.float16, mask: Any = None) -> bool:
-        states = SimpleNamespace(is_cuda=True, dtype=dtype, dim=lambda: 3, __len__=None)
-        monkeypatch.setattr(attention, "len", lambda _: rows, raising=False)
+        states: Any = StatesOnCuda(rows, dtype)
         return attention.takes_cudnn(layer, states, mask)
 
     layer.inner_dim = 64 * layer.heads

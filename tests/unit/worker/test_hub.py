@@ -31,20 +31,26 @@ INDEX = {
 }
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(ThreadingHTTPServer):
     """Answers everything alike, or as the Hub does of a repository whose files have these names."""
 
     status = 500
     code = ""
     files: tuple[str, ...] = ()
 
+
+class Answer(BaseHTTPRequestHandler):
+    """One answer of a hub."""
+
+    server: Hub
+
     def do_GET(self) -> None:
-        if self.files:
+        if self.server.files:
             self._answer_of_repository()
             return
-        self.send_response(self.status)
-        if self.code:
-            self.send_header("X-Error-Code", self.code)
+        self.send_response(self.server.status)
+        if self.server.code:
+            self.send_header("X-Error-Code", self.server.code)
         self.send_header("Content-Length", "2")
         self.end_headers()
         self.wfile.write(b"{}")
@@ -53,7 +59,7 @@ class Hub(BaseHTTPRequestHandler):
         body = json.dumps(INDEX)
         if self.path.startswith("/api/"):
             body = json.dumps(
-                {"id": "somebody/model", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.files]}
+                {"id": "somebody/model", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.server.files]}
             )
         self.send_response(200)
         self.send_header("X-Repo-Commit", COMMIT)
@@ -71,8 +77,9 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A hub which the Hub's own client asks."""
+    server = Hub(("127.0.0.1", 0), Answer)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{server.server_port}"
@@ -81,7 +88,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     files = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    yield
+    yield server
     server.shutdown()
     server.server_close()
     thread.join()
@@ -100,11 +107,8 @@ def fetch() -> None:
         (403, "GatedRepo", "accept the model's terms"),
     ],
 )
-def test_what_the_hub_refuses_is_to_be_asked_again_elsewhere(
-    endpoint: None, monkeypatch: pytest.MonkeyPatch, status: int, code: str, words: str
-) -> None:
-    monkeypatch.setattr(Hub, "status", status)
-    monkeypatch.setattr(Hub, "code", code)
+def test_what_the_hub_refuses_is_to_be_asked_again_elsewhere(server: Hub, status: int, code: str, words: str) -> None:
+    server.status, server.code = status, code
     with pytest.raises(ModelRefusedError, match=words) as error:
         fetch()
     assert "somebody/model at v1" in str(error.value)
@@ -120,18 +124,17 @@ def test_what_the_hub_refuses_is_to_be_asked_again_elsewhere(
     ],
 )
 def test_a_repository_without_safetensors_is_refused_at_once_with_the_remedy(
-    endpoint: None, monkeypatch: pytest.MonkeyPatch, files: tuple[str, ...]
+    server: Hub, files: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(Hub, "files", ("model_index.json", "unet/config.json", "vae/config.json", *files))
+    server.files = ("model_index.json", "unet/config.json", "vae/config.json", *files)
     with pytest.raises(BadModelError, match=r"no safetensors weights.*convert.*spec\.useSafetensors") as error:
         fetch()
     assert type(error.value) is BadModelError
 
 
 @pytest.mark.parametrize("status", [500, 503])
-def test_a_hub_in_trouble_may_pass(endpoint: None, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
-    monkeypatch.setattr(Hub, "status", status)
-    monkeypatch.setattr(Hub, "code", "")
+def test_a_hub_in_trouble_may_pass(server: Hub, status: int) -> None:
+    server.status = status
     with pytest.raises(OSError, match="not fully cached"):
         fetch()
 

@@ -13,7 +13,7 @@ from chaos import clock
 from chaos.checker import check
 from chaos.faults import UNMET, Kind, TenantKind, schedule
 from chaos.load import orders
-from chaos.report import Result, table, write
+from chaos.report import Result, row, table, write
 from chaos.run import Plan, run
 from chaos.system import site
 from chaos.tenants import TenantPlan, run_tenants
@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--tenant-jobs", type=int, default=40, help="of the neighbour that are measured beside each")
     parser.add_argument("--rate", type=float, default=10.0, help="jobs a second")
     parser.add_argument("--patience", type=float, default=180.0, help="seconds without an end before giving up")
-    parser.add_argument("--write", type=Path, help="a page whose results are replaced by those of this run")
+    parser.add_argument("--write", type=Path, help="a page that gets the results of this seed")
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for chatty in ("httpx", "botocore", "aiohttp"):
@@ -61,7 +61,7 @@ def main() -> int:
     text = table(chosen.seed, plan, result)
     sys.stdout.write(text)
     if chosen.write:
-        write(chosen.write, text)
+        write(chosen.write, chosen.seed, row(chosen.seed, result), text)
     if result.violations:
         logging.error("the logs are in %s", folder)
     return 1 if result.violations else 0

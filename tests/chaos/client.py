@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Sequence
 
 import httpx
 
-from chaos.evidence import Evidence
+from chaos.evidence import Evidence, Span
 from chaos.load import Change, Order, Route
 from chaos.system import System
 from kubediffusion.local import installation
@@ -62,7 +63,7 @@ class Clients:
     async def _post(self, order: Order) -> None:
         path, field = ("/generate", "task_id") if order.route is Route.GENERATE else ("/v1/jobs", "name")
         # The same key with every try: an answer that was lost must not become a second job.
-        answer = await self._ask("POST", path, {"Idempotency-Key": f"order-{order.number}"}, order.request)
+        answer, _ = await self._ask("POST", path, {"Idempotency-Key": f"order-{order.number}"}, order.request)
         if answer.status_code not in {201, 202}:
             raise GivenUpError(f"order {order.number}: {answer.status_code} {answer.text}")
         name = str(answer.json()[field])
@@ -91,32 +92,38 @@ class Clients:
     async def _change(self, order: Order, name: str) -> None:
         if order.change is None:
             return
+        accepted = time.monotonic()
         await asyncio.sleep(order.delay)
         if order.change is Change.DELETE:
             self._evidence.deleted.add(name)
-            await self._ask("DELETE", f"/v1/jobs/{name}")
+            answer, again = await self._ask("DELETE", f"/v1/jobs/{name}")
+            # Not found at once means that it was lost before; asked again, that the try without an answer was its end.
+            if answer.is_success or (again and answer.status_code == 404):
+                self._evidence.lives[name] = Span(accepted, time.monotonic())
         else:
-            answer = await self._ask("POST", f"/v1/jobs/{name}/cancel")
+            answer, _ = await self._ask("POST", f"/v1/jobs/{name}/cancel")
             if answer.status_code == 202:
                 self._evidence.cancelled.add(name)
 
     async def _ask(
         self, method: str, path: str, headers: dict[str, str] | None = None, body: dict[str, object] | None = None
-    ) -> httpx.Response:
-        """Make a request until somebody answers it, whatever the answer."""
+    ) -> tuple[httpx.Response, bool]:
+        """Make a request until somebody answers it, whatever the answer; return whether it was made more than once."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + PATIENCE_SECONDS
+        tries = 0
         while True:
             problem = "no API is there"
             for pod in self._system.pods(installation.API):
                 url = f"http://{pod.get('status', {}).get('podIP')}:{installation.API_PORT}{path}"
+                tries += 1
                 try:
                     answer = await self._http.request(method, url, headers=headers, json=body)
                 except httpx.HTTPError as error:
                     problem = repr(error)
                 else:
                     if answer.status_code < 500 and answer.status_code != 429:
-                        return answer
+                        return answer, tries > 1
                     problem = f"{answer.status_code} {answer.text}"
             if loop.time() > deadline:
                 raise GivenUpError(f"{method} {path}: {problem}")

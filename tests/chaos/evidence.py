@@ -79,6 +79,23 @@ class Pace:
         return fmean(self.beside) / fmean(self.without)
 
 
+@dataclass(frozen=True)
+class Span:
+    """A span of time.
+
+    Attributes:
+        began: On the monotonic clock of the run's process.
+        ended: On the same.
+    """
+
+    began: float
+    ended: float
+
+    def overlaps(self, other: Span) -> bool:
+        """Return whether the two have a moment in common."""
+        return self.began <= other.ended and other.began <= self.ended
+
+
 @dataclass
 class Evidence:
     """All of a run.
@@ -91,6 +108,8 @@ class Evidence:
         accepted: Names of the jobs whose creation was confirmed to a client.
         cancelled: Names of the jobs whose cancellation was confirmed.
         deleted: Names of the jobs that a client has asked to delete.
+        lives: Of the jobs whose deletion was confirmed: from the confirmation of creation to that of deletion.
+        gaps: When the recorder did not see what happened to jobs.
         stored: Objects of the bucket when the last job had ended, by key.
         kept: Keys of the bucket after every job had been deleted.
         remains: What there still was after everything had been taken down, in words.
@@ -106,6 +125,8 @@ class Evidence:
     accepted: set[str] = field(default_factory=set)
     cancelled: set[str] = field(default_factory=set)
     deleted: set[str] = field(default_factory=set)
+    lives: dict[str, Span] = field(default_factory=dict)
+    gaps: list[Span] = field(default_factory=list)
     stored: dict[str, bytes] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
     remains: list[str] = field(default_factory=list)

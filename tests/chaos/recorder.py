@@ -17,7 +17,7 @@ from urllib.parse import urlencode, urlsplit
 import yaml
 
 from chaos.checker import TERMINAL
-from chaos.evidence import Object, Version
+from chaos.evidence import Object, Span, Version
 
 PATHS = {
     "GenerationJob": "/apis/kubediffusion.io/v1alpha1/namespaces/{}/generationjobs",
@@ -44,6 +44,7 @@ class Recorder:
         versions: All that was seen, in the order of seeing.
         latest: Each kind's objects as they are now, by uid.
         finished: When each job was first seen ended or deleted, by uid, on the monotonic clock of this process.
+        gaps: When changes of jobs may have been missed: from the last word of one watch to the list before the next.
     """
 
     def __init__(self, kubeconfig: Path, namespace: str) -> None:
@@ -62,6 +63,7 @@ class Recorder:
         self.versions: list[Version] = []
         self.latest: dict[str, dict[str, Object]] = {kind: {} for kind in PATHS}
         self.finished: dict[str, float] = {}
+        self.gaps: list[Span] = []
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -82,12 +84,17 @@ class Recorder:
 
     def _follow(self, kind: str, listed: threading.Event) -> None:
         revision: str | None = None
+        heard = time.monotonic()
         while not self._stopped.is_set():
             try:
                 if revision is None:
                     revision = self._list(kind, gap=listed.is_set())
+                    if kind == "GenerationJob" and listed.is_set():
+                        self.gaps.append(Span(heard, time.monotonic()))
+                    heard = time.monotonic()
                     listed.set()
                 for event in self._events(kind, revision):
+                    heard = time.monotonic()
                     revision = event["object"]["metadata"]["resourceVersion"]
                     if event["type"] != "BOOKMARK":
                         self._note(kind, event["type"], event["object"], int(revision), gap=False)

@@ -1,9 +1,10 @@
-"""A run in words and tables."""
+"""Runs in words and tables: a row for each seed, and what came of each."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,19 @@ from chaos.run import Outcome, Plan
 from chaos.violation import Violation, phase, status
 
 BEGIN, END = "<!-- results: written by make chaos -->\n", "<!-- end of results -->\n"
+HEADING = "### Seed "
+COLUMNS = (
+    "seed",
+    "jobs",
+    "faults",
+    "Succeeded",
+    "Failed",
+    "Cancelled",
+    "retries",
+    "images checked",
+    "slowest beside a fault",
+)
+HEAD = "\n".join([f"| {' | '.join((*COLUMNS, 'laws broken'))} |", f"| {' | '.join(['---:'] * (len(COLUMNS) + 1))} |"])
 
 
 @dataclass(frozen=True)
@@ -34,8 +48,28 @@ class Result:
     violations: Sequence[Violation]
 
 
+def row(seed: int, result: Result) -> str:
+    """Return the results of the runs in one row of a table."""
+    values: list[object] = [seed, *["-"] * (len(COLUMNS) - 2)]
+    if result.outcome is not None:
+        evidence = result.outcome.evidence
+        last = [versions[-1] for versions in evidence.jobs.values()]
+        phases = Counter(map(phase, last))
+        ends = (phases["Succeeded"], phases["Failed"], phases["Cancelled"])
+        retries = sum(status(version).get("retries", 0) for version in last)
+        values[1:] = [
+            len(last),
+            sum(strike.hit for strike in result.outcome.strikes),
+            *ends,
+            retries,
+            len(evidence.stored),
+        ]
+    values.append(f"{max(pace.ratio for pace in result.paces):.2f} times" if result.paces else "-")
+    return f"| {' | '.join(map(str, [*values, len(result.violations)]))} |"
+
+
 def table(seed: int, plan: Plan, result: Result) -> str:
-    """Return the results of the runs as Markdown."""
+    """Return the results of the runs as Markdown, under a heading of the seed's."""
     broken = Counter(violation.law for violation in result.violations)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 30
     machine = f"{os.cpu_count()} processors ({platform.machine()}), {memory} GiB, Linux {platform.release()}"
@@ -58,17 +92,30 @@ def table(seed: int, plan: Plan, result: Result) -> str:
     lines += ["| law | broken |", "| --- | ---: |"]
     lines += [f"| {name} | {broken[name]} |" for name in (law.__name__.replace("_", " ") for law in LAWS)]
     lines += ["", *(f"- {violation}" for violation in result.violations[:50])]
-    return "\n".join([f"Seed {seed}: {extent}{machine}.", "", *lines]).rstrip() + "\n"
+    return "\n".join([f"{HEADING}{seed}", f"{extent}{machine}.".capitalize(), "", *lines]).rstrip() + "\n"
 
 
 def _pace(pace: Pace) -> str:
     return f"| {pace.fault} | {fmean(pace.without):.2f} | {fmean(pace.beside):.2f} | {pace.ratio:.2f} |"
 
 
-def write(page: Path, result: str) -> None:
-    """Put results in their place on a page."""
+def write(page: Path, seed: int, summary: str, result: str) -> None:
+    """Put a seed's results in their place on a page, beside those of other seeds.
+
+    Args:
+        page: The page.
+        seed: The seed; what the page has of the same seed is replaced.
+        summary: Its row.
+        result: Its tables.
+    """
     before, _, rest = page.read_text().partition(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n{result}\n{END}{rest.partition(END)[2]}")
+    results, _, after = rest.partition(END)
+    overview, *blocks = results.split(HEADING)
+    rows = {int(line.split("|")[1]): line for line in re.findall(r"^\| \d+ \|.*$", overview, re.MULTILINE)}
+    tables = {int(found.partition("\n")[0]): HEADING + found.strip() for found in blocks}
+    rows[seed], tables[seed] = summary, result.strip()
+    parts = ["\n".join([HEAD, *(rows[each] for each in sorted(rows))]), *(tables[each] for each in sorted(tables))]
+    page.write_text("\n\n".join([f"{before}{BEGIN.strip()}", *parts, f"{END}{after}"]))
 
 
 def _faults(outcome: Outcome) -> list[tuple[Kind, int]]:

@@ -109,6 +109,7 @@ async def run(where: Site, plan: Plan, folder: Path) -> Outcome:
         seconds = time.monotonic() - began
         watching.cancel()
         evidence.versions = list(system.recorder.versions)
+        evidence.gaps = list(system.recorder.gaps)
         evidence.stored = await asyncio.to_thread(system.stored)
         await take_down(system, evidence)
         namespace.delete()

@@ -106,6 +106,7 @@ async def run_tenants(where: Site, plan: TenantPlan, folder: Path) -> tuple[Evid
         for system, found in ((struck, evidence), (neighbour, theirs)):
             await wait_for_ends(system, plan.patience)
             found.versions = list(system.recorder.versions)
+            found.gaps = list(system.recorder.gaps)
             found.stored = await asyncio.to_thread(system.stored)
         # The operator is the struck namespace's: it goes last.
         await take_down(neighbour, theirs)

@@ -14,7 +14,7 @@ from PIL import Image
 
 import chaos
 from chaos.checker import check
-from chaos.evidence import Evidence, Memory, Pace, Version
+from chaos.evidence import Evidence, Memory, Pace, Span, Version
 from chaos.picture import POISONED_EXIT_CODE, pixels, rounded
 
 JOB, WORKER, OTHER = "uid-1", "fast-0-abc", "fast-1-def"
@@ -99,6 +99,40 @@ def test_every_way_for_a_worker_to_go_is_a_cause(history: History, end: dict[str
 
 def test_an_accepted_job_that_was_never_seen_is_lost(history: History) -> None:
     history.evidence.accepted.add("unseen")
+    assert history.job("Pending").bound().succeeded().laws() == {"each accepted job ends"}
+
+
+GAP = Span(10, 20)
+
+
+@pytest.mark.parametrize(
+    ("life", "lost"),
+    [
+        (Span(12, 15), False),
+        (Span(5, 11), False),
+        (Span(19, 30), False),
+        (Span(2, 9), True),
+        (Span(21, 22), True),
+        (None, True),
+    ],
+    ids=["within", "deleted in it", "created in it", "before", "after", "not confirmed"],
+)
+def test_a_job_that_its_client_deleted_while_nobody_saw_it_is_not_lost(
+    history: History, life: Span | None, lost: bool
+) -> None:
+    history.evidence.accepted.add("unseen")
+    history.evidence.deleted.add("unseen")
+    history.evidence.gaps.append(GAP)
+    if life is not None:
+        history.evidence.lives["unseen"] = life
+    laws = history.job("Pending").bound().succeeded().laws()
+    assert laws == ({"each accepted job ends"} if lost else set())
+
+
+def test_a_deleted_job_that_was_never_seen_is_lost_where_nothing_could_be_missed(history: History) -> None:
+    history.evidence.accepted.add("unseen")
+    history.evidence.deleted.add("unseen")
+    history.evidence.lives["unseen"] = GAP
     assert history.job("Pending").bound().succeeded().laws() == {"each accepted job ends"}
 
 

@@ -34,7 +34,16 @@ from models.training.scenes import RELATIONS, Scene
 from models.training.settings import ROOT
 
 from kubediffusion.resources.generation_job import Acceleration
-from kubediffusion.worker.engine import Admit, EngineInfo, ImageId, ImageOutput, ImageRequest, Outcome, Shape, StepStats
+from kubediffusion.worker.engine import (
+    Admit,
+    EngineInfo,
+    ImageId,
+    ImageOutput,
+    ImageRequest,
+    Outcome,
+    SamplingParameters,
+    StepStats,
+)
 from kubediffusion.worker.execution.accelerator import prepare
 from kubediffusion.worker.execution.continuous import NAME, ContinuousEngine
 from kubediffusion.worker.families.registry import Unsupported, family_of
@@ -146,9 +155,9 @@ class Painter:
 
     def paint(self, prompts: Sequence[str], seeds: Sequence[int], acceleration: Acceleration | None) -> Album:
         """Make images, batch by batch."""
-        shape = Shape(steps=STEPS, guidance=GUIDANCE, acceleration=acceleration)
+        sampling = SamplingParameters(steps=STEPS, guidance=GUIDANCE, acceleration=acceleration)
         tasks = [
-            ImageRequest(ImageId("", 1, index), prompt, None, seed, shape)
+            ImageRequest(ImageId("", 1, index), prompt, None, seed, sampling)
             for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
         ]
         album = Album()

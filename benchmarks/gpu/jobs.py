@@ -258,7 +258,7 @@ class StaticBatches:
     def plan(self, request: ImageRequest) -> Plan:
         """Return a plan by which images run with those of as many steps, and none joins."""
         plan = self._engine.plan(request)
-        key: Hashable = (plan.key, request.shape.steps)
+        key: Hashable = (plan.key, request.sampling.steps)
         return replace(plan, key=key, joins=False)
 
     def rest(self, wake: Callable[[], None]) -> bool:

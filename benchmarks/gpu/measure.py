@@ -166,7 +166,7 @@ class Measurements:
             images = tasks(6 * self.limit, steps)
             began = time.perf_counter()
             watch = make(self.engine, images, self.limit)
-            rates[name] = sum(task.shape.steps for task in images) / (time.perf_counter() - began)
+            rates[name] = sum(task.sampling.steps for task in images) / (time.perf_counter() - began)
             filled = sum(load.images for load in watch.loads) / sum(load.size for load in watch.loads)
             say(f"{name}: {rates[name]:.1f} image steps/s, {filled:.3f} of the slots filled, {len(watch.loads)} steps")
         return {name: round(rate, 2) for name, rate in rates.items()} | {

@@ -15,7 +15,16 @@ from typing import Any
 import torch
 
 from kubediffusion.worker import testing
-from kubediffusion.worker.engine import Admit, Engine, ImageId, ImageOutput, ImageRequest, Outcome, Shape, StepStats
+from kubediffusion.worker.engine import (
+    Admit,
+    Engine,
+    ImageId,
+    ImageOutput,
+    ImageRequest,
+    Outcome,
+    SamplingParameters,
+    StepStats,
+)
 from kubediffusion.worker.settings import Settings
 
 STEPS = 25
@@ -184,7 +193,7 @@ def tasks(count: int, steps: Sequence[int] = (STEPS,), **shape: Any) -> tuple[Im
             f"a picture of number {index}",
             None,
             index,
-            Shape(**{"steps": steps[index % len(steps)], "guidance": 7.5, "scheduler": SCHEDULER} | shape),
+            SamplingParameters(**{"steps": steps[index % len(steps)], "guidance": 7.5, "scheduler": SCHEDULER} | shape),
         )
         for index in range(count)
     )

@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 
 from census import registry
 from kubediffusion.resources.failures import JobFailure
-from kubediffusion.worker.engine import BadModelError, Engine, ImageId, ImageOutput, ImageRequest, Shape
+from kubediffusion.worker.engine import BadModelError, Engine, ImageId, ImageOutput, ImageRequest, SamplingParameters
 from kubediffusion.worker.execution.build import load_engine
 from kubediffusion.worker.families.calls import CallPlan
 from kubediffusion.worker.settings import Settings
@@ -100,7 +100,7 @@ def request(index: int, row: registry.Model, **shape: Any) -> ImageRequest:
     prompt, negative = TEXTS[index]
     width, height = row.sizes[0]
     wish = {"steps": STEPS, "guidance": GUIDANCE, "width": width, "height": height} | shape
-    return ImageRequest(ImageId("census", 1, index), prompt, negative, index, Shape(**wish))
+    return ImageRequest(ImageId("census", 1, index), prompt, negative, index, SamplingParameters(**wish))
 
 
 def levels(left: ImageOutput, right: np.ndarray[Any, Any]) -> int:

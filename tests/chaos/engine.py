@@ -35,22 +35,22 @@ class DrawingEngine(StandInEngine):
 
     def run(self, tasks: tuple[ImageRequest, ...], monitor: Monitor) -> None:
         """Draw a batch."""
-        for step in range(tasks[0].shape.steps):
+        for step in range(tasks[0].sampling.steps):
             if not any(monitor.wanted(task.id) for task in tasks):
                 return
             time.sleep(self._step)
             for task in tasks:
-                monitor.stepped(task.id, step + 1, task.shape.steps)
-                if task.prompt.endswith(POISON) and 4 * (step + 1) >= 3 * task.shape.steps:
+                monitor.stepped(task.id, step + 1, task.sampling.steps)
+                if task.prompt.endswith(POISON) and 4 * (step + 1) >= 3 * task.sampling.steps:
                     os._exit(POISONED_EXIT_CODE)
         for task in tasks:
             monitor.ended(task.id, self._draw(task))
 
     def _draw(self, task: ImageRequest) -> ImageOutput:
-        shape = task.shape
-        width, height = shape.width or SIDE, shape.height or SIDE
-        rgb = pixels(task.prompt, task.negative_prompt, task.seed, shape.steps, shape.guidance, width, height)
-        return ImageOutput(width, height, rgb if shape.deterministic else rounded(rgb, self._process), "none")
+        sampling = task.sampling
+        width, height = sampling.width or SIDE, sampling.height or SIDE
+        rgb = pixels(task.prompt, task.negative_prompt, task.seed, sampling.steps, sampling.guidance, width, height)
+        return ImageOutput(width, height, rgb if sampling.deterministic else rounded(rgb, self._process), "none")
 
 
 def main() -> None:

@@ -37,18 +37,18 @@ class ObedientEngine:
     info = EngineInfo(name="stand-in", pipeline="-", device="-", torch_dtype="-", revision="-", versions={})
 
     def plan(self, request: ImageRequest) -> Plan:
-        return Plan(request.shape, request.shape.steps)
+        return Plan(request.sampling, request.sampling.steps)
 
     def rest(self, _wake: Callable[[], None]) -> bool:
         return False
 
     def run(self, tasks: tuple[ImageRequest, ...], monitor: Monitor) -> None:
-        for step in range(tasks[0].shape.steps):
+        for step in range(tasks[0].sampling.steps):
             if not any(monitor.wanted(task.id) for task in tasks):
                 return
             time.sleep(STEP_SECONDS)
             for task in tasks:
-                monitor.stepped(task.id, step + 1, task.shape.steps)
+                monitor.stepped(task.id, step + 1, task.sampling.steps)
         for task in tasks:
             if (outcome := self.outcome(task, len(tasks))) is not None:
                 monitor.ended(task.id, outcome)

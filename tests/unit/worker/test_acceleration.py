@@ -343,7 +343,7 @@ def test_a_job_hands_its_acceleration_to_the_engine() -> None:
     assignments = Assignments("worker-a")
     assignments.observe(bound_job(parameters={"acceleration": wire}), gone=False)
     (assignment,) = assignments
-    assert assignment.shape.acceleration == asked((0.0, 0.5), 2)
+    assert assignment.sampling.acceleration == asked((0.0, 0.5), 2)
     assert assignment.parameters.to_wire()["acceleration"] == wire
     assert "acceleration" not in bound_job().status.parameters.to_wire()
 

@@ -26,7 +26,7 @@ def assigned(**changes: Any) -> tuple[Assignments, Assignment]:
 def test_a_bound_job_is_ours() -> None:
     assignments, assignment = assigned(parameters={"numImages": 2})
     assert [a.name for a in assignments] == ["job"]
-    assert (assignment.remaining, assignment.shape.steps) == (2, 10)
+    assert (assignment.remaining, assignment.sampling.steps) == (2, 10)
 
 
 def test_the_first_job_gets_the_pipelines_own_where_the_operator_knew_nothing_of_it() -> None:
@@ -35,7 +35,7 @@ def test_the_first_job_gets_the_pipelines_own_where_the_operator_knew_nothing_of
     guessed: dict[str, Any] = {"numInferenceSteps": 50, "guidanceScale": 7.5}
     assignments.observe(bound_job("none", parameters=guessed), False)
     assignments.observe(bound_job("own", parameters=guessed, **guessed), False)
-    shapes = {assignment.name: assignment.shape for assignment in assignments}
+    shapes = {assignment.name: assignment.sampling for assignment in assignments}
     assert (shapes["none"].steps, shapes["none"].guidance) == (28, 3.5)
     assert (shapes["own"].steps, shapes["own"].guidance) == (50, 7.5)
     cold = present(assignments.get("uid-none"))

@@ -11,7 +11,16 @@ import numpy as np
 
 from kubediffusion.resources.failures import JobFailure
 from kubediffusion.resources.generation_job import GenerationJob
-from kubediffusion.worker.engine import Admit, EngineInfo, ImageId, ImageOutput, ImageRequest, Outcome, Shape, StepStats
+from kubediffusion.worker.engine import (
+    Admit,
+    EngineInfo,
+    ImageId,
+    ImageOutput,
+    ImageRequest,
+    Outcome,
+    SamplingParameters,
+    StepStats,
+)
 from kubediffusion.worker.settings import Settings
 
 NOW = dt.datetime(2026, 1, 2, 3, 4, 5, 678901, dt.UTC)
@@ -59,7 +68,7 @@ def settings(folder: Path, **spec: Any) -> Settings:
 def image_request(index: int = 0, prompt: str = "a cat", negative: str | None = None, **shape: Any) -> ImageRequest:
     """One image to make; the seed is its index."""
     return ImageRequest(
-        ImageId("uid", 1, index), prompt, negative, index, Shape(**({"steps": 3, "guidance": 7.5} | shape))
+        ImageId("uid", 1, index), prompt, negative, index, SamplingParameters(**({"steps": 3, "guidance": 7.5} | shape))
     )
 
 

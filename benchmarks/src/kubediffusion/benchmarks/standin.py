@@ -42,8 +42,8 @@ class StandInEngine:
         )
 
     def plan(self, request: ImageRequest) -> Plan:
-        """Return a plan by which images of one shape run together."""
-        return Plan(request.shape, request.shape.steps)
+        """Return a plan by which images of one set of sampling parameters run together."""
+        return Plan(request.sampling, request.sampling.steps)
 
     def rest(self, _wake: Callable[[], None]) -> bool:
         """Do nothing: there is nothing to prepare."""
@@ -53,7 +53,7 @@ class StandInEngine:
         """Wait, then give every image of the batch."""
         time.sleep(self._seconds)
         for task in tasks:
-            monitor.stepped(task.id, task.shape.steps, task.shape.steps)
+            monitor.stepped(task.id, task.sampling.steps, task.sampling.steps)
             monitor.ended(task.id, ImageOutput(SIZE, SIZE, pixels(task.seed), "none"))
 
 

@@ -37,22 +37,22 @@ def undistilled_flux() -> Any:
 
 def scale_alone(request: ImageRequest) -> Mapping[str, Any]:
     """Pass the guidance scale: there is no negative prompt, or it has no effect."""
-    return {"guidance_scale": request.shape.guidance}
+    return {"guidance_scale": request.sampling.guidance}
 
 
 def true_scale(request: ImageRequest) -> Mapping[str, Any]:
     """Pass the guidance scale as that of true guidance, which needs a negative prompt."""
-    return {"true_cfg_scale": request.shape.guidance, "negative_prompt": request.negative_prompt}
+    return {"true_cfg_scale": request.sampling.guidance, "negative_prompt": request.negative_prompt}
 
 
 def true_scale_always(request: ImageRequest) -> Mapping[str, Any]:
     """Pass the guidance scale as that of true guidance, with an empty negative prompt where there is none."""
-    return {"true_cfg_scale": request.shape.guidance, "negative_prompt": request.negative_prompt or ""}
+    return {"true_cfg_scale": request.sampling.guidance, "negative_prompt": request.negative_prompt or ""}
 
 
 def usual(request: ImageRequest) -> Mapping[str, Any]:
     """Pass guidance scale and negative prompt by the names that most pipelines give them."""
-    return {"guidance_scale": request.shape.guidance, "negative_prompt": request.negative_prompt}
+    return {"guidance_scale": request.sampling.guidance, "negative_prompt": request.negative_prompt}
 
 
 ROWS = [

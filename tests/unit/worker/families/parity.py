@@ -61,13 +61,13 @@ def run(engine: ContinuousEngine, *requests: ImageRequest, **recorder: Any) -> d
 
 def by_own_call(pipeline: Any, row: FamilyRow, request: ImageRequest) -> np.ndarray[Any, Any]:
     """Make an image by the pipeline's own call: ``[height, width, 3]``, uint8."""
-    shape = request.shape
-    sides = {name: side for name, side in (("width", shape.width), ("height", shape.height)) if side is not None}
+    sampling = request.sampling
+    sides = {name: side for name, side in (("width", sampling.width), ("height", sampling.height)) if side is not None}
     arguments = {name: value for name, value in row.arguments(request).items() if value is not None}
     with torch.inference_mode():
         (image,) = pipeline(
             prompt=request.prompt,
-            num_inference_steps=shape.steps,
+            num_inference_steps=sampling.steps,
             generator=torch.Generator("cpu").manual_seed(request.seed),
             output_type="np",
             **sides,

@@ -84,7 +84,7 @@ def test_further_schedulers_make_what_the_pipelines_own_call_makes(row: FamilyRo
         assert made.scheduler == name
         try:
             pipeline.scheduler = Schedulers(own).get(name)
-            expected = by_own_call(pipeline, row, replace(request, shape=replace(request.shape, scheduler=None)))
+            expected = by_own_call(pipeline, row, replace(request, sampling=replace(request.sampling, scheduler=None)))
         finally:
             pipeline.scheduler = own
         assert levels(made, expected) <= 1

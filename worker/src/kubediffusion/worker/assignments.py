@@ -15,7 +15,7 @@ from kubediffusion.resources.diffusion_model import DiffusionModel, DiffusionMod
 from kubediffusion.resources.generation_job import MAX_SEED, GenerationJob, Image, JobProgress, Parameters
 from kubediffusion.resources.parameters import resolve_again, resolve_parameters
 from kubediffusion.resources.transitions import BOUND
-from kubediffusion.worker.engine import ImageId, ImageOutput, ImageRequest, Plan, Shape
+from kubediffusion.worker.engine import ImageId, ImageOutput, ImageRequest, Plan, SamplingParameters
 from kubediffusion.worker.engine.batching import Candidate
 
 
@@ -104,10 +104,10 @@ class Assignment:
         return sum(span.ended - span.began for span in self.spans)
 
     @property
-    def shape(self) -> Shape:
+    def sampling(self) -> SamplingParameters:
         """How its images are computed."""
         p = self.parameters
-        return Shape(
+        return SamplingParameters(
             steps=p.num_inference_steps,
             guidance=p.guidance_scale,
             width=p.width,
@@ -166,7 +166,7 @@ class Assignment:
             prompt=self.job.spec.prompt,
             negative_prompt=self.parameters.negative_prompt,
             seed=self.seed(index),
-            shape=self.shape,
+            sampling=self.sampling,
         )
 
     def seed(self, index: int) -> int:

@@ -139,7 +139,7 @@ class Runner:
         members = self._leftover.pop(0) if self._leftover else self._members(self._next_batch(), self._steps)
         requests = tuple(member.request for member in members.values())
         about = {"jobs": sorted({member.assignment.name for member in members.values()}), "images": len(requests)}
-        logger.info("batch begins", extra={**about, "shape": str(requests[0].shape)})
+        logger.info("batch begins", extra={**about, "shape": str(requests[0].sampling)})
         self._health.engine_active()
         loop = asyncio.get_running_loop()
         key = self._engine.plan(requests[0]).key

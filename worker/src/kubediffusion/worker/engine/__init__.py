@@ -16,7 +16,7 @@ from kubediffusion.worker.engine.interface import (
     everybody,
 )
 from kubediffusion.worker.engine.key import BatchKey, GuidanceKind, LockstepKey
-from kubediffusion.worker.engine.request import ImageId, ImageOutput, ImageRequest, Outcome, Shape
+from kubediffusion.worker.engine.request import ImageId, ImageOutput, ImageRequest, Outcome, SamplingParameters
 
 __all__ = [
     "Admit",
@@ -33,7 +33,7 @@ __all__ = [
     "Monitor",
     "Outcome",
     "Plan",
-    "Shape",
+    "SamplingParameters",
     "StepStats",
     "described",
     "everybody",

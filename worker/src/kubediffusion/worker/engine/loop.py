@@ -108,7 +108,7 @@ class EngineLoop:
         if result.stepped:
             self._monitor.count_step(StepStats(len(booking.progress), plan.size, limit, result.compiled, result.memory))
         for state in booking.progress:
-            self._monitor.stepped(state.request.id, _steps_done(state), state.request.shape.steps)
+            self._monitor.stepped(state.request.id, _steps_done(state), state.request.sampling.steps)
         for request in booking.alone:
             self._executor.discard([request.id])
             self._alone(request)
@@ -121,4 +121,4 @@ class EngineLoop:
 
 def _steps_done(state: RequestState) -> int:
     """Return how many denoising steps are done: some schedulers call the model more often than once a step."""
-    return state.call * state.request.shape.steps // state.calls
+    return state.call * state.request.sampling.steps // state.calls

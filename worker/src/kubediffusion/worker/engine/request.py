@@ -9,7 +9,7 @@ from kubediffusion.resources.generation_job import Acceleration
 
 
 @dataclass(frozen=True)
-class Shape:
+class SamplingParameters:
     """What decides how an image is computed, apart from its prompts and its seed.
 
     Attributes:
@@ -55,14 +55,14 @@ class ImageRequest:
         prompt: What it shows.
         negative_prompt: What it should not show; None is not the same as an empty text for every pipeline.
         seed: Seed of its noise.
-        shape: How it is computed.
+        sampling: How it is computed.
     """
 
     id: ImageId
     prompt: str = field(repr=False)
     negative_prompt: str | None = field(repr=False)
     seed: int
-    shape: Shape
+    sampling: SamplingParameters
 
 
 @dataclass(frozen=True)

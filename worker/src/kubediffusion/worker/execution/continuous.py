@@ -27,7 +27,7 @@ from kubediffusion.worker.engine import (
     Monitor,
     Outcome,
     Plan,
-    Shape,
+    SamplingParameters,
     described,
 )
 from kubediffusion.worker.engine.arrangement import sizes_up_to
@@ -147,7 +147,7 @@ class ContinuousEngine:
             return
         progress(EngineReason.WARMING_UP, "the weights are on the device; the first image is made")
         warm_up(self)
-        prepared = self.prepared_batches.of(self.family.key(_nothing(Shape(steps=1, guidance=_GUIDED))))
+        prepared = self.prepared_batches.of(self.family.key(_nothing(SamplingParameters(steps=1, guidance=_GUIDED))))
         self.prepared_batches.keep(prepared)
         self.preparation = Preparation(prepared, self.decoder, self.compiler, self._device)
 
@@ -164,21 +164,21 @@ class ContinuousEngine:
 
     def plan(self, request: ImageRequest) -> Plan:
         """Return how an image runs: see :meth:`kubediffusion.worker.engine.Engine.plan`."""
-        shape = request.shape
+        sampling = request.sampling
         try:
             key = self.family.key(request)
         except Exception as error:  # noqa: BLE001 - the pipeline's call meets the same, and tells the job
             logger.warning("an image has no key", extra=described(error))
             return self.whole_calls.plan(request)
-        calls = self._calls(shape, key)
+        calls = self._calls(sampling, key)
         if calls is None:
             return self.whole_calls.plan(request)
-        if shape.acceleration is None:
-            return Plan(key, calls, joins=not shape.deterministic, admit=partial(self._admit, key, calls))
-        if shape.acceleration.feature_caching is not None and not self.family.caches_features():
+        if sampling.acceleration is None:
+            return Plan(key, calls, joins=not sampling.deterministic, admit=partial(self._admit, key, calls))
+        if sampling.acceleration.feature_caching is not None and not self.family.caches_features():
             # Which refuses it.
             return self.whole_calls.plan(request)
-        return Plan(LockstepKey(key, shape.acceleration, shape.scheduler, shape.steps), calls)
+        return Plan(LockstepKey(key, sampling.acceleration, sampling.scheduler, sampling.steps), calls)
 
     def _admit(self, key: BatchKey, calls: int, waiting: int, overdue: int = 0, /) -> int:
         """Return how many of the waiting images begin a batch together."""
@@ -219,7 +219,7 @@ class ContinuousEngine:
             scheduler=StepScheduler(prepared, modes=modes, repeats=key.deterministic),
             executor=executor,
             monitor=monitor,
-            calls=lambda request: self._calls(request.shape, key) or request.shape.steps,
+            calls=lambda request: self._calls(request.sampling, key) or request.sampling.steps,
             alone=lambda request: self.whole_calls.run((request,), monitor),
             limit=prepared,
             # What steps of fewer rows take says nothing of others.
@@ -244,12 +244,12 @@ class ContinuousEngine:
         outcome = self.whole_calls.outcome(request, pixels, flagged, scheduler, self.family.ignored(request))
         return outcome if isinstance(outcome, JobFailure) else replace(outcome, engine=self._info.name)
 
-    def _calls(self, shape: Shape, key: BatchKey) -> int | None:
+    def _calls(self, sampling: SamplingParameters, key: BatchKey) -> int | None:
         """Return how often the model is called for an image; None where the pipeline's own call has to make it."""
-        wish = _schedule_of(shape, key)
+        wish = _schedule_of(sampling, key)
         if wish not in self._known_calls:
             try:
-                self._known_calls[wish] = self._count_calls(shape.scheduler, shape.steps, key)
+                self._known_calls[wish] = self._count_calls(sampling.scheduler, sampling.steps, key)
             except Exception:  # noqa: BLE001 - the pipeline's call meets the same, and tells the job
                 self._known_calls[wish] = None
         return self._known_calls[wish]
@@ -269,7 +269,7 @@ class ContinuousEngine:
 
     def _prepare_batch(self, key: BatchKey) -> PreparedBatch:
         sizes = (1,) if key.deterministic else self._sizes
-        example = self._prefetch.run(lambda: self._row(_nothing(Shape(steps=1, guidance=1)), key, 1.0))
+        example = self._prefetch.run(lambda: self._row(_nothing(SamplingParameters(steps=1, guidance=1)), key, 1.0))
         slots = SlotTensors(self.family, key, sizes[-1], example)
         graphs = self._graphs and not key.deterministic
         steps: Steps = CudaGraphManager(slots, self.compiler) if graphs else EagerSteps(slots)
@@ -277,9 +277,9 @@ class ContinuousEngine:
 
     def _prepare(self, request: ImageRequest, key: BatchKey) -> tuple[SchedulerCoefficients, SlotState] | None:
         self.family.check(key)
-        wish = _schedule_of(request.shape, key)
+        wish = _schedule_of(request.sampling, key)
         if wish not in self._coefficients:
-            self._coefficients[wish] = self._read_coefficients(request.shape.scheduler, request.shape.steps, key)
+            self._coefficients[wish] = self._read_coefficients(request.sampling.scheduler, request.sampling.steps, key)
         coefficients = self._coefficients[wish]
         if coefficients is None:
             return None
@@ -336,10 +336,10 @@ class _Interruption:
         return True
 
 
-def _nothing(shape: Shape) -> ImageRequest:
+def _nothing(sampling: SamplingParameters) -> ImageRequest:
     """Ask for an image of nothing: for the shapes of its tensors."""
-    return ImageRequest(ImageId("", 0, 0), "", None, 0, shape)
+    return ImageRequest(ImageId("", 0, 0), "", None, 0, sampling)
 
 
-def _schedule_of(shape: Shape, key: BatchKey) -> _Schedule:
-    return (shape.scheduler, shape.steps, key.width, key.height)
+def _schedule_of(sampling: SamplingParameters, key: BatchKey) -> _Schedule:
+    return (sampling.scheduler, sampling.steps, key.width, key.height)

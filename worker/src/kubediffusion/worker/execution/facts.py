@@ -7,13 +7,13 @@ from typing import Any
 
 from kubediffusion.resources.generation_job import Scheduler
 from kubediffusion.resources.pipeline_facts import PipelineDefaults, PipelineFacts
-from kubediffusion.worker.engine import GuidanceKind, ImageId, ImageRequest, Shape
+from kubediffusion.worker.engine import GuidanceKind, ImageId, ImageRequest, SamplingParameters
 from kubediffusion.worker.execution.schedulers import Schedulers
 from kubediffusion.worker.families.base import ModelFamily, own_size
 from kubediffusion.worker.families.calls import CallPlan
 from kubediffusion.worker.prompts import text_encoders
 
-_STRONG = Shape(steps=1, guidance=7.5)
+_STRONG = SamplingParameters(steps=1, guidance=7.5)
 """Above every family's threshold of guidance."""
 
 

@@ -23,7 +23,7 @@ from kubediffusion.worker.engine import (
     Monitor,
     Outcome,
     Plan,
-    Shape,
+    SamplingParameters,
     StepStats,
     described,
 )
@@ -113,11 +113,11 @@ def warm_up(engine: Engine, images: int = 1, width: int | None = None, height: i
     Raises:
         BadModelError: No image could be made, as none of a job's could be.
     """
-    shape = Shape(steps=WARM_UP_STEPS, guidance=7.5, width=width, height=height)
+    sampling = SamplingParameters(steps=WARM_UP_STEPS, guidance=7.5, width=width, height=height)
     witness = _Witness()
     # Some pipelines refuse an empty text.
     ids = [ImageId("", 0, index) for index in range(images)]
-    engine.run(tuple(ImageRequest(image_id, "a photo", None, 0, shape) for image_id in ids), witness)
+    engine.run(tuple(ImageRequest(image_id, "a photo", None, 0, sampling) for image_id in ids), witness)
     if witness.failure is not None:
         name, why = engine.info.pipeline, witness.failure
         raise BadModelError(f"{name} made no image from text when it was tried: {why.code}: {why.message}")
@@ -161,10 +161,10 @@ class PipelineEngine:
         return self._schedulers.names
 
     def plan(self, request: ImageRequest) -> Plan:
-        """Return how an image runs: with those of the very same shape, or alone where others may change it."""
+        """Return how an image runs: with those of the very same sampling parameters, or alone where others may change it."""
         if not self._plan.shares_calls:
-            return Plan((request.shape, request.id), request.shape.steps)
-        return Plan((request.shape, self._plan.may_share(request)), request.shape.steps)
+            return Plan((request.sampling, request.id), request.sampling.steps)
+        return Plan((request.sampling, self._plan.may_share(request)), request.sampling.steps)
 
     def rest(self, _wake: Callable[[], None]) -> bool:
         """Do nothing: see :meth:`kubediffusion.worker.engine.Engine.rest`."""
@@ -212,9 +212,9 @@ class PipelineEngine:
         return list(groups.values())
 
     def _call(self, requests: tuple[ImageRequest, ...], monitor: Monitor) -> list[Outcome]:
-        shape = requests[0].shape
-        scheduler = self._schedulers.get(shape.scheduler)
-        if shape.acceleration is not None:
+        sampling = requests[0].sampling
+        scheduler = self._schedulers.get(sampling.scheduler)
+        if sampling.acceleration is not None:
             raise self._refused(type(scheduler).__name__)
         if scheduler is not None:
             self.pipeline.scheduler = scheduler
@@ -227,7 +227,7 @@ class PipelineEngine:
             arguments["output_type"] = "np"
         note = self._note(requests, monitor)
         arguments |= self._callback(note)
-        exactly = repeatable(self.device) if shape.deterministic else contextlib.nullcontext()
+        exactly = repeatable(self.device) if sampling.deterministic else contextlib.nullcontext()
         counted = self._steps_counted(note) if self._plan.callback is Callback.NONE else contextlib.nullcontext()
         with torch.inference_mode(), exactly, counted, seeded(requests[0].seed, self.device):
             output = self.pipeline(**arguments)
@@ -245,7 +245,7 @@ class PipelineEngine:
             )
             for request, image, flagged in zip(requests, images, flags, strict=True)
         ]
-        if shape.width is None and shape.height is None and isinstance(outcomes[0], ImageOutput):
+        if sampling.width is None and sampling.height is None and isinstance(outcomes[0], ImageOutput):
             self._own_size = outcomes[0].width, outcomes[0].height
         return outcomes
 
@@ -268,7 +268,7 @@ class PipelineEngine:
 
     def _note(self, requests: tuple[ImageRequest, ...], monitor: Monitor) -> Callable[[int], None]:
         """Return what is called with the index of each step that is done."""
-        steps = requests[0].shape.steps
+        steps = requests[0].sampling.steps
 
         def note(index: int) -> None:
             if not any(monitor.wanted(request.id) for request in requests):
@@ -347,11 +347,11 @@ class PipelineEngine:
         height, width = pixels.shape[:2]
         warnings = [*cut_warnings(request, self._encoders)]
         warnings += self._plan.ignored(request) if ignored is None else ignored
-        for side, asked, got in (("width", request.shape.width, width), ("height", request.shape.height, height)):
+        for side, asked, got in (("width", request.sampling.width, width), ("height", request.sampling.height, height)):
             if asked is not None and asked != got and side in self._plan.parameters:
                 warnings.append(f"{side} is {got}, not {asked}: {self._plan.pipeline} rounds sizes")
-        if (request.shape.width is None) != (request.shape.height is None):
-            side, got = ("width", width) if request.shape.width is None else ("height", height)
+        if (request.sampling.width is None) != (request.sampling.height is None):
+            side, got = ("width", width) if request.sampling.width is None else ("height", height)
             warnings.append(f"{side} is {got}, the model's own, as the other side was given alone")
         return ImageOutput(
             width=width,

@@ -223,7 +223,7 @@ class LocalExecutor:
         known = self._images[image]
         if known.coefficients is None:
             raise RuntimeError("an image is stepped that was not made ready")
-        return control_row(known.coefficients, call, known.request.shape.guidance)
+        return control_row(known.coefficients, call, known.request.sampling.guidance)
 
     def _make_ready(self, images: Sequence[ImageId], plan: StepPlan) -> _Readiness:
         """Prepare, in order, those images that are not ready yet."""

@@ -109,15 +109,17 @@ class ModelFamily:
 
     def guidance(self, request: ImageRequest) -> GuidanceKind:
         """Return what ``guidanceScale`` does to an image: by default, classifier-free guidance."""
-        return GuidanceKind.CFG if request.shape.guidance > self.guided_above else GuidanceKind.NONE
+        return GuidanceKind.CFG if request.sampling.guidance > self.guided_above else GuidanceKind.NONE
 
     def ignored(self, request: ImageRequest) -> list[str]:
         """Return a warning for each field of a request that has no effect on its image."""
         kind, name = self.guidance(request), type(self.pipeline).__name__
-        strong = replace(request, negative_prompt="", shape=replace(request.shape, guidance=_STRONG))
+        strong = replace(request, negative_prompt="", sampling=replace(request.sampling, guidance=_STRONG))
         takes_guidance = self.guidance(strong) is GuidanceKind.CFG
         warnings = []
-        interval = request.shape.acceleration is not None and request.shape.acceleration.guidance_interval is not None
+        interval = (
+            request.sampling.acceleration is not None and request.sampling.acceleration.guidance_interval is not None
+        )
         if interval and kind is not GuidanceKind.CFG:
             why = f"guidanceScale is not above {self.guided_above}" if takes_guidance else f"{name} computes one row"
             warnings.append(f"acceleration.guidanceInterval has no effect: {why}")
@@ -125,7 +127,7 @@ class ModelFamily:
             weak = takes_guidance and self.takes_negative
             why = f"guidanceScale is not above {self.guided_above}" if weak else f"{name} does not heed it"
             warnings.append(f"negativePrompt has no effect: {why}")
-        if kind is GuidanceKind.NONE and request.shape.guidance > self.guided_above:
+        if kind is GuidanceKind.NONE and request.sampling.guidance > self.guided_above:
             why = "there is no negativePrompt" if takes_guidance else f"this {name} takes none"
             warnings.append(f"guidanceScale has no effect: {why}")
         return warnings
@@ -139,14 +141,14 @@ class ModelFamily:
 
     def key(self, request: ImageRequest) -> BatchKey:
         """Return the batch key of an image: it has the same key as all images that may share its steps."""
-        shape = request.shape
-        own = self.own_size() or (shape.width or shape.height or 0, shape.height or shape.width or 0)
+        sampling = request.sampling
+        own = self.own_size() or (sampling.width or sampling.height or 0, sampling.height or sampling.width or 0)
         guidance = self.guidance(request)
         return BatchKey(
-            width=shape.width or own[0],
-            height=shape.height or own[1],
+            width=sampling.width or own[0],
+            height=sampling.height or own[1],
             guidance=guidance,
-            deterministic=shape.deterministic,
+            deterministic=sampling.deterministic,
             text_length=self.text_length(request, guidance),
         )
 

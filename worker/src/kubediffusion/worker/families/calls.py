@@ -16,7 +16,7 @@ from typing import Any
 from diffusers.utils.outputs import BaseOutput
 
 from kubediffusion.resources.generation_job import DEFAULT_GUIDANCE, DEFAULT_STEPS
-from kubediffusion.worker.engine import BadModelError, GuidanceKind, ImageRequest, Shape
+from kubediffusion.worker.engine import BadModelError, GuidanceKind, ImageRequest, SamplingParameters
 
 SHARING = frozenset(
     {
@@ -122,35 +122,35 @@ class CallPlan:
         return self.pipeline in SHARING
 
     def may_share(self, request: ImageRequest) -> object:
-        """Return what images must have in common, beside their shape, to share a call."""
+        """Return what images must have in common, beside their sampling parameters, to share a call."""
         return self.pipeline in _SAME_WITHOUT or request.negative_prompt is None
 
     def arguments(self, requests: tuple[ImageRequest, ...]) -> dict[str, Any]:
         """Return the keyword arguments of the call for a batch, without generators and callback.
 
         Args:
-            requests: Images of one shape.
+            requests: Images with the same sampling parameters.
         """
-        shape = requests[0].shape
+        sampling = requests[0].sampling
         negatives = [request.negative_prompt for request in requests]
         wishes: dict[str, Any] = {
             "prompt": [request.prompt for request in requests],
-            "num_inference_steps": shape.steps,
-            "true_cfg_scale" if self.guides_by_true_cfg else "guidance_scale": shape.guidance,
-            "width": shape.width,
-            "height": shape.height,
+            "num_inference_steps": sampling.steps,
+            "true_cfg_scale" if self.guides_by_true_cfg else "guidance_scale": sampling.guidance,
+            "width": sampling.width,
+            "height": sampling.height,
             # None is left out: for some pipelines it means more than an empty text.
             "negative_prompt": None if all(n is None for n in negatives) else [n or "" for n in negatives],
         }
         arguments = {name: value for name, value in wishes.items() if value is not None and name in self.parameters}
-        return arguments | dict.fromkeys(self._excluded(shape))
+        return arguments | dict.fromkeys(self._excluded(sampling))
 
-    def _excluded(self, shape: Shape) -> list[str]:
+    def _excluded(self, sampling: SamplingParameters) -> list[str]:
         """Name the parameters whose defaults exclude what is given."""
         excluded = []
         if {"guidance_scale", "guidance_schedule"} <= self.parameters:
             excluded.append("guidance_schedule")
-        if "intermediate_timesteps" in self.parameters and shape.steps != _SPRINT_STEPS:
+        if "intermediate_timesteps" in self.parameters and sampling.steps != _SPRINT_STEPS:
             excluded.append("intermediate_timesteps")
         return excluded
 
@@ -164,17 +164,19 @@ class CallPlan:
         takes_guidance = self.takes_guidance
         taken = {
             "negativePrompt": (request.negative_prompt, "negative_prompt" in self.parameters),
-            "guidanceScale": (request.shape.guidance, takes_guidance),
-            "numInferenceSteps": (request.shape.steps, "num_inference_steps" in self.parameters),
-            "width": (request.shape.width, "width" in self.parameters),
-            "height": (request.shape.height, "height" in self.parameters),
+            "guidanceScale": (request.sampling.guidance, takes_guidance),
+            "numInferenceSteps": (request.sampling.steps, "num_inference_steps" in self.parameters),
+            "width": (request.sampling.width, "width" in self.parameters),
+            "height": (request.sampling.height, "height" in self.parameters),
         }
         ignored = [field for field, (value, takes) in taken.items() if value not in {None, ""} and not takes]
         warnings = [f"{field} has no effect: {self.pipeline} does not take it" for field in ignored]
-        interval = request.shape.acceleration is not None and request.shape.acceleration.guidance_interval is not None
-        if interval and _without_guidance(request.shape):
+        interval = (
+            request.sampling.acceleration is not None and request.sampling.acceleration.guidance_interval is not None
+        )
+        if interval and _without_guidance(request.sampling):
             warnings.append("acceleration.guidanceInterval has no effect: guidanceScale is not above 1")
-        if takes_guidance and guidance is GuidanceKind.NONE and not _without_guidance(request.shape):
+        if takes_guidance and guidance is GuidanceKind.NONE and not _without_guidance(request.sampling):
             warnings.append(f"guidanceScale has no effect: {self._why_unguided(request)}")
         if request.negative_prompt and "negative_prompt" in self.parameters:
             warnings += self._negative_warnings(request, guidance)
@@ -190,9 +192,9 @@ class CallPlan:
             return []
         if self.negative_needs_true_cfg:
             return [f"negativePrompt has no effect: {self.pipeline} heeds it only with true_cfg_scale"]
-        if guidance is None and not (_without_guidance(request.shape) and "guidance_scale" in self.parameters):
+        if guidance is None and not (_without_guidance(request.sampling) and "guidance_scale" in self.parameters):
             return []
-        if _without_guidance(request.shape):
+        if _without_guidance(request.sampling):
             return ["negativePrompt has no effect: guidanceScale is not above 1"]
         return [f"negativePrompt has no effect: this model of {self.pipeline} computes without it"]
 
@@ -206,7 +208,7 @@ def guidance_of(pipeline: Any, plan: CallPlan, request: ImageRequest) -> Guidanc
         request: What was asked for.
     """
     if plan.guides_by_true_cfg:
-        guided: bool | None = request.negative_prompt is not None and not _without_guidance(request.shape)
+        guided: bool | None = request.negative_prompt is not None and not _without_guidance(request.sampling)
     else:
         guided = getattr(pipeline, "do_classifier_free_guidance", None)
     if guided:
@@ -255,8 +257,8 @@ def _images(pipeline: type[Any]) -> str:
     return found or "images"
 
 
-def _without_guidance(shape: Shape) -> bool:
-    return shape.guidance <= 1
+def _without_guidance(sampling: SamplingParameters) -> bool:
+    return sampling.guidance <= 1
 
 
 def _number(value: object) -> float:

@@ -92,7 +92,7 @@ class Saving:
         return self._engine.info
 
     def plan(self, request: ImageRequest) -> Plan:
-        """Return how images of a shape run: see :meth:`kubediffusion.worker.engine.Engine.plan`."""
+        """Return how an image runs: see :meth:`kubediffusion.worker.engine.Engine.plan`."""
         return self._engine.plan(request)
 
     def rest(self, wake: Callable[[], None]) -> bool:
@@ -102,9 +102,9 @@ class Saving:
     def run(self, requests: tuple[ImageRequest, ...], monitor: Monitor) -> None:
         """Make the images of one batch: see :meth:`kubediffusion.worker.engine.Engine.run`."""
         self._engine.run(requests, monitor)
-        shape = requests[0].shape
+        sampling = requests[0].sampling
         # What compiled code depends on.
-        kind = (shape.width, shape.height, shape.guidance > 1, len(requests))
+        kind = (sampling.width, sampling.height, sampling.guidance > 1, len(requests))
         if kind not in self._seen:
             self._seen.add(kind)
             self._artifacts.save()

@@ -33,10 +33,10 @@ from kubediffusion.worker.engine import (
     Engine,
     EngineInfo,
     ImageId,
+    ImagePlan,
     ImageRequest,
     Monitor,
     Outcome,
-    Plan,
     StepStats,
 )
 from kubediffusion.worker.engine.throughput import StepTimes
@@ -255,7 +255,7 @@ class StaticBatches:
         """What the engine is."""
         return self._engine.info
 
-    def plan(self, request: ImageRequest) -> Plan:
+    def plan(self, request: ImageRequest) -> ImagePlan:
         """Return a plan by which images run with those of as many steps, and none joins."""
         plan = self._engine.plan(request)
         key: Hashable = (plan.key, request.sampling.steps)

@@ -20,7 +20,15 @@ from urllib.parse import quote
 
 from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.resources.runtime import logs
-from kubediffusion.worker.engine import EngineInfo, EngineLostError, ImageOutput, ImageRequest, Monitor, Outcome, Plan
+from kubediffusion.worker.engine import (
+    EngineInfo,
+    EngineLostError,
+    ImageOutput,
+    ImagePlan,
+    ImageRequest,
+    Monitor,
+    Outcome,
+)
 from kubediffusion.worker.main import serve
 from kubediffusion.worker.settings import Settings
 
@@ -36,8 +44,8 @@ class ObedientEngine:
 
     info = EngineInfo(name="stand-in", pipeline="-", device="-", torch_dtype="-", revision="-", versions={})
 
-    def plan(self, request: ImageRequest) -> Plan:
-        return Plan(request.sampling, request.sampling.steps)
+    def plan(self, request: ImageRequest) -> ImagePlan:
+        return ImagePlan(request.sampling, request.sampling.steps)
 
     def rest(self, _wake: Callable[[], None]) -> bool:
         return False

@@ -12,7 +12,7 @@ from kubediffusion.resources.pipeline_facts import PipelineDefaults, PipelineFac
 from kubediffusion.resources.testing import model, present
 from kubediffusion.worker import reports
 from kubediffusion.worker.assignments import Assignment, Assignments
-from kubediffusion.worker.engine import Plan
+from kubediffusion.worker.engine import ImagePlan
 from unit.worker.worker_builders import NOW, WORKER, bound_job, picture
 
 
@@ -106,7 +106,7 @@ def test_an_older_state_does_not_replace_a_newer_one() -> None:
     assignments.observe(bound_job(version=4, priority=9), False)
     assert assignment.job.spec.priority is None
     assignments.observe(bound_job(version=6, priority=9), False)
-    assert assignment.candidate(Plan(0, 1)).priority == 9
+    assert assignment.candidate(ImagePlan(0, 1)).priority == 9
 
 
 def test_images_are_taken_in_order_with_a_seed_each() -> None:

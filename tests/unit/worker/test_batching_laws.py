@@ -9,7 +9,7 @@ from random import Random
 from hypothesis import find, given
 from hypothesis import strategies as st
 
-from kubediffusion.worker.engine import Plan
+from kubediffusion.worker.engine import ImagePlan
 from kubediffusion.worker.engine.batching import Candidate, next_batch
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -23,7 +23,7 @@ def queues(draw: st.DrawFn, *, joins: bool = False) -> list[Candidate[int]]:
         queue.append(
             Candidate(
                 key=key,
-                plan=Plan(draw(st.sampled_from("ab")), calls=draw(st.integers(1, 9)), joins=joins),
+                plan=ImagePlan(draw(st.sampled_from("ab")), calls=draw(st.integers(1, 9)), joins=joins),
                 first=draw(st.integers(0, images - 1)),
                 images=images,
                 priority=draw(st.integers(-1, 1)),

@@ -168,7 +168,7 @@ def test_what_the_first_batch_of_a_kind_compiled_is_kept() -> None:
         ran = 0
 
         def plan(self, request: Any) -> Any:
-            return type("Plan", (), {"key": request.steps})
+            return type("ImagePlan", (), {"key": request.steps})
 
         def rest(self, _wake: Any) -> bool:
             return False

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import find, given
 from hypothesis import strategies as st
 
-from kubediffusion.worker.engine import BatchKey, GuidanceKind, Plan
+from kubediffusion.worker.engine import BatchKey, GuidanceKind, ImagePlan
 from kubediffusion.worker.engine.batching import Candidate
 from kubediffusion.worker.engine.preemption import MUCH_SHORTER, interrupting
 
@@ -22,7 +22,7 @@ def jobs(draw: st.DrawFn) -> list[Candidate[int]]:
     return [
         Candidate(
             key=index,
-            plan=Plan(draw(st.sampled_from(KEYS)), draw(st.integers(1, 60)), joins=draw(st.booleans())),
+            plan=ImagePlan(draw(st.sampled_from(KEYS)), draw(st.integers(1, 60)), joins=draw(st.booleans())),
             first=0,
             images=draw(st.integers(1, 5)),
             priority=draw(st.integers(0, 2)),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from hypothesis import find, given
 from hypothesis import strategies as st
 
-from kubediffusion.worker.engine import Plan
+from kubediffusion.worker.engine import ImagePlan
 from kubediffusion.worker.engine.arrangement import SIZES, arrange, lowered, sizes_up_to
 from kubediffusion.worker.engine.batching import Candidate, Portion, joinable_images, joining_images, next_batch
 from kubediffusion.worker.engine.throughput import admitted
@@ -155,7 +155,7 @@ def worlds(draw: st.DrawFn, priorities: tuple[int, ...] = (0, 0, 1)) -> World:
         arrivals.setdefault(at, []).append(
             Candidate(
                 key=key,
-                plan=Plan(draw(st.sampled_from("aab")), calls=draw(st.integers(1, 9)), joins=True),
+                plan=ImagePlan(draw(st.sampled_from("aab")), calls=draw(st.integers(1, 9)), joins=True),
                 first=0,
                 images=images,
                 priority=draw(st.sampled_from(priorities)),

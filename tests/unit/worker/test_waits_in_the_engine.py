@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from kubediffusion.worker.assignments import Assignment, Assignments
 from kubediffusion.worker.context import WorkerContext
-from kubediffusion.worker.engine import Admit, ImageId, ImageRequest, Monitor, Outcome, Plan
+from kubediffusion.worker.engine import Admit, ImageId, ImagePlan, ImageRequest, Monitor, Outcome
 from kubediffusion.worker.engine.throughput import StepTimes
 from kubediffusion.worker.engine.waits import PATIENCE
 from kubediffusion.worker.execution.build import load_engine
@@ -81,7 +81,7 @@ class Seen:
         self._engine = engine
         self._come = come
 
-    def plan(self, request: ImageRequest) -> Plan:
+    def plan(self, request: ImageRequest) -> ImagePlan:
         return self._engine.plan(request)
 
     def rest(self, _wake: Callable[[], None]) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 import uvloop
 
 from kubediffusion.resources import meta
-from kubediffusion.worker.engine import EngineInfo, ImageOutput, ImageRequest, Monitor, Plan
+from kubediffusion.worker.engine import EngineInfo, ImageOutput, ImagePlan, ImageRequest, Monitor
 from kubediffusion.worker.main import serve
 from kubediffusion.worker.settings import Settings
 
@@ -41,9 +41,9 @@ class StandInEngine:
             name="stand-in", pipeline="none", device="none", torch_dtype="none", revision="stand-in", versions={}
         )
 
-    def plan(self, request: ImageRequest) -> Plan:
+    def plan(self, request: ImageRequest) -> ImagePlan:
         """Return a plan by which images of one set of sampling parameters run together."""
-        return Plan(request.sampling, request.sampling.steps)
+        return ImagePlan(request.sampling, request.sampling.steps)
 
     def rest(self, _wake: Callable[[], None]) -> bool:
         """Do nothing: there is nothing to prepare."""

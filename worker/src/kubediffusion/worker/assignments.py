@@ -15,7 +15,7 @@ from kubediffusion.resources.diffusion_model import DiffusionModel, DiffusionMod
 from kubediffusion.resources.generation_job import MAX_SEED, GenerationJob, Image, JobProgress, Parameters
 from kubediffusion.resources.parameters import resolve_again, resolve_parameters
 from kubediffusion.resources.transitions import BOUND
-from kubediffusion.worker.engine import ImageId, ImageOutput, ImageRequest, Plan, SamplingParameters
+from kubediffusion.worker.engine import ImageId, ImageOutput, ImagePlan, ImageRequest, SamplingParameters
 from kubediffusion.worker.engine.batching import Candidate
 
 
@@ -124,7 +124,7 @@ class Assignment:
         done = sum(self.steps.values())
         return JobProgress.of(min(done // self.parameters.num_images, total), total)
 
-    def candidate(self, plan: Plan) -> Candidate[str]:
+    def candidate(self, plan: ImagePlan) -> Candidate[str]:
         """Return the job as batching sees it.
 
         Args:

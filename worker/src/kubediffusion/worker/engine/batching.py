@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from kubediffusion.resources.queue_order import queue_key
-from kubediffusion.worker.engine import Admit, Plan
+from kubediffusion.worker.engine import Admit, ImagePlan
 from kubediffusion.worker.engine.waits import Waits
 
 K = TypeVar("K", bound=Hashable)
@@ -36,7 +36,7 @@ class Candidate(Generic[K]):
     """
 
     key: K
-    plan: Plan
+    plan: ImagePlan
     first: int
     images: int
     priority: int

@@ -42,7 +42,7 @@ def everybody(waiting: int, _overdue: int = 0, /) -> int:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ImagePlan:
     """How an engine would run an image.
 
     Attributes:
@@ -153,7 +153,7 @@ class Engine(Protocol):
     def info(self) -> EngineInfo:
         """What this engine is."""
 
-    def plan(self, request: ImageRequest) -> Plan:
+    def plan(self, request: ImageRequest) -> ImagePlan:
         """Return how an image runs. It is called often, from any thread, and while a batch runs."""
 
     def rest(self, wake: Callable[[], None]) -> bool:

@@ -22,11 +22,11 @@ from kubediffusion.worker.engine import (
     EngineInfo,
     EngineLostError,
     ImageId,
+    ImagePlan,
     ImageRequest,
     LockstepKey,
     Monitor,
     Outcome,
-    Plan,
     SamplingParameters,
     described,
 )
@@ -162,7 +162,7 @@ class ContinuousEngine:
         with torch.inference_mode():
             return self.preparation.proceed()
 
-    def plan(self, request: ImageRequest) -> Plan:
+    def plan(self, request: ImageRequest) -> ImagePlan:
         """Return how an image runs: see :meth:`kubediffusion.worker.engine.Engine.plan`."""
         sampling = request.sampling
         try:
@@ -174,11 +174,11 @@ class ContinuousEngine:
         if calls is None:
             return self.whole_calls.plan(request)
         if sampling.acceleration is None:
-            return Plan(key, calls, joins=not sampling.deterministic, admit=partial(self._admit, key, calls))
+            return ImagePlan(key, calls, joins=not sampling.deterministic, admit=partial(self._admit, key, calls))
         if sampling.acceleration.feature_caching is not None and not self.family.caches_features():
             # Which refuses it.
             return self.whole_calls.plan(request)
-        return Plan(LockstepKey(key, sampling.acceleration, sampling.scheduler, sampling.steps), calls)
+        return ImagePlan(LockstepKey(key, sampling.acceleration, sampling.scheduler, sampling.steps), calls)
 
     def _admit(self, key: BatchKey, calls: int, waiting: int, overdue: int = 0, /) -> int:
         """Return how many of the waiting images begin a batch together."""

@@ -19,10 +19,10 @@ from kubediffusion.worker.engine import (
     EngineInfo,
     ImageId,
     ImageOutput,
+    ImagePlan,
     ImageRequest,
     Monitor,
     Outcome,
-    Plan,
     SamplingParameters,
     StepStats,
     described,
@@ -160,11 +160,11 @@ class PipelineEngine:
         """The schedulers that jobs may ask for."""
         return self._schedulers.names
 
-    def plan(self, request: ImageRequest) -> Plan:
-        """Return how an image runs: with those of the very same sampling parameters, or alone where others may change it."""
+    def plan(self, request: ImageRequest) -> ImagePlan:
+        """Return how an image runs: with those sampled in the very same way, or alone where others may change it."""
         if not self._plan.shares_calls:
-            return Plan((request.sampling, request.id), request.sampling.steps)
-        return Plan((request.sampling, self._plan.may_share(request)), request.sampling.steps)
+            return ImagePlan((request.sampling, request.id), request.sampling.steps)
+        return ImagePlan((request.sampling, self._plan.may_share(request)), request.sampling.steps)
 
     def rest(self, _wake: Callable[[], None]) -> bool:
         """Do nothing: see :meth:`kubediffusion.worker.engine.Engine.rest`."""

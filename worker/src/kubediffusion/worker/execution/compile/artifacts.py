@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable
 import torch
 
 from kubediffusion.worker.compile_cache import CompiledCodeCache
-from kubediffusion.worker.engine import Engine, EngineInfo, ImageRequest, Monitor, Plan, described
+from kubediffusion.worker.engine import Engine, EngineInfo, ImagePlan, ImageRequest, Monitor, described
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Saving:
         """What the engine is."""
         return self._engine.info
 
-    def plan(self, request: ImageRequest) -> Plan:
+    def plan(self, request: ImageRequest) -> ImagePlan:
         """Return how an image runs: see :meth:`kubediffusion.worker.engine.Engine.plan`."""
         return self._engine.plan(request)
 

@@ -95,11 +95,11 @@ class Album:
     def stepped(self, _image_id: ImageId, _step: int, _total: int) -> None:
         """Take no notice."""
 
-    def more(self, _room: int, _calls: int, _admit: Admit) -> tuple[ImageRequest, ...]:
+    def joining_images(self, _room: int, _calls: int, _admit: Admit) -> tuple[ImageRequest, ...]:
         """Return no images: the batches of all variants are the same."""
         return ()
 
-    def urgent(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
+    def interrupting_images(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
         """Return no images: none interrupts."""
         return ()
 
@@ -107,7 +107,7 @@ class Album:
         """Return False: no image waits."""
         return False
 
-    def ran(self, _load: StepStats) -> None:
+    def count_step(self, _load: StepStats) -> None:
         """Take no notice."""
 
     def ended(self, image_id: ImageId, outcome: Outcome) -> None:

@@ -35,8 +35,8 @@ from models.training.settings import ROOT
 
 from kubediffusion.resources.generation_job import Acceleration
 from kubediffusion.worker.engine import (
-    Admit,
     EngineInfo,
+    EntryLimit,
     ImageId,
     ImageOutput,
     ImageRequest,
@@ -95,7 +95,7 @@ class Album:
     def stepped(self, _image_id: ImageId, _step: int, _total: int) -> None:
         """Take no notice."""
 
-    def joining_images(self, _room: int, _calls: int, _admit: Admit) -> tuple[ImageRequest, ...]:
+    def joining_images(self, _room: int, _calls: int, _entry_limit: EntryLimit) -> tuple[ImageRequest, ...]:
         """Return no images: the batches of all variants are the same."""
         return ()
 

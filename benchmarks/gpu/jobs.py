@@ -29,9 +29,9 @@ from kubediffusion.resources.storage import ImageStorage
 from kubediffusion.worker.assignments import Assignment, Assignments
 from kubediffusion.worker.context import WorkerContext
 from kubediffusion.worker.engine import (
-    Admit,
     Engine,
     EngineInfo,
+    EntryLimit,
     ImageId,
     ImagePlan,
     ImageRequest,
@@ -295,7 +295,7 @@ class _Closed:
     def ended(self, image_id: ImageId, outcome: Outcome) -> None:
         self._monitor.ended(image_id, outcome)
 
-    def joining_images(self, _room: int, _calls: int, _admit: Admit) -> tuple[ImageRequest, ...]:
+    def joining_images(self, _room: int, _calls: int, _entry_limit: EntryLimit) -> tuple[ImageRequest, ...]:
         return ()
 
     def interrupting_images(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:

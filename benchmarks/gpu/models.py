@@ -16,8 +16,8 @@ import torch
 
 from kubediffusion.worker import testing
 from kubediffusion.worker.engine import (
-    Admit,
     Engine,
+    EntryLimit,
     ImageId,
     ImageOutput,
     ImageRequest,
@@ -218,9 +218,9 @@ class Watch:
         """Remember how an image ends."""
         self.outcomes[image_id.index] = outcome
 
-    def joining_images(self, room: int, _calls: int, admit: Admit) -> tuple[ImageRequest, ...]:
+    def joining_images(self, room: int, _calls: int, entry_limit: EntryLimit) -> tuple[ImageRequest, ...]:
         """Return as many images of the stock as there is room for."""
-        room = admit(min(room, len(self._stock)))
+        room = entry_limit(min(room, len(self._stock)))
         given, self._stock = self._stock[:room], self._stock[room:]
         return tuple(given)
 

@@ -70,7 +70,7 @@ class Watcher:
     def ended(self, image_id: ImageId, outcome: Any) -> None:
         self.outcomes[image_id] = outcome
 
-    def joining_images(self, _room: int, _calls: int, _admit: Any) -> tuple[ImageRequest, ...]:
+    def joining_images(self, _room: int, _calls: int, _entry_limit: Any) -> tuple[ImageRequest, ...]:
         return ()
 
     def interrupting_images(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:

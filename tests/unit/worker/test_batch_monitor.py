@@ -13,7 +13,7 @@ from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.resources.testing import present
 from kubediffusion.worker.assignments import Assignment, Binding
 from kubediffusion.worker.batch_monitor import BatchMonitor, Member, Members
-from kubediffusion.worker.engine import Admit, ImageId, Outcome, StepStats, everybody
+from kubediffusion.worker.engine import EntryLimit, ImageId, Outcome, StepStats, no_limit
 from kubediffusion.worker.finisher import Finisher
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
@@ -50,7 +50,7 @@ class Bench:
         self.looked_urgent: list[tuple[int, int, int]] = []
         self.asked: list[tuple[int, int]] = []
         self.steps: list[int] = []
-        self.admits: list[Admit] = []
+        self.entry_limits: list[EntryLimit] = []
         self.ends = Ends()
         self.registry = CollectorRegistry()
         self.monitor = BatchMonitor(
@@ -68,15 +68,15 @@ class Bench:
         self.looked_urgent.append((priority, left, budget))
         return self.urgent.pop(0) if self.urgent else {}
 
-    def find(self, room: int, calls: int, admit: Admit, step: int) -> Members:
+    def find(self, room: int, calls: int, entry_limit: EntryLimit, step: int) -> Members:
         self.asked.append((room, calls))
         self.steps.append(step)
-        self.admits.append(admit)
+        self.entry_limits.append(entry_limit)
         return self.queue.pop(0) if self.queue else {}
 
-    async def joining_images(self, room: int, calls: int = 9, admit: Admit = everybody) -> list[ImageId]:
+    async def joining_images(self, room: int, calls: int = 9, entry_limit: EntryLimit = no_limit) -> list[ImageId]:
         """Ask from another thread, as the engine does."""
-        return [task.id for task in await asyncio.to_thread(self.monitor.joining_images, room, calls, admit)]
+        return [task.id for task in await asyncio.to_thread(self.monitor.joining_images, room, calls, entry_limit)]
 
     def metric(self, name: str) -> float:
         return self.registry.get_sample_value(f"kubediffusion_worker_{name}") or 0.0
@@ -102,11 +102,11 @@ async def test_what_is_found_is_given_by_the_next_call(bench: Bench) -> None:
 async def test_those_who_were_just_given_count_among_the_admitted(bench: Bench) -> None:
     bench.queue = [members("second", images=2)]
     await bench.joining_images(6)
-    await bench.joining_images(6, admit=lambda waiting, overdue=0, /: min(waiting, max(overdue, 3)))
+    await bench.joining_images(6, entry_limit=lambda waiting, overdue=0, /: min(waiting, max(overdue, 3)))
     # Three in all: two have them.
-    assert [bench.admits[1](waiting) for waiting in (0, 1, 2)] == [0, 1, 1]
+    assert [bench.entry_limits[1](waiting) for waiting in (0, 1, 2)] == [0, 1, 1]
     # Who has waited long enough comes after those two.
-    assert [bench.admits[1](5, overdue) for overdue in (0, 1, 2, 4)] == [1, 1, 2, 4]
+    assert [bench.entry_limits[1](5, overdue) for overdue in (0, 1, 2, 4)] == [1, 1, 2, 4]
 
 
 async def test_who_was_given_enters_at_the_latest_when_it_is_due(bench: Bench) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kubediffusion.worker.engine import ImagePlan
 from kubediffusion.worker.engine.arrangement import SIZES, arrange, lowered, sizes_up_to
 from kubediffusion.worker.engine.batching import Candidate, Portion, joinable_images, joining_images, next_batch
-from kubediffusion.worker.engine.throughput import admitted
+from kubediffusion.worker.engine.throughput import count_entering
 from kubediffusion.worker.engine.waits import PATIENCE, Waits
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -140,10 +140,12 @@ class World:
             for number in range(portion.count)
         }
 
-        def admit(waiting: int, overdue: int = 0, /) -> int:
-            return admitted(len(staying), waiting, sizes, self.seconds, overdue)
+        def entry_limit(waiting: int, overdue: int = 0, /) -> int:
+            return count_entering(len(staying), waiting, sizes, self.seconds, overdue)
 
-        return joining_images(jobs, self.key, room, longest, admit=admit, waits=self.waits, step=self.now + 1)
+        return joining_images(
+            jobs, self.key, room, longest, entry_limit=entry_limit, waits=self.waits, step=self.now + 1
+        )
 
 
 @st.composite

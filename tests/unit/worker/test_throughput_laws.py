@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kubediffusion.benchmarks.admission import H100, Served, at_random, by_turns, simulated, spread, static
 from kubediffusion.worker.engine.arrangement import SIZES
-from kubediffusion.worker.engine.throughput import StepTimes, admitted
+from kubediffusion.worker.engine.throughput import StepTimes, count_entering
 from kubediffusion.worker.engine.waits import PATIENCE, Waits, overdue
 
 SECONDS = st.dictionaries(st.sampled_from(SIZES), st.floats(0.001, 1.0), max_size=len(SIZES))
@@ -21,13 +21,13 @@ def test_no_more_enter_than_wait_or_have_room(
 ) -> None:
     if running + waiting == 0:
         return
-    entering = admitted(running, waiting, SIZES, seconds, min(overdue, waiting))
+    entering = count_entering(running, waiting, SIZES, seconds, min(overdue, waiting))
     assert 0 <= entering <= min(waiting, LIMIT - running)
 
 
 @given(st.integers(1, 40), SECONDS)
 def test_somebody_enters_where_nobody_runs(waiting: int, seconds: dict[int, float]) -> None:
-    assert admitted(0, waiting, SIZES, seconds) >= 1
+    assert count_entering(0, waiting, SIZES, seconds) >= 1
 
 
 @given(st.integers(0, LIMIT), st.integers(1, 40), SECONDS, st.integers(1, 40))
@@ -35,30 +35,30 @@ def test_who_has_waited_long_enough_enters_as_long_as_there_is_a_slot(
     running: int, waiting: int, seconds: dict[int, float], overdue: int
 ) -> None:
     overdue = min(overdue, waiting)
-    assert admitted(running, waiting, SIZES, seconds, overdue) >= min(overdue, LIMIT - running)
+    assert count_entering(running, waiting, SIZES, seconds, overdue) >= min(overdue, LIMIT - running)
 
 
 @given(st.integers(0, LIMIT), st.integers(1, 40))
 def test_sizes_that_were_not_measured_are_filled(running: int, waiting: int) -> None:
-    assert admitted(running, waiting, SIZES, {}) == min(waiting, LIMIT - running)
+    assert count_entering(running, waiting, SIZES, {}) == min(waiting, LIMIT - running)
 
 
 @given(st.integers(0, LIMIT - 1), st.integers(1, 40), st.floats(1.02, 2.0))
 def test_where_a_larger_size_does_more_a_full_one_is_used(running: int, waiting: int, gain: float) -> None:
     # Each size does so many times the images' steps a second of the one before.
     seconds = {size: size / gain**number for number, size in enumerate(SIZES)}
-    images = running + admitted(running, waiting, SIZES, seconds)
+    images = running + count_entering(running, waiting, SIZES, seconds)
     # More would be computed in more slots and do less, or nobody waits.
     assert images == running or images in SIZES or images == running + waiting
 
 
 def test_a_batch_is_not_computed_in_twice_the_slots_for_one_more() -> None:
-    assert admitted(4, 1, SIZES, H100) == 0
-    assert admitted(4, 2, SIZES, H100) == 0
-    assert admitted(4, 4, SIZES, H100) == 4
-    assert admitted(0, 3, SIZES, H100) == 2
-    assert admitted(8, 8, SIZES, H100) == 8
-    assert admitted(4, 1, SIZES, H100, overdue=1) == 1
+    assert count_entering(4, 1, SIZES, H100) == 0
+    assert count_entering(4, 2, SIZES, H100) == 0
+    assert count_entering(4, 4, SIZES, H100) == 4
+    assert count_entering(0, 3, SIZES, H100) == 2
+    assert count_entering(8, 8, SIZES, H100) == 8
+    assert count_entering(4, 1, SIZES, H100, overdue=1) == 1
 
 
 @pytest.mark.parametrize("lengths", [(25,), (10, 25, 50)])

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from kubediffusion.worker.assignments import Assignment, Assignments
 from kubediffusion.worker.context import WorkerContext
-from kubediffusion.worker.engine import Admit, ImageId, ImagePlan, ImageRequest, Monitor, Outcome
+from kubediffusion.worker.engine import EntryLimit, ImageId, ImagePlan, ImageRequest, Monitor, Outcome
 from kubediffusion.worker.engine.throughput import StepTimes
 from kubediffusion.worker.engine.waits import PATIENCE
 from kubediffusion.worker.execution.build import load_engine
@@ -91,10 +91,10 @@ class Seen:
         self._monitor = monitor
         self._engine.run(tasks, self)
 
-    def joining_images(self, room: int, calls: int, admit: Admit) -> tuple[ImageRequest, ...]:
+    def joining_images(self, room: int, calls: int, entry_limit: EntryLimit) -> tuple[ImageRequest, ...]:
         # This waits for the event loop, so that it has looked for others before they are asked for.
         self._come(self.steps)
-        return self._monitor.joining_images(room, calls, admit)
+        return self._monitor.joining_images(room, calls, entry_limit)
 
     def stepped(self, image_id: ImageId, step: int, total: int) -> None:
         self.began.setdefault(image_id.uid, self.steps - 1)

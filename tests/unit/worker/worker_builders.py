@@ -12,8 +12,8 @@ import numpy as np
 from kubediffusion.resources.failures import JobFailure
 from kubediffusion.resources.generation_job import GenerationJob
 from kubediffusion.worker.engine import (
-    Admit,
     EngineInfo,
+    EntryLimit,
     ImageId,
     ImageOutput,
     ImageRequest,
@@ -108,8 +108,8 @@ class Recorder:
         assert step <= total
         self.steps.setdefault(image_id.index, []).append(step)
 
-    def joining_images(self, room: int, calls: int, admit: Admit) -> tuple[ImageRequest, ...]:
-        self.offers.append((admit(room), calls))
+    def joining_images(self, room: int, calls: int, entry_limit: EntryLimit) -> tuple[ImageRequest, ...]:
+        self.offers.append((entry_limit(room), calls))
         return self._joining.pop(len(self.loads), ())
 
     def interrupting_images(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from kubediffusion.worker.engine.throughput import admitted
+from kubediffusion.worker.engine.throughput import count_entering
 from kubediffusion.worker.engine.waits import PATIENCE, Waits
 
 Seconds = Mapping[int, float]
@@ -73,7 +73,7 @@ def at_random(
 
 def in_order(running: int, waiting: int, late: int, seconds: Seconds) -> int:
     """Admit as the worker does."""
-    return admitted(running, waiting, sorted(seconds), seconds, late)
+    return count_entering(running, waiting, sorted(seconds), seconds, late)
 
 
 def by_turns(running: int, waiting: int, _: int, seconds: Seconds) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from kubediffusion.resources.failures import JobFailure
 from kubediffusion.worker.assignments import Assignment
-from kubediffusion.worker.engine import Admit, ImageId, ImageRequest, Outcome, StepStats
+from kubediffusion.worker.engine import EntryLimit, ImageId, ImageRequest, Outcome, StepStats
 from kubediffusion.worker.finisher import Finisher
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
@@ -46,10 +46,12 @@ class BatchMonitor:
 
     Args:
         members: The images that the batch begins with.
-        find_urgent: Gives, on the event loop, images of another key that interrupt the batch: of such a priority, with
-            so many calls left, for at most so many steps.
-        find: Gives, on the event loop, images that join: for so many slots, with so many calls of the model left, as
-            many of those who wait as are admitted, when so many steps have been run.
+        find: Takes images that join, on the event loop, and returns them. Its arguments are ``room`` (images for which
+            there will be a slot), ``calls`` (of the model, until the batch ends), ``entry_limit`` (how many of those
+            that wait may enter) and ``step`` (how many will have been run when they enter).
+        find_urgent: Takes images of another key that interrupt the batch, on the event loop, and returns them. Its
+            arguments are ``priority`` (the highest in the batch), ``left`` (calls of the model until the batch ends)
+            and ``budget`` (steps for which the batch may still be interrupted).
         steps: How many were run in batches before.
         loop: Where ends are handled.
         finisher: Takes in ends.
@@ -64,7 +66,7 @@ class BatchMonitor:
     def __init__(
         self,
         members: Members,
-        find: Callable[[int, int, Admit, int], Members],
+        find: Callable[[int, int, EntryLimit, int], Members],
         find_urgent: Callable[[int, int, int], Members],
         steps: int,
         loop: asyncio.AbstractEventLoop,
@@ -119,7 +121,7 @@ class BatchMonitor:
             self._finisher.finish_image, self._members[image_id].assignment, image_id.index, outcome
         )
 
-    def joining_images(self, room: int, calls: int, admit: Admit) -> tuple[ImageRequest, ...]:
+    def joining_images(self, room: int, calls: int, entry_limit: EntryLimit) -> tuple[ImageRequest, ...]:
         """Return the images that the event loop found to join the batch, and have it look for more."""
         # Before what it found is taken: else an answer that comes in between is forgotten, and asked for again.
         asked = self._asked
@@ -130,7 +132,7 @@ class BatchMonitor:
             given = len(found)
 
             def others(waiting: int, overdue: int = 0, /) -> int:
-                return max(admit(waiting + given, overdue and overdue + given) - given, 0)
+                return max(entry_limit(waiting + given, overdue and overdue + given) - given, 0)
 
             # Who is found enters after the step that comes now.
             self._loop.call_soon_threadsafe(self._look, room, calls, others, self.steps + 1)
@@ -191,8 +193,8 @@ class BatchMonitor:
         self._urgent.put(self._find_urgent(priority, left, budget))
         self._asked_urgent = False
 
-    def _look(self, room: int, calls: int, admit: Admit, step: int) -> None:
-        self._found.put(self._find(room, calls, admit, step))
+    def _look(self, room: int, calls: int, entry_limit: EntryLimit, step: int) -> None:
+        self._found.put(self._find(room, calls, entry_limit, step))
         self._asked = False
 
 

@@ -18,9 +18,9 @@ from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.worker.assignments import Assignment
 from kubediffusion.worker.batch_monitor import BatchMonitor, Member, Members
 from kubediffusion.worker.context import WorkerContext
-from kubediffusion.worker.engine import Admit, EngineLostError, described
-from kubediffusion.worker.engine.admission import AdmissionPolicy
+from kubediffusion.worker.engine import EngineLostError, EntryLimit, described
 from kubediffusion.worker.engine.batching import Candidate, Portion
+from kubediffusion.worker.engine.selection import ImageSelector
 from kubediffusion.worker.finisher import Finisher
 from kubediffusion.worker.progress_reporter import ProgressReporter
 
@@ -49,7 +49,7 @@ class Runner:
         self._stopping = False
         self._restless = True
         self._leftover: list[Members] = []
-        self._admission: AdmissionPolicy[str] = AdmissionPolicy(context.max_batch_size)
+        self._selector: ImageSelector[str] = ImageSelector(context.max_batch_size)
         self._steps = 0
 
     def stop(self) -> None:
@@ -145,7 +145,7 @@ class Runner:
         key = self._engine.plan(requests[0]).key
         monitor = BatchMonitor(
             members,
-            lambda room, calls, admit, step: self._joining(key, room, calls, admit, step),
+            lambda room, calls, entry_limit, step: self._joining(key, room, calls, entry_limit, step),
             lambda priority, left, budget: self._interrupting(key, priority, left, budget),
             self._steps,
             loop,
@@ -172,7 +172,7 @@ class Runner:
         logger.info("batch ends", extra={**about, "images": monitor.images, "seconds": seconds})
 
     def _next_batch(self) -> tuple[Portion[str], ...]:
-        return self._admission.begin(self._candidates(), self._steps)
+        return self._selector.begin(self._candidates(), self._steps)
 
     def _candidates(self) -> list[Candidate[str]]:
         return [
@@ -180,19 +180,19 @@ class Runner:
             for assignment in self._runnable().values()
         ]
 
-    def _joining(self, key: Hashable, room: int, calls: int, admit: Admit, step: int) -> Members:
+    def _joining(self, key: Hashable, room: int, calls: int, entry_limit: EntryLimit, step: int) -> Members:
         """Take images that enter the running batch, and return them."""
         self._metrics.bound.set(len(self._assignments))
         if self._finisher.defect is not None or self._finisher.buffered >= self._max_buffered_bytes:
             # The batch comes to its end, and what follows is decided then.
             return {}
-        return self._members(self._admission.join(self._candidates(), key, room, calls, admit, step), step)
+        return self._members(self._selector.join(self._candidates(), key, room, calls, entry_limit, step), step)
 
     def _interrupting(self, key: Hashable, priority: int, left: int, budget: int) -> Members:
         """Take images of another key that run before the rest of the running batch, and return them."""
         if self._finisher.defect is not None or self._finisher.buffered >= self._max_buffered_bytes:
             return {}
-        portions = self._admission.interrupt(self._candidates(), key, priority, left, budget)
+        portions = self._selector.interrupt(self._candidates(), key, priority, left, budget)
         return self._members(portions, self._steps)
 
     def _members(self, portions: tuple[Portion[str], ...], step: int) -> Members:
@@ -203,7 +203,7 @@ class Runner:
             assignment = self._assignments.get(portion.key)
             if assignment is not None:
                 for request in assignment.take_requests(portion.count, now, clock):
-                    due = self._admission.due((portion.key, request.id.index), step)
+                    due = self._selector.due((portion.key, request.id.index), step)
                     members[request.id] = Member(request, assignment, due)
         if members:
             self._progress.batch_started()

@@ -4,37 +4,37 @@ The names that other parts of the worker use are here; each is defined in the mo
 """
 
 from kubediffusion.worker.engine.interface import (
-    Admit,
     BadModelError,
     Engine,
     EngineInfo,
     EngineLostError,
+    EntryLimit,
     ImagePlan,
     Monitor,
     StepStats,
     described,
-    everybody,
+    no_limit,
 )
 from kubediffusion.worker.engine.key import BatchKey, GuidanceKind, LockstepKey
 from kubediffusion.worker.engine.request import ImageId, ImageOutput, ImageRequest, Outcome, SamplingParameters
 
 __all__ = [
-    "Admit",
     "BadModelError",
     "BatchKey",
     "Engine",
     "EngineInfo",
     "EngineLostError",
+    "EntryLimit",
     "GuidanceKind",
     "ImageId",
     "ImageOutput",
+    "ImagePlan",
     "ImageRequest",
     "LockstepKey",
     "Monitor",
     "Outcome",
-    "ImagePlan",
     "SamplingParameters",
     "StepStats",
     "described",
-    "everybody",
+    "no_limit",
 ]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from kubediffusion.resources.queue_order import queue_key
-from kubediffusion.worker.engine import Admit, ImagePlan
+from kubediffusion.worker.engine import EntryLimit, ImagePlan
 from kubediffusion.worker.engine.waits import Waits
 
 K = TypeVar("K", bound=Hashable)
@@ -122,18 +122,18 @@ def joining_images(
     room: int,
     calls: int,
     *,
-    admit: Admit,
+    entry_limit: EntryLimit,
     waits: Waits[tuple[K, int]],
     step: int,
 ) -> tuple[Portion[K], ...]:
-    """Choose which images of :func:`joinable_images` enter: as many as the engine admits.
+    """Choose which images of :func:`joinable_images` enter: as many as the engine's limit lets in.
 
     Args:
         candidates: Jobs with images to make, in any order.
         key: What the batch's images share.
         room: How many may enter.
         calls: Calls of the model until the last of the batch's images is done.
-        admit: Tells how many of those who wait are to enter.
+        entry_limit: Tells how many of those who wait are to enter.
         waits: How long those have waited, each by job and index.
         step: Steps that will have been run when they enter.
     """
@@ -145,7 +145,7 @@ def joining_images(
         for portion in portions
         for number in range(portion.count)
     }
-    count = admit(len(images), waits.note(images, step))
+    count = entry_limit(len(images), waits.note(images, step))
     return portions if count >= len(images) else joinable_images(candidates, key, count, calls)
 
 

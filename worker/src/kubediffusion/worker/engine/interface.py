@@ -24,7 +24,7 @@ class EngineLostError(Exception):
     """The engine cannot be used any more, for example after a CUDA error: only a new process helps."""
 
 
-class Admit(Protocol):
+class EntryLimit(Protocol):
     """A rule that decides how many waiting images may enter a batch. It may be called from any thread."""
 
     def __call__(self, waiting: int, overdue: int = 0, /) -> int:
@@ -36,7 +36,7 @@ class Admit(Protocol):
         """
 
 
-def everybody(waiting: int, _overdue: int = 0, /) -> int:
+def no_limit(waiting: int, _overdue: int = 0, /) -> int:
     """Admit all who wait."""
     return waiting
 
@@ -49,13 +49,13 @@ class ImagePlan:
         key: What images must have in common to run in one batch.
         calls: How often the model is called for one image.
         joins: Whether such images may enter a batch that is running.
-        admit: How many of them are to begin a batch together, where others may join later.
+        entry_limit: How many of them are to begin a batch together, where others may join later.
     """
 
     key: Hashable
     calls: int
     joins: bool = False
-    admit: Admit = field(default=everybody, compare=False, repr=False)
+    entry_limit: EntryLimit = field(default=no_limit, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Monitor(Protocol):
     def ended(self, image_id: ImageId, outcome: Outcome) -> None:
         """Note the end of an image. An image that is no longer wanted may end without it."""
 
-    def joining_images(self, room: int, calls: int, admit: Admit) -> tuple[ImageRequest, ...]:
+    def joining_images(self, room: int, calls: int, entry_limit: EntryLimit) -> tuple[ImageRequest, ...]:
         """Return images that join the running batch: those that were found since the last call.
 
         Others are looked for meanwhile, for the next call. What is not called for when the batch ends runs in the next.
@@ -100,7 +100,7 @@ class Monitor(Protocol):
         Args:
             room: Images for which there will be a slot soon.
             calls: Calls of the model, from when they enter, until the last of the batch's images is done.
-            admit: How many of those who wait are to take these slots.
+            entry_limit: How many of those who wait are to take these slots.
         """
 
     def interrupting_images(self, left: int, calls: int) -> tuple[ImageRequest, ...]:

@@ -84,7 +84,7 @@ class EngineLoop:
         """Add the images that the monitor found, and have it look for more to enter after the next step."""
         offer = self._scheduler.offer(self._seconds)
         if offer is not None:
-            self._add(self._monitor.joining_images(offer.room, offer.calls, offer.admit))
+            self._add(self._monitor.joining_images(offer.room, offer.calls, offer.entry_limit))
 
     def _give_way(self) -> None:
         """Run the images that may interrupt the batch before its next step."""

@@ -14,10 +14,10 @@ from typing import Protocol
 from kubediffusion.resources.failures import JobFailure
 from kubediffusion.worker.engine.arrangement import arrange, lowered
 from kubediffusion.worker.engine.forward_mode import FULL, ForwardMode
-from kubediffusion.worker.engine.interface import Admit
+from kubediffusion.worker.engine.interface import EntryLimit
 from kubediffusion.worker.engine.plan import SlotCall, StepFailure, StepPlan, StepResult
 from kubediffusion.worker.engine.request import ImageId, ImageRequest
-from kubediffusion.worker.engine.throughput import admitted
+from kubediffusion.worker.engine.throughput import count_entering
 
 AHEAD = 4
 """Steps before a slot is free in which who is to have it is made ready, a few images between two steps: when a whole
@@ -60,12 +60,12 @@ class Offer:
     Attributes:
         room: Images for which there will be a slot soon.
         calls: Calls of the model, from when they enter, until the last of the batch's images is done.
-        admit: How many of those who wait are to take these slots.
+        entry_limit: How many of those who wait are to take these slots.
     """
 
     room: int
     calls: int
-    admit: Admit
+    entry_limit: EntryLimit
 
 
 @dataclass
@@ -156,12 +156,12 @@ class StepScheduler:
         leaving = sum(calls <= AHEAD for calls in running)
         sizes, staying = self._limit.sizes, len(left) - leaving
 
-        def admit(waiting: int, overdue: int = 0, /) -> int:
-            return admitted(staying, waiting, sizes, seconds, overdue)
+        def entry_limit(waiting: int, overdue: int = 0, /) -> int:
+            return count_entering(staying, waiting, sizes, seconds, overdue)
 
         # Who gets the slot of one that leaves begins some steps later.
         calls = max(left, default=0) - (AHEAD if leaving else 1)
-        return Offer(max(sizes[-1] - len(left) + leaving, 0), max(calls, 0), admit)
+        return Offer(max(sizes[-1] - len(left) + leaving, 0), max(calls, 0), entry_limit)
 
     def next(self, seconds: Mapping[int, float], overdue: int = 0) -> StepPlan:
         """Plan the next step.
@@ -225,7 +225,7 @@ class StepScheduler:
         running, sizes = len(self._slots), self._limit.sizes
         if self._modes or not seconds:
             return sizes[-1] - running
-        return admitted(running, len(self._ready) + len(self._waiting), sizes, seconds, overdue)
+        return count_entering(running, len(self._ready) + len(self._waiting), sizes, seconds, overdue)
 
     def _entering(self, room: int) -> list[RequestState]:
         """Take, in order, as many as there is room for; first those that are ready."""

@@ -60,7 +60,9 @@ class StepTimes:
         }
 
 
-def admitted(running: int, waiting: int, sizes: Sequence[int], seconds: Mapping[int, float], overdue: int = 0) -> int:
+def count_entering(
+    running: int, waiting: int, sizes: Sequence[int], seconds: Mapping[int, float], overdue: int = 0
+) -> int:
     """Return how many of the waiting images enter now.
 
     Args:

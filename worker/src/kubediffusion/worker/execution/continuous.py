@@ -17,10 +17,10 @@ import torch
 from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.resources.failures import JobFailure
 from kubediffusion.worker.engine import (
-    Admit,
     BatchKey,
     EngineInfo,
     EngineLostError,
+    EntryLimit,
     ImageId,
     ImagePlan,
     ImageRequest,
@@ -34,7 +34,7 @@ from kubediffusion.worker.engine.arrangement import sizes_up_to
 from kubediffusion.worker.engine.forward_mode import Features, ForwardMode, forward_modes
 from kubediffusion.worker.engine.loop import EngineLoop
 from kubediffusion.worker.engine.scheduler import StepScheduler
-from kubediffusion.worker.engine.throughput import admitted
+from kubediffusion.worker.engine.throughput import count_entering
 from kubediffusion.worker.execution.accelerator import PrefetchStream, repeatable
 from kubediffusion.worker.execution.coefficients import SchedulerCoefficients, count_calls, read_coefficients
 from kubediffusion.worker.execution.compile.compiler import Compiler
@@ -174,19 +174,21 @@ class ContinuousEngine:
         if calls is None:
             return self.whole_calls.plan(request)
         if sampling.acceleration is None:
-            return ImagePlan(key, calls, joins=not sampling.deterministic, admit=partial(self._admit, key, calls))
+            return ImagePlan(
+                key, calls, joins=not sampling.deterministic, entry_limit=partial(self._entry_limit, key, calls)
+            )
         if sampling.acceleration.feature_caching is not None and not self.family.caches_features():
             # Which refuses it.
             return self.whole_calls.plan(request)
         return ImagePlan(LockstepKey(key, sampling.acceleration, sampling.scheduler, sampling.steps), calls)
 
-    def _admit(self, key: BatchKey, calls: int, waiting: int, overdue: int = 0, /) -> int:
+    def _entry_limit(self, key: BatchKey, calls: int, waiting: int, overdue: int = 0, /) -> int:
         """Return how many of the waiting images begin a batch together."""
         prepared = self.prepared_batches.known(key)
         # A batch of so few calls measures nothing: a size without a time would stay so, and be chosen for ever.
         if prepared is None or not waiting or calls < _MEASURED:
             return waiting
-        return admitted(0, waiting, prepared.sizes, prepared.times.known, overdue)
+        return count_entering(0, waiting, prepared.sizes, prepared.times.known, overdue)
 
     def run(self, requests: tuple[ImageRequest, ...], monitor: Monitor) -> None:
         """Make the images of one batch: see :meth:`kubediffusion.worker.engine.Engine.run`."""
@@ -323,7 +325,7 @@ class _Interruption:
         for image_id in sorted(self._open, key=lambda image_id: image_id.index):
             self.ended(image_id, failure)
 
-    def joining_images(self, _room: int, _calls: int, _admit: Admit) -> tuple[ImageRequest, ...]:
+    def joining_images(self, _room: int, _calls: int, _entry_limit: EntryLimit) -> tuple[ImageRequest, ...]:
         """Return no images, so that the batch that waits goes on sooner."""
         return ()
 

@@ -13,10 +13,10 @@ import torch
 
 from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.worker.engine import (
-    Admit,
     BadModelError,
     Engine,
     EngineInfo,
+    EntryLimit,
     ImageId,
     ImageOutput,
     ImagePlan,
@@ -69,7 +69,7 @@ class _Witness:
         if isinstance(outcome, JobFailure):
             self.failure = outcome
 
-    def joining_images(self, _room: int, _calls: int, _admit: Admit) -> tuple[ImageRequest, ...]:
+    def joining_images(self, _room: int, _calls: int, _entry_limit: EntryLimit) -> tuple[ImageRequest, ...]:
         return ()
 
     def interrupting_images(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:

@@ -6,14 +6,14 @@ from collections.abc import Hashable, Sequence
 from typing import Generic, TypeVar
 
 from kubediffusion.worker.engine.batching import Candidate, Portion, joining_images, next_batch
-from kubediffusion.worker.engine.interface import Admit
+from kubediffusion.worker.engine.interface import EntryLimit
 from kubediffusion.worker.engine.preemption import interrupting
 from kubediffusion.worker.engine.waits import Waits
 
 K = TypeVar("K", bound=Hashable)
 
 
-class AdmissionPolicy(Generic[K]):
+class ImageSelector(Generic[K]):
     """Chooses images by priority and age, as many as throughput is best with. None waits beyond a bound.
 
     Steps count those of all batches. Nothing is read but what is given, so the choice can be simulated.
@@ -39,10 +39,16 @@ class AdmissionPolicy(Generic[K]):
             self._waits.note({}, step)
             return portions
         # The others join when that makes the batch do more; until then they can go elsewhere.
-        return self.join(candidates, plan.key, self._max_images, 0, plan.admit, step)
+        return self.join(candidates, plan.key, self._max_images, 0, plan.entry_limit, step)
 
     def join(
-        self, candidates: Sequence[Candidate[K]], key: Hashable, room: int, calls: int, admit: Admit, step: int
+        self,
+        candidates: Sequence[Candidate[K]],
+        key: Hashable,
+        room: int,
+        calls: int,
+        entry_limit: EntryLimit,
+        step: int,
     ) -> tuple[Portion[K], ...]:
         """Choose the images that enter a running batch.
 
@@ -51,10 +57,10 @@ class AdmissionPolicy(Generic[K]):
             key: What the batch's images share.
             room: How many may enter.
             calls: Calls of the model until the last of the batch's images is done.
-            admit: Tells how many of those who wait are to enter.
+            entry_limit: Tells how many of those who wait are to enter.
             step: Steps that will have been run when they enter.
         """
-        return joining_images(candidates, key, room, calls, admit=admit, waits=self._waits, step=step)
+        return joining_images(candidates, key, room, calls, entry_limit=entry_limit, waits=self._waits, step=step)
 
     def interrupt(
         self, candidates: Sequence[Candidate[K]], key: Hashable, priority: int, left: int, budget: int

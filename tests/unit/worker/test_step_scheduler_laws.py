@@ -108,8 +108,8 @@ def test_every_image_makes_every_call_once_and_ends_once(
             del slots.images[next(slot for slot, held in slots.images.items() if held == image)]
         if result.stepped:
             slots.step(plan)
-        booking = scheduler.update(plan, result)
-        ended += [request.id for request, _ in booking.ended] + [request.id for request in booking.alone]
+        update = scheduler.update_from_result(plan, result)
+        ended += [request.id for request, _ in update.ended] + [request.id for request in update.fallback]
         decoded = {call.image for call in plan.calls if call.last and result.stepped} | set(plan.decodes)
         ended += [image for image in decoded if image not in {image for image, _ in result.undecoded}]
         turn += 1

@@ -9,7 +9,7 @@ from kubediffusion.worker.engine.executor import Executor
 from kubediffusion.worker.engine.interface import Monitor, StepStats
 from kubediffusion.worker.engine.plan import StepPlan, StepResult
 from kubediffusion.worker.engine.request import ImageRequest
-from kubediffusion.worker.engine.scheduler import BatchSizes, Booking, RequestState, StepScheduler
+from kubediffusion.worker.engine.scheduler import BatchSizes, BatchUpdate, RequestState, StepScheduler
 from kubediffusion.worker.engine.throughput import StepTimes
 from kubediffusion.worker.engine.waits import overdue
 
@@ -24,8 +24,8 @@ class EngineLoop:
         executor: Executes them.
         monitor: Who is told.
         calls: Tells how many calls of the model an image takes.
-        alone: Makes an image by the pipeline's own call, and tells the monitor.
-        limit: The batch sizes.
+        fallback: Makes an image by the pipeline's own call, and tells the monitor.
+        batch_sizes: The batch sizes.
         times: What steps of each size take; None to measure nothing.
         between: Called between two steps, once the first image has ended; None for nothing to do there.
         interrupt: Makes images of another key to their end, between two steps; None where nothing may interrupt.
@@ -38,8 +38,8 @@ class EngineLoop:
         executor: Executor,
         monitor: Monitor,
         calls: Callable[[ImageRequest], int],
-        alone: Callable[[ImageRequest], None],
-        limit: BatchSizes,
+        fallback: Callable[[ImageRequest], None],
+        batch_sizes: BatchSizes,
         times: StepTimes | None,
         between: Callable[[], object] | None = None,
         interrupt: Callable[[tuple[ImageRequest, ...]], None] | None = None,
@@ -48,8 +48,8 @@ class EngineLoop:
         self._executor = executor
         self._monitor = monitor
         self._calls = calls
-        self._alone = alone
-        self._limit = limit
+        self._fallback = fallback
+        self._batch_sizes = batch_sizes
         self._times = times
         self._between = between
         self._interrupt = interrupt
@@ -64,8 +64,8 @@ class EngineLoop:
             self._executor.discard(self._scheduler.drop(self._monitor.wanted))
             plan = self._scheduler.next(self._seconds, self._overdue())
             result = self._executor.execute(plan)
-            limit = self._limit.sizes[-1]
-            self._book(plan, result, self._scheduler.update(plan, result), limit)
+            largest = self._batch_sizes.sizes[-1]
+            self._process_update(plan, result, self._scheduler.update_from_result(plan, result), largest)
             self._report(wait=False)
             if self._ended and self._between is not None:
                 self._between()
@@ -96,22 +96,24 @@ class EngineLoop:
             return 0
         return overdue(self._monitor.overdue(image) for image in self._scheduler.held)
 
-    def _book(self, plan: StepPlan, result: StepResult, booking: Booking, limit: int) -> None:
+    def _process_update(self, plan: StepPlan, result: StepResult, update: BatchUpdate, largest: int) -> None:
         if result.time is not None and self._times is not None:
             self._times.note(result.time.size, result.time.seconds, compiled=result.time.compiled)
-        for request, failure in booking.ended:
+        for request, failure in update.ended:
             self._executor.discard([request.id])
             self._monitor.ended(request.id, failure)
-        if booking.shrunk is not None:
+        if update.shrunk is not None:
             message = "a batch of %d does not fit the device's memory; at most %d from now on"
-            logger.warning(message, plan.size, booking.shrunk)
+            logger.warning(message, plan.size, update.shrunk)
         if result.stepped:
-            self._monitor.count_step(StepStats(len(booking.progress), plan.size, limit, result.compiled, result.memory))
-        for state in booking.progress:
+            self._monitor.count_step(
+                StepStats(len(update.progress), plan.size, largest, result.compiled, result.memory)
+            )
+        for state in update.progress:
             self._monitor.stepped(state.request.id, _steps_done(state), state.request.sampling.steps)
-        for request in booking.alone:
+        for request in update.fallback:
             self._executor.discard([request.id])
-            self._alone(request)
+            self._fallback(request)
 
     def _report(self, *, wait: bool) -> None:
         for image, outcome in self._executor.finished(wait=wait):

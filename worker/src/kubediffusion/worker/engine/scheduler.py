@@ -69,19 +69,19 @@ class Offer:
 
 
 @dataclass
-class Booking:
+class BatchUpdate:
     """What a result means for the images.
 
     Attributes:
         progress: Images that made a step, calls done and calls in all.
         ended: Images that failed.
-        alone: Images to be made by the pipeline's own call, one by one.
+        fallback: Images to be made by the pipeline's own call, one by one.
         shrunk: The largest batch size from now on, where it is smaller than before.
     """
 
     progress: list[RequestState] = field(default_factory=list)
     ended: list[tuple[ImageRequest, JobFailure]] = field(default_factory=list)
-    alone: list[ImageRequest] = field(default_factory=list)
+    fallback: list[ImageRequest] = field(default_factory=list)
     shrunk: int | None = None
 
 
@@ -89,15 +89,15 @@ class StepScheduler:
     """Schedules the steps of one batch, from its first image to its last.
 
     Args:
-        limit: The batch sizes; lowered when the device's memory does not suffice.
+        batch_sizes: The batch sizes; lowered when the device's memory does not suffice.
         modes: What each call computes, the same for all images, which then begin together; empty where every call
             computes the whole.
         repeats: Whether the one image's pixels must repeat: nobody joins it, and after an error it is run again as it
             was.
     """
 
-    def __init__(self, limit: BatchSizes, *, modes: Sequence[ForwardMode] = (), repeats: bool = False) -> None:
-        self._limit = limit
+    def __init__(self, batch_sizes: BatchSizes, *, modes: Sequence[ForwardMode] = (), repeats: bool = False) -> None:
+        self._batch_sizes = batch_sizes
         self._modes = tuple(modes)
         self._repeats = repeats
         self._closed = repeats or bool(modes)
@@ -154,7 +154,7 @@ class StepScheduler:
         running = [state.left for state in self._slots.values()]
         left = running + [state.left for state in self._ready] + [state.left for state in self._waiting]
         leaving = sum(calls <= AHEAD for calls in running)
-        sizes, staying = self._limit.sizes, len(left) - leaving
+        sizes, staying = self._batch_sizes.sizes, len(left) - leaving
 
         def entry_limit(waiting: int, overdue: int = 0, /) -> int:
             return count_entering(staying, waiting, sizes, seconds, overdue)
@@ -176,7 +176,7 @@ class StepScheduler:
         moves: tuple[tuple[int, int], ...] = ()
         entries: tuple[tuple[int, ImageId], ...] = ()
         if self._slots or entering:
-            arrangement = arrange(self._slots, len(entering), self._limit.sizes)
+            arrangement = arrange(self._slots, len(entering), self._batch_sizes.sizes)
             moved = dict(arrangement.moves)
             moves, self._size = arrangement.moves, arrangement.size
             self._slots = {moved.get(slot, slot): state for slot, state in self._slots.items()}
@@ -196,33 +196,33 @@ class StepScheduler:
             prefetch=tuple(state.request.id for state in list(self._waiting)[:AT_ONCE]) if not self._closed else (),
         )
 
-    def update(self, plan: StepPlan, result: StepResult) -> Booking:
+    def update_from_result(self, plan: StepPlan, result: StepResult) -> BatchUpdate:
         """Update the slots with the result of a plan, and return what it means for the images."""
-        booking = Booking()
-        self._take_out(plan, result, booking)
+        update = BatchUpdate()
+        self._take_out(plan, result, update)
         self._take_prefetched(result)
         if result.failure is not None:
-            self._after_failure(result.failure, booking)
+            self._after_failure(result.failure, update)
         elif result.stepped:
             for state in self._slots.values():
                 state.call += 1
-                booking.progress.append(state)
+                update.progress.append(state)
             for slot in [slot for slot, state in self._slots.items() if not state.left]:
                 state = self._slots.pop(slot)
                 self._undecoded[state.request.id] = state
         pending = {image: self._undecoded[image] for image, _ in result.undecoded}
         self._undecoded = {}
         for image, failure in result.undecoded:
-            if failure.memory and self._shrink(booking):
+            if failure.memory and self._shrink(update):
                 self._undecoded[image] = pending[image]
                 self._decodes.append(image)
             else:
-                booking.ended.append((pending[image].request, failure.failure))
-        return booking
+                update.ended.append((pending[image].request, failure.failure))
+        return update
 
     def _room(self, seconds: Mapping[int, float], overdue: int) -> int:
         """Return how many images may enter: what throughput is best with, at least those that waited long enough."""
-        running, sizes = len(self._slots), self._limit.sizes
+        running, sizes = len(self._slots), self._batch_sizes.sizes
         if self._modes or not seconds:
             return sizes[-1] - running
         return count_entering(running, len(self._ready) + len(self._waiting), sizes, seconds, overdue)
@@ -250,7 +250,7 @@ class StepScheduler:
             return FULL
         return self._modes[next(iter(self._slots.values())).call]
 
-    def _take_out(self, plan: StepPlan, result: StepResult, booking: Booking) -> None:
+    def _take_out(self, plan: StepPlan, result: StepResult, update: BatchUpdate) -> None:
         """Remove the images that could not be prepared."""
         slots = {image: slot for slot, image in plan.entries}
         waiting = {state.request.id: state for state in self._waiting}
@@ -261,8 +261,8 @@ class StepScheduler:
             self._waiting.remove(waiting[image])
             return waiting[image]
 
-        booking.ended += [(taken(image).request, failure) for image, failure in result.refused]
-        booking.alone += [taken(image).request for image in result.unsteppable]
+        update.ended += [(taken(image).request, failure) for image, failure in result.refused]
+        update.fallback += [taken(image).request for image in result.unsteppable]
         self._waiting.extendleft(reversed([taken(image) for image in result.deferred if image in slots]))
 
     def _take_prefetched(self, result: StepResult) -> None:
@@ -270,7 +270,7 @@ class StepScheduler:
         self._ready.extend(state for state in self._waiting if state.request.id in ready)
         self._waiting = deque(state for state in self._waiting if state.request.id not in ready)
 
-    def _after_failure(self, failure: StepFailure, booking: Booking) -> None:
+    def _after_failure(self, failure: StepFailure, update: BatchUpdate) -> None:
         """Decide what becomes of the images whose step raised.
 
         Where memory did not suffice, the batch gets smaller. Else they run again, one by one and from the beginning:
@@ -278,17 +278,17 @@ class StepScheduler:
         rounds differently. One whose calls differ is not run by that call at all, which computes every call's whole.
         """
         if failure.memory:
-            if not self._shrink(booking):
-                booking.ended += [(state.request, failure.failure) for state in self._leave_all()]
+            if not self._shrink(update):
+                update.ended += [(state.request, failure.failure) for state in self._leave_all()]
             return
         again: list[RequestState] = []
         for state in self._leave_all():
             if self._closed and state.request.id not in self._repeated:
                 again.append(RequestState(state.request, state.calls))
             elif self._modes:
-                booking.ended.append((state.request, failure.failure))
+                update.ended.append((state.request, failure.failure))
             else:
-                booking.alone.append(state.request)
+                update.fallback.append(state.request)
         self._repeated.update(state.request.id for state in again)
         self._waiting.extendleft(reversed(again))
 
@@ -298,15 +298,15 @@ class StepScheduler:
         self._slots = {}
         return states
 
-    def _shrink(self, booking: Booking) -> bool:
+    def _shrink(self, update: BatchUpdate) -> bool:
         """Use smaller batches from now on, and park the last images; return False when there is no smaller one."""
-        sizes = lowered(self._limit.sizes, self._size)
+        sizes = lowered(self._batch_sizes.sizes, self._size)
         if sizes[-1] >= self._size:
             return False
-        self._limit.sizes = sizes
+        self._batch_sizes.sizes = sizes
         for slot in reversed(list(self._slots)[sizes[-1] :]):
             state = self._slots.pop(slot)
             self._ready.appendleft(state)
             self._parks.append((slot, state.request.id))
-        booking.shrunk = self._size = sizes[-1]
+        update.shrunk = self._size = sizes[-1]
         return True

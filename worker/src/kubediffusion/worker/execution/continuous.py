@@ -222,8 +222,8 @@ class ContinuousEngine:
             executor=executor,
             monitor=monitor,
             calls=lambda request: self._calls(request.sampling, key) or request.sampling.steps,
-            alone=lambda request: self.whole_calls.run((request,), monitor),
-            limit=prepared,
+            fallback=lambda request: self.whole_calls.run((request,), monitor),
+            batch_sizes=prepared,
             # What steps of fewer rows take says nothing of others.
             times=None if modes else prepared.times,
             between=None if key.deterministic or self.preparation is None else self.preparation.capture,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from kubediffusion.worker.engine.executor import Executor
 from kubediffusion.worker.engine.interface import Monitor, StepStats
 from kubediffusion.worker.engine.plan import StepPlan, StepResult
 from kubediffusion.worker.engine.request import ImageRequest
 from kubediffusion.worker.engine.scheduler import BatchSizes, BatchUpdate, RequestState, StepScheduler
+from kubediffusion.worker.engine.step_executor import StepExecutor
 from kubediffusion.worker.engine.throughput import StepTimes
 from kubediffusion.worker.engine.waits import overdue
 
@@ -35,7 +35,7 @@ class EngineLoop:
         self,
         *,
         scheduler: StepScheduler,
-        executor: Executor,
+        executor: StepExecutor,
         monitor: Monitor,
         calls: Callable[[ImageRequest], int],
         fallback: Callable[[ImageRequest], None],

@@ -90,7 +90,7 @@ Finish = Callable[[ImageRequest, NDArray[np.uint8], bool, str], Outcome]
 
 
 class LocalExecutor:
-    """Executes the plans of one batch: see :class:`kubediffusion.worker.engine.executor.Executor`.
+    """Executes the plans of one batch: see :class:`kubediffusion.worker.engine.step_executor.StepExecutor`.
 
     Args:
         prepared: What is prepared.
@@ -137,7 +137,7 @@ class LocalExecutor:
             self._images.pop(image, None)
 
     def execute(self, plan: StepPlan) -> StepResult:
-        """Execute a plan: see :meth:`kubediffusion.worker.engine.executor.Executor.execute`."""
+        """Execute a plan: see :meth:`kubediffusion.worker.engine.step_executor.StepExecutor.execute`."""
         self._vacate(plan)
         undecoded = self._decode_all(plan.decodes)
         entering = self._make_ready([image for _, image in plan.entries], plan)
@@ -202,7 +202,7 @@ class LocalExecutor:
         return tuple((image, failed) for image, failed in failures if failed is not None)
 
     def finished(self, *, wait: bool) -> list[tuple[ImageId, Outcome]]:
-        """Return the images whose pixels are ready: see :class:`kubediffusion.worker.engine.executor.Executor`."""
+        """Return the images whose pixels are ready: see :class:`kubediffusion.worker.engine.step_executor.StepExecutor`."""
         ready = [pair for pair in self._decodings if wait or pair[1].ready]
         self._decodings = [pair for pair in self._decodings if pair not in ready]
         self.discard([image.request.id for image, _ in ready])

@@ -9,7 +9,7 @@ from kubediffusion.worker.engine.plan import StepPlan, StepResult
 from kubediffusion.worker.engine.request import ImageId, ImageRequest, Outcome
 
 
-class Executor(Protocol):
+class StepExecutor(Protocol):
     """Computes steps. All methods are called from one thread."""
 
     def accept(self, requests: Sequence[ImageRequest]) -> None:

@@ -65,7 +65,7 @@ def serve_as_the_second(engine: Any, limit: int, saturate: Callable[[], dict[str
     with torch.inference_mode():
         while engine.preparation.capture():
             pass
-        steps, decoder = engine.preparation.prepared.steps, engine.decoder
+        steps, decoder = engine.preparation.prepared.step_runner, engine.decoder
         while not (steps.prepare(limit) and decoder.prepare()):
             free = threading.Event()
             if engine.compiler is not None:

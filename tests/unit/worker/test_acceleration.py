@@ -350,5 +350,5 @@ def test_a_job_hands_its_acceleration_to_the_engine() -> None:
 
 def test_whole_is_what_every_ordinary_step_computes(tiny: ContinuousEngine) -> None:
     prepared = tiny.prepared_batches.of(tiny.plan(task(acceleration=None)).key)
-    assert prepared.steps.mode == FULL
+    assert prepared.step_runner.mode == FULL
     assert np.isfinite(prepared.batch.input_batch(1).arguments[1].numpy()).all()

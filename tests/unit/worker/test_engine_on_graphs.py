@@ -46,7 +46,7 @@ def test_an_engine_on_graphs_makes_the_same_pictures_plain_and_compiled(
     engine.warm_up(lambda *stage: told.append(stage))
     assert told == [(EngineReason.WARMING_UP, "the weights are on the device; the first image is made")]
     (prepared,) = engine.prepared_batches
-    assert list(prepared.steps.captured) == [1]
+    assert list(prepared.step_runner.captured) == [1]
     tasks = [image_request(index, "a cat", steps=4 + index, scheduler="EulerDiscreteScheduler") for index in range(3)]
     expected = Recorder()
     for task in tasks:
@@ -88,9 +88,9 @@ def test_an_idle_engine_captures_every_size_and_then_has_each_compiled(
     while not engine.preparation.captured:
         assert not told
         assert engine.rest(lambda: None)
-    assert prepared.steps.captured == {1: False, 2: False, 4: False}
+    assert prepared.step_runner.captured == {1: False, 2: False, 4: False}
     rested(engine)
-    assert prepared.steps.captured == {1: True, 2: True, 4: True}
+    assert prepared.step_runner.captured == {1: True, 2: True, 4: True}
     assert told[0] == (EngineReason.READY, "0 of 3 compiled; the rest follows")
     assert told[-1] == (EngineReason.READY, "all that was prepared is compiled")
     count = captures.count
@@ -137,10 +137,10 @@ def test_what_cannot_be_compiled_or_does_not_fit_ends_the_preparation(
     engine.warm_up()
     rested(engine)
     (prepared,) = engine.prepared_batches
-    assert prepared.steps.captured == {1: False, 2: False, 4: False}
-    prepared.steps.evict()
-    assert prepared.steps.prepare(2)
-    assert prepared.steps.captured == {2: False}
+    assert prepared.step_runner.captured == {1: False, 2: False, 4: False}
+    prepared.step_runner.evict()
+    assert prepared.step_runner.prepare(2)
+    assert prepared.step_runner.captured == {2: False}
     fitting = on_graphs(folders("stable_diffusion"), None)
     fitting.warm_up()
     captures.refusing = torch.OutOfMemoryError("too much")
@@ -160,7 +160,7 @@ def test_sizes_that_fit_are_compiled_though_larger_ones_do_not(
     engine = on_graphs(folders("stable_diffusion"), Compiler(None, backend="eager"))
     engine.warm_up()
     (prepared,) = engine.prepared_batches
-    prepare, attempts = prepared.steps.prepare, []
+    prepare, attempts = prepared.step_runner.prepare, []
 
     def short_of_memory(size: int) -> bool:
         attempts.append(size)
@@ -168,9 +168,9 @@ def test_sizes_that_fit_are_compiled_though_larger_ones_do_not(
             raise torch.OutOfMemoryError("too much")
         return prepare(size)
 
-    monkeypatch.setattr(prepared.steps, "prepare", short_of_memory)
+    monkeypatch.setattr(prepared.step_runner, "prepare", short_of_memory)
     rested(engine)
-    assert prepared.steps.captured == {1: True, 2: True}
+    assert prepared.step_runner.captured == {1: True, 2: True}
     assert attempts.count(4) == 1
     assert prepared.sizes == (1, 2)
 
@@ -195,9 +195,9 @@ def test_where_memory_runs_out_all_graphs_are_freed(
     engine.warm_up()
     rested(engine)
     (prepared,) = engine.prepared_batches
-    prepared.steps.evict()
+    prepared.step_runner.evict()
     # All of them: graphs share their memory.
-    assert prepared.steps.captured == {}
+    assert prepared.step_runner.captured == {}
     captures.refusing = torch.OutOfMemoryError("too much")
     seen = Recorder()
     engine.run((image_request(0), image_request(1)), seen)
@@ -231,9 +231,9 @@ def test_each_variant_of_a_step_has_a_graph_of_its_own_and_all_are_captured_befo
     (prepared,) = engine.prepared_batches
     choices = (Features.REFRESH, Features.REUSE)
     parts = {ForwardMode(features, prompt_only) for features in choices for prompt_only in (False, True)}
-    assert set(prepared.steps.others) == parts
+    assert set(prepared.step_runner.others) == parts
     # None of the whole, which no call of this image was.
     assert captures.count >= 2 * len(parts)
-    assert prepared.steps.captured == {}
-    prepared.steps.evict()
-    assert all(steps.captured == {} for steps in prepared.steps.others.values())
+    assert prepared.step_runner.captured == {}
+    prepared.step_runner.evict()
+    assert all(steps.captured == {} for steps in prepared.step_runner.others.values())

@@ -48,7 +48,7 @@ from kubediffusion.worker.execution.preparation import Preparation
 from kubediffusion.worker.execution.prepared_batches import PreparedBatches
 from kubediffusion.worker.execution.schedulers import Schedulers
 from kubediffusion.worker.execution.slots import SlotState, SlotTensors, first_row
-from kubediffusion.worker.execution.stepping import CudaGraphManager, EagerSteps, Steps
+from kubediffusion.worker.execution.stepping import CudaGraphManager, EagerStepRunner, StepRunner
 from kubediffusion.worker.families.base import Conditioning, ModelFamily
 from kubediffusion.worker.stages import OnStage, ignore_stage
 from kubediffusion.worker.transfers import to_device
@@ -274,8 +274,8 @@ class ContinuousEngine:
         example = self._prefetch.run(lambda: self._row(_nothing(SamplingParameters(steps=1, guidance=1)), key, 1.0))
         slots = SlotTensors(self.family, key, sizes[-1], example)
         graphs = self._graphs and not key.deterministic
-        steps: Steps = CudaGraphManager(slots, self.compiler) if graphs else EagerSteps(slots)
-        return PreparedBatch(key, slots, steps, sizes)
+        step_runner: StepRunner = CudaGraphManager(slots, self.compiler) if graphs else EagerStepRunner(slots)
+        return PreparedBatch(key, slots, step_runner, sizes)
 
     def _prepare(self, request: ImageRequest, key: BatchKey) -> tuple[SchedulerCoefficients, SlotState] | None:
         self.family.check(key)

@@ -49,11 +49,11 @@ _SMALL = 256
 """Width and height of the warm-up's image in pixels: a multiple of what every family requires."""
 
 
-class _NobodyWaits(Exception):  # noqa: N818 - it ends a call that is no longer wanted; nothing went wrong
+class _CallCancelled(Exception):  # noqa: N818 - it ends a call that is no longer wanted; nothing went wrong
     """Every image of the running call has been dropped."""
 
 
-class _Witness:
+class _TrialMonitor:
     """Watches the image of the warm-up, and remembers how it failed."""
 
     def __init__(self) -> None:
@@ -114,12 +114,12 @@ def warm_up(engine: Engine, images: int = 1, width: int | None = None, height: i
         BadModelError: No image could be made, as none of a job's could be.
     """
     sampling = SamplingParameters(steps=WARM_UP_STEPS, guidance=7.5, width=width, height=height)
-    witness = _Witness()
+    monitor = _TrialMonitor()
     # Some pipelines refuse an empty text.
     ids = [ImageId("", 0, index) for index in range(images)]
-    engine.run(tuple(ImageRequest(image_id, "a photo", None, 0, sampling) for image_id in ids), witness)
-    if witness.failure is not None:
-        name, why = engine.info.pipeline, witness.failure
+    engine.run(tuple(ImageRequest(image_id, "a photo", None, 0, sampling) for image_id in ids), monitor)
+    if monitor.failure is not None:
+        name, why = engine.info.pipeline, monitor.failure
         raise BadModelError(f"{name} made no image from text when it was tried: {why.code}: {why.message}")
 
 
@@ -183,7 +183,7 @@ class PipelineEngine:
                 continue
             try:
                 outcomes = self._call(group, monitor)
-            except _NobodyWaits:
+            except _CallCancelled:
                 continue
             except JobFailure as refusal:
                 outcomes = [refusal] * len(group)
@@ -272,7 +272,7 @@ class PipelineEngine:
 
         def note(index: int) -> None:
             if not any(monitor.wanted(request.id) for request in requests):
-                raise _NobodyWaits
+                raise _CallCancelled
             # Some schedulers call the model more often than there are steps (Heun, PNDM's first steps).
             timesteps = getattr(getattr(self.pipeline, "scheduler", None), "timesteps", ())
             calls = max(int(getattr(self.pipeline, "num_timesteps", None) or len(timesteps) or steps), 1)

@@ -19,7 +19,7 @@ from kubediffusion.worker.execution.coefficients import SchedulerCoefficients
 from kubediffusion.worker.execution.decoding import Decoder, Decoding
 from kubediffusion.worker.execution.faults import check_device, failure, is_out_of_memory, not_numbers
 from kubediffusion.worker.execution.slots import SlotState, SlotTensors, control_row
-from kubediffusion.worker.execution.stepping import Steps
+from kubediffusion.worker.execution.stepping import StepRunner
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +31,14 @@ class PreparedBatch:
     Attributes:
         key: What all images share.
         batch: The tensors.
-        steps: Makes steps of them.
+        step_runner: Makes steps of them.
         sizes: Batch sizes that may be computed, smallest first.
         times: What steps of each size take; nothing is known of them on the CPU.
     """
 
     key: BatchKey
     batch: SlotTensors
-    steps: Steps
+    step_runner: StepRunner
     sizes: tuple[int, ...]
     times: StepTimes = field(default_factory=StepTimes)
 
@@ -49,7 +49,7 @@ class PreparedBatch:
 
 
 @dataclass(eq=False)
-class _Image:
+class _ImageState:
     """An image that a plan may name.
 
     Attributes:
@@ -85,7 +85,7 @@ class _Readiness:
 Prepare = Callable[[ImageRequest], tuple[SchedulerCoefficients, SlotState] | None]
 """Encodes an image's prompts, makes its noise and finds its coefficients; None when its scheduler is not linear."""
 
-Finish = Callable[[ImageRequest, NDArray[np.uint8], bool, str], Outcome]
+MakeOutcome = Callable[[ImageRequest, NDArray[np.uint8], bool, str], Outcome]
 """Makes an outcome of an image's pixels; told whether they are flagged, and the scheduler's class."""
 
 
@@ -96,7 +96,7 @@ class LocalExecutor:
         prepared: What is prepared.
         prepare: Makes an image ready to enter.
         decoder: Makes pixels.
-        finish: Makes outcomes.
+        make_outcome: Makes outcomes.
         keeps_features: Whether what deep layers gave goes with an image that moves.
         torch_dtype: Name of the numbers that weights are held in, for messages.
     """
@@ -106,7 +106,7 @@ class LocalExecutor:
         prepared: PreparedBatch,
         prepare: Prepare,
         decoder: Decoder,
-        finish: Finish,
+        make_outcome: MakeOutcome,
         *,
         keeps_features: bool,
         torch_dtype: str,
@@ -114,13 +114,13 @@ class LocalExecutor:
         self._prepared = prepared
         self._prepare = prepare
         self._decoder = decoder
-        self._finish = finish
+        self._make_outcome = make_outcome
         self._keeps_features = keeps_features
         self._torch_dtype = torch_dtype
         self._device = prepared.batch.device
         self._pacer = StepPacer(self._device)
-        self._images: dict[ImageId, _Image] = {}
-        self._decodings: list[tuple[_Image, Decoding]] = []
+        self._images: dict[ImageId, _ImageState] = {}
+        self._decodings: list[tuple[_ImageState, Decoding]] = []
         self._launched: tuple[int, bool] | None = None
         self._size = 0
         self._memory: int | None = None
@@ -129,7 +129,7 @@ class LocalExecutor:
     def accept(self, requests: Sequence[ImageRequest]) -> None:
         """Keep requests, which plans then name by id alone."""
         for request in requests:
-            self._images[request.id] = _Image(request)
+            self._images[request.id] = _ImageState(request)
 
     def discard(self, images: Sequence[ImageId]) -> None:
         """Forget images that no plan names any more."""
@@ -166,7 +166,7 @@ class LocalExecutor:
             undecoded=undecoded,
         )
 
-    def _enter(self, slot: int, image: _Image) -> None:
+    def _enter(self, slot: int, image: _ImageState) -> None:
         if image.state is None:
             raise RuntimeError("an image enters that was not made ready")
         self._prepared.batch.enter(slot, image.state)
@@ -177,13 +177,13 @@ class LocalExecutor:
         batch = self._prepared.batch
         try:
             batch.steer({call.slot: self._control(call.image, call.call) for call in calls}, plan.size)
-            compiled = self._prepared.steps.of(plan.mode).run(plan.size)
+            compiled = self._prepared.step_runner.of(plan.mode).run(plan.size)
             seconds = self._pacer.step()
         except Exception as error:  # noqa: BLE001 - what the pipeline raises is the outcome of its images
             logger.warning("a step raised", extra={"images": len(calls), **described(error)})
             check_device(self._device, error)
             if is_out_of_memory(error):
-                self._prepared.steps.evict()
+                self._prepared.step_runner.evict()
             return StepResult(failure=StepFailure(failure(error), is_out_of_memory(error)))
         time = None
         if seconds is not None and self._launched is not None:
@@ -202,7 +202,7 @@ class LocalExecutor:
         return tuple((image, failed) for image, failed in failures if failed is not None)
 
     def finished(self, *, wait: bool) -> list[tuple[ImageId, Outcome]]:
-        """Return the images whose pixels are ready: see :class:`kubediffusion.worker.engine.step_executor.StepExecutor`."""
+        """Return the images whose pixels are ready: see :class:`.StepExecutor`."""
         ready = [pair for pair in self._decodings if wait or pair[1].ready]
         self._decodings = [pair for pair in self._decodings if pair not in ready]
         self.discard([image.request.id for image, _ in ready])
@@ -252,7 +252,7 @@ class LocalExecutor:
                 found.refused.append((image, failure(error)))
         return found
 
-    def _decode(self, image: _Image) -> StepFailure | None:
+    def _decode(self, image: _ImageState) -> StepFailure | None:
         """Begin to decode an image, and return the failure when it cannot be decoded, else None."""
         latents, plain = image.latents, self._prepared.plain
         if latents is None:
@@ -268,19 +268,19 @@ class LocalExecutor:
                     plain = True
                     continue
                 if is_out_of_memory(error):
-                    self._prepared.steps.evict()
+                    self._prepared.step_runner.evict()
                 return StepFailure(failure(error), is_out_of_memory(error))
             image.latents = None
             self._decodings.append((image, decoding))
             return None
 
-    def _outcome(self, known: _Image, decoding: Decoding) -> Outcome:
+    def _outcome(self, known: _ImageState, decoding: Decoding) -> Outcome:
         try:
             pixels, flagged = self._decoder.finish(decoding)
             if pixels is None:
                 return not_numbers(self._torch_dtype)
             scheduler = "" if known.coefficients is None else known.coefficients.scheduler
-            return self._finish(known.request, pixels, flagged, scheduler)
+            return self._make_outcome(known.request, pixels, flagged, scheduler)
         except Exception as error:  # noqa: BLE001 - the outcome of this image
             logger.warning("an image cannot be finished", extra=described(error))
             check_device(self._device, error)

@@ -93,18 +93,18 @@ class Preparation:
         return tuple(size for size in self.prepared.sizes if size not in self._too_large)
 
     def _missing(self) -> list[int]:
-        return [size for size in self._sizes() if not self.prepared.steps.ready(size)]
+        return [size for size in self._sizes() if not self.prepared.step_runner.ready(size)]
 
     def _give_up(self, size: int) -> None:
         """Use no batches of a size or more, unless a larger one is there: it did fit once."""
         prepared = self.prepared
-        if not any(prepared.steps.ready(other) for other in prepared.sizes if other > size):
+        if not any(prepared.step_runner.ready(other) for other in prepared.sizes if other > size):
             prepared.sizes = tuple(other for other in prepared.sizes if other < size) or prepared.sizes[:1]
 
     def _attempt(self, size: int) -> bool:
         """Bring a size further, and return whether it is as fast as it gets, or does not fit."""
         try:
-            return self.prepared.steps.prepare(size)
+            return self.prepared.step_runner.prepare(size)
         except Exception as error:
             check_device(self._device, error)
             if not is_out_of_memory(error):

@@ -18,7 +18,7 @@ from kubediffusion.worker.execution.slots import InputBatch, SlotTensors
 logger = logging.getLogger(__name__)
 
 
-class Steps(Protocol):
+class StepRunner(Protocol):
     """Makes a batch's steps."""
 
     def run(self, size: int) -> bool:
@@ -34,14 +34,14 @@ class Steps(Protocol):
             Whether it is as fast as it gets.
         """
 
-    def of(self, mode: ForwardMode) -> Steps:
+    def of(self, mode: ForwardMode) -> StepRunner:
         """Return the steps of another mode. Only the object that all modes came from evicts them."""
 
     def evict(self) -> None:
         """Free what was prepared, as the device's memory does not suffice. It is prepared anew where it is used."""
 
 
-class EagerSteps:
+class EagerStepRunner:
     """Makes steps as they are written.
 
     Args:
@@ -57,22 +57,22 @@ class EagerSteps:
         self.mode = mode
 
     def run(self, size: int) -> bool:
-        """Make a step: see :meth:`Steps.run`."""
+        """Make a step: see :meth:`StepRunner.run`."""
         work = self._slots.input_batch(size, self.mode)
         work.store(work.function(*work.arguments))
         return False
 
     def ready(self, _size: int) -> bool:
-        """Return True, as nothing is captured: see :meth:`Steps.ready`."""
+        """Return True, as nothing is captured: see :meth:`StepRunner.ready`."""
         return True
 
     def prepare(self, _size: int) -> bool:
-        """Prepare nothing: see :meth:`Steps.prepare`."""
+        """Prepare nothing: see :meth:`StepRunner.prepare`."""
         return True
 
-    def of(self, mode: ForwardMode) -> EagerSteps:
-        """Return the steps of another mode: see :meth:`Steps.of`."""
-        return EagerSteps(self._slots, mode)
+    def of(self, mode: ForwardMode) -> EagerStepRunner:
+        """Return the steps of another mode: see :meth:`StepRunner.of`."""
+        return EagerStepRunner(self._slots, mode)
 
     def evict(self) -> None:
         """Free nothing: nothing is prepared."""
@@ -101,7 +101,7 @@ class CudaGraphManager:
         self._slots = slots
         self._compiler = compiler
         self._mode = mode
-        self._eager = EagerSteps(slots, mode)
+        self._eager = EagerStepRunner(slots, mode)
         self._graphs: dict[int, Any] = {}
         self._compiled: dict[int, bool] = {}
         # Sizes of which no better graph than the one that is there, or none, can be had.
@@ -120,7 +120,7 @@ class CudaGraphManager:
         return self._others
 
     def run(self, size: int) -> bool:
-        """Launch a step: see :meth:`Steps.run`."""
+        """Launch a step: see :meth:`StepRunner.run`."""
         if self._compiler is None or not self._compiler.busy:
             # Between two steps: a graph is captured by the thread that launches everything.
             self.prepare(size)
@@ -130,11 +130,11 @@ class CudaGraphManager:
         return self._compiled[size]
 
     def ready(self, size: int) -> bool:
-        """Return whether a size has a graph, or cannot have one: see :meth:`Steps.ready`."""
+        """Return whether a size has a graph, or cannot have one: see :meth:`StepRunner.ready`."""
         return size in self._graphs or size in self._refused
 
     def prepare(self, size: int) -> bool:
-        """Do the next thing that a size lacks: see :meth:`Steps.prepare`."""
+        """Do the next thing that a size lacks: see :meth:`StepRunner.prepare`."""
         if self._settled(size):
             return True
         work = self._slots.input_batch(size, self._mode)
@@ -159,7 +159,7 @@ class CudaGraphManager:
         return plain or size in self._refused or self._compiled.get(size, False)
 
     def of(self, mode: ForwardMode) -> CudaGraphManager:
-        """Return the steps of another mode: see :meth:`Steps.of`."""
+        """Return the steps of another mode: see :meth:`StepRunner.of`."""
         if mode == self._mode:
             return self
         if mode not in self._others:
@@ -167,7 +167,7 @@ class CudaGraphManager:
         return self._others[mode]
 
     def evict(self) -> None:
-        """Drop the graphs of all sizes and modes: see :meth:`Steps.evict`.
+        """Drop the graphs of all sizes and modes: see :meth:`StepRunner.evict`.
 
         They share their memory, so none of it is given back while one of them is left.
         """

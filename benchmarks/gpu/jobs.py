@@ -261,9 +261,9 @@ class StaticBatches:
         key: Hashable = (plan.key, request.sampling.steps)
         return replace(plan, key=key, joins=False)
 
-    def rest(self, wake: Callable[[], None]) -> bool:
+    def prepare_while_idle(self, wake: Callable[[], None]) -> bool:
         """Let the engine prepare what it can."""
-        return self._engine.rest(wake)
+        return self._engine.prepare_while_idle(wake)
 
     def run(self, tasks: tuple[ImageRequest, ...], monitor: Monitor) -> None:
         """Make one batch, all of it at once."""

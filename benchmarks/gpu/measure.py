@@ -94,7 +94,7 @@ class Measurements:
     def warm(self) -> Found:
         """Have every batch size compiled and captured."""
         began = time.perf_counter()
-        done = models.rest(self.engine, self.given.compile_seconds) if CUDA else True
+        done = models.prepare_while_idle(self.engine, self.given.compile_seconds) if CUDA else True
         found: Found = {"all ready": done, "seconds": round(time.perf_counter() - began, 1)}
         make(self.engine, tasks(2 * self.limit), self.limit)
         if not CUDA:

@@ -251,12 +251,12 @@ def make(engine: Engine, images: Sequence[ImageRequest], at_once: int) -> Watch:
     return watch
 
 
-def rest(engine: Any, seconds: float = 600.0) -> bool:
+def prepare_while_idle(engine: Any, seconds: float = 600.0) -> bool:
     """Let an engine prepare all that it wants, and return whether it came to the end in that time."""
     ends, woken = time.monotonic() + seconds, threading.Event()
     while time.monotonic() < ends:
         busy = engine.compiler is not None and engine.compiler.busy
-        if engine.rest(woken.set):
+        if engine.prepare_while_idle(woken.set):
             continue
         if not busy:
             return True

@@ -92,7 +92,7 @@ def main() -> None:
         # Until the image ran compiled from its first step to its last pixel; between two images the engine rests.
         serving: Any = engine
         while True:
-            models.rest(engine, _PAUSE)
+            models.prepare_while_idle(engine, _PAUSE)
             began = time.perf_counter()
             watch = png()
             decoders = serving.decoder._graphed._graphs.values()

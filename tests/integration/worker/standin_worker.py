@@ -47,7 +47,7 @@ class ObedientEngine:
     def plan(self, request: ImageRequest) -> ImagePlan:
         return ImagePlan(request.sampling, request.sampling.steps)
 
-    def rest(self, _wake: Callable[[], None]) -> bool:
+    def prepare_while_idle(self, _wake: Callable[[], None]) -> bool:
         return False
 
     def run(self, tasks: tuple[ImageRequest, ...], monitor: Monitor) -> None:

@@ -170,7 +170,7 @@ def test_what_the_first_batch_of_a_kind_compiled_is_kept() -> None:
         def plan(self, request: Any) -> Any:
             return type("ImagePlan", (), {"key": request.steps})
 
-        def rest(self, _wake: Any) -> bool:
+        def prepare_while_idle(self, _wake: Any) -> bool:
             return False
 
         def run(self, tasks: Any, _monitor: Any) -> None:

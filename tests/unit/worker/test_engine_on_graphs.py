@@ -64,12 +64,12 @@ def test_an_engine_on_graphs_makes_the_same_pictures_plain_and_compiled(
         wait_for(lambda: not made.busy)
 
 
-def rested(engine: ContinuousEngine) -> None:
-    """Let an engine rest until it has nothing left to do."""
+def prepared_whole(engine: ContinuousEngine) -> None:
+    """Let an engine prepare until it has nothing left to do."""
     woken = threading.Event()
     while True:
         busy = engine.compiler is not None and engine.compiler.busy
-        if engine.rest(woken.set):
+        if engine.prepare_while_idle(woken.set):
             continue
         if not busy:
             return
@@ -87,9 +87,9 @@ def test_an_idle_engine_captures_every_size_and_then_has_each_compiled(
     (prepared,) = engine.prepared_batches
     while not engine.preparation.captured:
         assert not told
-        assert engine.rest(lambda: None)
+        assert engine.prepare_while_idle(lambda: None)
     assert prepared.step_runner.captured == {1: False, 2: False, 4: False}
-    rested(engine)
+    prepared_whole(engine)
     assert prepared.step_runner.captured == {1: True, 2: True, 4: True}
     assert told[0] == (EngineReason.READY, "0 of 3 compiled; the rest follows")
     assert told[-1] == (EngineReason.READY, "all that was prepared is compiled")
@@ -98,7 +98,7 @@ def test_an_idle_engine_captures_every_size_and_then_has_each_compiled(
     engine.run((image_request(0), image_request(1)), seen)
     assert {load.compiled for load in seen.loads} == {True}
     assert captures.count == count
-    assert not engine.rest(lambda: None)
+    assert not engine.prepare_while_idle(lambda: None)
 
 
 def test_an_engine_that_never_rests_prepares_between_the_steps_of_its_batch(
@@ -135,7 +135,7 @@ def test_what_cannot_be_compiled_or_does_not_fit_ends_the_preparation(
     made = Compiler(None, backend=refusing)
     engine = on_graphs(folders("stable_diffusion"), made)
     engine.warm_up()
-    rested(engine)
+    prepared_whole(engine)
     (prepared,) = engine.prepared_batches
     assert prepared.step_runner.captured == {1: False, 2: False, 4: False}
     prepared.step_runner.evict()
@@ -144,7 +144,7 @@ def test_what_cannot_be_compiled_or_does_not_fit_ends_the_preparation(
     fitting = on_graphs(folders("stable_diffusion"), None)
     fitting.warm_up()
     captures.refusing = torch.OutOfMemoryError("too much")
-    rested(fitting)
+    prepared_whole(fitting)
     assert fitting.preparation.captured
     captures.refusing = None
     seen = Recorder()
@@ -169,7 +169,7 @@ def test_sizes_that_fit_are_compiled_though_larger_ones_do_not(
         return prepare(size)
 
     monkeypatch.setattr(prepared.step_runner, "prepare", short_of_memory)
-    rested(engine)
+    prepared_whole(engine)
     assert prepared.step_runner.captured == {1: True, 2: True}
     assert attempts.count(4) == 1
     assert prepared.sizes == (1, 2)
@@ -193,7 +193,7 @@ def test_where_memory_runs_out_all_graphs_are_freed(
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     engine = on_graphs(folders("stable_diffusion"), None)
     engine.warm_up()
-    rested(engine)
+    prepared_whole(engine)
     (prepared,) = engine.prepared_batches
     prepared.step_runner.evict()
     # All of them: graphs share their memory.

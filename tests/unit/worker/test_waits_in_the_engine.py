@@ -84,7 +84,7 @@ class Seen:
     def plan(self, request: ImageRequest) -> ImagePlan:
         return self._engine.plan(request)
 
-    def rest(self, _wake: Callable[[], None]) -> bool:
+    def prepare_while_idle(self, _wake: Callable[[], None]) -> bool:
         return False
 
     def run(self, tasks: tuple[ImageRequest, ...], monitor: Monitor) -> None:

@@ -45,7 +45,7 @@ class StandInEngine:
         """Return a plan by which images of one set of sampling parameters run together."""
         return ImagePlan(request.sampling, request.sampling.steps)
 
-    def rest(self, _wake: Callable[[], None]) -> bool:
+    def prepare_while_idle(self, _wake: Callable[[], None]) -> bool:
         """Do nothing: there is nothing to prepare."""
         return False
 

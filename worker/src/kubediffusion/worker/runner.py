@@ -47,7 +47,7 @@ class Runner:
         self._finisher = finisher
         self._progress = progress
         self._stopping = False
-        self._restless = True
+        self._may_prepare = True
         self._leftover: list[Members] = []
         self._selector: ImageSelector[str] = ImageSelector(context.max_batch_size)
         self._steps = 0
@@ -83,19 +83,19 @@ class Runner:
                 return True
             if self._stopping and not runnable:
                 return False
-            if runnable or not await self._rest():
+            if runnable or not await self._prepare_while_idle():
                 await self._work.wait()
 
-    async def _rest(self) -> bool:
+    async def _prepare_while_idle(self) -> bool:
         """Let the engine use a moment without work, and return whether it can use another.
 
         Raises:
             EngineLostError: Only a new process can go on.
         """
-        if not self._restless:
+        if not self._may_prepare:
             return False
         # Before it is asked: it may have the runner woken before its answer is here.
-        self._restless = False
+        self._may_prepare = False
         loop = asyncio.get_running_loop()
         # What hangs here is found out as in a batch.
         self._health.engine_active()
@@ -106,7 +106,7 @@ class Runner:
                 loop.call_soon_threadsafe(self._wake)
 
         try:
-            more = await loop.run_in_executor(self._engine_thread, self._engine.rest, wake)
+            more = await loop.run_in_executor(self._engine_thread, self._engine.prepare_while_idle, wake)
         except EngineLostError:
             logger.exception("the engine is lost")
             self._health.mark_unready("the engine is lost")
@@ -116,11 +116,11 @@ class Runner:
             return False
         finally:
             self._health.engine_idle()
-        self._restless = self._restless or more
+        self._may_prepare = self._may_prepare or more
         return more
 
     def _wake(self) -> None:
-        self._restless = True
+        self._may_prepare = True
         self._work.set()
 
     def _runnable(self) -> dict[str, Assignment]:
@@ -134,7 +134,7 @@ class Runner:
     async def run_batch(self) -> None:
         """Run one batch of what is bound to this worker, and report the outcomes of its images."""
         began = time.monotonic()
-        self._restless = True
+        self._may_prepare = True
         # What joined the last batch too late goes first.
         members = self._leftover.pop(0) if self._leftover else self._members(self._next_batch(), self._steps)
         requests = tuple(member.request for member in members.values())

@@ -156,7 +156,7 @@ class Engine(Protocol):
     def plan(self, request: ImageRequest) -> ImagePlan:
         """Return how an image runs. It is called often, from any thread, and while a batch runs."""
 
-    def rest(self, wake: Callable[[], None]) -> bool:
+    def prepare_while_idle(self, wake: Callable[[], None]) -> bool:
         """Spend about a second, while no image waits, on preparation that makes later images faster.
 
         Args:

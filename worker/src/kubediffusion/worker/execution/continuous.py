@@ -151,8 +151,8 @@ class ContinuousEngine:
         self.prepared_batches.keep(prepared)
         self.preparation = Preparation(prepared, self.decoder, self.compiler, self._device)
 
-    def rest(self, wake: Callable[[], None]) -> bool:
-        """Prepare what later jobs need: see :meth:`kubediffusion.worker.engine.Engine.rest`."""
+    def prepare_while_idle(self, wake: Callable[[], None]) -> bool:
+        """Prepare what later jobs need: see :meth:`kubediffusion.worker.engine.Engine.prepare_while_idle`."""
         if self.preparation is None:
             return False
         if self.compiler is not None and self.compiler.busy:

@@ -166,8 +166,8 @@ class PipelineEngine:
             return ImagePlan((request.sampling, request.id), request.sampling.steps)
         return ImagePlan((request.sampling, self._plan.may_share(request)), request.sampling.steps)
 
-    def rest(self, _wake: Callable[[], None]) -> bool:
-        """Do nothing: see :meth:`kubediffusion.worker.engine.Engine.rest`."""
+    def prepare_while_idle(self, _wake: Callable[[], None]) -> bool:
+        """Do nothing: see :meth:`kubediffusion.worker.engine.Engine.prepare_while_idle`."""
         return False
 
     def run(self, requests: tuple[ImageRequest, ...], monitor: Monitor) -> None:

@@ -95,9 +95,9 @@ class Saving:
         """Return how an image runs: see :meth:`kubediffusion.worker.engine.Engine.plan`."""
         return self._engine.plan(request)
 
-    def rest(self, wake: Callable[[], None]) -> bool:
-        """Let the engine prepare what it can: see :meth:`kubediffusion.worker.engine.Engine.rest`."""
-        return self._engine.rest(wake)
+    def prepare_while_idle(self, wake: Callable[[], None]) -> bool:
+        """Let the engine prepare what it can: see :meth:`kubediffusion.worker.engine.Engine.prepare_while_idle`."""
+        return self._engine.prepare_while_idle(wake)
 
     def run(self, requests: tuple[ImageRequest, ...], monitor: Monitor) -> None:
         """Make the images of one batch: see :meth:`kubediffusion.worker.engine.Engine.run`."""

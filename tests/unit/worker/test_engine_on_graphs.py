@@ -81,7 +81,7 @@ def test_an_idle_engine_captures_every_size_and_then_has_each_compiled(
     folders: Callable[[str], Path], captures: Captures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[tuple[EngineReason, str]] = []
-    made = Compiler(None, backend="eager", progress=lambda *stage: told.append(stage))
+    made = Compiler(None, backend="eager", on_stage=lambda *stage: told.append(stage))
     engine = on_graphs(folders("stable_diffusion"), made)
     engine.warm_up()
     (prepared,) = engine.prepared_batches

@@ -140,7 +140,7 @@ def test_what_cannot_be_compiled_is_captured_anew_once_its_graph_is_gone(capture
 
 def test_a_compiler_tells_how_much_of_what_was_prepared_is_compiled(captures: Captures) -> None:
     told: list[tuple[EngineReason, str]] = []
-    made = Compiler(None, backend="eager", progress=lambda *stage: told.append(stage))
+    made = Compiler(None, backend="eager", on_stage=lambda *stage: told.append(stage))
     functions = [GraphedFunction(doubled, factor, compiler=made) for factor in (2.0, 3.0)]
     for function in functions:
         function(torch.ones(2))

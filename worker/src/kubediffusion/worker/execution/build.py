@@ -46,14 +46,14 @@ _DTYPES = {
 
 
 def load_engine(
-    settings: Settings, progress: OnStage = ignore_stage, model: Future[LocalModel] | None = None
+    settings: Settings, on_stage: OnStage = ignore_stage, prefetched: Future[LocalModel] | None = None
 ) -> Engine:
     """Load the model, once, and choose the engine that suits its pipeline.
 
     Args:
         settings: What to load, and how.
-        progress: Told where it stands, and later how far the background compilation has come.
-        model: The model, where it is being brought to this machine already.
+        on_stage: Called with each stage of the start, and later with how far the background compilation has come.
+        prefetched: The model, where it is being fetched already.
 
     Raises:
         BadModelError: It cannot be loaded, and a restart would not change that.
@@ -67,7 +67,7 @@ def load_engine(
             CallPlan.of(getattr(diffusers, index["_class_name"]))
         return dtype_for(settings.spec.torch_dtype, index, device, stored)
 
-    pipeline, revision = load_pipeline(settings, device, choose_dtype, progress, model)
+    pipeline, revision = load_pipeline(settings, device, choose_dtype, on_stage, prefetched)
     info = info_of(pipeline, revision)
     family = family_of(pipeline)
     info = replace(info, facts=facts_of(pipeline, None if isinstance(family, Unsupported) else family))
@@ -76,7 +76,7 @@ def load_engine(
     if isinstance(family, Unsupported):
         logger.info("images run by the pipeline's own call: %s", family.reason)
         if family.known:
-            progress(EngineReason.READY, f"the worker takes jobs, by the pipeline's own call: {family.reason}")
+            on_stage(EngineReason.READY, f"the worker takes jobs, by the pipeline's own call: {family.reason}")
         if settings.spec.compile:
             _compile(pipeline)
         engine = PipelineEngine(pipeline, _named(info, STATIC, settings.spec))
@@ -88,17 +88,17 @@ def load_engine(
         prepare(pipeline)
         compiler = None
         if settings.spec.compile and pipeline.device.type == "cuda":
-            compiler = Compiler(cache, progress=progress)
+            compiler = Compiler(cache, on_stage=on_stage)
         elif settings.spec.compile:
             _compile(pipeline)
         named = _named(info, CONTINUOUS, settings.spec)
         engine = ContinuousEngine(pipeline, named, family, settings.spec.workers.max_batch_size, compiler)
     logger.info("pipeline loaded: %s", info.pipeline, extra={"engine": engine.info.name, "device": info.device})
     if isinstance(engine, ContinuousEngine):
-        engine.warm_up(progress)
+        engine.warm_up(on_stage)
     else:
         # On a CPU too: nothing else tells whether the class makes an image of a text alone.
-        progress(EngineReason.WARMING_UP, "the weights are loaded; the first image is made")
+        on_stage(EngineReason.WARMING_UP, "the weights are loaded; the first image is made")
         defaults = settings.spec.defaults
         make = warm_up if device.type == "cuda" else try_out
         make(engine, width=defaults.width, height=defaults.height)

@@ -137,15 +137,15 @@ class ContinuousEngine:
         """The schedulers that jobs may ask for."""
         return self._schedulers.names
 
-    def warm_up(self, progress: OnStage = ignore_stage) -> None:
+    def warm_up(self, on_stage: OnStage = ignore_stage) -> None:
         """Make an image, alone and uncompiled, where steps run from graphs: what the first job needs is then prepared.
 
         Args:
-            progress: Told that it begins.
+            on_stage: Called when it begins.
         """
         if not self._graphs:
             return
-        progress(EngineReason.WARMING_UP, "the weights are on the device; the first image is made")
+        on_stage(EngineReason.WARMING_UP, "the weights are on the device; the first image is made")
         warm_up(self)
         prepared = self.prepared_batches.of(self.family.key(_nothing(SamplingParameters(steps=1, guidance=_GUIDED))))
         self.prepared_batches.keep(prepared)

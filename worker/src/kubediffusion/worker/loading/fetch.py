@@ -1,4 +1,4 @@
-"""Brings the model that a DiffusionModel names to this machine."""
+"""Fetches the model that a DiffusionModel names to this machine."""
 
 from __future__ import annotations
 

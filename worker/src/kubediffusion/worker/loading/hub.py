@@ -1,4 +1,4 @@
-"""Brings a repository of the Hugging Face Hub to this machine's cache, or finds it there."""
+"""Fetches a repository of the Hugging Face Hub into this machine's cache, or finds it there."""
 
 from __future__ import annotations
 

@@ -44,8 +44,8 @@ def load_pipeline(
     settings: Settings,
     device: torch.device,
     choose_dtype: ChooseDtype,
-    progress: OnStage = ignore_stage,
-    coming: Future[LocalModel] | None = None,
+    on_stage: OnStage = ignore_stage,
+    prefetched: Future[LocalModel] | None = None,
 ) -> tuple[Any, str]:
     """Load the pipeline to a device, and return it with the model's revision.
 
@@ -53,8 +53,8 @@ def load_pipeline(
         settings: What to load, and how.
         device: Where to.
         choose_dtype: Chooses the numbers that the weights are held in.
-        progress: Told where it stands.
-        coming: The model, where it is being brought to this machine already.
+        on_stage: Called with each stage.
+        prefetched: The model, where it is being fetched already.
 
     Raises:
         BadModelError: It cannot be loaded, and a restart would not change that.
@@ -62,10 +62,10 @@ def load_pipeline(
     """
     _quiet_libraries(settings)
     torch.set_num_threads(settings.torch_threads or usable_cpus())
-    progress(EngineReason.FETCHING_MODEL, f"the model's files come from {_origin(settings.spec.source)}")
-    model = coming.result() if coming is not None else fetch_from_any_source(settings)
+    on_stage(EngineReason.FETCHING_MODEL, f"the model's files come from {_origin(settings.spec.source)}")
+    model = prefetched.result() if prefetched is not None else fetch_from_any_source(settings)
     index = check_folder(model.folder, settings.spec)
-    progress(EngineReason.LOADING_WEIGHTS, f"the weights go to the {'GPU' if device.type == 'cuda' else 'CPU'}")
+    on_stage(EngineReason.LOADING_WEIGHTS, f"the weights go to the {'GPU' if device.type == 'cuda' else 'CPU'}")
     check_class(index)
     dtype = choose_dtype(index, stored_dtype(model.folder))
     return load_weights(model.folder, index, settings.spec, dtype, device), model.revision

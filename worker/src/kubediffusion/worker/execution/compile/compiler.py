@@ -56,15 +56,15 @@ class Compiler:
     Args:
         cache: Has what earlier workers compiled, and keeps it for the next; None for neither.
         backend: PyTorch's name of what compiles.
-        progress: Told how much is compiled of what was asked for before :meth:`begin`.
+        on_stage: Called with how much is compiled of what was asked for before :meth:`begin`.
     """
 
     def __init__(
-        self, cache: CompiledCodeCache | None, backend: Any = "inductor", progress: OnStage = ignore_stage
+        self, cache: CompiledCodeCache | None, backend: Any = "inductor", on_stage: OnStage = ignore_stage
     ) -> None:
         self._cache = cache
         self._backend = backend
-        self._progress = progress
+        self._on_stage = on_stage
         self._begun = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compile")
         # A batch that is no longer in use must not be kept by what was compiled for it.
@@ -137,11 +137,11 @@ class Compiler:
             self._count.done += newly_done
             done, planned = self._count.done, self._count.planned
             if self._count.complete:
-                self._progress(EngineReason.READY, "all that was prepared is compiled")
+                self._on_stage(EngineReason.READY, "all that was prepared is compiled")
             elif begins or self.busy:
-                self._progress(EngineReason.COMPILING, f"{done} of {planned} compiled; the rest runs uncompiled so far")
+                self._on_stage(EngineReason.COMPILING, f"{done} of {planned} compiled; the rest runs uncompiled so far")
             else:
-                self._progress(EngineReason.READY, f"{done} of {planned} compiled; the rest follows")
+                self._on_stage(EngineReason.READY, f"{done} of {planned} compiled; the rest follows")
 
     def _compile(self, function: Function, arguments: Arguments) -> Function | None:
         name = function.__name__

@@ -6,6 +6,7 @@ Each image has one slot, makes every call once and in order, and ends once. Numb
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hypothesis import given
@@ -15,7 +16,7 @@ from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.worker.engine import ImageId
 from kubediffusion.worker.engine.arrangement import sizes_up_to
 from kubediffusion.worker.engine.forward_mode import FULL
-from kubediffusion.worker.engine.plan import StepFailure, StepPlan, StepResult
+from kubediffusion.worker.engine.plan import SlotCall, StepFailure, StepPlan, StepResult
 from kubediffusion.worker.engine.scheduler import StepScheduler
 from unit.worker.worker_builders import image_request
 
@@ -56,8 +57,8 @@ class Slots:
         assert {call.slot: call.image for call in plan.calls} == self.images
         assert all(slot < plan.size for slot in self.images)
 
-    def step(self, plan: StepPlan) -> None:
-        for call in plan.calls:
+    def step(self, calls: Sequence[SlotCall]) -> None:
+        for call in calls:
             assert call.call == self.calls[call.image]
             self.calls[call.image] += 1
             if call.last:
@@ -106,11 +107,13 @@ def test_every_image_makes_every_call_once_and_ends_once(
         result = outcome(event, plan)
         for image in (*(image for image, _ in result.refused), *result.deferred):
             del slots.images[next(slot for slot, held in slots.images.items() if held == image)]
+        # Without those that were refused or deferred.
+        calls = [call for call in plan.calls if call.slot in slots.images]
         if result.stepped:
-            slots.step(plan)
+            slots.step(calls)
         update = scheduler.update_from_result(plan, result)
         ended += [request.id for request, _ in update.ended] + [request.id for request in update.fallback]
-        decoded = {call.image for call in plan.calls if call.last and result.stepped} | set(plan.decodes)
+        decoded = {call.image for call in calls if call.last and result.stepped} | set(plan.decodes)
         ended += [image for image in decoded if image not in {image for image, _ in result.undecoded}]
         turn += 1
         assert turn < 500

@@ -48,6 +48,40 @@ async def test_no_source_and_two_sources_are_refused(room: Room, kinds: tuple[st
     assert "exactly one of huggingFace, persistentVolumeClaim, s3 and path" in await answer(room, body)
 
 
+async def test_a_model_may_be_put_together(room: Room) -> None:
+    spec: dict[str, Any] = {
+        "source": {"path": "/models", "singleFile": "a/b.safetensors", "configFrom": SOURCES_OF_CONFIG},
+        "components": [
+            {"name": "vae", "source": {"path": "/models/vae", "variant": "fp16"}},
+            {"name": "transformer", "source": {"s3": {"uri": "s3://a/b"}, "singleFile": "q4.gguf"}},
+        ],
+    }
+    created = await room.try_create(a_model(**spec), "diffusionmodels")
+    model = DiffusionModel.from_wire(created)
+    assert [component.name for component in model.spec.components] == ["vae", "transformer"]
+
+
+VAE = {"name": "vae", "source": {"path": "/models/vae"}}
+SOURCES_OF_CONFIG = {"huggingFace": {"repository": "a/b"}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"source": {"path": "/m", "configFrom": SOURCES_OF_CONFIG}}, "configFrom is for a singleFile"),
+        ({"source": {"path": "/m", "singleFile": "a.ckpt"}}, "spec.source.singleFile"),
+        ({"source": {"path": "/m", "singleFile": "a.safetensors", "variant": "fp16"}}, "variant is set once"),
+        ({"source": {"huggingFace": {"repository": "a/b", "variant": "x"}, "variant": "x"}}, "variant is set once"),
+        ({"source": {"path": "/m", "singleFile": "a.safetensors", "configFrom": {}}}, "exactly one of huggingFace"),
+        ({"components": [{"name": "vae", "source": {"path": "/m", "s3": {"uri": "s3://a/b"}}}]}, "exactly one of"),
+        ({"components": [VAE, VAE]}, "Duplicate value"),
+        ({"components": [VAE | {"name": "Vae"}]}, "spec.components[0].name"),
+    ],
+)
+async def test_parts_that_do_not_go_together_are_refused(room: Room, spec: dict[str, Any], words: str) -> None:
+    assert words in await answer(room, a_model(**spec))
+
+
 @pytest.mark.parametrize("name", ["a" * 40, "sd-1-5", "2fast"])
 async def test_a_name_that_workers_names_can_begin_with_is_taken(room: Room, name: str) -> None:
     assert await answer(room, a_model(name)) == ""

@@ -16,10 +16,10 @@ from kubediffusion.resources.diffusion_model import (
     DiffusionModel,
     JobDefaults,
     JobLimits,
-    ModelSource,
     TorchDtype,
 )
 from kubediffusion.resources.failures import BAD_MODEL_EXIT_CODE
+from kubediffusion.resources.model_source import ModelComponent, ModelSource
 from kubediffusion.resources.testing import NAMESPACE, model
 
 DEFAULTS = WorkerDefaults(
@@ -197,6 +197,40 @@ def test_a_volume_is_mounted_read_only(path: str, there: str) -> None:
     (mount,) = [m for m in container(item)["volumeMounts"] if m["name"] == volume["name"]]
     assert (mount["mountPath"], mount["readOnly"]) == ("/models", True)
     assert environment(item)["KUBEDIFFUSION_MODEL_PATH"] == there
+
+
+def test_further_volumes_are_mounted_once_a_claim() -> None:
+    item = with_source(
+        persistent_volume_claim={"claim_name": "weights", "path": "sd"},
+        single_file="a.safetensors",
+        config_from={"persistent_volume_claim": {"claim_name": "weights", "path": "config"}},
+    )
+    part = ModelComponent.model_validate(
+        {"name": "vae", "source": {"persistentVolumeClaim": {"claimName": "vaes", "path": "a"}}}
+    )
+    item = item.model_copy(update={"spec": item.spec.model_copy(update={"components": (part,)})})
+    claims = {v["persistentVolumeClaim"]["claimName"]: v["name"] for v in pod_spec(item)["volumes"][1:]}
+    assert list(claims) == ["weights", "vaes"]
+    mounts = {m["mountPath"]: m["name"] for m in container(item)["volumeMounts"] if m.get("readOnly")}
+    assert mounts == {
+        "/models": claims["weights"],
+        "/claims/weights": claims["weights"],
+        "/claims/vaes": claims["vaes"],
+    }
+    told = environment(item)
+    assert told["KUBEDIFFUSION_MODEL_PATH"] == "/models/sd"
+    assert json.loads(told["KUBEDIFFUSION_CLAIM_PATHS"]) == {"weights": "/claims/weights", "vaes": "/claims/vaes"}
+
+
+def test_a_token_that_a_component_names_is_the_workers() -> None:
+    part = ModelComponent.model_validate(
+        {"name": "vae", "source": {"huggingFace": {"repository": "a/b", "tokenSecretRef": {"name": "hub"}}}}
+    )
+    item = model()
+    item = item.model_copy(update={"spec": item.spec.model_copy(update={"components": (part,)})})
+    assert environment(item)["HF_TOKEN"] == {"secretKeyRef": {"name": "hub", "key": "token"}}
+    assert json.loads(environment(item)["KUBEDIFFUSION_MODEL_SPEC"])["components"][0]["name"] == "vae"
+    assert "components" not in json.loads(environment()["KUBEDIFFUSION_MODEL_SPEC"])
 
 
 def with_compile_cache(**cache: Any) -> DiffusionModel:

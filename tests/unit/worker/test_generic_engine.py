@@ -16,7 +16,9 @@ from census import registry
 from kubediffusion.worker.engine import BadModelError, ImageOutput
 from kubediffusion.worker.execution.build import dtype_for, load_engine
 from kubediffusion.worker.execution.generic import PipelineEngine
-from kubediffusion.worker.loading.weights import check_class, load_pipeline, only_variant, stored_dtype
+from kubediffusion.worker.loading.files import components_of, only_variant, stored_dtype
+from kubediffusion.worker.loading.weights import check_class, load_pipeline
+from kubediffusion.worker.sources import LocalModel
 from unit.worker.worker_builders import Recorder, image_request, levels_apart, settings
 
 pytestmark = [
@@ -163,10 +165,10 @@ def test_a_model_without_its_third_text_encoder_loads() -> None:
 def test_a_folder_with_one_variant_alone_loads(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(registry.folder("stable-diffusion"), folder)
-    assert only_variant(folder) is None
+    assert only_variant(components_of(folder)) is None
     for file in folder.glob("*/*.safetensors"):
         file.rename(file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
-    assert only_variant(folder) == "fp16"
+    assert only_variant(components_of(folder)) == "fp16"
     pipeline, _ = load_pipeline(settings(folder), CPU, lambda *_: torch.float32)
     assert pipeline.unet.dtype == torch.float32
 
@@ -177,10 +179,10 @@ def test_auto_takes_the_precision_that_weights_are_stored_in(stored: torch.dtype
 
     folder = tmp_path / "model"
     shutil.copytree(registry.folder("stable-diffusion"), folder)
-    assert stored_dtype(folder) is torch.float32
+    assert stored_dtype(LocalModel(folder, "")) is torch.float32
     for file in (folder / "unet").glob("*.safetensors"):
         save_file({name: tensor.to(stored) for name, tensor in load_file(file).items()}, file)
-    assert stored_dtype(folder) is stored
+    assert stored_dtype(LocalModel(folder, "")) is stored
     index = {"_class_name": "StableDiffusionPipeline"}
     cuda = torch.device("cuda")
     assert dtype_for(TorchDtype.AUTO, index, cuda, stored) is stored

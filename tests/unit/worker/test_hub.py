@@ -14,6 +14,7 @@ import pytest
 from huggingface_hub import hf_api
 
 from kubediffusion.resources.diffusion_model import DiffusionModelSpec
+from kubediffusion.resources.model_source import ModelComponent
 from kubediffusion.resources.testing import present
 from kubediffusion.worker.engine import BadModelError
 from kubediffusion.worker.loading import hub
@@ -61,6 +62,9 @@ class Answer(BaseHTTPRequestHandler):
             body = json.dumps(
                 {"id": "somebody/model", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.server.files]}
             )
+        if "/tree/" in self.path:
+            tree = [{"type": "file", "path": name, "size": 2, "oid": "0" * 40} for name in self.server.files]
+            body = json.dumps(tree)
         self.send_response(200)
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("ETag", f'"{hashlib.sha256(body.encode()).hexdigest()}"')
@@ -130,6 +134,32 @@ def test_a_repository_without_safetensors_is_refused_at_once_with_the_remedy(
     with pytest.raises(BadModelError, match=r"no safetensors weights.*convert.*spec\.useSafetensors") as error:
         fetch()
     assert type(error.value) is BadModelError
+
+
+def test_files_come_by_their_names(server: Hub) -> None:
+    server.files = ("a/b [1].safetensors", "a/b 1.safetensors", "a/config.json", "c.json")
+    source = present(SPEC.source.hugging_face)
+    folder, commit = hub.fetch_files(source, ("a/b [[]1].safetensors", "a/*.json"), None)
+    assert commit == COMMIT
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
+    assert found == ["a/b [1].safetensors", "a/config.json"]
+
+
+def test_files_of_a_repository_that_is_not_there(server: Hub) -> None:
+    server.status, server.code = 404, "RepoNotFound"
+    with pytest.raises(ModelRefusedError, match="no such repository"):
+        hub.fetch_files(present(SPEC.source.hugging_face), ("*.json",), None)
+
+
+def test_components_that_come_from_elsewhere_do_not_come_from_the_repository(server: Hub) -> None:
+    names = ("unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.bin")
+    server.files = ("model_index.json", "unet/config.json", "vae/config.json", *names)
+    spec = SPEC.model_copy(
+        update={"components": (ModelComponent.model_validate({"name": "vae", "source": {"path": "/vae"}}),)}
+    )
+    folder, _ = hub.fetch(present(SPEC.source.hugging_face), spec, None)
+    assert (folder / "unet" / "diffusion_pytorch_model.safetensors").exists()
+    assert not list((folder / "vae").glob("*.bin"))
 
 
 @pytest.mark.parametrize("status", [500, 503])

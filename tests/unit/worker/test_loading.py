@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from kubediffusion.worker.loading.weights import load_weights
-from kubediffusion.worker.sources import read_index
+from kubediffusion.worker.sources import LocalModel, read_index
 from unit.worker.worker_builders import settings
 
 CPU = torch.device("cpu")
@@ -30,7 +30,7 @@ def tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load(folder: Path, dtype: torch.dtype, index: dict[str, Any] | None = None) -> Any:
-    return load_weights(folder, index or read_index(folder), settings(folder).spec, dtype, CPU)
+    return load_weights(LocalModel(folder, ""), index or read_index(folder), settings(folder).spec, dtype, CPU)
 
 
 @pytest.mark.parametrize("family", ["stable_diffusion", "stable_diffusion_xl", "flux"])

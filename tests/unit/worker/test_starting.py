@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kubediffusion.resources.conditions import EngineReason
-from kubediffusion.resources.diffusion_model import ModelSource
+from kubediffusion.resources.model_source import ModelSource
 from kubediffusion.resources.runtime import garbage
 from kubediffusion.worker.early_fetch import fetch_from_s3_or_disk
 from kubediffusion.worker.engine import BadModelError

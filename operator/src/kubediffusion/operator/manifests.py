@@ -15,9 +15,11 @@ from kubediffusion.operator.workers import CONTAINER
 from kubediffusion.resources import meta
 from kubediffusion.resources.diffusion_model import CompileCacheVolume, DiffusionModel
 from kubediffusion.resources.failures import BAD_MODEL_EXIT_CODE
+from kubediffusion.resources.model_source import SourceLocation
 from kubediffusion.resources.worker_names import content_hash, worker_job_name
 
 MODEL_MOUNT = "/models"
+CLAIMS_MOUNT = "/claims"
 CACHE_MOUNT = "/var/cache/kubediffusion"
 CA_MOUNT = "/etc/kubediffusion/s3-ca"
 COMPILED_MOUNT = "/var/cache/kubediffusion-compiled"
@@ -127,20 +129,28 @@ def _labels(model: DiffusionModel) -> dict[str, str]:
 
 def _template(model: DiffusionModel, defaults: WorkerDefaults) -> dict[str, Any]:
     workers = model.spec.workers
-    claim = model.spec.source.persistent_volume_claim
     volumes: list[dict[str, Any]] = [{"name": "cache", "emptyDir": {}}]
     mounts: list[dict[str, Any]] = [{"name": "cache", "mountPath": CACHE_MOUNT}]
-    if claim is not None:
-        volumes.append({"name": "model", "persistentVolumeClaim": {"claimName": claim.claim_name, "readOnly": True}})
+    # One volume a claim: kubelet waits for ever for a claim that a Pod names twice.
+    claims: dict[str, str] = {}
+    if (claim := model.spec.source.persistent_volume_claim) is not None:
+        claims[claim.claim_name] = "model"
         mounts.append({"name": "model", "mountPath": MODEL_MOUNT, "readOnly": True})
+    for number, (name, path) in enumerate(_claim_paths(model).items(), start=1):
+        volume = claims.setdefault(name, f"model-{number}")
+        mounts.append({"name": volume, "mountPath": path, "readOnly": True})
     compiled = _compiled_volume(model)
-    if compiled is not None and claim is not None and compiled.claim_name == claim.claim_name:
-        # One volume: kubelet waits for ever for a claim that a Pod names twice.
-        volumes[-1] = {"name": "model", "persistentVolumeClaim": {"claimName": claim.claim_name}}
-        mounts.append({"name": "model", "mountPath": COMPILED_MOUNT})
-    elif compiled is not None:
-        volumes.append({"name": "compiled", "persistentVolumeClaim": {"claimName": compiled.claim_name}})
-        mounts.append({"name": "compiled", "mountPath": COMPILED_MOUNT})
+    if compiled is not None:
+        volume = claims.setdefault(compiled.claim_name, "compiled")
+        mounts.append({"name": volume, "mountPath": COMPILED_MOUNT})
+    for name, volume in claims.items():
+        written = compiled is not None and compiled.claim_name == name
+        volumes.append(
+            {
+                "name": volume,
+                "persistentVolumeClaim": {"claimName": name} if written else {"claimName": name, "readOnly": True},
+            }
+        )
     if defaults.ca_config_map:
         volumes.append({"name": "s3-ca", "configMap": {"name": defaults.ca_config_map}})
         mounts.append({"name": "s3-ca", "mountPath": CA_MOUNT, "readOnly": True})
@@ -226,11 +236,26 @@ def _environment(model: DiffusionModel, defaults: WorkerDefaults) -> list[dict[s
         environment.append(_value("KUBEDIFFUSION_MODEL_PATH", _within(MODEL_MOUNT, claim.path)))
     if (compiled := _compiled_volume(model)) is not None:
         environment.append(_value("KUBEDIFFUSION_COMPILE_CACHE_PATH", _within(COMPILED_MOUNT, compiled.path)))
-    if source.hugging_face is not None and (secret := source.hugging_face.token_secret_ref) is not None:
+    if paths := _claim_paths(model):
+        environment.append(_value("KUBEDIFFUSION_CLAIM_PATHS", json.dumps(paths, separators=(",", ":"))))
+    hubs = (location.hugging_face for location in (source, *_further_locations(model)))
+    if secret := next((hub.token_secret_ref for hub in hubs if hub is not None and hub.token_secret_ref), None):
         reference = {"secretKeyRef": {"name": secret.name, "key": secret.key}}
         environment.append({"name": "HF_TOKEN", "valueFrom": reference})
     environment += [_value(name, value) for name, value in defaults.environment.items()]
     return [*environment, *model.spec.workers.env]
+
+
+def _further_locations(model: DiffusionModel) -> list[SourceLocation]:
+    """Return where files of the model come from beside its source."""
+    config = model.spec.source.config_from
+    return [*([] if config is None else [config]), *(component.source for component in model.spec.components)]
+
+
+def _claim_paths(model: DiffusionModel) -> dict[str, str]:
+    """Return where the claims of these places are mounted, by name."""
+    claims = (location.persistent_volume_claim for location in _further_locations(model))
+    return {claim.claim_name: f"{CLAIMS_MOUNT}/{claim.claim_name}" for claim in claims if claim is not None}
 
 
 def _compiled_volume(model: DiffusionModel) -> CompileCacheVolume | None:
@@ -246,9 +271,10 @@ def _worker_spec(model: DiffusionModel) -> dict[str, Any]:
     """Return the part of the spec that a worker runs by; what jobs only read stays out, so it replaces no worker."""
     spec = model.spec.to_wire()
     kept = ("source", "torchDtype", "safetyChecker", "useSafetensors", "trustRemoteCode", "compile", "compileCache")
-    return {name: spec[name] for name in kept if name in spec} | {
-        "workers": {"maxBatchSize": model.spec.workers.max_batch_size}
-    }
+    # What came later stays out where nobody asks for it: an update of the operator replaces no worker for it.
+    later = ("components",)
+    asked = [*(name for name in kept if name in spec), *(name for name in later if spec.get(name))]
+    return {name: spec[name] for name in asked} | {"workers": {"maxBatchSize": model.spec.workers.max_batch_size}}
 
 
 def _value(name: str, value: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from kubediffusion.resources.generation_job import (
     Size,
     Steps,
 )
+from kubediffusion.resources.model_source import ModelComponent, ModelSource
 from kubediffusion.resources.objects import CustomResource
 from kubediffusion.resources.pipeline_facts import PipelineFacts
 from kubediffusion.resources.schema import Schema, Time
@@ -41,68 +42,6 @@ class TorchDtype(StrEnum):
     FLOAT32 = "float32"
     FLOAT16 = "float16"
     BFLOAT16 = "bfloat16"
-
-
-class SecretKeyRef(Schema):
-    """A key of a Secret in the model's namespace."""
-
-    name: Annotated[str, Field(min_length=1, max_length=253)]
-    """The Secret."""
-    key: Annotated[str, Field(min_length=1, max_length=253)] = "token"
-    """The key within it."""
-
-
-class HuggingFaceSource(Schema):
-    """A repository of the Hugging Face Hub (or of the mirror that HF_ENDPOINT names)."""
-
-    repository: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$", max_length=200)]
-    """Owner and name."""
-    revision: Annotated[str, Field(min_length=1, max_length=200)] = "main"
-    """A commit, tag or branch; pin a commit to get the same weights always."""
-    variant: Annotated[str, Field(min_length=1, max_length=40)] | None = None
-    """Which files to take where a repository has several, for example fp16."""
-    token_secret_ref: SecretKeyRef | None = None
-    """The token to read it with, where it is not public."""
-
-
-class PersistentVolumeClaimSource(Schema):
-    """A folder on a PersistentVolumeClaim, mounted read-only."""
-
-    claim_name: Annotated[str, Field(min_length=1, max_length=253)]
-    """The PersistentVolumeClaim."""
-    path: Annotated[str, Field(max_length=1024)] = ""
-    """Folder within the volume; the root when empty."""
-
-
-class S3Source(Schema):
-    """A folder in S3-compatible storage, read with the worker's own credentials."""
-
-    uri: Annotated[str, Field(pattern=r"^s3://[^/]+/.+$", max_length=1024)]
-    """Where the folder lies: s3://bucket/folder."""
-
-
-class ModelSource(Schema):
-    """Where the diffusers folder lies: exactly one of these."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                {
-                    "rule": (
-                        "[has(self.huggingFace), has(self.persistentVolumeClaim), has(self.s3), has(self.path)]"
-                        ".filter(set, set).size() == 1"
-                    ),
-                    "message": "exactly one of huggingFace, persistentVolumeClaim, s3 and path must be set",
-                }
-            ]
-        }
-    )
-
-    hugging_face: HuggingFaceSource | None = None
-    persistent_volume_claim: PersistentVolumeClaimSource | None = None
-    s3: S3Source | None = None
-    path: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
-    """A folder of the worker's image or machine."""
 
 
 class CompileCacheVolume(Schema):
@@ -262,6 +201,13 @@ class DiffusionModelSpec(Schema):
     )
 
     source: ModelSource
+    components: Annotated[
+        tuple[ModelComponent, ...],
+        Field(
+            max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+        ),
+    ] = ()
+    """Components that come from elsewhere: another VAE, a transformer in GGUF."""
     torch_dtype: TorchDtype = TorchDtype.AUTO
     safety_checker: bool = False
     """Run the pipeline's own safety checker: a flagged image is blanked and marked."""

@@ -14,7 +14,6 @@ from kubediffusion.resources.diffusion_model import (
     DiffusionModelSpec,
     JobDefaults,
     JobLimits,
-    ModelSource,
     WorkerSettings,
 )
 from kubediffusion.resources.generation_job import (
@@ -24,6 +23,7 @@ from kubediffusion.resources.generation_job import (
     Parameters,
     Phase,
 )
+from kubediffusion.resources.model_source import ModelSource
 from kubediffusion.resources.objects import ObjectMeta
 
 NOW = dt.datetime(2030, 1, 1, 12, tzinfo=dt.UTC)

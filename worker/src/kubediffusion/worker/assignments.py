@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from kubediffusion.resources.diffusion_model import DiffusionModel, DiffusionModelSpec, ModelSource
+from kubediffusion.resources.diffusion_model import DiffusionModel, DiffusionModelSpec
 from kubediffusion.resources.generation_job import MAX_SEED, GenerationJob, Image, JobProgress, Parameters
+from kubediffusion.resources.model_source import ModelSource
 from kubediffusion.resources.parameters import resolve_again, resolve_parameters
 from kubediffusion.resources.transitions import BOUND
 from kubediffusion.worker.engine import ImageId, ImageOutput, ImagePlan, ImageRequest, SamplingParameters

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+from kubediffusion.resources.model_source import ComponentSource, ModelComponent, ModelSource, SourceLocation
 from kubediffusion.worker import s3models
 from kubediffusion.worker.engine import BadModelError
 from kubediffusion.worker.settings import Settings
-from kubediffusion.worker.sources import LocalModel, content_revision, local_folder
+from kubediffusion.worker.sources import LocalComponent, LocalModel, content_revision, local_folder
+
+CONFIGURATION = ("*.json", "*.txt", "*.model")
+"""Files of a diffusers folder that are no weights: configurations, and what tokenizers consist of."""
+
+_WEIGHTS = ("*.safetensors",)
+
+_SHOWN = 12
+"""Characters of a part's revision that the model's shows."""
 
 
 def fetch_from_s3_or_disk(settings: Settings) -> LocalModel:
@@ -18,13 +30,137 @@ def fetch_from_s3_or_disk(settings: Settings) -> LocalModel:
         BadModelError: There is no such model.
         DownloadError: It could not be fetched this time.
     """
+    return fetch_model(settings, Locations(settings))
+
+
+def needs_hub(settings: Settings) -> bool:
+    """Return whether anything of the model comes from the Hugging Face Hub."""
     source = settings.spec.source
-    if source.s3 is not None:
-        fetched = s3models.fetch(source.s3.uri, cache_folder(settings))
-        return LocalModel(fetched, content_revision(fetched))
-    if (local := local_folder(source, settings.model_path)) is None:
-        raise BadModelError("spec.source names no place to load the model from")
-    return LocalModel(local, content_revision(local))
+    locations = [source, *(component.source for component in settings.spec.components)]
+    if source.config_from is not None:
+        locations.append(source.config_from)
+    return any(location.hugging_face is not None for location in locations)
+
+
+class Locations:
+    """Fetches files from S3, and finds those that are on this machine.
+
+    Args:
+        settings: The model, and where volumes are mounted.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def fetch_pipeline(self, source: ModelSource) -> tuple[Path, str | None]:
+        """Return the diffusers folder of a source, with its commit; None where its content names it."""
+        return self.fetch_files(source, ())
+
+    def fetch_files(self, location: SourceLocation, patterns: tuple[str, ...]) -> tuple[Path, str | None]:
+        """Return the local folder of a location, with its commit; None where its content names it.
+
+        Args:
+            location: The location.
+            patterns: Of the files that are wanted, as ``fnmatch`` has them; all where there are none.
+        """
+        if location.s3 is not None:
+            return s3models.fetch(location.s3.uri, cache_folder(self._settings), patterns), None
+        if location is self._settings.spec.source:
+            local = local_folder(location, self._settings.model_path)
+        else:
+            local = local_folder(location, self._claimed(location))
+        if local is None:
+            raise BadModelError("spec.source names no place to load the model from")
+        return local, None
+
+    def _claimed(self, location: SourceLocation) -> Path | None:
+        claim = location.persistent_volume_claim
+        mounted = None if claim is None else self._settings.claim_paths.get(claim.claim_name)
+        return None if claim is None or mounted is None else mounted / claim.path.strip("/")
+
+
+def fetch_model(settings: Settings, locations: Locations) -> LocalModel:
+    """Fetch everything that a model consists of to this machine.
+
+    Args:
+        settings: The model.
+        locations: Fetches files from wherever they lie.
+
+    Raises:
+        BadModelError: A part of it does not exist.
+        Exception: It could not be fetched this time.
+    """
+    source = settings.spec.source
+    if source.single_file is None:
+        folder, commit = locations.fetch_pipeline(source)
+        model = LocalModel(folder, commit or content_revision(folder))
+    else:
+        model = _checkpoint(source, source.single_file, locations)
+    components = {
+        part.name: _component(part, settings.spec.use_safetensors, locations) for part in settings.spec.components
+    }
+    parts = "".join(f"+{name}@{_short(part.revision)}" for name, part in components.items())
+    return LocalModel(model.folder, model.revision + parts, model.checkpoint, components)
+
+
+def _checkpoint(source: ModelSource, name: str, locations: Locations) -> LocalModel:
+    """Fetch a checkpoint in one file, and the folder of its configuration."""
+    own = source.config_from is None
+    root, commit = locations.fetch_files(source, (glob.escape(name), *(CONFIGURATION if own else ())))
+    file = root / name
+    if not file.is_file():
+        raise BadModelError(f"spec.source.singleFile: {_missing(root, name)}")
+    if source.config_from is None:
+        configuration = [path for pattern in CONFIGURATION for path in root.rglob(pattern)]
+        return LocalModel(root, commit or content_revision(root, [file, *configuration]), file)
+    with _named("spec.source.configFrom"):
+        folder, config_commit = locations.fetch_files(source.config_from, CONFIGURATION)
+    config = config_commit or content_revision(folder)
+    return LocalModel(folder, f"{commit or content_revision(root, [file])}+config@{_short(config)}", file)
+
+
+def _component(component: ModelComponent, only_safetensors: bool, locations: Locations) -> LocalComponent:
+    """Fetch a component that comes from elsewhere."""
+    source, field = component.source, f"spec.components[{component.name}].source"
+    within = (source.subfolder or "").strip("/")
+    with _named(field):
+        root, commit = locations.fetch_files(source, _component_patterns(source, within, only_safetensors))
+    folder = root / within
+    if not folder.is_dir():
+        raise BadModelError(f"{field}: the folder {within or root} does not exist there")
+    if source.single_file is None:
+        return LocalComponent(folder, commit or content_revision(folder))
+    file = folder / source.single_file
+    if not file.is_file():
+        raise BadModelError(f"{field}.singleFile: {_missing(folder, source.single_file)}")
+    return LocalComponent(folder, commit or content_revision(folder, [file]), file)
+
+
+def _component_patterns(source: ComponentSource, within: str, only_safetensors: bool) -> tuple[str, ...]:
+    inside = f"{glob.escape(within)}/" if within else ""
+    if source.single_file is not None:
+        return (f"{inside}{glob.escape(source.single_file)}",)
+    return tuple(inside + name for name in (*CONFIGURATION, *(_WEIGHTS if only_safetensors else ("*",))))
+
+
+def _missing(folder: Path, name: str) -> str:
+    """Say that a folder does not hold a file, and which it holds."""
+    suffix = Path(name).suffix
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.glob(f"*{suffix}"))[:5]
+    return f"there is no file {name}" + (f"; there are {', '.join(found)}" if found else "")
+
+
+def _short(revision: str) -> str:
+    return revision.removeprefix("sha256:")[:_SHOWN]
+
+
+@contextlib.contextmanager
+def _named(field: str) -> Iterator[None]:
+    """Have a model's defect name the field that it is of."""
+    try:
+        yield
+    except BadModelError as error:
+        raise type(error)(f"{field}: {error}") from error
 
 
 def cache_folder(settings: Settings) -> Path:

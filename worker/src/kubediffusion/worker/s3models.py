@@ -10,6 +10,7 @@ import hashlib
 import shutil
 import tempfile
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -41,12 +42,13 @@ class _File:
     etag: str
 
 
-def fetch(uri: str, cache_dir: Path) -> Path:
+def fetch(uri: str, cache_dir: Path, patterns: tuple[str, ...] = ()) -> Path:
     """Return the local copy of the folder ``s3://bucket/prefix``, after downloading it unless it is there.
 
     Args:
         uri: The folder in S3.
         cache_dir: Folder of the copies, each under a hash of its listing.
+        patterns: Of the files that are wanted, as ``fnmatch`` has them; all where there are none.
 
     Raises:
         BadModelError: A key leads out of the folder.
@@ -55,7 +57,7 @@ def fetch(uri: str, cache_dir: Path) -> Path:
     """
     client = make_client(read_timeout=60, attempts=5)
     try:
-        return _fetch(client, uri, cache_dir)
+        return _fetch(client, uri, cache_dir, patterns)
     except ClientError as error:
         code = error.response["Error"].get("Code", "")
         if code in _REFUSED:
@@ -67,11 +69,13 @@ def fetch(uri: str, cache_dir: Path) -> Path:
         client.close()
 
 
-def _fetch(client: S3Client, uri: str, cache_dir: Path) -> Path:
+def _fetch(client: S3Client, uri: str, cache_dir: Path, patterns: tuple[str, ...]) -> Path:
     parts = urlsplit(uri)
     files = _listing(client, parts.netloc, parts.path.strip("/") + "/")
+    if patterns:
+        files = [file for file in files if any(fnmatchcase(file.name, pattern) for pattern in patterns)]
     if not files:
-        raise ModelRefusedError(f"{uri} holds no files")
+        raise ModelRefusedError(f"{uri} holds no files" + (f" that match {', '.join(patterns)}" if patterns else ""))
     digest = hashlib.sha256(uri.encode())
     for file in files:
         digest.update(f"\0{file.name}\0{file.size}\0{file.etag}".encode())

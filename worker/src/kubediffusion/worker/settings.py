@@ -46,6 +46,10 @@ class Settings(StorageSecrets):
     model_path: Annotated[Path | None, Field(alias="KUBEDIFFUSION_MODEL_PATH")] = None
     """Where a ``persistentVolumeClaim`` source is mounted, the source's own path included."""
 
+    claim_paths: Annotated[dict[str, Path], Field(alias="KUBEDIFFUSION_CLAIM_PATHS", default_factory=dict)]
+    """Where the claims of ``spec.source.configFrom`` and ``spec.components`` are mounted, by their names; a JSON
+    object."""
+
     cache_dir: Annotated[Path | None, Field(alias="KUBEDIFFUSION_CACHE_DIR")] = None
     """Where models from S3 are kept; a folder of the temporary directory by default. The Hugging Face cache has its
     own setting, ``HF_HOME``."""

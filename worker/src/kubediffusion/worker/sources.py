@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kubediffusion.resources.diffusion_model import DiffusionModelSpec, ModelSource
+from kubediffusion.resources.diffusion_model import DiffusionModelSpec
+from kubediffusion.resources.model_source import SourceLocation
 from kubediffusion.worker.cpus import usable_cpus
 from kubediffusion.worker.engine import BadModelError
 
@@ -43,23 +45,42 @@ _HASHERS = 4
 
 
 @dataclass(frozen=True)
+class LocalComponent:
+    """A component of a pipeline that comes from elsewhere, in a folder of this machine.
+
+    Attributes:
+        folder: Holds its files.
+        revision: Commit of the repository, or hash of the content.
+        weights: The one file of its weights; None where the folder has its configuration too.
+    """
+
+    folder: Path
+    revision: str
+    weights: Path | None = None
+
+
+@dataclass(frozen=True)
 class LocalModel:
     """A model in a folder of this machine.
 
     Attributes:
         folder: Holds ``model_index.json``.
-        revision: Commit of the repository, or hash of the content.
+        revision: Commit of the repository, or hash of the content; then the parts that come from elsewhere.
+        checkpoint: The one file of its weights; None where the folder holds them.
+        components: What comes from elsewhere, by name.
     """
 
     folder: Path
     revision: str
+    checkpoint: Path | None = None
+    components: Mapping[str, LocalComponent] = field(default_factory=dict)
 
 
-def local_folder(source: ModelSource, mounted: Path | None) -> Path | None:
+def local_folder(source: SourceLocation, mounted: Path | None) -> Path | None:
     """Return the folder of a source that is on this machine already; None for one that must be fetched.
 
     Args:
-        source: ``spec.source`` of the DiffusionModel.
+        source: ``spec.source`` of the DiffusionModel, or of one of its components.
         mounted: Where a volume is mounted, the source's own path included.
     """
     if source.path is not None:
@@ -103,14 +124,48 @@ def check_folder(folder: Path, spec: DiffusionModelSpec) -> dict[str, Any]:
             raise BadModelError(
                 f"the model brings Python code of its own ({code}); set spec.trustRemoteCode to allow it to run"
             )
+    elsewhere = {component.name for component in spec.components}
+    _check_names(index, elsewhere)
     if spec.use_safetensors:
         for component in _components(index):
             # One that is not loaded may be in any format.
-            if component != "safety_checker" or spec.safety_checker:
+            if component not in elsewhere and (component != "safety_checker" or spec.safety_checker):
                 _check_weights(folder / component)
     if spec.safety_checker and not _is_loaded(index.get("safety_checker")):
         raise BadModelError("spec.safetyChecker is true, but the pipeline has no safety checker; set it to false")
     return index
+
+
+def check_model(model: LocalModel, spec: DiffusionModelSpec) -> dict[str, Any]:
+    """Check that a model may be loaded under its rules, and return its index.
+
+    Raises:
+        BadModelError: It may not; the message names the file and the remedy.
+    """
+    if model.checkpoint is not None and not (model.folder / INDEX).exists():
+        raise BadModelError(
+            f"spec.source.configFrom: {model.folder.name} holds no {INDEX}; name a diffusers folder of a model of the "
+            f"same kind as {model.checkpoint.name}: its configuration is loaded from there"
+        )
+    index = check_folder(model.folder, spec)
+    for name, component in model.components.items():
+        field = f"spec.components[{name}].source"
+        if not spec.trust_remote_code and (code := _code_of_component(component.folder, component.folder.name)):
+            raise BadModelError(
+                f"{field}: it brings Python code of its own ({code}); set spec.trustRemoteCode to allow it to run"
+            )
+        if component.weights is None and spec.use_safetensors:
+            _check_weights(component.folder, f"{field}: ")
+    return index
+
+
+def _check_names(index: dict[str, Any], names: set[str]) -> None:
+    """Check that a pipeline has the components that come from elsewhere."""
+    known = [name for name, value in index.items() if not name.startswith("_") and isinstance(value, list)]
+    if unknown := sorted(names.difference(known)):
+        raise BadModelError(
+            f"spec.components[{unknown[0]}]: {index['_class_name']} has no such component; it has {', '.join(known)}"
+        )
 
 
 def _components(index: dict[str, Any]) -> dict[str, list[Any]]:
@@ -131,37 +186,42 @@ def _own_code(folder: Path, index: dict[str, Any]) -> list[str]:
         if (folder / name / f"{library}.py").exists():
             code.append(f"{name}/{library}.py")
     # Transformers imports what a config's auto_map names.
-    for config in sorted(folder.glob("*/config.json")):
-        try:
-            names_code = "auto_map" in json.loads(config.read_text())
-        except (ValueError, OSError):
-            continue  # the loader gives a better message
-        if names_code and any(config.parent.glob("*.py")):
-            code.append(f"{config.parent.name}/config.json (auto_map)")
-    return code
+    components = (config.parent for config in sorted(folder.glob("*/config.json")))
+    return [*code, *(found for part in components if (found := _code_of_component(part, part.name)) is not None)]
 
 
-def _check_weights(component: Path) -> None:
+def _code_of_component(folder: Path, name: str) -> str | None:
+    """Return what transformers would import from a component's folder: the modules that its ``auto_map`` names."""
+    try:
+        names_code = "auto_map" in json.loads((folder / "config.json").read_text())
+    except (ValueError, OSError):
+        return None  # the loader gives a better message
+    return f"{name}/config.json (auto_map)" if names_code and any(folder.glob("*.py")) else None
+
+
+def _check_weights(component: Path, where: str = "") -> None:
     if not component.is_dir():
         return
     files = [file for file in sorted(component.iterdir()) if file.is_file()]
     pickled = [file.name for file in files if file.suffix in PICKLED]
     if pickled and not any(file.suffix == ".safetensors" for file in files):
         raise BadModelError(
-            f"{component.name}/ has weights only as {pickled[0]}, which can run code when loaded; convert the model to "
-            "safetensors, or set spec.useSafetensors to false"
+            f"{where}{component.name}/ has weights only as {pickled[0]}, which can run code when loaded; convert the "
+            "model to safetensors, or set spec.useSafetensors to false"
         )
 
 
-def content_revision(folder: Path) -> str:
+def content_revision(folder: Path, only: Iterable[Path] | None = None) -> str:
     """Return a name of a folder's content: ``sha256:`` and a hash over names, sizes and hashes of the pipeline's files.
 
-    These are the files in the components' folders and those that loading reads at the top; a README changes no pixel.
-    Each file is hashed in parts of 16 MiB, side by side. Of a folder beyond ``WHOLE_HASH_BYTES`` each file gives its
-    size, its first and its last MiB: a safetensors header and any retraining change these, and a start is not delayed
-    by minutes.
+    These are the given ones, or the files in the components' folders and those that loading reads at the top; a README
+    changes no pixel. Each file is hashed in parts of 16 MiB, side by side. Of a folder beyond ``WHOLE_HASH_BYTES`` each
+    file gives its size, its first and its last MiB: a safetensors header and any retraining change these, and a start
+    is not delayed by minutes.
     """
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and _is_content(file.relative_to(folder)))
+    if only is None:
+        only = (file for file in folder.rglob("*") if file.is_file() and _is_content(file.relative_to(folder)))
+    files = sorted(set(only))
     sizes = [file.stat().st_size for file in files]
     split = _in_parts if sum(sizes) <= WHOLE_HASH_BYTES else _at_the_edges
     parts = [(file, *part) for file, size in zip(files, sizes, strict=True) for part in split(size)]

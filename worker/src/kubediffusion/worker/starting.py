@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.resources.runtime import garbage
-from kubediffusion.worker.early_fetch import fetch_from_s3_or_disk
+from kubediffusion.worker.early_fetch import fetch_from_s3_or_disk, needs_hub
 from kubediffusion.worker.engine import Engine
 from kubediffusion.worker.settings import Settings
 from kubediffusion.worker.sources import check_folder, local_folder
@@ -36,11 +36,10 @@ def start_engine(settings: Settings, on_stage: OnStage) -> Engine:
         Exception: It cannot be loaded now.
     """
     folder = local_folder(settings.spec.source, settings.model_path)
-    if folder is not None:
+    if folder is not None and settings.spec.source.single_file is None:
         # What may not be loaded is refused at once.
         check_folder(folder, settings.spec)
-    hub = settings.spec.source.hugging_face
-    model = None if hub is not None else run_in_thread(lambda: fetch_from_s3_or_disk(settings), "model")
+    model = None if needs_hub(settings) else run_in_thread(lambda: fetch_from_s3_or_disk(settings), "model")
     on_stage(EngineReason.IMPORTING, "PyTorch and diffusers are imported")
     # Late: torch takes seconds, in which the probes answer.
     with garbage.collection_paused():

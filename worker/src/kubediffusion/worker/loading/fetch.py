@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from kubediffusion.worker.early_fetch import fetch_from_s3_or_disk
+from pathlib import Path
+
+from kubediffusion.resources.model_source import ModelSource, SourceLocation
+from kubediffusion.worker.early_fetch import Locations, fetch_model
 from kubediffusion.worker.loading import hub
 from kubediffusion.worker.settings import Settings
 from kubediffusion.worker.sources import LocalModel
@@ -14,9 +17,23 @@ def fetch_from_any_source(settings: Settings) -> LocalModel:
     Raises:
         BadModelError: There is no such model.
     """
-    source = settings.spec.source
-    if source.hugging_face is not None:
-        token = settings.hf_token.get_secret_value() if settings.hf_token is not None else ""
-        folder, commit = hub.fetch(source.hugging_face, settings.spec, token or None)
-        return LocalModel(folder, commit)
-    return fetch_from_s3_or_disk(settings)
+    return fetch_model(settings, _LocationsAndHub(settings))
+
+
+class _LocationsAndHub(Locations):
+    """Fetches files from the Hugging Face Hub too."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._spec = settings.spec
+        self._token = settings.hf_token.get_secret_value() or None if settings.hf_token is not None else None
+
+    def fetch_pipeline(self, source: ModelSource) -> tuple[Path, str | None]:
+        if source.hugging_face is None:
+            return super().fetch_pipeline(source)
+        return hub.fetch(source.hugging_face, self._spec, self._token)
+
+    def fetch_files(self, location: SourceLocation, patterns: tuple[str, ...]) -> tuple[Path, str | None]:
+        if location.hugging_face is None:
+            return super().fetch_files(location, patterns)
+        return hub.fetch_files(location.hugging_face, patterns, self._token)

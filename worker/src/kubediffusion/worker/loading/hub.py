@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -16,7 +19,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from kubediffusion.resources.diffusion_model import DiffusionModelSpec, HuggingFaceSource
+from kubediffusion.resources.diffusion_model import DiffusionModelSpec
+from kubediffusion.resources.model_source import HuggingFaceSource
 from kubediffusion.worker.engine import BadModelError
 from kubediffusion.worker.sources import ModelRefusedError
 
@@ -47,17 +51,48 @@ def fetch(source: HuggingFaceSource, spec: DiffusionModelSpec, token: str | None
         ModelRefusedError: The Hub says that repository, revision or the right to read it does not exist.
         OSError: The Hub cannot be reached; another try may help.
     """
-    try:
+    # One that is not loaded may be in any format, and need not come.
+    left_out = [component.name for component in spec.components]
+    if not spec.safety_checker:
+        left_out.append("safety_checker")
+    with _told(source):
         folder = DiffusionPipeline.download(
             source.repository,
             revision=source.revision,
-            variant=source.variant,
+            variant=spec.source.variant or source.variant,
             token=token,
             use_safetensors=True if spec.use_safetensors else None,
             trust_remote_code=spec.trust_remote_code,
-            # One that is not loaded may be in any format, and need not come.
-            **({} if spec.safety_checker else {"safety_checker": None}),
+            **dict.fromkeys(left_out),
         )
+    # The cache's layout: …/snapshots/<commit>.
+    return Path(folder), Path(folder).name
+
+
+def fetch_files(source: HuggingFaceSource, patterns: tuple[str, ...], token: str | None) -> tuple[Path, str]:
+    """Download those files of a repository that match a pattern, and return its local folder and the commit.
+
+    Args:
+        source: Repository and revision.
+        patterns: As ``fnmatch`` has them.
+        token: For repositories that are not public.
+
+    Raises:
+        ModelRefusedError: The Hub says that repository, revision or the right to read it does not exist.
+        OSError: The Hub cannot be reached; another try may help.
+    """
+    with _told(source):
+        folder = snapshot_download(
+            source.repository, revision=source.revision, allow_patterns=list(patterns), token=token
+        )
+    return Path(folder), Path(folder).name
+
+
+@contextlib.contextmanager
+def _told(source: HuggingFaceSource) -> Iterator[None]:
+    """Have an error say which repository it is of, and whether a restart may cure it."""
+    try:
+        yield
     except Exception as error:
         name = f"cannot fetch {source.repository} at {source.revision} from the Hugging Face Hub"
         if (reason := _permanent(error)) is not None:
@@ -65,8 +100,6 @@ def fetch(source: HuggingFaceSource, spec: DiffusionModelSpec, token: str | None
         if (reason := _refusal(error)) is not None:
             raise ModelRefusedError(f"{name}: {reason}") from None
         raise
-    # The cache's layout: …/snapshots/<commit>.
-    return Path(folder), Path(folder).name
 
 
 def _permanent(error: Exception) -> str | None:

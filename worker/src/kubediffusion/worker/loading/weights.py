@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -15,29 +11,22 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline
 from diffusers.utils.import_utils import DummyObject
-from safetensors import SafetensorError, safe_open
 
 from kubediffusion.resources.conditions import EngineReason
-from kubediffusion.resources.diffusion_model import DiffusionModelSpec, ModelSource
+from kubediffusion.resources.diffusion_model import DiffusionModelSpec
+from kubediffusion.resources.model_source import ModelSource
 from kubediffusion.worker.cpus import usable_cpus
 from kubediffusion.worker.engine import BadModelError
+from kubediffusion.worker.loading.components import load_checkpoint, load_components
 from kubediffusion.worker.loading.fetch import fetch_from_any_source
+from kubediffusion.worker.loading.files import choose_variant, components_of, stored_dtype
 from kubediffusion.worker.settings import Settings
-from kubediffusion.worker.sources import LocalModel, check_folder
+from kubediffusion.worker.sources import LocalModel, check_model
 from kubediffusion.worker.stages import OnStage, ignore_stage
 
 ChooseDtype = Callable[[dict[str, Any], torch.dtype | None], torch.dtype]
 """Chooses the numbers that weights are held in, by the model's ``model_index.json`` and those that the denoiser's are
 stored in."""
-
-_STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""Data types of PyTorch by the names that safetensors has for them."""
-
-_VARIANT = re.compile(r"[^.]+(\.(?P<variant>[a-z]+\w*))?(-\d+-of-\d+)?\.safetensors")
-"""A file of weights; its shards may be numbered."""
-
-_DENOISERS = ("transformer", "unet", "prior", "decoder")
-"""Components whose precision counts, the first that is there."""
 
 
 def load_pipeline(
@@ -64,11 +53,11 @@ def load_pipeline(
     torch.set_num_threads(settings.torch_threads or usable_cpus())
     on_stage(EngineReason.FETCHING_MODEL, f"the model's files come from {_origin(settings.spec.source)}")
     model = prefetched.result() if prefetched is not None else fetch_from_any_source(settings)
-    index = check_folder(model.folder, settings.spec)
+    index = check_model(model, settings.spec)
     on_stage(EngineReason.LOADING_WEIGHTS, f"the weights go to the {'GPU' if device.type == 'cuda' else 'CPU'}")
     check_class(index)
-    dtype = choose_dtype(index, stored_dtype(model.folder))
-    return load_weights(model.folder, index, settings.spec, dtype, device), model.revision
+    dtype = choose_dtype(index, stored_dtype(model))
+    return load_weights(model, index, settings.spec, dtype, device), model.revision
 
 
 def _origin(source: ModelSource) -> str:
@@ -81,12 +70,12 @@ def _origin(source: ModelSource) -> str:
 
 
 def load_weights(
-    folder: Path, index: dict[str, Any], spec: DiffusionModelSpec, dtype: torch.dtype, device: torch.device
+    model: LocalModel, index: dict[str, Any], spec: DiffusionModelSpec, dtype: torch.dtype, device: torch.device
 ) -> Any:
     """Load the pipeline. Its weights are read straight to the device: main memory holds one tensor of them at a time.
 
     Args:
-        folder: The diffusers folder.
+        model: The model's files.
         index: Its ``model_index.json``.
         spec: What to load of it.
         dtype: Numbers that the weights are held in.
@@ -96,27 +85,29 @@ def load_weights(
         BadModelError: It cannot be loaded, and a restart would not change that.
         Exception: It cannot be loaded now.
     """
-    # A map to one device places weights while they are read and leaves no hooks of accelerate on the modules.
-    options: dict[str, Any] = {"device_map": device.type if _placeable(index) else None}
     # What was left out when the model was saved; the pipelines ask for it all the same.
-    options |= {name: None for name, value in index.items() if value == [None, None]}
+    parts: dict[str, Any] = {name: None for name, value in index.items() if value == [None, None]}
     if not spec.safety_checker and "safety_checker" in index:
-        options |= {"safety_checker": None, "requires_safety_checker": False}
-    if spec.source.hugging_face is not None and spec.source.hugging_face.variant is not None:
-        options["variant"] = spec.source.hugging_face.variant
-    elif (variant := only_variant(folder)) is not None:
-        options["variant"] = variant
+        parts |= {"safety_checker": None, "requires_safety_checker": False}
     try:
+        parts |= load_components(model, index, spec, dtype, device)
+        if model.checkpoint is not None:
+            return load_checkpoint(model.checkpoint, model, index, spec, dtype, parts).to(device)
         pipeline = DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
-            str(folder),
+            str(model.folder),
             dtype=dtype,
+            # A map to one device places weights while they are read and leaves no hooks of accelerate on the modules.
+            device_map=device.type if _placeable(index) else None,
+            variant=choose_variant(spec.source, components_of(model.folder), "spec.source"),
             use_safetensors=True if spec.use_safetensors else None,
             trust_remote_code=spec.trust_remote_code,
             local_files_only=True,
-            **options,
+            **parts,
         )
         # Parts that are no models of diffusers or transformers know no map.
         return pipeline.to(device)
+    except BadModelError:
+        raise
     except Exception as error:
         if _may_pass(error):
             raise
@@ -142,34 +133,6 @@ def check_class(index: dict[str, Any]) -> None:
     if issubclass(type(pipeline), DummyObject):
         missing = ", ".join(pipeline._backends)  # noqa: SLF001 - what diffusers itself says in its error
         raise BadModelError(f"{name} needs packages of which the worker lacks one: {missing}")
-
-
-def stored_dtype(folder: Path) -> torch.dtype | None:
-    """Return the numbers that most of the denoiser's weights are stored in; None where no header says it."""
-    component = next((folder / name for name in _DENOISERS if (folder / name).is_dir()), None)
-    if component is None:
-        return None
-    sizes: Counter[str] = Counter()
-    for file in sorted(component.glob("*.safetensors")):
-        try:
-            with safe_open(file, "pt") as weights:
-                for key in weights.keys():  # noqa: SIM118 - it is no mapping
-                    part = weights.get_slice(key)
-                    sizes[part.get_dtype()] += math.prod(part.get_shape())
-        except (OSError, SafetensorError):
-            return None  # the loader gives a better message
-    return _STORED.get(sizes.most_common(1)[0][0]) if sizes else None
-
-
-def only_variant(folder: Path) -> str | None:
-    """Return the variant that a folder holds alone, as ``fp16`` of ``model.fp16.safetensors``; None for plain files."""
-    found: set[str] = set()
-    for component in (path for path in folder.iterdir() if path.is_dir()):
-        names = [_VARIANT.fullmatch(file.name) for file in component.glob("*.safetensors")]
-        variants = {match["variant"] for match in names if match is not None}
-        if variants and None not in variants:
-            found |= variants
-    return found.pop() if len(found) == 1 else None
 
 
 def _placeable(index: dict[str, Any]) -> bool:

@@ -44,6 +44,7 @@ from kubediffusion.worker.engine import (
     SamplingParameters,
     StepStats,
 )
+from kubediffusion.worker.engine.arrangement import sizes_up_to
 from kubediffusion.worker.execution.accelerator import prepare
 from kubediffusion.worker.execution.continuous import NAME, ContinuousEngine
 from kubediffusion.worker.families.registry import Unsupported, family_of
@@ -149,7 +150,7 @@ class Painter:
             raise TypeError(f"this model runs by its own call, which knows no acceleration: {family.reason}")
         device = torch.cuda.get_device_name() if CUDA else "cpu"
         info = EngineInfo(NAME, type(pipeline).__name__, device, str(pipeline.dtype).removeprefix("torch."), "", {})
-        engine = ContinuousEngine(pipeline, info, family, batch)
+        engine = ContinuousEngine(pipeline, info, family, sizes_up_to(batch, prepared=CUDA))
         engine.warm_up()
         return cls(engine, batch)
 

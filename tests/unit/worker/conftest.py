@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kubediffusion.worker import testing
-from kubediffusion.worker.execution import graphs, stepping
+from kubediffusion.worker.execution import graphs
 from kubediffusion.worker.execution.continuous import ContinuousEngine
 from unit.worker.continuous_engines import load
 from unit.worker.graph_captures import Captures
@@ -48,10 +48,9 @@ def touched() -> Iterator[list[str]]:
 
 @pytest.fixture
 def captures(monkeypatch: pytest.MonkeyPatch) -> Captures:
-    """In the place of CUDA graphs."""
+    """In the place of CUDA graphs, which the machine of these tests has no device for."""
     made = Captures()
     monkeypatch.setattr(graphs, "capture", made)
-    monkeypatch.setattr(stepping, "capture", made)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     return made
 

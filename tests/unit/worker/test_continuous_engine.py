@@ -158,7 +158,7 @@ def test_an_image_that_joins_enters_at_the_next_step_and_others_do_not_notice(ti
 
 def test_images_move_when_a_prepared_size_is_left_and_nobody_notices(folders: Callable[[str], Path]) -> None:
     loaded = load(folders("stable_diffusion"))
-    made = ContinuousEngine(loaded.pipeline, loaded.info, loaded.family, 4, sizes=sizes_up_to(4, prepared=True))
+    made = ContinuousEngine(loaded.pipeline, loaded.info, loaded.family, sizes_up_to(4, prepared=True))
     requests = [image_request(index, "x", steps=steps, scheduler=EULER) for index, steps in enumerate((3, 5, 7, 9))]
     seen = run(made, requests[0], joining={1: tuple(requests[1:])})
     # Who stays longest entered the last slot, and moves to the first.

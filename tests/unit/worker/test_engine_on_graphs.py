@@ -17,6 +17,7 @@ import torch
 from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.resources.generation_job import Acceleration, FeatureCaching, GuidanceInterval
 from kubediffusion.worker.engine import ImageOutput
+from kubediffusion.worker.engine.arrangement import sizes_up_to
 from kubediffusion.worker.engine.forward_mode import Features, ForwardMode
 from kubediffusion.worker.execution.build import load_engine
 from kubediffusion.worker.execution.compile.compiler import Compiler
@@ -34,7 +35,8 @@ def on_graphs(folder: Path, compiles: Compiler | None) -> ContinuousEngine:
     """An engine that goes the ways of a GPU, as far as the CPU can."""
     loaded = load_engine(settings(folder))
     assert isinstance(loaded, ContinuousEngine)
-    return ContinuousEngine(loaded.pipeline, loaded.info, loaded.family, 4, compiles, graphs=True)
+    sizes = sizes_up_to(4, prepared=True)
+    return ContinuousEngine(loaded.pipeline, loaded.info, loaded.family, sizes, compiles, graphs=True)
 
 
 def test_an_engine_on_graphs_makes_the_same_pictures_plain_and_compiled(

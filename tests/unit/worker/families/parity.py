@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from kubediffusion.worker.engine import EngineInfo, ImageOutput, ImageRequest
+from kubediffusion.worker.engine.arrangement import sizes_up_to
 from kubediffusion.worker.execution.continuous import NAME, ContinuousEngine
 from kubediffusion.worker.families.base import ModelFamily
 from kubediffusion.worker.families.registry import family_of
@@ -47,7 +48,7 @@ def step_engine(pipeline: Any, images: int = 4) -> ContinuousEngine:
     family = family_of(pipeline)
     assert isinstance(family, ModelFamily), family
     info = EngineInfo(NAME, type(pipeline).__name__, "cpu", "float32", "", {})
-    return ContinuousEngine(pipeline, info, family, images)
+    return ContinuousEngine(pipeline, info, family, sizes_up_to(images, prepared=False))
 
 
 def run(engine: ContinuousEngine, *requests: ImageRequest, **recorder: Any) -> dict[int, ImageOutput]:

@@ -1,19 +1,37 @@
-"""The engine's loop: plan a step, execute it, book what came of it."""
+"""The engine's loop: plan a step, execute it, update the batch with its result."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from kubediffusion.worker.engine.interface import Monitor, StepStats
 from kubediffusion.worker.engine.plan import StepPlan, StepResult
 from kubediffusion.worker.engine.request import ImageRequest
-from kubediffusion.worker.engine.scheduler import BatchSizes, BatchUpdate, RequestState, StepScheduler
+from kubediffusion.worker.engine.scheduler import BatchUpdate, RequestState, StepScheduler
 from kubediffusion.worker.engine.step_executor import StepExecutor
 from kubediffusion.worker.engine.throughput import StepTimes
 from kubediffusion.worker.engine.waits import overdue
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoopHooks:
+    """What the engine does for its loop.
+
+    Attributes:
+        calls: Returns how many calls of the model an image takes.
+        fallback: Makes an image by the pipeline's own call, and tells the monitor.
+        between: Called between two steps, once the first image has ended; None for nothing to do there.
+        interrupt: Makes images of another key to their end, between two steps; None where nothing may interrupt.
+    """
+
+    calls: Callable[[ImageRequest], int]
+    fallback: Callable[[ImageRequest], None]
+    between: Callable[[], object] | None = None
+    interrupt: Callable[[tuple[ImageRequest, ...]], None] | None = None
 
 
 class EngineLoop:
@@ -22,13 +40,9 @@ class EngineLoop:
     Args:
         scheduler: Plans the steps.
         executor: Executes them.
-        monitor: Who is told.
-        calls: Tells how many calls of the model an image takes.
-        fallback: Makes an image by the pipeline's own call, and tells the monitor.
-        batch_sizes: The batch sizes.
+        monitor: Is told of each image's steps and end, and asked for images that join or interrupt.
+        hooks: What the engine does for the loop.
         times: What steps of each size take; None to measure nothing.
-        between: Called between two steps, once the first image has ended; None for nothing to do there.
-        interrupt: Makes images of another key to their end, between two steps; None where nothing may interrupt.
     """
 
     def __init__(
@@ -37,22 +51,14 @@ class EngineLoop:
         scheduler: StepScheduler,
         executor: StepExecutor,
         monitor: Monitor,
-        calls: Callable[[ImageRequest], int],
-        fallback: Callable[[ImageRequest], None],
-        batch_sizes: BatchSizes,
+        hooks: LoopHooks,
         times: StepTimes | None,
-        between: Callable[[], object] | None = None,
-        interrupt: Callable[[tuple[ImageRequest, ...]], None] | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._executor = executor
         self._monitor = monitor
-        self._calls = calls
-        self._fallback = fallback
-        self._batch_sizes = batch_sizes
+        self._hooks = hooks
         self._times = times
-        self._between = between
-        self._interrupt = interrupt
         self._ended = False
 
     def run(self, requests: Sequence[ImageRequest]) -> None:
@@ -64,11 +70,11 @@ class EngineLoop:
             self._executor.discard(self._scheduler.drop(self._monitor.wanted))
             plan = self._scheduler.next(self._seconds, self._overdue())
             result = self._executor.execute(plan)
-            largest = self._batch_sizes.sizes[-1]
+            largest = self._scheduler.largest_size
             self._process_update(plan, result, self._scheduler.update_from_result(plan, result), largest)
             self._report(wait=False)
-            if self._ended and self._between is not None:
-                self._between()
+            if self._ended and self._hooks.between is not None:
+                self._hooks.between()
         self._report(wait=True)
 
     @property
@@ -78,7 +84,7 @@ class EngineLoop:
     def _add(self, requests: Sequence[ImageRequest]) -> None:
         self._executor.accept(requests)
         for request in requests:
-            self._scheduler.add(request, self._calls(request))
+            self._scheduler.add(request, self._hooks.calls(request))
 
     def _ask(self) -> None:
         """Add the images that the monitor found, and have it look for more to enter after the next step."""
@@ -88,8 +94,9 @@ class EngineLoop:
 
     def _give_way(self) -> None:
         """Run the images that may interrupt the batch before its next step."""
-        if self._interrupt is not None and (urgent := self._monitor.interrupting_images(*self._scheduler.longest)):
-            self._interrupt(urgent)
+        interrupt = self._hooks.interrupt
+        if interrupt is not None and (urgent := self._monitor.interrupting_images(*self._scheduler.longest)):
+            interrupt(urgent)
 
     def _overdue(self) -> int:
         if not self._seconds:
@@ -113,7 +120,7 @@ class EngineLoop:
             self._monitor.stepped(state.request.id, _steps_done(state), state.request.sampling.steps)
         for request in update.fallback:
             self._executor.discard([request.id])
-            self._fallback(request)
+            self._hooks.fallback(request)
 
     def _report(self, *, wait: bool) -> None:
         for image, outcome in self._executor.finished(wait=wait):

@@ -119,6 +119,11 @@ class StepScheduler:
         return bool(self._slots or self._waiting or self._ready or self._decodes)
 
     @property
+    def largest_size(self) -> int:
+        """The most slots that a step may have; fewer after the device's memory did not suffice."""
+        return self._batch_sizes.sizes[-1]
+
+    @property
     def held(self) -> list[ImageId]:
         """The images that have no slot, in the order in which they enter."""
         return [state.request.id for state in (*self._ready, *self._waiting)]

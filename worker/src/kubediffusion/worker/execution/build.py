@@ -16,6 +16,7 @@ from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.resources.diffusion_model import DiffusionModelSpec, TorchDtype
 from kubediffusion.worker.compile_cache import CompiledCodeCache, cache_key, store_factory
 from kubediffusion.worker.engine import Engine, EngineInfo
+from kubediffusion.worker.engine.arrangement import sizes_up_to
 from kubediffusion.worker.execution.accelerator import prepare
 from kubediffusion.worker.execution.compile.artifacts import Artifacts, Saving
 from kubediffusion.worker.execution.compile.compiler import Compiler
@@ -92,7 +93,9 @@ def load_engine(
         elif settings.spec.compile:
             _compile(pipeline)
         named = _named(info, CONTINUOUS, settings.spec)
-        engine = ContinuousEngine(pipeline, named, family, settings.spec.workers.max_batch_size, compiler)
+        # Of few sizes, each is captured as a graph where there are graphs.
+        sizes = sizes_up_to(settings.spec.workers.max_batch_size, prepared=pipeline.device.type == "cuda")
+        engine = ContinuousEngine(pipeline, named, family, sizes, compiler)
     logger.info("pipeline loaded: %s", info.pipeline, extra={"engine": engine.info.name, "device": info.device})
     if isinstance(engine, ContinuousEngine):
         engine.warm_up(on_stage)

@@ -30,9 +30,8 @@ from kubediffusion.worker.engine import (
     SamplingParameters,
     described,
 )
-from kubediffusion.worker.engine.arrangement import sizes_up_to
 from kubediffusion.worker.engine.forward_mode import Features, ForwardMode, forward_modes
-from kubediffusion.worker.engine.loop import EngineLoop
+from kubediffusion.worker.engine.loop import EngineLoop, LoopHooks
 from kubediffusion.worker.engine.scheduler import StepScheduler
 from kubediffusion.worker.engine.throughput import count_entering
 from kubediffusion.worker.execution.accelerator import PrefetchStream, repeatable
@@ -81,11 +80,9 @@ class ContinuousEngine:
         pipeline: The pipeline, on its device.
         info: What it is.
         family: What is known of its class.
-        max_images: The most images in a batch.
+        sizes: Batch sizes that may be computed, smallest first: see :func:`.sizes_up_to`.
         compiler: Compiles in the background; None for no compilation.
         graphs: Whether steps run from CUDA graphs; None to decide by the device.
-        sizes: Batch sizes that may be computed, smallest first; None for those up to ``max_images``, of which few are
-            prepared where there are graphs.
 
     Attributes:
         pipeline: The pipeline.
@@ -102,11 +99,10 @@ class ContinuousEngine:
         pipeline: Any,
         info: EngineInfo,
         family: ModelFamily,
-        max_images: int,
+        sizes: Sequence[int],
         compiler: Compiler | None = None,
         *,
         graphs: bool | None = None,
-        sizes: Sequence[int] | None = None,
     ) -> None:
         self.pipeline = pipeline
         self._info = info
@@ -114,7 +110,7 @@ class ContinuousEngine:
         family.use_graphs(GraphedFunction)
         self._device: torch.device = pipeline.device
         self._graphs = self._device.type == "cuda" if graphs is None else graphs
-        self._sizes = sizes_up_to(max_images, prepared=self._graphs) if sizes is None else tuple(sizes)
+        self._sizes = tuple(sizes)
         self.compiler = compiler
         self.whole_calls = PipelineEngine(pipeline, replace(info, name=STATIC))
         self._schedulers = Schedulers(pipeline.scheduler)
@@ -217,17 +213,19 @@ class ContinuousEngine:
             keeps_features=any(mode.features is not Features.FULL for mode in modes),
             torch_dtype=self._info.torch_dtype,
         )
+        hooks = LoopHooks(
+            calls=lambda request: self._calls(request.sampling, key) or request.sampling.steps,
+            fallback=lambda request: self.whole_calls.run((request,), monitor),
+            between=None if key.deterministic or self.preparation is None else self.preparation.capture,
+            interrupt=None if isinstance(monitor, _Interruption) else partial(self._interrupt, monitor),
+        )
         return EngineLoop(
             scheduler=StepScheduler(prepared, modes=modes, repeats=key.deterministic),
             executor=executor,
             monitor=monitor,
-            calls=lambda request: self._calls(request.sampling, key) or request.sampling.steps,
-            fallback=lambda request: self.whole_calls.run((request,), monitor),
-            batch_sizes=prepared,
+            hooks=hooks,
             # What steps of fewer rows take says nothing of others.
             times=None if modes else prepared.times,
-            between=None if key.deterministic or self.preparation is None else self.preparation.capture,
-            interrupt=None if isinstance(monitor, _Interruption) else partial(self._interrupt, monitor),
         )
 
     def _interrupt(self, monitor: Monitor, requests: tuple[ImageRequest, ...]) -> None:

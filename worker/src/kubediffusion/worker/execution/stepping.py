@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import torch
 
 from kubediffusion.worker.engine.forward_mode import FULL, ForwardMode
+from kubediffusion.worker.execution import graphs
 from kubediffusion.worker.execution.compile.compiler import Compiler
-from kubediffusion.worker.execution.graphs import capture, refuse
+from kubediffusion.worker.execution.graphs import refuse
 from kubediffusion.worker.execution.slots import InputBatch, SlotTensors
 
 logger = logging.getLogger(__name__)
@@ -187,7 +188,7 @@ class CudaGraphManager:
     def _capture(self, size: int, work: InputBatch, step: Callable[..., Any], *, compiled: bool) -> None:
         began = time.monotonic()
         try:
-            self._graphs[size] = capture(lambda: step(*work.arguments), work.store, self._pool.handle)
+            self._graphs[size] = graphs.capture(lambda: step(*work.arguments), work.store, self._pool.handle)
         except Exception as error:  # noqa: BLE001 - what was there before serves
             refuse("step", error, self._slots.device, compiled=compiled, size=size)
             self._refused.add(size)

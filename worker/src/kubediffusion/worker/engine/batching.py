@@ -1,4 +1,6 @@
-"""Which images run together next: functions of the jobs at hand.
+"""Which waiting images begin a batch, and which may enter one that runs: functions of the jobs at hand.
+
+That is outside the engine; which of its images have a slot in the next step decides :mod:`.scheduler`.
 
 Priority, then age, then name decides the head of the queue, and nobody delays it. A batch begins with the head. A
 static batch is filled, in the same order, with whole jobs of the same key. A batch with slots takes images one by one,

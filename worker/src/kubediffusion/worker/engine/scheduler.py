@@ -1,4 +1,6 @@
-"""Who has which slot of a running batch in each step: enters, moves, is parked, leaves.
+"""Which of the engine's images have which slot in the next step of a batch: they enter, move, are parked, leave.
+
+Which images come to the engine is decided before, in :mod:`.batching`.
 
 A function of what it is told: the images, what steps of each size took, what came of the last plan. It reads no clock
 and computes nothing, so a test or a simulation runs the same code as a GPU.

@@ -1,4 +1,7 @@
-"""Which waiting images the engine gets: at the begin of a batch, and while it runs."""
+"""What the runner asks for images that begin a batch, join it or interrupt it, with a bound on how long one waits.
+
+The rules are in :mod:`.batching` and :mod:`.preemption`; this keeps who waits since when.
+"""
 
 from __future__ import annotations
 

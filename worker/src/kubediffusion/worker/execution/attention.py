@@ -1,4 +1,8 @@
-"""The UNet's attention on a CUDA device."""
+"""The UNet's attention on a CUDA device.
+
+diffusers' own switch, ``set_attention_backend``, has no effect on it: a UNet's ``Attention`` calls PyTorch's attention
+without a backend (docs/adr/0017).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ import torch
 from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 
 CUDNN_FROM = 32
-"""Rows of the UNet, two an image, from which on cuDNN's attention is faster than flash attention."""
+"""Rows of the UNet, two an image, from which on cuDNN's attention is used in place of flash attention. The number comes
+from a comparison on one H200; its figures are not kept in the repository."""
 
 _CUDNN_HEADS = 128
 """Largest head that cuDNN takes on every device; it also has to be a multiple of 8."""

@@ -86,6 +86,24 @@ class JudgeNet(nn.Module):
         return {name: head(pooled) for name, head in self.heads.items()}
 
 
+class StyleNet(nn.Module):
+    """Two answers about one image: its style, and whether the guest is in it, a subject that an adapter taught.
+
+    Args:
+        styles: How many styles it knows, "none" included.
+        widths: Channels of the four stages.
+    """
+
+    def __init__(self, styles: int, widths: Sequence[int] = (16, 32, 56, 84)) -> None:
+        super().__init__()
+        self.net = JudgeNet(1, styles, 1, widths)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Answer for images, float [n, 3, 128, 128] in -1..1: logits of the styles [n, styles] and of the guest [n]."""
+        answers = self.net(x)
+        return {"style": answers["background"], "guest": answers["subjects"].squeeze(1)}
+
+
 def prepare(images: Tensor) -> Tensor:
     """Scale images to what the network takes.
 
@@ -156,3 +174,35 @@ class Judge:
             int(answers["count"][0].argmax()) + 1,
             self.relations[int(answers["relation"][0].argmax())],
         )
+
+
+class StyleJudge:
+    """The trained network that tells the adapters of `kubediffusion-emoji-flow` apart.
+
+    Args:
+        folder: Where `styles.safetensors` and `styles.json` lie.
+        device: Where to run.
+    """
+
+    def __init__(self, folder: Path = HERE, device: str = "cpu") -> None:
+        self.about: dict[str, Any] = json.loads((folder / "styles.json").read_text(encoding="utf-8"))
+        self.styles: list[str] = self.about["styles"]
+        self.device = device
+        self.net = StyleNet(len(self.styles))
+        weights = load_file(folder / "styles.safetensors")
+        self.net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+        self.net.to(device).eval()
+
+    @torch.no_grad()
+    def answers(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the style's number and the guest's probability of uint8 images [n, 3, h, w], on the CPU."""
+        parts = [self.net(prepare(images[i : i + 256].to(self.device))) for i in range(0, len(images), 256)]
+        return {
+            "style": torch.cat([p["style"].argmax(1).cpu() for p in parts]),
+            "guest": torch.cat([p["guest"].float().sigmoid().cpu() for p in parts]),
+        }
+
+    def look(self, image: Image) -> tuple[str, float]:
+        """Return one picture's style and how likely the guest is in it."""
+        answers = self.answers(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None])
+        return self.styles[int(answers["style"][0])], float(answers["guest"][0])

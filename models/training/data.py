@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import pickle
 import re
 import subprocess
 import tarfile
@@ -86,7 +87,7 @@ class Sprites:
         plain: For each subject, the picture in the default look.
         variants: For each subject, the pictures of all its looks (skin tones, genders), the default one first.
         seated: For each picture of a person, the same one with legs to ride with; others map to themselves.
-        named: Pictures that belong to scenery rather than to a subject, by name.
+        named: Pictures that belong to no subject, by name: scenery, and the guest that an adapter learns.
     """
 
     pixels: NDArray[np.uint8]
@@ -99,6 +100,8 @@ class Sprites:
 
 
 _SCENERY = {"earth": "1f30d", "full moon": "1f315", "planet": "1fa90", "palm": "1f334", "shell": "1f41a"}
+GUEST = "hedgehog"
+_GUESTS = {GUEST: "1f994"}  # what the model does not know, so that an adapter can teach it
 
 
 def load(archive: Path, max_variants: int = 18) -> Sprites:
@@ -113,7 +116,7 @@ def load(archive: Path, max_variants: int = 18) -> Sprites:
     """
     wanted = {subject.code for subject in subjects()}
     found: dict[str, list[tuple[str, str]]] = {}
-    scenery = {code: name for name, code in _SCENERY.items()}
+    scenery = {code: name for name, code in (_SCENERY | _GUESTS).items()}
     images: dict[str, NDArray[np.uint8]] = {}
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -133,6 +136,22 @@ def load(archive: Path, max_variants: int = 18) -> Sprites:
             images[stem] = np.asarray(picture, dtype=np.uint8)
             found.setdefault(code, []).append((stem, gender))
     return _assemble(images, found, scenery, max_variants)
+
+
+def kept(path: Path, cache: Path) -> Sprites:
+    """Return the decoded pictures from a file, or decode them and keep them there.
+
+    Args:
+        path: The file, ours.
+        cache: Where downloads are kept.
+    """
+    if path.exists():
+        return pickle.loads(path.read_bytes())  # type: ignore[no-any-return]  # noqa: S301 - our own file
+    sprites = load(fetch(cache))
+    fresh = path.with_suffix(".new")
+    fresh.write_bytes(pickle.dumps(sprites))
+    fresh.replace(path)
+    return sprites
 
 
 def _looks(subject: Subject, found: Mapping[str, list[tuple[str, str]]]) -> list[str]:

@@ -120,12 +120,13 @@ def draw(sprites: Sprites, number: int, seed: int, captions: int = 0, *, unseen:
     Returns:
         Chunks of at most `CHUNK` scenes.
     """
-    return _in_chunks(partial(_draw, captions=captions, unseen=unseen), sprites, number, seed)
+    return in_chunks(partial(_draw, captions=captions, unseen=unseen), sprites, number, seed)
 
 
-def _in_chunks(
+def in_chunks(
     draw_chunk: Callable[[Sprites, int, int], Chunk], sprites: Sprites, number: int, seed: int
 ) -> Iterator[Chunk]:
+    """Draw chunks of at most `CHUNK` on all cores; `draw_chunk` takes the pictures, a seed and a number."""
     chunks = [(seed * 1_000_003 + start, min(CHUNK, number - start)) for start in range(0, number, CHUNK)]
     # Drawing needs the boxes of the pictures and not their pixels, which would be copied to each process.
     bare = replace(sprites, pixels=np.empty((0, 0, 0, 4), np.uint8))
@@ -245,7 +246,7 @@ def encode_pairs(
     both: list[Tensor] = []
     rest: list[Tensor] = []
     ids: list[Tensor] = []
-    for part in _in_chunks(draw_pairs, sprites, number, seed):
+    for part in in_chunks(draw_pairs, sprites, number, seed):
         both.append(_encoded(pieces(composer, *part.both, generator), encode))
         rest.append(_encoded(pieces(composer, *part.rest, generator), encode))
         tokens = tokenize([text for texts in part.texts for text in texts])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +15,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, T5EncoderModel
 
+from . import flow_blocks
 from .flow_text import new_clip, new_t5
-from .loop import Average, Pace, cosine, load_checkpoint, rank_and_world, save_checkpoint, share_gradients
+from .loop import Average, Clock, decayed, load_checkpoint, rank_and_world, save_checkpoint, share_gradients
 from .optimizer import optimizers
 
 if TYPE_CHECKING:
@@ -26,7 +29,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 EDGES = ("embedding", "shared", "embed_tokens", "relative_attention_bias", "x_embedder", "transformer.proj_out")
 """What enters or leaves the networks, by parts of names: AdamW's, not Muon's."""
-FULL_COSTS = 1.12  # steps with all text tokens make the whole that much longer than its first steps say
+FULL_SHARE = 3  # steps with all text tokens have that many times fewer samples, and take about as long
+LOGGED = 200  # steps between two lines of the log
 UNGUIDED = 1.0  # the guidance scale that the model sees before it learns others
 
 
@@ -58,6 +62,7 @@ class FlowModel(nn.Module):
         )
         self.end = tokenizer.end
         self.ropes: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+        self.compiled: Compiled | None = None
         # Blocks that begin as the identity (adaLN-Zero, Peebles & Xie, 2023).
         for name, part in self.transformer.named_modules():
             if name.endswith(("norm.linear", "norm1.linear", "norm1_context.linear", "norm_out.linear")) or (
@@ -92,6 +97,9 @@ class FlowModel(nn.Module):
     ) -> Tensor:
         """Predict the velocity, noise minus data: what the transformer's own forward does, its time in full precision.
 
+        Samples of the number and lengths that blocks were compiled for go through those, all others through the same
+        functions uncompiled.
+
         Args:
             x: Packed noisy latents, [n, tokens, 4·channels].
             t: Share of noise, [n].
@@ -105,11 +113,18 @@ class FlowModel(nn.Module):
         image = net.x_embedder(x)
         time_and_text = net.time_text_embed(t * 1000, guidance * 1000, pooled)
         text = net.context_embedder(states)
-        for block in (*net.transformer_blocks, *net.single_transformer_blocks):
-            text, image = block(
-                hidden_states=image, encoder_hidden_states=text, temb=time_and_text, image_rotary_emb=rope
-            )
-        velocity: Tensor = net.proj_out(net.norm_out(image, time_and_text))
+        double, single = flow_blocks.double, flow_blocks.single
+        if self.compiled is not None and (len(x), text.shape[1] + image.shape[1]) == self.compiled.shape:
+            double, single = self.compiled.double, self.compiled.single
+        with torch.autocast(x.device.type, enabled=False):
+            condition = F.silu(time_and_text).to(image.dtype)
+            text = text.to(image.dtype)
+            for block in net.transformer_blocks:
+                image, text = double(image, text, condition, *rope, *flow_blocks.double_weights(block))
+            both = torch.cat([text, image], 1)
+            for block in net.single_transformer_blocks:
+                both = single(both, condition, *rope, *flow_blocks.single_weights(block))
+        velocity: Tensor = net.proj_out(net.norm_out(both[:, text.shape[1] :], time_and_text))
         return velocity.float()
 
     def begin_with(self, folder: Path) -> None:
@@ -123,12 +138,39 @@ class FlowModel(nn.Module):
             getattr(self, name).load_state_dict(kind.from_pretrained(folder / place).float().state_dict())
 
 
-def compile_blocks(settings: Settings, model: FlowModel) -> None:
-    """Compile the transformer's blocks on a GPU, where the configuration says so: each kind once, for all like it."""
-    if settings.flow.compile and next(model.parameters()).is_cuda:
-        # One for each length of text and image, with and without gradients; the default of 8 is too few.
-        torch._dynamo.config.recompile_limit = 64  # noqa: SLF001 - it has no public name
-        model.transformer.compile_repeated_blocks(dynamic=False)
+@dataclass(frozen=True)
+class Compiled:
+    """The blocks' functions, compiled.
+
+    Attributes:
+        shape: How many samples, and of how many tokens of text and image together, they were compiled for.
+        double: `flow_blocks.double`.
+        single: `flow_blocks.single`.
+    """
+
+    shape: tuple[int, int]
+    double: Any
+    single: Any
+
+
+def compiled_blocks(settings: Settings, batch: int) -> Compiled:
+    """Compile the transformer's blocks for a number of samples; the first calls take a minute.
+
+    Each kind of block is one graph for all like it. Squares and the other sizes have as many tokens of text and image
+    together (see `text_length`), so that the single-stream blocks are compiled once for all of them.
+    """
+    # One for each length of text, with and without gradients; the default of 8 is too few.
+    torch._dynamo.config.recompile_limit = 64  # noqa: SLF001 - it has no public name
+    width, height = settings.flow.sizes[0]
+    compiled = partial(torch.compile, dynamic=False, fullgraph=True)
+    tokens = width * height // 256 + settings.flow.length
+    return Compiled((batch, tokens), compiled(flow_blocks.double), compiled(flow_blocks.single))
+
+
+def text_length(settings: Settings, tokens: int) -> int:
+    """Return how many text tokens go with so many image tokens: together as many as with a square."""
+    width, height = settings.flow.sizes[0]
+    return max(settings.flow.length + width * height // 256 - tokens, settings.flow.length)
 
 
 def new_scheduler() -> Any:
@@ -175,8 +217,11 @@ def train(
     tokenizer: Tokenizer,
     until: float | None = None,
     steps: int | None = None,
-    seconds: float | None = None,
+    ends: float | None = None,
     initial: Path | None = None,
+    over: float = 0.0,
+    *,
+    fast: bool = False,
 ) -> FlowModel | None:
     """Train the text encoders and the transformer, or resume them.
 
@@ -186,14 +231,15 @@ def train(
         tokenizer: For the empty caption.
         until: Time (of `time.time`) at which to leave a checkpoint and stop.
         steps: How many steps, instead of the configured ones.
-        seconds: Time to fill in all with the steps, instead.
+        ends: Time (of `time.time`) at which the stage is to have ended, instead.
         initial: A pipeline folder whose weights to begin with.
+        over: Share of the stage that is over already where there is no checkpoint.
+        fast: Compile the blocks.
 
     Returns:
         The averaged model, or None where the time came first.
     """
     device, shape = sizes[0].latents.device, settings.flow
-    fast = device.type == "cuda"
     rank, world = rank_and_world()
     batch = shape.batch // world
     torch.manual_seed(settings.seed + 21)
@@ -203,33 +249,35 @@ def train(
     average = Average(model, shape.ema)
     parameters = list(model.parameters())
     inner, outer = optimizers([model], shape.rate, EDGES)
-    state = {"model": model, "average": average, "inner": inner, "outer": outer}
+    clock = Clock(steps or shape.steps, ends, over)
+    state = {"model": model, "average": average, "inner": inner, "outer": outer, "clock": clock}
     path = settings.work / "flow.pt"
     start = load_checkpoint(path, state, device)
-    compile_blocks(settings, model)
+    model.compiled = compiled_blocks(settings, batch) if fast else None
     torch.manual_seed(settings.seed + 22 + 1000 * start + rank)
     empty = torch.from_numpy(tokenizer([""])[0]).to(device)
-    guidance = torch.full((batch,), UNGUIDED, device=device)
     began = saved = time.monotonic()
-    seen = torch.zeros((), device=device)
-    pace = Pace(steps or shape.steps, None if seconds is None else seconds / FULL_COSTS, start)
-    for step in pace:
+    seen, counted = torch.zeros((), device=device), 0
+    step = start
+    for step, part in clock.run(start):
         if step % 20 == 0 and out_of_time(until, device):
             if rank == 0:
                 save_checkpoint(path, state, step)
             return None
         for group in (*inner.param_groups, *outer.param_groups):
-            group["lr"] = shape.rate * cosine(step, pace.steps, warmup=400)
+            group["lr"] = shape.rate * decayed(part, step, warmup=200)
         data = sizes[{0: 1, 5: 2}.get(step % 10, 0) % len(sizes)]
-        full = step >= shape.full_from * pace.steps and step % shape.full_every == 0
-        rows = torch.randint(len(data.latents), (batch,), device=device)
-        ids = data.ids[rows, torch.randint(data.ids.shape[1], (batch,), device=device)]
-        ids = torch.where(torch.rand(batch, 1, device=device) < shape.empty, empty, ids)
-        t = times(batch, shape.mean, shape.deviation, device)
+        full = part >= shape.full_from and step % shape.full_every == 1
+        number = batch // FULL_SHARE if full else batch
+        rows = torch.randint(len(data.latents), (number,), device=device)
+        ids = data.ids[rows, torch.randint(data.ids.shape[1], (number,), device=device)]
+        ids = torch.where(torch.rand(number, 1, device=device) < shape.empty, empty, ids)
+        t = times(number, shape.mean, shape.deviation, device)
         x, target = noisy(data.latents[rows].float(), t)
-        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-            words = model.words(ids, shape.full_length if full else shape.length)
-            loss = F.mse_loss(model(x, t, guidance, words, (data.height, data.width)), target)
+        guidance = torch.full((number,), UNGUIDED, device=device)
+        length = shape.full_length if full else text_length(settings, data.height * data.width)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss = F.mse_loss(model(x, t, guidance, model.words(ids, length), (data.height, data.width)), target)
         inner.zero_grad(set_to_none=True)
         outer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -238,18 +286,17 @@ def train(
         inner.step()
         outer.step()
         average.update(model, min(shape.ema, (1 + step) / (10 + step)))
-        seen += loss.detach()
-        if step % 200 == 199 or step == pace.steps - 1:
-            log.info(
-                "flow %d/%d loss %.4f, %.0f s",
-                step + 1,
-                pace.steps,
-                seen.item() / (step % 200 + 1),
-                time.monotonic() - began,
-            )
-            seen.zero_()
-        if rank == 0 and (time.monotonic() - saved > 120 or step == pace.steps - 1):
+        seen, counted = seen + loss.detach(), counted + 1
+        if counted == LOGGED:
+            mean, elapsed = seen.item() / counted, time.monotonic() - began
+            done, each = 100 * part, 1000 * elapsed / (step + 1 - start)
+            log.info("flow step %d (%.0f %%), loss %.4f, %.0f s, %.1f ms each", step + 1, done, mean, elapsed, each)
+            seen, counted = torch.zeros_like(seen), 0
+        if rank == 0 and time.monotonic() - saved > 120:
             save_checkpoint(path, state, step + 1)
             saved = time.monotonic()
+    if rank == 0:
+        save_checkpoint(path, state, step + 1)
     average.into(model)
+    model.compiled = None
     return model.eval()

@@ -29,9 +29,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .data import Sprites
+    from .scenes import Scene
     from .settings import Settings
 
 log = logging.getLogger(__name__)
+REDRAWN = 0.4  # share of scenes without a relation that are drawn again, since relations are what is hard to learn
 PLAIN = 0.15  # share of scenes one of whose captions is the plain one
 
 
@@ -78,6 +80,11 @@ class Sizes:
     width: int
 
 
+def _scene(sampler: Sampler, rng: Random) -> Scene:
+    scene = sampler.training()
+    return scene if scene.relation or rng.random() >= REDRAWN else sampler.training()
+
+
 def _draw_file(
     sprites: Sprites,
     path: Path,
@@ -91,7 +98,7 @@ def _draw_file(
     tokenize = Tokenizer(*tokens)
     rng = Random(seed)  # noqa: S311 - scenes, no secrets
     sampler = Sampler(sprites, rng)
-    scenes = [sampler.training() for _ in range(number)]
+    scenes = [_scene(sampler, rng) for _ in range(number)]
     texts: list[str] = []
     for scene in scenes:
         spread(scene, sprites, *canvas, rng)

@@ -13,8 +13,18 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone reads
 
-from .flow import EDGES, UNGUIDED, FlowModel, compile_blocks, noisy, out_of_time, times
-from .loop import Average, cosine, load_checkpoint, rank_and_world, save_checkpoint, share_gradients
+from .flow import (
+    EDGES,
+    FULL_SHARE,
+    UNGUIDED,
+    FlowModel,
+    compiled_blocks,
+    noisy,
+    out_of_time,
+    text_length,
+    times,
+)
+from .loop import Average, Clock, decayed, load_checkpoint, rank_and_world, save_checkpoint, share_gradients
 from .optimizer import optimizers
 
 if TYPE_CHECKING:
@@ -25,6 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 LATE = 0.4  # below this share of noise a subject that is there can no longer be taken away
+LOGGED = 100  # steps between two lines of the log
 CAPTIONED = 0.9  # share of samples with their caption
 
 
@@ -112,6 +123,9 @@ def distil(
     pairs: tuple[Tensor, Tensor, Tensor],
     tokenizer: Tokenizer,
     until: float | None = None,
+    ends: float | None = None,
+    *,
+    fast: bool = False,
 ) -> FlowModel | None:
     """Train the student, or resume it.
 
@@ -122,12 +136,14 @@ def distil(
         pairs: What `flow_data.encode_pairs` returned.
         tokenizer: For the empty caption.
         until: Time (of `time.time`) at which to leave a checkpoint and stop.
+        ends: Time (of `time.time`) at which the stage is to have ended, instead of the configured steps.
+        fast: Compile the blocks.
 
     Returns:
         The averaged student, with the teacher's text encoders; or None where the time came first.
     """
     shape, device = settings.distil, sizes[0].latents.device
-    fast = device.type == "cuda"
+    cuda = device.type == "cuda"
     rank, world = rank_and_world()
     batch = shape.batch // world
     student = FlowModel(settings, tokenizer).to(device)
@@ -139,34 +155,37 @@ def distil(
     average = Average(net, shape.ema)
     parameters = list(net.parameters())
     inner, outer = optimizers([student], shape.rate, EDGES)
-    state = {"net": net, "average": average, "inner": inner, "outer": outer}
+    clock = Clock(shape.steps, ends)
+    state = {"net": net, "average": average, "inner": inner, "outer": outer, "clock": clock}
     path = settings.work / "distil.pt"
     start = load_checkpoint(path, state, device)
-    compile_blocks(settings, model)
-    compile_blocks(settings, student)
+    model.compiled = student.compiled = compiled_blocks(settings, batch) if fast else None
     torch.manual_seed(settings.seed + 24 + 1000 * start + rank)
     both, rest, refused = pairs
-    seen = torch.zeros(2, device=device)
+    seen, counted = torch.zeros(2, device=device), 0
     began = saved = time.monotonic()
-    for step in range(start, shape.steps):
+    step = start
+    for step, share in clock.run(start):
         if step % 20 == 0 and out_of_time(until, device):
             if rank == 0:
                 save_checkpoint(path, state, step)
             return None
         for group in (*inner.param_groups, *outer.param_groups):
-            group["lr"] = shape.rate * cosine(step, shape.steps, warmup=50)
+            group["lr"] = shape.rate * decayed(share, step, warmup=50)
         data = sizes[{0: 1, 5: 2}.get(step % 10, 0) % len(sizes)]
-        length = settings.flow.full_length if step % 3 == 1 else settings.flow.length
-        rows = torch.randint(len(data.latents), (batch,), device=device)
-        ids = data.ids[rows, torch.randint(data.ids.shape[1], (batch,), device=device)]
-        chosen = torch.randint(len(both), (batch // 2,), device=device)
+        full = step % settings.flow.full_every == 1
+        length = settings.flow.full_length if full else text_length(settings, data.height * data.width)
+        number = batch // FULL_SHARE if full else batch
+        rows = torch.randint(len(data.latents), (number,), device=device)
+        ids = data.ids[rows, torch.randint(data.ids.shape[1], (number,), device=device)]
+        chosen = torch.randint(len(both), (batch,), device=device)
         inner.zero_grad(set_to_none=True)
         outer.zero_grad(set_to_none=True)
         # One backward pass each, so that the device holds the activations of one at a time.
-        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
+        with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
             scale = lesson.scale(student, data.latents[rows], ids, (data.height, data.width), length)
         scale.backward()  # type: ignore[no-untyped-call]
-        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
+        with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
             square = (sizes[0].height, sizes[0].width)
             negatives = lesson.negatives(student, both[chosen], rest[chosen], refused[chosen], square)
         (shape.negatives * negatives).backward()  # type: ignore[no-untyped-call]
@@ -175,13 +194,17 @@ def distil(
         inner.step()
         outer.step()
         average.update(net, min(shape.ema, (1 + step) / (10 + step)))
-        seen += torch.stack([scale.detach(), negatives.detach()])
-        if step % 100 == 99 or step == shape.steps - 1:
-            means = (seen / (step % 100 + 1)).tolist()
-            log.info("distil %d/%d losses %.5f, %.5f, %.0f s", step + 1, shape.steps, *means, time.monotonic() - began)
-            seen.zero_()
-        if rank == 0 and (time.monotonic() - saved > 120 or step == shape.steps - 1):
+        seen, counted = seen + torch.stack([scale.detach(), negatives.detach()]), counted + 1
+        if counted == LOGGED:
+            means = (seen / counted).tolist()
+            elapsed = time.monotonic() - began
+            log.info("distil step %d (%.0f %%), losses %.5f, %.5f, %.0f s", step + 1, 100 * share, *means, elapsed)
+            seen, counted = torch.zeros_like(seen), 0
+        if rank == 0 and time.monotonic() - saved > 120:
             save_checkpoint(path, state, step + 1)
             saved = time.monotonic()
+    if rank == 0:
+        save_checkpoint(path, state, step + 1)
     average.into(net)
+    model.compiled = student.compiled = None
     return student.eval()

@@ -10,7 +10,6 @@ import argparse
 import json
 import logging
 import os
-import pickle
 import time
 from dataclasses import replace
 from functools import cached_property, partial
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from . import data, dataset, export, flow, flow_data, flow_distil, flow_evaluate, vae
+from . import data, dataset, export, flow, flow_data, flow_distil, flow_edits, flow_evaluate, flow_trial, vae
 from .compose import Composer
 from .evaluate import report
 from .loop import rank_and_world
@@ -48,7 +47,9 @@ class Run:
         until: Time (of `time.time`) at which to leave a checkpoint and stop.
         vae_seconds: Time to fill with the autoencoder's training instead of the configured steps.
         flow_steps: Steps of the flow stage instead of the configured ones.
-        flow_seconds: Time to fill with them instead.
+        flow_ends: Time (of `time.time`) at which the flow stage is to have ended, instead of a number of steps.
+        distil_ends: The same of the distil stage.
+        flow_share: Share of the flow stage that is over already where it has no checkpoint.
         further: A pipeline folder of this model: its autoencoder stays, the rest is trained further.
     """
 
@@ -62,25 +63,23 @@ class Run:
         until: float | None = None,
         vae_seconds: float | None = None,
         flow_steps: int | None = None,
-        flow_seconds: float | None = None,
+        flow_ends: float | None = None,
+        distil_ends: float | None = None,
+        flow_share: float = 0.0,
         further: Path | None = None,
     ) -> None:
         self.settings, self.out, self.judge = settings, out, judge
         self.device, self.initial = device, initial
         self.until, self.vae_seconds = until, vae_seconds
-        self.flow_steps, self.flow_seconds = flow_steps, flow_seconds
+        self.flow_steps, self.flow_share = flow_steps, flow_share
+        self.flow_ends, self.distil_ends = flow_ends, distil_ends
         self.further = further
         self.rank, self.world = rank_and_world()
 
     @cached_property
     def sprites(self) -> Sprites:
         """The pictures, decoded once and kept in the work folder."""
-        path = self.settings.work / "sprites.pickle"
-        if path.exists():
-            return pickle.loads(path.read_bytes())  # type: ignore[no-any-return]  # noqa: S301 - our own file
-        sprites = data.load(data.fetch(self.settings.cache))
-        path.write_bytes(pickle.dumps(sprites))
-        return sprites
+        return data.kept(self.settings.work / "sprites.pickle", self.settings.cache)
 
     @cached_property
     def tokenizer(self) -> flow_data.Tokenizer:
@@ -170,6 +169,17 @@ class Run:
         model.load_state_dict(torch.load(path, map_location=self.device, weights_only=True))
         return model
 
+    @property
+    def fast(self) -> bool:
+        """Whether to compile the blocks: where the trial stage found that to pay."""
+        return flow_trial.passed(self.settings, self.world)
+
+    def trial(self) -> None:
+        """Find out whether compiled blocks are right and faster on this GPU; needs no scenes."""
+        rank = torch.device(self.device).index or 0
+        batch = self.settings.flow.batch // max(torch.cuda.device_count(), 1)
+        flow_trial.run(flow_trial.Trial(self.settings, self.tokenizer, self.device, batch, self.further), rank)
+
     def train_flow(self) -> bool:
         """Train the model without guidance; say whether it is there."""
         if self._trained("flow-average.pt") is None:
@@ -179,8 +189,10 @@ class Run:
                 self.tokenizer,
                 self.until,
                 self.flow_steps,
-                self.flow_seconds,
+                self.flow_ends,
                 self.further,
+                self.flow_share,
+                fast=self.fast,
             )
             if model is None:
                 return False
@@ -193,7 +205,16 @@ class Run:
             teacher = self._trained("flow-average.pt")
             if teacher is None:
                 return False
-            model = flow_distil.distil(self.settings, teacher, self.sizes, self.pairs, self.tokenizer, self.until)
+            model = flow_distil.distil(
+                self.settings,
+                teacher,
+                self.sizes,
+                self.pairs,
+                self.tokenizer,
+                self.until,
+                self.distil_ends,
+                fast=self.fast,
+            )
             if model is None:
                 return False
             self._save(model, "distil-average.pt")
@@ -225,13 +246,26 @@ class Run:
         (self.out / "scores.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
         log.info("scores\n%s", report(table))
 
-    def run(self, stages: list[str]) -> None:
+    def edits(self) -> None:
+        """Score edits and draw their sheet; the scores are a file of their own."""
+        torch.backends.cudnn.benchmark = False
+        scores = flow_edits.Edits(self.settings, self.sprites, self.out, self.judge, self.device)
+        table = scores.edits(self.out)
+        (self.out / "edits.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        log.info("edits %s", json.dumps(table, indent=1))
+
+    def run(self, stages: list[str]) -> None:  # noqa: C901 - a list of names
         """Run stages in their order."""
         for stage in stages:
             match stage:
                 case "draw":
                     if self.rank == 0:
                         self.draw()
+                    self.wait()
+                case "trial":
+                    self.trial()
+                case "encode":
+                    log.info("%s scenes and %d pairs here", [len(s.latents) for s in self.sizes], len(self.pairs[0]))
                     self.wait()
                 case "vae":
                     log.info("the autoencoder has %d latent channels", self.vae.config.latent_channels)
@@ -244,6 +278,8 @@ class Run:
                     self.wait()
                 case "export":
                     self.export()
+                case "edits":
+                    self.edits()
                 case "teacher":
                     log.info("teacher at guidance of %s", self.scores().teacher())
                 case "glance":
@@ -269,20 +305,28 @@ def main() -> None:
     parser.add_argument(
         "--stages",
         default=",".join(STAGES),
-        help="besides the stages of a run: glance, a few scores; teacher, those of the model without guidance",
+        help="besides the stages of a run: trial, whether to compile, with --device cuda:K for each GPU; encode, the "
+        "scenes; edits, the scores of edits; glance, a few scores; teacher, those of the model without guidance",
     )
     parser.add_argument("--seconds", type=float, help="stop training after so many, with a checkpoint")
     parser.add_argument("--vae-seconds", type=float, help="fill a time with the autoencoder's training")
     parser.add_argument("--flow-steps", type=int, help="steps of the flow stage instead of the configured ones")
-    parser.add_argument("--flow-seconds", type=float, help="fill a time with the flow stage")
+    parser.add_argument("--flow-ends", type=float, help="the flow stage ends then, in seconds since 1970")
+    parser.add_argument("--flow-share", type=float, default=0.0, help="share of the flow stage that is over already")
+    parser.add_argument("--distil-ends", type=float, help="the distil stage ends then, alike")
     parser.add_argument("--further", type=Path, help="a folder of this model to train further; its autoencoder stays")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if "LOCAL_RANK" in os.environ:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl", device_id=torch.device("cuda", int(os.environ["LOCAL_RANK"])))
-        args.device = f"cuda:{os.environ['LOCAL_RANK']}"
+        if args.device == "cpu":
+            dist.init_process_group("gloo")
+        else:
+            args.device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(args.device)
+            dist.init_process_group("nccl", device_id=torch.device(args.device))
         logging.getLogger().setLevel(logging.INFO if dist.get_rank() == 0 else logging.WARNING)
+    elif args.device.startswith("cuda:"):
+        torch.cuda.set_device(args.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.enable_cudnn_sdp(enabled=False)  # compiled blocks with it crashed once
@@ -295,7 +339,9 @@ def main() -> None:
         until=None if args.seconds is None else time.time() + args.seconds,
         vae_seconds=args.vae_seconds,
         flow_steps=args.flow_steps,
-        flow_seconds=args.flow_seconds,
+        flow_ends=args.flow_ends,
+        distil_ends=args.distil_ends,
+        flow_share=args.flow_share,
         further=args.further,
     )
     run.run(args.stages.split(","))

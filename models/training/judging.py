@@ -44,7 +44,7 @@ def judge_module() -> ModuleType:
     return module
 
 
-def _roughen(x: Tensor) -> Tensor:
+def roughen(x: Tensor) -> Tensor:
     """Blur, shift, brighten and add noise at random, so that softness alone does not mislead the judge."""
     n, device = len(x), x.device
     blur = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
@@ -79,7 +79,7 @@ def train(settings: Settings, pool: Pool, held: Pool, folder: Path) -> None:
     for step in range(start, shape.steps):
         opt.param_groups[0]["lr"] = shape.rate * cosine(step, shape.steps, warmup=100)
         rows = torch.randint(len(pool.images), (shape.batch,), device=device)
-        x = _roughen(module.prepare(pool.images[rows])).contiguous(memory_format=torch.channels_last)
+        x = roughen(module.prepare(pool.images[rows])).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=fast):
             answers = net(x)
         loss = loss_of({k: v.float() for k, v in answers.items()}, pool.shown[rows].float(), pool.labels[rows])

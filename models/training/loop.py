@@ -46,13 +46,13 @@ def share_gradients(parameters: Sequence[Tensor]) -> None:
         at += g.numel()
 
 
-def agreed(number: int) -> int:
+def agreed(number: float) -> float:
     """Return the first process's number in all of them."""
     if rank_and_world()[1] == 1:
         return number
-    shared = torch.tensor(number, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    shared = torch.tensor(number, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.broadcast(shared, 0)
-    return int(shared.item())
+    return float(shared.item())
 
 
 class Pace:
@@ -82,10 +82,64 @@ class Pace:
                 settled = self.elapsed
             if self.seconds is not None and step == self.start + self.MEASURE:
                 each = (self.elapsed - settled) / (self.MEASURE - self.SETTLE)
-                self.steps = agreed(step + max(int((self.seconds - self.elapsed) / each), 1))
+                self.steps = int(agreed(step + max(int((self.seconds - self.elapsed) / each), 1)))
                 log.info("%.1f ms a step: %d steps", 1000 * each, self.steps)
             yield step
             step += 1
+
+
+class Clock:
+    """Says what share of a loop is over: of its steps or, where an end is given, of its time.
+
+    Time that earlier runs spent counts, so that a schedule which is resumed ends at its end. It is a part of the loop's
+    checkpoint.
+
+    Args:
+        steps: How many steps, where no end is given.
+        until: Time (of `time.time`) at which the loop is to have ended.
+        over: Share of the loop that is over already, of which there is no checkpoint.
+    """
+
+    EVERY = 20  # steps between looks at the clock, which all processes share
+
+    def __init__(self, steps: int, until: float | None = None, over: float = 0.0) -> None:
+        self.steps, self.until = steps, until
+        now = time.time()
+        self.before = 0.0 if until is None else max(until - now, 0.0) * over / (1 - over)
+        self.began = time.time()
+
+    @property
+    def spent(self) -> float:
+        """Seconds that this run and those before it have spent in the loop."""
+        return self.before + time.time() - self.began
+
+    def state_dict(self) -> dict[str, float]:
+        """Return what is spent."""
+        return {"spent": self.spent}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on from what is spent."""
+        self.before = state["spent"]
+
+    def run(self, start: int) -> Iterator[tuple[int, float]]:
+        """Return the steps from `start`, each with the share of the loop that is over."""
+        self.began = time.time()
+        total = None if self.until is None else self.before + max(self.until - self.began, 1e-3)
+        step, part = start, 0.0
+        while True:
+            if total is None:
+                part = step / self.steps
+            elif (step - start) % self.EVERY == 0:
+                part = agreed(self.spent / total)
+            if part >= 1:
+                return
+            yield step, part
+            step += 1
+
+
+def decayed(part: float, steps: int, warmup: int, floor: float = 0.01) -> float:
+    """Return the factor on the learning rate: a linear start by steps, and half a cosine by the share that is over."""
+    return min((steps + 1) / warmup, 1.0) * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(part, 1.0))))
 
 
 class Average:

@@ -117,7 +117,6 @@ class FlowSettings:
     empty: float
     mean: float
     deviation: float
-    compile: bool
 
 
 @dataclass(frozen=True)
@@ -134,6 +133,23 @@ class DistilSettings:
     bend: float
     negatives: float
     true_cfg: float
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The adapters of the flow-matching model, and the judge that tells them apart."""
+
+    rank: int
+    scenes: int
+    batch: int
+    steps: int
+    rate: float
+    ema: float
+    highest: float
+    judged: int
+    judge_batch: int
+    judge_steps: int
+    judge_rate: float
 
 
 @dataclass(frozen=True)
@@ -172,6 +188,7 @@ class Settings:
     flow_vae: VaeSettings
     flow: FlowSettings
     distil: DistilSettings
+    lora: LoraSettings
     flow_evaluate: FlowEvaluateSettings
     work: Path
 
@@ -203,6 +220,7 @@ def read(path: Path, work: Path) -> Settings:
         VaeSettings(**raw["flow_vae"]),
         FlowSettings(**raw["flow"]),
         DistilSettings(**raw["distil"]),
+        LoraSettings(**raw["lora"]),
         FlowEvaluateSettings(**raw["flow_evaluate"]),
         work,
     )

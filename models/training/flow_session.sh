@@ -39,7 +39,7 @@ everything() { # what runs in a session of its own
   if [ "$gpus" -gt 0 ]; then
     for k in $(seq 0 $((gpus - 1))); do
       [ -e "$work/compiled-$k.json" ] && continue
-      (timeout 240 $python -m models.training.flow_train --work "$work" --further "$model" --device "cuda:$k" --stages trial || echo "trial $k failed") &
+      (timeout 200 $python -m models.training.flow_train --work "$work" --further "$model" --device "cuda:$k" --stages trial || echo "trial $k failed") &
       trials+=($!)
     done
   fi
@@ -78,6 +78,7 @@ case ${INSIDE:-} in
   1) everything; touch "$work/ended"; exit ;;
 esac
 if ! { [ -e "$work/pid" ] && kill -0 "$(cat "$work/pid")" 2>/dev/null; } && [ ! -e "$work/done" ]; then
+  rm -f "$work/ended"
   INSIDE=1 setsid nohup bash "$0" "$@" >>"$log" 2>&1 </dev/null &
   echo $! >"$work/pid"
 fi

@@ -157,7 +157,7 @@ class ImageReader:
             raise CorruptImageError("The job's status names an image that is not the job's own.")
 
     def _may_hold(self, image: StoredImage) -> bool:
-        """Whether the image is small, and there is room for it beside those that are being read and sent."""
+        """Return whether the image is small, and there is room for it beside those that are being read and sent."""
         if _key(image) in self._reading or _key(image) in self._held:
             return True
         taken = self._reading_bytes + sum(held.size for held in self._held.values())

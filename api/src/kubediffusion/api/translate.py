@@ -66,7 +66,7 @@ def idempotent_name(client: str, key: str) -> str:
 
 
 def same_request(one: GenerationJobSpec, other: GenerationJobSpec) -> bool:
-    """Whether two specs ask for the same; fields that may have been changed since creation are not compared."""
+    """Return whether two specs ask for the same; fields that may have been changed since creation are not compared."""
     return one.model_dump(exclude=set(GenerationJobSpec.MUTABLE)) == other.model_dump(
         exclude=set(GenerationJobSpec.MUTABLE)
     )

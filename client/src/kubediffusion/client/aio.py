@@ -71,7 +71,7 @@ def transport_of(
 
 
 def kubernetes_is_there() -> bool:
-    """Whether there is a kubeconfig, or this is a Pod with a service account."""
+    """Return whether there is a kubeconfig, or this is a Pod with a service account."""
     if os.environ.get("KUBECONFIG") or Path("~/.kube/config").expanduser().is_file():
         return True
     return bool(os.environ.get("KUBERNETES_SERVICE_HOST")) and SERVICE_ACCOUNT.is_dir()

@@ -44,7 +44,7 @@ def manifest(name: str, spec: Spec) -> dict[str, Any]:
 
 
 def asks_for(spec: GenerationJobSpec, wanted: Spec) -> bool:
-    """Whether a job is what a spec asks for; fields that may have been changed since its creation are not compared."""
+    """Return whether a job is what a spec asks for, apart from fields that may have been changed since its creation."""
     immutable = GenerationJobSpec.model_fields.keys() - GenerationJobSpec.MUTABLE
     other = GenerationJobSpec.from_wire(_camel_case(wanted))
     return spec.model_dump(include=set(immutable)) == other.model_dump(include=set(immutable))

@@ -254,7 +254,7 @@ def _discard(lists: dict[_Name, SortedList[_Key]], name: _Name, key: _Key) -> No
 
 
 def _results_equal(old: CachedJob, new: CachedJob) -> bool:
-    """Whether ``GET /results`` says the same of both states, as it does while only the progress moves."""
+    """Return whether ``GET /results`` says the same of both states, as it does while only the progress moves."""
     return (old.uid, old.phase, old.error_message, old.warnings) == (
         new.uid,
         new.phase,

@@ -1,8 +1,8 @@
 """What changed in the cache, in the order of resource versions: a reader needs to remember one number, and no more.
 
 Every version of every GenerationJob comes from one sequence, the API server's. A reader that knows all up to a version
-gets what came after it, each job once and as it is now; so a slow reader costs nothing, and a reader that comes from
-another replica goes on with the number that it had there.
+gets what came after it, each job once and as it is now; so nothing is kept for a slow reader, and a reader that comes
+from another replica goes on with the number that it had there.
 """
 
 from __future__ import annotations

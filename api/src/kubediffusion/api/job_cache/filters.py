@@ -27,7 +27,7 @@ class JobFilter:
     created_before: float | None = None
 
     def matches(self, job: CachedJob, default_model: str | None) -> bool:
-        """Whether a job is one of them; ``default_model`` is the model of jobs that name none."""
+        """Return whether a job is one of them; ``default_model`` is the model of jobs that name none."""
         if self.phases is not None and job.phase not in self.phases:
             return False
         if self.model is not None and (job.model or default_model) != self.model:
@@ -35,7 +35,7 @@ class JobFilter:
         return self.matches_labels(job)
 
     def matches_labels(self, job: CachedJob) -> bool:
-        """Whether a job has the labels."""
+        """Return whether a job has the labels."""
         return all(
             any(key == name and value in {None, found} for name, found in job.labels) for key, value in self.labels
         )

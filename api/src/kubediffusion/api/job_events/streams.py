@@ -98,7 +98,7 @@ class JobStreams:
                 del self._open[client]
 
     def has_news(self, job: CachedJob, told: EventId | None) -> bool:
-        """Whether there is anything to tell of a job, now or later, to a client that has been told so much."""
+        """Return whether there is anything to tell of a job, now or later, to a client that knows it up to an event."""
         return not (job.finished and told is not None and self._told(job, told))
 
     async def of_job(self, job: CachedJob, told: EventId | None, allowed: Callable[[], bool]) -> Stream:

@@ -116,7 +116,7 @@ def _still_allowed(request: Request, state: AppState) -> Callable[[], bool]:
     headers = request.headers.raw
 
     def allowed() -> bool:
-        """Whether the key is one of this server's still."""
+        """Return whether the key is one of this server's still."""
         try:
             state.keys.client(headers)
         except ApiError:

@@ -248,7 +248,7 @@ async def show_model(name: Annotated[str, Path(description="The model's name.")]
 
 
 def _has_tag(if_none_match: str | None, tag: str) -> bool:
-    """Whether an ``If-None-Match`` names a tag; both are compared as weak ones (RFC 9110, 13.1.2)."""
+    """Return whether an ``If-None-Match`` names a tag; both are compared as weak ones (RFC 9110, 13.1.2)."""
     return if_none_match is not None and (if_none_match.strip() == "*" or tag.removeprefix("W/") in if_none_match)
 
 

@@ -57,7 +57,7 @@ class Module:
         return parse_version(_match(r"^go (\S+)$", self._definition()))
 
     def linker_flags(self) -> str:
-        """Returns the linker's flags: no debug information, and the version to report."""
+        """Return the linker's flags: no debug information, and the version to report."""
         flags = "-s -w"
         if self.version_of:
             version = _match(rf"^(?:require )?\s*{re.escape(self.version_of)} (v\S+)", self._definition())
@@ -67,7 +67,7 @@ class Module:
         return flags
 
     def fingerprint(self, programs: list[str]) -> str:
-        """Returns a name for the result of building some of its programs."""
+        """Return a name for the result of building some of its programs."""
         content = hashlib.sha256()
         for part in (self._definition(), (self.folder / "go.sum").read_text(), self.linker_flags(), *programs):
             content.update(part.encode() + b"\0")
@@ -115,12 +115,12 @@ class Binaries:
         self._paths = paths
 
     def path(self, name: str) -> Path:
-        """Returns where a program is."""
+        """Return where a program is."""
         return self._paths[name]
 
 
 def provide(environment: Mapping[str, str] | None = None, modules: Iterable[Module] = CLUSTER) -> Binaries:
-    """Finds every program of some modules, building those that are neither in KUBEBUILDER_ASSETS nor in the cache.
+    """Find every program of some modules, building those that are neither in KUBEBUILDER_ASSETS nor in the cache.
 
     Raises:
         LocalError: The machine is of a kind that we do not support, or a build failed.
@@ -138,7 +138,7 @@ def provide(environment: Mapping[str, str] | None = None, modules: Iterable[Modu
 
 
 def require_supported_machine() -> None:
-    """Raises `LocalError` on anything but Linux on x86-64 or arm64."""
+    """Raise `LocalError` on anything but Linux on x86-64 or arm64."""
     if sys.platform != "linux" or platform.machine() not in MACHINES:
         raise LocalError(
             f"the local cluster runs on Linux on x86-64 or arm64, and this is {sys.platform} on {platform.machine()}; "
@@ -225,7 +225,7 @@ def _lines(module: Module, environment: Mapping[str, str], command: list[str]) -
 
 @contextmanager
 def _alone(lock: Path, name: str) -> Iterator[None]:
-    """Holds a lock, so that one process at a time builds a module; the lock goes with the process that holds it."""
+    """Hold a lock, so that one process at a time builds a module; the lock goes with the process that holds it."""
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

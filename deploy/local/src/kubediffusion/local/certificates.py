@@ -18,7 +18,7 @@ CLOCK_SKEW = datetime.timedelta(hours=1)
 
 
 def write_secret(path: Path, content: bytes | str) -> Path:
-    """Writes a file that nobody else may read, at no moment."""
+    """Write a file that nobody else may read, at no moment."""
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
@@ -53,12 +53,12 @@ class Authority:
         self.certificate = write_secret(folder / f"{name}.crt", certificate.public_bytes(serialization.Encoding.PEM))
 
     def server(self, name: str, *addresses: str) -> KeyPair:
-        """Issues a certificate for a server on this machine, which answers at further addresses if any are named."""
+        """Issue a certificate for a server on this machine, which answers at further addresses if any are named."""
         subject = [x509.NameAttribute(NameOID.COMMON_NAME, name)]
         return self._issue(name, subject, ExtendedKeyUsageOID.SERVER_AUTH, addresses)
 
     def client(self, user: str, groups: tuple[str, ...] = ()) -> KeyPair:
-        """Issues a certificate whose common name is a Kubernetes user and whose organisations are groups."""
+        """Issue a certificate whose common name is a Kubernetes user and whose organisations are groups."""
         attributes = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in groups]
         attributes.append(x509.NameAttribute(NameOID.COMMON_NAME, user))
         return self._issue(user.replace(":", "-"), attributes, ExtendedKeyUsageOID.CLIENT_AUTH)
@@ -89,7 +89,7 @@ class Authority:
 
 
 def signing_key(folder: Path) -> KeyPair:
-    """Makes the key that signs service account tokens; the certificate file holds the bare public key."""
+    """Make the key that signs service account tokens; the certificate file holds the bare public key."""
     key = ec.generate_private_key(ec.SECP256R1())
     public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     return KeyPair(

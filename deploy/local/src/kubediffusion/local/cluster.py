@@ -90,7 +90,7 @@ class LocalCluster:
         return (*self.control_plane.processes, self.store.process, self.node)
 
     def start(self) -> None:
-        """Starts everything and waits until a pod could run."""
+        """Start everything, and wait until a pod could run."""
         self.store.process.start()
         self.control_plane.start()
         self.node.start()
@@ -99,7 +99,7 @@ class LocalCluster:
         self.node.wait_ready()
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
-        """Stops everything: pods with the node first, so that nobody sees the rest disappear.
+        """Stop everything: pods with the node first, so that nobody sees the rest disappear.
 
         Args:
             seconds: How long each part may take before it is killed.
@@ -110,7 +110,7 @@ class LocalCluster:
                 all_of_them.callback(process.stop, seconds)
 
     def check(self) -> None:
-        """Raises `PartFailedError` if any part has ended."""
+        """Raise `PartFailedError` if any part has ended."""
         for process in self.processes:
             process.check()
 
@@ -134,7 +134,7 @@ class LocalCluster:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
-        """Runs kubectl as an administrator and returns its output.
+        """Run kubectl as an administrator, and return its output.
 
         Raises:
             LocalError: It failed.
@@ -154,16 +154,16 @@ class LocalCluster:
         return answer.stdout
 
     def apply(self, manifests: Iterable[Manifest]) -> None:
-        """Applies manifests, one after the other; what another manager changed is taken back."""
+        """Apply manifests, one after the other; what another manager changed is taken back."""
         for manifest in manifests:
             self.control_plane.rest.apply(manifest, FIELD_MANAGER)
 
     def get(self, kind: str, name: str, namespace: str | None = None) -> dict[str, Any]:
-        """Returns an object."""
+        """Return an object."""
         return self.control_plane.rest.get(kind, name, namespace)
 
     def list(self, kind: str, namespace: str | None = None, selector: str = "") -> list[dict[str, Any]]:
-        """Returns objects."""
+        """Return objects."""
         return self.control_plane.rest.list(kind, namespace, selector)
 
     def _node(self, settings: ClusterSettings) -> Process:
@@ -195,7 +195,7 @@ class LocalCluster:
         )
 
     def _node_ready(self) -> bool:
-        """Returns whether the scheduler may use the node: it is registered, and no taint keeps pods away."""
+        """Return whether the scheduler may use the node: it is registered, and no taint keeps pods away."""
         try:
             found = self.get("node", NODE_NAME)
         except LocalError:

@@ -35,7 +35,7 @@ class ControlPlane:
     """
 
     def __init__(self, folder: Path, binaries: Binaries, reservations: Reservations, address: str = LOOPBACK) -> None:
-        """Prepares it; nothing runs yet.
+        """Prepare it; nothing runs yet.
 
         Args:
             folder: Where its data, keys and logs lie.
@@ -70,7 +70,7 @@ class ControlPlane:
         return (self.etcd, self.apiserver, self.controller_manager, self.scheduler)
 
     def start(self) -> None:
-        """Starts all of it; when this returns, the API server serves."""
+        """Start all of it; when this returns, the API server serves."""
         for process in (self.etcd, self.apiserver):
             process.start()
             process.wait_ready()
@@ -78,22 +78,22 @@ class ControlPlane:
             process.start()
 
     def wait_ready(self) -> None:
-        """Waits until each part serves."""
+        """Wait until each part serves."""
         for process in self.processes:
             process.wait_ready()
 
     def stop(self) -> None:
-        """Stops all of it, in reverse order: an API server without its store takes its time to give up."""
+        """Stop all of it, in reverse order: an API server without its store takes its time to give up."""
         for process in reversed(self.processes):
             process.stop()
 
     def kubeconfig(self, user: str, groups: tuple[str, ...] = ()) -> Path:
-        """Makes a user, who may do what RBAC lets a user of that name and those groups do."""
+        """Make a user, who may do what RBAC lets a user of that name and those groups do."""
         path = self._kubeconfigs / f"{user.replace(':', '-')}.yaml"
         return kubeconfig.with_certificate(path, self.url, self.authority, self._authority.client(user, groups))
 
     def server_certificate(self, name: str, *addresses: str) -> KeyPair:
-        """Issues a certificate for a server that the API server talks to."""
+        """Issue a certificate for a server that the API server talks to."""
         return self._authority.server(name, *addresses)
 
     def _apiserver(self, store: Etcd) -> Process:

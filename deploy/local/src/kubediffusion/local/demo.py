@@ -32,7 +32,7 @@ SHOWN = f"{meta.GENERATION_JOBS},{meta.DIFFUSION_MODELS},jobs,pods"
 
 
 def run(service: Service, image: Path) -> None:
-    """Generates the image and shows how.
+    """Generate the image, and show how.
 
     Args:
         service: What generates it.
@@ -59,7 +59,7 @@ def run(service: Service, image: Path) -> None:
 
 
 def exchange(url: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Makes a GET request, or a POST request of a body, and returns the answer.
+    """Make a GET request, or a POST request of a body, and return the answer.
 
     Raises:
         LocalError: The server refuses, or does not answer.
@@ -77,7 +77,7 @@ def exchange(url: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
 
 
 def save(path: Path, content: bytes) -> None:
-    """Writes a file as a whole or not at all."""
+    """Write a file as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_bytes(content)
@@ -97,7 +97,7 @@ def _finished(service: Service, task: str) -> dict[str, Any]:
 
 @contextmanager
 def _watched(service: Service, task: str) -> Iterator[None]:
-    """Shows the job's rows as kubectl prints them."""
+    """Show the job's rows as kubectl prints them."""
     command = [str(service.kubectl), "get", meta.GENERATION_JOBS, task, f"--namespace={NAMESPACE}", "--watch"]
     environment = {"KUBECONFIG": str(service.cluster.admin), "HOME": str(service.cluster.folder)}
     watch = subprocess.Popen(

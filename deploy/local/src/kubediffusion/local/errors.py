@@ -36,7 +36,7 @@ class NotInTimeError(LocalError):
 
 
 def log_tail(log: Path, lines: int = TAIL_LINES) -> str:
-    """Returns the last lines of a log, or nothing where there is no log yet."""
+    """Return the last lines of a log, or nothing where there is no log yet."""
     try:
         return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
     except FileNotFoundError:

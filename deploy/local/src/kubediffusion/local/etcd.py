@@ -27,7 +27,7 @@ class Etcd:
     client: KeyPair
 
     def flags(self) -> list[str]:
-        """Returns what the API server must be told."""
+        """Return what the API server must be told."""
         return [
             f"--etcd-servers={self.url}",
             f"--etcd-cafile={self.authority}",
@@ -37,7 +37,7 @@ class Etcd:
 
 
 def prepare(program: Path, data: Path, keys: Path, log: Path, reservations: Reservations) -> Etcd:
-    """Returns a store that is ready to be started."""
+    """Return a store that is ready to be started."""
     # An authority of its own: a certificate for Kubernetes must not open the store beneath it.
     authority = Authority("etcd-ca", keys)
     server = authority.server("etcd")

@@ -37,7 +37,7 @@ OPERATOR_PORT = 8081
 
 
 def cluster_scoped() -> list[Manifest]:
-    """Returns what a cluster has once: the CRDs, the admission policies and the roles."""
+    """Return what a cluster has once: the CRDs, the admission policies and the roles."""
     roles = [
         _object("rbac.authorization.k8s.io/v1", "ClusterRole", name, rules=_load(CHART / "files" / "rbac" / file))
         for name, file in {**ROLES, RELEASE: "release.yaml"}.items()
@@ -46,12 +46,12 @@ def cluster_scoped() -> list[Manifest]:
 
 
 def crds() -> list[Manifest]:
-    """Returns the custom resource definitions."""
+    """Return the custom resource definitions."""
     return list(_documents(CHART / "crds"))
 
 
 def namespaced(namespace: str, settings: Mapping[str, str]) -> list[Manifest]:
-    """Returns what each namespace has whose jobs are served: who may do what, and where images go.
+    """Return what each namespace has whose jobs are served: who may do what, and where images go.
 
     Args:
         namespace: The namespace.
@@ -82,7 +82,7 @@ def namespaced(namespace: str, settings: Mapping[str, str]) -> list[Manifest]:
 
 
 def release_binding(namespace: str) -> Manifest:
-    """Returns what lets the operator of a namespace release deleted jobs in every other, as the chart does.
+    """Return what lets the operator of a namespace release deleted jobs in every other, as the chart does.
 
     Args:
         namespace: The operator's own namespace.
@@ -114,19 +114,19 @@ class Part:
 
 
 def operator(namespace: str, environment: Mapping[str, str] | None = None) -> Manifest:
-    """Returns the operator's Deployment, for the jobs of one namespace."""
+    """Return the operator's Deployment, for the jobs of one namespace."""
     settings = {"KUBEDIFFUSION_NAMESPACES": namespace, **(environment or {})}
     return deployment(namespace, Part(OPERATOR, OPERATOR_PORT, environment=settings))
 
 
 def api(namespace: str, *, port: int | None = None, environment: Mapping[str, str] | None = None) -> Manifest:
-    """Returns the API's Deployment; with a port, it is served on this machine's 127.0.0.1 rather than in its pod."""
+    """Return the API's Deployment; with a port, it is served on this machine's 127.0.0.1 rather than in its pod."""
     settings = {"KUBEDIFFUSION_NAMESPACE": namespace, **(environment or {})}
     return deployment(namespace, Part(API, port or API_PORT, LOOPBACK if port else None, settings))
 
 
 def deployment(namespace: str, part: Part) -> Manifest:
-    """Returns the Deployment of a part: one replica, replaced as a whole."""
+    """Return the Deployment of a part: one replica, replaced as a whole."""
     labels = {"app.kubernetes.io/name": part.name}
     host = part.address or "$(POD_IP)"
     environment = [
@@ -169,7 +169,7 @@ def deployment(namespace: str, part: Part) -> Manifest:
 
 
 def default_model(namespace: str, folder: Path, gpus: int = 0) -> Manifest:
-    """Returns the model for jobs that name none.
+    """Return the model for jobs that name none.
 
     Args:
         namespace: The namespace.

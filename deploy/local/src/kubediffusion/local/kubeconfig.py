@@ -13,13 +13,13 @@ NAME = "kubediffusion-local"
 
 
 def with_certificate(path: Path, server: str, authority: Path, identity: KeyPair, namespace: str = "default") -> Path:
-    """Writes a self-contained kubeconfig of a user with a client certificate."""
+    """Write a self-contained kubeconfig of a user with a client certificate."""
     user = {"client-certificate-data": _inline(identity.certificate), "client-key-data": _inline(identity.key)}
     return _write(path, server, authority, user, namespace)
 
 
 def with_token_file(path: Path, server: str, authority: Path, token: Path, namespace: str) -> Path:
-    """Writes a kubeconfig of a service account whose token is renewed in a file."""
+    """Write a kubeconfig of a service account whose token is renewed in a file."""
     return _write(path, server, authority, {"tokenFile": str(token)}, namespace)
 
 

@@ -16,7 +16,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Replaces this process by the command."""
+    """Replace this process by the command."""
     parent = int(sys.argv[1])
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         raise SystemExit(f"prctl: {os.strerror(ctypes.get_errno())}")

@@ -15,7 +15,7 @@ DEMO = REPOSITORY / "demo"
 
 
 def cache_folder(environment: Mapping[str, str]) -> Path:
-    """Returns the folder, outside any checkout, for what takes minutes to make."""
+    """Return the folder, outside any checkout, for what takes minutes to make."""
     if own := environment.get("KUBEDIFFUSION_CACHE"):
         return Path(own).absolute()
     if shared := environment.get("XDG_CACHE_HOME"):

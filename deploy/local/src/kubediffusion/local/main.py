@@ -31,7 +31,7 @@ spec:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Does what the command line says; a failure is a message and exit code 1."""
+    """Do what the command line says; a failure is a message and exit code 1."""
     parser = argparse.ArgumentParser(prog="kubediffusion-local", description="KubeDiffusion on this machine.")
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="build the programs, which up and demo do when needed")
@@ -85,7 +85,7 @@ def _stay(service: Service) -> None:
 
 
 def usage(service: Service) -> str:
-    """Returns what a person needs to know to use it, an example for each way in included."""
+    """Return what a person needs to know to use it, an example for each way in included."""
     body = json.dumps(demo.REQUEST)
     manifest = EXAMPLE.format(prompt=demo.REQUEST["prompt"])
     return f"""

@@ -26,7 +26,7 @@ HealthCheck = Callable[[], bool]
 
 
 def killed_with_parent(command: Sequence[str]) -> list[str]:
-    """Returns the command to start so that `command` is killed when this process ends.
+    """Return the command to start so that `command` is killed when this process ends.
 
     The kernel watches the *thread* that starts it: start it from one that stays.
     """
@@ -34,7 +34,7 @@ def killed_with_parent(command: Sequence[str]) -> list[str]:
 
 
 def answers(url: str, authority: Path | None = None) -> HealthCheck:
-    """Returns a health check that passes once a GET of `url` answers 200.
+    """Return a health check that passes once a GET of `url` answers 200.
 
     Args:
         url: What to get; never through a proxy.
@@ -99,7 +99,7 @@ class Process:
         return self._process.pid
 
     def start(self) -> None:
-        """Starts it, without waiting for it to serve."""
+        """Start it, without waiting for it to serve."""
         if self.running:
             raise LocalError(f"{self.name} is running already")
         with self.program.log.open("ab") as log:
@@ -113,7 +113,7 @@ class Process:
             )
 
     def wait_ready(self, seconds: float = READY_SECONDS) -> None:
-        """Waits until it serves.
+        """Wait until it serves.
 
         Raises:
             PartFailedError: It ended, or did not serve in time.
@@ -126,25 +126,25 @@ class Process:
             time.sleep(POLL_SECONDS)
 
     def check(self) -> None:
-        """Raises `PartFailedError` if it is not running."""
+        """Raise `PartFailedError` if it is not running."""
         if self._process is not None and (code := self._process.poll()) is not None:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             raise PartFailedError(self.name, how, self.program.log)
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal to its whole process group."""
+        """Send a signal to its whole process group."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
     def kill(self) -> None:
-        """Ends it as a crash would: SIGKILL."""
+        """End it as a crash would: SIGKILL."""
         if self._process is not None:
             self.signal(signal.SIGKILL)
             self._process.wait()
             self._process = None
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
-        """Ends it with SIGTERM, and with SIGKILL where that does not do; also what it left behind in its group."""
+        """End it with SIGTERM, and with SIGKILL where that does not do; also what it left behind in its group."""
         if self._process is None:
             return
         try:

@@ -29,24 +29,24 @@ class Step:
         return TERMINAL_SECONDS if self._stream.isatty() else LOG_SECONDS
 
     def line(self) -> str:
-        """Returns the step's present line."""
+        """Return the step's present line."""
         detail = f"{self.detail}, " if self.detail else ""
         return f"{self._title}: {detail}{time.monotonic() - self._started:.0f} s"
 
     def show(self) -> None:
-        """Shows the present line: in place on a terminal, as a new one in a log."""
+        """Show the present line: in place on a terminal, as a new one in a log."""
         self._stream.write(f"{CLEAR_LINE}{self.line()}" if self._stream.isatty() else f"{self.line()}\n")
         self._stream.flush()
 
     def finish(self, outcome: str) -> None:
-        """Shows how it ended."""
+        """Show how it ended."""
         self._stream.write(f"{CLEAR_LINE if self._stream.isatty() else ''}{self.line()}, {outcome}\n")
         self._stream.flush()
 
 
 @contextmanager
 def step(title: str, stream: TextIO | None = None) -> Iterator[Step]:
-    """Shows a step's progress for as long as the block runs."""
+    """Show a step's progress for as long as the block runs."""
     running = Step(title, stream or sys.stderr)
     done = threading.Event()
 
@@ -70,7 +70,7 @@ def step(title: str, stream: TextIO | None = None) -> Iterator[Step]:
 
 
 def say(text: str = "", stream: TextIO | None = None) -> None:
-    """Writes a line for the person at the terminal."""
+    """Write a line for the person at the terminal."""
     out = stream or sys.stdout
     out.write(f"{text}\n")
     out.flush()

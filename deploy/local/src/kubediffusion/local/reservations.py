@@ -30,19 +30,19 @@ class Reservations:
         self._held: list[socket.socket] = []
 
     def port(self) -> int:
-        """Reserves a TCP port of 127.0.0.1 on which nothing listens."""
+        """Reserve a TCP port of 127.0.0.1 on which nothing listens."""
         ports = list(range(LOWEST_PORT, _first_ephemeral_port()))
         random.shuffle(ports)
         return int(self._first_free("port", map(str, ports), lambda name: _can_listen(int(name))))
 
     def network(self) -> str:
-        """Reserves the first two bytes of a /16 of loopback addresses, as in "127.42"."""
+        """Reserve the first two bytes of a /16 of loopback addresses, as in "127.42"."""
         seconds = list(range(1, 255))
         random.shuffle(seconds)
         return self._first_free("network", (f"127.{second}" for second in seconds), lambda _: True)
 
     def release(self) -> None:
-        """Releases everything that was reserved."""
+        """Release everything that was reserved."""
         while self._held:
             self._held.pop().close()
 
@@ -67,7 +67,7 @@ class Reservations:
 
 
 def _hold(name: str) -> socket.socket | None:
-    """Binds the abstract address of a name, unless somebody holds it."""
+    """Bind the abstract address of a name, unless somebody holds it."""
     held = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
         held.bind(f"\0kubediffusion/{name}")
@@ -80,7 +80,7 @@ def _hold(name: str) -> socket.socket | None:
 
 
 def listening(port: int, host: str = LOOPBACK) -> bool:
-    """Returns whether something listens on a TCP port already."""
+    """Return whether something listens on a TCP port already."""
     return not _can_listen(port, host)
 
 

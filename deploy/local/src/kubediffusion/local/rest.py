@@ -39,7 +39,7 @@ class Collection:
     namespaced: bool
 
     def path(self, namespace: str | None, name: str = "") -> str:
-        """Returns the path of an object, or of the collection; of a namespace where there are namespaces."""
+        """Return the path of an object, or of the collection; of a namespace where there are namespaces."""
         place = f"/namespaces/{namespace}" if self.namespaced and namespace else ""
         return f"{self.base}{place}/{self.plural}" + (f"/{name}" if name else "")
 
@@ -54,7 +54,7 @@ class Rest:
         self._collections: dict[str, Collection] = {}
 
     def get(self, kind: str, name: str, namespace: str | None = None) -> dict[str, Any]:
-        """Returns an object. A kind goes by any of the names that kubectl takes.
+        """Return an object. A kind goes by any of the names that kubectl takes.
 
         Raises:
             LocalError: There is no such object, or the API server does not answer.
@@ -63,13 +63,13 @@ class Rest:
         return found
 
     def list(self, kind: str, namespace: str | None = None, selector: str = "") -> list[dict[str, Any]]:
-        """Returns the objects of a kind, in a namespace or in all."""
+        """Return the objects of a kind, in a namespace or in all."""
         query = f"?{urlencode({'labelSelector': selector})}" if selector else ""
         items: list[dict[str, Any]] = self.request("GET", self._collection(kind).path(namespace) + query)["items"]
         return items
 
     def apply(self, manifest: Mapping[str, Any], manager: str) -> None:
-        """Applies a manifest on the server's side; what another manager changed is taken back."""
+        """Apply a manifest on the server's side; what another manager changed is taken back."""
         group, _, version = manifest["apiVersion"].rpartition("/")
         metadata = manifest["metadata"]
         collection = self._collection(f"{manifest['kind']}.{version}.{group}")
@@ -85,7 +85,7 @@ class Rest:
         content_type: str = JSON,
         accept: str = JSON,
     ) -> Any:
-        """Makes a request and returns the decoded answer.
+        """Make a request, and return the decoded answer.
 
         Raises:
             LocalError: The API server refuses, or does not answer.

@@ -86,7 +86,10 @@ class ObjectStore:
         }
 
     def client(self) -> S3Client:
-        """Returns a client with the server's own key; the caller closes it."""
+        """Return a client with the server's own key; the caller closes it.
+
+        The client of ``resources.s3`` reads endpoint and keys from its process's environment, which is another's here.
+        """
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
@@ -98,7 +101,7 @@ class ObjectStore:
         )
 
     def create_bucket(self, name: str) -> None:
-        """Makes a bucket."""
+        """Make a bucket."""
         with closing(self.client()) as client:
             client.create_bucket(Bucket=name)
 

@@ -55,7 +55,7 @@ class Service:
         self._options = options
 
     def install(self) -> None:
-        """Applies the manifests."""
+        """Apply the manifests."""
         cluster = self.cluster
         cluster.store.create_bucket(installation.BUCKET)
         crds = installation.crds()
@@ -73,7 +73,7 @@ class Service:
         )
 
     def wait_served(self) -> None:
-        """Waits until operator and API are ready."""
+        """Wait until operator and API are ready."""
 
         def served() -> bool:
             found = self.cluster.list("deployments", NAMESPACE)
@@ -82,7 +82,7 @@ class Service:
         self._wait("operator and API", served, PARTS_SECONDS)
 
     def wait_model(self) -> None:
-        """Waits until a worker holds the default model.
+        """Wait until a worker holds the default model.
 
         Raises:
             LocalError: It cannot be loaded.
@@ -99,7 +99,7 @@ class Service:
         self._wait("model", loaded, MODEL_SECONDS)
 
     def check(self) -> None:
-        """Raises `PartFailedError` if a process of the cluster has ended or a pod of ours keeps ending."""
+        """Raise `PartFailedError` if a process of the cluster has ended or a pod of ours keeps ending."""
         self.cluster.check()
         for pod in self.cluster.list("pods", NAMESPACE):
             for container in pod.get("status", {}).get("containerStatuses", []):
@@ -123,7 +123,7 @@ class Service:
 
 @contextmanager
 def serving(options: ServeOptions) -> Iterator[Service]:
-    """Runs KubeDiffusion on this machine for as long as the block runs.
+    """Run KubeDiffusion on this machine for as long as the block runs.
 
     Raises:
         LocalError: It cannot: the machine lacks something, or a part fails.
@@ -152,6 +152,6 @@ def serving(options: ServeOptions) -> Iterator[Service]:
 
 
 def require_free(port: int) -> None:
-    """Raises `LocalError` if something answers on a port of localhost, on whichever of its addresses."""
+    """Raise `LocalError` if something answers on a port of localhost, on whichever of its addresses."""
     with suppress(OSError), socket.create_connection(("localhost", port), timeout=2):
         raise LocalError(f"port {port} is taken by another program; stop that, or choose a port with PORT=")

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def wait_for(what: str, condition: Callable[[], T | None], seconds: float = POD_SECONDS) -> T:
-    """Waits until a condition holds, and returns what it returned.
+    """Wait until a condition holds, and return what it returned.
 
     Args:
         what: What is awaited, for the error.
@@ -52,7 +52,7 @@ def wait_for(what: str, condition: Callable[[], T | None], seconds: float = POD_
 
 
 async def eventually(what: str, condition: Callable[[], Awaitable[T | None]], seconds: float = POD_SECONDS) -> T:
-    """Waits until a condition holds, as `wait_for` does, for conditions that are coroutines."""
+    """Wait until a condition holds, as `wait_for` does, for conditions that are coroutines."""
     deadline = time.monotonic() + seconds
     while True:
         if value := await condition():
@@ -63,7 +63,7 @@ async def eventually(what: str, condition: Callable[[], Awaitable[T | None]], se
 
 
 async def connect(kubeconfig: Path) -> KubernetesClient:
-    """Returns a client with the identity of a kubeconfig."""
+    """Return a client with the identity of a kubeconfig."""
     configuration = kubernetes_client.Configuration()
     await kubernetes_config.load_kube_config(config_file=str(kubeconfig), client_configuration=configuration)
     configuration.client_session_kwargs = {"trust_env": False}  # never through a proxy
@@ -83,27 +83,27 @@ class Namespace:
         self.name = name
 
     def create(self) -> None:
-        """Creates it, and waits until pods can be created in it."""
+        """Create it, and wait until pods can be created in it."""
         self.cluster.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.name}}])
         wait_for(f"a service account in {self.name}", lambda: self.get("serviceaccount", "default"))
         wait_for(f"the authority's certificate in {self.name}", lambda: self.get("configmap", "kube-root-ca.crt"))
 
     def delete(self) -> None:
-        """Deletes it, and does not wait for that."""
+        """Delete it, and do not wait for that."""
         self.cluster.control_plane.rest.request("DELETE", f"/api/v1/namespaces/{self.name}")
 
     def install(self, *parts: Manifest) -> None:
-        """Creates the service accounts, rights and storage Secret of the parts, and applies the parts given."""
+        """Create the service accounts, rights and storage Secret of the parts, and apply the parts given."""
         self.apply(*installation.namespaced(self.name, self.cluster.store.settings), *parts)
 
     def apply(self, *manifests: Manifest) -> None:
-        """Applies manifests; those that name no namespace, to this one."""
+        """Apply manifests; those that name no namespace, to this one."""
         self.cluster.apply(
             {**manifest, "metadata": {"namespace": self.name, **manifest["metadata"]}} for manifest in manifests
         )
 
     def claim(self, name: str, folder: Path) -> None:
-        """Makes a PersistentVolumeClaim whose volume is a folder of this machine."""
+        """Make a PersistentVolumeClaim whose volume is a folder of this machine."""
         shared = {"accessModes": ["ReadOnlyMany"], "storageClassName": ""}
         volume = {
             "apiVersion": "v1",
@@ -116,24 +116,24 @@ class Namespace:
         self.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec})
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
-        """Runs kubectl in this namespace."""
+        """Run kubectl in this namespace."""
         return self.cluster.kubectl(f"--namespace={self.name}", *arguments, stdin=stdin)
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
-        """Returns an object."""
+        """Return an object."""
         return self.cluster.get(kind, name, self.name)
 
     def list(self, kind: str, selector: str = "") -> list[dict[str, Any]]:
-        """Returns objects."""
+        """Return objects."""
         return self.cluster.list(kind, self.name, selector)
 
     def pod_status(self, name: str) -> dict[str, Any]:
-        """Returns the status of a pod."""
+        """Return the status of a pod."""
         status: dict[str, Any] = self.get("pod", name).get("status", {})
         return status
 
     def container(self, pod: str) -> dict[str, Any]:
-        """Returns the status of a pod's first container.
+        """Return the status of a pod's first container.
 
         Raises:
             LocalError: It has none yet.
@@ -144,7 +144,7 @@ class Namespace:
         return statuses[0]
 
     def wait_phase(self, pod: str, phase: str, seconds: float = POD_SECONDS) -> dict[str, Any]:
-        """Waits for a pod's phase and returns its status."""
+        """Wait for a pod's phase, and return its status."""
 
         def reached() -> dict[str, Any] | None:
             status = self.pod_status(pod)
@@ -153,7 +153,7 @@ class Namespace:
         return wait_for(f"pod {pod} {phase}", reached, seconds)
 
     def wait_ready(self, pod: str, seconds: float = POD_SECONDS) -> dict[str, Any]:
-        """Waits until a pod is ready and returns its status."""
+        """Wait until a pod is ready, and return its status."""
 
         def ready() -> dict[str, Any] | None:
             status = self.pod_status(pod)
@@ -162,7 +162,7 @@ class Namespace:
         return wait_for(f"pod {pod} ready", ready, seconds)
 
     def pid(self, pod: str) -> int:
-        """Returns the process id of a pod's first container, which runs.
+        """Return the process id of a pod's first container, which runs.
 
         Raises:
             LocalError: It does not run.
@@ -173,11 +173,11 @@ class Namespace:
         return int(container["containerID"].removeprefix("process://"))
 
     def signal(self, pod: str, number: signal.Signals) -> None:
-        """Sends a signal to every process of a pod's first container: SIGKILL for a crash, SIGSTOP for a freeze."""
+        """Send a signal to every process of a pod's first container: SIGKILL for a crash, SIGSTOP for a freeze."""
         os.killpg(self.pid(pod), number)
 
 
 def is_true(status: dict[str, Any], condition: str) -> bool:
-    """Returns whether a condition of a status is true."""
+    """Return whether a condition of a status is true."""
     conditions: Iterable[dict[str, Any]] = status.get("conditions", [])
     return any(found["type"] == condition and found["status"] == "True" for found in conditions)

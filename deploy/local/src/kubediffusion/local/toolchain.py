@@ -39,7 +39,7 @@ class Toolchain:
     scratch: Path | None = None
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
-        """Returns the environment for a build whose result depends on our pins alone."""
+        """Return the environment for a build whose result depends on our pins alone."""
         environment = {
             **base,
             "CGO_ENABLED": "0",
@@ -58,7 +58,7 @@ class Toolchain:
 
 
 def find(needed: Version, cache: Path) -> Toolchain:
-    """Returns a toolchain of at least the version needed.
+    """Return a toolchain of at least the version needed.
 
     Raises:
         LocalError: There is none and none can be installed.
@@ -74,7 +74,7 @@ def find(needed: Version, cache: Path) -> Toolchain:
 
 
 def version_of(go: Path) -> Version:
-    """Returns the version of a Go command; nothing, which is older than anything, where it does not tell."""
+    """Return the version of a Go command; nothing, which is older than anything, where it does not tell."""
     answer = subprocess.run(
         [go, "env", "GOVERSION"],
         env={**os.environ, "GOTOOLCHAIN": "local"},
@@ -87,7 +87,7 @@ def version_of(go: Path) -> Version:
 
 
 def parse_version(text: str) -> Version:
-    """Returns the numbers of a version, as in "1.26.0"."""
+    """Return the numbers of a version, as in "1.26.0"."""
     return tuple(int(number) for number in re.findall(r"\d+", text)[:3])
 
 

@@ -21,7 +21,7 @@ from kubediffusion.resources.apiserver.client import KubernetesClient
 
 
 async def serve(settings: NodeSettings) -> None:
-    """Runs the node until SIGTERM or SIGINT."""
+    """Run the node until SIGTERM or SIGINT."""
     async with await KubernetesClient.connect("kubediffusion-process-node") as client:
         devices = settings.make_devices()
         node = Node(
@@ -52,7 +52,7 @@ async def serve(settings: NodeSettings) -> None:
 
 
 def main() -> None:
-    """Runs the node that the command line describes."""
+    """Run the node that the command line describes."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     asyncio.run(serve(parse(sys.argv[1:])))
 

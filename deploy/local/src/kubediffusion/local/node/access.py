@@ -21,7 +21,7 @@ class Access:
         self._client = client
 
     async def content(self, kind: str, namespace: str, name: str) -> dict[str, bytes] | None:
-        """Returns the content of a Secret or ConfigMap, or nothing where there is no such object."""
+        """Return the content of a Secret or ConfigMap, or nothing where there is no such object."""
         try:
             found = await self._client.request("GET", f"/api/v1/namespaces/{namespace}/{PLURALS[kind]}/{name}")
         except NotFoundError:
@@ -32,7 +32,7 @@ class Access:
         return texts | {key: base64.b64decode(value) for key, value in found.get("binaryData", {}).items()}
 
     async def token(self, pod: Pod, audience: str, seconds: int) -> str:
-        """Returns a token of the pod's service account that ends with the pod."""
+        """Return a token of the pod's service account that ends with the pod."""
         body = {
             "spec": {
                 "audiences": [audience] if audience else [],
@@ -50,7 +50,7 @@ class Access:
         return str(answer["status"]["token"])
 
     async def claimed_path(self, namespace: str, claim: str) -> str | None:
-        """Returns the path of this machine that stands behind a claim, or nothing where it has none (yet)."""
+        """Return the path of this machine that stands behind a claim, or nothing where it has none (yet)."""
         found = await self._client.request("GET", f"/api/v1/namespaces/{namespace}/persistentvolumeclaims/{claim}")
         volume = found["spec"].get("volumeName")
         if not volume:
@@ -60,19 +60,19 @@ class Access:
         return str(path) if path else None
 
     async def write_status(self, pod: Pod, status: Mapping[str, Any]) -> None:
-        """Writes a pod's status; refused when another pod has taken its name."""
+        """Write a pod's status; refused when another pod has taken its name."""
         # Lists are merged: without this, a pod whose address has changed would have both.
         addresses = {"podIPs": [{"$patch": "replace"}, *status["podIPs"]]} if "podIPs" in status else {}
         patch = {"metadata": {"uid": pod.metadata.uid}, "status": {**status, **addresses}}
         await self._client.request("PATCH", f"{_path(pod)}/status", body=patch, content_type=STRATEGIC_MERGE_PATCH)
 
     async def remove(self, pod: Pod) -> None:
-        """Takes a pod whose processes are gone out of the cluster."""
+        """Take a pod whose processes are gone out of the cluster."""
         options = {"gracePeriodSeconds": 0, "preconditions": {"uid": pod.metadata.uid}}
         await self._client.request("DELETE", _path(pod), body=options)
 
     async def create_event(self, event: Mapping[str, Any], namespace: str) -> None:
-        """Creates an event."""
+        """Create an event."""
         await self._client.request("POST", f"/api/v1/namespaces/{namespace}/events", body=event)
 
 

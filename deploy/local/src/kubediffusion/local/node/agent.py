@@ -25,7 +25,7 @@ class Agent:
         self._reflector = Reflector(pods, None, self._on_change, field_selector=f"spec.nodeName={node.name}")
 
     async def run(self) -> None:
-        """Runs pods until cancelled; then ends them all."""
+        """Run pods until cancelled; then end them all."""
         try:
             await self._reflector.run()
         finally:
@@ -34,7 +34,7 @@ class Agent:
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     def find(self, namespace: str, name: str) -> PodRunner | None:
-        """Returns the runner of a pod that is here."""
+        """Return the runner of a pod that is here."""
         for runner in self._runners.values():
             metadata = runner.pod.metadata
             if (metadata.namespace, metadata.name) == (namespace, name):

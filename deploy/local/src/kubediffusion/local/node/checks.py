@@ -28,7 +28,7 @@ class Target:
 
 
 async def check(probe: Probe, target: Target) -> str | None:
-    """Asks once; returns nothing when the probe passes and the reason when it does not."""
+    """Ask once; returns nothing when the probe passes and the reason when it does not."""
     try:
         async with asyncio.timeout(probe.timeout_seconds):
             if probe.http_get:

@@ -68,7 +68,7 @@ class ContainerRunner:
         self.report = ContainerReport(container.name, container.image)
 
     def resume(self, status: ContainerStatus) -> None:
-        """Takes over what a former process of this node reported, whose containers died with it."""
+        """Take over what a former process of this node reported, whose containers died with it."""
         ended = status.state.terminated
         if status.state.running:
             ended = TerminatedState(
@@ -85,18 +85,18 @@ class ContainerRunner:
             self.report = replace(self.report, state=end)
 
     def set_waiting(self, reason: str, message: str) -> None:
-        """Sets the reason for which the container does not run yet."""
+        """Set the reason for which the container does not run yet."""
         self._update(state=Waiting(reason, message))
 
     def abandon(self) -> None:
-        """Marks the container as ended, so that no ended pod has a container that waits."""
+        """Mark the container as ended, so that no ended pod has a container that waits."""
         if isinstance(self.report.state, Waiting):
             never = "The container was never started"
             end = Terminated(LOST, UNKNOWN, never, None, _now(), "")
             self._update(state=self.report.last or end)
 
     async def run(self, workplace: Workplace) -> None:
-        """Runs it until it has ended for good."""
+        """Run it until it has ended for good."""
         while not self._stop.asked:
             if isinstance(self.report.state, Terminated) and not await self._may_restart(self.report.state):
                 return
@@ -113,7 +113,7 @@ class ContainerRunner:
         self._changed()
 
     async def _may_restart(self, end: Terminated) -> bool:
-        """Waits out the back-off before a restart; returns whether there is to be one."""
+        """Wait out the back-off before a restart; returns whether there is to be one."""
         if not should_restart(self._policy.restart_policy, end.exit_code):
             return False
         delay = self._policy.backoff.delay(self._crashes)
@@ -128,7 +128,7 @@ class ContainerRunner:
         return True
 
     async def _launch(self, workplace: Workplace) -> Launch | None:
-        """Gathers what a run needs, for as long as it takes; nothing when the pod is to end before that."""
+        """Gather what a run needs, for as long as it takes; nothing when the pod is to end before that."""
         while True:
             try:
                 return await workplace.launch(self._container, self.report.restarts)
@@ -155,7 +155,7 @@ class ContainerRunner:
         return Terminated(code, "Error" if code else "Completed", message, started, _now(), identity)
 
     async def _attend(self, process: ContainerProcess, launch: Launch, workplace: Workplace) -> int:
-        """Probes a process until it ends, by itself or because it is told to."""
+        """Probe a process until it ends, by itself or because it is told to."""
         unhealthy = asyncio.Event()
 
         def end(reason: str) -> None:
@@ -205,7 +205,7 @@ class ContainerRunner:
 
 
 def termination_message(launch: Launch, policy: str, exit_code: int) -> str:
-    """Returns a container's termination message."""
+    """Return a container's termination message."""
     try:
         message = launch.message.read_bytes()[:MESSAGE_BYTES].decode(errors="replace")
     except OSError:  # the container removed it, or put something else in its place

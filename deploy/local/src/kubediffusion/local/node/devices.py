@@ -11,7 +11,7 @@ HOSTS = 256 * 256 - 1
 
 
 def count_gpus(folder: Path = DEVICE_FOLDER) -> int:
-    """Counts this machine's NVIDIA GPUs by their device files."""
+    """Count this machine's NVIDIA GPUs by their device files."""
     return len(list(folder.glob("nvidia[0-9]*")))
 
 

@@ -38,7 +38,7 @@ Contents = Mapping[tuple[str, str], Mapping[str, bytes]]
 
 
 def sources(container: Container) -> Iterator[Source]:
-    """Yields the Secrets and ConfigMaps that a container's environment comes from."""
+    """Yield the Secrets and ConfigMaps that a container's environment comes from."""
     for group in container.env_from:
         for kind, whole in (("Secret", group.secret_ref), ("ConfigMap", group.config_map_ref)):
             if whole:
@@ -49,7 +49,7 @@ def sources(container: Container) -> Iterator[Source]:
 
 
 def variables(container: Container, pod: Pod, facts: Facts, contents: Contents) -> dict[str, str]:
-    """Returns the variables that a container's manifest asks for.
+    """Return the variables that a container's manifest asks for.
 
     Later ones win over earlier ones and `env` over `envFrom`; ``$(NAME)`` stands for one that came before.
 
@@ -70,7 +70,7 @@ def variables(container: Container, pod: Pod, facts: Facts, contents: Contents) 
 
 
 def expand(text: str, known: Mapping[str, str]) -> str:
-    """Puts values in the place of ``$(NAME)``. An unknown name stays as it is, and ``$$`` is a dollar sign."""
+    """Put values in the place of ``$(NAME)``. An unknown name stays as it is, and ``$$`` is a dollar sign."""
 
     def value(reference: re.Match[str]) -> str:
         name = reference["name"]
@@ -80,7 +80,7 @@ def expand(text: str, known: Mapping[str, str]) -> str:
 
 
 def field(path: str, pod: Pod, facts: Facts) -> str:
-    """Returns a field of the pod, as the downward API names it.
+    """Return a field of the pod, as the downward API names it.
 
     Raises:
         ConfigurationError: There is no such field.

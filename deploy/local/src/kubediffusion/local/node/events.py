@@ -32,7 +32,7 @@ class Events:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def warn(self, reason: str, message: str) -> None:
-        """Creates a warning Event, unless the last one said the same."""
+        """Create a warning Event, unless the last one said the same."""
         if (reason, message) == self._last:
             return
         self._last = (reason, message)

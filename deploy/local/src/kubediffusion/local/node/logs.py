@@ -31,7 +31,7 @@ class LogServer:
         self._runner = web.AppRunner(application, access_log=None)
 
     async def start(self, port: int, certificate: Path, key: Path, authority: Path) -> None:
-        """Starts to serve, to holders of a certificate of this cluster alone."""
+        """Start to serve, to holders of a certificate of this cluster alone."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority)
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_cert_chain(certificate, key)
@@ -39,7 +39,7 @@ class LogServer:
         await web.TCPSite(self._runner, LOOPBACK, port, ssl_context=context).start()
 
     async def stop(self) -> None:
-        """Stops serving."""
+        """Stop serving."""
         await self._runner.cleanup()
 
     async def _logs(self, request: web.Request) -> web.StreamResponse:
@@ -62,7 +62,7 @@ class LogServer:
 
 
 async def _read(path: Path, start: int, more: Callable[[], bool]) -> AsyncIterator[bytes]:
-    """Yields a file's content from a place on, and what is added to it for as long as there may be more."""
+    """Yield a file's content from a place on, and what is added to it for as long as there may be more."""
     with path.open("rb") as file:
         file.seek(start)
         while True:
@@ -75,7 +75,7 @@ async def _read(path: Path, start: int, more: Callable[[], bool]) -> AsyncIterat
 
 
 def _offset(path: Path, lines: int) -> int:
-    """Returns where the last lines of a file begin."""
+    """Return where the last lines of a file begin."""
     content = path.read_bytes()
     kept = content.splitlines(keepends=True)[-lines:] if lines else []
     return len(content) - sum(map(len, kept))

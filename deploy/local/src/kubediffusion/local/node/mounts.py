@@ -27,7 +27,7 @@ class Mounts:
         self._pattern = re.compile(rf"(?:(?<=[{BORDER}])|^)(?:{alternatives})(?=/|$|[{BORDER}])") if paths else None
 
     def translate(self, text: str) -> str:
-        """Returns a value with every mount path in it replaced."""
+        """Return a value with every mount path in it replaced."""
         if self._pattern is None:
             return text
         return self._pattern.sub(lambda found: str(self._folders[found[0]]), text)

@@ -22,7 +22,7 @@ class ProbeState:
     streak: int = 0
 
     def observe(self, answer: bool, probe: Probe) -> ProbeState:
-        """Returns the state after one more answer: thresholds count answers in a row."""
+        """Return the state after one more answer: thresholds count answers in a row."""
         streak = self.streak + 1 if answer == self.answer else 1
         threshold = probe.success_threshold if answer else probe.failure_threshold
         state = replace(self, answer=answer, streak=streak)

@@ -27,7 +27,7 @@ class ProbeCallbacks:
 
 
 async def watch(target: Target, callbacks: ProbeCallbacks) -> None:
-    """Probes a container until cancelled, or until nothing is left to ask."""
+    """Probe a container until cancelled, or until nothing is left to ask."""
     container = target.container
     if container.startup_probe and not await _passes(container.startup_probe, target, callbacks):
         return
@@ -42,7 +42,7 @@ async def watch(target: Target, callbacks: ProbeCallbacks) -> None:
 
 
 async def _passes(probe: Probe, target: Target, callbacks: ProbeCallbacks, *, forever: bool = False) -> bool:
-    """Probes until the verdict: startup is over when it passes, liveness only when it fails."""
+    """Probe until the verdict: startup is over when it passes, liveness only when it fails."""
     state = ProbeState()
     await asyncio.sleep(probe.initial_delay_seconds)
     while True:

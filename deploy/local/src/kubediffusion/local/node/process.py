@@ -74,13 +74,13 @@ class ContainerProcess:
         return self._process.pid
 
     async def wait(self) -> int:
-        """Waits for its end and returns the exit code as a container runtime tells it: 137 after SIGKILL."""
+        """Wait for its end, and return the exit code as a container runtime tells it: 137 after SIGKILL."""
         await self._ended.wait()
         code = self._process.returncode
         return KILLED_BY_SIGNAL - code if code < 0 else code
 
     async def stop(self, grace_seconds: float) -> None:
-        """Asks it to end, and ends it when the time of grace is over."""
+        """Ask it to end, and end it when the time of grace is over."""
         self._signal_main(signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._ended.wait(), grace_seconds)
@@ -88,7 +88,7 @@ class ContainerProcess:
         await self._ended.wait()
 
     def kill(self) -> None:
-        """Ends it, and every process that it started and left in its group."""
+        """End it, and every process that it started and left in its group."""
         if self._process.returncode is None:  # afterwards its id may be another's
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)

@@ -52,7 +52,7 @@ class Capacity:
 
 
 def machine_memory() -> str:
-    """Returns the memory of this machine as a quantity."""
+    """Return the memory of this machine as a quantity."""
     kibibytes = MEMINFO.read_text().split("MemTotal:")[1].split()[0]
     return f"{kibibytes}Ki"
 
@@ -69,7 +69,7 @@ class Registration:
         self._since = dt.datetime.now(dt.UTC)
 
     async def run(self) -> None:
-        """Registers the node and keeps it registered until cancelled."""
+        """Register the node, and keep it registered until cancelled."""
         await asyncio.gather(self._repeat(self._register, STATUS_SECONDS), self._repeat(self._renew, RENEW_SECONDS))
 
     async def _repeat(self, act: Any, seconds: float) -> None:
@@ -83,7 +83,7 @@ class Registration:
                 await asyncio.sleep(seconds)
 
     async def _register(self) -> None:
-        """Creates the Node, or brings the status of the one that is there up to date."""
+        """Create the Node, or bring the status of the one that is there up to date."""
         architecture = ARCHITECTURES.get(platform.machine(), platform.machine())
         labels = {
             "kubernetes.io/hostname": self._name,

@@ -10,7 +10,7 @@ NEVER = "Never"
 
 
 def should_restart(policy: str, exit_code: int) -> bool:
-    """Returns whether a container that ended starts again."""
+    """Return whether a container that ended starts again."""
     return policy == ALWAYS or (policy == ON_FAILURE and exit_code != 0)
 
 
@@ -29,12 +29,12 @@ class Backoff:
     forgiven_after: float = 600.0
 
     def delay(self, crashes: int) -> float:
-        """Returns the seconds to wait after a number of ends in a row."""
+        """Return the seconds to wait after a number of ends in a row."""
         if crashes <= 1:
             return 0.0
         # A float's exponent is bounded, and a container may crash for weeks.
         return min(self.initial * 2.0 ** min(crashes - 2, 64), self.limit)
 
     def count(self, crashes: int, ran_seconds: float) -> int:
-        """Returns the number of ends in a row after one more, of a container that ran for some seconds."""
+        """Return the number of ends in a row after one more, of a container that ran for some seconds."""
         return 1 if ran_seconds >= self.forgiven_after else crashes + 1

@@ -73,7 +73,7 @@ class PodRunner:
         self.update(pod)
 
     def update(self, pod: Pod) -> None:
-        """Takes note of a change of the pod; all that can change for a node is that it is to go."""
+        """Take note of a change of the pod; all that can change for a node is that it is to go."""
         if pod.metadata.deletion_timestamp:
             grace = pod.metadata.deletion_grace_period_seconds
             self._deleted.set()
@@ -90,20 +90,20 @@ class PodRunner:
         return phase(self._observed()) in {PENDING, RUNNING}
 
     def log(self, container: str, *, previous: bool = False) -> Path | None:
-        """Returns where the output of a container's present (or previous) run goes, if it has run."""
+        """Return where the output of a container's present (or previous) run goes, if it has run."""
         for runner in self._containers:
             if runner.report.name == container and runner.report.restarts >= previous:
                 return self._logs / log_name(container, runner.report.restarts - previous)
         return None
 
     def gone(self) -> None:
-        """Takes note that the API server has forgotten the pod: nothing to report, no grace."""
+        """Take note that the API server has forgotten the pod: nothing to report, no grace."""
         self._gone.set()
         self._deleted.set()
         self._stop.ask(0)
 
     async def run(self) -> None:
-        """Runs the pod until it is gone."""
+        """Run the pod until it is gone."""
         try:
             if not self._pod.finished:
                 await self._run_and_report()
@@ -162,14 +162,14 @@ class PodRunner:
             self._node.devices.release(uid)
 
     def _resume(self) -> None:
-        """Takes over what a former process of this node has reported."""
+        """Take over what a former process of this node has reported."""
         known = {status.name: status for status in self._pod.status.container_statuses}
         for container in self._containers:
             if status := known.get(container.report.name):
                 container.resume(status)
 
     async def _prepare(self, workplace: Workplace) -> bool:
-        """Makes the pod's volumes, for as long as it takes; returns whether that came before its end."""
+        """Make the pod's volumes, for as long as it takes; returns whether that came before its end."""
         while not self._stop.asked:
             try:
                 await workplace.prepare()
@@ -210,7 +210,7 @@ class PodRunner:
                     break
 
     async def _report(self) -> None:
-        """Writes the status after each change. Changes that come while one is written are written together."""
+        """Write the status after each change. Changes that come while one is written are written together."""
         while not self._gone.is_set():
             await self._changed.wait()
             self._changed.clear()
@@ -238,7 +238,7 @@ class PodRunner:
         await self._persist(lambda: self._node.access.remove(self._pod))
 
     async def _persist(self, write: Callable[[], Any]) -> None:
-        """Writes until the API server has taken it, or the pod is gone."""
+        """Write until the API server has taken it, or the pod is gone."""
         while not self._gone.is_set():
             try:
                 await write()

@@ -53,7 +53,7 @@ class NodeSettings:
     backoff: Backoff = field(default_factory=Backoff)
 
     def arguments(self) -> list[str]:
-        """Returns the command line that says the same."""
+        """Return the command line that says the same."""
         options = {
             "name": self.name,
             "authority": self.authority,
@@ -73,18 +73,18 @@ class NodeSettings:
         return [f"--{option}={value}" for option, value in options.items() if value is not None]
 
     def make_devices(self) -> devices.Devices:
-        """Returns the GPUs that it has. More than the machine's are simulated, all of them."""
+        """Return the GPUs that it has. More than the machine's are simulated, all of them."""
         real = devices.count_gpus()
         count = real if self.gpus is None else self.gpus
         return devices.Devices(count, simulated=count > real)
 
     def capacity(self, gpus: int) -> Capacity:
-        """Returns what the scheduler may count on."""
+        """Return what the scheduler may count on."""
         return Capacity(self.cpu, self.memory or machine_memory(), DEFAULT_PODS, gpus)
 
 
 def parse(arguments: Sequence[str]) -> NodeSettings:
-    """Returns what a command line says."""
+    """Return what a command line says."""
     parser = argparse.ArgumentParser(prog="process-node", description="A Kubernetes node that runs processes.")
     for option in ("name", "server", "network"):
         parser.add_argument(f"--{option}", required=True)

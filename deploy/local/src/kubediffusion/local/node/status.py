@@ -96,7 +96,7 @@ class PodReport:
 
 
 def phase(report: PodReport) -> str:
-    """Returns a pod's phase, by kubelet's rules."""
+    """Return a pod's phase, by kubelet's rules."""
     states = [container.state for container in report.containers]
     if report.failure and not any(isinstance(state, Running) for state in states):
         return FAILED
@@ -109,7 +109,7 @@ def phase(report: PodReport) -> str:
 
 
 def pod_status(report: PodReport, known: Sequence[Mapping[str, Any]], now: dt.datetime) -> dict[str, Any]:
-    """Returns the fields of a pod's status that its node owns.
+    """Return the fields of a pod's status that its node owns.
 
     Args:
         report: What there is to say.
@@ -133,7 +133,7 @@ def pod_status(report: PodReport, known: Sequence[Mapping[str, Any]], now: dt.da
 
 
 def container_status(container: ContainerReport) -> dict[str, Any]:
-    """Returns the entry of a container in its pod's status."""
+    """Return the entry of a container in its pod's status."""
     status: dict[str, Any] = {
         "name": container.name,
         "image": container.image,
@@ -150,7 +150,7 @@ def container_status(container: ContainerReport) -> dict[str, Any]:
 
 
 def timestamp(moment: dt.datetime) -> str:
-    """Returns a moment as Kubernetes' Time writes it: in whole seconds."""
+    """Return a moment as Kubernetes' Time writes it: in whole seconds."""
     return moment.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

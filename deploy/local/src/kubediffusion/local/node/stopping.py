@@ -19,7 +19,7 @@ class Stop:
         return self._asked.is_set()
 
     def ask(self, grace_seconds: float) -> None:
-        """Asks the pod to end."""
+        """Ask the pod to end."""
         if self.asked:
             self.grace_seconds = min(self.grace_seconds, grace_seconds)
             if self.grace_seconds == 0:
@@ -29,15 +29,15 @@ class Stop:
             self._asked.set()
 
     async def wait(self) -> None:
-        """Waits until the pod is to end."""
+        """Wait until the pod is to end."""
         await self._asked.wait()
 
     async def wait_kill(self) -> None:
-        """Waits until the pod, which is ending, is to end without any more grace."""
+        """Wait until the pod, which is ending, is to end without any more grace."""
         await self._kill.wait()
 
     async def asked_within(self, seconds: float) -> bool:
-        """Waits for some seconds, or less if the pod is to end; returns whether the pod is to end."""
+        """Wait for some seconds, or less if the pod is to end; return whether the pod is to end."""
         try:
             await asyncio.wait_for(self._asked.wait(), seconds)
         except TimeoutError:

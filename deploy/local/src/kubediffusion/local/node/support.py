@@ -8,7 +8,7 @@ from kubediffusion.local.node.objects import Container, Pod, Probe, Volume
 
 
 def unsupported(pod: Pod) -> str | None:
-    """Returns what this node cannot do for a pod, or nothing where it can run it."""
+    """Return what this node cannot do for a pod, or nothing where it can run it."""
     return next(_reasons(pod), None)
 
 
@@ -47,7 +47,7 @@ def _of_container(container: Container) -> Iterator[str]:
 
 
 def probes_of(container: Container) -> Iterator[tuple[str, Probe]]:
-    """Yields a container's probes by kind."""
+    """Yield a container's probes by kind."""
     for kind, probe in (
         ("startup", container.startup_probe),
         ("readiness", container.readiness_probe),

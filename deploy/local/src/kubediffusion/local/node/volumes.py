@@ -54,7 +54,7 @@ class Volumes:
         self.tokens: list[RenewedToken] = []
 
     async def make(self) -> dict[str, Path]:
-        """Makes every volume and returns its folder (or file, for a hostPath of one) by its name.
+        """Make every volume, and return its folder (or file, for a hostPath of one) by its name.
 
         Raises:
             ConfigurationError: Something that a volume is made of does not exist (yet).
@@ -64,7 +64,7 @@ class Volumes:
         return {volume.name: await self._volume(volume) for volume in self._pod.spec.volumes}
 
     async def renew(self, token: RenewedToken) -> None:
-        """Writes a new token."""
+        """Write a new token."""
         text = await self._access.token(self._pod, token.request.audience, token.request.expiration_seconds)
         write_secret(token.file, text)
 

@@ -61,7 +61,7 @@ class Workplace:
         self.volumes = Volumes(pod, folder / "volumes", access, facts)
 
     async def prepare(self) -> None:
-        """Makes the pod's folders and volumes.
+        """Make the pod's folders and volumes.
 
         Raises:
             ConfigurationError: Something that a volume is made of does not exist (yet).
@@ -72,11 +72,11 @@ class Workplace:
         self._mounted = await self.volumes.make()
 
     def remove(self) -> None:
-        """Removes the pod's folder with its volumes; not its logs."""
+        """Remove the pod's folder with its volumes; not its logs."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def launch(self, container: Container, attempt: int) -> Launch:
-        """Returns how to run a container.
+        """Return how to run a container.
 
         Raises:
             ConfigurationError: Something that its environment refers to does not exist (yet).
@@ -96,7 +96,7 @@ class Workplace:
         )
 
     def mounts(self, container: Container, message: Path) -> Mounts:
-        """Returns the folders behind a container's mount paths, the file of its last words among them."""
+        """Return the folders behind a container's mount paths, the file of its last words among them."""
         folders = {mount.mount_path: self._mounted[mount.name] / mount.sub_path for mount in container.volume_mounts}
         return Mounts({**folders, container.termination_message_path: message})
 
@@ -116,7 +116,7 @@ class Workplace:
         return variables
 
     def _credentials(self, folder: Path) -> dict[str, str]:
-        """Returns what leads a client to the API server, as the usual path cannot be there for each pod."""
+        """Return what leads a client to the API server, as the usual path cannot be there for each pod."""
         url = urlsplit(self._server.url)
         file = kubeconfig.with_token_file(
             self._folder / "kubeconfig",
@@ -145,5 +145,5 @@ class Workplace:
 
 
 def log_name(container: str, attempt: int) -> str:
-    """Returns the name of the file that takes the output of one run of a container."""
+    """Return the name of the file that takes the output of one run of a container."""
     return f"{container}.{attempt}.log"

@@ -70,7 +70,7 @@ def release_pause(job: GenerationJob, worker_end: float) -> float:
 
 
 class ImageReleases:
-    """Deletes the images of deleted jobs, then the finalizer that held them.
+    """Deletes the images of deleted jobs, then removes the finalizer that held them.
 
     Args:
         cluster: Where the jobs are.
@@ -137,7 +137,7 @@ class ImageReleases:
         self._deleted.close()
 
     async def _release(self, known: GenerationJob) -> None:
-        """Delete a job's images and then its finalizer; it is read anew, as it may have changed while it waited."""
+        """Delete a job's images, then remove its finalizer. It is read anew first, as it may have changed meanwhile."""
         job = await self._cluster.get_job(known.metadata.namespace, known.name, known.uid)
         if awaits_image_deletion(job):
             stays = await self._images.remove(job)

@@ -1,7 +1,8 @@
 """Deletes finished jobs: those whose time to live is over, and the oldest where there are too many.
 
-When a job goes is decided by pure functions; :class:`Retention` waits, asks the API server, tries again. Deleted jobs
-that their images hold are released by :mod:`.image_releases`.
+Which jobs are too many decides :mod:`.finished_jobs`; :mod:`kubediffusion.resources.time_to_live` says how long one
+stays. :class:`Retention` keeps when each is due, asks the API server, and tries again. Deleted jobs that their images
+hold are released by :mod:`.image_releases`.
 """
 
 from __future__ import annotations

@@ -168,7 +168,9 @@ class WorkerSettings(Schema):
     termination_grace_period_seconds: Annotated[int, Field(ge=0, le=86_400)] = 120
     """How long a worker may take to finish the batch in flight when it is told to go."""
     start_deadline_seconds: Annotated[int, Field(ge=10, le=86_400)] = 3600
-    """A worker whose start makes no progress for so long is replaced, as one that has crashed."""
+    """Seconds without progress after which a worker that starts is replaced, as one that has crashed.
+
+    They do not run while it waits for a node."""
     queue_name: Annotated[str, Field(min_length=1, max_length=63)] | None = None
     """LocalQueue of Kueue: the worker Job is labelled for it and starts suspended."""
 

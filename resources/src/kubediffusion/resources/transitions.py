@@ -2,7 +2,8 @@
 
 The API server enforces it twice: the CRD's CEL refuses a change of phase that the table does not have
 (:func:`transition_rule`), and an admission policy refuses it to the wrong writer
-(:mod:`kubediffusion.resources.crds.policies`).
+(:mod:`kubediffusion.resources.crds.policies`). The operator asks :func:`allowed` before it writes; the worker is held
+to the table by the API server alone.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ everything() { # what runs in a session of its own
     rm -f "$work"/compiled-*.json
   done
   [ -e "$work/distil-average.pt" ] || return 1
-  touch "$work/drawn-by-now"
+  touch "$work/distilled"
   local lora=$(($(date +%s) + ${LORA:-80}))
   (adapt $(gpu 1) --ends $lora line-drawing) & (adapt $(gpu 1) --ends $lora pixel-art) &
   (adapt $(gpu 0) --ends $lora hedgehog) & (adapt $(gpu 1) judge) &
@@ -66,7 +66,7 @@ everything() { # what runs in a session of its own
 }
 
 collect() { # what is there, whole or not
-  if [ ! -e "$work/drawn-by-now" ] && [ -e "$work/flow.pt" ]; then
+  if [ ! -e "$work/distilled" ] && [ -e "$work/flow.pt" ]; then
     flow --device cpu --further "$model" --stages export >>"$log" 2>&1
   fi
   tar cf - "$model" 2>/dev/null | split -b 15000000 -d - "$work/model.tar."
@@ -75,16 +75,21 @@ collect() { # what is there, whole or not
 }
 
 case ${INSIDE:-} in
-  1) everything; touch "$work/ended"; exit ;;
+  1) everything; touch "$work/idle"; exit ;;
 esac
-if ! { [ -e "$work/pid" ] && kill -0 "$(cat "$work/pid")" 2>/dev/null; } && [ ! -e "$work/done" ]; then
-  rm -f "$work/ended"
-  INSIDE=1 setsid nohup bash "$0" "$@" >>"$log" 2>&1 </dev/null &
-  echo $! >"$work/pid"
+running() { [ -e "$work/pid" ] && [ ! -e "$work/idle" ] && kill -0 "$(cat "$work/pid")" 2>/dev/null; }
+if ! running && [ ! -e "$work/done" ]; then
+  rm -f "$work/idle"
+  INSIDE=1 python3 - "$0" "$@" >"$work/pid" <<PYTHON
+import subprocess, sys
+log = open("$log", "ab")
+process = subprocess.Popen(["bash", *sys.argv[1:]], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+print(process.pid)
+PYTHON
 fi
 cd "$root" || exit
 until=$(($(date +%s) + wait - 30)) scored=0
-while [ "$(date +%s)" -lt "$until" ] && [ ! -e "$work/ended" ]; do
+while [ "$(date +%s)" -lt "$until" ] && running; do
   sleep 5
   if [ -e "$work/scored" ] && [ $scored = 0 ]; then # the most of it: keep it while the rest is being made
     scored=1

@@ -21,8 +21,16 @@ MODEL: dict[str, Any] = {
     "apiVersion": "kubediffusion.io/v1alpha1",
     "kind": "DiffusionModel",
     "metadata": {"name": "emoji", "annotations": {"kubediffusion.io/is-default": "true"}},
-    # Its workers find no node: they are starting for ever.
-    "spec": {"source": {"path": "/models/emoji"}, "workers": {"minReplicas": 1, "nodeSelector": {"nowhere": "true"}}},
+    "spec": {
+        "source": {"path": "/models/emoji"},
+        "workers": {
+            "minReplicas": 1,
+            # They find no node: they are starting for ever.
+            "nodeSelector": {"nowhere": "true"},
+            # A namespace that is deleted while it has Pods is looked at again after half of the longest grace period.
+            "terminationGracePeriodSeconds": 1,
+        },
+    },
 }
 
 JOB = {
@@ -73,6 +81,18 @@ async def workers_pod(namespace: Namespace) -> str:
         return str(pods[0]["metadata"]["name"]) if pods else ""
 
     return await eventually("the worker's Pod", found)
+
+
+async def unscheduled_pod(namespace: Namespace) -> str:
+    """Wait until the scheduler has said that no node takes the worker's Pod, which it does once; return its name."""
+    pod = await workers_pod(namespace)
+
+    async def told() -> bool:
+        status = await asyncio.to_thread(namespace.pod_status, pod)
+        return any(condition["type"] == "PodScheduled" for condition in status.get("conditions", ()))
+
+    await eventually("the scheduler to have seen the Pod", told)
+    return pod
 
 
 async def bindable_worker(namespace: Namespace, client: KubernetesClient) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from integration.operator.operators import DEFAULTS, JOB, MODEL, events_of, without_watches, workers_pod
+from integration.operator.operators import DEFAULTS, JOB, MODEL, events_of, unscheduled_pod, without_watches
 from kubediffusion.local.testing import Namespace, eventually
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.conditions import find_condition
@@ -72,7 +72,7 @@ async def test_what_stands_in_the_way_next_is_told_on_a_job_that_waits_already(
 ) -> None:
     namespace.apply(QUOTA)
     # A node takes the Pod, and lacks a Secret for its container.
-    spec = {**MODEL["spec"], "workers": {"minReplicas": 1}}
+    spec = {**MODEL["spec"], "workers": {"minReplicas": 1, "terminationGracePeriodSeconds": 1}}
     await client.diffusion_models.create(namespace.name, {**MODEL, "spec": spec})
     job = await client.generation_jobs.create(namespace.name, JOB)
     async with without_watches(namespace, client):
@@ -91,7 +91,7 @@ async def test_a_worker_that_never_starts_is_replaced(namespace: Namespace, clie
     workers = {**MODEL["spec"]["workers"], "startDeadlineSeconds": 10}
     await client.diffusion_models.create(namespace.name, {**MODEL, "spec": {**MODEL["spec"], "workers": workers}})
     async with without_watches(namespace, client):
-        pod = await workers_pod(namespace)
+        pod = await unscheduled_pod(namespace)
         # A node has taken it, and its container hangs.
         running = {"type": "PodScheduled", "status": "True"}
         path = f"/api/v1/namespaces/{namespace.name}/pods/{pod}/status"

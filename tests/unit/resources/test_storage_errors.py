@@ -6,7 +6,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, NoCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionClosedError,
+    EndpointConnectionError,
+    IncompleteReadError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProxyConnectionError,
+    ReadTimeoutError,
+    SSLError,
+)
 
 from kubediffusion.resources.redaction import Redactor
 from kubediffusion.resources.runtime.settings import StorageSecrets
@@ -51,6 +63,67 @@ def test_trouble_of_the_server_passes(code: str) -> None:
 @pytest.mark.parametrize("code", ["AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"])
 def test_denied_access_passes_since_credentials_get_mended(code: str) -> None:
     assert not refused(code).permanent
+
+
+def answered(status: int, code: str = "") -> StorageError:
+    response: Any = {"Error": {"Code": code or str(status)}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return storage_error(ClientError(response, "PutObject"), "cannot store it", Redactor([]))
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (301, "PermanentRedirect"),
+        (307, "TemporaryRedirect"),
+        (400, "ExpiredToken"),
+        (400, "AuthorizationHeaderMalformed"),
+        (403, "AccessDenied"),
+        (403, "RequestTimeTooSkewed"),
+        (403, "AllAccessDisabled"),
+        (405, "MethodNotAllowed"),
+        (501, "NotImplemented"),
+    ],
+)
+def test_what_somebody_has_to_mend_is_a_refusal(status: int, code: str) -> None:
+    error = answered(status, code)
+    assert (error.refused, error.permanent) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (304, "304"),
+        (400, "RequestTimeout"),
+        (409, "OperationAborted"),
+        (412, "PreconditionFailed"),
+        (429, "TooManyRequests"),
+        (500, "InternalError"),
+        (502, "502"),
+        (503, "SlowDown"),
+    ],
+)
+def test_what_speaks_of_the_moment_is_none(status: int, code: str) -> None:
+    assert not answered(status, code).refused
+
+
+@pytest.mark.parametrize(
+    ("error", "refused"),
+    [
+        (NoCredentialsError(), True),
+        (PartialCredentialsError(provider="env", cred_var="AWS_SECRET_ACCESS_KEY"), True),
+        (ParamValidationError(report='Invalid bucket name "a b"'), True),
+        (SSLError(endpoint_url="https://s3", error="[SSL: CERTIFICATE_VERIFY_FAILED] unable to get issuer"), True),
+        (SSLError(endpoint_url="https://s3", error="[SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred"), False),
+        (EndpointConnectionError(endpoint_url="http://127.0.0.1:9"), False),
+        (ReadTimeoutError(endpoint_url="http://127.0.0.1:9"), False),
+        (ConnectionClosedError(endpoint_url="http://127.0.0.1:9"), False),
+        (ProxyConnectionError(proxy_url="http://127.0.0.1:9"), False),
+        (IncompleteReadError(actual_bytes=1, expected_bytes=2), False),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
+)
+def test_wrong_settings_are_refusals_and_outages_are_not(error: BotoCoreError, refused: bool) -> None:
+    assert storage_error(error, "cannot store it", Redactor([])).refused is refused
 
 
 @pytest.mark.parametrize("code", ["NoSuchKey", "404"])

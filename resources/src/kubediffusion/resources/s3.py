@@ -15,6 +15,16 @@ from urllib.parse import urlsplit, urlunsplit
 
 import boto3
 from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ChecksumError,
+    ClientError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+    MetadataRetrievalError,
+)
+from botocore.exceptions import ConnectionError as ConnectFailedError
 from botocore.handlers import add_expect_header
 
 from kubediffusion.resources.runtime.no_proxy import in_no_proxy_network
@@ -26,6 +36,27 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT = 3.0
 """Seconds to connect."""
+
+_PASSING = frozenset(
+    {
+        HTTPStatus.NOT_MODIFIED,
+        HTTPStatus.REQUEST_TIMEOUT,
+        HTTPStatus.CONFLICT,
+        HTTPStatus.PRECONDITION_FAILED,
+        HTTPStatus.TOO_MANY_REQUESTS,
+    }
+)
+"""Answers that speak of the moment, though they are of the class that speaks of the request."""
+
+_OUTAGES = (
+    ConnectFailedError,
+    HTTPClientError,
+    IncompleteReadError,
+    ChecksumError,
+    FlexibleChecksumError,
+    MetadataRetrievalError,
+)
+"""What botocore raises where storage, or the way to it, is at fault; all else it finds wrong in the settings."""
 
 MISREAD_ATTEMPTS = 4
 """How often a request is sent in all that the server cannot parse."""
@@ -70,6 +101,23 @@ def make_client(
     client.meta.events.unregister("before-call.s3", add_expect_header)
     client.meta.events.register("needs-retry.s3", _retry_misread)  # type: ignore[arg-type] # the stubs know no answer
     return client
+
+
+def is_refusal(error: ClientError | BotoCoreError) -> bool:
+    """Return whether a request fails until somebody acts, as the request or the settings are at fault.
+
+    Besides what storage forbids these are redirects to another region or address, which botocore does not follow, what
+    the server cannot do, credentials that are missing, a bucket's name that is none, and a certificate that is not
+    trusted.
+    """
+    if not isinstance(error, ClientError):
+        return not isinstance(error, _OUTAGES) or "CERTIFICATE_VERIFY_FAILED" in str(error)
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if status in _PASSING or error.response["Error"].get("Code") == "RequestTimeout":
+        return False
+    return HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.INTERNAL_SERVER_ERROR or (
+        status == HTTPStatus.NOT_IMPLEMENTED
+    )
 
 
 def _retry_misread(response: tuple[AWSResponse, dict[str, Any]] | None, attempts: int, **_: object) -> float | None:

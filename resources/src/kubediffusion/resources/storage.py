@@ -5,7 +5,6 @@ Calls block: run them in a thread.
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import TypedDict
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -13,7 +12,7 @@ from botocore.response import StreamingBody
 
 from kubediffusion.resources.redaction import Redactor
 from kubediffusion.resources.runtime.settings import StorageSecrets
-from kubediffusion.resources.s3 import make_client
+from kubediffusion.resources.s3 import is_refusal, make_client
 
 PNG = "image/png"
 
@@ -24,16 +23,6 @@ _MISSING = frozenset({"NoSuchKey", "404"})
 _NOTHING_THERE = _MISSING | {"NoSuchBucket", "NotFound"}
 
 _CONDITION_FAILED = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
-
-_PASSING = frozenset(
-    {
-        HTTPStatus.REQUEST_TIMEOUT,
-        HTTPStatus.CONFLICT,
-        HTTPStatus.PRECONDITION_FAILED,
-        HTTPStatus.TOO_MANY_REQUESTS,
-    }
-)
-"""Answers that speak of the moment, though they are of the class that speaks of the request."""
 
 _PUT_TRIES = 5
 """Attempts of one put while other writers change the same key; there is hardly ever one."""
@@ -59,7 +48,7 @@ class StorageError(Exception):
     Attributes:
         permanent: Whether the same request can never succeed. Denied access is not permanent: credentials get rotated
             and mended.
-        refused: Whether storage answered that it will not do it (403 for example), which passes when somebody acts.
+        refused: Whether the request fails until somebody acts: storage forbids it (403), or the settings are wrong.
         missing: Whether there is no such object.
     """
 
@@ -178,7 +167,9 @@ class ImageStorage:
             if error.response["Error"].get("Code") in _MISSING:
                 return {"IfNoneMatch": "*"}
             raise
-        if int(stored.get("Metadata", {}).get(ATTEMPT, "0")) > attempt:
+        earlier = stored.get("Metadata", {}).get(ATTEMPT, "")
+        # Somebody else may have put an object there.
+        if earlier.isdecimal() and int(earlier) > attempt:
             raise SupersededError(f"{self.uri(key)} was stored by a later attempt")
         return {"IfMatch": stored["ETag"]}
 
@@ -250,14 +241,7 @@ def storage_error(error: ClientError | BotoCoreError, action: str, redactor: Red
         return StorageError(
             redactor.redact(f"{action}: {code} {message}".strip()),
             permanent=code in _PERMANENT,
-            refused=_is_refusal(error),
+            refused=is_refusal(error),
             missing=code in _MISSING,
         )
-    return StorageError(redactor.redact(f"{action}: {error}"))
-
-
-def _is_refusal(error: ClientError) -> bool:
-    """Return whether an answer says that the request is at fault, not the moment."""
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    passing = status in _PASSING or error.response["Error"].get("Code") == "RequestTimeout"
-    return HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR and not passing
+    return StorageError(redactor.redact(f"{action}: {error}"), refused=is_refusal(error))

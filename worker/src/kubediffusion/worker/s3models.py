@@ -17,17 +17,12 @@ from urllib.parse import urlsplit
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from kubediffusion.resources.s3 import make_client
+from kubediffusion.resources.s3 import is_refusal, make_client
 from kubediffusion.worker.engine import BadModelError
 from kubediffusion.worker.sources import ModelRefusedError
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
-
-_REFUSED = frozenset(
-    {"AccessDenied", "InvalidAccessKeyId", "InvalidBucketName", "NoSuchBucket", "SignatureDoesNotMatch", "403", "404"}
-)
-"""Codes of S3 by which storage refuses a model; 403 and 404 where an answer without a body carries none."""
 
 
 class DownloadError(Exception):
@@ -52,21 +47,26 @@ def fetch(uri: str, cache_dir: Path, patterns: tuple[str, ...] = ()) -> Path:
 
     Raises:
         BadModelError: A key leads out of the folder.
-        ModelRefusedError: There is no such bucket or folder, or the worker may not read it.
+        ModelRefusedError: There is no such bucket or folder, the worker may not read it, or its settings are wrong.
         DownloadError: Storage did not answer, or the folder changed meanwhile; another try may help.
     """
     client = make_client(read_timeout=60, attempts=5)
     try:
         return _fetch(client, uri, cache_dir, patterns)
-    except ClientError as error:
-        code = error.response["Error"].get("Code", "")
-        if code in _REFUSED:
-            raise ModelRefusedError(f"cannot read {uri}: {code}") from None
-        raise DownloadError(f"cannot read {uri}: {code} {error.response['Error'].get('Message', '')}") from error
-    except BotoCoreError as error:
-        raise DownloadError(f"cannot read {uri}: {error}") from error
+    except (ClientError, BotoCoreError) as error:
+        if is_refusal(error):
+            raise ModelRefusedError(f"cannot read {uri}: {_words(error)}") from None
+        raise DownloadError(f"cannot read {uri}: {_words(error)}") from error
     finally:
         client.close()
+
+
+def _words(error: ClientError | BotoCoreError) -> str:
+    """Return what storage answered, code and message, or what is wrong."""
+    if not isinstance(error, ClientError):
+        return str(error)
+    answer = error.response["Error"]
+    return f"{answer.get('Code', '')} {answer.get('Message', '')}".strip()
 
 
 def _fetch(client: S3Client, uri: str, cache_dir: Path, patterns: tuple[str, ...]) -> Path:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from kubediffusion.api.proxies import Origin, TrustedProxies
+from kubediffusion.api.proxies import Origin, TrustedProxies, client_of
 from kubediffusion.api.settings import Settings
 
 
@@ -72,3 +72,20 @@ def test_a_socket_without_addresses_has_none() -> None:
 def test_what_is_no_network_is_refused_at_start(networks: str) -> None:
     with pytest.raises(ValidationError):
         Settings(trusted_proxies=networks)
+
+
+@pytest.mark.parametrize(
+    ("address", "client"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::1", "2001:db8:1:2::/64"),
+        ("2001:db8:1:3::1", "2001:db8:1:3::/64"),
+        ("::1", "::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("not:an:address", "not:an:address"),
+    ],
+)
+def test_a_network_of_ipv6_that_one_machine_may_have_is_one_client(address: str, client: str) -> None:
+    assert client_of(address) == client

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kubediffusion.api.auth import ApiKeys, is_open
 from kubediffusion.api.errors import ApiError, ErrorForms
 from kubediffusion.api.metrics import Metrics
-from kubediffusion.api.proxies import TrustedProxies
+from kubediffusion.api.proxies import TrustedProxies, client_of
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class RequestMiddleware:
         else:
             peer = scope.get("client")
             address = peer[0] if peer else None
-        state["client"] = name or address or "unknown"
+        state["client"] = name or (client_of(address) if address else "unknown")
 
 
 def _request_id(scope: Scope) -> bytes:

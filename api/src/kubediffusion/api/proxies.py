@@ -7,12 +7,15 @@ that no trusted proxy vouches for may be anything that a client wrote, so the he
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import NamedTuple
 
 from starlette.types import Scope
 
 EVERYBODY = "*"
+
+CLIENT_PREFIX = 64
+"""Bits of an IPv6 address that tell clients apart."""
 
 _Address = IPv4Address | IPv6Address
 
@@ -70,6 +73,23 @@ class TrustedProxies:
 
     def _trusts(self, address: _Address) -> bool:
         return any(address in network for network in self._networks)
+
+
+def client_of(address: str) -> str:
+    """Return whom an address stands for where clients are counted.
+
+    Of IPv6 that is a network of /64: one machine may have all of it, and would be another client at each request.
+
+    Args:
+        address: The address of an :class:`Origin`.
+    """
+    # Most are IPv4, and each request passes here.
+    if ":" not in address:
+        return address
+    parsed = _parsed(address)
+    if isinstance(parsed, IPv6Address):
+        return str(IPv6Network((int(parsed), CLIENT_PREFIX), strict=False))
+    return str(parsed or address)
 
 
 def _listed(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[str]:

@@ -160,7 +160,8 @@ async def test_little_of_a_job_is_kept_however_it_comes(namespace: Namespace, cl
     """Ten thousand of the largest jobs fit into the operator's memory: lists, watches and answers are all cut."""
     notes = {f"example.com/note-{number}": "x" * 10_000 for number in range(20)}
     body = {**JOB, "metadata": {"generateName": "job-", "annotations": notes, "labels": {"team": "a"}}}
-    body = {**body, "spec": {"prompt": "p" * 4000, "model": "emoji"}}
+    unwanted = "\N{FOX FACE}" * 4000
+    body = {**body, "spec": {"prompt": "p" * 4000, "negativePrompt": unwanted, "model": "emoji"}}
     await client.diffusion_models.create(namespace.name, MODEL)
     listed = await client.generation_jobs.create(namespace.name, body)
     async with without_watches(namespace, client) as operator:
@@ -184,3 +185,7 @@ async def test_little_of_a_job_is_kept_however_it_comes(namespace: Namespace, cl
         kept = [*operator.store.unfinished_jobs(namespace.name), *seen]
     assert listed.uid in {job.uid for job in kept}
     assert max(len(json.dumps(job.to_wire())) for job in kept) < 3000
+    # What is not kept is no less part of the recipe.
+    recipe = (await client.generation_jobs.get(namespace.name, listed.name)).status.parameters
+    assert recipe is not None
+    assert recipe.negative_prompt == unwanted

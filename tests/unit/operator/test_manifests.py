@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from kubediffusion.local.node.environment import expand
 from kubediffusion.operator.manifests import WorkerDefaults, template_hash, worker_job
 from kubediffusion.resources import meta
 from kubediffusion.resources.diffusion_model import (
@@ -177,6 +178,17 @@ def test_the_worker_is_told_what_to_load_and_who_it_is() -> None:
 def test_an_address_is_named_before_it_is_used() -> None:
     names = [entry["name"] for entry in container()["env"]]
     assert names.index("POD_IP") < names.index("KUBEDIFFUSION_BIND_ADDRESS")
+
+
+@pytest.mark.parametrize("name", ["$(HOME)", "a$$b", "$$(POD_NAME)", "$HOME", "$"])
+def test_a_name_with_dollar_signs_reaches_the_worker_as_it_is(name: str) -> None:
+    """Kubernetes puts the value of an earlier variable in the place of $(NAME), and $ in that of $$."""
+    item = with_source(persistentVolumeClaim={"claimName": "models", "path": name})
+    known = {"HOME": "/elsewhere", "POD_NAME": "a-pod"}
+    told = {name: expand(value, known) for name, value in environment(item).items() if isinstance(value, str)}
+    assert told["KUBEDIFFUSION_MODEL_PATH"] == f"/models/{name}"
+    assert json.loads(told["KUBEDIFFUSION_MODEL_SPEC"])["source"]["persistentVolumeClaim"]["path"] == name
+    assert environment()["KUBEDIFFUSION_BIND_ADDRESS"] == "$(POD_IP)"
 
 
 def test_storage_comes_from_its_secret_and_no_secret_is_in_the_manifest() -> None:

@@ -24,6 +24,7 @@ def label(error: object) -> str:
         answer(403, "Forbidden", "exceeded quota: gpus"),
         answer(422, "Invalid", "spec.template is invalid"),
         NameTakenError(409, "AlreadyExists", "taken"),
+        answer(500, "InternalError", 'Internal error occurred: failed calling webhook "a.example.com": EOF'),
     ],
     ids=label,
 )

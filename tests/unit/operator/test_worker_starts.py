@@ -11,12 +11,13 @@ import pytest
 from kubediffusion.operator.model_status import LONGEST_MESSAGE, model_status, start_stage, worker_starts
 from kubediffusion.operator.rate import ReportRate
 from kubediffusion.operator.views import ModelView
-from kubediffusion.operator.workers import PlatformCondition, Worker, WorkerState
+from kubediffusion.operator.workers import CONTAINER, ContainerStatus, PlatformCondition, Worker, WorkerState
 from kubediffusion.resources.conditions import EngineReason, PodConditionType, WaitingReason, find_condition
 from kubediffusion.resources.diffusion_model import MAX_STARTS, DiffusionModelStatus
 from kubediffusion.resources.testing import NOW, present
 from unit.operator.builders import OLD_HASH, pod_name, pod_of, view, worker
 
+SIDECAR_UNREADY = "containers with unready status: [istio-proxy]"
 STARTING, READY = WorkerState.STARTING, WorkerState.READY
 
 
@@ -66,6 +67,20 @@ def test_a_worker_tells_in_its_own_words_how_far_it_is() -> None:
             telling(worker(0, STARTING), "Ready", "all is compiled", "True"),
             EngineReason.READY,
             "it takes jobs as soon as its node says that it is ready",
+        ),
+        (
+            telling(
+                showing(
+                    worker(0, STARTING),
+                    conditions=(PlatformCondition(type="Ready", status="False", message=SIDECAR_UNREADY),),
+                    container_statuses=(ContainerStatus(name=CONTAINER, ready=True),),
+                ),
+                "Ready",
+                "all is compiled",
+                "True",
+            ),
+            EngineReason.READY,
+            f"it takes jobs as soon as its node says that it is ready; {SIDECAR_UNREADY}",
         ),
         (
             showing(

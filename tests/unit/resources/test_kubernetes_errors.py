@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from kubediffusion.resources.apiserver.errors import (
+    LONGEST_RETRY_AFTER,
     ConflictError,
     ForbiddenError,
     GoneError,
@@ -61,10 +63,44 @@ def test_the_servers_words_are_kept() -> None:
         ({}, "Wed, 21 Oct 2030 07:28:00 GMT", None),
         ({}, None, None),
         ({"details": None}, None, None),
+        # A proxy's words for it.
+        ({}, "86400", LONGEST_RETRY_AFTER),
+        ({}, "0", None),
+        ({}, "-3", None),
+        ({}, "²", None),
+        ({}, "nan", None),
+        ({"details": {"retryAfterSeconds": "soon"}}, None, None),
+        ({"details": {"retryAfterSeconds": 10**9}}, None, LONGEST_RETRY_AFTER),
+        ({"details": ["retryAfterSeconds"]}, "7", 7),
     ],
 )
 def test_the_server_may_say_when_to_come_back(body: dict[str, Any], header: str | None, seconds: int | None) -> None:
     assert error_from_status(429, body, header).retry_after == seconds
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"message": {"title": "Bad gateway"}}, '{"title": "Bad gateway"}'),
+        ({"message": ["a", "b"], "reason": 3}, '["a", "b"]'),
+        ({"message": None, "reason": None}, ""),
+        ({"error": {"code": 502}}, ""),
+    ],
+)
+def test_an_object_that_is_none_of_kubernetes_is_still_an_error(body: dict[str, Any], message: str) -> None:
+    error = error_from_answer(502, json.dumps(body).encode())
+    assert error.transient
+    assert error.message == message
+    assert isinstance(error.reason, str)
+
+
+def test_a_webhook_that_does_not_answer_is_told_apart() -> None:
+    failed = 'Internal error occurred: failed calling webhook "a.example.com": context deadline exceeded'
+    assert error_from_status(500, {"message": failed}).webhook_failed
+    assert not error_from_status(500, {"message": "Internal error occurred: etcd timed out"}).webhook_failed
+    assert not error_from_status(
+        403, {"message": 'admission webhook "a.example.com" denied the request'}
+    ).webhook_failed
 
 
 @pytest.mark.parametrize("answer", [b"", b"upstream is down", b"[]", b'"text"', b"\xff\xfe"])

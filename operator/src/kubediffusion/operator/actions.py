@@ -87,6 +87,11 @@ class CreateWorker:
     template_hash: str
     ordinal: int
 
+    @property
+    def namespace(self) -> str:
+        """The namespace that the write concerns."""
+        return self.model.metadata.namespace
+
 
 @dataclass(frozen=True)
 class DeleteWorker:
@@ -114,6 +119,11 @@ class DeletePod:
     uid: str
     reason: str
 
+    @property
+    def namespace(self) -> str:
+        """The namespace that the write concerns."""
+        return self.model.metadata.namespace
+
 
 @dataclass(frozen=True)
 class ReportModel:
@@ -121,6 +131,11 @@ class ReportModel:
 
     model: DiffusionModel
     status: DiffusionModelStatus
+
+    @property
+    def namespace(self) -> str:
+        """The namespace that the write concerns."""
+        return self.model.metadata.namespace
 
 
 JobAction = Bind | Requeue | Finish | Explain | HoldImages | SetAside

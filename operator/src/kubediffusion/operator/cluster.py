@@ -15,7 +15,8 @@ from kubediffusion.operator.actions import CreateWorker, DeletePod, DeleteWorker
 from kubediffusion.operator.job_quotas import ResourceQuota, jobs_admitted
 from kubediffusion.operator.manifests import WorkerDefaults, worker_job
 from kubediffusion.operator.object_cache import ObjectList
-from kubediffusion.operator.slim_jobs import slim_jobs
+from kubediffusion.operator.request_places import RequestPlaces
+from kubediffusion.operator.slim_jobs import lacks_prompt, slim_jobs
 from kubediffusion.operator.workers import BatchJob, Pod
 from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.client import KubernetesClient
@@ -43,6 +44,9 @@ RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 30.0
 """The same at most, where it goes on like this."""
 
+MOST_EVENT_PAGES = 10
+"""Pages of 500 Warning Events that are looked through for why workers of a namespace do not start."""
+
 T = TypeVar("T")
 Kind = TypeVar("Kind", bound=KubernetesObject)
 
@@ -58,7 +62,7 @@ class Cluster:
         client: The connection.
         namespaces: Namespaces to manage; empty for all.
         defaults: What the operator's settings add to workers.
-        concurrent: Requests that may be under way at once.
+        concurrent: Requests that may be under way at once, beside a few of each namespace's own.
     """
 
     def __init__(
@@ -67,7 +71,7 @@ class Cluster:
         self._client = client
         self._namespaces: Sequence[str | None] = list(namespaces) or [None]
         self._defaults = defaults
-        self._gate = asyncio.Semaphore(concurrent)
+        self._places = RequestPlaces(concurrent)
         self._batch_jobs = Resource(client, BatchJob, "/apis/batch/v1", "jobs")
         self._jobs = slim_jobs(client)
         self._pods = Resource(client, Pod, "/api/v1", "pods")
@@ -108,13 +112,22 @@ class Cluster:
         found: list[tuple[str, str, str]] = []
         for kind in ("Job", "Pod"):
             query: dict[str, str | int] = {"fieldSelector": f"type=Warning,regarding.kind={kind}", "limit": 500}
-            async with self._gate:
-                answer = await self._client.request("GET", path, query=query)
-            found += [
-                (_event_time(event), event["regarding"]["uid"], f"{event.get('reason', '')}: {event.get('note', '')}")
-                for event in answer["items"]
-                if event.get("regarding", {}).get("uid") in uids
-            ]
+            # Others of the namespace may have more of them than are worth reading every few seconds.
+            for _ in range(MOST_EVENT_PAGES):
+                async with self._places.place(namespace):
+                    answer = await self._client.request("GET", path, query=query)
+                found += [
+                    (
+                        _event_time(event),
+                        event["regarding"]["uid"],
+                        f"{event.get('reason', '')}: {event.get('note', '')}",
+                    )
+                    for event in answer["items"]
+                    if event.get("regarding", {}).get("uid") in uids
+                ]
+                if not (token := answer["metadata"].get("continue")):
+                    break
+                query["continue"] = token
         # The latest of each.
         return {uid: shorten(text, MAX_NOTE) for _, uid, text in sorted(found)}
 
@@ -130,7 +143,7 @@ class Cluster:
         refusal: KubernetesError | None = None
         for scope in self._namespaces:
             try:
-                async with self._gate:
+                async with self._places.place(scope):
                     found += (await self._quotas.list(scope))[0]
             except ForbiddenError as error:
                 refusal = error
@@ -145,7 +158,7 @@ class Cluster:
             NotFoundError: It is gone, or another has its name.
             KubernetesError: The API server refused, or is away.
         """
-        async with self._gate:
+        async with self._places.place(namespace):
             job = await self._jobs.get(namespace, name)
         if job.uid != uid:
             raise NotFoundError(404, "NotFound", f"{namespace}/{name} is another job by now")
@@ -165,8 +178,19 @@ class Cluster:
             NotFoundError: It is gone.
             KubernetesError: The API server refused, or is away.
         """
+        if lacks_prompt(job, status.parameters):
+            status = await self._with_negative_prompt(job, status)
         patch = {"status": merge_patch(job.status.to_wire(), status.to_wire())}
         return await self._patch_job(job, patch, "status")
+
+    async def _with_negative_prompt(self, job: GenerationJob, status: GenerationJobStatus) -> GenerationJobStatus:
+        """Return a status whose recipe has the negative prompt of the job, which is read for it."""
+        async with self._places.place(job.metadata.namespace):
+            whole = await self._client.generation_jobs.get(job.metadata.namespace, job.name)
+        if whole.uid != job.uid or status.parameters is None:
+            raise NotFoundError(404, "NotFound", f"{job.metadata.namespace}/{job.name} is another job by now")
+        parameters = status.parameters.model_copy(update={"negative_prompt": whole.spec.negative_prompt})
+        return status.model_copy(update={"parameters": parameters})
 
     async def hold_images(self, job: GenerationJob) -> GenerationJob:
         """Add the finalizer of images to a job. Errors are those of :meth:`write_status`."""
@@ -184,7 +208,7 @@ class Cluster:
         Raises:
             KubernetesError: The API server refused, or is away.
         """
-        async with self._gate:
+        async with self._places.place(job.metadata.namespace):
             now = await self._jobs.get(job.metadata.namespace, job.name)
             if now.uid == job.uid and now.metadata.annotations.get(name) != value:
                 patch = {"metadata": {"uid": job.uid, "annotations": {name: value}}}
@@ -205,7 +229,7 @@ class Cluster:
         Raises:
             KubernetesError: The API server refused, or is away.
         """
-        async with self._gate:
+        async with self._places.place(job.metadata.namespace):
             try:
                 await self._jobs.delete(job.metadata.namespace, job.name, job.uid)
             except (NotFoundError, ConflictError):
@@ -219,7 +243,7 @@ class Cluster:
         Raises:
             KubernetesError: The API server refused, or is away.
         """
-        async with self._gate:
+        async with self._places.place(action.namespace):
             match action:
                 case CreateWorker():
                     return await self._create_worker(action)
@@ -236,7 +260,7 @@ class Cluster:
         # The resource version makes the API server refuse a write over a state that was never seen here.
         seen = {"resourceVersion": job.metadata.resource_version, "uid": job.uid}
         patch["metadata"] = patch.get("metadata", {}) | seen
-        async with self._gate:
+        async with self._places.place(job.metadata.namespace):
             return await self._jobs.patch(job.metadata.namespace, job.name, patch, subresource=subresource)
 
     async def _create_worker(self, action: CreateWorker) -> BatchJob:

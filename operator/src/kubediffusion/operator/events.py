@@ -1,7 +1,8 @@
 """Kubernetes Events: what a person reads at the end of ``kubectl describe``.
 
 An Event is a write, so there is none on the ordinary way of a job, where status says it all: only for what someone
-would ask about. They are best effort, as everywhere in Kubernetes: one that cannot be written is dropped.
+would ask about. They are best effort, as everywhere in Kubernetes: one that cannot be written is dropped. Those of one
+namespace, which may be many, or slow for a webhook of its own, keep no other's waiting.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kubediffusion.operator.actions import DeletePod, Explain, JobAction, ReportModel, Requeue
+from kubediffusion.operator.fair_queue import FairQueue
 from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.apiserver.errors import KubernetesError
@@ -32,8 +34,11 @@ from kubediffusion.resources.texts import shorten_note
 
 logger = logging.getLogger(__name__)
 
-MOST_WAITING = 1000
-"""Events that wait to be written; more are dropped, since they only come in a flood."""
+MOST_WAITING = 500
+"""Events of a namespace that wait to be written; more are dropped, since they only come in a flood."""
+
+WRITERS = 4
+"""Events that are written at the same time, each of another namespace."""
 
 PARAMETERS_ADJUSTED = "ParametersAdjusted"
 """Reason of an Event that no condition carries: the job ran with other parameters than it asked for."""
@@ -72,27 +77,36 @@ class EventRecorder:
     def __init__(self, client: KubernetesClient, instance: str) -> None:
         self._client = client
         self._instance = instance
-        self._queue: asyncio.Queue[Event] = asyncio.Queue(MOST_WAITING)
+        self._queue = FairQueue[Event](1)
 
     def record(self, *events: Event) -> None:
         """Queue Events to be written; those that find no room in the queue are dropped."""
         for event in events:
-            if self._queue.full():
-                logger.warning("too many events wait, one is dropped: %s", event.reason)
+            namespace = event.about.metadata.namespace
+            if self._queue.waiting(namespace) >= MOST_WAITING:
+                logger.warning("too many events of %s wait, one is dropped: %s", namespace, event.reason)
             else:
-                self._queue.put_nowait(event)
+                self._queue.put(namespace, event)
 
     async def run(self) -> None:
-        """Write Events until cancelled."""
+        """Write Events until cancelled, those of a namespace in their order."""
+        async with asyncio.TaskGroup() as writers:
+            for _ in range(WRITERS):
+                writers.create_task(self._write_all())
+
+    async def _write_all(self) -> None:
         while True:
-            event = await self._queue.get()
-            namespace = event.about.metadata.namespace
+            namespace, event = await self._queue.get()
             try:
                 path = f"/apis/events.k8s.io/v1/namespaces/{namespace}/events"
                 body = event_body(event, self._instance, dt.datetime.now(dt.UTC))
                 await self._client.request("POST", path, body=body)
             except KubernetesError as error:
                 logger.warning("event %s of %s is lost: %s", event.reason, event.about.name, error)
+            except Exception:
+                logger.exception("a defect: event %s of %s is lost", event.reason, event.about.name)
+            finally:
+                self._queue.done(namespace)
 
 
 def event_body(event: Event, instance: str, now: dt.datetime) -> dict[str, Any]:

@@ -29,6 +29,10 @@ class FairQueue(Generic[T]):
         self._waiting.setdefault(group, deque()).append(item)
         self._changed.set()
 
+    def waiting(self, group: str) -> int:
+        """Return how many items of a group wait."""
+        return len(self._waiting.get(group, ()))
+
     def put_later(self, group: str, item: T, seconds: float) -> None:
         """Add an item after so many seconds."""
 

@@ -15,7 +15,7 @@ from kubediffusion.operator.events import Event, EventRecorder, log_fields
 from kubediffusion.operator.fair_queue import FairQueue
 from kubediffusion.operator.images import ImageRemover
 from kubediffusion.resources import meta
-from kubediffusion.resources.apiserver.errors import KubernetesError, NotFoundError
+from kubediffusion.resources.apiserver.errors import ConflictError, KubernetesError, NotFoundError
 from kubediffusion.resources.backoff import Backoffs
 from kubediffusion.resources.generation_job import GenerationJob
 from kubediffusion.resources.storage import StorageError
@@ -34,7 +34,7 @@ NEVER_BOUND_SECONDS = 5.0
 moment, unless that may not be written: its namespace is deleted, and its roles went first."""
 
 IMAGES_HELD = "ImagesHeld"
-"""Reason of an Event: a deleted job is held until its images are deleted, which fails."""
+"""Reason of an Event: a deleted job is held, as its images may not be deleted, or its finalizer not be removed."""
 IMAGES_RETAINED = "ImagesRetained"
 """Reason of an Event: a deleted job goes, and images of it stay."""
 
@@ -122,13 +122,19 @@ class ImageReleases:
             except NotFoundError:
                 self._forget(job.uid)
             except StorageError as error:
-                await self._hold(job, str(error))
+                await self._hold(job, f"it is held until its images are deleted, which fails: {error}")
+            except ConflictError:
+                # It has changed since it was read.
+                self._release_later(job, None)
             except KubernetesError as error:
-                logger.warning("cannot release a deleted job, trying again: %s", error, extra=log_fields(job))
-                self._release_later(job, error.retry_after)
+                if error.transient and not error.webhook_failed:
+                    logger.warning("cannot release a deleted job, trying again: %s", error, extra=log_fields(job))
+                    self._release_later(job, error.retry_after)
+                else:
+                    await self._hold(job, f"it is held, as its finalizer may not be removed: {error.message}")
             except Exception as error:
                 logger.exception("a defect: a deleted job is held", extra=log_fields(job))
-                await self._hold(job, f"the operator failed ({type(error).__name__}); see its log")
+                await self._hold(job, f"it is held, as the operator failed ({type(error).__name__}); see its log")
             finally:
                 self._deleted.done(namespace)
 
@@ -150,7 +156,6 @@ class ImageReleases:
     async def _hold(self, job: GenerationJob, message: str) -> None:
         """Say on a job, once, what holds it, and try again after a pause."""
         metrics.ERRORS.labels("GenerationJob").inc()
-        message = f"it is held until its images are deleted, which fails: {message}"
         logger.warning("%s; trying again", message, extra=log_fields(job))
         if job.uid not in self._backoffs:
             self._recorder.record(Event(job, "Warning", IMAGES_HELD, message))

@@ -122,7 +122,7 @@ class JobExecutor:
         except KubernetesError as error:
             metrics.ACTIONS.labels(name, "error").inc()
             logger.warning("%s failed, trying again: %s", name, error, extra={"job": job.name})
-            if error.transient:
+            if error.transient and not error.webhook_failed:
                 await asyncio.sleep(error.retry_after or RETRY_SECONDS)
             else:
                 await self._wait_out_refusal(job, error)
@@ -137,9 +137,12 @@ class JobExecutor:
             self._store.settle_job(job, result)
 
     async def _wait_out_refusal(self, job: GenerationJob, error: KubernetesError) -> None:
-        """Record an Event for a refused write, and wait. After ``MOST_REFUSALS`` in a row, end the job."""
+        """Record an Event for a refused write, and wait. After ``MOST_REFUSALS`` in a row, end the job.
+
+        A webhook that does not answer has refused nothing: such a job is tried until it does.
+        """
         trouble = self._troubles.setdefault(job.uid, _Trouble())
-        trouble.refusals += 1
+        trouble.refusals += not error.webhook_failed
         self._store.hide_job(job)
         message = f"the API server refuses the job's status: {error.message}"
         self._record(job, ErrorCode.STATUS_REFUSED, message)

@@ -220,7 +220,7 @@ def _environment(model: DiffusionModel, defaults: WorkerDefaults) -> list[dict[s
         _field("POD_IP", "status.podIP"),
         _value("KUBEDIFFUSION_MODEL", model.name),
         _value("KUBEDIFFUSION_MODEL_SPEC", json.dumps(_worker_spec(model), sort_keys=True, separators=(",", ":"))),
-        _value("KUBEDIFFUSION_BIND_ADDRESS", "$(POD_IP)"),
+        {"name": "KUBEDIFFUSION_BIND_ADDRESS", "value": "$(POD_IP)"},
         _value("KUBEDIFFUSION_PORT", str(defaults.port)),
         _value("KUBEDIFFUSION_LOG_LEVEL", defaults.log_level),
         _value("KUBEDIFFUSION_TERMINATION_LOG", TERMINATION_LOG),
@@ -242,7 +242,7 @@ def _environment(model: DiffusionModel, defaults: WorkerDefaults) -> list[dict[s
     if secret := next((hub.token_secret_ref for hub in hubs if hub is not None and hub.token_secret_ref), None):
         reference = {"secretKeyRef": {"name": secret.name, "key": secret.key}}
         environment.append({"name": "HF_TOKEN", "valueFrom": reference})
-    environment += [_value(name, value) for name, value in defaults.environment.items()]
+    environment += [{"name": name, "value": value} for name, value in defaults.environment.items()]
     return [*environment, *model.spec.workers.env]
 
 
@@ -278,7 +278,8 @@ def _worker_spec(model: DiffusionModel) -> dict[str, Any]:
 
 
 def _value(name: str, value: str) -> dict[str, Any]:
-    return {"name": name, "value": value}
+    """Return a variable that has this value whatever is in it: Kubernetes puts another's in the place of $(NAME)."""
+    return {"name": name, "value": value.replace("$", "$$")}
 
 
 def _field(name: str, path: str) -> dict[str, Any]:

@@ -178,8 +178,9 @@ def start_stage(worker: Worker) -> tuple[str, str]:
         running = pod.status.phase == "Running"
         return WaitingReason.WORKER_STARTING, "it loads the model" if running else "its container is being started"
     if worker.state is WorkerState.STARTING and told.status == ConditionStatus.TRUE:
-        # Its node has not asked since, or not told yet.
-        return _short(told.reason), "it takes jobs as soon as its node says that it is ready"
+        # Its node has not asked since, or not told yet; or an injected container is not ready.
+        others = f"; {pod.others_unready}" if pod.others_unready else ""
+        return _short(told.reason), _short(f"it takes jobs as soon as its node says that it is ready{others}")
     return _short(told.reason), _short(told.message)
 
 

@@ -18,6 +18,7 @@ from kubediffusion.operator import metrics
 from kubediffusion.operator.cluster import Cluster
 from kubediffusion.operator.deadline_queue import DeadlineQueue, time_after
 from kubediffusion.operator.events import log_fields
+from kubediffusion.operator.fair_queue import FairQueue
 from kubediffusion.operator.finished_jobs import FinishedJobs
 from kubediffusion.operator.image_releases import AT_ONCE, ImageReleases, awaits_image_deletion
 from kubediffusion.resources.apiserver.errors import KubernetesError, NotFoundError
@@ -27,6 +28,12 @@ from kubediffusion.resources.transitions import TERMINAL
 
 logger = logging.getLogger(__name__)
 
+EXPIRING = 8
+"""Finished jobs that are deleted at the same time."""
+
+EXPIRING_OF_A_NAMESPACE = 4
+"""Those of one namespace among them: a webhook that is slow to answer in one leaves places for the others."""
+
 
 @dataclass(frozen=True)
 class RetentionPauses:
@@ -35,6 +42,7 @@ class RetentionPauses:
     Attributes:
         first: Until what failed is tried again, at first.
         longest: The same, at most.
+        longest_refused: The same, of what the API server refuses: there may be thousands, until somebody acts.
         default_ttls: Between two jobs whose default time to live is written into their spec.
         counting: Between two looks at which namespaces have too many finished jobs.
         quotas: Between two lists of the namespaces' ResourceQuotas.
@@ -42,6 +50,7 @@ class RetentionPauses:
 
     first: float = 1.0
     longest: float = 60.0
+    longest_refused: float = 1800.0
     default_ttls: float = 0.2
     counting: float = 2.0
     quotas: float = 30.0
@@ -89,9 +98,11 @@ class Retention:
         self._without_ttl: asyncio.Queue[GenerationJob] = asyncio.Queue()
         """Finished jobs that name no time to live yet."""
         self._expiries = DeadlineQueue()
+        self._due = FairQueue[tuple[str, str]](EXPIRING_OF_A_NAMESPACE)
+        """Name and uid of the finished jobs that are due."""
         self._added = asyncio.Event()
-        self._taking = asyncio.Lock()
         self._backoffs = Backoffs(pauses.first, pauses.longest)
+        self._refusals = Backoffs(pauses.first, pauses.longest_refused)
 
     def add(self, job: GenerationJob) -> None:
         """Queue a finished or deleted job for what is due: its deletion, or that of its images."""
@@ -109,7 +120,7 @@ class Retention:
         """Remove a job that is gone."""
         self._expiries.remove(job_uid)
         self._finished.remove(job_uid)
-        self._backoffs.forget(job_uid)
+        self._forget_failures(job_uid)
         self._releases.remove(job_uid)
 
     async def run(self) -> None:
@@ -117,8 +128,10 @@ class Retention:
         try:
             async with asyncio.TaskGroup() as workers:
                 for _ in range(AT_ONCE):
-                    workers.create_task(self._expire_all())
                     workers.create_task(self._releases.release_all())
+                for _ in range(EXPIRING):
+                    workers.create_task(self._expire_all())
+                workers.create_task(self._queue_due())
                 workers.create_task(self._write_default_ttls())
                 workers.create_task(self._count_all())
                 workers.create_task(self._read_quotas())
@@ -168,30 +181,33 @@ class Retention:
 
     async def _expire_all(self) -> None:
         while True:
-            namespace, name, uid = await self._next_due()
+            namespace, (name, uid) = await self._due.get()
             try:
                 await self._expire(namespace, name, uid)
             except NotFoundError:
-                self._backoffs.forget(uid)
+                self._forget_failures(uid)
             except KubernetesError as error:
                 logger.warning("cannot delete an expired job, trying again: %s", error, extra={"job": name})
-                self._expire_later(namespace, name, uid, error.retry_after)
+                refused = not error.transient or error.webhook_failed
+                backoffs = self._refusals if refused else self._backoffs
+                self._expire_later(namespace, name, uid, error.retry_after or backoffs.next_pause(uid))
             except Exception:
                 logger.exception("a defect: an expired job stays", extra={"job": name})
-                self._expire_later(namespace, name, uid, None)
+                self._expire_later(namespace, name, uid, self._backoffs.next_pause(uid))
+            finally:
+                self._due.done(namespace)
 
-    async def _next_due(self) -> tuple[str, str, str]:
-        """Wait for the next job that is due."""
-        async with self._taking:
-            while True:
-                now = dt.datetime.now(dt.UTC)
-                for entry in self._expiries.pop_due(now):
-                    return entry
-                self._added.clear()
-                due = self._expiries.next_due
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout((due - now).total_seconds() if due is not None else None):
-                        await self._added.wait()
+    async def _queue_due(self) -> None:
+        """Queue each job once it is due."""
+        while True:
+            for namespace, name, uid in self._expiries.pop_due(dt.datetime.now(dt.UTC)):
+                self._due.put(namespace, (name, uid))
+            self._added.clear()
+            due = self._expiries.next_due
+            pause = None if due is None else (due - dt.datetime.now(dt.UTC)).total_seconds()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._added.wait()
 
     async def _expire(self, namespace: str, name: str, uid: str) -> None:
         """Delete a job whose time to live is over; its spec may have got another one since it was queued."""
@@ -200,11 +216,14 @@ class Retention:
         surplus = self._finished.is_surplus(job) and job.status.phase in TERMINAL
         if surplus or (due is not None and due <= dt.datetime.now(dt.UTC)):
             await self._cluster.delete_job(job)
-            self._backoffs.forget(uid)
+            self._forget_failures(uid)
         else:
             self.add(job)
 
-    def _expire_later(self, namespace: str, name: str, uid: str, seconds: float | None) -> None:
-        pause = seconds or self._backoffs.next_pause(uid)
-        self._expiries.add_entry(dt.datetime.now(dt.UTC) + dt.timedelta(seconds=pause), namespace, name, uid)
+    def _expire_later(self, namespace: str, name: str, uid: str, seconds: float) -> None:
+        self._expiries.add_entry(dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds), namespace, name, uid)
         self._added.set()
+
+    def _forget_failures(self, uid: str) -> None:
+        self._backoffs.forget(uid)
+        self._refusals.forget(uid)

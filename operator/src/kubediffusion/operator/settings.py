@@ -55,7 +55,7 @@ class Settings(StorageSecrets):
     """Prefix of every key."""
 
     concurrent_requests: int = Field(default=32, ge=1)
-    """Requests to the API server that may be under way at once."""
+    """Requests to the API server that may be under way at once, beside four of each namespace's own."""
     resync_seconds: float = Field(default=30, gt=0)
     """Seconds between two lists of the workers: what a watch may miss while it was broken is found then."""
     model_grace_seconds: float = Field(default=30, ge=0)

@@ -20,7 +20,7 @@ from kubediffusion.resources.texts import MAX_NOTE, shorten
 logger = logging.getLogger(__name__)
 
 LONGEST_REFUSAL_PAUSE = 60.0
-"""Seconds between tries to create a worker that the API server refuses, at most."""
+"""Seconds between tries of a write that the API server refuses, at most."""
 
 WorkerAction = CreateWorker | DeleteWorker | DeletePod | ReportModel
 
@@ -42,7 +42,7 @@ class WorkerExecutor:
         self._tasks = tasks
         self._under_way: set[str] = set()
         self._backoffs = Backoffs(RETRY_SECONDS, LONGEST_REFUSAL_PAUSE)
-        """The pauses of models whose workers the API server refuses, by the model's uid."""
+        """The pauses of what is refused: workers of a model, by its uid; other writes, by their key."""
 
     def start(self, action: WorkerAction) -> bool:
         """Begin to write an action, and return whether that was so: not while the same is under way."""
@@ -56,6 +56,7 @@ class WorkerExecutor:
     def forget_model(self, model: DiffusionModel) -> None:
         """Drop what is kept of a model that is gone."""
         self._backoffs.forget(model.uid)
+        self._backoffs.forget(f"report/{model.uid}")
 
     async def _write(self, action: WorkerAction, key: str) -> None:
         name = metrics.action_label(action)
@@ -65,7 +66,10 @@ class WorkerExecutor:
         except KubernetesError as error:
             metrics.ACTIONS.labels(name, "error").inc()
             logger.warning("%s failed, trying again: %s", name, shorten(str(error), MAX_NOTE), extra={"key": key})
-            pause = self._refuse(action.model, error) if isinstance(action, CreateWorker) else RETRY_SECONDS
+            if isinstance(action, CreateWorker):
+                pause = self._refuse(action.model, error)
+            else:
+                pause = self._backoffs.next_pause(key) if is_refusal(error) else RETRY_SECONDS
             # The key stays under way meanwhile, so that no pass starts the same again.
             await asyncio.sleep(error.retry_after or pause)
         except Exception:
@@ -73,10 +77,11 @@ class WorkerExecutor:
             logger.exception("a defect: %s failed, trying again", name, extra={"key": key})
             await asyncio.sleep(RETRY_SECONDS)
         else:
+            self._backoffs.forget(key)
             self._report(action, written)
         finally:
             self._under_way.discard(key)
-            self._store.mark_changed(_namespace(action))
+            self._store.mark_changed(action.namespace)
 
     def _report(self, action: WorkerAction, written: BatchJob | DiffusionModel | None) -> None:
         """Put what was written into the store before the watch does: else the next pass would decide the same again."""
@@ -112,12 +117,11 @@ def is_refusal(error: KubernetesError) -> bool:
     """Return whether the API server will say the same until somebody acts.
 
     What passes without anybody's doing is no refusal: the API server is away or busy, or others write the same quota.
+    A webhook that does not answer may, but somebody has to know of it.
     """
+    if error.webhook_failed:
+        return True
     return not error.transient and (not isinstance(error, ConflictError) or isinstance(error, NameTakenError))
-
-
-def _namespace(action: WorkerAction) -> str:
-    return action.namespace if isinstance(action, DeleteWorker) else action.model.metadata.namespace
 
 
 def _key(action: WorkerAction) -> str:

@@ -57,6 +57,7 @@ class ContainerStatus(Schema):
 
     name: str
     state: ContainerState = ContainerState()
+    ready: bool = False
     restart_count: int = 0
 
 
@@ -139,6 +140,12 @@ class Pod(KubernetesObject):
             and not self.finished
             and any(c.type == "Ready" and c.status == "True" for c in self.status.conditions)
         )
+
+    @property
+    def others_unready(self) -> str:
+        """What its node says of other containers that keep it from being ready where its worker is; else empty."""
+        told = next((c for c in self.status.conditions if c.type == "Ready" and c.status == "False"), None)
+        return told.message if told is not None and self._container.ready and not self.terminating else ""
 
     @property
     def unschedulable(self) -> str:

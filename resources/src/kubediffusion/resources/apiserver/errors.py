@@ -8,6 +8,9 @@ from typing import Any
 
 from kubediffusion.resources.redaction import Redactor
 
+LONGEST_RETRY_AFTER = 60.0
+"""Seconds for which a server is believed that asks not to be asked again: a page of a proxy may name days."""
+
 
 class KubernetesError(Exception):
     """The API server refused a request, or could not be reached.
@@ -39,6 +42,11 @@ class KubernetesError(Exception):
     def transient(self) -> bool:
         """Whether the same request may succeed later."""
         return self.status in {0, 408, 429} or self.status >= 500
+
+    @property
+    def webhook_failed(self) -> bool:
+        """Whether an admission webhook of the cluster did not answer: a 500 that only its owner can mend."""
+        return self.status == 500 and "failed calling webhook" in self.message
 
 
 class NotFoundError(KubernetesError):
@@ -79,14 +87,27 @@ def error_from_status(status: int, body: Mapping[str, Any], retry_after: str | N
         body: The ``Status`` object.
         retry_after: The ``Retry-After`` header; only seconds count, not dates.
     """
-    seconds = (body.get("details") or {}).get("retryAfterSeconds") or (
-        int(retry_after) if retry_after and retry_after.isdigit() else None
-    )
+    details = body.get("details")
+    details = details if isinstance(details, dict) else {}
     # A proxy on the way may quote the request, and these words reach answers, probes and statuses.
-    message = Redactor(()).redact(body.get("message") or "")
-    return _BY_STATUS.get(status, KubernetesError)(
-        status, body.get("reason", ""), message, body.get("details"), seconds
-    )
+    message = Redactor(()).redact(_text(body.get("message")))
+    seconds = _seconds(details.get("retryAfterSeconds")) or _seconds(retry_after)
+    error = _BY_STATUS.get(status, KubernetesError)
+    return error(status, _text(body.get("reason")), message, details, seconds)
+
+
+def _text(value: object) -> str:
+    """Return a text as it is, nothing as an empty one, and what else somebody may have put in its place as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)[:1000] if value else ""
+
+
+def _seconds(value: object) -> float | None:
+    """Return how many seconds a server asks for, at most a minute; None where it does not, or names a date."""
+    try:
+        seconds = float(str(value))
+    except ValueError:
+        return None
+    return min(seconds, LONGEST_RETRY_AFTER) if seconds > 0 else None  # NaN is not
 
 
 def error_from_answer(status: int, data: bytes, retry_after: str | None = None) -> KubernetesError:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import re
 from collections.abc import Callable
+from html import escape
 from urllib.parse import quote, quote_plus, urlencode
 
 import pytest
@@ -19,6 +21,7 @@ SECRETS = [
     "hf_fAkeToken123",
     'with "quotes", \\ and \'',
     "sl/ash+plus=and space",
+    "<less & more>",
     "übergeheim🦊",
     "line\nbreak\tand tab",
 ]
@@ -33,7 +36,11 @@ WRITTEN: dict[str, Callable[[str], str]] = {
     "JSON, not escaped": lambda secret: json.dumps(secret, ensure_ascii=False),
     "path of a URL": quote,
     "URL": lambda secret: quote(secret, safe=""),
+    "URL, small letters": lambda secret: re.sub("%..", lambda found: found[0].lower(), quote(secret, safe="")),
     "form": quote_plus,
+    "HTML": escape,
+    "XML": lambda secret: escape(secret, quote=False),
+    "ASCII": ascii,
     "query": lambda secret: urlencode({"token": secret}),
     "Base64": lambda secret: base64.b64encode(secret.encode()).decode(),
     "Base64 of URLs": lambda secret: base64.urlsafe_b64encode(secret.encode()).decode(),

@@ -6,6 +6,7 @@ import json
 import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
+from html import escape
 from urllib.parse import quote, quote_plus
 
 REPLACEMENT = "***"
@@ -13,6 +14,8 @@ REPLACEMENT = "***"
 _SHORTEST_PART = 8
 """Characters of a part of a Base64 text that still names a secret; fewer occur by chance."""
 
+
+_PERCENT = re.compile(r"%[0-9A-F]{2}")
 
 _QUOTE = r"(?:\\*[\"'])?"
 _SHAPES = (
@@ -38,7 +41,7 @@ what a text must hold to be looked at, as lines of the log pass here."""
 
 
 class Redactor:
-    """Replaces secrets in texts: as they are, and as Python, JSON, URLs and Base64 write them.
+    """Replaces secrets in texts: as they are, and as Python, JSON, URLs, HTML and Base64 write them.
 
     A secret counts with and without the whitespace around it: a file or a Secret often ends with a newline, which some
     libraries strip before they quote it.
@@ -77,9 +80,13 @@ def _forms(secret: str) -> Iterator[str]:
         yield repr(value)[1:-1]
         yield repr(value.encode())[2:-1]
         yield json.dumps(value, ensure_ascii=False)[1:-1]
-        yield quote(value)
-        yield quote(value, safe="")
-        yield quote_plus(value)
+        yield ascii(value)[1:-1]
+        for escaped in (quote(value), quote(value, safe=""), quote_plus(value)):
+            yield escaped
+            yield _PERCENT.sub(lambda found: found[0].lower(), escaped)
+        # A page or an XML document that quotes it.
+        yield escape(value, quote=True)
+        yield escape(value, quote=False)
         yield from _base64_forms(value.encode())
 
 

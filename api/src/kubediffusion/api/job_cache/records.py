@@ -1,7 +1,8 @@
 """What the API keeps in memory of a job: little enough that a hundred thousand jobs are no burden.
 
 A :class:`GenerationJob` as a Python object takes some 12 KB. A :class:`CachedJob` takes about 2: the few values that
-polls, lists and the queue need, and the rest as the JSON text that it came in.
+polls, lists and the queue need, and the rest as the JSON text that it came in. Long texts are compressed: 10,000 jobs
+whose prompts are as long as may be, and all of emoji, would take as much as a replica may.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.resources.objects import KubernetesObject, ObjectMeta
 from kubediffusion.resources.queue_order import QueueKey, queue_key
 from kubediffusion.resources.transitions import TERMINAL
+
+LONGEST_PLAIN = 2048
+"""Bytes of a text that is kept as it is; to compress a shorter one saves little."""
 
 Headers = list[tuple[bytes, bytes]]
 """HTTP headers as ASGI has them, their names in lower case."""
@@ -50,9 +54,9 @@ class CachedJob:
     Attributes:
         created: Seconds since the epoch.
         client: Name of the API key that the job was created with; None where there was none.
-        encoded_prompt: The prompt in UTF-8: it is most of what a job takes.
+        packed_prompt: The prompt in UTF-8, compressed where it is long.
         labels: The labels of the object, by key.
-        document: ``metadata``, ``spec`` without the prompt, and ``status`` as JSON, for the detailed view.
+        packed_document: The :attr:`document`, compressed where it is long.
         digest: CRC-32 of spec and status: two versions that differ in their metadata alone have the same.
         changed: The version since which spec and status are so, as far as this process has seen it.
         result: Headers and body of the response of ``GET /results``, kept once it has been asked for; see
@@ -65,7 +69,7 @@ class CachedJob:
     created: float
     phase: Phase
     model: str | None
-    encoded_prompt: bytes
+    packed_prompt: bytes
     priority: int
     suspended: bool
     client: str | None
@@ -76,7 +80,7 @@ class CachedJob:
     error_message: str | None
     warnings: tuple[str, ...]
     labels: tuple[tuple[str, str], ...]
-    document: bytes
+    packed_document: bytes
     digest: int
     changed: int
     result: tuple[Headers, bytes] | None = None
@@ -102,7 +106,7 @@ class CachedJob:
             created=metadata.creation_timestamp.timestamp() if metadata.creation_timestamp else 0.0,
             phase=status.phase,
             model=spec.model,
-            encoded_prompt=spec.prompt.encode(),
+            packed_prompt=_packed(spec.prompt.encode()),
             priority=spec.priority or 0,
             suspended=bool(spec.suspend),
             client=metadata.annotations.get(meta.CLIENT_ANNOTATION),
@@ -113,7 +117,7 @@ class CachedJob:
             error_message=status.error.message if status.error else None,
             warnings=status.warnings,
             labels=tuple(sorted(metadata.labels.items())),
-            document=described + content,
+            packed_document=_packed(described + content),
             digest=zlib.crc32(content, zlib.crc32(spec.prompt.encode())),
             changed=metadata.version,
         )
@@ -121,7 +125,12 @@ class CachedJob:
     @property
     def prompt(self) -> str:
         """The prompt."""
-        return self.encoded_prompt.decode()
+        return _unpacked(self.packed_prompt).decode()
+
+    @property
+    def document(self) -> bytes:
+        """``metadata``, ``spec`` without the prompt, and ``status`` as JSON, for the detailed view."""
+        return _unpacked(self.packed_document)
 
     @property
     def finished(self) -> bool:
@@ -145,6 +154,20 @@ class CachedJob:
         body = json.loads(self.document)
         body["spec"]["prompt"] = self.prompt
         return GenerationJob.from_wire(body)
+
+
+class _Compressed(bytes):
+    """A text that is compressed."""
+
+    __slots__ = ()
+
+
+def _packed(text: bytes) -> bytes:
+    return text if len(text) <= LONGEST_PLAIN else _Compressed(zlib.compress(text, 1))
+
+
+def _unpacked(packed: bytes) -> bytes:
+    return zlib.decompress(packed) if isinstance(packed, _Compressed) else packed
 
 
 def _document(body: dict[str, Any]) -> tuple[bytes, bytes]:

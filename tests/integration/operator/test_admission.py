@@ -278,13 +278,10 @@ async def test_a_finalizer_that_may_not_be_removed_is_said_on_its_job_and_holds_
     async with running(client, namespace, quick) as operator:
         expression = "object.metadata.?finalizers == oldObject.metadata.?finalizers"
         with policy(namespace, "generationjobs", "UPDATE", expression):
-            patch = {"metadata": {"finalizers": []}}
-            query = {"dryRun": "All"}
             path = client.generation_jobs.path(namespace.name, jobs[0].name)
-            content = {"body": patch, "content_type": MERGE_PATCH}
-            await eventually(
-                "the policy", lambda: denied(lambda: client.request("PATCH", path, query=query, **content))
-            )
+            body: dict[str, Any] = {"body": {"metadata": {"finalizers": []}}, "content_type": MERGE_PATCH}
+            query = {"dryRun": "All"}
+            await eventually("the policy", lambda: denied(lambda: client.request("PATCH", path, query=query, **body)))
             for job in (*jobs, free):
                 await client.generation_jobs.delete(job.metadata.namespace, job.name)
                 found = await client.generation_jobs.get(job.metadata.namespace, job.name)

@@ -112,8 +112,11 @@ def test_what_speaks_of_the_moment_is_none(status: int, code: str) -> None:
         (NoCredentialsError(), True),
         (PartialCredentialsError(provider="env", cred_var="AWS_SECRET_ACCESS_KEY"), True),
         (ParamValidationError(report='Invalid bucket name "a b"'), True),
-        (SSLError(endpoint_url="https://s3", error="[SSL: CERTIFICATE_VERIFY_FAILED] unable to get issuer"), True),
-        (SSLError(endpoint_url="https://s3", error="[SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred"), False),
+        (
+            SSLError(endpoint_url="https://s3", error=OSError("[SSL: CERTIFICATE_VERIFY_FAILED] unable to get issuer")),
+            True,
+        ),
+        (SSLError(endpoint_url="https://s3", error=OSError("[SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred")), False),
         (EndpointConnectionError(endpoint_url="http://127.0.0.1:9"), False),
         (ReadTimeoutError(endpoint_url="http://127.0.0.1:9"), False),
         (ConnectionClosedError(endpoint_url="http://127.0.0.1:9"), False),

@@ -285,6 +285,39 @@ def test_idle_workers_go_after_idle_seconds_the_longest_idle_first() -> None:
     )
 
 
+def without_node(kind: str, ordinal: int = 0) -> Worker:
+    """Build a worker, five minutes old, that no node has taken."""
+    if kind == "queued":
+        return worker(ordinal, WorkerState.QUEUED)
+    starting = worker(ordinal, WorkerState.STARTING)
+    if kind == "no Pod":
+        return dataclasses.replace(starting, pod=None)
+    refused = PlatformCondition(type="PodScheduled", status="False", message="0/3 nodes are available")
+    status = pod_of(starting).status.model_copy(update={"phase": "Pending", "conditions": (refused,)})
+    return dataclasses.replace(starting, pod=pod_of(starting).model_copy(update={"status": status}))
+
+
+@pytest.mark.parametrize("kind", ["queued", "no Pod", "unschedulable"])
+def test_a_worker_that_waits_for_a_node_goes_when_nobody_needs_it_any_more(kind: str) -> None:
+    """Its jobs were cancelled; it would wait for ever, and take the place of another."""
+    pending = without_node(kind)
+    (gone,) = plan(view([], [pending], idle_seconds=60))
+    assert isinstance(gone, DeleteWorker)
+    assert gone.name == pending.name
+    assert not any(isinstance(action, DeleteWorker) for action in plan(view([job()], [pending], idle_seconds=60)))
+    assert plan(view([], [pending], idle_seconds=60, min_replicas=1)) == ()
+    # A job that comes soon after finds it: another would wait behind others again.
+    early = schedule_model(view([], [pending], idle_seconds=600), NOW, OPTIONS)
+    assert (early.actions, early.recheck_at) == ((), NOW + dt.timedelta(minutes=5))
+
+
+def test_one_that_waits_for_a_node_goes_before_one_that_holds_its_model() -> None:
+    workers = [worker(0, WorkerState.READY, idle=99), without_node("unschedulable", 1)]
+    (gone,) = plan(view([], workers, min_replicas=1, max_replicas=2, idle_seconds=60))
+    assert isinstance(gone, DeleteWorker)
+    assert gone.name == workers[1].name
+
+
 def test_outdated_workers_go_once_they_are_done() -> None:
     old = worker(0, WorkerState.READY, template=OLD_HASH)
     busy = {pod_name(0, OLD_HASH): [bound_job(worker=pod_name(0, OLD_HASH), phase=Phase.RUNNING)]}

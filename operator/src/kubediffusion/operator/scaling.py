@@ -116,6 +116,9 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, taken: Set[str], newl
     given_up = [w for w in live if w.between_pods and not view.jobs_of(w)][:surplus]
     actions += [_delete(w, "the platform ended its Pod, and there are workers enough") for w in given_up]
     surplus -= len(given_up)
+    # They hold nothing, and may wait for ever: no deadline ends what no node has taken. A worker that is ready is asked
+    # to go only after them.
+    awaiting = [(w.job.metadata.creation_timestamp or now, w) for w in live if w.awaits_node and not view.jobs_of(w)]
     idle = [
         (w.idle_since, w)
         for w in view.current(WorkerState.READY)
@@ -124,10 +127,12 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, taken: Set[str], newl
         and w.pod.metadata.name not in newly_bound
         and not view.jobs_of(w)
     ]
-    for since, worker in sorted(idle, key=lambda pair: pair[0])[:surplus]:
+    oldest = [*sorted(awaiting, key=lambda pair: pair[0]), *sorted(idle, key=lambda pair: pair[0])]
+    for since, worker in oldest[:surplus]:
         due = since + dt.timedelta(seconds=settings.idle_seconds)
         if now >= due:
-            actions.append(_delete(worker, f"idle for {settings.idle_seconds} s"))
+            waits = "no node has taken it, and there are workers enough"
+            actions.append(_delete(worker, waits if worker.awaits_node else f"idle for {settings.idle_seconds} s"))
         else:
             rechecks.append(due)
     return Decision(tuple(actions), min(rechecks, default=None))

@@ -317,6 +317,13 @@ class Worker:
         return self.pod.blocked or (self.warning if self.pod.status.phase == "Pending" else "")
 
     @property
+    def awaits_node(self) -> bool:
+        """Whether no node has taken it yet: Kueue holds it, its Pod is not created, or no node has room for that."""
+        if self.state is WorkerState.STARTING:
+            return self.pod is None or bool(self.unscheduled)
+        return self.state is WorkerState.QUEUED
+
+    @property
     def between_pods(self) -> bool:
         """Whether the platform ended its Pod (a drain cut it short), and its Job has not made the next one yet."""
         return self.state is WorkerState.STARTING and self.pod is not None and self.pod.finished

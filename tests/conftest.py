@@ -11,12 +11,16 @@ from xdist.scheduler import LoadScopeScheduling
 from kubediffusion.local import installation
 from kubediffusion.local.cluster import ClusterSettings, LocalCluster
 from kubediffusion.local.node.restarts import Backoff
+from kubediffusion.worker.optional_libraries import hide_libraries
 
 GPUS = 2
 # More than any machine of ours has: tests share the cluster, and what they request must not make them wait.
 CPUS = "64"
 # These begin first, as they take the longest: so that all processes end at about the same time.
 LONGEST = tuple(f"tests/integration/{name}" for name in ("chaos", "system", "local", "worker", "api", "benchmarks"))
+
+# diffusers imports what it finds, this for seconds, and no test can use it: it runs on CUDA alone.
+hide_libraries({"bitsandbytes"})
 
 CLUSTER = pytest.StashKey[LocalCluster]()
 

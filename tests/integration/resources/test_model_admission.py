@@ -75,6 +75,8 @@ SOURCES_OF_CONFIG = {"huggingFace": {"repository": "a/b"}}
         ({"source": {"path": "/m", "singleFile": "a.safetensors", "configFrom": {}}}, "exactly one of huggingFace"),
         ({"components": [{"name": "vae", "source": {"path": "/m", "s3": {"uri": "s3://a/b"}}}]}, "exactly one of"),
         ({"components": [VAE, VAE]}, "Duplicate value"),
+        ({"components": [{"name": "vae"}]}, "a component says where it comes from (source), how it is held"),
+        ({"quantization": "float4"}, "spec.quantization"),
         ({"components": [VAE | {"name": "Vae"}]}, "spec.components[0].name"),
     ],
 )

@@ -249,7 +249,8 @@ def _environment(model: DiffusionModel, defaults: WorkerDefaults) -> list[dict[s
 def _further_locations(model: DiffusionModel) -> list[SourceLocation]:
     """Return where files of the model come from beside its source."""
     config = model.spec.source.config_from
-    return [*([] if config is None else [config]), *(component.source for component in model.spec.components)]
+    sources = (component.source for component in model.spec.components)
+    return [location for location in (config, *sources) if location is not None]
 
 
 def _claim_paths(model: DiffusionModel) -> dict[str, str]:
@@ -272,8 +273,8 @@ def _worker_spec(model: DiffusionModel) -> dict[str, Any]:
     spec = model.spec.to_wire()
     kept = ("source", "torchDtype", "safetyChecker", "useSafetensors", "trustRemoteCode", "compile", "compileCache")
     # What came later stays out where nobody asks for it: an update of the operator replaces no worker for it.
-    later = ("components",)
-    asked = [*(name for name in kept if name in spec), *(name for name in later if spec.get(name))]
+    later = {"components": [], "quantization": "none"}
+    asked = [*(name for name in kept if name in spec), *(name for name, usual in later.items() if spec[name] != usual)]
     return {name: spec[name] for name in asked} | {"workers": {"maxBatchSize": model.spec.workers.max_batch_size}}
 
 

@@ -22,7 +22,7 @@ from kubediffusion.resources.generation_job import (
     Size,
     Steps,
 )
-from kubediffusion.resources.model_source import ModelComponent, ModelSource
+from kubediffusion.resources.model_source import ModelComponent, ModelSource, Quantization
 from kubediffusion.resources.objects import CustomResource
 from kubediffusion.resources.pipeline_facts import PipelineFacts
 from kubediffusion.resources.schema import Schema, Time
@@ -209,8 +209,11 @@ class DiffusionModelSpec(Schema):
             max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
         ),
     ] = ()
-    """Components that come from elsewhere: another VAE, a transformer in GGUF."""
+    """Components that come from elsewhere, or are held in other numbers: another VAE, a transformer in GGUF, a text
+    encoder in float8."""
     torch_dtype: TorchDtype = TorchDtype.AUTO
+    quantization: Quantization = Quantization.NONE
+    """In how few bits the denoiser's weights are held. A repository that is stored so names its method here, too."""
     safety_checker: bool = False
     """Run the pipeline's own safety checker: a flagged image is blanked and marked."""
     use_safetensors: bool = True

@@ -240,6 +240,8 @@ class Parameters(Schema):
     """What it ran on."""
     torch_dtype: str | None = None
     """In which numbers the weights were held."""
+    quantization: dict[str, str] | None = None
+    """Components whose weights were held in fewer bits, and how."""
     versions: dict[str, str] | None = None
     """Versions of the libraries that decide pixels, by package name."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 from pydantic import ConfigDict, Field
@@ -121,10 +122,36 @@ class ComponentSource(SourceLocation):
     configuration is that of the model."""
 
 
+class Quantization(StrEnum):
+    """In how few bits weights are held: less memory for less precision."""
+
+    NONE = "none"
+    """As they are stored, or in torchDtype."""
+    FLOAT8 = "float8"
+    """8 bits each, by torchao."""
+    INT8 = "int8"
+    """8 bits each with a scale a row, by torchao."""
+    NF4 = "nf4"
+    """4 bits each with a scale a block, by bitsandbytes; on CUDA only."""
+
+
 class ModelComponent(Schema):
-    """A component of the pipeline that comes from elsewhere."""
+    """A component of the pipeline that comes from elsewhere, or is held otherwise than the rest."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "has(self.source) || has(self.quantization)",
+                    "message": "a component says where it comes from (source), how it is held (quantization), or both",
+                }
+            ]
+        }
+    )
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=63)]
     """The component, as model_index.json names it: transformer, vae, text_encoder_2."""
-    source: ComponentSource
+    source: ComponentSource | None = None
     """Where it comes from instead."""
+    quantization: Quantization | None = None
+    """In how few bits its weights are held; for the denoiser this wins over the model's."""

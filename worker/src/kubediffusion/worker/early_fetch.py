@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from kubediffusion.resources.model_source import ComponentSource, ModelComponent, ModelSource, SourceLocation
+from kubediffusion.resources.model_source import ComponentSource, ModelSource, SourceLocation
 from kubediffusion.worker import s3models
 from kubediffusion.worker.engine import BadModelError
 from kubediffusion.worker.settings import Settings
@@ -36,10 +36,8 @@ def fetch_from_s3_or_disk(settings: Settings) -> LocalModel:
 def needs_hub(settings: Settings) -> bool:
     """Return whether anything of the model comes from the Hugging Face Hub."""
     source = settings.spec.source
-    locations = [source, *(component.source for component in settings.spec.components)]
-    if source.config_from is not None:
-        locations.append(source.config_from)
-    return any(location.hugging_face is not None for location in locations)
+    locations = (source, source.config_from, *(component.source for component in settings.spec.components))
+    return any(location is not None and location.hugging_face is not None for location in locations)
 
 
 class Locations:
@@ -97,7 +95,9 @@ def fetch_model(settings: Settings, locations: Locations) -> LocalModel:
     else:
         model = _checkpoint(source, source.single_file, locations)
     components = {
-        part.name: _component(part, settings.spec.use_safetensors, locations) for part in settings.spec.components
+        part.name: _component(part.name, part.source, settings.spec.use_safetensors, locations)
+        for part in settings.spec.components
+        if part.source is not None
     }
     parts = "".join(f"+{name}@{_short(part.revision)}" for name, part in components.items())
     return LocalModel(model.folder, model.revision + parts, model.checkpoint, components)
@@ -119,9 +119,9 @@ def _checkpoint(source: ModelSource, name: str, locations: Locations) -> LocalMo
     return LocalModel(folder, f"{commit or content_revision(root, [file])}+config@{_short(config)}", file)
 
 
-def _component(component: ModelComponent, only_safetensors: bool, locations: Locations) -> LocalComponent:
+def _component(name: str, source: ComponentSource, only_safetensors: bool, locations: Locations) -> LocalComponent:
     """Fetch a component that comes from elsewhere."""
-    source, field = component.source, f"spec.components[{component.name}].source"
+    field = f"spec.components[{name}].source"
     within = (source.subfolder or "").strip("/")
     with _named(field):
         root, commit = locations.fetch_files(source, _component_patterns(source, within, only_safetensors))

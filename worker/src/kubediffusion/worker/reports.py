@@ -219,6 +219,7 @@ def recipe(parameters: Parameters, engine: EngineInfo, picture: ImageOutput) -> 
             "engine": picture.engine or engine.name,
             "device": engine.device,
             "torch_dtype": engine.torch_dtype,
+            "quantization": engine.quantization or None,
             "versions": engine.versions,
         }
     )

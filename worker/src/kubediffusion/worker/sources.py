@@ -124,14 +124,14 @@ def check_folder(folder: Path, spec: DiffusionModelSpec) -> dict[str, Any]:
             raise BadModelError(
                 f"the model brings Python code of its own ({code}); set spec.trustRemoteCode to allow it to run"
             )
-    elsewhere = {component.name for component in spec.components}
-    _check_names(index, elsewhere)
+    _check_names(index, {component.name for component in spec.components})
+    elsewhere = {component.name for component in spec.components if component.source is not None}
     if spec.use_safetensors:
         for component in _components(index):
             # One that is not loaded may be in any format.
             if component not in elsewhere and (component != "safety_checker" or spec.safety_checker):
                 _check_weights(folder / component)
-    if spec.safety_checker and not _is_loaded(index.get("safety_checker")):
+    if spec.safety_checker and not is_loaded(index.get("safety_checker")):
         raise BadModelError("spec.safetyChecker is true, but the pipeline has no safety checker; set it to false")
     return index
 
@@ -169,10 +169,10 @@ def _check_names(index: dict[str, Any], names: set[str]) -> None:
 
 
 def _components(index: dict[str, Any]) -> dict[str, list[Any]]:
-    return {name: value for name, value in index.items() if not name.startswith("_") and _is_loaded(value)}
+    return {name: value for name, value in index.items() if not name.startswith("_") and is_loaded(value)}
 
 
-def _is_loaded(value: object) -> bool:
+def is_loaded(value: object) -> bool:
     """Return whether an entry of the index names a component: ``[library, class]``, both null when it is left out."""
     return isinstance(value, list) and len(value) == 2 and None not in value
 

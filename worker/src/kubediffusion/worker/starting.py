@@ -15,6 +15,7 @@ from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.resources.runtime import garbage
 from kubediffusion.worker.early_fetch import fetch_from_s3_or_disk, needs_hub
 from kubediffusion.worker.engine import Engine
+from kubediffusion.worker.optional_libraries import OPTIONAL, hide_libraries, needed_libraries
 from kubediffusion.worker.settings import Settings
 from kubediffusion.worker.sources import check_folder, local_folder
 from kubediffusion.worker.stages import OnStage
@@ -40,6 +41,7 @@ def start_engine(settings: Settings, on_stage: OnStage) -> Engine:
         # What may not be loaded is refused at once.
         check_folder(folder, settings.spec)
     model = None if needs_hub(settings) else run_in_thread(lambda: fetch_from_s3_or_disk(settings), "model")
+    hide_libraries(OPTIONAL - needed_libraries(settings.spec, folder))
     on_stage(EngineReason.IMPORTING, "PyTorch and diffusers are imported")
     # Late: torch takes seconds, in which the probes answer.
     with garbage.collection_paused():

@@ -135,6 +135,7 @@ class EngineInfo:
         revision: Commit or content hash of the model.
         versions: Versions of the libraries that decide pixels, by package name.
         facts: What jobs and the operator should know of the pipeline; None where the engine knows nothing of it.
+        quantization: Components whose weights are held in fewer bits, and how, by name.
     """
 
     name: str
@@ -144,6 +145,7 @@ class EngineInfo:
     revision: str
     versions: dict[str, str]
     facts: PipelineFacts | None = None
+    quantization: dict[str, str] = field(default_factory=dict)
 
 
 class Engine(Protocol):

@@ -13,7 +13,7 @@ import diffusers
 import torch
 
 from kubediffusion.resources.conditions import EngineReason
-from kubediffusion.resources.diffusion_model import DiffusionModelSpec, TorchDtype
+from kubediffusion.resources.diffusion_model import TorchDtype
 from kubediffusion.worker.compile_cache import CompiledCodeCache, cache_key, store_factory
 from kubediffusion.worker.engine import Engine, EngineInfo
 from kubediffusion.worker.engine.arrangement import sizes_up_to
@@ -26,9 +26,12 @@ from kubediffusion.worker.execution.continuous import ContinuousEngine
 from kubediffusion.worker.execution.facts import facts_of
 from kubediffusion.worker.execution.generic import NAME as STATIC
 from kubediffusion.worker.execution.generic import PipelineEngine, try_out, warm_up
+from kubediffusion.worker.families.base import ModelFamily
 from kubediffusion.worker.families.calls import CallPlan
 from kubediffusion.worker.families.registry import Unsupported, family_class, family_of
 from kubediffusion.worker.loading.device import choose_device
+from kubediffusion.worker.loading.files import DENOISERS
+from kubediffusion.worker.loading.quantization import quantized_components
 from kubediffusion.worker.loading.weights import load_pipeline
 from kubediffusion.worker.settings import Settings
 from kubediffusion.worker.sources import LocalModel
@@ -72,30 +75,7 @@ def load_engine(
     info = info_of(pipeline, revision)
     family = family_of(pipeline)
     info = replace(info, facts=facts_of(pipeline, None if isinstance(family, Unsupported) else family))
-    cache = _cache(settings, info, pipeline.device) if settings.spec.compile else None
-    engine: Engine
-    if isinstance(family, Unsupported):
-        logger.info("images run by the pipeline's own call: %s", family.reason)
-        if family.known:
-            on_stage(EngineReason.READY, f"the worker takes jobs, by the pipeline's own call: {family.reason}")
-        if settings.spec.compile:
-            _compile(pipeline)
-        engine = PipelineEngine(pipeline, _named(info, STATIC, settings.spec))
-        if cache is not None:
-            artifacts = Artifacts(cache)
-            artifacts.load()
-            engine = Saving(engine, artifacts)
-    else:
-        prepare(pipeline)
-        compiler = None
-        if settings.spec.compile and pipeline.device.type == "cuda":
-            compiler = Compiler(cache, on_stage=on_stage)
-        elif settings.spec.compile:
-            _compile(pipeline)
-        named = _named(info, CONTINUOUS, settings.spec)
-        # Of few sizes, each is captured as a graph where there are graphs.
-        sizes = sizes_up_to(settings.spec.workers.max_batch_size, prepared=pipeline.device.type == "cuda")
-        engine = ContinuousEngine(pipeline, named, family, sizes, compiler)
+    engine = _choose_engine(pipeline, info, family, settings, on_stage)
     logger.info("pipeline loaded: %s", info.pipeline, extra={"engine": engine.info.name, "device": info.device})
     if isinstance(engine, ContinuousEngine):
         engine.warm_up(on_stage)
@@ -106,6 +86,48 @@ def load_engine(
         make = warm_up if device.type == "cuda" else try_out
         make(engine, width=defaults.width, height=defaults.height)
     return engine
+
+
+def _choose_engine(
+    pipeline: Any, info: EngineInfo, family: ModelFamily | Unsupported, settings: Settings, on_stage: OnStage
+) -> Engine:
+    """Make the engine for a pipeline that is loaded, and tell what it does less well than the model asks."""
+    spec, cuda = settings.spec, pipeline.device.type == "cuda"
+    quantized = next((name for name in DENOISERS if name in info.quantization), None)
+    compiled = spec.compile and quantized is None
+    less = []
+    if isinstance(family, Unsupported) and family.known:
+        less.append(f"by the pipeline's own call: {family.reason}")
+    if spec.compile and quantized is not None:
+        less.append(f"uncompiled: a {quantized} in {info.quantization[quantized]} is not compiled")
+        logger.warning("spec.compile is not followed: a %s in %s", quantized, info.quantization[quantized])
+    if less:
+        on_stage(EngineReason.READY, f"the worker takes jobs, {'; '.join(less)}")
+    cache = _cache(settings, info, pipeline.device) if compiled else None
+    if isinstance(family, Unsupported):
+        logger.info("images run by the pipeline's own call: %s", family.reason)
+        if compiled:
+            _compile(pipeline)
+        engine = PipelineEngine(pipeline, _named(info, STATIC, compiled=compiled))
+        if cache is None:
+            return engine
+        artifacts = Artifacts(cache)
+        artifacts.load()
+        return Saving(engine, artifacts)
+    compiler = None
+    if compiled and cuda:
+        compiler = Compiler(cache, on_stage=on_stage)
+    elif compiled:
+        _compile(pipeline)
+    # What is quantized runs as it was loaded: its kernels fuse with no others, and not all of them can be captured.
+    graphs = cuda and quantized is None
+    if quantized is None:
+        prepare(pipeline)
+    # Of few sizes, each is captured as a graph where there are graphs.
+    sizes = sizes_up_to(spec.workers.max_batch_size, prepared=graphs)
+    return ContinuousEngine(
+        pipeline, _named(info, CONTINUOUS, compiled=compiled), family, sizes, compiler, graphs=graphs
+    )
 
 
 def info_of(pipeline: Any, revision: str) -> EngineInfo:
@@ -122,6 +144,7 @@ def info_of(pipeline: Any, revision: str) -> EngineInfo:
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         torch_dtype=str(pipeline.dtype).removeprefix("torch."),
         revision=revision,
+        quantization=quantized_components(pipeline),
         versions={name: importlib.metadata.version(name) for name in VERSIONED},
     )
 
@@ -151,8 +174,8 @@ def dtype_for(
     return torch.bfloat16 if "transformer" in index else torch.float16
 
 
-def _named(info: EngineInfo, engine: str, spec: DiffusionModelSpec) -> EngineInfo:
-    return replace(info, name=f"{engine}+compile" if spec.compile else engine)
+def _named(info: EngineInfo, engine: str, *, compiled: bool) -> EngineInfo:
+    return replace(info, name=f"{engine}+compile" if compiled else engine)
 
 
 def _cache(settings: Settings, info: EngineInfo, device: torch.device) -> CompiledCodeCache | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from diffusers import GGUFQuantizationConfig
 from diffusers.loaders.single_file_model import FromOriginalModelMixin
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.pipelines.pipeline_loading_utils import simple_get_class_obj
+from diffusers.quantizers.pipe_quant_config import PipelineQuantizationConfig
 
 from kubediffusion.resources.diffusion_model import DiffusionModelSpec
-from kubediffusion.resources.model_source import ModelComponent
+from kubediffusion.resources.model_source import ComponentSource
 from kubediffusion.worker.engine import BadModelError
 from kubediffusion.worker.loading.files import choose_variant
-from kubediffusion.worker.sources import LocalComponent, LocalModel
+from kubediffusion.worker.loading.quantization import Quantizer
+from kubediffusion.worker.sources import LocalComponent, LocalModel, is_loaded
 
 _CONFIGURATIONS = ("config.json", "scheduler_config.json")
 """Files in which diffusers and transformers name a component's class."""
@@ -32,49 +35,79 @@ _OF_A_COMPONENT = (
 _OTHER_KIND = "the configuration is of another kind of model, or the file does not hold all of it"
 
 
-def load_components(
-    model: LocalModel, index: dict[str, Any], spec: DiffusionModelSpec, dtype: torch.dtype, device: torch.device
-) -> dict[str, Any]:
-    """Load the components that come from elsewhere, by name.
+@dataclass(frozen=True)
+class Target:
+    """What is loaded, and as what.
 
-    Args:
+    Attributes:
         model: The model's files.
         index: Its ``model_index.json``.
-        spec: Where each comes from.
-        dtype: Numbers that weights are held in.
+        spec: What to load of it.
+        dtype: Numbers that weights are held in, and that are computed with.
         device: Where to.
+        quantizer: In how few bits each component is held.
+    """
+
+    model: LocalModel
+    index: dict[str, Any]
+    spec: DiffusionModelSpec
+    dtype: torch.dtype
+    device: torch.device
+    quantizer: Quantizer
+
+
+def load_components(target: Target) -> dict[str, Any]:
+    """Load the components that come from elsewhere, by name.
 
     Raises:
         BadModelError: One cannot be loaded from where the model says.
         Exception: As diffusers or transformers raise it.
     """
+    sources = {part.name: part.source for part in target.spec.components if part.source is not None}
     return {
-        part.name: _load_component(part, model.components[part.name], model, index[part.name], spec, dtype, device)
-        for part in spec.components
+        name: _load_component(name, source, target.model.components[name], target) for name, source in sources.items()
     }
 
 
-def _load_component(
-    part: ModelComponent,
-    local: LocalComponent,
-    model: LocalModel,
-    entry: list[Any],
-    spec: DiffusionModelSpec,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Any:
-    kind = _class_of(part.name, entry, local.folder if local.weights is None else model.folder / part.name)
+def quantization_of(target: Target, loaded: Collection[str]) -> Any:
+    """Return the configuration of diffusers by which components of the model's folder are quantized; None for none.
+
+    Args:
+        target: What is loaded.
+        loaded: Components that do not come from the folder.
+
+    Raises:
+        BadModelError: One cannot be held as the model asks, or as it is stored.
+    """
+    folder = target.model.folder
+    mapping = {}
+    for name in (name for name, entry in target.index.items() if is_loaded(entry) and name not in loaded):
+        target.quantizer.check_stored(name, folder / name)
+        if name in target.quantizer.components:
+            kind = _class_of(name, target.index[name], folder / name)
+            mapping[name] = target.quantizer.config_of(name, kind, folder / name)
+    mapping = {name: config for name, config in mapping.items() if config is not None}
+    return PipelineQuantizationConfig(quant_mapping=mapping) if mapping else None
+
+
+def _load_component(name: str, source: ComponentSource, local: LocalComponent, target: Target) -> Any:
+    folder = local.folder if local.weights is None else target.model.folder / name
+    kind = _class_of(name, target.index[name], folder)
     if local.weights is not None:
-        return _load_file(part.name, kind, local.weights, model.folder, dtype).to(device)
+        field = f"spec.components[{name}].source.singleFile"
+        return _load_file(name, kind, local.weights, target, field).to(target.device)
     options: dict[str, Any] = {}
+    target.quantizer.check_stored(name, folder)
     if issubclass(kind, torch.nn.Module):
         options = {
-            "dtype": dtype,
-            "device_map": device.type,
-            "use_safetensors": True if spec.use_safetensors else None,
-            "variant": choose_variant(part.source, [local.folder], f"spec.components[{part.name}].source"),
+            "dtype": target.dtype,
+            "device_map": target.device.type,
+            "use_safetensors": True if target.spec.use_safetensors else None,
+            "variant": choose_variant(source, [folder], f"spec.components[{name}].source"),
         }
-    return kind.from_pretrained(str(local.folder), local_files_only=True, **options)
+    if (config := target.quantizer.config_of(name, kind, folder)) is not None:
+        options["quantization_config"] = config
+    return kind.from_pretrained(str(folder), local_files_only=True, **options)
 
 
 def _class_of(name: str, entry: list[Any], folder: Path) -> Any:
@@ -95,52 +128,46 @@ def _class_of(name: str, entry: list[Any], folder: Path) -> Any:
     return simple_get_class_obj(*entry)  # type: ignore[no-untyped-call]
 
 
-def _load_file(name: str, kind: Any, file: Path, configuration: Path, dtype: torch.dtype) -> Any:
+def _load_file(name: str, kind: Any, file: Path, target: Target, field: str) -> Any:
     """Load a component from the one file of its weights, by the configuration that the model has for it."""
-    field = f"spec.components[{name}].source.singleFile"
     if not issubclass(kind, FromOriginalModelMixin):
         raise BadModelError(f"{field}: diffusers loads no {kind.__name__} from one file; give the component's folder")
-    options: dict[str, Any] = {}
+    folder = target.model.folder
+    target.quantizer.refuse(name, file)
+    options = {}
     if file.suffix == _GGUF:
-        options["quantization_config"] = GGUFQuantizationConfig(compute_dtype=dtype)  # type: ignore[no-untyped-call]
+        options["quantization_config"] = GGUFQuantizationConfig(compute_dtype=target.dtype)  # type: ignore[no-untyped-call]
     with _incomplete(field, file):
         loaded = kind.from_single_file(
-            str(file), config=str(configuration), subfolder=name, dtype=dtype, local_files_only=True, **options
+            str(file), config=str(folder), subfolder=name, dtype=target.dtype, local_files_only=True, **options
         )
     _check_complete(field, file, {name: loaded})
     return loaded
 
 
-def load_checkpoint(
-    file: Path,
-    model: LocalModel,
-    index: dict[str, Any],
-    spec: DiffusionModelSpec,
-    dtype: torch.dtype,
-    components: dict[str, Any],
-) -> Any:
+def load_checkpoint(file: Path, target: Target, parts: dict[str, Any]) -> Any:
     """Load a whole pipeline from a checkpoint in one file.
 
     Args:
         file: The checkpoint, safetensors.
-        model: Whose folder has configuration, tokenizers and scheduler.
-        index: Its ``model_index.json``.
-        spec: What to load of it.
-        dtype: Numbers that weights are held in.
-        components: What comes from elsewhere, and what is left out.
+        target: What is loaded; the model's folder has configuration, tokenizers and scheduler.
+        parts: Components that come from elsewhere, and what is left out.
 
     Raises:
         BadModelError: Pipelines of this class, or with these parts, are not loaded from the file.
         Exception: As diffusers raises it.
     """
-    field, name = "spec.source.singleFile", index["_class_name"]
+    field, name, folder = "spec.source.singleFile", target.index["_class_name"], target.model.folder
     kind: Any = getattr(diffusers, name) if isinstance(name, str) else None
     if not hasattr(kind, "from_single_file"):
         raise BadModelError(f"{field}: diffusers loads no {name} from one file; {_OF_A_COMPONENT}")
+    for part in target.quantizer.components:
+        if part not in parts:
+            target.quantizer.refuse(part, file)
     try:
         with _incomplete(field, file):
             pipeline = kind.from_single_file(
-                str(file), config=str(model.folder), dtype=dtype, local_files_only=True, **components
+                str(file), config=str(folder), dtype=target.dtype, local_files_only=True, **parts
             )
     except SingleFileComponentError as error:
         words = str(error).partition("\n")[0]
@@ -149,7 +176,7 @@ def load_checkpoint(
             f"spec.components. Where it is a transformer alone, {_OF_A_COMPONENT}"
         ) from error
     _check_complete(field, file, pipeline.components)
-    if spec.safety_checker and pipeline.components.get("safety_checker") is None:
+    if target.spec.safety_checker and pipeline.components.get("safety_checker") is None:
         raise BadModelError(
             "spec.safetyChecker is true, but a checkpoint in one file holds no safety checker; name it in "
             "spec.components, or set safetyChecker to false"

@@ -52,7 +52,7 @@ def fetch(source: HuggingFaceSource, spec: DiffusionModelSpec, token: str | None
         OSError: The Hub cannot be reached; another try may help.
     """
     # One that is not loaded may be in any format, and need not come.
-    left_out = [component.name for component in spec.components]
+    left_out = [component.name for component in spec.components if component.source is not None]
     if not spec.safety_checker:
         left_out.append("safety_checker")
     with _told(source):

@@ -17,9 +17,10 @@ from kubediffusion.resources.diffusion_model import DiffusionModelSpec
 from kubediffusion.resources.model_source import ModelSource
 from kubediffusion.worker.cpus import usable_cpus
 from kubediffusion.worker.engine import BadModelError
-from kubediffusion.worker.loading.components import load_checkpoint, load_components
+from kubediffusion.worker.loading.components import Target, load_checkpoint, load_components, quantization_of
 from kubediffusion.worker.loading.fetch import fetch_from_any_source
 from kubediffusion.worker.loading.files import choose_variant, components_of, stored_dtype
+from kubediffusion.worker.loading.quantization import Quantizer
 from kubediffusion.worker.settings import Settings
 from kubediffusion.worker.sources import LocalModel, check_model
 from kubediffusion.worker.stages import OnStage, ignore_stage
@@ -90,9 +91,10 @@ def load_weights(
     if not spec.safety_checker and "safety_checker" in index:
         parts |= {"safety_checker": None, "requires_safety_checker": False}
     try:
-        parts |= load_components(model, index, spec, dtype, device)
+        target = Target(model, index, spec, dtype, device, Quantizer(spec, index, dtype, device))
+        parts |= load_components(target)
         if model.checkpoint is not None:
-            return load_checkpoint(model.checkpoint, model, index, spec, dtype, parts).to(device)
+            return load_checkpoint(model.checkpoint, target, parts).to(device)
         pipeline = DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
             str(model.folder),
             dtype=dtype,
@@ -102,6 +104,7 @@ def load_weights(
             use_safetensors=True if spec.use_safetensors else None,
             trust_remote_code=spec.trust_remote_code,
             local_files_only=True,
+            quantization_config=quantization_of(target, parts.keys()),
             **parts,
         )
         # Parts that are no models of diffusers or transformers know no map.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from integration.operator.operators import JOB, MODEL, bindable_worker, error_count, events_of, has_pod, without_watches
+from kubediffusion.local.errors import NotInTimeError
 from kubediffusion.local.testing import Namespace, eventually
 from kubediffusion.operator import job_executor, job_status, loop, namespace_state, scheduling
 from kubediffusion.operator.actions import Bind
@@ -51,6 +54,62 @@ async def test_a_refusal_longer_than_a_condition_may_be_is_cut(namespace: Namesp
     found = await availability(client, namespace, "broken")
     assert found is not None
     assert len(found.message) <= 32768
+
+
+NOWHERE = "WorkerUnschedulable"
+"""What there is to tell where the Pod is admitted: it asks for a node that there is not."""
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "queue": ({"queueName": "Not A Queue!"}, "Not A Queue!"),
+    "no-kueue": ({"queueName": "nobody"}, "Kueue has not admitted"),
+    "no-priority": ({"priorityClassName": "nope"}, "no PriorityClass with name nope"),
+    "priority": ({"priorityClassName": "Not Valid!"}, "priorityClassName"),
+    "no-runtime": ({"runtimeClassName": "nope"}, 'RuntimeClass "nope" not found'),
+    "account": ({"serviceAccountName": "Not Valid!"}, "serviceAccountName"),
+    "quantity": ({"resources": {"requests": {"cpu": "1e"}}}, "quantit"),
+    "negative": ({"resources": {"requests": {"cpu": "-1"}}}, "must be greater than or equal to 0"),
+    "too-much": ({"resources": {"requests": {"memory": "9Gi"}, "limits": {"memory": "1Gi"}}}, "memory limit of 1Gi"),
+    "resource": ({"resources": {"requests": {"not a name/!": "1"}}}, "not a name/!"),
+    "part-of-a-gpu": ({"resources": {"limits": {"nvidia.com/gpu": "500m"}}}, "must be an integer"),
+    "no-name": ({"env": [{}]}, "name: Required value"),
+    "number": ({"env": [{"name": "A", "value": 3}]}, "EnvVar"),
+    "misspelled": ({"env": [{"name": "A", "valu": "3"}]}, "valu"),
+    "large": ({"env": [{"name": "A", "value": "x" * 200_000}]}, NOWHERE),
+    "toleration": ({"tolerations": [{"key": 5}]}, "Toleration"),
+    "tolerations": ({"tolerations": [{"key": f"k{n}", "operator": "Exists"} for n in range(3000)]}, NOWHERE),
+    "affinity": ({"affinity": {"nodeAffinity": "x"}}, "affinity"),
+    "pull-secret": ({"imagePullSecrets": [{"name": 5}]}, "imagePullSecrets"),
+    "image": ({"image": " img"}, "image"),
+    "selector": ({"nodeSelector": {"a b": "c d"}}, "a b"),
+}
+
+
+async def test_whatever_is_wrong_in_a_model_is_told_within_ten_seconds_and_keeps_no_other(
+    namespace: Namespace, client: KubernetesClient
+) -> None:
+    """All at once, so that each is in the way of the others as far as it can be."""
+    for name, (wrong, _) in WRONG.items():
+        body = named(name, workers={**MODEL["spec"]["workers"], **wrong})
+        await client.diffusion_models.create(namespace.name, body)
+        job = {**JOB, "metadata": {"name": name}, "spec": {"prompt": "a fox", "model": name}}
+        await client.generation_jobs.create(namespace.name, job)
+    untold = dict(WRONG)
+    async with without_watches(namespace, client):
+        began = time.monotonic()
+        await client.diffusion_models.create(namespace.name, named("good"))
+        await eventually("the worker of the model that is right", lambda: has_pod(namespace, "good"), 10)
+
+        async def all_told() -> bool:
+            for name, (_, words) in list(untold.items()):
+                job = await client.generation_jobs.get(namespace.name, name)
+                waits = find_condition(job.status.conditions, "Scheduled")
+                if waits is not None and words in f"{waits.reason} {waits.message}":
+                    del untold[name]
+            return not untold
+
+        with suppress(NotInTimeError):
+            await eventually("each job to say what is wrong", all_told, 30)
+        assert not untold
+        assert time.monotonic() - began < 15  # ten, and what a busy machine adds to the many requests of this test
 
 
 async def test_a_model_at_which_a_decision_fails_says_so_and_stops_no_other(

@@ -77,6 +77,12 @@ def test_a_quota_limits_the_threads(quota: str, expected: int, tmp_path: Path, m
     assert cpus.usable_cpus() == expected
 
 
+def test_last_words_may_quote_a_file_whose_name_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "termination-log"
+    write_termination_message(path, f"cannot read {os.fsdecode(b'unet-' + bytes([0xFF]))}")
+    assert path.read_text() == "cannot read unet-?"
+
+
 def test_last_words_hold_no_secret_and_fit(tmp_path: Path) -> None:
     told = settings(tmp_path).model_copy(update={"hf_token": Settings.model_fields["hf_token"].default})
     assert redact("token abc", told) == "token abc"

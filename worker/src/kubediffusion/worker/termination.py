@@ -27,6 +27,7 @@ def write_termination_message(path: Path | None, message: str) -> None:
     if path is None:
         return
     try:
-        path.write_bytes(message.encode()[:MAX_BYTES].decode(errors="ignore").encode())
+        # The name of a file may hold what is no text.
+        path.write_bytes(message.encode(errors="replace")[:MAX_BYTES].decode(errors="ignore").encode())
     except OSError as error:
         logger.warning("the termination log cannot be written: %s", error)

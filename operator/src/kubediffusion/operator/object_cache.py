@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from kubediffusion.resources import meta
 from kubediffusion.resources.objects import KubernetesObject
+
+KEPT_ANNOTATIONS = frozenset({meta.DEFAULT_MODEL_ANNOTATION, meta.RESTARTED_AT_ANNOTATION})
+"""Those of a model that the operator reads. Each object may have 256 KiB of others, and a namespace thousands of it."""
 
 T = TypeVar("T", bound=KubernetesObject)
 
@@ -51,7 +55,7 @@ class ObjectCache(Generic[T]):
         known = self.items.get(name)
         if version <= self._deleted.get(name, -1) or (known is not None and version < known.metadata.version):
             return False
-        self.items[name] = item
+        self.items[name] = _without_annotations_of_others(item)
         return True
 
     def delete(self, item: T) -> bool:
@@ -77,3 +81,10 @@ class ObjectCache(Generic[T]):
             self.update(item)
         # The next list is asked for after these deletions.
         self._deleted.clear()
+
+
+def _without_annotations_of_others(item: T) -> T:
+    kept = {name: value for name, value in item.metadata.annotations.items() if name in KEPT_ANNOTATIONS}
+    if len(kept) == len(item.metadata.annotations):
+        return item
+    return item.model_copy(update={"metadata": item.metadata.model_copy(update={"annotations": kept})})

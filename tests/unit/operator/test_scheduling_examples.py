@@ -9,6 +9,7 @@ import pytest
 
 from kubediffusion.operator.actions import Bind, CreateWorker, DeletePod, DeleteWorker, Explain, Finish, Requeue
 from kubediffusion.operator.job_status import next_status
+from kubediffusion.operator.model_status import pod_deletion_reason
 from kubediffusion.operator.scheduling import deadline, decide_termination, schedule_model
 from kubediffusion.operator.views import ModelView
 from kubediffusion.operator.workers import (
@@ -402,7 +403,7 @@ def test_a_worker_has_ended_when_its_own_container_has_whatever_runs_beside_it()
     (again,) = [a for a in actions if isinstance(a, Requeue)]
     assert (again.job, again.costs_retry) == (running, True)
     (gone,) = [a for a in actions if isinstance(a, DeletePod)]
-    assert (gone.name, "exit code 137" in gone.reason) == (pod_name(0), True)
+    assert (gone.name, "exit code 137" in pod_deletion_reason(gone)) == (pod_name(0), True)
     done = ended_beside_others(0, seconds=60)
     assert done.state is WorkerState.GOING
 
@@ -417,6 +418,6 @@ def test_a_pod_whose_worker_has_just_ended_may_end_by_itself() -> None:
 def test_a_worker_whose_start_makes_no_progress_is_ended(still: int, deleted: bool) -> None:
     starting = dataclasses.replace(worker(0, WorkerState.STARTING), progress_at=NOW - dt.timedelta(seconds=still))
     decision = schedule_model(view([], [starting], min_replicas=1, start_deadline_seconds=60), NOW, OPTIONS)
-    found = [action.reason for action in decision.actions if isinstance(action, DeletePod)]
+    found = [pod_deletion_reason(a) for a in decision.actions if isinstance(a, DeletePod)]
     assert found == (["its start has made no progress for 60 s (spec.workers.startDeadlineSeconds)"] if deleted else [])
     assert (decision.recheck_at is None) is deleted

@@ -111,13 +111,15 @@ class DeletePod:
         model: The model that it serves, which an Event tells why.
         name: Name of the Pod.
         uid: Uid of the Pod.
-        reason: Why.
+        crash: How its worker ended, while other containers of it run on; None where it has not ended.
+        stalled_seconds: For how long its start has made no progress; None where it has ended.
     """
 
     model: DiffusionModel
     name: str
     uid: str
-    reason: str
+    crash: str | None = None
+    stalled_seconds: int | None = None
 
     @property
     def namespace(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from kubediffusion.operator.actions import CreateWorker, DeletePod, DeleteWorker, ReportModel
 from kubediffusion.operator.job_quotas import ResourceQuota, jobs_admitted
 from kubediffusion.operator.manifests import WorkerDefaults, worker_job
+from kubediffusion.operator.model_status import name_taken, pod_deletion_reason
 from kubediffusion.operator.object_cache import ObjectList
 from kubediffusion.operator.request_places import RequestPlaces
 from kubediffusion.operator.slim_jobs import lacks_prompt, slim_jobs
@@ -285,8 +286,7 @@ class Cluster:
             # Another conflict (a quota's), or it has gone since.
             raise refusal from None
         if not job.is_worker_of(action.model.name):
-            message = f"the name {name} is taken by a batch/v1 Job that is no worker"
-            raise NameTakenError(409, refusal.reason, f"{message}; delete it, or make it anew under another name")
+            raise NameTakenError(409, refusal.reason, name_taken(name))
         return job
 
     async def _delete_worker(self, action: DeleteWorker) -> None:
@@ -301,7 +301,7 @@ class Cluster:
             await self._pods.delete(action.model.metadata.namespace, action.name, action.uid)
         except (NotFoundError, ConflictError):
             return
-        logger.info("Pod %s deleted: %s", action.name, action.reason, extra={"model": action.model.name})
+        logger.info("Pod %s deleted: %s", action.name, pod_deletion_reason(action), extra={"model": action.model.name})
 
     async def _report_model(self, action: ReportModel) -> DiffusionModel | None:
         model = action.model

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from kubediffusion.operator.actions import DeletePod, Explain, JobAction, ReportModel, Requeue
 from kubediffusion.operator.fair_queue import FairQueue
+from kubediffusion.operator.model_status import pod_deletion_reason
 from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.apiserver.errors import KubernetesError
@@ -187,4 +188,5 @@ def worker_refused(model: DiffusionModel, message: str) -> Event:
 
 def pod_deleted(action: DeletePod) -> Event:
     """Return the Event of a model of which a worker's Pod was deleted."""
-    return Event(action.model, "Warning", ModelReason.WORKER_FAILED, f"Pod {action.name} was deleted: {action.reason}")
+    message = f"Pod {action.name} was deleted: {pod_deletion_reason(action)}"
+    return Event(action.model, "Warning", ModelReason.WORKER_FAILED, message)

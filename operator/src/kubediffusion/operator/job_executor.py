@@ -17,7 +17,7 @@ from kubediffusion.operator.actions import Bind, Explain, Finish, HoldImages, Jo
 from kubediffusion.operator.background_tasks import BackgroundTasks
 from kubediffusion.operator.cluster import RETRY_SECONDS, Cluster
 from kubediffusion.operator.events import Event, EventRecorder, events_of_job_write, log_fields
-from kubediffusion.operator.job_status import error_status, next_status
+from kubediffusion.operator.job_status import error_status, next_status, operator_failed, status_refused
 from kubediffusion.operator.store import Store
 from kubediffusion.resources.apiserver.errors import ConflictError, KubernetesError, NotFoundError
 from kubediffusion.resources.backoff import Backoff
@@ -144,7 +144,7 @@ class JobExecutor:
         trouble = self._troubles.setdefault(job.uid, _Trouble())
         trouble.refusals += not error.webhook_failed
         self._store.hide_job(job)
-        message = f"the API server refuses the job's status: {error.message}"
+        message = status_refused(error.message)
         self._record(job, ErrorCode.STATUS_REFUSED, message)
         if trouble.refusals >= MOST_REFUSALS and await self._fail(job, message):
             return
@@ -173,8 +173,7 @@ class JobExecutor:
         """Report a defect in the status of the job that it concerns, if that can be written, and wait."""
         trouble = self._troubles.setdefault(job.uid, _Trouble())
         self._store.hide_job(job)
-        # Its class alone: a message may quote a prompt.
-        message = f"the operator failed at this job ({type(error).__name__}) and tries again; see its log"
+        message = operator_failed(error)
         self._record(job, WaitingReason.INTERNAL_ERROR, message)
         if job.status.phase not in TERMINAL:
             try:

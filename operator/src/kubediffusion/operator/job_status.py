@@ -1,4 +1,4 @@
-"""What a job's status says: where it stands after each action, and why it waits. Pure.
+"""What a job's status says: where it stands after each action, why it waits, and every sentence of these. Pure.
 
 Finishing and binding are told by :func:`next_status`. Waiting is told at a bounded rate (docs/adr/0006): each job that
 has waited long enough and does not say so yet, from the head of the queue, so many a pass.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from kubediffusion.operator.actions import Bind, Explain, Finish, Requeue
 from kubediffusion.operator.scaling import LoadFailure, back_off_until, doubtful_failure
@@ -26,6 +26,7 @@ from kubediffusion.resources.conditions import (
 )
 from kubediffusion.resources.generation_job import (
     GenerationJob,
+    GenerationJobSpec,
     GenerationJobStatus,
     JobError,
     Parameters,
@@ -33,6 +34,10 @@ from kubediffusion.resources.generation_job import (
 )
 from kubediffusion.resources.parameters import resolve_parameters
 from kubediffusion.resources.transitions import Writer, allowed
+
+CANCELLED = "cancelled by spec.cancel"
+DELETED = "the GenerationJob was deleted"
+SUSPENDED = "spec.suspend is true"
 
 _SAID_ANEW = {WaitingReason.WORKER_CANNOT_START, WaitingReason.WORKER_REFUSED}
 
@@ -296,6 +301,88 @@ def explain_suspended_jobs(view: NamespaceView, now: dt.datetime, explanations: 
         explanations: How many jobs may be told why they wait; the next pass goes on.
     """
     explained = view.suspended_jobs[: max(explanations, 0)]
-    actions = (Explain(job, WaitingReason.SUSPENDED, "spec.suspend is true") for job in explained)
+    actions = (Explain(job, WaitingReason.SUSPENDED, SUSPENDED) for job in explained)
     rest = len(view.suspended_jobs) - len(explained)
     return Decision(tuple(actions), now + dt.timedelta(seconds=1) if rest else None)
+
+
+def deadline_exceeded(seconds: int | None) -> str:
+    """Return why a job failed that did not finish within ``activeDeadlineSeconds``."""
+    return f"not finished {seconds} s after its creation (spec.activeDeadlineSeconds)"
+
+
+def backoff_limit_exceeded(how: str, attempt: int, limit: int) -> str:
+    """Return why a job failed whose worker died once too often.
+
+    Args:
+        how: The sentence on the worker's end: see :func:`worker_ended`.
+        attempt: How many times a worker died while it ran the job alone.
+        limit: The job's ``backoffLimit``.
+    """
+    return f"{how} while it ran the job alone, for the {_ordinal(attempt)} time; spec.backoffLimit is {limit}"
+
+
+def limit_exceeded(field: str, problem: str) -> str:
+    """Return why a job failed that its model's limits refuse; ``field`` is one of the spec, by its name in Python."""
+    return f"spec.{GenerationJobSpec.model_fields[field].alias}: {problem}"
+
+
+def model_not_available(reason: str) -> str:
+    """Return why a job failed whose model cannot be loaded."""
+    return f"Model not available: {reason}"
+
+
+def model_not_found(job: GenerationJob, namespace: str, models: Iterable[str]) -> str:
+    """Return why a job failed whose model does not exist, with the names of those that do."""
+    there = ", ".join(sorted(models)) or "none"
+    return model_not_available(f"no {_wanted_model(job)} in namespace {namespace} (there: {there})")
+
+
+def model_missing(job: GenerationJob, namespace: str) -> str:
+    """Return why a job waits whose model does not exist yet."""
+    return f"no {_wanted_model(job)} exists in {namespace} yet"
+
+
+def worker_ended(pod: str, crash: str | None) -> str:
+    """Return why a job is taken from a worker; ``crash`` says how that ended, None where it is gone."""
+    return f"worker {pod} ended ({crash})" if crash is not None else f"worker {pod} is gone"
+
+
+def worker_ended_with_several(how: str, together: int, most: int) -> str:
+    """Return why a job is taken from a worker that died with several.
+
+    Args:
+        how: The sentence on its end: see :func:`worker_ended`.
+        together: How many jobs it had.
+        most: How many of them run together next.
+    """
+    return f"{how}; any of its {together} jobs may be why, so they run again with at most {most} together"
+
+
+def worker_terminating(pod: str) -> str:
+    """Return why a job is taken from a worker that was told to end."""
+    return f"worker {pod} is going"
+
+
+def node_silent(pod: str) -> str:
+    """Return why a job is taken from a worker that was told to end, and whose node says nothing of that."""
+    return f"worker {pod} was told to go, and its node is silent"
+
+
+def status_refused(reason: str) -> str:
+    """Return the message on a job whose status the API server does not take."""
+    return f"the API server refuses the job's status: {reason}"
+
+
+def operator_failed(error: Exception) -> str:
+    """Return the message on a job at which the operator failed, by the error's class: its text may quote a prompt."""
+    return f"the operator failed at this job ({type(error).__name__}) and tries again; see its log"
+
+
+def _wanted_model(job: GenerationJob) -> str:
+    return f"DiffusionModel {job.spec.model!r}" if job.spec.model else "default DiffusionModel"
+
+
+def _ordinal(number: int) -> str:
+    suffix = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{suffix}"

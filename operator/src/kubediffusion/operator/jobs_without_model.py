@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 
 from kubediffusion.operator.actions import Action, Explain, Finish
+from kubediffusion.operator.job_status import model_missing, model_not_found
 from kubediffusion.operator.views import Decision, NamespaceView, SchedulerOptions
 from kubediffusion.resources.conditions import JobConditionType, WaitingReason, find_condition
 from kubediffusion.resources.failures import ErrorCode
@@ -29,18 +30,15 @@ def decide_orphaned_jobs(
     recheck_at: dt.datetime | None = None
     for orphan in view.orphaned_jobs:
         job = orphan.job
-        wanted = f"DiffusionModel {job.spec.model!r}" if job.spec.model else "default DiffusionModel"
         due = orphan.missing_since + options.model_grace
         if now >= due:
-            there = ", ".join(sorted(view.models)) or "none"
-            message = f"Model not available: no {wanted} in namespace {view.name} (there: {there})"
+            message = model_not_found(job, view.name, view.models)
             actions.append(Finish(job, Phase.FAILED, ErrorCode.MODEL_NOT_FOUND, message))
             continue
         recheck_at = min(recheck_at or due, due)
         if explanations > 0 and _is_unexplained(job):
             explanations -= 1
-            message = f"no {wanted} exists in {view.name} yet"
-            actions.append(Explain(job, WaitingReason.MODEL_NOT_FOUND, message))
+            actions.append(Explain(job, WaitingReason.MODEL_NOT_FOUND, model_missing(job, view.name)))
     return Decision(tuple(actions), recheck_at)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 
+from kubediffusion.operator.actions import DeletePod
 from kubediffusion.operator.job_status import second_opinion, waiting_reason
 from kubediffusion.operator.scaling import LoadFailure, back_off_until, doubtful_failure, load_failure
 from kubediffusion.operator.views import NEVER, ModelView
@@ -78,6 +79,19 @@ def error_status(model: DiffusionModel, error: Exception, now: dt.datetime) -> D
         model.metadata.generation,
     )
     return model.status.model_copy(update={"conditions": conditions})
+
+
+def pod_deletion_reason(action: DeletePod) -> str:
+    """Return why the Pod of a worker is deleted, for the Event on the model."""
+    if action.crash is not None:
+        return f"its worker has ended ({action.crash}), and other containers of it run on"
+    return f"its start has made no progress for {action.stalled_seconds} s (spec.workers.startDeadlineSeconds)"
+
+
+def name_taken(name: str) -> str:
+    """Return why a worker cannot be created whose name is that of another batch/v1 Job."""
+    message = f"the name {name} is taken by a batch/v1 Job that is no worker"
+    return f"{message}; delete it, or make it anew under another name"
 
 
 def _availability(view: ModelView, now: dt.datetime) -> tuple[ConditionStatus, ModelReason, str]:

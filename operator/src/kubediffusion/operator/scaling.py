@@ -166,17 +166,16 @@ def _end_pod(view: ModelView, worker: Worker, now: dt.datetime) -> tuple[DeleteP
     pod = worker.pod
     if pod is None or pod.terminating:
         return None, None
-    due, reason = None, ""
     if pod.outlived_since is not None:
         due = pod.outlived_since + OTHERS_GRACE
-        reason = f"its worker has ended ({worker.crash}), and other containers of it run on"
+        deletion = DeletePod(view.model, pod.metadata.name, pod.uid, crash=worker.crash)
     elif worker.progress_at is not None and not view.jobs_of(worker):
         seconds = view.model.spec.workers.start_deadline_seconds
         due = worker.progress_at + dt.timedelta(seconds=seconds)
-        reason = f"its start has made no progress for {seconds} s (spec.workers.startDeadlineSeconds)"
-    if due is None or now < due:
-        return None, due
-    return DeletePod(view.model, pod.metadata.name, pod.uid, reason), None
+        deletion = DeletePod(view.model, pod.metadata.name, pod.uid, stalled_seconds=seconds)
+    else:
+        return None, None
+    return (None, due) if now < due else (deletion, None)
 
 
 def back_off_until(failures: list[Worker]) -> dt.datetime | None:

@@ -14,9 +14,9 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from kubediffusion.operator import job_status
 from kubediffusion.operator.actions import Bind, Finish, HoldImages, JobAction, Requeue, SetAside
 from kubediffusion.operator.deadline_queue import time_after
-from kubediffusion.operator.job_status import explain_waiting_jobs
 from kubediffusion.operator.placement import WorkerCapacity, most_together
 from kubediffusion.operator.scaling import LoadFailure, load_failure, scale
 from kubediffusion.operator.views import Decision, ModelView, SchedulerOptions, order_key
@@ -28,7 +28,6 @@ from kubediffusion.resources.generation_job import (
     DEFAULT_BACKOFF_LIMIT,
     DeletionPolicy,
     GenerationJob,
-    GenerationJobSpec,
     Phase,
 )
 from kubediffusion.resources.parameters import check_limits
@@ -63,12 +62,12 @@ class BindCandidate:
 def decide_termination(job: GenerationJob, now: dt.datetime) -> Finish | None:
     """Return how an unfinished job ends that is cancelled, deleted or past its deadline; None for any other."""
     if job.spec.cancel:
-        return Finish(job, Phase.CANCELLED, None, "cancelled by spec.cancel")
+        return Finish(job, Phase.CANCELLED, None, job_status.CANCELLED)
     if job.metadata.deletion_timestamp is not None:
-        return Finish(job, Phase.CANCELLED, None, "the GenerationJob was deleted")
+        return Finish(job, Phase.CANCELLED, None, job_status.DELETED)
     due = deadline(job)
     if due is not None and now >= due:
-        message = f"not finished {job.spec.active_deadline_seconds} s after its creation (spec.activeDeadlineSeconds)"
+        message = job_status.deadline_exceeded(job.spec.active_deadline_seconds)
         return Finish(job, Phase.FAILED, ErrorCode.DEADLINE_EXCEEDED, message)
     return None
 
@@ -106,7 +105,7 @@ def schedule_model(view: ModelView, now: dt.datetime, options: SchedulerOptions,
     taken = again | {action.job.uid for action in spent}
     scaling = scale(view, now, backlog, taken, {action.pod for action in binding if isinstance(action, Bind)})
     rest = (item.job for item in queue if item.job.uid not in again)
-    explaining = explain_waiting_jobs(view, rest, now, options, explanations)
+    explaining = job_status.explain_waiting_jobs(view, rest, now, options, explanations)
     actions = (*spent, *failing, *binding, *map(_requeue, unbound), *scaling.actions, *explaining.actions)
     rechecks = [part.recheck_at for part in (scaling, explaining) if part.recheck_at is not None]
     return Decision(actions, min(rechecks, default=None))
@@ -135,17 +134,15 @@ def jobs_to_unbind(view: ModelView) -> Iterator[BindCandidate]:
             yield from _jobs_of_ended_worker(name, worker, jobs, max(len(jobs), view.jobs_at_end.get(name, 0)))
         elif worker.lost:
             for job in jobs:
-                yield BindCandidate(
-                    job, costs_retry=False, message=f"worker {name} was told to go, and its node is silent"
-                )
+                yield BindCandidate(job, costs_retry=False, message=job_status.node_silent(name))
         elif worker.state is WorkerState.GOING or pod.terminating:
             for job in jobs:
                 if job.status.phase == Phase.SCHEDULED:
-                    yield BindCandidate(job, costs_retry=False, message=f"worker {name} is going")
+                    yield BindCandidate(job, costs_retry=False, message=job_status.worker_terminating(name))
         else:
             for job in jobs:
                 if job.spec.suspend and job.status.phase == Phase.SCHEDULED:
-                    yield BindCandidate(job, costs_retry=False, message="spec.suspend is true")
+                    yield BindCandidate(job, costs_retry=False, message=job_status.SUSPENDED)
 
 
 def _jobs_of_ended_worker(
@@ -162,14 +159,13 @@ def _jobs_of_ended_worker(
     died = worker is None or not worker.sent_away
     crashed = died and worker is not None and worker.state is WorkerState.FAILED
     some_ran = any(job.status.phase == Phase.RUNNING for job in jobs)
-    how = f"worker {name} ended ({worker.crash})" if worker is not None else f"worker {name} is gone"
+    how = job_status.worker_ended(name, worker.crash if worker is not None else None)
     if not (crashed or (died and some_ran)):
         yield from (BindCandidate(job, costs_retry=False, message=how) for job in jobs)
     elif together == 1:
         yield BindCandidate(jobs[0], costs_retry=True, message=how)
     else:
-        most = most_together([together])
-        how += f"; any of its {together} jobs may be why, so they run again with at most {most} together"
+        how = job_status.worker_ended_with_several(how, together, most_together([together]))
         yield from (BindCandidate(job, costs_retry=False, message=how, jobs_together=together) for job in jobs)
 
 
@@ -178,10 +174,7 @@ def _split_by_backoff(released: Iterable[BindCandidate]) -> tuple[list[Finish], 
     for item in released:
         limit = DEFAULT_BACKOFF_LIMIT if item.job.spec.backoff_limit is None else item.job.spec.backoff_limit
         if item.costs_retry and item.job.status.retries >= limit:
-            message = (
-                f"{item.message} while it ran the job alone, for the {_ordinal(item.job.status.retries + 1)} time; "
-            )
-            message += f"spec.backoffLimit is {limit}"
+            message = job_status.backoff_limit_exceeded(item.message, item.job.status.retries + 1, limit)
             spent.append(Finish(item.job, Phase.FAILED, ErrorCode.BACKOFF_LIMIT_EXCEEDED, message, costs_retry=True))
         else:
             left.append(item)
@@ -223,7 +216,7 @@ def bind(
             actions.append(SetAside(job, error))
             continue
         if problem is not None:
-            message = f"spec.{GenerationJobSpec.model_fields[problem.field].alias}: {problem.message}"
+            message = job_status.limit_exceeded(problem.field, problem.message)
             actions.append(Finish(job, Phase.FAILED, ErrorCode.INVALID_SPEC, message, costs_retry=item.costs_retry))
         elif job.spec.deletion_policy == DeletionPolicy.DELETE and meta.IMAGES_FINALIZER not in job.metadata.finalizers:
             # The finalizer comes first; that write brings the job back here.
@@ -248,7 +241,7 @@ def fail_for_model(failure: LoadFailure | None, queue: Iterator[BindCandidate], 
     """
     if failure is None:
         return []
-    message = f"Model not available: {failure.reason}"
+    message = job_status.model_not_available(failure.reason)
     return [
         Finish(item.job, Phase.FAILED, ErrorCode.MODEL_NOT_AVAILABLE, message, costs_retry=item.costs_retry)
         for item in itertools.islice(queue, most)
@@ -258,8 +251,3 @@ def fail_for_model(failure: LoadFailure | None, queue: Iterator[BindCandidate], 
 def _requeue(item: BindCandidate) -> Requeue:
     reason = WaitingReason.SUSPENDED if item.job.spec.suspend else WaitingReason.RETRYING
     return Requeue(item.job, item.costs_retry, reason, item.message, item.suspects)
-
-
-def _ordinal(number: int) -> str:
-    suffix = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{suffix}"

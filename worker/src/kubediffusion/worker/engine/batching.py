@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from kubediffusion.resources.queue_order import queue_key
-from kubediffusion.worker.engine import EntryLimit, ImagePlan
+from kubediffusion.worker.engine.interface import EntryLimit, ImagePlan
 from kubediffusion.worker.engine.waits import Waits
 
 K = TypeVar("K", bound=Hashable)

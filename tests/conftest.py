@@ -10,7 +10,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from kubediffusion.local import installation
 from kubediffusion.local.cluster import ClusterSettings, LocalCluster
-from kubediffusion.local.node.restarts import Backoff
+from kubediffusion.local.node.restarts import CrashBackoff
 from kubediffusion.worker.optional_libraries import hide_libraries
 
 GPUS = 2
@@ -41,7 +41,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[LocalCluster]:
 
     After a failure its folder stays, with every log.
     """
-    settings = ClusterSettings(gpus=GPUS, cpu=CPUS, backoff=Backoff(initial=0.5, limit=2.0))
+    settings = ClusterSettings(gpus=GPUS, cpu=CPUS, backoff=CrashBackoff(initial=0.5, limit=2.0))
     with LocalCluster(settings) as running:
         running.apply(installation.cluster_scoped())
         running.store.create_bucket(installation.BUCKET)

@@ -26,7 +26,7 @@ from chaos.proxy import Proxy
 from chaos.recorder import Recorder
 from kubediffusion.local import installation
 from kubediffusion.local.cluster import ClusterSettings, LocalCluster
-from kubediffusion.local.node.restarts import Backoff
+from kubediffusion.local.node.restarts import CrashBackoff
 from kubediffusion.local.processes import Process
 from kubediffusion.local.reservations import Reservations
 from kubediffusion.local.testing import Namespace, eventually
@@ -67,7 +67,7 @@ async def site(seed: int) -> AsyncIterator[Site]:
         ports = reservations.port(), reservations.port()
         # More processors than the machine has: what Pods request must not make them wait.
         settings = ClusterSettings(
-            cpu="64", backoff=Backoff(initial=0.5, limit=2.0), pods_reach=f"https://127.0.0.1:{ports[0]}"
+            cpu="64", backoff=CrashBackoff(initial=0.5, limit=2.0), pods_reach=f"https://127.0.0.1:{ports[0]}"
         )
         cluster = LocalCluster(settings)
         plane = cluster.control_plane

@@ -9,11 +9,11 @@ import pytest
 
 from kubediffusion.local.node.status import (
     ContainerReport,
+    ContainerWaiting,
     PodReport,
     Running,
     State,
     Terminated,
-    Waiting,
     container_status,
     phase,
     pod_status,
@@ -22,7 +22,7 @@ from kubediffusion.local.node.status import (
 START = dt.datetime(2026, 1, 1, 12, 0, 0, tzinfo=dt.UTC)
 LATER = START + dt.timedelta(seconds=90)
 RUNNING = Running(START)
-WAITING = Waiting()
+WAITING = ContainerWaiting()
 
 
 def ended(code: int) -> Terminated:
@@ -53,7 +53,7 @@ def test_the_phase_follows_from_states_and_policy(states: tuple[State, ...], pol
 
 
 def test_a_container_that_waits_for_its_restart_leaves_its_pod_running() -> None:
-    crashed = ContainerReport("c", "image", Waiting("CrashLoopBackOff"), last=ended(1), restarts=3)
+    crashed = ContainerReport("c", "image", ContainerWaiting("CrashLoopBackOff"), last=ended(1), restarts=3)
     assert phase(PodReport([crashed], "Always", START, "127.0.0.1")) == "Running"
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubediffusion.local.node.restarts import Backoff, should_restart
+from kubediffusion.local.node.restarts import CrashBackoff, should_restart
 
 
 @pytest.mark.parametrize(
@@ -23,16 +23,16 @@ def test_the_policy_decides_who_starts_again(policy: str, exit_code: int, restar
 
 
 def test_the_wait_doubles_from_ten_seconds_to_five_minutes() -> None:
-    backoff = Backoff()
+    backoff = CrashBackoff()
     assert [backoff.delay(crashes) for crashes in range(1, 9)] == [0, 10, 20, 40, 80, 160, 300, 300]
 
 
 @given(st.integers(min_value=1, max_value=10**9))
 def test_the_wait_never_exceeds_its_limit(crashes: int) -> None:
-    assert 0 <= Backoff(initial=0.5, limit=2).delay(crashes) <= 2
+    assert 0 <= CrashBackoff(initial=0.5, limit=2).delay(crashes) <= 2
 
 
 def test_a_long_run_makes_former_crashes_forgotten() -> None:
-    backoff = Backoff(forgiven_after=600)
+    backoff = CrashBackoff(forgiven_after=600)
     assert backoff.count(5, ran_seconds=599) == 6
     assert backoff.count(5, ran_seconds=600) == 1

@@ -15,11 +15,11 @@ from kubediffusion.operator.workers import (
     BatchJobStatus,
     ContainerState,
     ContainerStatus,
+    ObservedWorker,
     PlatformCondition,
     Pod,
     PodStatus,
     Terminated,
-    Worker,
     WorkerState,
 )
 from kubediffusion.resources import meta
@@ -47,7 +47,7 @@ def worker(
     idle: float | None = None,
     failed: float = 0,
     drained: bool = False,
-) -> Worker:
+) -> ObservedWorker:
     """Build a worker in a state; ``idle`` and ``failed`` are seconds ago.
 
     One that is drained is Going: its Pod has been told to go, and its Job does not say so.
@@ -74,7 +74,7 @@ def worker(
         status=BatchJobStatus(conditions=(failure,) if ended else ()),
     )
     if state is WorkerState.QUEUED:
-        return Worker(job, None)
+        return ObservedWorker(job, None)
     terminated = ContainerState(terminated=Terminated(exit_code=exit_code, message=message)) if ended else None
     pod = Pod(
         metadata=ObjectMeta(
@@ -91,7 +91,7 @@ def worker(
             container_statuses=(ContainerStatus(name="worker", state=terminated or ContainerState()),),
         ),
     )
-    built = Worker(job, pod, NOW - dt.timedelta(seconds=idle) if idle is not None else None)
+    built = ObservedWorker(job, pod, NOW - dt.timedelta(seconds=idle) if idle is not None else None)
     assert built.state is (WorkerState.GOING if drained else state)
     return built
 
@@ -101,14 +101,14 @@ def pod_name(ordinal: int, template: str = HASH) -> str:
     return f"{worker_job_name('emoji', template, ordinal)}-pod"
 
 
-def pod_of(built: Worker) -> Pod:
+def pod_of(built: ObservedWorker) -> Pod:
     """Return the Pod of a worker that has one."""
     return present(built.pod)
 
 
 def view(
     waiting: list[GenerationJob] | None = None,
-    workers: list[Worker] | None = None,
+    workers: list[ObservedWorker] | None = None,
     bound: dict[str, list[GenerationJob]] | None = None,
     **settings: Any,
 ) -> ModelView:

@@ -122,7 +122,7 @@ def test_suspects_are_tried_at_most_half_as_many_together(suspects: list[int]) -
     for among in suspects:
         if place.takes(among):
             place.take(1, among)
-    assert 1 <= len(place.suspects) <= most_together(place.suspects)
+    assert 1 <= len(place.suspect_group_sizes) <= most_together(place.suspect_group_sizes)
     # Nobody else goes where suspects are, and no suspect where others are.
     assert not place.takes(0)
     assert not WorkerCapacity("pod", 1000, [0]).takes(suspects[0])
@@ -148,7 +148,7 @@ def test_a_job_that_is_taken_back_last_pays_no_more_than_its_mates(number: int, 
         result = action.job.model_copy(update={"metadata": metadata, "status": status})
         store.settle_job(action.job, result)
     [again] = [action for action in decisions(store) if action.job.name == late]
-    assert (again.costs_retry, again.suspects) == (False, number)
+    assert (again.costs_retry, again.suspect_group_size) == (False, number)
 
 
 def decisions(store: Store) -> list[Requeue]:

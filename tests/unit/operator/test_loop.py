@@ -15,7 +15,7 @@ from kubediffusion.local.testing import eventually
 from kubediffusion.operator import loop as loop_module
 from kubediffusion.operator.cluster import Cluster
 from kubediffusion.operator.events import EventRecorder
-from kubediffusion.operator.executor import Executor
+from kubediffusion.operator.executor import ActionExecutor
 from kubediffusion.operator.image_releases import ImageReleases
 from kubediffusion.operator.images import ImageRemover
 from kubediffusion.operator.loop import SchedulingLoop
@@ -65,7 +65,7 @@ async def store(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RecordingStore
     async with KubernetesClient(Configuration()) as client:
         cluster, recorder = Cluster(client, [], DEFAULTS, 1), EventRecorder(client, "test")
         releases = ImageReleases(cluster, ImageRemover(None, ""), recorder)
-        retention, executor = Retention(cluster, releases), Executor(cluster, store, recorder)
+        retention, executor = Retention(cluster, releases), ActionExecutor(cluster, store, recorder)
         loop = SchedulingLoop(store, executor, retention, recorder, SchedulerOptions(), 5.0)
         task = asyncio.create_task(loop.run())
         await settle()

@@ -10,7 +10,13 @@ import pytest
 from kubediffusion.operator.job_status import waiting_reason
 from kubediffusion.operator.model_status import model_status
 from kubediffusion.operator.views import ModelView
-from kubediffusion.operator.workers import ContainerState, ContainerStatus, Waiting, Worker, WorkerState
+from kubediffusion.operator.workers import (
+    ContainerState,
+    ContainerStatus,
+    ContainerWaiting,
+    ObservedWorker,
+    WorkerState,
+)
 from kubediffusion.resources.conditions import Condition, ConditionStatus, ModelReason, find_condition
 from kubediffusion.resources.diffusion_model import DiffusionModelStatus, WorkerCounts
 from kubediffusion.resources.testing import NOW, bound_job, job
@@ -115,10 +121,10 @@ def test_crashes_in_a_row_do_and_the_last_one_is_told(order: int) -> None:
     assert condition_of(status).message == "2 workers crashed in a row, the last with exit code 1: the last"
 
 
-def blocked(ordinal: int) -> Worker:
+def blocked(ordinal: int) -> ObservedWorker:
     """A worker whose image is not found."""
     starting = worker(ordinal, WorkerState.STARTING)
-    waiting = ContainerStatus(name="worker", state=ContainerState(waiting=Waiting(reason="ErrImagePull")))
+    waiting = ContainerStatus(name="worker", state=ContainerState(waiting=ContainerWaiting(reason="ErrImagePull")))
     status = pod_of(starting).status.model_copy(update={"container_statuses": (waiting,)})
     return replace(starting, pod=pod_of(starting).model_copy(update={"status": status}))
 

@@ -9,14 +9,14 @@ from dataclasses import replace
 from kubediffusion.operator.namespace_state import NamespaceState
 from kubediffusion.operator.object_cache import ObjectList
 from kubediffusion.operator.views import ModelView, OrphanedJob
-from kubediffusion.operator.workers import PlatformCondition, Pod, Worker, WorkerState
+from kubediffusion.operator.workers import ObservedWorker, PlatformCondition, Pod, WorkerState
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Phase
 from kubediffusion.resources.testing import NAMESPACE, NOW, bound_job, job, model
 from unit.operator.builders import HASH, NODE_GRACE, pod_name, pod_of, recipe, versioned, worker
 
 
-def state_of(*workers: Worker, models: Iterable[DiffusionModel] = ()) -> NamespaceState:
+def state_of(*workers: ObservedWorker, models: Iterable[DiffusionModel] = ()) -> NamespaceState:
     state = NamespaceState(NAMESPACE, lambda _: HASH, NODE_GRACE)
     for item in models or (model(),):
         state.update_model(item)
@@ -60,7 +60,7 @@ def test_a_worker_that_is_not_ready_is_not_idle() -> None:
     assert only_view(state_of(worker(0, WorkerState.STARTING))).workers[0].idle_since is None
 
 
-def told_to_go(grace: int) -> Worker:
+def told_to_go(grace: int) -> ObservedWorker:
     """A worker whose Pod was deleted with a time of grace; its Job is as it was."""
     ready = worker(0, WorkerState.READY)
     metadata = pod_of(ready).metadata.model_copy(
@@ -73,7 +73,7 @@ def told_to_go(grace: int) -> Worker:
 def test_a_worker_whose_end_nobody_tells_of_is_lost_some_time_after_its_grace() -> None:
     state = state_of(told_to_go(grace=5))
     seen = [only_view(state, after(seconds)).workers[0] for seconds in (0, 34, 35)]
-    assert [(w.state, w.lost, w.lost_at) for w in seen] == [
+    assert [(w.state, w.node_lost, w.node_lost_at) for w in seen] == [
         (WorkerState.GOING, False, after(35)),
         (WorkerState.GOING, False, after(35)),
         (WorkerState.GOING, True, after(35)),
@@ -89,18 +89,18 @@ def test_the_pod_of_a_deleted_job_is_not_its_namesakes() -> None:
     metadata = fresh.metadata.model_copy(update={"uid": "another", "resource_version": "2"})
     state.update_batch_job(fresh.model_copy(update={"metadata": metadata}))
     new, old = only_view(state, after(40)).workers
-    assert (new.name, new.state, new.pod, new.lost) == (fresh.metadata.name, WorkerState.STARTING, None, False)
-    assert (old.state, old.lost, pod_of(old).metadata.name) == (WorkerState.GOING, True, pod_name(0))
+    assert (new.name, new.state, new.pod, new.node_lost) == (fresh.metadata.name, WorkerState.STARTING, None, False)
+    assert (old.state, old.node_lost, pod_of(old).metadata.name) == (WorkerState.GOING, True, pod_name(0))
 
 
 def test_a_worker_that_has_ended_is_not_lost() -> None:
     going = told_to_go(grace=5)
     state = state_of(going)
-    assert only_view(state, after(0)).workers[0].lost_at == after(35)
+    assert only_view(state, after(0)).workers[0].node_lost_at == after(35)
     status = pod_of(going).status.model_copy(update={"phase": "Failed"})
     state.update_pod(pod_of(going).model_copy(update={"status": status}))
     (ended,) = only_view(state, after(99)).workers
-    assert (ended.lost, ended.lost_at) == (False, None)
+    assert (ended.node_lost, ended.node_lost_at) == (False, None)
 
 
 def test_a_job_of_a_missing_model_is_an_orphan_once_its_worker_is_lost() -> None:
@@ -202,7 +202,7 @@ def test_a_long_queue_of_orphans_is_given_in_parts() -> None:
     assert len(state.orphaned_jobs(NOW, 4)) == 4
 
 
-def telling(built: Worker, words: str) -> Pod:
+def telling(built: ObservedWorker, words: str) -> Pod:
     condition = PlatformCondition(type="kubediffusion.io/EngineReady", status="False", reason="Loading", message=words)
     status = pod_of(built).status.model_copy(update={"conditions": (condition,)})
     return pod_of(built).model_copy(update={"status": status})

@@ -10,7 +10,7 @@ from kubediffusion.operator.job_status import next_status
 from kubediffusion.operator.model_status import model_status
 from kubediffusion.operator.scheduling import schedule_model
 from kubediffusion.operator.views import ModelView, SchedulerOptions
-from kubediffusion.operator.workers import PlatformCondition, Worker, WorkerState
+from kubediffusion.operator.workers import ObservedWorker, PlatformCondition, WorkerState
 from kubediffusion.resources.conditions import PodConditionType
 from kubediffusion.resources.pipeline_facts import PipelineDefaults, PipelineFacts
 from kubediffusion.resources.testing import NOW, job, present
@@ -21,7 +21,7 @@ FACTS = PipelineFacts(
 )
 
 
-def knowing(built: Worker, message: str = FACTS.to_json()) -> Worker:
+def knowing(built: ObservedWorker, message: str = FACTS.to_json()) -> ObservedWorker:
     """The same worker, whose Pod tells of its pipeline."""
     told = PlatformCondition(
         type=PodConditionType.PIPELINE_KNOWN, status="True", reason="FluxPipeline", message=message

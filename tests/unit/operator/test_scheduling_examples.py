@@ -16,10 +16,10 @@ from kubediffusion.operator.workers import (
     BatchJobStatus,
     ContainerState,
     ContainerStatus,
+    ContainerWaiting,
+    ObservedWorker,
     PlatformCondition,
     Terminated,
-    Waiting,
-    Worker,
     WorkerState,
 )
 from kubediffusion.resources.failures import ErrorCode
@@ -34,12 +34,12 @@ def test_a_suspended_job_that_is_taken_from_its_worker_gets_no_other() -> None:
     assert {type(action) for action in plan(cluster)} == {Requeue}
 
 
-def replaced(ordinal: int) -> Worker:
+def replaced(ordinal: int) -> ObservedWorker:
     """A worker whose Pod the platform has ended; its batch/v1 Job has not failed, and makes another."""
     pod = pod_of(worker(ordinal, WorkerState.FAILED))
     condition = PlatformCondition(type="DisruptionTarget", status="True")
     status = pod.status.model_copy(update={"conditions": (condition,)})
-    return Worker(worker(ordinal, WorkerState.STARTING).job, pod.model_copy(update={"status": status}))
+    return ObservedWorker(worker(ordinal, WorkerState.STARTING).job, pod.model_copy(update={"status": status}))
 
 
 def test_jobs_that_a_disrupted_worker_left_ask_for_no_worker_beside_it() -> None:
@@ -116,7 +116,7 @@ def test_a_job_that_was_running_when_its_worker_was_drained_spends_nothing() -> 
 NO_NODE = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
 
 
-def stuck(ordinal: int) -> Worker:
+def stuck(ordinal: int) -> ObservedWorker:
     """A worker that no node takes."""
     waits = worker(ordinal, WorkerState.STARTING)
     status = pod_of(waits).status.model_copy(
@@ -166,12 +166,12 @@ def test_a_worker_that_is_drained_is_replaced_while_it_goes_where_there_is_a_pla
     assert "is going, and the next one gets its place once it has ended; maxReplicas is 1" in said.message
 
 
-def lost(ordinal: int) -> Worker:
+def lost(ordinal: int) -> ObservedWorker:
     """A worker that was told to go, and whose node has not told of its end in time."""
     ready = worker(ordinal, WorkerState.READY)
     metadata = pod_of(ready).metadata.model_copy(update={"deletion_timestamp": NOW - dt.timedelta(seconds=30)})
     return dataclasses.replace(
-        ready, pod=pod_of(ready).model_copy(update={"metadata": metadata}), lost_at=NOW, lost=True
+        ready, pod=pod_of(ready).model_copy(update={"metadata": metadata}), node_lost_at=NOW, node_lost=True
     )
 
 
@@ -188,10 +188,10 @@ def test_a_worker_on_a_lost_node_loses_its_jobs_and_its_place() -> None:
 
 
 def test_a_running_job_waits_for_a_worker_that_may_still_finish_it() -> None:
-    going = dataclasses.replace(worker(0, WorkerState.GOING), lost_at=NOW + dt.timedelta(seconds=5))
+    going = dataclasses.replace(worker(0, WorkerState.GOING), node_lost_at=NOW + dt.timedelta(seconds=5))
     running = bound_job("running", worker=pod_name(0), phase=Phase.RUNNING)
     waits = schedule_model(view(workers=[going], bound={pod_name(0): [running]}, max_replicas=1), NOW, OPTIONS)
-    assert (waits.actions, waits.recheck_at) == ((), going.lost_at)
+    assert (waits.actions, waits.recheck_at) == ((), going.node_lost_at)
 
 
 def test_a_released_job_goes_straight_to_another_worker() -> None:
@@ -286,7 +286,7 @@ def test_idle_workers_go_after_idle_seconds_the_longest_idle_first() -> None:
     )
 
 
-def without_node(kind: str, ordinal: int = 0) -> Worker:
+def without_node(kind: str, ordinal: int = 0) -> ObservedWorker:
     """Build a worker, five minutes old, that no node has taken."""
     if kind == "queued":
         return worker(ordinal, WorkerState.QUEUED)
@@ -332,7 +332,7 @@ def test_a_worker_that_ended_well_is_cleared_away() -> None:
     going = worker(0, WorkerState.GOING)
     done = PlatformCondition(type="Complete", status="True")
     metadata = going.job.metadata.model_copy(update={"deletion_timestamp": None})
-    ended = Worker(
+    ended = ObservedWorker(
         going.job.model_copy(update={"metadata": metadata, "status": BatchJobStatus(conditions=(done,))}), None
     )
     (action,) = plan(view(workers=[ended]))
@@ -341,7 +341,7 @@ def test_a_worker_that_ended_well_is_cleared_away() -> None:
 
 def test_a_refused_worker_is_what_jobs_wait_for_unless_another_is_loading() -> None:
     blocked = worker(0, WorkerState.STARTING)
-    waiting = ContainerStatus(name="worker", state=ContainerState(waiting=Waiting(reason="ErrImagePull")))
+    waiting = ContainerStatus(name="worker", state=ContainerState(waiting=ContainerWaiting(reason="ErrImagePull")))
     status = pod_of(blocked).status.model_copy(update={"container_statuses": (waiting,)})
     blocked = dataclasses.replace(blocked, pod=pod_of(blocked).model_copy(update={"status": status}))
     for workers in [], [blocked]:
@@ -373,7 +373,7 @@ PULLS = ("ErrImagePull: 403 of registry", "ImagePullBackOff: Back-off pulling im
     ids=["next attempt", "pause between pulls", "other refusal", "created since", "image since"],
 )
 def test_what_is_in_the_way_is_said_once_and_anew_when_it_is_another_thing(before: str, now: str, again: bool) -> None:
-    def starting(warning: str) -> Worker:
+    def starting(warning: str) -> ObservedWorker:
         return dataclasses.replace(worker(0, WorkerState.STARTING), pod=None, warning=warning)
 
     first = said_of(view([job(age=10)], [starting(before)]))
@@ -383,7 +383,7 @@ def test_what_is_in_the_way_is_said_once_and_anew_when_it_is_another_thing(befor
     assert [now in a.message for a in said] == [True] * again
 
 
-def ended_beside_others(exit_code: int, seconds: float) -> Worker:
+def ended_beside_others(exit_code: int, seconds: float) -> ObservedWorker:
     """A worker whose own container has ended so many seconds ago, while one that was injected runs on."""
     built = worker(0, WorkerState.READY)
     ended = Terminated(exit_code=exit_code, finished_at=NOW - dt.timedelta(seconds=seconds))

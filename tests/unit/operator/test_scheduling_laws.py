@@ -14,7 +14,7 @@ from kubediffusion.operator.actions import Action, Bind, CreateWorker, DeleteWor
 from kubediffusion.operator.placement import WorkerCapacity
 from kubediffusion.operator.views import LIVE, ModelView, order_key
 from kubediffusion.operator.workers import (
-    Worker,
+    ObservedWorker,
     WorkerState,
 )
 from kubediffusion.resources.generation_job import GenerationJob, Phase
@@ -81,7 +81,7 @@ def capacities_of(cluster: ModelView) -> dict[str, WorkerCapacity]:
     return found
 
 
-def live(cluster: ModelView, *, current: bool) -> list[Worker]:
+def live(cluster: ModelView, *, current: bool) -> list[ObservedWorker]:
     return [w for w in cluster.workers if w.state in LIVE and (w.template_hash == HASH) is current]
 
 
@@ -94,7 +94,7 @@ def crashed_on(action: Action) -> bool:
 
 CASES: dict[str, Callable[[ModelView, tuple[Action, ...]], object]] = {
     "several jobs are bound": lambda _, actions: sum(isinstance(a, Bind) for a in actions) > 1,
-    "a suspect is bound": lambda _, actions: any(isinstance(a, Bind) and a.suspects for a in actions),
+    "a suspect is bound": lambda _, actions: any(isinstance(a, Bind) and a.suspect_group_size for a in actions),
     "some are bound and others go on waiting": lambda cluster, actions: (
         any(isinstance(a, Bind) for a in actions)
         and {item.uid for item in cluster.waiting} - {a.job.uid for a in actions if isinstance(a, Bind | Finish)}
@@ -167,10 +167,10 @@ def test_no_room_is_left_that_the_next_job_could_take(cluster: ModelView) -> Non
     places = capacities_of(cluster)
     for action in actions:
         if isinstance(action, Bind):
-            places[action.pod].take(cluster.slots(action.job), action.suspects)
+            places[action.pod].take(cluster.slots(action.job), action.suspect_group_size)
     ended = {a.job.uid for a in actions if isinstance(a, Bind | Finish)}
     left = [(item, item.status.suspects or 0) for item in cluster.waiting if item.uid not in ended]
-    left += [(a.job, a.suspects) for a in actions if isinstance(a, Requeue) and not a.job.spec.suspend]
+    left += [(a.job, a.suspect_group_size) for a in actions if isinstance(a, Requeue) and not a.job.spec.suspend]
     if left:
         _, suspects = min(left, key=lambda pair: order_key(pair[0]))
         assert not any(place.takes(suspects) for place in places.values())
@@ -182,10 +182,10 @@ def test_work_is_spread_evenly(cluster: ModelView) -> None:
     places = capacities_of(cluster)
     for action in plan(cluster):
         if isinstance(action, Bind):
-            free = [place.free for place in places.values() if place.takes(action.suspects)]
-            assert places[action.pod].takes(action.suspects)
+            free = [place.free for place in places.values() if place.takes(action.suspect_group_size)]
+            assert places[action.pod].takes(action.suspect_group_size)
             assert places[action.pod].free == max(free)
-            places[action.pod].take(cluster.slots(action.job), action.suspects)
+            places[action.pod].take(cluster.slots(action.job), action.suspect_group_size)
 
 
 @given(clusters())

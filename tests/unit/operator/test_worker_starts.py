@@ -11,7 +11,7 @@ import pytest
 from kubediffusion.operator.model_status import LONGEST_MESSAGE, model_status, start_stage, worker_starts
 from kubediffusion.operator.rate import ReportRate
 from kubediffusion.operator.views import ModelView
-from kubediffusion.operator.workers import CONTAINER, ContainerStatus, PlatformCondition, Worker, WorkerState
+from kubediffusion.operator.workers import CONTAINER, ContainerStatus, ObservedWorker, PlatformCondition, WorkerState
 from kubediffusion.resources.conditions import EngineReason, PodConditionType, WaitingReason, find_condition
 from kubediffusion.resources.diffusion_model import MAX_STARTS, DiffusionModelStatus
 from kubediffusion.resources.testing import NOW, present
@@ -25,13 +25,13 @@ def after(seconds: float) -> dt.datetime:
     return NOW + dt.timedelta(seconds=seconds)
 
 
-def telling(built: Worker, reason: str, message: str = "so far", status: str = "False") -> Worker:
+def telling(built: ObservedWorker, reason: str, message: str = "so far", status: str = "False") -> ObservedWorker:
     """The same worker, whose Pod says how far its start has come."""
     condition = PlatformCondition(type=PodConditionType.ENGINE_READY, status=status, reason=reason, message=message)
     return showing(built, conditions=(*pod_of(built).status.conditions, condition))
 
 
-def showing(built: Worker, **status: Any) -> Worker:
+def showing(built: ObservedWorker, **status: Any) -> ObservedWorker:
     pod = pod_of(built).model_copy(update={"status": pod_of(built).status.model_copy(update=status)})
     return replace(built, pod=pod)
 
@@ -92,7 +92,7 @@ def test_a_worker_tells_in_its_own_words_how_far_it_is() -> None:
         ),
     ],
 )
-def test_where_a_worker_has_said_nothing_its_pod_does(built: Worker, reason: str, message: str) -> None:
+def test_where_a_worker_has_said_nothing_its_pod_does(built: ObservedWorker, reason: str, message: str) -> None:
     assert start_stage(built) == (reason, message)
 
 

@@ -11,11 +11,11 @@ from kubediffusion.operator.workers import (
     BatchJob,
     ContainerState,
     ContainerStatus,
+    ObservedWorker,
     PlatformCondition,
     Pod,
     PodStatus,
     Terminated,
-    Worker,
     WorkerState,
 )
 from kubediffusion.resources.conditions import PodConditionType
@@ -90,7 +90,7 @@ FAILED = condition("Failed", reason="BackoffLimitExceeded", message="Job has rea
     ],
 )
 def test_the_state_of_a_worker(job: BatchJob, pod: Pod | None, state: WorkerState) -> None:
-    assert Worker(job, pod).state is state
+    assert ObservedWorker(job, pod).state is state
 
 
 @pytest.mark.parametrize(
@@ -109,14 +109,14 @@ def test_the_state_of_a_worker(job: BatchJob, pod: Pod | None, state: WorkerStat
         (a_job(), None, False),
     ],
 )
-def test_a_worker_that_was_told_to_go_did_not_die(job: BatchJob, pod: Pod | None, sent_away: bool) -> None:
-    assert Worker(job, pod).sent_away is sent_away
+def test_a_worker_that_was_told_to_go_did_not_die(job: BatchJob, pod: Pod | None, told_to_terminate: bool) -> None:
+    assert ObservedWorker(job, pod).told_to_terminate is told_to_terminate
 
 
 def test_a_worker_that_its_node_evicted_may_have_taken_the_memory_that_was_short() -> None:
     pod = a_pod("Failed", condition("DisruptionTarget", reason="TerminationByKubelet"), exit_code=137)
     evicted = pod.model_copy(update={"status": pod.status.model_copy(update={"reason": "Evicted"})})
-    assert not Worker(a_job(), evicted).sent_away
+    assert not ObservedWorker(a_job(), evicted).told_to_terminate
 
 
 @pytest.mark.parametrize("state", WorkerState)
@@ -125,26 +125,29 @@ def test_builders_build_every_state(state: WorkerState) -> None:
 
 
 def test_a_bad_model_is_known_by_its_exit_code_and_says_why() -> None:
-    bad = Worker(a_job(FAILED), a_pod("Failed", exit_code=78, message="no model_index.json\n"))
+    bad = ObservedWorker(a_job(FAILED), a_pod("Failed", exit_code=78, message="no model_index.json\n"))
     assert bad.bad_model == "no model_index.json"
-    assert Worker(a_job(FAILED), a_pod("Failed", exit_code=78)).bad_model == "the worker gave no reason; see its log"
+    assert (
+        ObservedWorker(a_job(FAILED), a_pod("Failed", exit_code=78)).bad_model
+        == "the worker gave no reason; see its log"
+    )
 
 
 @pytest.mark.parametrize("code", [0, 1, 137, 143])
 def test_any_other_end_is_no_bad_model(code: int) -> None:
-    assert Worker(a_job(FAILED), a_pod("Failed", exit_code=code, message="boom")).bad_model is None
+    assert ObservedWorker(a_job(FAILED), a_pod("Failed", exit_code=code, message="boom")).bad_model is None
 
 
 def test_what_a_service_refuses_is_a_bad_model_of_which_another_worker_has_to_say_the_same() -> None:
-    refused = Worker(a_job(FAILED), a_pod("Failed", exit_code=69, message="the Hub answers 404"))
+    refused = ObservedWorker(a_job(FAILED), a_pod("Failed", exit_code=69, message="the Hub answers 404"))
     assert (refused.bad_model, refused.doubtful) == ("the Hub answers 404", True)
-    assert not Worker(a_job(FAILED), a_pod("Failed", exit_code=78)).doubtful
+    assert not ObservedWorker(a_job(FAILED), a_pod("Failed", exit_code=78)).doubtful
 
 
 def test_a_bad_model_is_still_known_when_its_pod_is_gone() -> None:
     failed = condition("Failed", reason="PodFailurePolicy", message="Container worker failed with exit code 78")
-    assert Worker(a_job(failed), None).bad_model == "Container worker failed with exit code 78"
-    assert Worker(a_job(FAILED), None).bad_model is None
+    assert ObservedWorker(a_job(failed), None).bad_model == "Container worker failed with exit code 78"
+    assert ObservedWorker(a_job(FAILED), None).bad_model is None
 
 
 @pytest.mark.parametrize(
@@ -157,11 +160,11 @@ def test_a_bad_model_is_still_known_when_its_pod_is_gone() -> None:
     ],
 )
 def test_a_crash_is_told_in_words(pod: Pod | None, words: str) -> None:
-    assert Worker(a_job(FAILED), pod).crash == words
+    assert ObservedWorker(a_job(FAILED), pod).crash == words
 
 
 def test_a_worker_whose_pod_vanished_says_so() -> None:
-    assert Worker(a_job(), None).crash == "its Pod is gone"
+    assert ObservedWorker(a_job(), None).crash == "its Pod is gone"
 
 
 def test_why_no_node_takes_a_pod() -> None:
@@ -204,7 +207,7 @@ def test_a_crash_tells_how_far_the_start_had_come(status: str, reason: str, word
     ended = {"name": "worker", "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}
     condition = {"type": PodConditionType.ENGINE_READY, "status": status, "reason": reason}
     shown = {"phase": "Failed", "containerStatuses": [ended], "conditions": [condition]}
-    assert Worker(a_job(FAILED), Pod.from_wire({"metadata": {"name": "pod"}, "status": shown})).crash == words
+    assert ObservedWorker(a_job(FAILED), Pod.from_wire({"metadata": {"name": "pod"}, "status": shown})).crash == words
 
 
 def test_a_sidecars_end_is_not_the_workers() -> None:

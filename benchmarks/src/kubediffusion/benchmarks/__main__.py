@@ -31,7 +31,7 @@ from kubediffusion.local import installation
 from kubediffusion.local.cluster import ClusterSettings, LocalCluster
 from kubediffusion.local.errors import LocalError
 from kubediffusion.local.layout import REPOSITORY
-from kubediffusion.local.node.restarts import Backoff
+from kubediffusion.local.node.restarts import CrashBackoff
 from kubediffusion.local.progress import step
 
 Suite = Callable[[Site, Sizes], Awaitable[dict[str, Any]]]
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(suites: Sequence[str], wanted: Sizes, output: Path, *, profile: bool) -> dict[str, Any]:
     """Run suites on a cluster of their own, and return their results; each is saved as soon as it is there."""
     described = machine.describe()
-    settings = ClusterSettings(gpus=0, cpu=CPUS, backoff=Backoff(initial=0.5, limit=2.0))
+    settings = ClusterSettings(gpus=0, cpu=CPUS, backoff=CrashBackoff(initial=0.5, limit=2.0))
     with ExitStack() as stack:
         with step("Starting etcd, Kubernetes, S3 and a node"):
             cluster = stack.enter_context(LocalCluster(settings))

@@ -18,14 +18,14 @@ class Bind:
         model: The model that it runs on, whose defaults are resolved now.
         pod: Name of the Pod.
         costs_retry: Whether the attempt before counts against ``backoffLimit``.
-        suspects: Among how many jobs it is suspected to make its worker die; 0 when it is not.
+        suspect_group_size: Among how many jobs it is suspected to make its worker die; 0 when it is not.
     """
 
     job: GenerationJob
     model: DiffusionModel
     pod: str
     costs_retry: bool = False
-    suspects: int = 0
+    suspect_group_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Requeue:
     costs_retry: bool
     reason: str
     message: str
-    suspects: int = 0
+    suspect_group_size: int = 0
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ class Cluster:
         parameters = status.parameters.model_copy(update={"negative_prompt": whole.spec.negative_prompt})
         return status.model_copy(update={"parameters": parameters})
 
-    async def hold_images(self, job: GenerationJob) -> GenerationJob:
+    async def add_images_finalizer(self, job: GenerationJob) -> GenerationJob:
         """Add the finalizer of images to a job. Errors are those of :meth:`write_status`."""
         patch = {"metadata": {"finalizers": [*job.metadata.finalizers, meta.IMAGES_FINALIZER]}}
         return await self._patch_job(job, patch, "")

@@ -10,7 +10,7 @@ from typing import Any
 
 from kubediffusion.operator.cluster import Cluster
 from kubediffusion.operator.events import EventRecorder
-from kubediffusion.operator.executor import Executor
+from kubediffusion.operator.executor import ActionExecutor
 from kubediffusion.operator.image_releases import ImageReleases
 from kubediffusion.operator.images import ImageRemover
 from kubediffusion.operator.loop import SchedulingLoop
@@ -106,7 +106,7 @@ def compose(client: KubernetesClient, settings: Settings, storage: ImageStorage 
         settings.finished_jobs_per_namespace,
         RetentionPauses(quotas=settings.resync_seconds),
     )
-    executor = Executor(cluster, store, recorder)
+    executor = ActionExecutor(cluster, store, recorder)
     loop = SchedulingLoop(store, executor, retention, recorder, options, settings.explanations_per_second)
     resync = Resync(cluster, store, settings.resync_seconds)
     return Operator(store, loop, resync, retention, recorder, StartWarnings(cluster, store))

@@ -12,7 +12,7 @@ from kubediffusion.operator.worker_executor import WorkerExecutor
 from kubediffusion.resources.diffusion_model import DiffusionModel
 
 
-class Executor:
+class ActionExecutor:
     """Carries out actions in the background.
 
     Args:

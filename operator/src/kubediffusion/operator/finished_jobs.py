@@ -10,7 +10,7 @@ from typing import NamedTuple
 from kubediffusion.operator.deadline_queue import DeadlineQueue
 from kubediffusion.resources.generation_job import GenerationJob
 
-ROOM = 10
+_KEPT_FREE_DIVISOR = 10
 """Where a quota counts jobs, one part in so many of it, and one job at least, is kept free of finished ones."""
 
 LEAST_AGE = dt.timedelta(seconds=60)
@@ -107,4 +107,4 @@ class FinishedJobs:
         quota = self.quotas.get(namespace, 0)
         if quota <= 0:
             return None
-        return max(quota - self._unfinished(namespace) - max(quota // ROOM, 1), 0)
+        return max(quota - self._unfinished(namespace) - max(quota // _KEPT_FREE_DIVISOR, 1), 0)

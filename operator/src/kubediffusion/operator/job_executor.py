@@ -106,7 +106,7 @@ class JobExecutor:
         result: GenerationJob | None = None
         try:
             if status is None:
-                result = await self._cluster.hold_images(job)
+                result = await self._cluster.add_images_finalizer(job)
             else:
                 result = await self._cluster.write_status(job, status)
             metrics.ACTIONS.labels(name, "done").inc()

@@ -118,7 +118,7 @@ def _bound(action: Bind, now: dt.datetime, seed: int) -> GenerationJobStatus:
             "worker": action.pod,
             "attempt": old.attempt + 1,
             "retries": old.retries + int(action.costs_retry),
-            "suspects": action.suspects or None,
+            "suspects": action.suspect_group_size or None,
             "progress": None,
             "start_time": None,
             "parameters": _parameters(action, seed),
@@ -155,7 +155,7 @@ def _requeued(action: Requeue, now: dt.datetime) -> GenerationJobStatus:
             ),
             "worker": None,
             "retries": old.retries + int(action.costs_retry),
-            "suspects": action.suspects or None,
+            "suspects": action.suspect_group_size or None,
             "progress": None,
             "start_time": None,
         }

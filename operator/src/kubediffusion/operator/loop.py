@@ -13,7 +13,7 @@ from kubediffusion.operator import metrics
 from kubediffusion.operator.actions import Explain, ReportModel, SetAside
 from kubediffusion.operator.deadline_queue import DeadlineQueue
 from kubediffusion.operator.events import EventRecorder, events_of_job_end
-from kubediffusion.operator.executor import Executor
+from kubediffusion.operator.executor import ActionExecutor
 from kubediffusion.operator.image_releases import awaits_image_deletion
 from kubediffusion.operator.job_status import explain_suspended_jobs
 from kubediffusion.operator.jobs_without_model import ORPHANS_A_PASS, decide_orphaned_jobs
@@ -54,7 +54,7 @@ class SchedulingLoop:
     def __init__(
         self,
         store: Store,
-        executor: Executor,
+        executor: ActionExecutor,
         retention: Retention,
         recorder: EventRecorder,
         options: SchedulerOptions,

@@ -8,7 +8,7 @@ from kubediffusion.operator.actions import DeletePod
 from kubediffusion.operator.job_status import second_opinion, waiting_reason
 from kubediffusion.operator.scaling import LoadFailure, back_off_until, doubtful_failure, load_failure
 from kubediffusion.operator.views import NEVER, ModelView
-from kubediffusion.operator.workers import Worker, WorkerState
+from kubediffusion.operator.workers import ObservedWorker, WorkerState
 from kubediffusion.resources import meta
 from kubediffusion.resources.conditions import (
     ConditionStatus,
@@ -163,17 +163,17 @@ def worker_starts(view: ModelView, now: dt.datetime) -> tuple[WorkerStart, ...]:
     return tuple(found)
 
 
-def starting_workers(view: ModelView) -> list[Worker]:
+def starting_workers(view: ModelView) -> list[ObservedWorker]:
     """Return the workers of today's template that take no jobs yet."""
     return view.current(WorkerState.STARTING, WorkerState.QUEUED)
 
 
-def compiling_workers(view: ModelView) -> list[Worker]:
+def compiling_workers(view: ModelView) -> list[ObservedWorker]:
     """Return the workers of today's template that take jobs and still compile."""
     return [w for w in view.current(WorkerState.READY) if start_stage(w)[0] == EngineReason.COMPILING]
 
 
-def start_stage(worker: Worker) -> tuple[str, str]:
+def start_stage(worker: ObservedWorker) -> tuple[str, str]:
     """Return the stage of a worker's start: a reason for programs and a message for people.
 
     They are the worker's own, once it has told any, else what its Pod shows.
@@ -198,7 +198,7 @@ def start_stage(worker: Worker) -> tuple[str, str]:
     return _short(told.reason), _short(told.message)
 
 
-def _oldest_first(workers: list[Worker]) -> list[Worker]:
+def _oldest_first(workers: list[ObservedWorker]) -> list[ObservedWorker]:
     """Return workers in the order in which they were created."""
     return sorted(workers, key=lambda w: (w.job.metadata.creation_timestamp or NEVER, w.name))
 

@@ -18,7 +18,7 @@ from sortedcontainers import SortedKeyList
 
 from kubediffusion.operator.object_cache import ObjectCache, ObjectList
 from kubediffusion.operator.views import ModelView, NamespaceView, OrphanedJob, order_key
-from kubediffusion.operator.workers import BatchJob, Pod, Worker, WorkerState
+from kubediffusion.operator.workers import BatchJob, ObservedWorker, Pod, WorkerState
 from kubediffusion.resources.conditions import JobConditionType, WaitingReason, find_condition
 from kubediffusion.resources.diffusion_model import DiffusionModel, choose_model
 from kubediffusion.resources.generation_job import GenerationJob
@@ -275,7 +275,7 @@ class NamespaceState:
             if now - since > JOBS_AT_END_KEPT:
                 del self._jobs_at_end[name]
 
-    def _workers(self, now: dt.datetime) -> dict[str, list[Worker]]:
+    def _workers(self, now: dt.datetime) -> dict[str, list[ObservedWorker]]:
         busy = {name for by_pod in self._bound.values() for name, jobs in by_pod.items() if jobs}
         pods: dict[str, Pod] = {}
         replaced: list[Pod] = []
@@ -296,14 +296,14 @@ class NamespaceState:
             workers[going.model].append(self._worker(going, pod, now))
         return workers
 
-    def _worker(self, job: BatchJob, pod: Pod | None, now: dt.datetime) -> Worker:
-        lost_at = self._lost_at(pod, now) if pod is not None else None
+    def _worker(self, job: BatchJob, pod: Pod | None, now: dt.datetime) -> ObservedWorker:
+        node_lost_at = self._lost_at(pod, now) if pod is not None else None
         warning = self._warnings.get(pod.uid if pod is not None else job.uid, "")
-        lost = lost_at is not None and lost_at <= now
-        worker = Worker(job, pod, lost_at=lost_at, lost=lost, warning=warning)
+        lost = node_lost_at is not None and node_lost_at <= now
+        worker = ObservedWorker(job, pod, node_lost_at=node_lost_at, node_lost=lost, warning=warning)
         return replace(worker, progress_at=self._progress_at(worker, now))
 
-    def _progress_at(self, worker: Worker, now: dt.datetime) -> dt.datetime | None:
+    def _progress_at(self, worker: ObservedWorker, now: dt.datetime) -> dt.datetime | None:
         """Return when a worker's start was last seen to make progress: its stage or the words for it changed."""
         pod = worker.pod
         if pod is None:
@@ -321,8 +321,8 @@ class NamespaceState:
     def _is_gone(self, pod: str, now: dt.datetime) -> bool:
         """Return whether a Pod does not exist, or its node is lost."""
         known = self._pods.items.get(pod)
-        lost_at = self._lost_at(known, now) if known is not None else None
-        return known is None or (lost_at is not None and lost_at <= now)
+        node_lost_at = self._lost_at(known, now) if known is not None else None
+        return known is None or (node_lost_at is not None and node_lost_at <= now)
 
     def _lost_at(self, pod: Pod, now: dt.datetime) -> dt.datetime | None:
         """Return when a Pod's node counts as lost; None where the Pod does not terminate, or has ended."""
@@ -330,7 +330,7 @@ class NamespaceState:
             return None
         return self._terminating_since.setdefault(pod.metadata.name, now) + pod.grace + self._node_grace
 
-    def _with_idleness(self, worker: Worker, busy: set[str], now: dt.datetime) -> Worker:
+    def _with_idleness(self, worker: ObservedWorker, busy: set[str], now: dt.datetime) -> ObservedWorker:
         if worker.pod is None or worker.state is not WorkerState.READY:
             return worker
         name = worker.pod.metadata.name

@@ -10,13 +10,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 
-def most_together(suspects: Iterable[int]) -> int:
+def most_together(suspect_group_sizes: Iterable[int]) -> int:
     """Return how many suspects may be tried together: half as many as the fewest among whom one of them is suspected.
 
     Args:
-        suspects: For each of them, among how many it is suspected; at least one.
+        suspect_group_sizes: For each of them, among how many it is suspected; at least one.
     """
-    return max(min(suspects) // 2, 1)
+    return max(min(suspect_group_sizes) // 2, 1)
 
 
 @dataclass
@@ -26,28 +26,28 @@ class WorkerCapacity:
     Attributes:
         pod: Name of its Pod.
         free: Places of its batches that are free.
-        suspects: For each of its jobs, among how many it is suspected; 0 for one that is not.
+        suspect_group_sizes: For each of its jobs, among how many it is suspected; 0 for one that is not.
     """
 
     pod: str
     free: int
-    suspects: list[int]
+    suspect_group_sizes: list[int]
 
-    def takes(self, suspects: int) -> bool:
+    def takes(self, suspect_group_size: int) -> bool:
         """Return whether a job may be bound to it that is suspected among so many, or not at all (0)."""
-        together = [*self.suspects, suspects]
+        together = [*self.suspect_group_sizes, suspect_group_size]
         if self.free <= 0:
             return False
         if not any(together):
             return True
         return all(together) and len(together) <= most_together(together)
 
-    def take(self, slots: int, suspects: int) -> None:
+    def take(self, slots: int, suspect_group_size: int) -> None:
         """Count a job that is bound to it.
 
         Args:
             slots: Places of a batch that the job takes.
-            suspects: Among how many it is suspected; 0 for one that is not.
+            suspect_group_size: Among how many it is suspected; 0 for one that is not.
         """
         self.free -= slots
-        self.suspects.append(suspects)
+        self.suspect_group_sizes.append(suspect_group_size)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from kubediffusion.operator.actions import Action, CreateWorker, DeletePod, DeleteWorker
 from kubediffusion.operator.views import LIVE, NEVER, Decision, ModelView
-from kubediffusion.operator.workers import Worker, WorkerState
+from kubediffusion.operator.workers import ObservedWorker, WorkerState
 from kubediffusion.resources.backoff import pause_after
 from kubediffusion.resources.worker_names import worker_job_name
 
@@ -88,7 +88,7 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, taken: Set[str], newl
     actions: list[Action] = []
     rechecks: list[dt.datetime] = []
     live = view.current(*LIVE)
-    rechecks += [w.lost_at for w in view.workers if w.lost_at is not None and not w.lost]
+    rechecks += [w.node_lost_at for w in view.workers if w.node_lost_at is not None and not w.node_lost]
     load = sum(view.slots(job) for w in live for job in view.jobs_of(w) if job.uid not in taken)
     wanted = min(max(math.ceil((backlog + load) / view.batch), settings.min_replicas), settings.max_replicas)
 
@@ -104,10 +104,10 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, taken: Set[str], newl
         rechecks += [recheck_at] if recheck_at is not None else []
 
     for worker in view.workers:
-        ended = worker.job.complete or worker.lost
+        ended = worker.job.complete or worker.node_lost
         if ended and worker.job.metadata.deletion_timestamp is None and not view.jobs_of(worker):
             # It was told to go by somebody else: a drain, or a Pod that was deleted.
-            actions.append(_delete(worker, "its node is silent" if worker.lost else "it has ended"))
+            actions.append(_delete(worker, "its node is silent" if worker.node_lost else "it has ended"))
         outdated = worker.template_hash != view.template_hash and worker.state in LIVE
         if outdated and not view.jobs_of(worker):
             actions.append(_delete(worker, "the model's spec has changed"))
@@ -161,7 +161,7 @@ def _create_workers(view: ModelView, now: dt.datetime, missing: int) -> Decision
     )
 
 
-def _end_pod(view: ModelView, worker: Worker, now: dt.datetime) -> tuple[DeletePod | None, dt.datetime | None]:
+def _end_pod(view: ModelView, worker: ObservedWorker, now: dt.datetime) -> tuple[DeletePod | None, dt.datetime | None]:
     """Decide whether a worker's Pod is of no more use, and return when to look again."""
     pod = worker.pod
     if pod is None or pod.terminating:
@@ -178,7 +178,7 @@ def _end_pod(view: ModelView, worker: Worker, now: dt.datetime) -> tuple[DeleteP
     return (None, due) if now < due else (deletion, None)
 
 
-def back_off_until(failures: list[Worker]) -> dt.datetime | None:
+def back_off_until(failures: list[ObservedWorker]) -> dt.datetime | None:
     """Return when the next worker may start after so many crashes in a row: at once after one, then after pauses.
 
     The failed workers themselves are the record, so a restarted operator pauses just as long.
@@ -190,7 +190,7 @@ def back_off_until(failures: list[Worker]) -> dt.datetime | None:
     return max(times) + dt.timedelta(seconds=pause)
 
 
-def _forget_failures(view: ModelView, failures: list[Worker]) -> list[DeleteWorker]:
+def _forget_failures(view: ModelView, failures: list[ObservedWorker]) -> list[DeleteWorker]:
     actions = []
     gone = [w for w in view.workers if w.state is WorkerState.FAILED and w.template_hash != view.template_hash]
     actions += [_delete(w, "the model's spec has changed") for w in gone if not view.jobs_of(w)]
@@ -202,6 +202,6 @@ def _forget_failures(view: ModelView, failures: list[Worker]) -> list[DeleteWork
     return actions
 
 
-def _delete(worker: Worker, reason: str) -> DeleteWorker:
+def _delete(worker: ObservedWorker, reason: str) -> DeleteWorker:
     metadata = worker.job.metadata
     return DeleteWorker(metadata.namespace, metadata.name, metadata.uid, reason)

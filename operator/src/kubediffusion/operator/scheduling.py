@@ -20,7 +20,7 @@ from kubediffusion.operator.deadline_queue import time_after
 from kubediffusion.operator.placement import WorkerCapacity, most_together
 from kubediffusion.operator.scaling import LoadFailure, load_failure, scale
 from kubediffusion.operator.views import Decision, ModelView, SchedulerOptions, order_key
-from kubediffusion.operator.workers import Worker, WorkerState
+from kubediffusion.operator.workers import ObservedWorker, WorkerState
 from kubediffusion.resources import meta
 from kubediffusion.resources.conditions import WaitingReason
 from kubediffusion.resources.failures import ErrorCode
@@ -54,7 +54,7 @@ class BindCandidate:
     jobs_together: int = 0
 
     @property
-    def suspects(self) -> int:
+    def suspect_group_size(self) -> int:
         """Among how many jobs it is suspected to make its worker die; 0 when it is not."""
         return self.jobs_together or self.job.status.suspects or 0
 
@@ -132,7 +132,7 @@ def jobs_to_unbind(view: ModelView) -> Iterator[BindCandidate]:
         pod = worker.pod if worker is not None else None
         if worker is None or pod is None or pod.finished:
             yield from _jobs_of_ended_worker(name, worker, jobs, max(len(jobs), view.jobs_at_end.get(name, 0)))
-        elif worker.lost:
+        elif worker.node_lost:
             for job in jobs:
                 yield BindCandidate(job, costs_retry=False, message=job_status.node_silent(name))
         elif worker.state is WorkerState.GOING or pod.terminating:
@@ -146,7 +146,7 @@ def jobs_to_unbind(view: ModelView) -> Iterator[BindCandidate]:
 
 
 def _jobs_of_ended_worker(
-    name: str, worker: Worker | None, jobs: tuple[GenerationJob, ...], together: int
+    name: str, worker: ObservedWorker | None, jobs: tuple[GenerationJob, ...], together: int
 ) -> Iterator[BindCandidate]:
     """Yield the jobs of a worker that has ended, and decide which of them spends a retry.
 
@@ -156,7 +156,7 @@ def _jobs_of_ended_worker(
         jobs: Those of its jobs that it still has.
         together: How many it had at its end.
     """
-    died = worker is None or not worker.sent_away
+    died = worker is None or not worker.told_to_terminate
     crashed = died and worker is not None and worker.state is WorkerState.FAILED
     some_ran = any(job.status.phase == Phase.RUNNING for job in jobs)
     how = job_status.worker_ended(name, worker.crash if worker is not None else None)
@@ -221,10 +221,12 @@ def bind(
         elif job.spec.deletion_policy == DeletionPolicy.DELETE and meta.IMAGES_FINALIZER not in job.metadata.finalizers:
             # The finalizer comes first; that write brings the job back here.
             actions.append(HoldImages(job))
-        elif open_to := [place for place in places if place.takes(item.suspects)]:
+        elif open_to := [place for place in places if place.takes(item.suspect_group_size)]:
             place = max(open_to, key=lambda place: (place.free, place.pod))
-            place.take(view.slots(job), item.suspects)
-            actions.append(Bind(job, model, place.pod, costs_retry=item.costs_retry, suspects=item.suspects))
+            place.take(view.slots(job), item.suspect_group_size)
+            actions.append(
+                Bind(job, model, place.pod, costs_retry=item.costs_retry, suspect_group_size=item.suspect_group_size)
+            )
         else:
             # It waits for a worker that can be its own, or for those who are suspected with it.
             return actions, itertools.chain((item,), queue)
@@ -250,4 +252,4 @@ def fail_for_model(failure: LoadFailure | None, queue: Iterator[BindCandidate], 
 
 def _requeue(item: BindCandidate) -> Requeue:
     reason = WaitingReason.SUSPENDED if item.job.spec.suspend else WaitingReason.RETRYING
-    return Requeue(item.job, item.costs_retry, reason, item.message, item.suspects)
+    return Requeue(item.job, item.costs_retry, reason, item.message, item.suspect_group_size)

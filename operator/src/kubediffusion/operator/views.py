@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from kubediffusion.operator.actions import Action
-from kubediffusion.operator.workers import Worker, WorkerState
+from kubediffusion.operator.workers import ObservedWorker, WorkerState
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob
 from kubediffusion.resources.pipeline_facts import PipelineFacts
@@ -91,7 +91,7 @@ class ModelView:
     waiting: Iterable[GenerationJob] = ()
     waiting_count: int = 0
     waiting_slots: int = 0
-    workers: tuple[Worker, ...] = ()
+    workers: tuple[ObservedWorker, ...] = ()
     bound: Mapping[str, tuple[GenerationJob, ...]] = field(default_factory=dict)
     jobs_at_end: Mapping[str, int] = field(default_factory=dict)
     refusal: str = ""
@@ -101,7 +101,7 @@ class ModelView:
         """Images that a worker runs together."""
         return self.model.spec.workers.max_batch_size
 
-    def current(self, *states: WorkerState) -> list[Worker]:
+    def current(self, *states: WorkerState) -> list[ObservedWorker]:
         """Return the workers of today's template that are in one of the states."""
         return [w for w in self.workers if w.template_hash == self.template_hash and w.state in states]
 
@@ -119,26 +119,28 @@ class ModelView:
         return self.model if self.model.pipeline == self.pipeline else self.model.with_pipeline(self.pipeline)
 
     @property
-    def loading(self) -> list[Worker]:
+    def loading(self) -> list[ObservedWorker]:
         """The workers of today's template that start, and with nothing known to be in their way."""
         starting = self.current(WorkerState.STARTING)
         return [w for w in starting if not (w.unscheduled or w.blocked)]
 
     @property
-    def replicas(self) -> list[Worker]:
+    def replicas(self) -> list[ObservedWorker]:
         """The workers that count against ``maxReplicas``, of any template.
 
         One that is going holds its GPU until its Pod has ended, or its node is lost.
         """
-        return [w for w in self.workers if w.state in LIVE or (w.pod is not None and not w.pod.finished and not w.lost)]
+        return [
+            w for w in self.workers if w.state in LIVE or (w.pod is not None and not w.pod.finished and not w.node_lost)
+        ]
 
     @property
-    def crashes(self) -> list[Worker]:
+    def crashes(self) -> list[ObservedWorker]:
         """The failed workers of today's template that say nothing of the model, the latest last."""
         return [w for w in self.failures if w.bad_model is None]
 
     @property
-    def failures(self) -> list[Worker]:
+    def failures(self) -> list[ObservedWorker]:
         """The failed workers of today's template, the latest last."""
         failed = self.current(WorkerState.FAILED)
         # What its Job does not say yet has just happened.
@@ -148,11 +150,11 @@ class ModelView:
         """Return the places of a batch that a job takes: one that has more images runs in several, of one worker."""
         return min(job.spec.num_images or 1, self.batch)
 
-    def load(self, worker: Worker) -> int:
+    def load(self, worker: ObservedWorker) -> int:
         """Return the places that a worker's jobs take."""
         return sum(map(self.slots, self.jobs_of(worker)))
 
-    def jobs_of(self, worker: Worker) -> tuple[GenerationJob, ...]:
+    def jobs_of(self, worker: ObservedWorker) -> tuple[GenerationJob, ...]:
         """Return the jobs that are bound to a worker."""
         return self.bound.get(worker.pod.metadata.name, ()) if worker.pod is not None else ()
 

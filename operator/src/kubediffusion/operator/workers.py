@@ -38,7 +38,7 @@ class Terminated(Schema):
     finished_at: Time | None = None
 
 
-class Waiting(Schema):
+class ContainerWaiting(Schema):
     """Why a container does not run."""
 
     reason: str = ""
@@ -48,7 +48,7 @@ class Waiting(Schema):
 class ContainerState(Schema):
     """State of a container; that it runs does not matter here."""
 
-    waiting: Waiting | None = None
+    waiting: ContainerWaiting | None = None
     terminated: Terminated | None = None
 
 
@@ -256,16 +256,16 @@ class WorkerState(StrEnum):
 
 
 @dataclass(frozen=True)
-class Worker:
+class ObservedWorker:
     """A batch/v1 Job with the Pod that it has now.
 
     Attributes:
         job: The batch/v1 Job.
         pod: Its latest Pod, if there is one.
         idle_since: When the last job left it; None while it has any.
-        lost_at: When its node is taken for lost, since nobody has told of the Pod's end; None while there is no such
-            moment.
-        lost: Whether that moment has passed.
+        node_lost_at: When its node is taken for lost, since nobody has told of the Pod's end; None while there is no
+            such moment.
+        node_lost: Whether that moment has passed.
         warning: What the last Warning Event says of its Job or Pod while no container of it runs; empty without one.
         progress_at: When its start was last seen to make progress; None where it does not start, or waits for a node.
     """
@@ -273,8 +273,8 @@ class Worker:
     job: BatchJob
     pod: Pod | None
     idle_since: dt.datetime | None = None
-    lost_at: dt.datetime | None = None
-    lost: bool = False
+    node_lost_at: dt.datetime | None = None
+    node_lost: bool = False
     warning: str = ""
     progress_at: dt.datetime | None = None
 
@@ -291,7 +291,7 @@ class Worker:
     @property
     def state(self) -> WorkerState:
         """What it can be used for."""
-        if self.job.metadata.deletion_timestamp is not None or self.job.complete or self.lost:
+        if self.job.metadata.deletion_timestamp is not None or self.job.complete or self.node_lost:
             return WorkerState.GOING
         if self.job.failure is not None or (self.pod is not None and self.pod.outcome == "Failed"):
             # The Pod is known to have failed a moment before its Job is; a disrupted one is replaced by its Job.
@@ -329,7 +329,7 @@ class Worker:
         return self.state is WorkerState.STARTING and self.pod is not None and self.pod.finished
 
     @property
-    def sent_away(self) -> bool:
+    def told_to_terminate(self) -> bool:
         """Whether it was told to go (drained, preempted, deleted), so that its end is not its death.
 
         An eviction by its own node is none of these: the memory or disk that the node lacked may be what a job took.

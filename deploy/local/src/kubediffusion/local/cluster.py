@@ -18,7 +18,7 @@ from kubediffusion.local import binaries
 from kubediffusion.local.binaries import Binaries
 from kubediffusion.local.controlplane import ControlPlane
 from kubediffusion.local.errors import LocalError, NotInTimeError
-from kubediffusion.local.node.restarts import Backoff
+from kubediffusion.local.node.restarts import CrashBackoff
 from kubediffusion.local.node.settings import NodeSettings
 from kubediffusion.local.processes import STOP_SECONDS, Process, Program
 from kubediffusion.local.reservations import Reservations
@@ -48,7 +48,7 @@ class ClusterSettings:
     folder: Path | None = None
     gpus: int | None = None
     cpu: str = str(os.cpu_count() or 1)
-    backoff: Backoff = field(default_factory=Backoff)
+    backoff: CrashBackoff = field(default_factory=CrashBackoff)
     pods_reach: str = ""
 
 

@@ -14,14 +14,14 @@ from kubediffusion.local.node.environment import ConfigurationError
 from kubediffusion.local.node.objects import Container, ContainerStatus, TerminatedState
 from kubediffusion.local.node.probing import ProbeCallbacks
 from kubediffusion.local.node.process import CANNOT_START, CannotStartError, ContainerProcess, Launch
-from kubediffusion.local.node.restarts import Backoff, should_restart
+from kubediffusion.local.node.restarts import CrashBackoff, should_restart
 from kubediffusion.local.node.status import (
     CONFIGURATION_ERROR,
     CRASH_LOOP,
     ContainerReport,
+    ContainerWaiting,
     Running,
     Terminated,
-    Waiting,
 )
 from kubediffusion.local.node.stopping import Stop
 from kubediffusion.local.node.workplace import Workplace
@@ -47,7 +47,7 @@ class ContainerPolicy:
     """
 
     restart_policy: str
-    backoff: Backoff
+    backoff: CrashBackoff
     grace_seconds: float
     warn: Callable[[str, str], None]
 
@@ -86,11 +86,11 @@ class ContainerRunner:
 
     def set_waiting(self, reason: str, message: str) -> None:
         """Set the reason for which the container does not run yet."""
-        self._update(state=Waiting(reason, message))
+        self._update(state=ContainerWaiting(reason, message))
 
     def abandon(self) -> None:
         """Mark the container as ended, so that no ended pod has a container that waits."""
-        if isinstance(self.report.state, Waiting):
+        if isinstance(self.report.state, ContainerWaiting):
             never = "The container was never started"
             end = Terminated(LOST, UNKNOWN, never, None, _now(), "")
             self._update(state=self.report.last or end)
@@ -119,7 +119,7 @@ class ContainerRunner:
         delay = self._policy.backoff.delay(self._crashes)
         if delay:
             message = f"back-off {delay:g}s restarting failed container={self._container.name}"
-            self._update(state=Waiting(CRASH_LOOP, message), last=end)
+            self._update(state=ContainerWaiting(CRASH_LOOP, message), last=end)
             self._policy.warn(events.BACK_OFF, message)
         if await self._stop.asked_within(delay):
             self._update(state=end)

@@ -15,7 +15,7 @@ def should_restart(policy: str, exit_code: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Backoff:
+class CrashBackoff:
     """Kubelet's crash back-off: the first restart is immediate, then the wait doubles up to a limit.
 
     Attributes:

@@ -17,8 +17,8 @@ from kubediffusion.local.node.devices import Addresses, Devices
 from kubediffusion.local.node.environment import ConfigurationError, Facts
 from kubediffusion.local.node.events import Events
 from kubediffusion.local.node.objects import Pod
-from kubediffusion.local.node.restarts import NEVER, Backoff
-from kubediffusion.local.node.status import CREATING, PENDING, RUNNING, PodReport, Waiting, phase, pod_status
+from kubediffusion.local.node.restarts import NEVER, CrashBackoff
+from kubediffusion.local.node.status import CREATING, PENDING, RUNNING, ContainerWaiting, PodReport, phase, pod_status
 from kubediffusion.local.node.stopping import Stop
 from kubediffusion.local.node.support import unsupported
 from kubediffusion.local.node.volumes import RenewedToken
@@ -45,7 +45,7 @@ class Node:
     server: ApiServer
     devices: Devices
     addresses: Addresses
-    backoff: Backoff
+    backoff: CrashBackoff
 
 
 class PodRunner:
@@ -185,7 +185,7 @@ class PodRunner:
 
     def _set_waiting(self, message: str) -> None:
         for container in self._containers:
-            if isinstance(container.report.state, Waiting):
+            if isinstance(container.report.state, ContainerWaiting):
                 container.set_waiting(CREATING, message)
 
     async def _deadline(self) -> None:

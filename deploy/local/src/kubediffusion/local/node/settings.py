@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kubediffusion.local.node import devices
 from kubediffusion.local.node.registration import Capacity, machine_memory
-from kubediffusion.local.node.restarts import Backoff
+from kubediffusion.local.node.restarts import CrashBackoff
 
 DEFAULT_PODS = 110
 
@@ -50,7 +50,7 @@ class NodeSettings:
     gpus: int | None = None
     cpu: str = str(os.cpu_count() or 1)
     memory: str = ""
-    backoff: Backoff = field(default_factory=Backoff)
+    backoff: CrashBackoff = field(default_factory=CrashBackoff)
 
     def arguments(self) -> list[str]:
         """Return the command line that says the same."""
@@ -94,8 +94,8 @@ def parse(arguments: Sequence[str]) -> NodeSettings:
     parser.add_argument("--gpus", type=int)
     parser.add_argument("--cpu", default=NodeSettings.cpu)
     parser.add_argument("--memory", default="")
-    parser.add_argument("--backoff-initial", type=float, default=Backoff.initial)
-    parser.add_argument("--backoff-limit", type=float, default=Backoff.limit)
+    parser.add_argument("--backoff-initial", type=float, default=CrashBackoff.initial)
+    parser.add_argument("--backoff-limit", type=float, default=CrashBackoff.limit)
     values = vars(parser.parse_args(arguments))
-    backoff = Backoff(initial=values.pop("backoff_initial"), limit=values.pop("backoff_limit"))
+    backoff = CrashBackoff(initial=values.pop("backoff_initial"), limit=values.pop("backoff_limit"))
     return NodeSettings(backoff=backoff, **values)

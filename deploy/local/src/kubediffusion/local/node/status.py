@@ -20,7 +20,7 @@ CONFIGURATION_ERROR = "CreateContainerConfigError"
 
 
 @dataclass(frozen=True)
-class Waiting:
+class ContainerWaiting:
     """A container that does not run yet, or not again yet."""
 
     reason: str = CREATING
@@ -46,7 +46,7 @@ class Terminated:
     container_id: str
 
 
-State = Waiting | Running | Terminated
+State = ContainerWaiting | Running | Terminated
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class ContainerReport:
 
     name: str
     image: str
-    state: State = Waiting()
+    state: State = ContainerWaiting()
     last: Terminated | None = None
     restarts: int = 0
     started: bool = False
@@ -100,7 +100,7 @@ def phase(report: PodReport) -> str:
     states = [container.state for container in report.containers]
     if report.failure and not any(isinstance(state, Running) for state in states):
         return FAILED
-    if any(isinstance(container.state, Waiting) and not container.last for container in report.containers):
+    if any(isinstance(container.state, ContainerWaiting) and not container.last for container in report.containers):
         return PENDING
     ended = [state for state in states if isinstance(state, Terminated)]
     if len(ended) < len(states) or any(should_restart(report.restart_policy, end.exit_code) for end in ended):
@@ -184,7 +184,7 @@ def _conditions(
 
 def _state(state: State) -> dict[str, Any]:
     match state:
-        case Waiting():
+        case ContainerWaiting():
             return {"waiting": _present({"reason": state.reason, "message": state.message})}
         case Running():
             return {"running": {"startedAt": timestamp(state.started_at)}}

@@ -34,6 +34,7 @@ from kubediffusion.worker.engine import (
     EntryLimit,
     ImageId,
     ImagePlan,
+    ImagePreview,
     ImageRequest,
     Monitor,
     Outcome,
@@ -294,6 +295,12 @@ class _Closed:
 
     def ended(self, image_id: ImageId, outcome: Outcome) -> None:
         self._monitor.ended(image_id, outcome)
+
+    def preview_due(self, _image_id: ImageId) -> bool:
+        return False
+
+    def previewed(self, _image_id: ImageId, _preview: ImagePreview) -> None:
+        return
 
     def joining_images(self, _room: int, _calls: int, _entry_limit: EntryLimit) -> tuple[ImageRequest, ...]:
         return ()

@@ -20,6 +20,7 @@ from kubediffusion.worker.engine import (
     EntryLimit,
     ImageId,
     ImageOutput,
+    ImagePreview,
     ImageRequest,
     Outcome,
     SamplingParameters,
@@ -217,6 +218,13 @@ class Watch:
     def ended(self, image_id: ImageId, outcome: Outcome) -> None:
         """Remember how an image ends."""
         self.outcomes[image_id.index] = outcome
+
+    def preview_due(self, _image_id: ImageId) -> bool:
+        """Return that nobody asks for a preview."""
+        return False
+
+    def previewed(self, _image_id: ImageId, _preview: ImagePreview) -> None:
+        """Take no preview."""
 
     def joining_images(self, room: int, _calls: int, entry_limit: EntryLimit) -> tuple[ImageRequest, ...]:
         """Return as many images of the stock as there is room for."""

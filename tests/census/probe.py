@@ -70,6 +70,12 @@ class Watcher:
     def ended(self, image_id: ImageId, outcome: Any) -> None:
         self.outcomes[image_id] = outcome
 
+    def preview_due(self, _image_id: ImageId) -> bool:
+        return False
+
+    def previewed(self, _image_id: ImageId, _preview: Any) -> None:
+        return
+
     def joining_images(self, _room: int, _calls: int, _entry_limit: Any) -> tuple[ImageRequest, ...]:
         return ()
 

@@ -25,7 +25,7 @@ from kubediffusion.local import installation
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import Namespace, wait_for
 from kubediffusion.resources import meta
-from kubediffusion.resources.image_keys import image_key
+from kubediffusion.resources.image_keys import image_key, preview_key
 
 MODEL = "tiny"
 WORKER = "tiny-worker"
@@ -69,6 +69,7 @@ class Api:
             "KUBEDIFFUSION_BIND_ADDRESS": "127.0.0.1",
             "KUBEDIFFUSION_PORT": str(self.port),
             "KUBEDIFFUSION_S3_BUCKET": installation.BUCKET,
+            "KUBEDIFFUSION_S3_PREFIX": installation.PREFIX,
             **namespace.cluster.store.settings,
             **environment,
         }
@@ -251,6 +252,12 @@ class Stage:
     def claim(self, name: str, *images: dict[str, Any]) -> None:
         """Report images without storing any."""
         self._status(name, as_worker=True, phase="Succeeded", images=list(images), completionTime=now())
+
+    def preview(self, name: str, data: bytes, attempt: int = 1, index: int = 0) -> None:
+        """Store a preview, as the worker does that is asked for it."""
+        key = preview_key(installation.PREFIX, self.namespace.name, self.job(name)["metadata"]["uid"])
+        about = {"attempt": str(attempt), "index": str(index)}
+        self._s3.put_object(Bucket=installation.BUCKET, Key=key, Body=data, Metadata=about)
 
     def overwrite(self, uri: str, data: bytes) -> None:
         """Replace the bytes of a stored image."""

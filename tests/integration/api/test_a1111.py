@@ -256,13 +256,18 @@ def test_progress_is_that_of_the_keys_own_jobs(site: Site, tmp_path_factory: pyt
 
     wait_for("progress", begun_both, 30)
     state = alice.get_progress()["state"]
+    site.stage.preview(state["job"], png("green"))
+    shown = wait_for("a preview", lambda: alice.get_progress()["current_image"], 30)
+    assert base64.b64decode(shown) == png("green")
+    assert api.http.get("/sdapi/v1/progress?skip_current_image=true").json()["current_image"] is None
+    assert bob.get_progress()["current_image"] is None
     assert (state["job"] in jobs, state["sampling_step"], state["sampling_steps"]) == (True, 5, 20)
     assert bob.get_progress()["progress"] == 0
     bob.util_wait_for_ready()
     for name in jobs:
         site.stage.succeed(name, png())
     wait_for("the end", lambda: alice.get_progress()["state"]["job_count"] == 0, 30)
-    assert site.stage.job(jobs[0])["metadata"]["annotations"] == {meta.CLIENT_ANNOTATION: "alice"}
+    assert site.stage.job(jobs[1])["metadata"]["annotations"][meta.CLIENT_ANNOTATION] == "alice"
     wrong = client_of(api, **{"X-API-Key": "wrong"})
     assert wrong.get_progress() == {
         "error": "Unauthorized", "detail": "This API key is not valid.", "body": "",

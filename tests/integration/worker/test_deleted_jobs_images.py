@@ -26,6 +26,7 @@ from kubediffusion.worker.engine import ImageOutput
 from kubediffusion.worker.finisher import Finisher
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
+from kubediffusion.worker.previews import Previews
 from kubediffusion.worker.progress_reporter import ProgressReporter
 from kubediffusion.worker.reporter import Reporter
 from kubediffusion.worker.uploads import Uploader
@@ -112,7 +113,8 @@ def desk(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
             work_available=asyncio.Event(),
         )
         progress = ProgressReporter(assignments, reporter, lambda assignment: finisher.abandon(assignment))
-        finisher = Finisher(context, progress, Uploader(storage, threads, 60.0), threads)
+        previews = Previews(storage, "late", threads)
+        finisher = Finisher(context, progress, previews, Uploader(storage, threads, 60.0), threads)
         yield Desk(bench, storage, assignments, finisher)
         storage.through.set()
     storage.close()

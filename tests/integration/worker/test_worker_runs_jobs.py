@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import io
+
+from botocore.exceptions import ClientError
+from PIL import Image as Pillow
 
 from integration.worker.bench_of_workers import LONG, MODEL, Bench
+from kubediffusion.local.installation import BUCKET, PREFIX
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources.apiserver.resource import EventType
 from kubediffusion.resources.conditions import ConditionStatus, find_condition
 from kubediffusion.resources.generation_job import GenerationJob, Phase
+from kubediffusion.resources.image_keys import preview_key
+from kubediffusion.resources.meta import PREVIEW_REQUESTED_AT_ANNOTATION
 from kubediffusion.resources.testing import present
 from kubediffusion.worker.images import read_recipe
 
@@ -167,3 +174,27 @@ async def test_prompts_stay_out_of_the_log(bench: Bench, warm: str) -> None:
     assert {"private", "private-too"} <= {line.get("job") for line in lines}
     for word in secret.split():
         assert len(word) < 4 or word not in str(lines).replace("private-too", "").replace("'private'", "")
+
+
+async def test_previews_are_in_storage_while_somebody_looks(bench: Bench, warm: str) -> None:
+    bound = await bench.run("looked-at", warm, numInferenceSteps=LONG)
+    key = preview_key(PREFIX, bench.namespace.name, bound.uid)
+
+    def there() -> bytes | None:
+        try:
+            return bench.stored(f"s3://{BUCKET}/{key}")
+        except ClientError:
+            return None
+
+    await bench.patch("looked-at", {"metadata": {"annotations": {PREVIEW_REQUESTED_AT_ANNOTATION: "now"}}})
+    shown = await eventually("a preview", lambda: asyncio.to_thread(there), 30)
+    with Pillow.open(io.BytesIO(shown)) as picture:
+        assert (picture.format, picture.width, picture.height) == ("PNG", 32, 32)
+    done = await bench.reached("looked-at")
+    assert done.status.phase is Phase.SUCCEEDED
+    bench.check_images(done)
+
+    async def removed() -> bool:
+        return await asyncio.to_thread(there) is None
+
+    await eventually("the preview to be removed", removed, 30)

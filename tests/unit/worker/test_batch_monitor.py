@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+from concurrent.futures import Executor
 from typing import cast
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from kubediffusion.resources.failures import ErrorCode, JobFailure
+from kubediffusion.resources.storage import ImageStorage
 from kubediffusion.resources.testing import present
 from kubediffusion.worker.assignments import Assignment, Binding
 from kubediffusion.worker.batch_monitor import BatchMonitor, Member, Members
@@ -17,6 +19,7 @@ from kubediffusion.worker.engine import EntryLimit, ImageId, Outcome, StepStats,
 from kubediffusion.worker.finisher import Finisher
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
+from kubediffusion.worker.previews import Previews
 from unit.worker.worker_builders import NOW, bound_job, picture
 
 BEFORE = 5
@@ -60,6 +63,7 @@ class Bench:
             BEFORE,
             asyncio.get_running_loop(),
             cast(Finisher, self.ends),  # it takes in ends, and nothing else of a finisher is asked
+            Previews(cast(ImageStorage, None), "", cast(Executor, None)),  # nobody looks
             Health(60.0),
             Metrics(self.registry),
         )

@@ -150,3 +150,25 @@ def test_slots_of_different_schedulers_share_an_update() -> None:
         weights = torch.stack([table.weights[call] for table in tables])
         history = advanced(history, model(history[:, 0] * scales, timesteps), weights)
     assert torch.equal(history[0, 0], by_table(tables[0], noise[0]))
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "LMSDiscreteScheduler"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_the_estimate_of_the_image_is_the_schedulers_own(name: str, kind: str) -> None:
+    own = scheduler(name, STABLE_DIFFUSION | {"prediction_type": kind})
+    table = present(read_coefficients(own, {"num_inference_steps": 10}, from_start=False))
+    own.set_timesteps(10)
+    latents = torch.randn(4, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for call, timestep in enumerate(own.timesteps):
+        output = model(own.scale_model_input(latents, timestep), timestep)
+        stepped = own.step(output, timestep, latents)
+        weights = table.estimates[call].double()
+        # Euler's timesteps lie between those of the training, by which its sigmas are interpolated.
+        assert apart(weights[0] * latents + weights[1] * output, stepped.pred_original_sample) < 5e-3
+        latents = stepped.prev_sample
+
+
+def test_the_last_estimate_of_flow_matching_is_the_image() -> None:
+    own = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    table = present(read_coefficients(own, {"num_inference_steps": 7}, from_start=True))
+    assert torch.allclose(table.weights[-1, [0, DEPTH]], table.estimates[-1], atol=1e-6)

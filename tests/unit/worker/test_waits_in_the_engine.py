@@ -27,6 +27,7 @@ from kubediffusion.worker.execution.build import load_engine
 from kubediffusion.worker.execution.continuous import ContinuousEngine
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
+from kubediffusion.worker.previews import Previews
 from kubediffusion.worker.runner import Runner
 from unit.worker.worker_builders import WORKER, bound_job, image_request
 from unit.worker.worker_builders import settings as worker_settings
@@ -145,7 +146,7 @@ async def served(
             metrics=Metrics(CollectorRegistry()),
             work_available=work,
         )
-        runner = Runner(context, ends, ends)
+        runner = Runner(context, ends, ends, Previews(unused, "", thread))
         while coming or len(assignments):
             await observe(seen.steps if len(assignments) else coming[0][0])
             await runner.run_batch()

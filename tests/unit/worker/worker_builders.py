@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from kubediffusion.worker.engine import (
     EntryLimit,
     ImageId,
     ImageOutput,
+    ImagePreview,
     ImageRequest,
     Outcome,
     SamplingParameters,
@@ -90,15 +92,18 @@ class Recorder:
         joining: dict[int, tuple[ImageRequest, ...]] | None = None,
         due: dict[int, int] | None = None,
         urgent: dict[int, tuple[ImageRequest, ...]] | None = None,
+        asked: Collection[int] = (),
     ) -> None:
         self.outcomes: dict[int, Outcome] = {}
         self.steps: dict[int, list[int]] = {}
+        self.previews: dict[int, list[ImagePreview]] = {}
         self.loads: list[StepStats] = []
         self.offers: list[tuple[int, int]] = []
         self._unwanted = unwanted or {}
         self._joining = joining or {}
         self._due = due or {}
         self._urgent = urgent or {}
+        self._asked = asked
 
     def wanted(self, image_id: ImageId) -> bool:
         limit = self._unwanted.get(image_id.index)
@@ -107,6 +112,12 @@ class Recorder:
     def stepped(self, image_id: ImageId, step: int, total: int) -> None:
         assert step <= total
         self.steps.setdefault(image_id.index, []).append(step)
+
+    def preview_due(self, image_id: ImageId) -> bool:
+        return image_id.index in self._asked
+
+    def previewed(self, image_id: ImageId, preview: ImagePreview) -> None:
+        self.previews.setdefault(image_id.index, []).append(preview)
 
     def joining_images(self, room: int, calls: int, entry_limit: EntryLimit) -> tuple[ImageRequest, ...]:
         self.offers.append((entry_limit(room), calls))

@@ -55,7 +55,8 @@ class A1111Progress(ResponseModel):
     eta_relative: float
     """Seconds that it still takes, if it goes on so."""
     state: A1111State
-    current_image: None = None
+    current_image: str | None = None
+    """A small PNG in base64, once there is one: what the image will look like, roughly."""
     textinfo: None = None
 
 

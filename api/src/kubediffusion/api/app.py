@@ -24,6 +24,7 @@ from kubediffusion.api.job_events.streams import JobStreams
 from kubediffusion.api.metrics import Metrics
 from kubediffusion.api.middleware import RequestMiddleware
 from kubediffusion.api.model_cache import ModelCache
+from kubediffusion.api.previews import PreviewReader
 from kubediffusion.api.proxies import TrustedProxies
 from kubediffusion.api.routes import a1111, events, jobs, openai, operations, replicate, tasks
 from kubediffusion.api.routes.doors import DoorRouter
@@ -154,12 +155,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async with await KubernetesClient.connect(AGENT) as client:
             resource = Resource(client, JobRecord, f"/apis/{meta.API_VERSION}", meta.GENERATION_JOBS)
             service = JobService(settings, resource, state.jobs, state.models, state.metrics)
+            previews = PreviewReader(storage, resource, settings.namespace, settings.s3_prefix)
             async with state.watches.running(resource, client.diffusion_models, state.keys.keep_current()):
                 logger.info("serving", extra={"namespace": settings.namespace, "ready": state.watches.ready})
                 try:
-                    yield {"connected": LifespanState(service, images, encoder)}
+                    yield {"connected": LifespanState(service, images, encoder, previews)}
                 finally:
                     await service.close()
+                    previews.close()
     finally:
         images.close()
         encoder.close()

@@ -24,6 +24,7 @@ from kubediffusion.api.job_cache.cache import JobCache
 from kubediffusion.api.job_events.streams import JobStreams
 from kubediffusion.api.metrics import Metrics
 from kubediffusion.api.model_cache import ModelCache
+from kubediffusion.api.previews import PreviewReader
 from kubediffusion.api.service import JobService
 from kubediffusion.api.settings import Settings
 from kubediffusion.api.watches import Watches
@@ -49,6 +50,7 @@ class LifespanState:
     service: JobService
     images: ImageReader
     encoder: ImageEncoder
+    previews: PreviewReader
 
 
 # All of them coroutines: FastAPI would run plain functions in threads.
@@ -74,6 +76,10 @@ async def _encoder(request: Request) -> ImageEncoder:
     return (await _lifespan_state(request)).encoder
 
 
+async def _previews(request: Request) -> PreviewReader:
+    return (await _lifespan_state(request)).previews
+
+
 async def _client(request: Request) -> str:
     client: str = request.state.client
     return client
@@ -88,6 +94,7 @@ AppStateDep = Annotated[AppState, Depends(_app_state)]
 JobServiceDep = Annotated[JobService, Depends(_service)]
 ImagesDep = Annotated[ImageReader, Depends(_images)]
 EncoderDep = Annotated[ImageEncoder, Depends(_encoder)]
+PreviewsDep = Annotated[PreviewReader, Depends(_previews)]
 ClientDep = Annotated[str, Depends(_client)]
 """Who asks, for rates and logs: the API key's name, else the address."""
 KeyNameDep = Annotated[str, Depends(_key_name)]

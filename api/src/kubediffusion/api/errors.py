@@ -114,6 +114,20 @@ class ImageNotFoundError(ApiError):
     status = 404
 
 
+class PreviewNotFoundError(ApiError):
+    """404: there is no preview.
+
+    Args:
+        detail: Why.
+        later: Whether there may be one soon.
+    """
+
+    status = 404
+
+    def __init__(self, detail: str, *, later: bool = False) -> None:
+        super().__init__(detail, {"Retry-After": "1"} if later else None)
+
+
 class StateConflictError(ApiError):
     """409: the job's state does not allow it."""
 

@@ -111,6 +111,9 @@ class Settings(StorageSecrets):
     s3_bucket: str = ""
     """Bucket that the workers upload to. Without it, images cannot be read through the API."""
 
+    s3_prefix: str = ""
+    """What the keys of images begin with, as the workers have it: previews lie there."""
+
     s3_public_endpoint: str = ""
     """Address of storage as clients reach it, for presigned URLs. Empty where it is the same for them as for us."""
 

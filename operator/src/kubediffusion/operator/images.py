@@ -6,7 +6,8 @@ import asyncio
 import logging
 
 from kubediffusion.resources.generation_job import GenerationJob
-from kubediffusion.resources.image_keys import image_key
+from kubediffusion.resources.image_keys import image_key, preview_key
+from kubediffusion.resources.meta import PREVIEW_REQUESTED_AT_ANNOTATION
 from kubediffusion.resources.storage import ImageStorage, StorageError
 
 logger = logging.getLogger(__name__)
@@ -16,8 +17,9 @@ def image_uris(job: GenerationJob, home: str) -> tuple[list[str], list[str]]:
     """Return where the images of a job lie, reported or not, and what its status names that is none of its images.
 
     A status names images in the bucket and below the prefix that their worker was configured with, which need not be
-    today's. One that was stored and never reported lies beside the others; where none was reported, at ``home``. Only
-    keys of the job's own are its images, whoever wrote the status: the operator deletes nothing else.
+    today's. One that was stored and never reported lies beside the others; where none was reported, at ``home``. So
+    does a preview that its worker left. Only keys of the job's own are its images, whoever wrote the status: no
+    other is deleted.
 
     Args:
         job: The job.
@@ -37,6 +39,9 @@ def image_uris(job: GenerationJob, home: str) -> tuple[list[str], list[str]]:
     base = homes[0] if homes else home.rstrip("/")
     missing = (index for index in range(job.spec.num_images or 1) if index not in reported)
     own += [f"{base}/{image_key('', job.metadata.namespace, job.uid, index)}" for index in missing]
+    if PREVIEW_REQUESTED_AT_ANNOTATION in job.metadata.annotations:
+        # Its worker removes it, unless that died first.
+        own.append(f"{base}/{preview_key('', job.metadata.namespace, job.uid)}")
     return own, foreign
 
 

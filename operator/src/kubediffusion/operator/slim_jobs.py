@@ -21,7 +21,7 @@ characters each take 40 MB, and 160 where one of them is an emoji."""
 CUT_PROMPT = "\ud800"
 """Stands for a longer negative prompt. No text of the API server is half of a surrogate pair."""
 
-KEPT_ANNOTATIONS = frozenset({meta.IMAGES_HELD_ANNOTATION})
+KEPT_ANNOTATIONS = frozenset({meta.IMAGES_HELD_ANNOTATION, meta.PREVIEW_REQUESTED_AT_ANNOTATION})
 
 
 def slim_job(job: GenerationJob) -> GenerationJob:

@@ -8,6 +8,11 @@ def image_key(prefix: str, namespace: str, uid: str, index: int) -> str:
     return "/".join(part for part in (prefix.strip("/"), namespace, uid, f"{index}.png") if part)
 
 
+def preview_key(prefix: str, namespace: str, uid: str) -> str:
+    """Return the S3 key of a job's preview, beside its images: each preview overwrites the one before."""
+    return "/".join(part for part in (prefix.strip("/"), namespace, uid, "preview.png") if part)
+
+
 def is_image_key_of(key: str, namespace: str, uid: str, index: int) -> bool:
     """Return whether a key is that of an image of the job, under whatever prefix it was stored.
 

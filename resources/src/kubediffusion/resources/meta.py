@@ -36,6 +36,13 @@ OUTPUT_ENCODING_ANNOTATION = f"{GROUP}/output-encoding"
 """On a GenerationJob: how the API hands out its images where the client asked for another encoding than the stored one
 and comes back for them, such as ``webp;quality=80``."""
 
+PREVIEW_REQUESTED_AT_ANNOTATION = f"{GROUP}/preview-requested-at"
+"""On a GenerationJob: somebody looks at it. Any new value has its worker store previews for the next
+:data:`PREVIEW_SECONDS`."""
+
+PREVIEW_SECONDS = 60
+"""For how long a worker stores previews once they have been asked for."""
+
 IMAGES_FINALIZER = f"{GROUP}/images"
 """Held by jobs with ``deletionPolicy: Delete`` until their images are gone from storage."""
 IMAGES_HELD_ANNOTATION = f"{GROUP}/images-held"

@@ -5,6 +5,7 @@ Calls block: run them in a thread.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TypedDict
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -36,6 +37,25 @@ class Precondition(TypedDict, total=False):
 
     IfMatch: str
     IfNoneMatch: str
+
+
+INDEX = "index"
+"""Metadata of a preview: which of its job's images it shows."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A preview in storage.
+
+    Attributes:
+        data: A PNG.
+        attempt: The attempt of the job that stored it.
+        index: The image that it shows.
+    """
+
+    data: bytes = field(repr=False)
+    attempt: int
+    index: int
 
 
 class SupersededError(Exception):
@@ -172,6 +192,35 @@ class ImageStorage:
         if earlier.isdecimal() and int(earlier) > attempt:
             raise SupersededError(f"{self.uri(key)} was stored by a later attempt")
         return {"IfMatch": stored["ETag"]}
+
+    def put_preview(self, key: str, preview: Preview) -> None:
+        """Store a preview, whatever lies there: nothing names its hash, and the next one overwrites it.
+
+        Raises:
+            StorageError: Storage did not confirm the write.
+        """
+        about = {ATTEMPT: str(preview.attempt), INDEX: str(preview.index)}
+        try:
+            self._client.put_object(
+                Bucket=self.bucket, Key=key, Body=preview.data, ContentType=PNG, Metadata=about, CacheControl="no-store"
+            )
+        except (ClientError, BotoCoreError) as error:
+            raise storage_error(error, f"cannot store {self.uri(key)}", self._redactor) from error
+
+    def get_preview(self, key: str) -> Preview | None:
+        """Read a preview; None when there is none.
+
+        Raises:
+            StorageError: It cannot be read.
+        """
+        try:
+            found = self._client.get_object(Bucket=self.bucket, Key=key)
+            about = found.get("Metadata", {})
+            return Preview(found["Body"].read(), int(about.get(ATTEMPT, "0")), int(about.get(INDEX, "0")))
+        except (ClientError, BotoCoreError) as error:
+            if isinstance(error, ClientError) and error.response["Error"].get("Code") in _MISSING:
+                return None
+            raise storage_error(error, f"cannot read {self.uri(key)}", self._redactor) from error
 
     def get(self, uri: str) -> bytes:
         """Read an image's bytes.

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from kubediffusion.worker.execution.continuous import ContinuousEngine
+from kubediffusion.worker.execution.previewing import MOST_PIXELS
 from kubediffusion.worker.execution.schedulers import Schedulers
 from unit.worker.families.family_rows import ROWS as FAMILY_ROWS
 from unit.worker.families.family_rows import saved
 from unit.worker.families.parity import FamilyRow, by_own_call, levels, run, step_engine
-from unit.worker.worker_builders import image_request
+from unit.worker.worker_builders import Recorder, image_request
 
 ROWS = {row.name: row for row in FAMILY_ROWS}
 LONG = "a very long text about a cat and a dog and a horse on a hill in the rain at night"
@@ -98,3 +99,17 @@ def test_a_deterministic_image_repeats_and_is_nearly_the_same(row: FamilyRow) ->
     first = run(engine, request)[0]
     assert run(engine, request)[0] == first
     assert levels(first, by_own_call(pipeline, row, request)) <= 1
+
+
+def test_previews_have_the_form_of_the_image_and_change_nothing(row: FamilyRow) -> None:
+    _, engine = built(row.name)
+    width, height = row.sizes[1]
+    request = image_request(0, "a cat", steps=3, width=width, height=height)
+    seen = Recorder(asked={0})
+    engine.run((request,), seen)
+    assert seen.previews[0]
+    for preview in seen.previews[0]:
+        assert preview.width * height == preview.height * width
+        assert max(preview.width, preview.height) <= MOST_PIXELS
+        assert len(preview.rgb) == preview.width * preview.height * 3
+    assert seen.image(0) == run(engine, request)[0]

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 from kubediffusion.resources.failures import JobFailure
 from kubediffusion.worker.assignments import Assignment
-from kubediffusion.worker.engine import EntryLimit, ImageId, ImageRequest, Outcome, StepStats
+from kubediffusion.worker.engine import EntryLimit, ImageId, ImagePreview, ImageRequest, Outcome, StepStats
 from kubediffusion.worker.finisher import Finisher
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
+from kubediffusion.worker.previews import Previews
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class BatchMonitor:
         steps: How many were run in batches before.
         loop: Where ends are handled.
         finisher: Takes in ends.
+        previews: Says which image is to be previewed, and takes in previews.
         health: Told about every step.
         metrics: Counts steps.
 
@@ -71,6 +73,7 @@ class BatchMonitor:
         steps: int,
         loop: asyncio.AbstractEventLoop,
         finisher: Finisher,
+        previews: Previews,
         health: Health,
         metrics: Metrics,
     ) -> None:
@@ -84,6 +87,7 @@ class BatchMonitor:
         self._gave_way_at: int | None = None
         self._loop = loop
         self._finisher = finisher
+        self._previews = previews
         self._health = health
         self._metrics = metrics
         self._open = set(members)
@@ -111,6 +115,16 @@ class BatchMonitor:
                 self._metrics.first_step.observe(max(waited, 0.0))
             assignment.steps[image_id.index] = step
             self._metrics.steps.inc(more)
+
+    def preview_due(self, image_id: ImageId) -> bool:
+        """Return whether somebody looks at the image's job, and has seen no preview lately."""
+        return self._previews.due(self._members[image_id].assignment, image_id.index)
+
+    def previewed(self, image_id: ImageId, preview: ImagePreview) -> None:
+        """Pass a preview to the event loop; it may be of an image of a batch before."""
+        if image_id in self._open:
+            assignment = self._members[image_id].assignment
+            self._loop.call_soon_threadsafe(self._previews.publish, assignment, image_id.index, preview)
 
     def ended(self, image_id: ImageId, outcome: Outcome) -> None:
         """Pass the outcome of an image to the event loop."""

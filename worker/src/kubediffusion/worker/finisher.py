@@ -19,6 +19,7 @@ from kubediffusion.worker import images, reports
 from kubediffusion.worker.assignments import Assignment
 from kubediffusion.worker.context import WorkerContext
 from kubediffusion.worker.engine import ImageOutput, Outcome
+from kubediffusion.worker.previews import Previews
 from kubediffusion.worker.progress_reporter import ProgressReporter
 from kubediffusion.worker.reporter import Build, ReportRefusedError, Verdict
 from kubediffusion.worker.uploads import Uploader
@@ -32,6 +33,7 @@ class Finisher:
     Args:
         context: What the parts of the worker share.
         progress: Writes progress; stopped for a job before its outcome is reported.
+        previews: Stores previews; stopped in the same way.
         uploader: Uploads images.
         encoders: Threads that encode.
 
@@ -42,7 +44,12 @@ class Finisher:
     """
 
     def __init__(
-        self, context: WorkerContext, progress: ProgressReporter, uploader: Uploader, encoders: Executor
+        self,
+        context: WorkerContext,
+        progress: ProgressReporter,
+        previews: Previews,
+        uploader: Uploader,
+        encoders: Executor,
     ) -> None:
         self._engine = context.engine.info
         self._assignments = context.assignments
@@ -51,6 +58,7 @@ class Finisher:
         self._metrics = context.metrics
         self._wake_runner = context.work_available.set
         self._progress = progress
+        self._previews = previews
         self._uploader = uploader
         self._encoders = encoders
         self._tasks: set[asyncio.Task[None]] = set()
@@ -85,6 +93,7 @@ class Finisher:
     def release(self, assignment: Assignment) -> None:
         """Stop reporting on a job that the watch took away, and delete its images where they go with the job."""
         self._progress.stop(assignment)
+        self._previews.stop(assignment)
         self._metrics.jobs.labels("dropped").inc()
         if assignment.images:
             self._spawn(self._delete_orphans(assignment, *assignment.images))
@@ -171,6 +180,7 @@ class Finisher:
             return
         assignment.finishing = True
         self._progress.stop(assignment)
+        self._previews.stop(assignment)
         self._spawn(report)
         # After a failure the job's other images are not wanted; after a success there are none.
         assignment.tasks.discard(asyncio.current_task())

@@ -22,6 +22,7 @@ from kubediffusion.worker.engine import EngineLostError, EntryLimit, described
 from kubediffusion.worker.engine.batching import Candidate, Portion
 from kubediffusion.worker.engine.selection import ImageSelector
 from kubediffusion.worker.finisher import Finisher
+from kubediffusion.worker.previews import Previews
 from kubediffusion.worker.progress_reporter import ProgressReporter
 
 logger = logging.getLogger(__name__)
@@ -34,9 +35,12 @@ class Runner:
         context: What the parts of the worker share.
         finisher: Takes in what the engine made.
         progress: Told when a batch begins.
+        previews: Stores previews.
     """
 
-    def __init__(self, context: WorkerContext, finisher: Finisher, progress: ProgressReporter) -> None:
+    def __init__(
+        self, context: WorkerContext, finisher: Finisher, progress: ProgressReporter, previews: Previews
+    ) -> None:
         self._engine = context.engine
         self._engine_thread = context.engine_thread
         self._assignments = context.assignments
@@ -46,6 +50,7 @@ class Runner:
         self._max_buffered_bytes = context.max_buffered_bytes
         self._finisher = finisher
         self._progress = progress
+        self._previews = previews
         self._stopping = False
         self._may_prepare = True
         self._leftover: list[Members] = []
@@ -150,6 +155,7 @@ class Runner:
             self._steps,
             loop,
             self._finisher,
+            self._previews,
             self._health,
             self._metrics,
         )

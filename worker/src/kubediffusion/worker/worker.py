@@ -13,6 +13,7 @@ from kubediffusion.worker.assignments import Assignment
 from kubediffusion.worker.context import WorkerContext
 from kubediffusion.worker.cpus import usable_cpus
 from kubediffusion.worker.finisher import Finisher
+from kubediffusion.worker.previews import Previews
 from kubediffusion.worker.progress_reporter import ProgressReporter
 from kubediffusion.worker.runner import Runner
 from kubediffusion.worker.uploads import Uploader
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 UPLOADS = 16
 """Uploads that may be under way at the same time."""
 
+PREVIEW_UPLOADS = 2
+"""Previews that may be under way at the same time, beside the images."""
+
 
 class Worker:
     """Runs the jobs that it observes, until it is told to stop.
@@ -30,14 +34,16 @@ class Worker:
         context: What its parts share.
         uploads: Threads that upload.
         encoders: Threads that encode.
+        previews: Threads that encode and upload previews.
     """
 
-    def __init__(self, context: WorkerContext, uploads: Executor, encoders: Executor) -> None:
+    def __init__(self, context: WorkerContext, uploads: Executor, encoders: Executor, previews: Executor) -> None:
         self._context = context
+        self._previews = Previews(context.storage, context.prefix, previews)
         self._progress = ProgressReporter(context.assignments, context.reporter, self._on_fenced)
         uploader = Uploader(context.storage, uploads, context.refused_seconds)
-        self._finisher = Finisher(context, self._progress, uploader, encoders)
-        self._runner = Runner(context, self._finisher, self._progress)
+        self._finisher = Finisher(context, self._progress, self._previews, uploader, encoders)
+        self._runner = Runner(context, self._finisher, self._progress, self._previews)
 
     @classmethod
     @contextlib.contextmanager
@@ -47,7 +53,10 @@ class Worker:
             stack.callback(context.storage.close)
             uploads = stack.enter_context(ThreadPoolExecutor(UPLOADS, thread_name_prefix="upload"))
             encoders = stack.enter_context(ThreadPoolExecutor(usable_cpus(), thread_name_prefix="encode"))
-            yield cls(context, uploads, encoders)
+            previews = ThreadPoolExecutor(PREVIEW_UPLOADS, thread_name_prefix="preview")
+            # Nothing that hangs there may hold up the end.
+            stack.callback(previews.shutdown, wait=False, cancel_futures=True)
+            yield cls(context, uploads, encoders, previews)
 
     def observe(self, job: GenerationJob, gone: bool) -> None:
         """Take in one event of the watch.
@@ -60,6 +69,8 @@ class Worker:
         if dropped is not None:
             logger.info("job taken away", extra={"job": dropped.name, "attempt": dropped.binding.attempt})
             self._finisher.release(dropped)
+        if (assignment := self._context.assignments.get(job.uid)) is not None:
+            self._previews.observe(assignment)
         self._context.work_available.set()
 
     async def run(self) -> None:
@@ -74,6 +85,7 @@ class Worker:
                 await self._runner.run()
             finally:
                 announcing.cancel()
+                await self._previews.drain()
 
     def stop(self) -> None:
         """Start nothing new; what has begun is finished."""

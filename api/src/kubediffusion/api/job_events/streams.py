@@ -8,6 +8,7 @@ not read at all costs no more memory than its connection.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -33,11 +34,15 @@ from kubediffusion.api.job_events.states import (
 )
 from kubediffusion.api.metrics import Metrics
 from kubediffusion.api.model_cache import ModelCache
+from kubediffusion.api.previews import PreviewEvents
 from kubediffusion.api.settings import Settings
 from kubediffusion.resources.generation_job import Phase
 
 QUEUE_SECONDS = 1.0
 """How often a stream looks whether its job has moved in the queue, where nothing else changes."""
+
+PREVIEW_SECONDS = 1.0
+"""How often a stream with previews looks for the next one."""
 
 LIST_SECONDS = 0.1
 """How long a stream of many jobs lets changes add up: it would else be woken by each."""
@@ -101,13 +106,20 @@ class JobStreams:
         """Return whether there is anything to tell of a job, now or later, to a client that knows it up to an event."""
         return not (job.finished and told is not None and self._told(job, told))
 
-    async def of_job(self, job: CachedJob, told: EventId | None, allowed: Callable[[], bool]) -> Stream:
+    async def of_job(
+        self,
+        job: CachedJob,
+        told: EventId | None,
+        allowed: Callable[[], bool],
+        previews: PreviewEvents | None = None,
+    ) -> Stream:
         """Tell the states of one job until its end or its deletion: the present one, and each that is another.
 
         Args:
             job: The job.
             told: What the client has been told before.
             allowed: Whether the client may still read; asked at each heartbeat.
+            previews: What its images will look like; None for a client that did not ask for it.
         """
         yield OPENING
         name, uid, spoke = job.name, job.uid, time.monotonic()
@@ -130,6 +142,9 @@ class JobStreams:
                         continue
                 if current.finished:
                     return
+            if previews is not None and (event := await previews.next(current)) is not None:
+                yield event
+                spoke = time.monotonic()
             pause = self._silence(spoke)
             if pause <= 0:
                 if not allowed():
@@ -137,7 +152,7 @@ class JobStreams:
                 yield HEARTBEAT
                 spoke = time.monotonic()
             else:
-                await self._changed(current, min(pause, QUEUE_SECONDS) if current.phase is Phase.PENDING else pause)
+                await self._changed(current, min(pause, self._look_again(current, previews)))
 
     async def of_jobs(self, wanted: JobFilter, told: EventId | None, allowed: Callable[[], bool]) -> Stream:
         """Tell the states of the jobs that match: of those that have not finished first, or what changed since.
@@ -180,6 +195,12 @@ class JobStreams:
                 return
             yield HEARTBEAT if marked == version else bookmark_event(EventId(version))
             marked, spoke = version, time.monotonic()
+
+    def _look_again(self, job: CachedJob, previews: PreviewEvents | None) -> float:
+        """Return after how many seconds a stream looks for what no change of its job announces."""
+        if job.phase is Phase.PENDING:
+            return QUEUE_SECONDS
+        return math.inf if previews is None else PREVIEW_SECONDS
 
     def _event(self, news: Change | Deletion, wanted: JobFilter, old: int) -> bytes | None:
         default = self._models.default_name

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import datetime as dt
 from typing import Annotated, Any
 
-from fastapi import Body
+from fastapi import Body, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -36,11 +38,12 @@ from kubediffusion.api.dependencies import (
     ImagesDep,
     JobServiceDep,
     KeyNameDep,
+    PreviewsDep,
     unless_gone,
 )
 from kubediffusion.api.doors import Encoding, around_images
 from kubediffusion.api.encoding import EncodedImages
-from kubediffusion.api.errors import ApiError, InvalidRequestError, NotOfferedError
+from kubediffusion.api.errors import ApiError, InvalidRequestError, NotOfferedError, TooManyRequestsError
 from kubediffusion.api.job_cache.results import JOB_HEADER, warning_headers
 from kubediffusion.api.routes.doors import DoorRouter, JobCall, streamed
 from kubediffusion.api.routes.responses import a1111_errors
@@ -103,7 +106,12 @@ async def img2img() -> None:
 
 
 @router.get("/progress", summary="How far the client's jobs are", responses=a1111_errors())
-async def progress(state: AppStateDep, key_name: KeyNameDep) -> A1111Progress:
+async def progress(
+    state: AppStateDep,
+    previews: PreviewsDep,
+    key_name: KeyNameDep,
+    skip_current_image: Annotated[bool, Query(description="Whether to leave the preview out.")] = False,
+) -> A1111Progress:
     """Show the oldest job of the API key that runs; without keys, of the namespace."""
     unfinished = state.jobs.unfinished_of(key_name) if key_name else state.jobs.unfinished
     job = state.jobs.oldest_running(key_name or None)
@@ -113,11 +121,16 @@ async def progress(state: AppStateDep, key_name: KeyNameDep) -> A1111Progress:
     status = job.parse().status
     step, total = (status.progress.step, status.progress.total) if status.progress else (0, 0)
     share = step / total if total else 0.0
+    preview = None
+    if not skip_current_image:
+        with contextlib.suppress(TooManyRequestsError):
+            preview = await previews.latest(job)
     elapsed = (dt.datetime.now(dt.UTC) - status.start_time).total_seconds() if status.start_time else 0.0
     return A1111Progress(
         progress=share,
         eta_relative=max(0.0, elapsed * (1 - share) / share) if share else 0.0,
         state=A1111State(job=job.name, job_count=unfinished, sampling_step=step, sampling_steps=total),
+        current_image=None if preview is None else base64.b64encode(preview.data).decode(),
     )
 
 

@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header
+from fastapi import APIRouter, Depends, Header, Query
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from kubediffusion.api.dependencies import AppState, AppStateDep, ClientDep, JobServiceDep, JsonRoute
+from kubediffusion.api.dependencies import (
+    AppState,
+    AppStateDep,
+    ClientDep,
+    JobServiceDep,
+    JsonRoute,
+    KeyNameDep,
+    PreviewsDep,
+)
 from kubediffusion.api.errors import ApiError, JobGoneError, TaskNotFoundError, UnavailableError
 from kubediffusion.api.job_events.states import EventId
 from kubediffusion.api.job_events.streams import Stream
+from kubediffusion.api.previews import PreviewEvents, is_shown_to
 from kubediffusion.api.routes.jobs import Labels, ModelName, Name, Phases, job_filter
 from kubediffusion.api.routes.responses import errors
 
@@ -60,7 +69,7 @@ def _events(description: str) -> dict[int | str, dict[str, Any]]:
     response_class=EventStream,
     dependencies=[Counted],
     responses={
-        **_events("Events `state`, then `end` or `deleted`."),
+        **_events("Events `state`, and `preview` where it was asked for, then `end` or `deleted`."),
         204: {"description": "The job has ended, and the client has been told its last state: nothing will come."},
         **errors(404, 410, 429, 503),
     },
@@ -71,6 +80,11 @@ async def follow_job(
     service: JobServiceDep,
     state: AppStateDep,
     client: ClientDep,
+    key_name: KeyNameDep,
+    reader: PreviewsDep,
+    previews: Annotated[
+        bool, Query(description="Send previews of the image that is being made, too, once a second at most.")
+    ] = False,
     last_event_id: LastEventId = None,
 ) -> Response:
     """Send the job's state at once, then each that is another, as server-sent events; its end ends the stream."""
@@ -83,7 +97,8 @@ async def follow_job(
         raise JobGoneError("The job has been deleted.") from error
     if not state.streams.has_news(job, told):
         return Response(status_code=204, headers=HEADERS)
-    return _stream(request, state.streams.of_job(job, told, _still_allowed(request, state)))
+    looks = PreviewEvents(reader) if previews and is_shown_to(job, key_name) else None
+    return _stream(request, state.streams.of_job(job, told, _still_allowed(request, state), looks))
 
 
 @router.get(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -20,14 +21,16 @@ from kubediffusion.api.dependencies import (
     JsonRoute,
     KeyNameDep,
     Prefer,
+    PreviewsDep,
     preferred_wait,
     unless_gone,
 )
-from kubediffusion.api.errors import ModelNotFoundError, UnavailableError
+from kubediffusion.api.errors import ModelNotFoundError, PreviewNotFoundError, UnavailableError
 from kubediffusion.api.images import ImageResponse
 from kubediffusion.api.job_cache.filters import JobFilter
 from kubediffusion.api.job_cache.records import CachedJob
 from kubediffusion.api.job_cache.results import warning_headers
+from kubediffusion.api.previews import is_shown_to
 from kubediffusion.api.recipes import recipe_manifest
 from kubediffusion.api.routes.cursors import decoded_cursor, encoded_cursor
 from kubediffusion.api.routes.responses import errors
@@ -37,6 +40,9 @@ from kubediffusion.api.settings import ImageForm
 from kubediffusion.api.translate import model_view, openai_model
 from kubediffusion.resources.generation_job import Phase
 from kubediffusion.resources.storage import PNG
+
+IMAGE_INDEX_HEADER = "X-KubeDiffusion-Image-Index"
+"""Of a preview: which of the job's images it shows."""
 
 JSON = "application/json"
 YAML = "application/yaml"
@@ -229,6 +235,48 @@ async def get_image(
     if _has_tag(if_none_match, tag):
         return Response(status_code=304, headers=headers)
     return ImageResponse(await images.open(job, stored), PNG, headers)
+
+
+@router.get(
+    "/jobs/{name}/preview",
+    tags=["jobs"],
+    summary="Get a preview of an image that is being made",
+    response_class=Response,
+    responses={
+        200: {"content": {PNG: {"schema": {"type": "string", "format": "binary"}}}, "description": "A small PNG."},
+        304: {"description": "The client has it already."},
+        **errors(404, 429, 503),
+    },
+)
+async def show_preview(
+    name: Name,
+    service: JobServiceDep,
+    previews: PreviewsDep,
+    client: ClientDep,
+    key_name: KeyNameDep,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
+    """Return a small PNG of what the job's image will look like, roughly. It changes once a second at most.
+
+    The first request has the job's worker make previews; until there is one it is 404, with `Retry-After`.
+    """
+    job = await service.read(name, client)
+    if job.finished:
+        raise PreviewNotFoundError(f"The job has no preview any more: it is {job.phase}.")
+    if not is_shown_to(job, key_name):
+        raise PreviewNotFoundError("Previews are for the API key that the job was created with.")
+    preview = await previews.latest(job)
+    if preview is None:
+        raise PreviewNotFoundError(
+            f"There is no preview yet: the job is {job.phase}. Models with a safety checker, and those that run by "
+            "diffusers' own call, have none.",
+            later=True,
+        )
+    tag = f'"{hashlib.sha256(preview.data).hexdigest()}"'
+    headers = {"ETag": tag, "Cache-Control": "no-store", IMAGE_INDEX_HEADER: str(preview.index)}
+    if _has_tag(if_none_match, tag):
+        return Response(status_code=304, headers=headers)
+    return Response(preview.data, media_type=PNG, headers=headers)
 
 
 @router.get("/models", tags=["models"], summary="List models", responses=errors())

@@ -16,7 +16,14 @@ from kubediffusion.worker.engine.interface import (
     no_limit,
 )
 from kubediffusion.worker.engine.key import BatchKey, GuidanceKind, LockstepKey
-from kubediffusion.worker.engine.request import ImageId, ImageOutput, ImageRequest, Outcome, SamplingParameters
+from kubediffusion.worker.engine.request import (
+    ImageId,
+    ImageOutput,
+    ImagePreview,
+    ImageRequest,
+    Outcome,
+    SamplingParameters,
+)
 
 __all__ = [
     "BadModelError",
@@ -29,6 +36,7 @@ __all__ = [
     "ImageId",
     "ImageOutput",
     "ImagePlan",
+    "ImagePreview",
     "ImageRequest",
     "LockstepKey",
     "Monitor",

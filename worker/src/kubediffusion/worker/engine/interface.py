@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from kubediffusion.resources.pipeline_facts import PipelineFacts
-from kubediffusion.worker.engine.request import ImageId, ImageRequest, Outcome
+from kubediffusion.worker.engine.request import ImageId, ImagePreview, ImageRequest, Outcome
 
 
 class BadModelError(Exception):
@@ -88,6 +88,12 @@ class Monitor(Protocol):
 
     def stepped(self, image_id: ImageId, step: int, total: int) -> None:
         """Note that ``step`` of ``total`` denoising steps are done."""
+
+    def preview_due(self, image_id: ImageId) -> bool:
+        """Return whether somebody asks for a preview of an image, who has had none lately. Asked before every step."""
+
+    def previewed(self, image_id: ImageId, preview: ImagePreview) -> None:
+        """Note what an image will look like."""
 
     def ended(self, image_id: ImageId, outcome: Outcome) -> None:
         """Note the end of an image. An image that is no longer wanted may end without it."""

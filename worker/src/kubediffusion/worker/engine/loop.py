@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kubediffusion.worker.engine.interface import Monitor, StepStats
 from kubediffusion.worker.engine.plan import StepPlan, StepResult
@@ -68,7 +68,7 @@ class EngineLoop:
             self._ask()
             self._give_way()
             self._executor.discard(self._scheduler.drop(self._monitor.wanted))
-            plan = self._scheduler.next(self._seconds, self._overdue())
+            plan = self._with_previews(self._scheduler.next(self._seconds, self._overdue()))
             result = self._executor.execute(plan)
             largest = self._scheduler.largest_size
             self._process_update(plan, result, self._scheduler.update_from_result(plan, result), largest)
@@ -98,6 +98,11 @@ class EngineLoop:
         if interrupt is not None and (urgent := self._monitor.interrupting_images(*self._scheduler.longest)):
             interrupt(urgent)
 
+    def _with_previews(self, plan: StepPlan) -> StepPlan:
+        """Add which images are to be previewed: those that somebody asks for, unless they are done then."""
+        due = tuple(call.image for call in plan.calls if not call.last and self._monitor.preview_due(call.image))
+        return replace(plan, previews=due) if due else plan
+
     def _overdue(self) -> int:
         if not self._seconds:
             return 0
@@ -123,6 +128,8 @@ class EngineLoop:
             self._hooks.fallback(request)
 
     def _report(self, *, wait: bool) -> None:
+        for image, preview in self._executor.previews():
+            self._monitor.previewed(image, preview)
         for image, outcome in self._executor.finished(wait=wait):
             self._ended = True
             self._monitor.ended(image, outcome)

@@ -40,6 +40,7 @@ class StepPlan:
         mode: What the call computes.
         calls: The images that are computed.
         prefetch: Images to make ready while the step runs, in order.
+        previews: Images of which a preview is made after the step.
     """
 
     frees: tuple[int, ...] = ()
@@ -51,6 +52,7 @@ class StepPlan:
     mode: ForwardMode = FULL
     calls: tuple[SlotCall, ...] = ()
     prefetch: tuple[ImageId, ...] = ()
+    previews: tuple[ImageId, ...] = ()
 
 
 @dataclass(frozen=True)

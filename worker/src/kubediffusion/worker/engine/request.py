@@ -88,5 +88,20 @@ class ImageOutput:
     engine: str | None = None
 
 
+@dataclass(frozen=True)
+class ImagePreview:
+    """What an image that is being made will look like, roughly.
+
+    Attributes:
+        width: Pixels, far fewer than the image's.
+        height: Pixels.
+        rgb: ``height * width * 3`` bytes, row by row.
+    """
+
+    width: int
+    height: int
+    rgb: bytes = field(repr=False)
+
+
 Outcome = ImageOutput | JobFailure
 """How an image ends."""

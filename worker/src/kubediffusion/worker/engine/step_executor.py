@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from kubediffusion.worker.engine.plan import StepPlan, StepResult
-from kubediffusion.worker.engine.request import ImageId, ImageRequest, Outcome
+from kubediffusion.worker.engine.request import ImageId, ImagePreview, ImageRequest, Outcome
 
 
 class StepExecutor(Protocol):
@@ -31,3 +31,6 @@ class StepExecutor(Protocol):
         Args:
             wait: Whether to wait for all that are being decoded.
         """
+
+    def previews(self) -> list[tuple[ImageId, ImagePreview]]:
+        """Return the previews that are ready, each once; does not wait."""

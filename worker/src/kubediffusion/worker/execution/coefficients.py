@@ -33,6 +33,8 @@ class SchedulerCoefficients:
         scales: What the latents are multiplied by before each call, ``[calls]``, float32.
         weights: Of each update, ``[calls, 2 * DEPTH]``, float32: of the latents before it, latest first, then of the
             model outputs, its own call's first.
+        estimates: Of the latents before each call and of its model output, ``[calls, 2]``, float32: their sum is what
+            the call makes of the image that all calls lead to.
     """
 
     scheduler: str
@@ -40,6 +42,7 @@ class SchedulerCoefficients:
     timesteps: torch.Tensor
     scales: torch.Tensor
     weights: torch.Tensor
+    estimates: torch.Tensor
 
     @property
     def calls(self) -> int:
@@ -79,7 +82,9 @@ def read_coefficients(scheduler: Any, arguments: dict[str, Any], *, from_start: 
         if updated.count_nonzero():
             # It draws noise, or looks back further.
             return None
-    read = SchedulerCoefficients(type(scheduler).__name__, run.initial, run.timesteps.float(), scales, weights)
+    timesteps = run.timesteps.float()
+    estimates = _estimates(scheduler, timesteps, scales)
+    read = SchedulerCoefficients(type(scheduler).__name__, run.initial, timesteps, scales, weights, estimates)
     return read if _hold(read, _Run(scheduler, arguments, from_start)) else None
 
 
@@ -94,6 +99,32 @@ def count_calls(scheduler: Any, arguments: dict[str, Any]) -> int:
         Exception: Whatever the scheduler raises for these arguments.
     """
     return len(_Run(scheduler, arguments, from_start=False).timesteps)
+
+
+def _estimates(scheduler: Any, timesteps: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Return the weights with which latents and model output make the image that is expected: ``[calls, 2]``.
+
+    With latents ``a * image + s * noise`` the output is the noise (``epsilon``), ``a * noise - s * image``
+    (``v_prediction``, https://arxiv.org/abs/2202.00512, appendix D) or the image (``sample``). Flow matching has
+    latents ``(1 - s) * image + s * noise`` and the output ``noise - image``. Where nothing says which, it is the
+    latents.
+    """
+    config = scheduler.config
+    kind = config.get("prediction_type")
+    flow = kind == "flow_prediction" or type(scheduler).__name__.startswith("FlowMatch")
+    if flow or config.get("use_flow_sigmas", False):
+        return torch.stack([torch.ones_like(timesteps), -timesteps / config["num_train_timesteps"]], dim=1)
+    products = getattr(scheduler, "alphas_cumprod", None)
+    if products is None or kind not in {"epsilon", "v_prediction", "sample"}:
+        return torch.tensor([[1.0, 0.0]]).repeat(len(timesteps), 1)
+    # Timesteps between two of the training's occur. The input is scaled as the training's was.
+    kept = products.float()[timesteps.round().long().clamp(0, len(products) - 1)]
+    image, noise = kept.sqrt(), (1 - kept).sqrt()
+    if kind == "epsilon":
+        return torch.stack([scales / image, -noise / image], dim=1)
+    if kind == "v_prediction":
+        return torch.stack([image * scales, -noise], dim=1)
+    return torch.stack([torch.zeros_like(image), torch.ones_like(image)], dim=1)
 
 
 def _hold(read: SchedulerCoefficients, run: _Run) -> bool:

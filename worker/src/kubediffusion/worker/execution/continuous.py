@@ -45,6 +45,7 @@ from kubediffusion.worker.execution.graphs import GraphedFunction
 from kubediffusion.worker.execution.local_executor import LocalExecutor, PreparedBatch
 from kubediffusion.worker.execution.preparation import Preparation
 from kubediffusion.worker.execution.prepared_batches import PreparedBatches
+from kubediffusion.worker.execution.previewing import Previewer
 from kubediffusion.worker.execution.schedulers import Schedulers
 from kubediffusion.worker.execution.slots import SlotState, SlotTensors, first_row
 from kubediffusion.worker.execution.stepping import CudaGraphManager, EagerStepRunner, StepRunner
@@ -115,6 +116,7 @@ class ContinuousEngine:
         self.whole_calls = PipelineEngine(pipeline, replace(info, name=STATIC))
         self._schedulers = Schedulers(pipeline.scheduler)
         self.decoder = Decoder(pipeline, family, compiler)
+        self._previewer = Previewer(pipeline, family)
         self.prepared_batches = PreparedBatches(self._prepare_batch)
         self.preparation: Preparation | None = None
         self._prefetch = PrefetchStream(self._device)
@@ -209,6 +211,7 @@ class ContinuousEngine:
             prepared,
             lambda request: self._prepare(request, key),
             self.decoder,
+            self._previewer,
             self._outcome,
             keeps_features=any(mode.features is not Features.FULL for mode in modes),
             torch_dtype=self._info.torch_dtype,
@@ -311,6 +314,8 @@ class _Interruption:
         self._open = {request.id for request in requests}
         self.wanted = monitor.wanted
         self.stepped = monitor.stepped
+        self.preview_due = monitor.preview_due
+        self.previewed = monitor.previewed
         self.count_step = monitor.count_step
 
     def ended(self, image_id: ImageId, outcome: Outcome) -> None:

@@ -20,6 +20,7 @@ from kubediffusion.worker.engine import (
     ImageId,
     ImageOutput,
     ImagePlan,
+    ImagePreview,
     ImageRequest,
     Monitor,
     Outcome,
@@ -68,6 +69,12 @@ class _TrialMonitor:
     def ended(self, _image_id: ImageId, outcome: Outcome) -> None:
         if isinstance(outcome, JobFailure):
             self.failure = outcome
+
+    def preview_due(self, _image_id: ImageId) -> bool:
+        return False
+
+    def previewed(self, _image_id: ImageId, _preview: ImagePreview) -> None:
+        return
 
     def joining_images(self, _room: int, _calls: int, _entry_limit: EntryLimit) -> tuple[ImageRequest, ...]:
         return ()

@@ -11,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from kubediffusion.resources.failures import JobFailure
-from kubediffusion.worker.engine import BatchKey, ImageId, ImageRequest, Outcome, described
+from kubediffusion.worker.engine import BatchKey, ImageId, ImagePreview, ImageRequest, Outcome, described
 from kubediffusion.worker.engine.plan import SlotCall, StepFailure, StepPlan, StepResult, StepTime
 from kubediffusion.worker.engine.throughput import StepTimes
 from kubediffusion.worker.execution.accelerator import StepPacer, reserved_memory
 from kubediffusion.worker.execution.coefficients import SchedulerCoefficients
 from kubediffusion.worker.execution.decoding import Decoder, Decoding
 from kubediffusion.worker.execution.faults import check_device, failure, is_out_of_memory, not_numbers
+from kubediffusion.worker.execution.previewing import Previewer
 from kubediffusion.worker.execution.slots import SlotState, SlotTensors, control_row
 from kubediffusion.worker.execution.stepping import StepRunner
 
@@ -96,6 +97,7 @@ class LocalExecutor:
         prepared: What is prepared.
         prepare: Makes an image ready to enter.
         decoder: Makes pixels.
+        previewer: Makes previews.
         make_outcome: Makes outcomes.
         keeps_features: Whether what deep layers gave goes with an image that moves.
         torch_dtype: Name of the numbers that weights are held in, for messages.
@@ -106,6 +108,7 @@ class LocalExecutor:
         prepared: PreparedBatch,
         prepare: Prepare,
         decoder: Decoder,
+        previewer: Previewer,
         make_outcome: MakeOutcome,
         *,
         keeps_features: bool,
@@ -114,6 +117,7 @@ class LocalExecutor:
         self._prepared = prepared
         self._prepare = prepare
         self._decoder = decoder
+        self._previewer = previewer
         self._make_outcome = make_outcome
         self._keeps_features = keeps_features
         self._torch_dtype = torch_dtype
@@ -189,12 +193,25 @@ class LocalExecutor:
         if seconds is not None and self._launched is not None:
             time = StepTime(self._launched[0], seconds, self._launched[1])
         self._launched = (plan.size, compiled)
+        if plan.previews:
+            self._begin_previews(plan.previews, calls)
         done = [call for call in calls if call.last]
         for call in done:
             self._images[call.image].latents = batch.latents(call.slot)
         for call in done:
             batch.leave(call.slot)
         return StepResult(stepped=True, compiled=compiled, time=time, memory=self._memory)
+
+    def _begin_previews(self, images: Sequence[ImageId], calls: Sequence[SlotCall]) -> None:
+        for call in calls:
+            coefficients = self._images[call.image].coefficients
+            if call.image in images and coefficients is not None and self._previewer.possible:
+                latents = self._prepared.batch.estimate(call.slot, *coefficients.estimates[call.call].tolist())
+                self._previewer.begin(call.image, latents, self._prepared.key)
+
+    def previews(self) -> list[tuple[ImageId, ImagePreview]]:
+        """Return the previews that are ready, each once; does not wait."""
+        return self._previewer.finished()
 
     def _decode_all(self, images: Sequence[ImageId]) -> tuple[tuple[ImageId, StepFailure], ...]:
         """Begin to decode images, and return those that cannot be decoded, each with its failure."""

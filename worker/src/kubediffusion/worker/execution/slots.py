@@ -156,6 +156,17 @@ class SlotTensors:
         """Return a copy of a slot's latents: ``[1, ...]``."""
         return self._history[slot, :1].clone()
 
+    def estimate(self, slot: int, latest: float, output: float) -> torch.Tensor:
+        """Return what a slot's latents would be at the end, by its last step alone: ``[1, ...]``.
+
+        Args:
+            slot: The slot, after a step.
+            latest: Weight of the latents before the step.
+            output: Weight of the model output of the step.
+        """
+        history = self._history[slot]
+        return latest * history[1:2] + output * history[DEPTH : DEPTH + 1]
+
     def steer(self, rows: dict[int, list[float]], size: int) -> None:
         """Set what the next step does to each slot.
 

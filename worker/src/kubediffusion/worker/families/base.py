@@ -15,6 +15,7 @@ import torch
 
 from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.worker.engine import BatchKey, GuidanceKind, ImageRequest
+from kubediffusion.worker.families.colors import LatentColors
 
 Conditioning = dict[str, torch.Tensor]
 """Tensors that an image's conditioning consists of, by a name that the family chooses: ``[rows, ...]`` for one image,
@@ -23,6 +24,9 @@ else the prompt's alone."""
 
 GraphFactory = Callable[[Callable[[Any, torch.Tensor], torch.Tensor], Any], Callable[[torch.Tensor], torch.Tensor]]
 """Turns a function of a module and a tensor, and that module, into a function of the tensor that runs from graphs."""
+
+_WITH_FRAMES = 5
+"""Dimensions of latents of a VAE that video models share: image, channel, frame, height, width."""
 
 _STRONG = 2.0
 """A guidance scale that is above every family's threshold."""
@@ -77,6 +81,7 @@ class ModelFamily:
         self.pipeline = pipeline
         self.denoiser: Any = getattr(pipeline, self.component)
         self.denoiser_dtype: torch.dtype = self.denoiser.dtype
+        self._colors: LatentColors | None = None
 
     def __repr__(self) -> str:
         # Compiled code is named by it, so it says nothing of this process.
@@ -283,6 +288,20 @@ class ModelFamily:
         scaled: torch.Tensor = latents / config.scaling_factor
         shift = getattr(config, "shift_factor", None)
         return scaled if shift is None else scaled + shift
+
+    def preview(self, latents: torch.Tensor, key: BatchKey) -> torch.Tensor:
+        """Return what an image will look like, roughly: ``[height, width, 3]`` by latents, float32, 0 to 1.
+
+        The first call of a family encodes an image of 256 by 256 pixels: see :mod:`.colors`.
+
+        Args:
+            latents: What the image is expected to end with, in the denoiser's scale: ``[1, ...]``, float32.
+            key: What the image shares with its batch: its size.
+        """
+        scaled = self.vae_input(latents, key)
+        if self._colors is None:
+            self._colors = LatentColors.fit(self.pipeline.vae, frames=scaled.dim() == _WITH_FRAMES)
+        return self._colors.of(scaled)
 
     # What only some families can do.
 

@@ -2,6 +2,7 @@
 
 const ENDED = new Set(["Succeeded", "Failed", "Cancelled"]);
 const POLL = 500; // milliseconds; a poll is answered from the server's memory
+const LOOK = 1000; // milliseconds; a preview changes no more often
 const form = document.getElementById("request");
 const problem = document.getElementById("problem");
 const list = document.getElementById("jobs");
@@ -59,6 +60,15 @@ function show(item, job) {
   if (ENDED.has(job.phase)) bar.remove();
 }
 
+async function preview(item, job) {
+  const response = await request(`v1/jobs/${job.name}/preview`).catch(() => null); // there is none, or not yet
+  if (!response || !item.isConnected) return;
+  const place = item.querySelector(".picture");
+  const picture = place.querySelector(".preview") ?? place.appendChild(new Image());
+  URL.revokeObjectURL(picture.src);
+  Object.assign(picture, { className: "preview", alt: "", src: URL.createObjectURL(await response.blob()) });
+}
+
 async function pictures(item, job) {
   const place = item.querySelector(".picture");
   for (const image of job.images) {
@@ -67,6 +77,7 @@ async function pictures(item, job) {
     picture.alt = job.prompt;
     picture.src = URL.createObjectURL(blob);
     await picture.decode();
+    place.querySelector(".preview")?.remove();
     place.append(picture);
   }
 }
@@ -75,12 +86,17 @@ async function follow(item, job) {
   item.querySelector(".cancel").onclick = () =>
     request(`v1/jobs/${job.name}/cancel`, { method: "POST" }).catch((error) => tell(error));
   show(item, job);
+  let looked = 0;
   // Another key empties the list: what is no longer shown is no longer asked for.
   while (!ENDED.has(job.phase) && item.isConnected) {
     await new Promise((resolve) => setTimeout(resolve, POLL));
     try {
       job = await json(`v1/jobs/${job.name}`);
       show(item, job);
+      if (["Scheduled", "Running"].includes(job.phase) && Date.now() - looked > LOOK) {
+        looked = Date.now();
+        await preview(item, job);
+      }
     } catch (error) {
       if (error.status === 404) return item.remove(); // deleted by somebody
       if (error.status === 401 || error.status === 403) return tell(error);

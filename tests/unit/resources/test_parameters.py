@@ -76,6 +76,15 @@ def test_no_guidance_and_no_negative_prompt_are_words_too() -> None:
     assert (parameters.guidance_scale, parameters.negative_prompt) == (0, "")
 
 
+def test_prompts_are_weighed_where_the_job_says_so_or_else_its_model() -> None:
+    assert resolved().prompt_weighting is None
+    of_model = JobDefaults(prompt_weighting=True)
+    assert resolved(of_model).prompt_weighting is True
+    # Absent, not false: what was not asked for is in no recipe.
+    assert "promptWeighting" not in resolved(of_model, prompt_weighting=False).to_wire()
+    assert resolved(prompt_weighting=True).prompt_weighting is True
+
+
 def test_a_job_has_its_own_acceleration_whole_or_its_models() -> None:
     of_model = Acceleration(guidance_interval=GuidanceInterval(stop=0.8))
     own = Acceleration(feature_caching=FeatureCaching(interval=3))

@@ -30,6 +30,7 @@ def recipe_manifest(job: GenerationJob) -> dict[str, Any]:
         known.pop("scheduler", None)
     # None at all, whatever the model's default may be by then.
     known.setdefault("acceleration", Acceleration())
+    known.setdefault("prompt_weighting", False)
     spec = GenerationJobSpec(prompt=job.spec.prompt, **known)
     return {
         "apiVersion": meta.API_VERSION,

@@ -115,6 +115,11 @@ NOT_REQUESTED = {
             "Noise scheduler, a diffusers class; the model's own when absent.",
             example=Scheduler.DPM_SOLVER_MULTISTEP,
         ),
+        "prompt_weighting": _words(
+            "Heed weights in the prompts, such as ``(word:1.3)``, and encode prompts longer than the text encoder in "
+            "parts.\nWhen absent, the model's default applies, else prompts are taken as they are.",
+            default=False,
+        ),
         "acceleration": _words(
             "Speed for quality, for the pipelines that can. When absent, the model's default applies, else none; an "
             "empty\nobject is none.",

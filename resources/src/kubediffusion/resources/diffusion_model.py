@@ -97,6 +97,8 @@ class JobDefaults(Schema):
     """Pixels; the model's own size when absent."""
     scheduler: Scheduler | None = None
     """Noise scheduler, a diffusers class; the model's own when absent."""
+    prompt_weighting: bool | None = None
+    """Whether weights in prompts are heeded, and long ones encoded in parts; false when absent."""
     acceleration: Acceleration | None = None
     """Speed for quality; none when absent. A job that has its own takes nothing of this one."""
 

@@ -147,6 +147,10 @@ class GenerationJobSpec(Schema):
     """Images to generate; by default 1."""
     scheduler: Scheduler | None = None
     """Noise scheduler, a diffusers class; by default the model's own."""
+    prompt_weighting: bool | None = None
+    """Heed weights in the prompts, such as (word:1.3), (word) and [word], and encode prompts that are longer than the
+    text encoder takes in parts; for Stable Diffusion 1, 2 and XL. By default the model's, else the prompts are taken as
+    they are."""
     acceleration: Acceleration | None = None
     """Speed for quality, for the pipelines that can; by default the model's, else none. An empty object is none."""
     priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] | None = None
@@ -226,6 +230,8 @@ class Parameters(Schema):
     """Pixels."""
     scheduler: str | None = None
     """Noise scheduler, a diffusers class."""
+    prompt_weighting: bool | None = None
+    """Whether weights in the prompts were heeded, and long ones encoded in parts; absent where not."""
     deterministic: bool = False
     """Whether it ran in a fixed shape."""
     acceleration: Acceleration | None = None

@@ -99,6 +99,7 @@ def resolve_parameters(spec: GenerationJobSpec, model: DiffusionModel, seed: int
     """
     defaults, own = model.spec.defaults, _own_defaults(model)
     acceleration = spec.acceleration if spec.acceleration is not None else defaults.acceleration
+    weighting = spec.prompt_weighting if spec.prompt_weighting is not None else defaults.prompt_weighting
     # A limit below the pipeline's default lowers the default: nobody asked for that many steps.
     steps = min(own.num_inference_steps, model.spec.limits.num_inference_steps)
     return Parameters(
@@ -111,6 +112,7 @@ def resolve_parameters(spec: GenerationJobSpec, model: DiffusionModel, seed: int
         width=spec.width or defaults.width,
         height=spec.height or defaults.height,
         scheduler=spec.scheduler or defaults.scheduler,
+        prompt_weighting=True if weighting else None,
         deterministic=bool(spec.deterministic),
         acceleration=acceleration.effective if acceleration is not None else None,
     )

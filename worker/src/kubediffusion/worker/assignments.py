@@ -116,6 +116,7 @@ class Assignment:
             scheduler=p.scheduler,
             deterministic=p.deterministic,
             acceleration=p.acceleration,
+            prompt_weighting=bool(p.prompt_weighting),
         )
 
     @property

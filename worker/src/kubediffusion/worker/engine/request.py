@@ -20,6 +20,7 @@ class SamplingParameters:
         scheduler: diffusers class; None for the pipeline's own.
         deterministic: Runs in a fixed shape, so that the same bytes come out on every attempt.
         acceleration: Speed for quality; None for none.
+        prompt_weighting: Whether weights in prompts are heeded, and long ones encoded in chunks.
     """
 
     steps: int
@@ -29,6 +30,7 @@ class SamplingParameters:
     scheduler: str | None = None
     deterministic: bool = False
     acceleration: Acceleration | None = None
+    prompt_weighting: bool = False
 
 
 @dataclass(frozen=True)

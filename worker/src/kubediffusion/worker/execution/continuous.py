@@ -50,6 +50,7 @@ from kubediffusion.worker.execution.schedulers import Schedulers
 from kubediffusion.worker.execution.slots import SlotState, SlotTensors, first_row
 from kubediffusion.worker.execution.stepping import CudaGraphManager, EagerStepRunner, StepRunner
 from kubediffusion.worker.families.base import Conditioning, ModelFamily
+from kubediffusion.worker.families.text import LruCache, bytes_of
 from kubediffusion.worker.stages import OnStage, ignore_stage
 from kubediffusion.worker.transfers import to_device
 
@@ -58,8 +59,8 @@ logger = logging.getLogger(__name__)
 NAME = "continuous"
 """What ``status.parameters.engine`` says."""
 
-_ENCODED = 16
-"""Prompts whose encoding is kept: the images of a job share theirs."""
+_ENCODED_BYTES = 64 * 2**20
+"""Bytes of encoded prompts that are kept: the images of a job share theirs, and many jobs a prompt."""
 
 _GUIDED = 7.5
 """Any guidance scale that computes with and without the prompt, as most jobs do."""
@@ -120,7 +121,9 @@ class ContinuousEngine:
         self.prepared_batches = PreparedBatches(self._prepare_batch)
         self.preparation: Preparation | None = None
         self._prefetch = PrefetchStream(self._device)
-        self._encoded: dict[tuple[str, str | None, BatchKey], Conditioning] = {}
+        self._encoded: LruCache[tuple[str, str | None, bool, BatchKey], Conditioning] = LruCache(
+            _ENCODED_BYTES, bytes_of
+        )
         self._coefficients: dict[_Schedule, SchedulerCoefficients | None] = {}
         self._linear: dict[str | None, bool] = {}
         self._known_calls: dict[_Schedule, int | None] = {}
@@ -244,7 +247,8 @@ class ContinuousEngine:
             interruption.end(failure(error))
 
     def _outcome(self, request: ImageRequest, pixels: Any, flagged: bool, scheduler: str) -> Outcome:
-        outcome = self.whole_calls.outcome(request, pixels, flagged, scheduler, self.family.ignored(request))
+        warnings = [*self.family.cut(request, self.whole_calls.encoders), *self.family.ignored(request)]
+        outcome = self.whole_calls.outcome(request, pixels, flagged, scheduler, warnings)
         return outcome if isinstance(outcome, JobFailure) else replace(outcome, engine=self._info.name)
 
     def _calls(self, sampling: SamplingParameters, key: BatchKey) -> int | None:
@@ -293,12 +297,8 @@ class ContinuousEngine:
         return first_row(to_device(self.family.start(request, key), self._device) * scale, conditions)
 
     def _conditions(self, request: ImageRequest, key: BatchKey) -> Conditioning:
-        known = (request.prompt, request.negative_prompt, key)
-        if known not in self._encoded:
-            while len(self._encoded) >= _ENCODED:
-                del self._encoded[next(iter(self._encoded))]
-            self._encoded[known] = self.family.encode(request, key)
-        return self._encoded[known]
+        known = (request.prompt, request.negative_prompt, request.sampling.prompt_weighting, key)
+        return self._encoded.get(known, lambda: self.family.encode(request, key))
 
 
 class _Interruption:

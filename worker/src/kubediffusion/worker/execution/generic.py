@@ -139,6 +139,7 @@ class PipelineEngine:
 
     Attributes:
         pipeline: The pipeline.
+        encoders: Its text encoders that truncate text.
     """
 
     def __init__(self, pipeline: Any, info: EngineInfo) -> None:
@@ -146,7 +147,7 @@ class PipelineEngine:
         self._info = info
         self._plan = CallPlan.of(type(pipeline))
         self._schedulers = Schedulers(getattr(pipeline, "scheduler", None))
-        self._encoders = text_encoders(pipeline.components.items(), self._plan.max_sequence_length)
+        self.encoders = text_encoders(pipeline.components.items(), self._plan.max_sequence_length)
         # What it makes where no size is asked for, once seen.
         self._own_size: tuple[int, int] | None = None
         pipeline.set_progress_bar_config(disable=True)
@@ -248,7 +249,10 @@ class PipelineEngine:
                 image,
                 bool(flagged),
                 type(scheduler).__name__,
-                self._plan.ignored(request, guidance_of(self.pipeline, self._plan, request)),
+                [
+                    *cut_warnings(request, self.encoders),
+                    *self._plan.ignored(request, guidance_of(self.pipeline, self._plan, request)),
+                ],
             )
             for request, image, flagged in zip(requests, images, flags, strict=True)
         ]
@@ -331,7 +335,7 @@ class PipelineEngine:
             del scheduler.step
 
     def outcome(
-        self, request: ImageRequest, image: Any, flagged: bool, scheduler: str, ignored: Sequence[str] | None = None
+        self, request: ImageRequest, image: Any, flagged: bool, scheduler: str, warnings: Sequence[str]
     ) -> Outcome:
         """Return the outcome of an image.
 
@@ -340,7 +344,7 @@ class PipelineEngine:
             image: Its pixels, ``[height, width, channels]``: 0 to 255, or floating-point numbers from 0 to 1.
             flagged: Whether the safety checker flagged it.
             scheduler: The diffusers class that was used.
-            ignored: Warnings of fields that had no effect; None for those of the pipeline's own call.
+            warnings: What had no effect, and what of the prompts was cut.
         """
         pixels = np.asarray(image)
         if pixels.dtype != np.uint8:
@@ -352,20 +356,19 @@ class PipelineEngine:
         # Grey becomes RGB, and an alpha channel is left out.
         pixels = np.repeat(pixels, 3, axis=2) if pixels.shape[2] < 3 else pixels[..., :3]
         height, width = pixels.shape[:2]
-        warnings = [*cut_warnings(request, self._encoders)]
-        warnings += self._plan.ignored(request) if ignored is None else ignored
+        told = [*warnings]
         for side, asked, got in (("width", request.sampling.width, width), ("height", request.sampling.height, height)):
             if asked is not None and asked != got and side in self._plan.parameters:
-                warnings.append(f"{side} is {got}, not {asked}: {self._plan.pipeline} rounds sizes")
+                told.append(f"{side} is {got}, not {asked}: {self._plan.pipeline} rounds sizes")
         if (request.sampling.width is None) != (request.sampling.height is None):
             side, got = ("width", width) if request.sampling.width is None else ("height", height)
-            warnings.append(f"{side} is {got}, the model's own, as the other side was given alone")
+            told.append(f"{side} is {got}, the model's own, as the other side was given alone")
         return ImageOutput(
             width=width,
             height=height,
             rgb=np.ascontiguousarray(pixels).tobytes(),
             scheduler=scheduler,
             flagged=flagged,
-            warnings=tuple(warnings),
+            warnings=tuple(told),
             engine=self._info.name,
         )

@@ -16,6 +16,7 @@ import torch
 from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.worker.engine import BatchKey, GuidanceKind, ImageRequest
 from kubediffusion.worker.families.colors import LatentColors
+from kubediffusion.worker.prompts import TextEncoder, cut_warnings
 
 Conditioning = dict[str, torch.Tensor]
 """Tensors that an image's conditioning consists of, by a name that the family chooses: ``[rows, ...]`` for one image,
@@ -65,6 +66,7 @@ class ModelFamily:
         guided_above: Guidance scale above which there is classifier-free guidance.
         upcasts: Whether the pipeline's call decodes in float32 where the VAE's configuration says so.
         takes_negative: Whether guidance is by the negative prompt; else it is by the empty one, whatever is given.
+        weighs_prompts: Whether it heeds ``promptWeighting``.
     """
 
     pipelines: ClassVar[tuple[str, ...]] = ()
@@ -76,6 +78,7 @@ class ModelFamily:
     guided_above: ClassVar[int] = 1
     upcasts: ClassVar[bool] = False
     takes_negative: ClassVar[bool] = True
+    weighs_prompts: ClassVar[bool] = False
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
@@ -135,7 +138,18 @@ class ModelFamily:
         if kind is GuidanceKind.NONE and request.sampling.guidance > self.guided_above:
             why = "there is no negativePrompt" if takes_guidance else f"this {name} takes none"
             warnings.append(f"guidanceScale has no effect: {why}")
+        if request.sampling.prompt_weighting and not self.weighs_prompts:
+            warnings.append(f"promptWeighting has no effect: {name} takes prompts as they are")
         return warnings
+
+    def cut(self, request: ImageRequest, encoders: Sequence[TextEncoder]) -> list[str]:
+        """Return a warning for each prompt of which a part is not encoded.
+
+        Args:
+            request: The image.
+            encoders: The pipeline's text encoders.
+        """
+        return cut_warnings(request, encoders)
 
     def text_length(self, _request: ImageRequest, _guidance: GuidanceKind) -> int:
         """Return how many tokens the batch holds for each prompt; 0 where all prompts have the same length.

@@ -171,6 +171,11 @@ class CallPlan:
         }
         ignored = [field for field, (value, takes) in taken.items() if value not in {None, ""} and not takes]
         warnings = [f"{field} has no effect: {self.pipeline} does not take it" for field in ignored]
+        if request.sampling.prompt_weighting:
+            warnings.append(
+                f"promptWeighting has no effect: {self.pipeline} runs through diffusers' own call here, which takes "
+                "prompts as they are"
+            )
         interval = (
             request.sampling.acceleration is not None and request.sampling.acceleration.guidance_interval is not None
         )

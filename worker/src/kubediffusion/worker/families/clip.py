@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from kubediffusion.worker.families.base import GraphFactory
+from kubediffusion.worker.families.text import LruCache
 from kubediffusion.worker.transfers import to_device
 
-_TEXTS = 64
-"""Texts whose encoding is kept: the images of a job share theirs, and most jobs one negative prompt."""
+_KEPT_BYTES = 16 * 2**20
+"""Bytes of encodings that are kept, some hundred: the images of a job share theirs, most jobs one negative prompt."""
 
 
 class TextEncoding:
@@ -25,8 +25,7 @@ class TextEncoding:
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline
         self._graphed: Callable[[torch.Tensor], torch.Tensor] | None = None
-        # Least recently used first.
-        self._known: OrderedDict[tuple[str, bool], torch.Tensor] = OrderedDict()
+        self._known: LruCache[tuple[str, bool], torch.Tensor] = LruCache(_KEPT_BYTES, lambda encoding: encoding.nbytes)
 
     def use_graphs(self, graphed: GraphFactory) -> None:
         """Have the encoder run from CUDA graphs, where it is on such a device."""
@@ -39,13 +38,21 @@ class TextEncoding:
             text: The text.
             plain: Compute as written, not by a graph.
         """
-        known = (text, plain)
-        if known not in self._known:
-            while len(self._known) >= _TEXTS:
-                self._known.popitem(last=False)
-            self._known[known] = self._encode(text, plain=plain)
-        self._known.move_to_end(known)
-        return self._known[known]
+        return self._known.get((text, plain), lambda: self._encode(text, plain=plain))
+
+    def of_tokens(self, tokens: torch.Tensor, *, plain: bool = False) -> torch.Tensor:
+        """Return the encoding of tokens, ``[1, tokens]``, with their marks and padding: ``[1, tokens, channels]``."""
+        encoder = self._pipeline.text_encoder
+        if getattr(encoder.config, "use_attention_mask", False):
+            tokenizer = self._pipeline.tokenizer
+            # Up to the first mark of the end, as the padding may be the same token.
+            ends = (tokens == tokenizer.eos_token_id).int().cumsum(dim=1)
+            mask = (ends - (tokens == tokenizer.eos_token_id).int()) == 0
+            encoding: torch.Tensor = encoder(tokens, attention_mask=mask.int())[0]
+            return encoding.to(encoder.dtype)
+        if self._graphed is not None and tokens.is_cuda and not plain:
+            return self._graphed(tokens).to(encoder.dtype)
+        return _encoded(encoder, tokens).to(encoder.dtype)
 
     def _encode(self, text: str, *, plain: bool) -> torch.Tensor:
         device, encoder = self._pipeline.device, self._pipeline.text_encoder
@@ -64,9 +71,7 @@ class TextEncoding:
             ).input_ids,
             device,
         )
-        if self._graphed is not None and device.type == "cuda" and not plain:
-            return self._graphed(tokens).to(encoder.dtype)
-        return _encoded(encoder, tokens).to(encoder.dtype)
+        return self.of_tokens(tokens, plain=plain)
 
 
 def _encoded(encoder: Any, tokens: torch.Tensor) -> torch.Tensor:

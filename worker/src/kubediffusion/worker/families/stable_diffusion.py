@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from kubediffusion.worker.engine import BatchKey, ImageRequest
 from kubediffusion.worker.families.base import Conditioning, GraphFactory
 from kubediffusion.worker.families.clip import TextEncoding
+from kubediffusion.worker.families.prompt_weighting import marked, weighted
 from kubediffusion.worker.families.unet import HIDDEN_STATES, UNetFamily
 
 
@@ -28,11 +30,23 @@ class StableDiffusion(UNetFamily):
 
     def encode(self, request: ImageRequest, key: BatchKey) -> Conditioning:
         """Encode an image's prompts: ``[rows, tokens, channels]``."""
-        prompt = self._encoding.of(request.prompt, plain=key.deterministic)
+        by_weights = partial(self._weighted, key=key)
+        encoded = by_weights if self.weighs(request, key) else partial(self._encoding.of, plain=key.deterministic)
         if not key.guided:
-            return {HIDDEN_STATES: prompt}
-        negative = self._encoding.of(request.negative_prompt or "", plain=key.deterministic)
-        return {HIDDEN_STATES: torch.cat([negative, prompt])}
+            return {HIDDEN_STATES: encoded(request.prompt)}
+        return {HIDDEN_STATES: torch.cat([encoded(request.negative_prompt or ""), encoded(request.prompt)])}
+
+    def _weighted(self, text: str, key: BatchKey) -> torch.Tensor:
+        """Encode a prompt with its weights, in as many chunks as the key's images have."""
+        known, chunks = self._weighting.tokens(text), self.chunks(key)
+        if chunks == 1 and not known.weights:
+            return self._encoding.of(known.text, plain=key.deterministic)
+        parts = []
+        for number in range(chunks):
+            tokens, weights = known.chunk(number)
+            ids = marked(tokens, self.pipeline.tokenizer, self.device)
+            parts.append(weighted(self._encoding.of_tokens(ids, plain=key.deterministic), weights))
+        return torch.cat(parts, dim=1)
 
     def vae_input(self, latents: torch.Tensor, _key: BatchKey) -> torch.Tensor:
         """Scale latents to the VAE's: ``[1, channels, height, width]``."""

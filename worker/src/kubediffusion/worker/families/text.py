@@ -3,13 +3,57 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from threading import Lock
+from typing import Generic, TypeVar
 
 import torch
 
 _TEXTS = 1024
 """Number of texts whose token count is cached."""
+
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class LruCache(Generic[K, V]):
+    """Keeps what was used last, for any thread.
+
+    Args:
+        capacity: The most that is kept, in the units of ``size``.
+        size: Returns what a value takes; by default 1, so that ``capacity`` is a number of values.
+    """
+
+    def __init__(self, capacity: int, size: Callable[[V], int] = lambda _: 1) -> None:
+        self._capacity = capacity
+        self._size = size
+        self._used = 0
+        self._lock = Lock()
+        # Least recently used first.
+        self._known: OrderedDict[K, V] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, key: K, make: Callable[[], V]) -> V:
+        """Return the value of a key, made where it is not kept; one that is larger than all room is not kept."""
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key]
+            value = make()
+            if (size := self._size(value)) <= self._capacity:
+                while self._used + size > self._capacity:
+                    self._used -= self._size(self._known.popitem(last=False)[1])
+                self._known[key] = value
+                self._used += size
+            return value
+
+
+def bytes_of(conditioning: dict[str, torch.Tensor]) -> int:
+    """Return the bytes of an image's conditioning."""
+    return sum(tensor.nbytes for tensor in conditioning.values())
 
 
 class TokenCounts:
@@ -21,19 +65,11 @@ class TokenCounts:
 
     def __init__(self, count: Callable[[str], int]) -> None:
         self._count = count
-        self._lock = Lock()
-        # Least recently used first.
-        self._known: OrderedDict[str, int] = OrderedDict()
+        self._known: LruCache[str, int] = LruCache(_TEXTS)
 
     def of(self, text: str) -> int:
         """Count the tokens of a text."""
-        with self._lock:
-            if text not in self._known:
-                while len(self._known) >= _TEXTS:
-                    self._known.popitem(last=False)
-                self._known[text] = self._count(text)
-            self._known.move_to_end(text)
-            return self._known[text]
+        return self._known.get(text, lambda: self._count(text))
 
 
 def bucket(tokens: int, step: int, most: int) -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 
-from kubediffusion.worker.engine import BatchKey, ImageRequest
+from kubediffusion.worker.engine import BatchKey, GuidanceKind, ImageRequest
 from kubediffusion.worker.families import features
 from kubediffusion.worker.families.base import Conditioning, Defaults, ModelFamily, folded, noise, per_image, rows_of
+from kubediffusion.worker.families.prompt_weighting import PromptWeighting
+from kubediffusion.worker.prompts import TextEncoder
 
 HIDDEN_STATES = "encoder_hidden_states"
 """The conditioning that every UNet takes; all else goes by ``added_cond_kwargs``."""
@@ -22,6 +25,12 @@ class UNetFamily(ModelFamily):
     defaults: ClassVar[Defaults] = Defaults(50, 7.5)
     addition_embed_type: ClassVar[str | None] = None
     """What the UNet of such a pipeline is told beside its prompts, by diffusers' name."""
+    weighs_prompts: ClassVar[bool] = True
+
+    def __init__(self, pipeline: Any) -> None:
+        super().__init__(pipeline)
+        # SDXL's refiner has the second alone.
+        self._weighting = PromptWeighting(pipeline, pipeline.tokenizer or pipeline.tokenizer_2)
 
     @classmethod
     def mismatch(cls, pipeline: Any) -> str | None:
@@ -33,6 +42,27 @@ class UNetFamily(ModelFamily):
         if unet.addition_embed_type != cls.addition_embed_type:
             return f"its UNet has addition_embed_type {unet.addition_embed_type}"
         return None
+
+    def text_length(self, request: ImageRequest, guidance: GuidanceKind) -> int:
+        """Return the tokens of all chunks of prompts that are longer than the encoder; 0 for what it takes whole."""
+        if not request.sampling.prompt_weighting:
+            return 0
+        chunks = self._weighting.chunks(request, guided=guidance is GuidanceKind.CFG)
+        return chunks * self._weighting.length if chunks > 1 else 0
+
+    def weighs(self, request: ImageRequest, key: BatchKey) -> bool:
+        """Return whether an image's prompts are encoded with weights and in chunks; all of a key with chunks are."""
+        return request.sampling.prompt_weighting or key.text_length > 0
+
+    def chunks(self, key: BatchKey) -> int:
+        """Return how many chunks the prompts of a key's images take."""
+        return max(key.text_length // self._weighting.length, 1)
+
+    def cut(self, request: ImageRequest, encoders: Sequence[TextEncoder]) -> list[str]:
+        """Return a warning for each prompt of which a part is not encoded: see :meth:`ModelFamily.cut`."""
+        if not request.sampling.prompt_weighting:
+            return super().cut(request, encoders)
+        return self._weighting.cut_warnings(request)
 
     def size_grid(self) -> int:
         """Return the side of a latent in pixels."""

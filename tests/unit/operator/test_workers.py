@@ -94,7 +94,7 @@ def test_the_state_of_a_worker(job: BatchJob, pod: Pod | None, state: WorkerStat
 
 
 @pytest.mark.parametrize(
-    ("job", "pod", "sent_away"),
+    ("job", "pod", "told_to_terminate"),
     [
         # Drained by the eviction API, deleted by somebody, preempted: its grace period was over, or it ended in time.
         (a_job(), a_pod("Failed", condition("DisruptionTarget"), going=True, exit_code=137), True),

@@ -11,6 +11,7 @@ from kubediffusion.worker.engine import GuidanceKind, ImageId, ImageRequest, Sam
 from kubediffusion.worker.execution.schedulers import Schedulers
 from kubediffusion.worker.families.base import ModelFamily, own_size
 from kubediffusion.worker.families.calls import CallPlan
+from kubediffusion.worker.families.size_checks import refused_multiple
 from kubediffusion.worker.prompts import text_encoders
 
 _STRONG = SamplingParameters(steps=1, guidance=7.5)
@@ -30,7 +31,7 @@ def facts_of(pipeline: Any, family: ModelFamily | None) -> PipelineFacts:
     return PipelineFacts(
         name=plan.pipeline,
         defaults=_defaults_of(pipeline, plan, family),
-        size_multiple=None if family is None else family.size_grid(),
+        size_multiple=refused_multiple(pipeline) if family is None else family.size_grid(),
         prompt_tokens=min(limits, default=None),
         guidance=plan.takes_guidance if family is None else _guidance_of(family) is not GuidanceKind.NONE,
         negative_prompt=plan.takes_negative

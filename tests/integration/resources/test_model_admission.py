@@ -76,6 +76,7 @@ SOURCES_OF_CONFIG = {"huggingFace": {"repository": "a/b"}}
         ({"components": [{"name": "vae", "source": {"path": "/m", "s3": {"uri": "s3://a/b"}}}]}, "exactly one of"),
         ({"components": [VAE, VAE]}, "Duplicate value"),
         ({"components": [{"name": "vae"}]}, "a component says where it comes from (source), how it is held"),
+        ({"memory": {"vaeTiling": "always"}}, "spec.memory.vaeTiling"),
         ({"quantization": "float4"}, "spec.quantization"),
         ({"components": [VAE | {"name": "Vae"}]}, "spec.components[0].name"),
     ],

@@ -14,6 +14,9 @@ import diffusers
 import pytest
 import torch
 
+from kubediffusion.worker.loading.components import Target
+from kubediffusion.worker.loading.memory_plan import MemoryPlan
+from kubediffusion.worker.loading.quantization import Quantizer
 from kubediffusion.worker.loading.weights import load_weights
 from kubediffusion.worker.sources import LocalModel, read_index
 from unit.worker.worker_builders import settings
@@ -30,7 +33,9 @@ def tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load(folder: Path, dtype: torch.dtype, index: dict[str, Any] | None = None) -> Any:
-    return load_weights(LocalModel(folder, ""), index or read_index(folder), settings(folder).spec, dtype, CPU)
+    spec, index = settings(folder).spec, index or read_index(folder)
+    target = Target(LocalModel(folder, ""), index, spec, dtype, CPU, Quantizer(spec, index, dtype, CPU))
+    return load_weights(target, MemoryPlan())
 
 
 @pytest.mark.parametrize("family", ["stable_diffusion", "stable_diffusion_xl", "flux"])

@@ -13,7 +13,7 @@ from typing import Any
 
 from kubediffusion.operator.workers import CONTAINER
 from kubediffusion.resources import meta
-from kubediffusion.resources.diffusion_model import CompileCacheVolume, DiffusionModel
+from kubediffusion.resources.diffusion_model import CompileCacheVolume, DiffusionModel, MemorySettings
 from kubediffusion.resources.failures import BAD_MODEL_EXIT_CODE
 from kubediffusion.resources.model_source import SourceLocation
 from kubediffusion.resources.worker_names import content_hash, worker_job_name
@@ -273,7 +273,7 @@ def _worker_spec(model: DiffusionModel) -> dict[str, Any]:
     spec = model.spec.to_wire()
     kept = ("source", "torchDtype", "safetyChecker", "useSafetensors", "trustRemoteCode", "compile", "compileCache")
     # What came later stays out where nobody asks for it: an update of the operator replaces no worker for it.
-    later = {"components": [], "quantization": "none"}
+    later = {"components": [], "quantization": "none", "memory": MemorySettings().to_wire()}
     asked = [*(name for name in kept if name in spec), *(name for name, usual in later.items() if spec[name] != usual)]
     return {name: spec[name] for name in asked} | {"workers": {"maxBatchSize": model.spec.workers.max_batch_size}}
 

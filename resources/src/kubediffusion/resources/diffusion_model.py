@@ -44,6 +44,28 @@ class TorchDtype(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class Measure(StrEnum):
+    """Whether something is done that saves the device's memory and costs time."""
+
+    AUTO = "Auto"
+    """Where the model does not fit otherwise."""
+    ALWAYS = "Always"
+    NEVER = "Never"
+
+
+class MemorySettings(Schema):
+    """What is done where the device's memory is short, in this order; a model that does not fit then is refused."""
+
+    text_encoder_offload: Measure = Measure.AUTO
+    """Text encoders stay in main memory, and come to the device layer by layer when a prompt is encoded."""
+    vae_tiling: Measure = Measure.AUTO
+    """Images are decoded in tiles, which are blended where they meet: pixels differ a little."""
+    group_offload: Measure = Measure.AUTO
+    """The denoiser's blocks stay in main memory, and come to the device one after the other in each step."""
+    device_mib: Annotated[int, Field(ge=1)] | None = None
+    """MiB of the device's memory that the model may take, as of a device that is shared; what is free when absent."""
+
+
 class CompileCacheVolume(Schema):
     """A folder on a PersistentVolumeClaim, mounted read-write: ReadWriteMany where workers run on several nodes."""
 
@@ -216,6 +238,8 @@ class DiffusionModelSpec(Schema):
     torch_dtype: TorchDtype = TorchDtype.AUTO
     quantization: Quantization = Quantization.NONE
     """In how few bits the denoiser's weights are held. A repository that is stored so names its method here, too."""
+    memory: MemorySettings = MemorySettings()
+    """What is done where the device's memory is short."""
     safety_checker: bool = False
     """Run the pipeline's own safety checker: a flagged image is blanked and marked."""
     use_safetensors: bool = True

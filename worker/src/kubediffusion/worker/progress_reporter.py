@@ -14,7 +14,7 @@ from kubediffusion.resources.backoff import pause_after
 from kubediffusion.worker import reports
 from kubediffusion.worker.assignments import Assignment, Assignments, Binding
 from kubediffusion.worker.pacing import JOB_PERIOD, LONGEST_PERIOD, WORKER_PERIOD, ProgressState, next_due
-from kubediffusion.worker.reporter import Build, Delivery, Reporter
+from kubediffusion.worker.reporter import Build, Reporter, Verdict
 
 
 class ProgressReporter:
@@ -98,13 +98,13 @@ class ProgressReporter:
 
         async def write() -> None:
             try:
-                delivery = await self._reporter.try_once(assignment, build)
+                verdict = await self._reporter.try_once(assignment, build)
             finally:
                 if self._writes.get(binding) is task:
                     del self._writes[binding]
-            if delivery is Delivery.FENCED:
+            if verdict is Verdict.FENCED:
                 self._on_fenced(assignment)
-            elif delivery is Delivery.UNSENT:
+            elif verdict is Verdict.UNSENT:
                 self._unsent[binding] = self._unsent.get(binding, 0) + 1
                 on_unsent()
             else:

@@ -29,7 +29,7 @@ Build = Callable[[GenerationJob], GenerationJobStatus]
 """Returns the status to report, of the job as last seen."""
 
 
-class Delivery(StrEnum):
+class Verdict(StrEnum):
     """What became of a report."""
 
     ACCEPTED = "accepted"
@@ -69,7 +69,7 @@ class Reporter:
         self._jobs = client.generation_jobs
         self._namespace = namespace
 
-    async def deliver(self, assignment: Assignment, build: Build, *, insist: bool = False) -> Delivery:
+    async def deliver(self, assignment: Assignment, build: Build, *, insist: bool = False) -> Verdict:
         """Report an outcome, retrying until the API server has accepted or fenced it.
 
         Only 403 and 422 count as refusals. Any other error (409, 5xx) or no answer is tried again without end.
@@ -87,11 +87,11 @@ class Reporter:
         while True:
             job = assignment.job
             try:
-                delivery, problem = await self._try(assignment, build)
+                verdict, problem = await self._try(assignment, build)
             except KubernetesError as error:
-                delivery, problem = Delivery.UNSENT, error
-            if delivery is not Delivery.UNSENT or problem is None:
-                return delivery
+                verdict, problem = Verdict.UNSENT, error
+            if verdict is not Verdict.UNSENT or problem is None:
+                return verdict
             if isinstance(problem, InvalidError) and assignment.job == job and not insist:
                 # The report fits what is there, so the fence held and the content did not pass.
                 raise ReportRefusedError(ErrorCode.INTERNAL, f"the report was refused: {problem}") from problem
@@ -109,13 +109,13 @@ class Reporter:
             )
             await asyncio.sleep(pause)
 
-    async def try_once(self, assignment: Assignment, build: Build) -> Delivery:
+    async def try_once(self, assignment: Assignment, build: Build) -> Verdict:
         """Report what the next report would say as well, in one try."""
         try:
-            delivery, _ = await self._try(assignment, build)
+            verdict, _ = await self._try(assignment, build)
         except KubernetesError:
-            return Delivery.UNSENT
-        return delivery
+            return Verdict.UNSENT
+        return verdict
 
     async def is_deleted(self, assignment: Assignment) -> bool:
         """Return whether a job is deleted or being deleted, retrying until the API server answers.
@@ -137,7 +137,7 @@ class Reporter:
                 gone = current is None or current.uid != assignment.binding.uid
                 return gone or (current is not None and current.metadata.deletion_timestamp is not None)
 
-    async def _try(self, assignment: Assignment, build: Build) -> tuple[Delivery, KubernetesError | None]:
+    async def _try(self, assignment: Assignment, build: Build) -> tuple[Verdict, KubernetesError | None]:
         """Send a report once; where it is refused, read the job to find out why, and return the refusal too.
 
         Raises:
@@ -152,15 +152,15 @@ class Reporter:
                 self._namespace, job.name, patch, content_type=JSON_PATCH, subresource="status"
             )
         except NotFoundError:
-            return Delivery.FENCED, None
+            return Verdict.FENCED, None
         except (InvalidError, ForbiddenError) as error:
             current = await self._read(assignment)
-            delivery = _delivery(assignment, current, after)
-            if delivery is Delivery.UNSENT and current is not None:
+            verdict = _verdict(assignment, current, after)
+            if verdict is Verdict.UNSENT and current is not None:
                 assignment.update_job(current)
-            return delivery, error
+            return verdict, error
         assignment.update_job(answer)
-        return Delivery.ACCEPTED, None
+        return Verdict.ACCEPTED, None
 
     async def _read(self, assignment: Assignment) -> GenerationJob | None:
         try:
@@ -169,15 +169,15 @@ class Reporter:
             return None
 
 
-def _delivery(assignment: Assignment, current: GenerationJob | None, after: GenerationJobStatus) -> Delivery:
+def _verdict(assignment: Assignment, current: GenerationJob | None, after: GenerationJobStatus) -> Verdict:
     """Judge a refused report by the job as it is now; UNSENT when the job is still this worker's."""
     if current is None or current.uid != assignment.binding.uid:
-        return Delivery.FENCED
+        return Verdict.FENCED
     status = current.status
     if (status.worker, status.attempt) != (assignment.job.status.worker, assignment.binding.attempt):
-        return Delivery.FENCED
+        return Verdict.FENCED
     if status.phase in TERMINAL:
         # An earlier try of this very report may have been accepted, and only its answer lost.
         same = (status.phase, status.completion_time) == (after.phase, after.completion_time)
-        return Delivery.ACCEPTED if same else Delivery.FENCED
-    return Delivery.UNSENT
+        return Verdict.ACCEPTED if same else Verdict.FENCED
+    return Verdict.UNSENT

@@ -36,7 +36,7 @@ _ALL: Responses = {
 }
 
 
-_OPENAI_DESCRIPTIONS = {
+_OPENAI_WORDS = {
     400: "The request is not valid.",
     401: "An API key is needed, or it is not valid.",
     404: "There is no such model.",
@@ -44,13 +44,13 @@ _OPENAI_DESCRIPTIONS = {
     504: "The job did not end in time.",
 }
 
-_A1111_DESCRIPTIONS = {
-    **_OPENAI_DESCRIPTIONS,
+_A1111_WORDS = {
+    **_OPENAI_WORDS,
     500: "The job failed; `error` says how.",
     501: "This server does not have it; `detail` says what to do instead.",
 }
 
-_REPLICATE_DESCRIPTIONS = {
+_REPLICATE_WORDS = {
     401: "An API key is needed, or it is not valid.",
     404: "There is no such prediction, model, version or image.",
 }
@@ -58,17 +58,17 @@ _REPLICATE_DESCRIPTIONS = {
 
 def openai_errors(*statuses: int) -> Responses:
     """Return the declarations of these statuses, and of a wrong key, for a route whose errors have OpenAI's form."""
-    return _in_form(OpenAIErrorBody, _OPENAI_DESCRIPTIONS, statuses)
+    return _in_form(OpenAIErrorBody, _OPENAI_WORDS, statuses)
 
 
 def replicate_errors(*statuses: int) -> Responses:
     """Return the declarations of these statuses, and of a wrong key, for a route whose errors have Replicate's form."""
-    return _in_form(ReplicateErrorBody, _REPLICATE_DESCRIPTIONS, statuses)
+    return _in_form(ReplicateErrorBody, _REPLICATE_WORDS, statuses)
 
 
 def a1111_errors(*statuses: int) -> Responses:
     """Return the declarations of these statuses, and of a wrong key, for a route whose errors are the web UI's."""
-    return _in_form(A1111ErrorBody, _A1111_DESCRIPTIONS, statuses)
+    return _in_form(A1111ErrorBody, _A1111_WORDS, statuses)
 
 
 def _in_form(model: type[ResponseModel], words: Mapping[int, str], statuses: Iterable[int]) -> Responses:

@@ -31,6 +31,7 @@ from kubediffusion.worker.families.calls import CallPlan
 from kubediffusion.worker.families.registry import Unsupported, family_class, family_of
 from kubediffusion.worker.loading.device import choose_device
 from kubediffusion.worker.loading.files import DENOISERS
+from kubediffusion.worker.loading.placement import plan_of
 from kubediffusion.worker.loading.quantization import quantized_components
 from kubediffusion.worker.loading.weights import load_pipeline
 from kubediffusion.worker.settings import Settings
@@ -73,7 +74,7 @@ def load_engine(
 
     pipeline, revision = load_pipeline(settings, device, choose_dtype, on_stage, prefetched)
     info = info_of(pipeline, revision)
-    family = family_of(pipeline)
+    family = _family(pipeline)
     info = replace(info, facts=facts_of(pipeline, None if isinstance(family, Unsupported) else family))
     engine = _choose_engine(pipeline, info, family, settings, on_stage)
     logger.info("pipeline loaded: %s", info.pipeline, extra={"engine": engine.info.name, "device": info.device})
@@ -93,14 +94,16 @@ def _choose_engine(
 ) -> Engine:
     """Make the engine for a pipeline that is loaded, and tell what it does less well than the model asks."""
     spec, cuda = settings.spec, pipeline.device.type == "cuda"
-    quantized = next((name for name in DENOISERS if name in info.quantization), None)
-    compiled = spec.compile and quantized is None
+    quantized = any(name in DENOISERS for name in info.quantization)
+    uncompiled = _why_uncompiled(pipeline, info)
+    compiled = spec.compile and uncompiled is None
     less = []
     if isinstance(family, Unsupported) and family.known:
         less.append(f"by the pipeline's own call: {family.reason}")
-    if spec.compile and quantized is not None:
-        less.append(f"uncompiled: a {quantized} in {info.quantization[quantized]} is not compiled")
-        logger.warning("spec.compile is not followed: a %s in %s", quantized, info.quantization[quantized])
+    if spec.compile and uncompiled is not None:
+        less.append(f"uncompiled: {uncompiled}")
+        logger.warning("spec.compile is not followed: %s", uncompiled)
+    less += plan_of(pipeline).measures
     if less:
         on_stage(EngineReason.READY, f"the worker takes jobs, {'; '.join(less)}")
     cache = _cache(settings, info, pipeline.device) if compiled else None
@@ -120,14 +123,32 @@ def _choose_engine(
     elif compiled:
         _compile(pipeline)
     # What is quantized runs as it was loaded: its kernels fuse with no others, and not all of them can be captured.
-    graphs = cuda and quantized is None
-    if quantized is None:
+    graphs = cuda and not quantized
+    if not quantized:
         prepare(pipeline)
     # Of few sizes, each is captured as a graph where there are graphs.
     sizes = sizes_up_to(spec.workers.max_batch_size, prepared=graphs)
     return ContinuousEngine(
         pipeline, _named(info, CONTINUOUS, compiled=compiled), family, sizes, compiler, graphs=graphs
     )
+
+
+def _family(pipeline: Any) -> ModelFamily | Unsupported:
+    """Return the family of a pipeline that can be stepped where its weights are."""
+    family = family_of(pipeline)
+    if not isinstance(family, Unsupported) and plan_of(pipeline).groups_offloaded:
+        return Unsupported("the denoiser's blocks come from main memory in each step", known=True)
+    return family
+
+
+def _why_uncompiled(pipeline: Any, info: EngineInfo) -> str | None:
+    """Say why a pipeline cannot be compiled as it was loaded; None when it can."""
+    for name, method in info.quantization.items():
+        if name in DENOISERS:
+            return f"a {name} in {method} is not compiled"
+    if plan_of(pipeline).groups_offloaded:
+        return "blocks that come from main memory are not compiled"
+    return None
 
 
 def info_of(pipeline: Any, revision: str) -> EngineInfo:

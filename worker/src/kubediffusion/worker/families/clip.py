@@ -50,7 +50,8 @@ class TextEncoding:
             mask = (ends - (tokens == tokenizer.eos_token_id).int()) == 0
             encoding: torch.Tensor = encoder(tokens, attention_mask=mask.int())[0]
             return encoding.to(encoder.dtype)
-        if self._graphed is not None and tokens.is_cuda and not plain:
+        # One whose weights stay in main memory, to come when they are needed, is captured by no graph.
+        if self._graphed is not None and encoder.device.type == "cuda" and not plain:
             return self._graphed(tokens).to(encoder.dtype)
         return _encoded(encoder, tokens).to(encoder.dtype)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 import torch
 
@@ -37,6 +38,31 @@ def _runtime_words() -> str:
     except Exception as error:  # noqa: BLE001 - a build without CUDA fails an assertion, a driver raises what it likes
         return str(error) or type(error).__name__
     return "PyTorch says that it is not available"
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Bytes of a device's memory that a model may take, now and if nobody else took any; None without a limit."""
+
+    free: int | None
+    total: int | None
+
+
+def device_memory(device: torch.device, limit_mib: int | None) -> DeviceMemory:
+    """Return how much of a device's memory a model may take. A CPU has no limit of its own.
+
+    Args:
+        device: The device.
+        limit_mib: What the model's settings let it take, in MiB. This process can take no more of a CUDA device then.
+    """
+    limit = None if limit_mib is None else limit_mib * 2**20
+    if device.type != "cuda":
+        return DeviceMemory(limit, limit)
+    free, total = torch.cuda.mem_get_info(device)
+    if limit is None:
+        return DeviceMemory(free, total)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
+    return DeviceMemory(min(free, limit), min(total, limit))
 
 
 def open_device() -> None:

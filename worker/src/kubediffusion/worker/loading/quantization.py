@@ -61,6 +61,10 @@ class Quantizer:
         """The components that the model wants held otherwise."""
         return [name for name, (kind, _) in self._wanted.items() if kind is not Quantization.NONE]
 
+    def kind_of(self, name: str) -> Quantization:
+        """Return in how few bits the model wants a component held."""
+        return self._wanted.get(name, (Quantization.NONE, ""))[0]
+
     def config_of(self, name: str, kind: type, folder: Path) -> Any:
         """Return the configuration to load a component with; None to load it as it is stored.
 

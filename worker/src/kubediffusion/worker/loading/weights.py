@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import diffusers
@@ -13,13 +14,16 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.import_utils import DummyObject
 
 from kubediffusion.resources.conditions import EngineReason
-from kubediffusion.resources.diffusion_model import DiffusionModelSpec
 from kubediffusion.resources.model_source import ModelSource
 from kubediffusion.worker.cpus import usable_cpus
 from kubediffusion.worker.engine import BadModelError
 from kubediffusion.worker.loading.components import Target, load_checkpoint, load_components, quantization_of
+from kubediffusion.worker.loading.device import DeviceMemory, device_memory
 from kubediffusion.worker.loading.fetch import fetch_from_any_source
 from kubediffusion.worker.loading.files import choose_variant, components_of, stored_dtype
+from kubediffusion.worker.loading.memory_needs import memory_needs
+from kubediffusion.worker.loading.memory_plan import MemoryPlan, MemoryShortError, plan_memory
+from kubediffusion.worker.loading.placement import place
 from kubediffusion.worker.loading.quantization import Quantizer
 from kubediffusion.worker.settings import Settings
 from kubediffusion.worker.sources import LocalModel, check_model
@@ -55,10 +59,35 @@ def load_pipeline(
     on_stage(EngineReason.FETCHING_MODEL, f"the model's files come from {_origin(settings.spec.source)}")
     model = prefetched.result() if prefetched is not None else fetch_from_any_source(settings)
     index = check_model(model, settings.spec)
-    on_stage(EngineReason.LOADING_WEIGHTS, f"the weights go to the {'GPU' if device.type == 'cuda' else 'CPU'}")
     check_class(index)
     dtype = choose_dtype(index, stored_dtype(model))
-    return load_weights(model, index, settings.spec, dtype, device), model.revision
+    target = Target(model, index, settings.spec, dtype, device, Quantizer(settings.spec, index, dtype, device))
+    plan = choose_plan(target, device_memory(device, settings.spec.memory.device_mib))
+    where = "GPU" if device.type == "cuda" else "CPU"
+    on_stage(EngineReason.LOADING_WEIGHTS, "; ".join([f"the weights go to the {where}", *plan.measures]))
+    return load_weights(target, plan), model.revision
+
+
+def choose_plan(target: Target, memory: DeviceMemory) -> MemoryPlan:
+    """Decide what stays off the device.
+
+    Args:
+        target: What is loaded, and as what.
+        memory: What the model may take of the device.
+
+    Raises:
+        BadModelError: The model does not fit the device.
+        MemoryShortError: It would, if others took nothing of its memory.
+    """
+    settings, needs = target.spec.memory, memory_needs(target)
+    try:
+        return plan_memory(needs, memory.free, settings)
+    except MemoryShortError as error:
+        try:
+            plan_memory(needs, memory.total, settings)
+        except MemoryShortError:
+            raise BadModelError(f"spec.memory: {error}") from None
+        raise
 
 
 def _origin(source: ModelSource) -> str:
@@ -70,37 +99,38 @@ def _origin(source: ModelSource) -> str:
     return "a folder"
 
 
-def load_weights(
-    model: LocalModel, index: dict[str, Any], spec: DiffusionModelSpec, dtype: torch.dtype, device: torch.device
-) -> Any:
-    """Load the pipeline. Its weights are read straight to the device: main memory holds one tensor of them at a time.
+def load_weights(target: Target, plan: MemoryPlan) -> Any:
+    """Load the pipeline.
+
+    Its weights are read straight to the device, and main memory holds one tensor of them at a time; where the plan
+    keeps some there, all of them are read to it first.
 
     Args:
-        model: The model's files.
-        index: Its ``model_index.json``.
-        spec: What to load of it.
-        dtype: Numbers that the weights are held in.
-        device: Where to.
+        target: What is loaded, and as what.
+        plan: What stays off the device.
 
     Raises:
         BadModelError: It cannot be loaded, and a restart would not change that.
         Exception: It cannot be loaded now.
     """
+    device, spec, index = target.device, target.spec, target.index
+    if plan.offloads:
+        target = replace(target, device=torch.device("cpu"))
     # What was left out when the model was saved; the pipelines ask for it all the same.
     parts: dict[str, Any] = {name: None for name, value in index.items() if value == [None, None]}
     if not spec.safety_checker and "safety_checker" in index:
         parts |= {"safety_checker": None, "requires_safety_checker": False}
     try:
-        target = Target(model, index, spec, dtype, device, Quantizer(spec, index, dtype, device))
         parts |= load_components(target)
-        if model.checkpoint is not None:
-            return load_checkpoint(model.checkpoint, target, parts).to(device)
+        if target.model.checkpoint is not None:
+            return place(load_checkpoint(target.model.checkpoint, target, parts), plan, device)
+        folder = target.model.folder
         pipeline = DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
-            str(model.folder),
-            dtype=dtype,
+            str(folder),
+            dtype=target.dtype,
             # A map to one device places weights while they are read and leaves no hooks of accelerate on the modules.
-            device_map=device.type if _placeable(index) else None,
-            variant=choose_variant(spec.source, components_of(model.folder), "spec.source"),
+            device_map=target.device.type if _placeable(index) else None,
+            variant=choose_variant(spec.source, components_of(folder), "spec.source"),
             use_safetensors=True if spec.use_safetensors else None,
             trust_remote_code=spec.trust_remote_code,
             local_files_only=True,
@@ -108,7 +138,7 @@ def load_weights(
             **parts,
         )
         # Parts that are no models of diffusers or transformers know no map.
-        return pipeline.to(device)
+        return place(pipeline, plan, device)
     except BadModelError:
         raise
     except Exception as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kubediffusion.api.a1111 import Txt2ImgRequest, infotexts, job_request
+from kubediffusion.api.doors.a1111.translate import Txt2ImgRequest, infotexts, job_request
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJobStatus, Image, Parameters, Scheduler
 from kubediffusion.resources.pipeline_facts import PipelineFacts

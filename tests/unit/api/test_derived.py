@@ -9,13 +9,11 @@ from pydantic import Field, ValidationError
 
 from kubediffusion.api.app import create_app
 from kubediffusion.api.derived import RequestModel, ResponseModel, model_at, request_of, view_of
+from kubediffusion.api.model_schemas import ModelDefaults, ModelLimits, ModelWorkers
 from kubediffusion.api.schemas import (
     NOT_REQUESTED,
     JobRequest,
     JobView,
-    ModelDefaults,
-    ModelLimits,
-    ModelWorkers,
     ParametersView,
     TimingsView,
 )

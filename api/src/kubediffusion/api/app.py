@@ -14,6 +14,10 @@ from starlette.middleware.cors import CORSMiddleware
 from kubediffusion.api import errors, openapi, page
 from kubediffusion.api.auth import ApiKeys
 from kubediffusion.api.dependencies import AppState, LifespanState
+from kubediffusion.api.doors.a1111 import routes as a1111
+from kubediffusion.api.doors.openai import routes as openai
+from kubediffusion.api.doors.replicate import routes as replicate
+from kubediffusion.api.doors.router import DoorRouter
 from kubediffusion.api.encoding import ImageEncoder
 from kubediffusion.api.errors import ErrorForms
 from kubediffusion.api.images import ImageReader
@@ -26,8 +30,7 @@ from kubediffusion.api.middleware import RequestMiddleware
 from kubediffusion.api.model_cache import ModelCache
 from kubediffusion.api.previews import PreviewReader
 from kubediffusion.api.proxies import TrustedProxies
-from kubediffusion.api.routes import a1111, events, jobs, openai, operations, replicate, tasks
-from kubediffusion.api.routes.doors import DoorRouter
+from kubediffusion.api.routes import events, jobs, operations, tasks
 from kubediffusion.api.service import JobService
 from kubediffusion.api.settings import ImageForm, Settings
 from kubediffusion.api.watches import Watches

@@ -7,17 +7,44 @@ import io
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from PIL import Image
 
-from kubediffusion.api.doors import Encoding, OutputFormat
 from kubediffusion.api.images import ImageBody, ImageReader, WholeBody, base64_pieces
 from kubediffusion.api.job_cache.records import CachedJob, StoredImage
 from kubediffusion.api.png_text import PngWithText
 
 HELD_BYTES = 64 * 1024 * 1024
 """Encoded images that responses hold. With more, the next one waits."""
+
+
+class OutputFormat(StrEnum):
+    """How an image is encoded."""
+
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How the images of a response are encoded.
+
+    Attributes:
+        format: PNG is what the worker stored, byte for byte.
+        quality: Of the other formats, in percent; 100 is lossless for WebP.
+    """
+
+    format: OutputFormat = OutputFormat.PNG
+    quality: int = 100
+
+    @property
+    def media_type(self) -> str:
+        """The media type of an image."""
+        return f"image/{self.format}"
 
 
 class ImageEncoder:

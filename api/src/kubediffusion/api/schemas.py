@@ -9,8 +9,7 @@ from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
 
 from kubediffusion.api.derived import RequestModel, ResponseModel, request_of, view_of
-from kubediffusion.api.openai_schemas import OpenAIModel
-from kubediffusion.resources import diffusion_model, generation_job
+from kubediffusion.resources import generation_job
 from kubediffusion.resources.generation_job import (
     DEFAULT_BACKOFF_LIMIT,
     DEFAULT_GUIDANCE,
@@ -329,72 +328,3 @@ class JobList(ResponseModel):
     jobs: list[JobSummary]
     continue_token: str | None
     """Hand it back as ``continue`` for the next page; null on the last."""
-
-
-@view_of(diffusion_model.JobLimits)
-class ModelLimits(ResponseModel):
-    """The most that one job may ask for."""
-
-
-@view_of(
-    generation_job.Parameters,
-    parts={generation_job.Acceleration: AccelerationView},
-    without=generation_job.Parameters.model_fields.keys() - diffusion_model.JobDefaults.model_fields.keys(),
-)
-class ModelDefaults(ResponseModel):
-    """What a job gets that does not say otherwise; null where the pipeline's own value applies."""
-
-
-@view_of(
-    diffusion_model.WorkerStart,
-    documented={
-        "worker": FieldInfo(),
-        "reason": FieldInfo(description="A word for programs, for example ``LoadingWeights``."),
-    },
-)
-class ModelStart(ResponseModel):
-    """How far the start of one worker has come."""
-
-
-@view_of(
-    diffusion_model.WorkerCounts,
-    documented={
-        "ready": FieldInfo(),
-        "busy": FieldInfo(),
-        "starting": FieldInfo(),
-        "starts": FieldInfo(description="How far they have come; then those that are ready and still compile."),
-    },
-    parts={diffusion_model.WorkerStart: ModelStart},
-)
-class ModelWorkers(ResponseModel):
-    """Workers by what they do."""
-
-
-class ModelView(ResponseModel):
-    """A model that jobs can use."""
-
-    name: str
-    default: bool
-    """Whether jobs that name no model use it."""
-    available: bool
-    reason: str | None
-    """Why it is available or not, for programs; null while the operator has not said."""
-    message: str | None
-    limits: ModelLimits
-    defaults: ModelDefaults
-    workers: ModelWorkers
-    queued: int
-    """Jobs that wait for a worker, as the operator counted last."""
-    revision: str | None
-
-
-class ModelDetail(ModelView, OpenAIModel):
-    """A model, also as OpenAI's clients read it."""
-
-
-class ModelList(ResponseModel):
-    """The models of this namespace: in full, and as OpenAI's clients read them."""
-
-    models: list[ModelView]
-    object: Literal["list"] = "list"
-    data: list[OpenAIModel]

@@ -7,8 +7,9 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+from kubediffusion.api.errors import StateConflictError
 from kubediffusion.api.job_cache.records import CachedJob, StoredImage
-from kubediffusion.api.openai_schemas import OpenAIModel
+from kubediffusion.api.model_schemas import ModelDefaults, ModelLimits, ModelView, ModelWorkers, OpenAIModel
 from kubediffusion.api.schemas import (
     ImageView,
     JobError,
@@ -16,10 +17,6 @@ from kubediffusion.api.schemas import (
     JobSummary,
     JobUrls,
     JobView,
-    ModelDefaults,
-    ModelLimits,
-    ModelView,
-    ModelWorkers,
     ParametersView,
     TimingsView,
     Waiting,
@@ -35,8 +32,11 @@ from kubediffusion.resources.conditions import (
     find_condition,
 )
 from kubediffusion.resources.diffusion_model import DiffusionModel
-from kubediffusion.resources.generation_job import GenerationJob, GenerationJobSpec
+from kubediffusion.resources.generation_job import Acceleration, GenerationJob, GenerationJobSpec, Scheduler
 from kubediffusion.resources.parameters import resolve_parameters
+
+MAX_NAME = 253
+AGAIN_SUFFIX = "-again"
 
 _IDEMPOTENCY_NAMESPACE = uuid.UUID("3c1f7f0e-6f0c-5d0a-9a6b-7d1f1c0e2b55")
 """Where the names of idempotent requests live (RFC 9562, version 5). It must never change."""
@@ -193,3 +193,31 @@ def model_view(model: DiffusionModel) -> ModelView:
         queued=model.status.queued,
         revision=model.status.revision,
     )
+
+
+def recipe_manifest(job: GenerationJob) -> dict[str, Any]:
+    """Build the GenerationJob that names all that a job was really run with, of which pixels depend on.
+
+    The values are those of ``status.parameters``, which the worker writes into each PNG as well.
+
+    Raises:
+        StateConflictError: No worker has had the job: its defaults and its seed are not resolved.
+    """
+    ran = job.status.parameters
+    if ran is None:
+        raise StateConflictError(f"The job has no recipe yet: it is {job.status.phase}.")
+    shared = ran.model_fields_set & GenerationJobSpec.model_fields.keys()
+    known = {field: value for field in shared if (value := getattr(ran, field)) is not None}
+    # A model may have a scheduler of its own that no job can ask for; it has it again.
+    if ran.scheduler not in set(Scheduler):
+        known.pop("scheduler", None)
+    # None at all, whatever the model's default may be by then.
+    known.setdefault("acceleration", Acceleration())
+    known.setdefault("prompt_weighting", False)
+    spec = GenerationJobSpec(prompt=job.spec.prompt, **known)
+    return {
+        "apiVersion": meta.API_VERSION,
+        "kind": GenerationJob.KIND,
+        "metadata": {"name": job.name[: MAX_NAME - len(AGAIN_SUFFIX)].rstrip("-.") + AGAIN_SUFFIX},
+        "spec": spec.to_wire(),
+    }

@@ -30,14 +30,14 @@ from kubediffusion.api.images import ImageResponse
 from kubediffusion.api.job_cache.filters import JobFilter
 from kubediffusion.api.job_cache.records import CachedJob
 from kubediffusion.api.job_cache.results import warning_headers
+from kubediffusion.api.model_schemas import ModelDetail, ModelList
 from kubediffusion.api.previews import is_shown_to
-from kubediffusion.api.recipes import recipe_manifest
 from kubediffusion.api.routes.cursors import decoded_cursor, encoded_cursor
 from kubediffusion.api.routes.responses import errors
-from kubediffusion.api.schemas import JobList, JobRequest, JobView, ModelDetail, ModelList
+from kubediffusion.api.schemas import JobList, JobRequest, JobView
 from kubediffusion.api.service import MAX_NAME, JobService
 from kubediffusion.api.settings import ImageForm
-from kubediffusion.api.translate import model_view, openai_model
+from kubediffusion.api.translate import model_view, openai_model, recipe_manifest
 from kubediffusion.resources.generation_job import Phase
 from kubediffusion.resources.storage import PNG
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from kubediffusion.api.a1111_schemas import A1111ErrorBody
 from kubediffusion.api.derived import ResponseModel
-from kubediffusion.api.openai_schemas import OpenAIErrorBody
-from kubediffusion.api.replicate_schemas import ReplicateErrorBody
 from kubediffusion.api.schemas import ErrorBody, ValidationBody
 
 Responses = dict[int | str, dict[str, Any]]
@@ -36,47 +33,19 @@ _ALL: Responses = {
 }
 
 
-_OPENAI_WORDS = {
-    400: "The request is not valid.",
-    401: "An API key is needed, or it is not valid.",
-    404: "There is no such model.",
-    500: "The job failed; `code` says how.",
-    504: "The job did not end in time.",
-}
+def errors_in_form(model: type[ResponseModel], descriptions: Mapping[int, str], statuses: Iterable[int]) -> Responses:
+    """Return the declarations of these statuses, and of a wrong key, for a route whose errors have a door's form.
 
-_A1111_WORDS = {
-    **_OPENAI_WORDS,
-    500: "The job failed; `error` says how.",
-    501: "This server does not have it; `detail` says what to do instead.",
-}
-
-_REPLICATE_WORDS = {
-    401: "An API key is needed, or it is not valid.",
-    404: "There is no such prediction, model, version or image.",
-}
-
-
-def openai_errors(*statuses: int) -> Responses:
-    """Return the declarations of these statuses, and of a wrong key, for a route whose errors have OpenAI's form."""
-    return _in_form(OpenAIErrorBody, _OPENAI_WORDS, statuses)
-
-
-def replicate_errors(*statuses: int) -> Responses:
-    """Return the declarations of these statuses, and of a wrong key, for a route whose errors have Replicate's form."""
-    return _in_form(ReplicateErrorBody, _REPLICATE_WORDS, statuses)
-
-
-def a1111_errors(*statuses: int) -> Responses:
-    """Return the declarations of these statuses, and of a wrong key, for a route whose errors are the web UI's."""
-    return _in_form(A1111ErrorBody, _A1111_WORDS, statuses)
-
-
-def _in_form(model: type[ResponseModel], words: Mapping[int, str], statuses: Iterable[int]) -> Responses:
+    Args:
+        model: The body of an error.
+        descriptions: What statuses mean at the door, where they mean something else than elsewhere.
+        statuses: The statuses.
+    """
     return {
         status: {
             **_ALL.get(status, {}),
             "model": model,
-            "description": words.get(status) or _ALL[status]["description"],
+            "description": descriptions.get(status) or _ALL[status]["description"],
         }
         for status in sorted({401, *statuses})
     }

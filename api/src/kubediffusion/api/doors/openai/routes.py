@@ -20,12 +20,9 @@ from kubediffusion.api.dependencies import (
     KeyNameDep,
     unless_gone,
 )
-from kubediffusion.api.doors import Encoding
-from kubediffusion.api.encoding import EncodedImages
-from kubediffusion.api.errors import ApiError, InvalidRequestError, from_storage
-from kubediffusion.api.job_cache.results import JOB_HEADER, warning_headers
-from kubediffusion.api.openai_images import (
-    WORDS,
+from kubediffusion.api.doors.openai.schemas import OpenAIErrorBody, OpenAIImages
+from kubediffusion.api.doors.openai.translate import (
+    FIELD_NAMES,
     ImageGenerationRequest,
     document_parts,
     document_with_urls,
@@ -34,9 +31,11 @@ from kubediffusion.api.openai_images import (
     job_request,
     openai_error,
 )
-from kubediffusion.api.openai_schemas import OpenAIImages
-from kubediffusion.api.routes.doors import DoorRouter, JobCall, streamed
-from kubediffusion.api.routes.responses import openai_errors
+from kubediffusion.api.doors.router import DoorRouter, JobCall, streamed
+from kubediffusion.api.encoding import EncodedImages, Encoding
+from kubediffusion.api.errors import ApiError, from_storage
+from kubediffusion.api.job_cache.results import JOB_HEADER, warning_headers
+from kubediffusion.api.routes.responses import Responses, errors_in_form
 from kubediffusion.resources.storage import StorageError
 
 EVENTS = "text/event-stream"
@@ -44,7 +43,20 @@ EVENTS = "text/event-stream"
 SILENT_SECONDS = 10.0
 """How long a stream says nothing; proxies and clients take a longer silence for a broken connection."""
 
+_ERRORS = {
+    400: "The request is not valid.",
+    401: "An API key is needed, or it is not valid.",
+    404: "There is no such model.",
+    500: "The job failed; `code` says how.",
+    504: "The job did not end in time.",
+}
+"""What statuses mean here."""
+
 router = DoorRouter("/v1/images", openai_error, "openai")
+
+
+def _errors(*statuses: int) -> Responses:
+    return errors_in_form(OpenAIErrorBody, _ERRORS, statuses)
 
 
 @router.post(
@@ -53,7 +65,7 @@ router = DoorRouter("/v1/images", openai_error, "openai")
     response_model=OpenAIImages,
     responses={
         200: {"content": {EVENTS: {"schema": {"type": "string"}}}, "description": "The images; events with `stream`."},
-        **openai_errors(400, 404, 413, 429, 500, 502, 503, 504),
+        **_errors(400, 404, 413, 429, 500, 502, 503, 504),
     },
 )
 async def generate_images(
@@ -73,10 +85,8 @@ async def generate_images(
     unless it sent an `Idempotency-Key`, by which it can ask again.
     """
     wanted = job_request(body, state.settings.openai_deadline_seconds)
-    try:
+    with FIELD_NAMES.named_in_errors():
         job = await service.submit(wanted, client, key_name, idempotency_key)
-    except InvalidRequestError as error:
-        raise WORDS.of(error) from None
     call = JobCall(service, job, abandons=idempotency_key is None)
     encoded = EncodedImages(images, encoder, body.encoding)
     headers = {JOB_HEADER: job.name}

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from starlette.responses import StreamingResponse
 
 from kubediffusion.api.dependencies import JsonRoute
-from kubediffusion.api.doors import JobFailedError
+from kubediffusion.api.doors.common import JobFailedError
 from kubediffusion.api.errors import ErrorForm, UnavailableError
 from kubediffusion.api.job_cache.records import CachedJob
 from kubediffusion.api.service import JobService

@@ -25,15 +25,18 @@ from kubediffusion.api.dependencies import (
     preferred_wait,
     unless_gone,
 )
-from kubediffusion.api.doors import around_images
-from kubediffusion.api.encoding import EncodedImages, ImageEncoder
-from kubediffusion.api.errors import InvalidRequestError, ModelNotFoundError, StateConflictError, UnavailableError
-from kubediffusion.api.images import ImageReader, ImageResponse
-from kubediffusion.api.job_cache.filters import JobFilter
-from kubediffusion.api.job_cache.records import CachedJob
-from kubediffusion.api.job_cache.results import warning_headers
-from kubediffusion.api.replicate import (
-    WORDS,
+from kubediffusion.api.doors.common import around_images
+from kubediffusion.api.doors.replicate.schemas import (
+    ModelPage,
+    Prediction,
+    PredictionPage,
+    ReplicateErrorBody,
+    ReplicateModel,
+    ReplicateVersion,
+    VersionPage,
+)
+from kubediffusion.api.doors.replicate.translate import (
+    FIELD_NAMES,
     FileFormat,
     ModelPredictionRequest,
     PredictionRequest,
@@ -47,17 +50,15 @@ from kubediffusion.api.replicate import (
     version_id,
     version_view,
 )
-from kubediffusion.api.replicate_schemas import (
-    ModelPage,
-    Prediction,
-    PredictionPage,
-    ReplicateModel,
-    ReplicateVersion,
-    VersionPage,
-)
+from kubediffusion.api.doors.router import DoorRouter, JobCall, streamed
+from kubediffusion.api.encoding import EncodedImages, ImageEncoder
+from kubediffusion.api.errors import ModelNotFoundError, StateConflictError, UnavailableError
+from kubediffusion.api.images import ImageReader, ImageResponse
+from kubediffusion.api.job_cache.filters import JobFilter
+from kubediffusion.api.job_cache.records import CachedJob
+from kubediffusion.api.job_cache.results import warning_headers
 from kubediffusion.api.routes.cursors import decoded_cursor, encoded_cursor
-from kubediffusion.api.routes.doors import DoorRouter, JobCall, streamed
-from kubediffusion.api.routes.responses import replicate_errors
+from kubediffusion.api.routes.responses import Responses, errors_in_form
 from kubediffusion.api.service import MAX_NAME, JobService
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.storage import StorageError
@@ -72,7 +73,17 @@ CANCEL_SECONDS = 10.0
 
 Id = Annotated[str, Path(description="The prediction's id, which is the job's name.")]
 
+_ERRORS = {
+    401: "An API key is needed, or it is not valid.",
+    404: "There is no such prediction, model, version or image.",
+}
+"""What statuses mean here."""
+
 router = DoorRouter(PREFIX, replicate_error, "replicate")
+
+
+def _errors(*statuses: int) -> Responses:
+    return errors_in_form(ReplicateErrorBody, _ERRORS, statuses)
 
 
 @dataclass(frozen=True)
@@ -129,10 +140,8 @@ class _Door:
         began = time.monotonic()
         wanted = job_request(body, model.name)
         annotations = body.input.annotations
-        try:
+        with FIELD_NAMES.named_in_errors():
             job = await self.service.submit(wanted, self.client, self.key_name, idempotency_key, annotations)
-        except InvalidRequestError as error:
-            raise WORDS.of(error) from None
         seconds = preferred_wait(prefer, bare=MOST_WAIT_SECONDS)
         if seconds is None:
             return await self.answer(job, status=201)
@@ -214,7 +223,7 @@ ModelDep = Annotated[DiffusionModel, Depends(_model)]
     status_code=201,
     response_model=Prediction,
     summary="Create a prediction of a version of a model",
-    responses=replicate_errors(413, 422, 429, 502, 503),
+    responses=_errors(413, 422, 429, 502, 503),
 )
 async def create_prediction(
     body: PredictionRequest, door: DoorDep, prefer: Prefer = None, idempotency_key: IdempotencyKey = None
@@ -230,7 +239,7 @@ async def create_prediction(
 @router.get(
     "/predictions",
     summary="List predictions",
-    responses=replicate_errors(422, 503),
+    responses=_errors(422, 503),
 )
 async def list_predictions(
     door: DoorDep, cursor: Annotated[str | None, Query(description="As in `next` of the page before.")] = None
@@ -247,7 +256,7 @@ async def list_predictions(
     "/predictions/{prediction_id}",
     response_model=Prediction,
     summary="Show a prediction",
-    responses=replicate_errors(404, 429, 502, 503),
+    responses=_errors(404, 429, 502, 503),
 )
 async def show_prediction(prediction_id: Id, door: DoorDep) -> Response:
     """Show where a job stands, and its images once it has succeeded."""
@@ -258,7 +267,7 @@ async def show_prediction(prediction_id: Id, door: DoorDep) -> Response:
     "/predictions/{prediction_id}/cancel",
     response_model=Prediction,
     summary="Cancel a prediction",
-    responses=replicate_errors(404, 409, 429, 502, 503),
+    responses=_errors(404, 409, 429, 502, 503),
 )
 async def cancel_prediction(prediction_id: Id, door: DoorDep) -> Response:
     """Have a job stop, and show it once it has, or after 10 seconds. One that has finished is shown as it is."""
@@ -277,7 +286,7 @@ async def cancel_prediction(prediction_id: Id, door: DoorDep) -> Response:
     response_class=Response,
     responses={
         200: {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}, "description": "The image."},
-        **replicate_errors(404, 410, 422, 429, 502, 503),
+        **_errors(404, 410, 422, 429, 502, 503),
     },
 )
 async def get_output(
@@ -295,13 +304,13 @@ async def get_output(
     return ImageResponse(body, made.media_type, {"Cache-Control": "private, max-age=31536000, immutable"})
 
 
-@router.get("/models", summary="List models", responses=replicate_errors(503))
+@router.get("/models", summary="List models", responses=_errors(503))
 async def list_models(door: DoorDep) -> ModelPage:
     """List the namespace's models."""
     return ModelPage(results=[model_view(model, door.owner, door.base) for model in door.models()])
 
 
-@router.get("/models/{owner}/{name}", summary="Show a model", responses=replicate_errors(404, 503))
+@router.get("/models/{owner}/{name}", summary="Show a model", responses=_errors(404, 503))
 async def show_model(model: ModelDep, door: DoorDep) -> ReplicateModel:
     """Show a model."""
     return model_view(model, door.owner, door.base)
@@ -312,7 +321,7 @@ async def show_model(model: ModelDep, door: DoorDep) -> ReplicateModel:
     status_code=201,
     response_model=Prediction,
     summary="Create a prediction of a model",
-    responses=replicate_errors(404, 413, 422, 429, 502, 503),
+    responses=_errors(404, 413, 422, 429, 502, 503),
 )
 async def create_model_prediction(
     model: ModelDep,
@@ -325,15 +334,13 @@ async def create_model_prediction(
     return await door.create(body, model, prefer, idempotency_key)
 
 
-@router.get("/models/{owner}/{name}/versions", summary="List a model's versions", responses=replicate_errors(404, 503))
+@router.get("/models/{owner}/{name}/versions", summary="List a model's versions", responses=_errors(404, 503))
 async def list_versions(model: ModelDep) -> VersionPage:
     """List the one version that a model has: what it loads now."""
     return VersionPage(results=[version_view(model)])
 
 
-@router.get(
-    "/models/{owner}/{name}/versions/{version}", summary="Show a model's version", responses=replicate_errors(404, 503)
-)
+@router.get("/models/{owner}/{name}/versions/{version}", summary="Show a model's version", responses=_errors(404, 503))
 async def show_version(model: ModelDep, version: str) -> ReplicateVersion:
     """Show what a model loads now."""
     if version != version_id(model):

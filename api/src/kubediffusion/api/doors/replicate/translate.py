@@ -20,17 +20,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from kubediffusion.api.derived import request_of
-from kubediffusion.api.doors import Encoding, OutputFormat, Words
+from kubediffusion.api.doors.common import FieldNames
+from kubediffusion.api.doors.replicate.schemas import Prediction, PredictionUrls, ReplicateModel, ReplicateVersion
+from kubediffusion.api.encoding import Encoding, OutputFormat
 from kubediffusion.api.errors import ApiError, InvalidRequestError, problem
 from kubediffusion.api.job_cache.records import CachedJob
 from kubediffusion.api.job_cache.results import error_message
-from kubediffusion.api.replicate_schemas import Prediction, PredictionUrls, ReplicateModel, ReplicateVersion
 from kubediffusion.api.schemas import EXAMPLE_PROMPT, NOT_REQUESTED, Acceleration, JobRequest
 from kubediffusion.resources import generation_job, meta
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobSpec, Phase, Scheduler
 
-WORDS = Words({"num_images": "num_outputs"}, within="input")
+FIELD_NAMES = FieldNames({"num_images": "num_outputs"}, within="input")
 
 SCHEDULERS = {
     "DDIM": Scheduler.DDIM,
@@ -151,9 +152,9 @@ def job_request(request: ModelPredictionRequest, model: str) -> JobRequest:
     fields = {name: getattr(wanted, name) for name in JobRequest.model_fields.keys() & PredictionInput.model_fields}
     if wanted.scheduler is not None and (scheduler := SCHEDULERS.get(wanted.scheduler)) is None:
         message = f"It must be one of {', '.join(SCHEDULERS)}"
-        raise WORDS.of(InvalidRequestError([problem("scheduler", message)]))
+        raise FIELD_NAMES.renamed(InvalidRequestError([problem("scheduler", message)]))
     own = {"model": model, "num_images": wanted.num_outputs, "scheduler": scheduler if wanted.scheduler else None}
-    return WORDS.job_request({**fields, **own})
+    return FIELD_NAMES.job_request({**fields, **own})
 
 
 def replicate_error(error: ApiError) -> tuple[int, dict[str, Any]]:
@@ -271,7 +272,7 @@ def prediction_view(job: CachedJob, whole: GenerationJob, model: str, version: s
 
 def _input(spec: GenerationJobSpec, kind: FileFormat, quality: int) -> dict[str, Any]:
     fields = spec.model_dump(mode="json", exclude_none=True, exclude=NOT_ECHOED)
-    named = {WORDS.names.get(name, name): value for name, value in fields.items()}
+    named = {FIELD_NAMES.names.get(name, name): value for name, value in fields.items()}
     return named if kind is FileFormat.PNG else {**named, "output_format": kind, "output_quality": quality}
 
 

@@ -48,15 +48,3 @@ class OpenAIImages(ResponseModel):
     usage: dict[str, Any]
     """Zeroes: diffusion models count steps, not tokens."""
     data: list[OpenAIImage]
-
-
-class OpenAIModel(ResponseModel):
-    """A model as OpenAI's clients read it."""
-
-    id: Annotated[str, Field(examples=["stable-diffusion-v1-5"])]
-    """Its name."""
-    object: Literal["model"] = "model"
-    created: int
-    """Seconds since the epoch."""
-    owned_by: str
-    """The namespace that it is of."""

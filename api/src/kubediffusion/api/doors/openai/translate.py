@@ -16,7 +16,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from kubediffusion.api.derived import request_of
-from kubediffusion.api.doors import Encoding, OutputFormat, Words, around_images
+from kubediffusion.api.doors.common import FieldNames, around_images
+from kubediffusion.api.encoding import Encoding, OutputFormat
 from kubediffusion.api.errors import ApiError, InvalidRequestError, problem
 from kubediffusion.api.job_cache.records import StoredImage
 from kubediffusion.api.schemas import EXAMPLE_PROMPT, NOT_REQUESTED, Acceleration, JobRequest
@@ -27,7 +28,7 @@ SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 OWN_NAMES = {"prompt": "prompt", "model": "model", "num_images": "n", "width": "size", "height": "size"}
 """The fields of a job that have a name of OpenAI's here, by their own."""
 
-WORDS = Words(OWN_NAMES)
+FIELD_NAMES = FieldNames(OWN_NAMES)
 
 
 class ResponseFormat(StrEnum):
@@ -121,7 +122,7 @@ def job_request(request: ImageGenerationRequest, deadline_seconds: int) -> JobRe
     if fields["active_deadline_seconds"] is None:
         fields["active_deadline_seconds"] = deadline_seconds
     own = {"prompt": request.prompt, "model": request.model, "num_images": request.n, "width": width, "height": height}
-    return WORDS.job_request({**fields, **own})
+    return FIELD_NAMES.job_request({**fields, **own})
 
 
 def openai_error(error: ApiError) -> tuple[int, dict[str, Any]]:

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from kubediffusion.api.a1111_schemas import A1111Model, A1111Sampler
-from kubediffusion.api.doors import Words
+from kubediffusion.api.doors.a1111.schemas import A1111Model, A1111Sampler
+from kubediffusion.api.doors.common import FieldNames
 from kubediffusion.api.errors import ApiError, InvalidRequestError, Problem, problem
 from kubediffusion.api.schemas import EXAMPLE_PROMPT, JobRequest
 from kubediffusion.resources.diffusion_model import DiffusionModel
@@ -31,7 +31,7 @@ from kubediffusion.resources.generation_job import (
     Steps,
 )
 
-WORDS = Words(
+FIELD_NAMES = FieldNames(
     {
         "num_inference_steps": "steps",
         "guidance_scale": "cfg_scale",
@@ -152,7 +152,7 @@ def job_request(request: Txt2ImgRequest, model: DiffusionModel | None, deadline_
         scheduler = _scheduler(BY_NAME[sampler.lower()], model)
     if problems:
         raise InvalidRequestError(problems)
-    return WORDS.job_request(
+    return FIELD_NAMES.job_request(
         {
             "prompt": request.prompt,
             "negative_prompt": request.negative_prompt or None,

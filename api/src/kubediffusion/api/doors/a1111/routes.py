@@ -11,25 +11,6 @@ from fastapi import Body, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from kubediffusion.api.a1111 import (
-    WORDS,
-    Txt2ImgRequest,
-    a1111_error,
-    info,
-    infotexts,
-    job_request,
-    model_view,
-    samplers,
-)
-from kubediffusion.api.a1111_schemas import (
-    A1111Images,
-    A1111Model,
-    A1111Options,
-    A1111Progress,
-    A1111Sampler,
-    A1111Scheduler,
-    A1111State,
-)
 from kubediffusion.api.dependencies import (
     AppStateDep,
     ClientDep,
@@ -41,21 +22,55 @@ from kubediffusion.api.dependencies import (
     PreviewsDep,
     unless_gone,
 )
-from kubediffusion.api.doors import Encoding, around_images
-from kubediffusion.api.encoding import EncodedImages
-from kubediffusion.api.errors import ApiError, InvalidRequestError, NotOfferedError, TooManyRequestsError
+from kubediffusion.api.doors.a1111.schemas import (
+    A1111ErrorBody,
+    A1111Images,
+    A1111Model,
+    A1111Options,
+    A1111Progress,
+    A1111Sampler,
+    A1111Scheduler,
+    A1111State,
+)
+from kubediffusion.api.doors.a1111.translate import (
+    FIELD_NAMES,
+    Txt2ImgRequest,
+    a1111_error,
+    info,
+    infotexts,
+    job_request,
+    model_view,
+    samplers,
+)
+from kubediffusion.api.doors.common import around_images
+from kubediffusion.api.doors.router import DoorRouter, JobCall, streamed
+from kubediffusion.api.encoding import EncodedImages, Encoding
+from kubediffusion.api.errors import ApiError, NotOfferedError, TooManyRequestsError
 from kubediffusion.api.job_cache.results import JOB_HEADER, warning_headers
-from kubediffusion.api.routes.doors import DoorRouter, JobCall, streamed
-from kubediffusion.api.routes.responses import a1111_errors
+from kubediffusion.api.routes.responses import Responses, errors_in_form
+
+_ERRORS = {
+    400: "The request is not valid.",
+    401: "An API key is needed, or it is not valid.",
+    404: "There is no such model.",
+    500: "The job failed; `error` says how.",
+    501: "This server does not have it; `detail` says what to do instead.",
+    504: "The job did not end in time.",
+}
+"""What statuses mean here."""
 
 router = DoorRouter("/sdapi/v1", a1111_error, "a1111")
+
+
+def _errors(*statuses: int) -> Responses:
+    return errors_in_form(A1111ErrorBody, _ERRORS, statuses)
 
 
 @router.post(
     "/txt2img",
     summary="Generate images, as clients of AUTOMATIC1111's web UI ask for them",
     response_model=A1111Images,
-    responses=a1111_errors(400, 413, 422, 429, 500, 502, 503, 504),
+    responses=_errors(400, 413, 422, 429, 500, 502, 503, 504),
 )
 async def txt2img(
     request: Request,
@@ -74,10 +89,8 @@ async def txt2img(
     unless it sent an `Idempotency-Key`, by which it can ask again.
     """
     wanted = job_request(body, state.models.find(body.checkpoint), state.settings.openai_deadline_seconds)
-    try:
+    with FIELD_NAMES.named_in_errors():
         job = await service.submit(wanted, client, key_name, idempotency_key)
-    except InvalidRequestError as error:
-        raise WORDS.of(error) from None
     headers = {JOB_HEADER: job.name}
     try:
         call = JobCall(service, job, abandons=idempotency_key is None)
@@ -97,7 +110,7 @@ async def txt2img(
     return await streamed(document, headers | warning_headers(done))
 
 
-@router.post("/img2img", summary="Refused: images cannot be sent yet", responses=a1111_errors(501))
+@router.post("/img2img", summary="Refused: images cannot be sent yet", responses=_errors(501))
 async def img2img() -> None:
     """Say that images cannot be sent."""
     raise NotOfferedError(
@@ -105,7 +118,7 @@ async def img2img() -> None:
     )
 
 
-@router.get("/progress", summary="How far the client's jobs are", responses=a1111_errors())
+@router.get("/progress", summary="How far the client's jobs are", responses=_errors())
 async def progress(
     state: AppStateDep,
     previews: PreviewsDep,
@@ -134,7 +147,7 @@ async def progress(
     )
 
 
-@router.post("/interrupt", summary="Refused: it does not say which job", responses=a1111_errors(501))
+@router.post("/interrupt", summary="Refused: it does not say which job", responses=_errors(501))
 async def interrupt() -> None:
     """Say how a job is stopped."""
     raise NotOfferedError(
@@ -143,31 +156,31 @@ async def interrupt() -> None:
     )
 
 
-@router.get("/sd-models", summary="List models", responses=a1111_errors())
+@router.get("/sd-models", summary="List models", responses=_errors())
 async def list_models(state: AppStateDep) -> list[A1111Model]:
     """List the namespace's models."""
     return [model_view(model) for model in state.models.all()]
 
 
-@router.get("/samplers", summary="List samplers", responses=a1111_errors())
+@router.get("/samplers", summary="List samplers", responses=_errors())
 async def list_samplers() -> list[A1111Sampler]:
     """List the samplers that jobs can name; not every model can be run with each."""
     return samplers()
 
 
-@router.get("/schedulers", summary="List schedules of the noise", responses=a1111_errors())
+@router.get("/schedulers", summary="List schedules of the noise", responses=_errors())
 async def list_schedulers() -> list[A1111Scheduler]:
     """List the one there is: the model's own."""
     return [A1111Scheduler()]
 
 
-@router.get("/options", summary="Show the settings", responses=a1111_errors())
+@router.get("/options", summary="Show the settings", responses=_errors())
 async def show_options(state: AppStateDep) -> A1111Options:
     """Show the model of requests that name none."""
     return A1111Options(sd_model_checkpoint=state.models.default_name)
 
 
-@router.post("/options", summary="Refused where it would change a setting", responses=a1111_errors(413, 422, 501))
+@router.post("/options", summary="Refused where it would change a setting", responses=_errors(413, 422, 501))
 async def set_options(
     state: AppStateDep, body: Annotated[dict[str, Any], Body(description="Settings by name.")]
 ) -> None:

@@ -1,11 +1,11 @@
-"""What the doors for other programs' clients share: a job out of their words, and what refuses it in them. Pure."""
+"""What the doors share: a job's fields by a door's names, a job that failed, a document around images. Pure."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,34 +18,8 @@ from kubediffusion.resources.failures import ErrorCode
 from kubediffusion.resources.generation_job import Phase
 
 
-class OutputFormat(StrEnum):
-    """How an image is encoded."""
-
-    PNG = "png"
-    JPEG = "jpeg"
-    WEBP = "webp"
-
-
 @dataclass(frozen=True)
-class Encoding:
-    """How the images of a response are encoded.
-
-    Attributes:
-        format: PNG is what the worker stored, byte for byte.
-        quality: Of the other formats, in percent; 100 is lossless for WebP.
-    """
-
-    format: OutputFormat = OutputFormat.PNG
-    quality: int = 100
-
-    @property
-    def media_type(self) -> str:
-        """The media type of an image."""
-        return f"image/{self.format}"
-
-
-@dataclass(frozen=True)
-class Words:
+class FieldNames:
     """How a door's clients call the fields of a job.
 
     Attributes:
@@ -66,10 +40,22 @@ class Words:
             return JobRequest.model_validate(fields)
         except ValidationError as error:
             found = [{**entry, "loc": ("body", *entry["loc"])} for entry in error.errors()]
-            raise self.of(InvalidRequestError(validation_problems(found))) from None
+            raise self.renamed(InvalidRequestError(validation_problems(found))) from None
 
-    def of(self, error: InvalidRequestError) -> InvalidRequestError:
-        """Name the fields of a refused job as the client sent them."""
+    @contextmanager
+    def named_in_errors(self) -> Iterator[None]:
+        """Have what is refused meanwhile name its fields as the client sent them.
+
+        Raises:
+            InvalidRequestError: A field has a value that cannot be had.
+        """
+        try:
+            yield
+        except InvalidRequestError as error:
+            raise self.renamed(error) from None
+
+    def renamed(self, error: InvalidRequestError) -> InvalidRequestError:
+        """Return the error of a refused job with the fields named as the client sent them."""
         return InvalidRequestError(map(self._renamed, error.detail if isinstance(error.detail, list) else []))
 
     def _renamed(self, problem: Problem) -> Problem:

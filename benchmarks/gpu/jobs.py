@@ -43,7 +43,7 @@ from kubediffusion.worker.engine import (
 from kubediffusion.worker.engine.throughput import StepTimes
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
-from kubediffusion.worker.reporter import Build, Verdict
+from kubediffusion.worker.reporter import Build, Delivery
 from kubediffusion.worker.worker import UPLOADS, Worker
 
 WORKER, BUCKET, PORT = "benchmark", "benchmark", 17070
@@ -101,19 +101,19 @@ class Reports:
     on_end: Callable[[Assignment], None]
     failures: list[str] = field(default_factory=list)
 
-    async def deliver(self, assignment: Assignment, build: Build, *, insist: bool = False) -> Verdict:
+    async def deliver(self, assignment: Assignment, build: Build, *, insist: bool = False) -> Delivery:
         """Take an outcome."""
         del insist
         status = build(assignment.job)
         if status.error is not None:
             self.failures.append(status.error.message)
         self.on_end(assignment)
-        return Verdict.ACCEPTED
+        return Delivery.ACCEPTED
 
-    async def try_once(self, assignment: Assignment, build: Build) -> Verdict:
+    async def try_once(self, assignment: Assignment, build: Build) -> Delivery:
         """Drop a report of progress."""
         build(assignment.job)
-        return Verdict.ACCEPTED
+        return Delivery.ACCEPTED
 
     async def is_deleted(self, _assignment: Assignment) -> bool:
         """Return False: no job is deleted."""

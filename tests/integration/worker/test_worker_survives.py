@@ -15,7 +15,7 @@ from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.resources.testing import present
 from kubediffusion.worker.assignments import Assignments
 from kubediffusion.worker.engine import ImageOutput
-from kubediffusion.worker.reporter import Reporter, ReportRefusedError, Verdict
+from kubediffusion.worker.reporter import Delivery, Reporter, ReportRefusedError
 from kubediffusion.worker.reports import failed, running
 
 
@@ -84,7 +84,7 @@ async def test_the_fence_refuses_a_late_report_whole(bench: Bench) -> None:
     rebound = await bench.bind(bound, "worker-a")
     reporter = Reporter(bench.client, bench.namespace.name, 60.0)
     for report in (reporter.try_once, reporter.deliver):
-        assert await report(assignment, lambda job: running(job, assignment)) is Verdict.FENCED
+        assert await report(assignment, lambda job: running(job, assignment)) is Delivery.FENCED
     assert await bench.get("fenced") == rebound
 
 
@@ -100,8 +100,8 @@ async def test_an_outcome_that_a_policy_denies_ends_its_job_by_another_one(bench
         await reporter.deliver(assignment, lambda job: job.status.model_copy(update=success))
     assert refused.value.code == "StatusRefused"
     failure, now = JobFailure(refused.value.code, str(refused.value)), dt.datetime.now(dt.UTC)
-    verdict = await reporter.deliver(assignment, lambda job: failed(job, assignment, failure, now), insist=True)
-    assert verdict is Verdict.ACCEPTED
+    delivery = await reporter.deliver(assignment, lambda job: failed(job, assignment, failure, now), insist=True)
+    assert delivery is Delivery.ACCEPTED
     assert present((await bench.get("denied")).status.error).code == "StatusRefused"
 
 

@@ -150,5 +150,5 @@ def test_a_failure_says_code_and_message() -> None:
     job = bound_job()
     status = reports.failed(job, finished(job), JobFailure(ErrorCode.OUT_OF_MEMORY, "x" * 9999), LATER)
     error = present(status.error)
-    assert (error.code, len(error.message)) == ("OutOfMemory", reports.MAX_MESSAGE)
+    assert (error.code, len(error.message)) == ("OutOfMemory", reports.MAX_FAILURE_MESSAGE)
     assert present(find_condition(status.conditions, "Failed")).reason == "OutOfMemory"

@@ -23,7 +23,7 @@ from kubediffusion.resources.storage import StorageError
 
 logger = logging.getLogger(__name__)
 
-RETRY_SECONDS = 2
+RETRY_AFTER_SECONDS = 2
 """When to try again where nobody knows better."""
 
 _DENIED = re.compile(r"\bdenied (the )?request\b")
@@ -174,7 +174,7 @@ class TooManyRequestsError(ApiError):
 
     status = 429
 
-    def __init__(self, detail: str, retry_after: int = RETRY_SECONDS) -> None:
+    def __init__(self, detail: str, retry_after: int = RETRY_AFTER_SECONDS) -> None:
         super().__init__(detail, {"Retry-After": str(retry_after)})
 
     @classmethod
@@ -206,7 +206,7 @@ class UnavailableError(ApiError):
     status = 503
 
     def __init__(self, detail: str, retry_after: float | None = None) -> None:
-        super().__init__(detail, {"Retry-After": str(math.ceil(retry_after or RETRY_SECONDS))})
+        super().__init__(detail, {"Retry-After": str(math.ceil(retry_after or RETRY_AFTER_SECONDS))})
 
 
 def problem(field: str | None, message: str, kind: str = "value_error", where: str = "body") -> Problem:

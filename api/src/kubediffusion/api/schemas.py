@@ -23,7 +23,7 @@ EXAMPLE_ID = "01975f0a-6c1e-7d3b-9f56-2f0c8a4be1d7"
 EXAMPLE_PROMPT = "A photo of an astronaut riding a horse on the moon"
 
 
-def _words(description: str, example: object = None, default: object = None) -> FieldInfo:
+def _described(description: str, example: object = None, default: object = None) -> FieldInfo:
     """Describe a request's field; ``default`` applies where the client and the model leave the field unset."""
     return FieldInfo(
         description=description,
@@ -35,8 +35,8 @@ def _words(description: str, example: object = None, default: object = None) -> 
 @request_of(
     generation_job.GuidanceInterval,
     documented={
-        "start": _words("Fraction of the steps before the first with guidance."),
-        "stop": _words("Fraction of the steps before the first without guidance again; above ``start``.", 0.8),
+        "start": _described("Fraction of the steps before the first with guidance."),
+        "stop": _described("Fraction of the steps before the first without guidance again; above ``start``.", 0.8),
     },
 )
 class GuidanceInterval(RequestModel):
@@ -55,7 +55,7 @@ class GuidanceInterval(RequestModel):
 @request_of(
     generation_job.FeatureCaching,
     documented={
-        "interval": _words(
+        "interval": _described(
             "At every step of so many the whole UNet is computed, in between its outermost layers; 1 is none.", 3
         )
     },
@@ -82,64 +82,66 @@ NOT_REQUESTED = {
 @request_of(
     generation_job.GenerationJobSpec,
     documented={
-        "prompt": _words(
+        "prompt": _described(
             "What the image shows. What exceeds the text encoder's length is cut, and the answer carries a warning.",
             example=EXAMPLE_PROMPT,
         ),
-        "negative_prompt": _words("What the image should not show.", example="blurry, low quality"),
-        "num_inference_steps": _words(
+        "negative_prompt": _described("What the image should not show.", example="blurry, low quality"),
+        "num_inference_steps": _described(
             "Denoising steps, up to the model's limit (150 unless it says otherwise). When absent, the model's "
             "default\napplies: 50 for Stable Diffusion.",
             default=DEFAULT_STEPS,
         ),
-        "guidance_scale": _words(
+        "guidance_scale": _described(
             "How closely to follow the prompt (guidance scale). When absent, the model's default applies: "
             "7.5 for Stable\nDiffusion.",
             default=DEFAULT_GUIDANCE,
         ),
-        "seed": _words(
+        "seed": _described(
             "Noise seed of the first image; image n uses seed + n. Drawn at random when absent.", example=42
         ),
-        "model": _words(
+        "model": _described(
             "The DiffusionModel to use, one of ``GET /v1/models``; the default model when absent.",
             example="stable-diffusion-v1-5",
         ),
-        "width": _words("Pixels, a multiple of 8 within the model's limit; the model's own size when absent.", 512),
-        "height": _words("Pixels, a multiple of 8 within the model's limit; the model's own size when absent.", 512),
-        "num_images": _words(
+        "width": _described("Pixels, a multiple of 8 within the model's limit; the model's own size when absent.", 512),
+        "height": _described(
+            "Pixels, a multiple of 8 within the model's limit; the model's own size when absent.", 512
+        ),
+        "num_images": _described(
             "Images to generate, up to the model's limit. ``GET /results`` hands out the first, ``/v1`` all of them.",
             default=1,
         ),
-        "scheduler": _words(
+        "scheduler": _described(
             "Noise scheduler, a diffusers class; the model's own when absent.",
             example=Scheduler.DPM_SOLVER_MULTISTEP,
         ),
-        "prompt_weighting": _words(
+        "prompt_weighting": _described(
             "Heed weights in the prompts, such as ``(word:1.3)``, and encode prompts longer than the text encoder in "
             "parts.\nWhen absent, the model's default applies, else prompts are taken as they are.",
             default=False,
         ),
-        "acceleration": _words(
+        "acceleration": _described(
             "Speed for quality, for the pipelines that can. When absent, the model's default applies, else none; an "
             "empty\nobject is none.",
         ),
-        "priority": _words("Higher runs first; equal priorities run in order of age.", default=0),
-        "deterministic": _words(
+        "priority": _described("Higher runs first; equal priorities run in order of age.", default=0),
+        "deterministic": _described(
             "Run in a fixed shape, so that the same seed gives the same pixels on the same kind of device.",
             default=False,
         ),
-        "active_deadline_seconds": _words(
+        "active_deadline_seconds": _described(
             "The job fails when it has not finished this long after its creation; never when absent.",
         ),
-        "backoff_limit": _words(
+        "backoff_limit": _described(
             "How often the job is run again after its worker died while it had this job alone.",
             default=DEFAULT_BACKOFF_LIMIT,
         ),
-        "ttl_seconds_after_finished": _words(
+        "ttl_seconds_after_finished": _described(
             "The job is deleted this long after it finished; when absent, after the model's own time, or else the"
             " installation's (24 hours). The view of a job shows which holds.",
         ),
-        "deletion_policy": _words("Whether deleting the job deletes its images.", default=DeletionPolicy.RETAIN),
+        "deletion_policy": _described("Whether deleting the job deletes its images.", default=DeletionPolicy.RETAIN),
     },
     parts={generation_job.Acceleration: Acceleration},
     without=NOT_REQUESTED,

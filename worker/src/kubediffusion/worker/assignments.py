@@ -175,18 +175,18 @@ class Assignment:
         """Return the seed of an image: the job's plus the index; it wraps at the largest that status can hold."""
         return (self.parameters.seed + index) % (MAX_SEED + 1)
 
-    def record_output(self, index: int, picture: ImageOutput, clock: float) -> None:
+    def record_output(self, index: int, output: ImageOutput, clock: float) -> None:
         """Record an image that the engine made, without its pixels.
 
         Args:
             index: The image within the job.
-            picture: The image.
+            output: The image.
             clock: Monotonic seconds.
         """
-        self.outputs[index] = replace(picture, rgb=b"")
+        self.outputs[index] = replace(output, rgb=b"")
         self.steps[index] = self.parameters.num_inference_steps
         self.spans[-1].ended = clock
-        self.warnings += [warning for warning in picture.warnings if warning not in self.warnings]
+        self.warnings += [warning for warning in output.warnings if warning not in self.warnings]
 
     def update_job(self, job: GenerationJob) -> None:
         """Replace the job by a newer state of it; an older one, of a watch behind this worker's writes, is ignored."""

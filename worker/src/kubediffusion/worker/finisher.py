@@ -21,7 +21,7 @@ from kubediffusion.worker.context import WorkerContext
 from kubediffusion.worker.engine import ImageOutput, Outcome
 from kubediffusion.worker.previews import Previews
 from kubediffusion.worker.progress_reporter import ProgressReporter
-from kubediffusion.worker.reporter import Build, ReportRefusedError, Verdict
+from kubediffusion.worker.reporter import Build, Delivery, ReportRefusedError
 from kubediffusion.worker.uploads import Uploader
 
 logger = logging.getLogger(__name__)
@@ -103,10 +103,10 @@ class Finisher:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _store(self, assignment: Assignment, index: int, picture: ImageOutput) -> None:
+    async def _store(self, assignment: Assignment, index: int, output: ImageOutput) -> None:
         ready = time.monotonic()
         try:
-            image = await self._upload(assignment, index, picture)
+            image = await self._upload(assignment, index, output)
         except JobFailure as failure:
             self._finish(assignment, self._fail(assignment, failure))
             return
@@ -129,12 +129,12 @@ class Finisher:
             seconds = time.monotonic() - assignment.spans[-1].ended
             self._finish(assignment, self._succeed(assignment, seconds))
 
-    async def _upload(self, assignment: Assignment, index: int, picture: ImageOutput) -> Image:
-        with _BufferedBytes(self, len(picture.rgb)) as buffered:
-            png = await self._encode(assignment, index, picture)
+    async def _upload(self, assignment: Assignment, index: int, output: ImageOutput) -> Image:
+        with _BufferedBytes(self, len(output.rgb)) as buffered:
+            png = await self._encode(assignment, index, output)
             buffered.resize(len(png.data))
             # Only the PNG is held while storage is waited for.
-            picture = replace(picture, rgb=b"")
+            output = replace(output, rgb=b"")
             uri = await self._uploader.put(
                 self._key(assignment, index),
                 png.data,
@@ -146,10 +146,10 @@ class Finisher:
             uri=uri,
             sha256=png.sha256,
             bytes=len(png.data),
-            width=picture.width,
-            height=picture.height,
+            width=output.width,
+            height=output.height,
             seed=assignment.seed(index),
-            flagged=picture.flagged,
+            flagged=output.flagged,
         )
 
     async def _delete_orphans(self, assignment: Assignment, *indexes: int) -> None:
@@ -167,11 +167,11 @@ class Finisher:
     def _key(self, assignment: Assignment, index: int) -> str:
         return image_key(self._prefix, assignment.job.metadata.namespace, assignment.binding.uid, index)
 
-    async def _encode(self, assignment: Assignment, index: int, picture: ImageOutput) -> images.Png:
-        recipe = reports.recipe(assignment.parameters, self._engine, picture)
-        own = recipe.model_copy(update={"seed": assignment.seed(index), "num_images": 1}).to_wire()
+    async def _encode(self, assignment: Assignment, index: int, output: ImageOutput) -> images.Png:
+        parameters = reports.completed_parameters(assignment.parameters, self._engine, output)
+        own = parameters.model_copy(update={"seed": assignment.seed(index), "num_images": 1}).to_wire()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._encoders, images.encode, picture, assignment.job.spec.prompt, own)
+        return await loop.run_in_executor(self._encoders, images.encode, output, assignment.job.spec.prompt, own)
 
     def _finish(self, assignment: Assignment, report: Coroutine[Any, Any, None]) -> None:
         """Start to report an outcome, unless the job was dropped or has one."""
@@ -205,8 +205,8 @@ class Finisher:
         )
 
     async def _deliver(self, assignment: Assignment, outcome: str, build: Build, *, insist: bool = False) -> None:
-        verdict = await self._reporter.deliver(assignment, build, insist=insist)
-        if verdict is Verdict.FENCED:
+        delivery = await self._reporter.deliver(assignment, build, insist=insist)
+        if delivery is Delivery.FENCED:
             self.abandon(assignment)
             return
         self._assignments.remove(assignment)

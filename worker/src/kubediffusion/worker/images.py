@@ -64,11 +64,11 @@ class Png:
     sha256: str
 
 
-def encode(picture: ImageOutput, prompt: str, recipe: Mapping[str, Any]) -> Png:
+def encode(output: ImageOutput, prompt: str, recipe: Mapping[str, Any]) -> Png:
     """Encode an image as a PNG that holds its recipe.
 
     Args:
-        picture: The pixels, ``height * width * 3`` bytes.
+        output: The pixels, ``height * width * 3`` bytes.
         prompt: Text for the ``Description`` chunk.
         recipe: JSON-like values that make the image again.
     """
@@ -80,23 +80,23 @@ def encode(picture: ImageOutput, prompt: str, recipe: Mapping[str, Any]) -> Png:
     buffer = io.BytesIO(_SIGNATURE)
     buffer.seek(0, io.SEEK_END)
     # Eight bits, RGB, the one compression and filter method that there is, not interlaced.
-    putchunk(buffer, b"IHDR", struct.pack(">IIBBBBB", picture.width, picture.height, 8, 2, 0, 0, 0))
+    putchunk(buffer, b"IHDR", struct.pack(">IIBBBBB", output.width, output.height, 8, 2, 0, 0, 0))
     for kind, content, *_ in info.chunks:
         putchunk(buffer, kind, content)
-    putchunk(buffer, b"IDAT", _compressed(picture))
+    putchunk(buffer, b"IDAT", _compressed(output))
     putchunk(buffer, b"IEND", b"")
     data = buffer.getvalue()
     return Png(data, hashlib.sha256(data).hexdigest())
 
 
-def _compressed(picture: ImageOutput) -> bytes:
+def _compressed(output: ImageOutput) -> bytes:
     """Filter and compress pixels: one zlib stream, whose parts were made side by side (RFC 1950, RFC 1951)."""
-    rows = np.frombuffer(picture.rgb, np.uint8).reshape(picture.height, picture.width * 3)
-    filtered = np.empty((picture.height, 1 + rows.shape[1]), np.uint8)
+    rows = np.frombuffer(output.rgb, np.uint8).reshape(output.height, output.width * 3)
+    filtered = np.empty((output.height, 1 + rows.shape[1]), np.uint8)
     filtered[:, 0] = _UP
     filtered[0, 1:] = rows[0]
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
-    strips = [filtered[start : start + _STRIP_ROWS] for start in range(0, picture.height, _STRIP_ROWS)]
+    strips = [filtered[start : start + _STRIP_ROWS] for start in range(0, output.height, _STRIP_ROWS)]
     last = len(strips) - 1
     parts = _compressors().map(_deflated, strips, (number == last for number in range(len(strips))))
     return b"".join([_ZLIB_HEADER, *parts, struct.pack(">I", zlib.adler32(filtered.data))])

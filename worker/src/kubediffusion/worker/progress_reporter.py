@@ -14,7 +14,7 @@ from kubediffusion.resources.backoff import pause_after
 from kubediffusion.worker import reports
 from kubediffusion.worker.assignments import Assignment, Assignments, Binding
 from kubediffusion.worker.pacing import JOB_PERIOD, LONGEST_PERIOD, WORKER_PERIOD, ProgressState, next_due
-from kubediffusion.worker.reporter import Build, Reporter, Verdict
+from kubediffusion.worker.reporter import Build, Delivery, Reporter
 
 
 class ProgressReporter:
@@ -98,13 +98,13 @@ class ProgressReporter:
 
         async def write() -> None:
             try:
-                verdict = await self._reporter.try_once(assignment, build)
+                delivery = await self._reporter.try_once(assignment, build)
             finally:
                 if self._writes.get(binding) is task:
                     del self._writes[binding]
-            if verdict is Verdict.FENCED:
+            if delivery is Delivery.FENCED:
                 self._on_fenced(assignment)
-            elif verdict is Verdict.UNSENT:
+            elif delivery is Delivery.UNSENT:
                 self._unsent[binding] = self._unsent.get(binding, 0) + 1
                 on_unsent()
             else:

@@ -29,7 +29,7 @@ Build = Callable[[GenerationJob], GenerationJobStatus]
 """Returns the status to report, of the job as last seen."""
 
 
-class Verdict(StrEnum):
+class Delivery(StrEnum):
     """What became of a report."""
 
     ACCEPTED = "accepted"
@@ -69,7 +69,7 @@ class Reporter:
         self._jobs = client.generation_jobs
         self._namespace = namespace
 
-    async def deliver(self, assignment: Assignment, build: Build, *, insist: bool = False) -> Verdict:
+    async def deliver(self, assignment: Assignment, build: Build, *, insist: bool = False) -> Delivery:
         """Report an outcome, retrying until the API server has accepted or fenced it.
 
         Only 403 and 422 count as refusals. Any other error (409, 5xx) or no answer is tried again without end.
@@ -87,11 +87,11 @@ class Reporter:
         while True:
             job = assignment.job
             try:
-                verdict, problem = await self._try(assignment, build)
+                delivery, problem = await self._try(assignment, build)
             except KubernetesError as error:
-                verdict, problem = Verdict.UNSENT, error
-            if verdict is not Verdict.UNSENT or problem is None:
-                return verdict
+                delivery, problem = Delivery.UNSENT, error
+            if delivery is not Delivery.UNSENT or problem is None:
+                return delivery
             if isinstance(problem, InvalidError) and assignment.job == job and not insist:
                 # The report fits what is there, so the fence held and the content did not pass.
                 raise ReportRefusedError(ErrorCode.INTERNAL, f"the report was refused: {problem}") from problem
@@ -109,13 +109,13 @@ class Reporter:
             )
             await asyncio.sleep(pause)
 
-    async def try_once(self, assignment: Assignment, build: Build) -> Verdict:
+    async def try_once(self, assignment: Assignment, build: Build) -> Delivery:
         """Report what the next report would say as well, in one try."""
         try:
-            verdict, _ = await self._try(assignment, build)
+            delivery, _ = await self._try(assignment, build)
         except KubernetesError:
-            return Verdict.UNSENT
-        return verdict
+            return Delivery.UNSENT
+        return delivery
 
     async def is_deleted(self, assignment: Assignment) -> bool:
         """Return whether a job is deleted or being deleted, retrying until the API server answers.
@@ -137,7 +137,7 @@ class Reporter:
                 gone = current is None or current.uid != assignment.binding.uid
                 return gone or (current is not None and current.metadata.deletion_timestamp is not None)
 
-    async def _try(self, assignment: Assignment, build: Build) -> tuple[Verdict, KubernetesError | None]:
+    async def _try(self, assignment: Assignment, build: Build) -> tuple[Delivery, KubernetesError | None]:
         """Send a report once; where it is refused, read the job to find out why, and return the refusal too.
 
         Raises:
@@ -152,15 +152,15 @@ class Reporter:
                 self._namespace, job.name, patch, content_type=JSON_PATCH, subresource="status"
             )
         except NotFoundError:
-            return Verdict.FENCED, None
+            return Delivery.FENCED, None
         except (InvalidError, ForbiddenError) as error:
             current = await self._read(assignment)
-            verdict = _verdict(assignment, current, after)
-            if verdict is Verdict.UNSENT and current is not None:
+            delivery = _delivery(assignment, current, after)
+            if delivery is Delivery.UNSENT and current is not None:
                 assignment.update_job(current)
-            return verdict, error
+            return delivery, error
         assignment.update_job(answer)
-        return Verdict.ACCEPTED, None
+        return Delivery.ACCEPTED, None
 
     async def _read(self, assignment: Assignment) -> GenerationJob | None:
         try:
@@ -169,15 +169,15 @@ class Reporter:
             return None
 
 
-def _verdict(assignment: Assignment, current: GenerationJob | None, after: GenerationJobStatus) -> Verdict:
+def _delivery(assignment: Assignment, current: GenerationJob | None, after: GenerationJobStatus) -> Delivery:
     """Judge a refused report by the job as it is now; UNSENT when the job is still this worker's."""
     if current is None or current.uid != assignment.binding.uid:
-        return Verdict.FENCED
+        return Delivery.FENCED
     status = current.status
     if (status.worker, status.attempt) != (assignment.job.status.worker, assignment.binding.attempt):
-        return Verdict.FENCED
+        return Delivery.FENCED
     if status.phase in TERMINAL:
         # An earlier try of this very report may have been accepted, and only its answer lost.
         same = (status.phase, status.completion_time) == (after.phase, after.completion_time)
-        return Verdict.ACCEPTED if same else Verdict.FENCED
-    return Verdict.UNSENT
+        return Delivery.ACCEPTED if same else Delivery.FENCED
+    return Delivery.UNSENT

@@ -34,7 +34,7 @@ from kubediffusion.resources.texts import MAX_NOTE, shorten
 from kubediffusion.worker.assignments import Assignment
 from kubediffusion.worker.engine import EngineInfo, ImageOutput
 
-MAX_MESSAGE = 4096
+MAX_FAILURE_MESSAGE = 4096
 """Characters of an error's message: a library's exception can be as long as it likes."""
 
 Patch = list[dict[str, Any]]
@@ -164,7 +164,7 @@ def succeeded(
             "conditions": conditions,
             "progress": JobProgress.of(steps, steps),
             "images": images,
-            "parameters": recipe(assignment.parameters, engine, assignment.outputs[0]),
+            "parameters": completed_parameters(assignment.parameters, engine, assignment.outputs[0]),
             "warnings": _merged(before.status.warnings, assignment.warnings),
             "start_time": start,
             "completion_time": now,
@@ -188,7 +188,7 @@ def failed(before: GenerationJob, assignment: Assignment, failure: JobFailure, n
         failure: Why it fails.
         now: When it failed.
     """
-    message = failure.message[:MAX_MESSAGE]
+    message = failure.message[:MAX_FAILURE_MESSAGE]
     update: dict[str, Any] = {
         "phase": Phase.FAILED,
         "conditions": _condition(before, JobConditionType.FAILED, ConditionStatus.TRUE, failure.code, message, now),
@@ -201,22 +201,22 @@ def failed(before: GenerationJob, assignment: Assignment, failure: JobFailure, n
     return before.status.model_copy(update=update).without_generation()
 
 
-def recipe(parameters: Parameters, engine: EngineInfo, picture: ImageOutput) -> Parameters:
+def completed_parameters(parameters: Parameters, engine: EngineInfo, output: ImageOutput) -> Parameters:
     """Return a recipe completed with what really ran: sizes and scheduler, model revision, engine and versions.
 
     Args:
         parameters: The recipe as the operator resolved it.
         engine: What made the image.
-        picture: The image.
+        output: The image.
     """
     return parameters.model_copy(
         update={
-            "width": picture.width,
-            "height": picture.height,
-            "scheduler": picture.scheduler,
+            "width": output.width,
+            "height": output.height,
+            "scheduler": output.scheduler,
             "model_revision": engine.revision,
             "pipeline": engine.pipeline,
-            "engine": picture.engine or engine.name,
+            "engine": output.engine or engine.name,
             "device": engine.device,
             "torch_dtype": engine.torch_dtype,
             "quantization": engine.quantization or None,

@@ -104,7 +104,7 @@ class JobStreams:
 
     def has_news(self, job: CachedJob, told: EventId | None) -> bool:
         """Return whether there is anything to tell of a job, now or later, to a client that knows it up to an event."""
-        return not (job.finished and told is not None and self._told(job, told))
+        return not (job.finished and told is not None and self._has_told(job, told))
 
     async def of_job(
         self,
@@ -216,7 +216,7 @@ class JobStreams:
             return None
         return state_event(job, self._encode(job, self._key(job)).text, EventId(news.version))
 
-    def _told(self, job: CachedJob, told: EventId) -> bool:
+    def _has_told(self, job: CachedJob, told: EventId) -> bool:
         return job.version >= told.version and self._encode(job, self._key(job)).digest == told.digest
 
     def _key(self, job: CachedJob) -> _StateKey:

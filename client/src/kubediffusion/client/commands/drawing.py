@@ -14,7 +14,7 @@ from kubediffusion.client.commands import options
 from kubediffusion.client.commands.output import Format, plain, program, say, show, show_error
 from kubediffusion.client.commands.progress import ProgressBar
 from kubediffusion.client.commands.saving import STDOUT, check_folder, check_target, save_images
-from kubediffusion.client.commands.session import Place, run
+from kubediffusion.client.commands.session import ConnectionOptions, run
 from kubediffusion.client.errors import FieldProblem, InvalidRequestError, KubeDiffusionError, WaitTimeoutError
 from kubediffusion.client.requests import Spec, fields_of, set_field, spec_again, spec_of
 
@@ -32,7 +32,7 @@ Guidance = Annotated[float | None, typer.Option(metavar="X", help="Guidance scal
 Count = Annotated[int | None, typer.Option(metavar="N", help="How many pictures; one by default.")]
 Size = Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, 512x768 or 512; the model's by default.")]
 Negative = Annotated[str | None, typer.Option(metavar="TEXT", help="What the picture should not show.")]
-Assignments = Annotated[
+SpecAssignments = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
@@ -54,7 +54,7 @@ def generate(
     count: Count = None,
     size: Size = None,
     negative: Negative = None,
-    assignments: Assignments = None,
+    assignments: SpecAssignments = None,
     wait: Wait = True,
     cancel: Cancel = True,
     timeout: options.Timeout = None,
@@ -83,7 +83,7 @@ def generate(
         spec = _assigned(spec_of(prompt, named, size), assignments)
         await drawing.draw(client, spec)
 
-    run(Place(server, api_key, namespace, retry), work, output, drawing.bar.retry)
+    run(ConnectionOptions(server, api_key, namespace, retry), work, output, drawing.bar.retry)
 
 
 def again(
@@ -98,7 +98,7 @@ def again(
     count: Count = None,
     size: Size = None,
     negative: Negative = None,
-    assignments: Assignments = None,
+    assignments: SpecAssignments = None,
     wait: Wait = True,
     cancel: Cancel = True,
     timeout: options.Timeout = None,
@@ -121,7 +121,7 @@ def again(
         spec = _assigned(spec_again(view, named, size), assignments)
         await drawing.draw(client, spec)
 
-    run(Place(server, api_key, namespace, retry), work, output, drawing.bar.retry)
+    run(ConnectionOptions(server, api_key, namespace, retry), work, output, drawing.bar.retry)
 
 
 def wait_for_jobs(
@@ -161,7 +161,7 @@ def wait_for_jobs(
         if failures:
             raise failures[0]
 
-    run(Place(server, api_key, namespace, retry), work, output, bar.retry)
+    run(ConnectionOptions(server, api_key, namespace, retry), work, output, bar.retry)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Place:
+class ConnectionOptions:
     """What a command speaks to.
 
     Attributes:
@@ -45,7 +45,7 @@ class Place:
 
 
 def run(
-    place: Place,
+    connection: ConnectionOptions,
     work: Callable[[AsyncClient], Awaitable[T]],
     output: Format = Format.TEXT,
     on_retry: OnRetry | None = None,
@@ -62,7 +62,7 @@ def run(
         task = asyncio.current_task()
         if task is not None and sys.platform != "win32":
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        async with place.client(on_retry=on_retry or say_retry) as client:
+        async with connection.client(on_retry=on_retry or say_retry) as client:
             return await work(client)
 
     try:

@@ -12,7 +12,7 @@ import typer
 from kubediffusion.client.aio import RETRY_SECONDS
 from kubediffusion.client.commands import options
 from kubediffusion.client.commands.output import Format, one_line, plain, show, show_table
-from kubediffusion.client.commands.session import Place, run
+from kubediffusion.client.commands.session import ConnectionOptions, run
 from kubediffusion.client.commands.words import age, explanation
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def list_jobs(
                 break
         return found
 
-    jobs = run(Place(server, api_key, namespace, retry), work, output)
+    jobs = run(ConnectionOptions(server, api_key, namespace, retry), work, output)
     if output is not Format.TEXT:
         show([plain(job) for job in jobs], output)
     else:
@@ -63,7 +63,7 @@ def get(
     async def work(client: AsyncClient) -> JobSummary:
         return (await client.jobs.get(job)).view
 
-    view = run(Place(server, api_key, namespace, retry), work, output)
+    view = run(ConnectionOptions(server, api_key, namespace, retry), work, output)
     if output is not Format.TEXT:
         show(plain(view), output)
     else:
@@ -90,7 +90,7 @@ def explain(
         for about, text in lines:
             typer.echo(f"{about:{width}}{one_line(text)}")
 
-    run(Place(server, api_key, namespace, retry), work, output)
+    run(ConnectionOptions(server, api_key, namespace, retry), work, output)
 
 
 def cancel(
@@ -113,7 +113,7 @@ def cancel(
         if output is not Format.TEXT:
             show(cancelled, output)
 
-    run(Place(server, api_key, namespace, retry), work, output)
+    run(ConnectionOptions(server, api_key, namespace, retry), work, output)
 
 
 def open_images(
@@ -130,7 +130,7 @@ def open_images(
         images = await (await client.jobs.get(job)).images()
         return [image.save(folder / f"{job}-{image.index}.png") for image in images]
 
-    for path in run(Place(server, api_key, namespace, retry), work):
+    for path in run(ConnectionOptions(server, api_key, namespace, retry), work):
         typer.echo(path)
         typer.launch(str(path))
 
@@ -147,7 +147,7 @@ def models(
     async def work(client: AsyncClient) -> list[ModelView]:
         return await client.models.list()
 
-    found = run(Place(server, api_key, namespace, retry), work, output)
+    found = run(ConnectionOptions(server, api_key, namespace, retry), work, output)
     if output is not Format.TEXT:
         show([plain(model) for model in found], output)
         return

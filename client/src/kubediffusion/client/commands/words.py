@@ -54,7 +54,7 @@ def explanation(job: JobView, now: dt.datetime) -> list[tuple[str, str]]:
     if job.cancel_requested and not job.finished:
         lines.append(("cancel", "has been asked for; a running job stops at its next step"))
     if job.parameters is not None:
-        lines.append(("recipe", recipe(job.parameters)))
+        lines.append(("recipe", parameters_text(job.parameters)))
         if machine := _machine(job.parameters):
             lines.append(("ran", machine))
     if job.attempt:
@@ -72,7 +72,7 @@ def explanation(job: JobView, now: dt.datetime) -> list[tuple[str, str]]:
     return lines
 
 
-def recipe(ran: Parameters) -> str:
+def parameters_text(ran: Parameters) -> str:
     """Say with which parameters a job was run."""
     size = f"{ran.width}x{ran.height}, " if ran.width and ran.height else ""
     scheduler = f", {ran.scheduler}" if ran.scheduler else ""

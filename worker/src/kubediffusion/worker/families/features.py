@@ -44,10 +44,10 @@ def whole(
     hidden = unet.conv_in(latents)
     skips: tuple[torch.Tensor, ...] = (hidden,)
     for block in unet.down_blocks:
-        hidden, more = block(hidden_states=hidden, temb=embedded, **_told(block, prompts))
+        hidden, more = block(hidden_states=hidden, temb=embedded, **_prompt_arguments(block, prompts))
         skips += more
     if unet.mid_block is not None:
-        hidden = unet.mid_block(hidden, embedded, **_told(unet.mid_block, prompts))
+        hidden = unet.mid_block(hidden, embedded, **_prompt_arguments(unet.mid_block, prompts))
     # Latents that cannot be halved so often come back by the size of what they meet.
     odd = any(side % 2**unet.num_upsamplers for side in latents.shape[-2:])
     for block in unet.up_blocks[:-1]:
@@ -58,7 +58,7 @@ def whole(
             temb=embedded,
             res_hidden_states_tuple=met,
             upsample_size=size,
-            **_told(block, prompts),
+            **_prompt_arguments(block, prompts),
         )
     last = unet.up_blocks[-1]
     for layer in range(len(last.resnets) - 1):
@@ -89,7 +89,7 @@ def _embedded(
     return embedded if unet.time_embed_act is None else unet.time_embed_act(embedded)
 
 
-def _told(block: Any, prompts: torch.Tensor) -> dict[str, torch.Tensor]:
+def _prompt_arguments(block: Any, prompts: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"encoder_hidden_states": prompts} if getattr(block, "has_cross_attention", False) else {}
 
 

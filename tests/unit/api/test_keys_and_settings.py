@@ -95,6 +95,15 @@ def test_an_empty_file_is_no_key(tmp_path: Path) -> None:
         keys.client([(b"x-api-key", b"")])
 
 
+def test_keys_that_cannot_work_are_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keys = keys_in(tmp_path, alice="a-key", bob="a-key\n", carol="two\nlines")
+    keys.reload()
+    errors = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert [vars(record)["clients"] for record in errors] == [["carol"], ["alice", "bob"]]
+    assert "a-key" not in caplog.text
+    assert "two" not in caplog.text
+
+
 def test_a_secrets_volume_has_hidden_folders(tmp_path: Path) -> None:
     (tmp_path / "..2026").mkdir()
     (tmp_path / "..2026" / "alice").write_text("a-key")

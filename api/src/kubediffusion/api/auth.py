@@ -6,7 +6,9 @@ import asyncio
 import hashlib
 import hmac
 import logging
-from collections.abc import Iterable
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from kubediffusion.api.errors import UnauthorizedError, WrongKeyError
@@ -20,6 +22,9 @@ OPEN_PATHS = frozenset({"/", "/health", "/livez", "/readyz", "/metrics", "/docs"
 
 MOST_CREDENTIALS = 4
 """Different credentials of one request that are tried; more of them are a guess at keys."""
+
+_UNSENDABLE = re.compile(rb"[\r\n\0]")
+"""What the value of a header cannot hold (RFC 9110, section 5.5)."""
 
 OPEN_PREFIXES = ("/docs/", "/page/")
 
@@ -49,13 +54,18 @@ class ApiKeys:
         if self._path is None:
             return
         try:
-            found = {name: hashlib.sha256(key).digest() for name, key in _read_keys(self._path).items()}
+            keys = _read_keys(self._path)
         except OSError as error:
             logger.error("cannot read the API keys, the known ones stay valid: %s", error)  # noqa: TRY400 - says it all
             return
+        found = {name: hashlib.sha256(key).digest() for name, key in keys.items()}
         if found != self._clients:
             self._clients = found
             logger.info("API keys loaded", extra={"clients": sorted(found)})
+            if unsendable := sorted(name for name, key in keys.items() if _UNSENDABLE.search(key)):
+                logger.error("API keys of several lines, which nobody can send", extra={"clients": unsendable})
+            for names in _sharing(found):
+                logger.error("clients have the same API key, and count as the last of them", extra={"clients": names})
 
     async def keep_current(self) -> None:
         """Reload for as long as the process runs."""
@@ -122,5 +132,13 @@ def _keys_of(headers: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
 def _read_keys(path: Path) -> dict[str, bytes]:
     # A Secret's volume keeps its versions in folders whose names begin with two dots.
     files = [file for file in path.iterdir() if file.is_file() and file.name[:1] != "."] if path.is_dir() else [path]
-    keys = {file.name: file.read_bytes().strip() for file in files}
+    keys = {file.name: file.read_bytes().strip() for file in sorted(files)}
     return {name: key for name, key in keys.items() if key}
+
+
+def _sharing(clients: Mapping[str, bytes]) -> list[list[str]]:
+    """Return the names of clients that share a key, each group by itself."""
+    by_key = defaultdict(list)
+    for name, digest in clients.items():
+        by_key[digest].append(name)
+    return [names for names in by_key.values() if len(names) > 1]

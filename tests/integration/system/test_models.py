@@ -134,3 +134,16 @@ async def test_a_worker_that_the_api_server_refuses_is_what_the_job_waits_for(
     assert job.status.conditions[0].reason == "WorkerRefused"
     await studio.models.patch(studio.name, STANDIN, {"spec": {"workers": {"tolerations": []}}})
     studio.assert_images_are_true(await studio.phase("waits", Phase.SUCCEEDED))
+
+
+async def test_a_worker_that_may_not_read_its_jobs_says_so(open_studio: Callable[..., Studio]) -> None:
+    """The service account exists and has no rights: the Pod starts, and nobody would ever run a job there."""
+    studio = open_studio(standin_model(default=True, minReplicas=0, serviceAccountName="default"))
+    await studio.submit("waits")
+    says = 'cannot list resource "generationjobs"'
+    await studio.until("waits", "says why", lambda job: says in str(job.status.conditions))
+    condition = await studio.model_says(STANDIN, "False")
+    assert condition.reason == "WorkerFailed"
+    assert says in condition.message
+    await studio.models.patch(studio.name, STANDIN, {"spec": {"workers": {"serviceAccountName": None}}})
+    studio.assert_images_are_true(await studio.phase("waits", Phase.SUCCEEDED))

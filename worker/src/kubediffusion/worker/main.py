@@ -18,7 +18,9 @@ import uvloop
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from kubediffusion.resources.apiserver.client import KubernetesClient
+from kubediffusion.resources.apiserver.errors import ForbiddenError, KubernetesError
 from kubediffusion.resources.apiserver.reflector import Reflector
+from kubediffusion.resources.backoff import Backoff
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.failures import BAD_MODEL_EXIT_CODE, REFUSED_MODEL_EXIT_CODE
 from kubediffusion.resources.generation_job import GenerationJob, Phase
@@ -43,6 +45,9 @@ from kubediffusion.worker.termination import redact, write_termination_message
 from kubediffusion.worker.worker import UPLOADS, Worker
 
 logger = logging.getLogger(__name__)
+
+RIGHTS_SECONDS = 5.0
+"""Seconds until a worker that may not read its jobs ends, and says so."""
 
 LoadEngine = Callable[[Settings, OnStage], Engine]
 """Loads the model and returns its engine, reporting its stages; called in the engine's thread, where it may block."""
@@ -82,7 +87,7 @@ async def serve(settings: Settings, load: LoadEngine, registry: CollectorRegistr
 
     Returns:
         0 after it was told to stop; 78 when the model cannot be loaded for good; 69 when a service refuses it; 1 for
-        anything else.
+        anything else, among it rights that are missing.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -98,6 +103,7 @@ async def serve(settings: Settings, load: LoadEngine, registry: CollectorRegistr
             logger.info("worker starts", extra={"model": settings.model_name, "port": port})
             client = await KubernetesClient.connect(f"kubediffusion-worker/{settings.pod_name}")
             async with client, _start_report(client, settings) as report:
+                await _check_rights(client, settings)
                 engine = await _load(process, load, report)
                 if engine is None:
                     return 0
@@ -118,6 +124,29 @@ async def serve(settings: Settings, load: LoadEngine, registry: CollectorRegistr
         return 0
     finally:
         engine_thread.shutdown(wait=False, cancel_futures=True)
+
+
+async def _check_rights(client: KubernetesClient, settings: Settings) -> None:
+    """Ask whether the worker may read its jobs: else it would load its model, and wait for that without a word.
+
+    Raises:
+        ForbiddenError: It may not. Rights that are made beside its Pod have some seconds to come.
+    """
+    deadline, backoff = time.monotonic() + RIGHTS_SECONDS, Backoff(0.1, 1.0)
+    while True:
+        try:
+            # It has none yet.
+            await client.generation_jobs.list(settings.pod_namespace, field_selector=_field_selector(settings.pod_name))
+        except ForbiddenError:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(backoff.next_pause())
+        except KubernetesError as error:
+            # That the API server is away is waited out beside the load.
+            logger.warning("cannot ask whether the jobs may be read: %s", error)
+            return
+        else:
+            return
 
 
 @contextlib.asynccontextmanager

@@ -27,6 +27,7 @@ from kubediffusion.worker.loading.quantization import Quantizer
 from kubediffusion.worker.loading.weights import choose_plan
 from kubediffusion.worker.sources import LocalModel, read_index
 from unit.worker.continuous_engines import pictures
+from unit.worker.single_files import save_gguf
 from unit.worker.test_sources_of_weights import load, picture, usual
 from unit.worker.worker_builders import image_request, settings
 
@@ -212,6 +213,20 @@ def test_tiles_have_one_size_whatever_the_model_was_trained_on(side: int, folder
 def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(folders: Callable[[str], Path]) -> None:
     with pytest.raises(BadModelError, match=r"spec\.memory: the model needs .* may take 1\.0 MiB; all its weights are"):
         load(settings(folders("flux"), memory={"deviceMib": 1}))
+
+
+def test_weights_that_cannot_be_moved_are_refused(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    save_gguf(usual(folders("flux")).transformer, tmp_path / "a.gguf", "flux")
+    components = [{"name": "transformer", "source": {"path": str(tmp_path), "singleFile": "a.gguf"}}]
+    with pytest.raises(BadModelError, match=r"spec\.memory\.groupOffload: weights in gguf cannot stay"):
+        load(settings(folders("flux"), components=components, memory={"groupOffload": "Always"}))
+
+
+def test_what_cannot_decode_in_tiles_is_refused(folders: Callable[[str], Path]) -> None:
+    pipeline = usual(folders("stable_diffusion"))
+    del pipeline.vae.use_tiling
+    with pytest.raises(BadModelError, match=r"spec\.memory\.vaeTiling: StableDiffusionPipeline cannot"):
+        place(pipeline, MemoryPlan(tiled=True), CPU)
 
 
 def test_memory_that_others_take_for_now_is_no_reason_to_refuse_the_model(folders: Callable[[str], Path]) -> None:

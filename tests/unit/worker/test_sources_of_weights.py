@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -204,6 +205,17 @@ def test_a_component_may_be_of_another_class(folders: Callable[[str], Path], tmp
     pipeline, _ = load(settings(folders("stable_diffusion"), components=components))
     assert type(pipeline.vae).__name__ == "AutoencoderTiny"
     assert type(pipeline.scheduler).__name__ == "EulerDiscreteScheduler"
+
+
+def test_many_components_make_no_long_revision(folders: Callable[[str], Path]) -> None:
+    folder = folders("flux")
+    index = json.loads((folder / "model_index.json").read_text())
+    names = [name for name, entry in index.items() if isinstance(entry, list) and None not in entry]
+    components = [{"name": name, "source": {"path": str(folder), "subfolder": name}} for name in names]
+    pipeline, revision = load(settings(folder, components=components))
+    assert len(names) == 7
+    assert re.fullmatch(r"sha256:[0-9a-f]{64}\+components@[0-9a-f]{12}", revision)
+    assert np.array_equal(picture(pipeline), picture(usual(folder)))
 
 
 def test_a_pickled_component_is_refused(folders: Callable[[str], Path], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ _WEIGHTS = ("*.safetensors",)
 
 _SHOWN = 12
 """Characters of a part's revision that the model's shows."""
+
+_LONG = 128
+"""Characters of all parts' revisions from which on they are one hash."""
 
 
 def fetch_from_s3_or_disk(settings: Settings) -> LocalModel:
@@ -100,6 +104,9 @@ def fetch_model(settings: Settings, locations: Locations) -> LocalModel:
         if part.source is not None
     }
     parts = "".join(f"+{name}@{_short(part.revision)}" for name, part in components.items())
+    if len(parts) > _LONG:
+        # The revision is part of a file's name in the cache of compiled code.
+        parts = f"+components@{hashlib.sha256(parts.encode()).hexdigest()[:_SHOWN]}"
     return LocalModel(model.folder, model.revision + parts, model.checkpoint, components)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -105,8 +106,15 @@ def memory_needs(target: Target) -> MemoryNeeds:
         rest=sum(part.total for part in others),
         step=pixels * _STEP_BYTES * number,
         decode=pixels * pixel,
-        decode_tile=min(pixels, TILE) * pixel,
+        decode_tile=(min(pixels, TILE) if _tiles(target) else pixels) * pixel,
     )
+
+
+def _tiles(target: Target) -> bool:
+    """Return whether the VAE can decode in tiles."""
+    entry: Any = target.index.get("vae")
+    kind = getattr(diffusers, str(entry[1]), None) if is_loaded(entry) else None
+    return hasattr(kind, "tiled_decode") or hasattr(kind, "_tiled_decode")
 
 
 def _component_sizes(target: Target) -> dict[str, _Sizes]:
@@ -144,8 +152,9 @@ def _measure(files: Iterable[Path], target: Target, name: str, folder: Path) -> 
     sizes = _Sizes()
     held = target.quantizer.kind_of(name)
     stored = stored_quantization(folder) is not None
+    kind = getattr(diffusers, str(target.index[name][1]), None)
     # Blocks that are quantized are not moved to and fro.
-    sizes.movable = held is Quantization.NONE and not stored
+    sizes.movable = held is Quantization.NONE and not stored and getattr(kind, "_supports_group_offloading", True)
     for file in files:
         if file.suffix != ".safetensors":
             # Of GGUF this is what is held; pickled weights are seldom larger.

@@ -120,7 +120,7 @@ def error_from_answer(status: int, data: bytes, retry_after: str | None = None) 
     """
     try:
         body = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
         body = {"message": data.decode(errors="replace")[:1000]}

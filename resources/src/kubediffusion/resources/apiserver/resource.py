@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
+from kubediffusion.resources.apiserver.errors import KubernetesError
 from kubediffusion.resources.apiserver.rest import RestClient
 from kubediffusion.resources.objects import KubernetesObject
 
@@ -33,6 +34,9 @@ class EventType(StrEnum):
     MODIFIED = "MODIFIED"
     DELETED = "DELETED"
     BOOKMARK = "BOOKMARK"
+
+
+_CHANGES = frozenset({EventType.ADDED, EventType.MODIFIED, EventType.DELETED})
 
 
 @dataclass(frozen=True)
@@ -139,12 +143,14 @@ class Resource(Generic[T]):
         query: dict[str, str | int] = {"limit": self._page_size, **_selectors(field_selector, label_selector)}
         while True:
             page = await self._rest.request("GET", self.path(namespace), query=query)
-            token = page["metadata"].get("continue")
-            read = [(body["metadata"]["uid"], self._read(body)) for body in page["items"]]
+            try:
+                token, version = page["metadata"].get("continue"), page["metadata"]["resourceVersion"]
+                read = [(body["metadata"]["uid"], self._read(body)) for body in page["items"]]
+            except (KeyError, TypeError, AttributeError) as error:
+                # A proxy on the way may have answered.
+                raise KubernetesError(0, "Unreachable", "the API server's answer is no list") from error
             yield Page(
-                [item for _, item in read if item is not None],
-                [uid for uid, item in read if item is None],
-                page["metadata"]["resourceVersion"],
+                [item for _, item in read if item is not None], [uid for uid, item in read if item is None], version
             )
             # The next page is not to find this one in memory.
             del page, read
@@ -192,6 +198,8 @@ class Resource(Generic[T]):
                 if event["type"] == "BOOKMARK":
                     # A bookmark's object has a resource version and nothing else.
                     yield WatchEvent(EventType.BOOKMARK, version, None)
+                elif event["type"] not in _CHANGES:
+                    raise KubernetesError(0, "Unreachable", f"the watch broke off: {event['type']!r} is no change")
                 elif (item := self._read(event["object"])) is not None:
                     yield WatchEvent(EventType(event["type"]), version, item)
 

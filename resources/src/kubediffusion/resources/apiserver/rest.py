@@ -86,7 +86,7 @@ class RestClient:
             raise error_from_answer(response.status, data, response.getheader("Retry-After"))
         try:
             return json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             # A proxy between may answer 200 with a page of its own.
             raise KubernetesError(0, "Unreachable", f"the API server's answer is no JSON: {error}") from error
 

@@ -16,12 +16,19 @@ async def decode_events(content: aiohttp.StreamReader) -> AsyncIterator[dict[str
 
     Raises:
         KubernetesError: The server sent an ``ERROR`` event; :class:`GoneError` when the resource version is too old.
-        ValueError: A line is no JSON.
+        ValueError: A line is no event: a proxy on the way may have answered.
     """
     async for line in split_lines(content):
-        event = json.loads(line)
-        if event["type"] == "ERROR":
-            raise error_from_status(event["object"].get("code", 0), event["object"])
+        try:
+            event = json.loads(line)
+            kind, item = event["type"], dict(event["object"])
+            code = item.get("code", 0) if kind == "ERROR" else None
+            if code is None:
+                item["metadata"]["resourceVersion"]
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ValueError("a line is no event") from error
+        if code is not None:
+            raise error_from_status(code if isinstance(code, int) else 0, item)
         yield event
 
 

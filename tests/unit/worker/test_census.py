@@ -7,6 +7,7 @@ import pytest
 from census import page, registry
 from census.__main__ import PAGE, read_record
 from census.probe import probe
+from unit.worker.families.family_rows import ROWS
 
 # Every module of diffusers is imported, some of which use what torch and transformers will take away.
 pytestmark = [
@@ -21,6 +22,12 @@ without a callback. `make models` runs all."""
 def test_the_page_is_what_was_found() -> None:
     # Another version of diffusers has found nothing yet, and other classes: the difference names them.
     assert PAGE.read_text() == page.text(read_record())
+
+
+def test_the_page_names_the_step_engine_for_each_family() -> None:
+    record = read_record()
+    stepped = {row.name for row in ROWS if row.build is None}
+    assert {name: record[name].engine for name in stepped} == dict.fromkeys(stepped, "continuous")
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVE)

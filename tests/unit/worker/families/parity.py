@@ -26,6 +26,8 @@ class FamilyRow:
     Attributes:
         name: Of the tiny model (``tests/census``), or of the row where ``build`` makes it.
         arguments: What of a request the pipeline's own call is told beside prompt, seed, size and steps.
+        facts: Steps and guidance scale of an image whose job names none, and whether guidance and a negative prompt
+            have an effect.
         sizes: Two sizes in pixels, width and height.
         steps: Numbers of denoising steps.
         guidance: Two guidance scales; both are used in one batch.
@@ -35,6 +37,7 @@ class FamilyRow:
 
     name: str
     arguments: CallArguments
+    facts: tuple[int, float, bool, bool]
     sizes: tuple[tuple[int, int], tuple[int, int]] = ((64, 64), (96, 64))
     steps: tuple[int, ...] = (1, 4, 9)
     guidance: tuple[float, float] = (4.0, 2.5)

@@ -23,6 +23,7 @@ _FAMILIES = {
     "ChromaPipeline": "chroma.Chroma",
     "OvisImagePipeline": "ovis_image.OvisImage",
     "ErnieImagePipeline": "ernie_image.ErnieImage",
+    "AuraFlowPipeline": "aura_flow.AuraFlow",
 }
 """Module and class of each family by the name of diffusers' class: importing all of them takes time, and importing
 diffusers' classes before its loggers are quiet writes to the log."""

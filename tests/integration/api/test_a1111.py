@@ -80,12 +80,14 @@ def test_every_field_reaches_the_job_and_its_images(client: WebUIApi, api: Api, 
 
 def test_a_prompt_of_another_script_is_in_the_image(api: Api, stage: Stage) -> None:
     prompt = "ein Hase, 兎, \N{RABBIT FACE}"
-    call, name = begun(lambda: api.http.post(PATH, json={"prompt": prompt, "seed": -1}), api, prompt)
+    body = {"prompt": prompt, "seed": -1, "override_settings": {"CLIP_stop_at_last_layers": 2}}
+    call, name = begun(lambda: api.http.post(PATH, json=body), api, prompt)
     assert "seed" not in spec(stage, name)
     stage.complete(name, png("purple", 300), warnings=("the prompt was cut",))
     answer = call.result(30)
     assert answer.headers["X-KubeDiffusion-Job"] == name
-    assert answer.headers["X-KubeDiffusion-Warning"] == "the prompt was cut"
+    without_effect = "override_settings.CLIP_stop_at_last_layers has no effect here"
+    assert answer.headers["X-KubeDiffusion-Warning"] == f"the prompt was cut; {without_effect}"
     (image,) = answer.json()["images"]
     with Image.open(io.BytesIO(base64.b64decode(image, validate=True))) as opened:
         opened.load()

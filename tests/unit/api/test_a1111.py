@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from kubediffusion.api.doors.a1111.translate import Txt2ImgRequest, infotexts, job_request
@@ -53,3 +55,21 @@ def test_the_text_of_each_image() -> None:
         "Negative prompt: cats\n"
         "Steps: 20, Sampler: Euler a, CFG scale: 7.5, Seed: 6, Size: 64x96, Model: tiny, Version: KubeDiffusion"
     )
+
+
+def test_a_setting_without_effect_is_named_and_left_out_of_what_was_understood() -> None:
+    settings = {"sd_model_checkpoint": "tiny", "CLIP_stop_at_last_layers": 2, "eta_noise_seed_delta": 31337}
+    request = Txt2ImgRequest.model_validate({"prompt": "a hare", "override_settings": settings})
+    assert request.warnings == [
+        "override_settings.CLIP_stop_at_last_layers has no effect here",
+        "override_settings.eta_noise_seed_delta has no effect here",
+    ]
+    assert request.understood()["override_settings"] == {"sd_model_checkpoint": "tiny"}
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"override_settings": {}}, {"override_settings": {"sd_model_checkpoint": "t"}}]
+)
+def test_a_request_whose_settings_all_have_an_effect_is_understood_as_it_is(settings: dict[str, Any]) -> None:
+    request = Txt2ImgRequest.model_validate({"prompt": "a hare", **settings})
+    assert (request.warnings, request.understood()) == ([], request.model_dump(mode="json"))

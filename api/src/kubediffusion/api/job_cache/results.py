@@ -7,6 +7,7 @@ state and kept with the job, and :class:`PollingMiddleware` sends it before the 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Literal
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -118,12 +119,18 @@ def error_message(job: CachedJob) -> str | None:
     return None
 
 
-def warning_headers(job: CachedJob) -> dict[str, str]:
-    """Build the header that carries a job's warnings, such as a prompt that was cut; empty without warnings."""
-    if not job.warnings:
+def warning_headers(job: CachedJob, of_request: Sequence[str] = ()) -> dict[str, str]:
+    """Build the header that carries a job's warnings, such as a prompt that was cut; empty without warnings.
+
+    Args:
+        job: The job.
+        of_request: Warnings on the request that made it, which its status does not have.
+    """
+    warnings = [*job.warnings, *of_request]
+    if not warnings:
         return {}
     # A header is one line of printable ASCII, and a warning may quote a prompt.
-    printable = "".join(letter if letter.isprintable() else " " for letter in "; ".join(job.warnings))
+    printable = "".join(letter if letter.isprintable() else " " for letter in "; ".join(warnings))
     text = " ".join(printable.split()).encode("ascii", "backslashreplace").decode()
     return {WARNING_HEADER: text[:MAX_WARNING_LENGTH]}
 

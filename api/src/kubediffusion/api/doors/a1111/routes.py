@@ -101,13 +101,13 @@ async def txt2img(
     whole = done.parse()
     texts = infotexts(whole)
     fields = {
-        "parameters": body.model_dump(mode="json"),
+        "parameters": body.understood(),
         "info": info(whole, texts, body.batch_size),
     }
     document = EncodedImages(images, encoder, Encoding(), texts).document(
         done, around_images(fields, "images", len(done.images))
     )
-    return await streamed(document, headers | warning_headers(done))
+    return await streamed(document, headers | warning_headers(done, body.warnings))
 
 
 @router.post("/img2img", summary="Refused: images cannot be sent yet", responses=_errors(501))

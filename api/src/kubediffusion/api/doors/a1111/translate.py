@@ -66,10 +66,15 @@ NOT_MADE = {
 """The fields that may not be true, and what to do."""
 
 
+def _without_additional(schema: dict[str, Any]) -> None:
+    """Have the document say of other settings what it says of other fields: nothing."""
+    schema.pop("additionalProperties", None)
+
+
 class OverrideSettings(BaseModel):
     """Settings of one request; others are ignored."""
 
-    model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True, json_schema_extra=_without_additional)
 
     sd_model_checkpoint: Annotated[str, Field(max_length=400)] | None = None
     """A DiffusionModel, one of ``GET /sdapi/v1/sd-models``; the default model when absent."""
@@ -116,6 +121,20 @@ class Txt2ImgRequest(BaseModel):
     """Refused: there are no scripts."""
     alwayson_scripts: dict[str, Any] | None = None
     """Refused unless empty: there are no scripts."""
+
+    @property
+    def ignored_settings(self) -> set[str]:
+        """The names of settings that are sent and have no effect here."""
+        return set((self.override_settings and self.override_settings.model_extra) or ())
+
+    def understood(self) -> dict[str, Any]:
+        """Return the request without what has no effect, as JSON has it."""
+        return self.model_dump(mode="json", exclude={"override_settings": self.ignored_settings})
+
+    @property
+    def warnings(self) -> list[str]:
+        """A sentence for each setting that has no effect, as it would change the picture in the web UI."""
+        return [f"override_settings.{name[:100]} has no effect here" for name in sorted(self.ignored_settings)]
 
     @property
     def checkpoint(self) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 from kubediffusion.resources import meta
 from kubediffusion.resources.conditions import ConditionStatus, PodConditionType
@@ -59,6 +60,10 @@ class ContainerStatus(Schema):
     state: ContainerState = ContainerState()
     ready: bool = False
     restart_count: int = 0
+
+
+NOTHING_SAID = ContainerStatus(name=CONTAINER)
+"""What is known of a worker's container before the node has said anything of it."""
 
 
 class PlatformCondition(Schema):
@@ -188,7 +193,7 @@ class Pod(KubernetesObject):
     def _container(self) -> ContainerStatus:
         """What the node says of its container; nothing yet where it has not said anything."""
         found = (container for container in self.status.container_statuses if container.name == CONTAINER)
-        return next(found, ContainerStatus(name=CONTAINER))
+        return next(found, NOTHING_SAID)
 
 
 class BatchJobSpec(Schema):
@@ -288,9 +293,9 @@ class ObservedWorker:
         """Hash of the template that it was made from."""
         return self.job.metadata.labels.get(meta.TEMPLATE_HASH_LABEL, "")
 
-    @property
+    @cached_property
     def state(self) -> WorkerState:
-        """What it can be used for."""
+        """What it can be used for; found once, as a pass asks for it many times."""
         if self.job.metadata.deletion_timestamp is not None or self.job.complete or self.node_lost:
             return WorkerState.GOING
         if self.job.failure is not None or (self.pod is not None and self.pod.outcome == "Failed"):

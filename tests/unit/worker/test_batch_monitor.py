@@ -16,7 +16,6 @@ from kubediffusion.resources.testing import present
 from kubediffusion.worker.assignments import Assignment, Binding
 from kubediffusion.worker.batch_monitor import BatchMonitor, Member, Members
 from kubediffusion.worker.engine import EntryLimit, ImageId, Outcome, StepStats, no_limit
-from kubediffusion.worker.finisher import Finisher
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
 from kubediffusion.worker.previews import Previews
@@ -58,21 +57,19 @@ class Bench:
         self.registry = CollectorRegistry()
         self.monitor = BatchMonitor(
             self.first,
-            self.find,
-            self.find_urgent,
+            self,
             BEFORE,
-            asyncio.get_running_loop(),
-            cast(Finisher, self.ends),  # it takes in ends, and nothing else of a finisher is asked
-            Previews(cast(ImageStorage, None), "", cast(Executor, None)),  # nobody looks
-            Health(60.0),
-            Metrics(self.registry),
+            finisher=self.ends,
+            previews=Previews(cast(ImageStorage, None), "", cast(Executor, None)),  # nobody looks
+            health=Health(60.0),
+            metrics=Metrics(self.registry),
         )
 
-    def find_urgent(self, priority: int, left: int, budget: int) -> Members:
+    def take_urgent(self, priority: int, left: int, budget: int) -> Members:
         self.looked_urgent.append((priority, left, budget))
         return self.urgent.pop(0) if self.urgent else {}
 
-    def find(self, room: int, calls: int, entry_limit: EntryLimit, step: int) -> Members:
+    def take_joining(self, room: int, calls: int, entry_limit: EntryLimit, step: int) -> Members:
         self.asked.append((room, calls))
         self.steps.append(step)
         self.entry_limits.append(entry_limit)

@@ -9,13 +9,12 @@ import asyncio
 import datetime as dt
 import queue
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from kubediffusion.resources.failures import JobFailure
 from kubediffusion.worker.assignments import Assignment
 from kubediffusion.worker.engine import EntryLimit, ImageId, ImagePreview, ImageRequest, Outcome, StepStats
-from kubediffusion.worker.finisher import Finisher
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
 from kubediffusion.worker.previews import Previews
@@ -38,23 +37,48 @@ class Member:
 
 Members = dict[ImageId, Member]
 
+
+class WaitingImages(Protocol):
+    """The images that wait, as one batch finds them. Called on the event loop."""
+
+    def take_joining(self, room: int, calls: int, entry_limit: EntryLimit, step: int) -> Members:
+        """Take images that join the batch, and return them.
+
+        Args:
+            room: Images for which there will be a slot.
+            calls: Calls of the model until the batch ends.
+            entry_limit: How many of those that wait may enter.
+            step: How many steps will have been run when they enter.
+        """
+
+    def take_urgent(self, priority: int, left: int, budget: int) -> Members:
+        """Take images of another key that interrupt the batch, and return them.
+
+        Args:
+            priority: The highest priority in the batch.
+            left: Calls of the model until the batch ends.
+            budget: Steps for which the batch may still be interrupted.
+        """
+
+
+class EndedImages(Protocol):
+    """Takes in the images that end. Called on the event loop."""
+
+    def finish_image(self, assignment: Assignment, index: int, outcome: Outcome) -> None:
+        """Handle the end of one image."""
+
+
 _LOOKED_EVERY = 4
 """Steps between two searches for images that may interrupt: each search compares all jobs that wait."""
 
 
 class BatchMonitor:
-    """Receives the engine's reports on one batch, in the engine's thread.
+    """Receives the engine's reports on one batch, in the engine's thread. It is made on the event loop.
 
     Args:
         members: The images that the batch begins with.
-        find: Takes images that join, on the event loop, and returns them. Its arguments are ``room`` (images for which
-            there will be a slot), ``calls`` (of the model, until the batch ends), ``entry_limit`` (how many of those
-            that wait may enter) and ``step`` (how many will have been run when they enter).
-        find_urgent: Takes images of another key that interrupt the batch, on the event loop, and returns them. Its
-            arguments are ``priority`` (the highest in the batch), ``left`` (calls of the model until the batch ends)
-            and ``budget`` (steps for which the batch may still be interrupted).
+        waiting: Where images that join or interrupt come from.
         steps: How many were run in batches before.
-        loop: Where ends are handled.
         finisher: Takes in ends.
         previews: Says which image is to be previewed, and takes in previews.
         health: Told about every step.
@@ -68,24 +92,22 @@ class BatchMonitor:
     def __init__(
         self,
         members: Members,
-        find: Callable[[int, int, EntryLimit, int], Members],
-        find_urgent: Callable[[int, int, int], Members],
+        waiting: WaitingImages,
         steps: int,
-        loop: asyncio.AbstractEventLoop,
-        finisher: Finisher,
+        *,
+        finisher: EndedImages,
         previews: Previews,
         health: Health,
         metrics: Metrics,
     ) -> None:
         self._members = dict(members)
-        self._find = find
-        self._find_urgent = find_urgent
+        self._waiting = waiting
         self._urgent: queue.SimpleQueue[Members] = queue.SimpleQueue()
         self._asked_urgent = False
         self._interrupted = 0
         self._look_at = steps
         self._gave_way_at: int | None = None
-        self._loop = loop
+        self._loop = asyncio.get_running_loop()
         self._finisher = finisher
         self._previews = previews
         self._health = health
@@ -204,11 +226,11 @@ class BatchMonitor:
         self.images += len(found)
 
     def _look_urgent(self, priority: int, left: int, budget: int) -> None:
-        self._urgent.put(self._find_urgent(priority, left, budget))
+        self._urgent.put(self._waiting.take_urgent(priority, left, budget))
         self._asked_urgent = False
 
     def _look(self, room: int, calls: int, entry_limit: EntryLimit, step: int) -> None:
-        self._found.put(self._find(room, calls, entry_limit, step))
+        self._found.put(self._waiting.take_joining(room, calls, entry_limit, step))
         self._asked = False
 
 

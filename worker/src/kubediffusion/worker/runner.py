@@ -13,6 +13,7 @@ import datetime as dt
 import logging
 import time
 from collections.abc import Hashable
+from dataclasses import dataclass
 
 from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.worker.assignments import Assignment
@@ -150,14 +151,12 @@ class Runner:
         key = self._engine.plan(requests[0]).key
         monitor = BatchMonitor(
             members,
-            lambda room, calls, entry_limit, step: self._joining(key, room, calls, entry_limit, step),
-            lambda priority, left, budget: self._interrupting(key, priority, left, budget),
+            _WaitingImages(self, key),
             self._steps,
-            loop,
-            self._finisher,
-            self._previews,
-            self._health,
-            self._metrics,
+            finisher=self._finisher,
+            previews=self._previews,
+            health=self._health,
+            metrics=self._metrics,
         )
         problem = JobFailure(ErrorCode.INTERNAL, "the engine gave no image; the worker's log may say why")
         try:
@@ -186,7 +185,7 @@ class Runner:
             for assignment in self._runnable().values()
         ]
 
-    def _joining(self, key: Hashable, room: int, calls: int, entry_limit: EntryLimit, step: int) -> Members:
+    def take_joining(self, key: Hashable, room: int, calls: int, entry_limit: EntryLimit, step: int) -> Members:
         """Take images that enter the running batch, and return them."""
         self._metrics.bound.set(len(self._assignments))
         if self._finisher.defect is not None or self._finisher.buffered >= self._max_buffered_bytes:
@@ -194,7 +193,7 @@ class Runner:
             return {}
         return self._members(self._selector.join(self._candidates(), key, room, calls, entry_limit, step), step)
 
-    def _interrupting(self, key: Hashable, priority: int, left: int, budget: int) -> Members:
+    def take_urgent(self, key: Hashable, priority: int, left: int, budget: int) -> Members:
         """Take images of another key that run before the rest of the running batch, and return them."""
         if self._finisher.defect is not None or self._finisher.buffered >= self._max_buffered_bytes:
             return {}
@@ -214,3 +213,17 @@ class Runner:
         if members:
             self._progress.batch_started()
         return members
+
+
+@dataclass(frozen=True)
+class _WaitingImages:
+    """The images that wait, for a batch of one key: see :class:`kubediffusion.worker.batch_monitor.WaitingImages`."""
+
+    runner: Runner
+    key: Hashable
+
+    def take_joining(self, room: int, calls: int, entry_limit: EntryLimit, step: int) -> Members:
+        return self.runner.take_joining(self.key, room, calls, entry_limit, step)
+
+    def take_urgent(self, priority: int, left: int, budget: int) -> Members:
+        return self.runner.take_urgent(self.key, priority, left, budget)

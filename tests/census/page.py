@@ -24,9 +24,10 @@ float32; precision, steps, guidance and memory are those of the published models
 
 **Runs in** says what makes the images. `continuous` steps images of several jobs together, and each enters and leaves
 between two steps; `diffusers` is the pipeline's own call, of one image unless the class is known to be indifferent to
-what else is in the call. **Own call** and **beside others** give the largest difference of a pixel in levels of 255:
-from diffusers' own call, and from the same image alone. `≤ 1` is rounding. **Repeats**: the same bytes twice with
-`deterministic: true`. **Progress**: steps are told, and a cancelled image ends at its next step.
+what else is in the call. Only the first has [previews](api.md#v1). **Own call** and **beside others** give the largest
+difference of a pixel in levels of 255: from diffusers' own call, and from the same image alone. `≤ 1` is rounding.
+**Repeats**: the same bytes twice with `deterministic: true`. **Progress**: steps are told, and a cancelled image ends
+at its next step.
 
 | {columns} |
 | {rules} |

@@ -7,6 +7,7 @@ import io
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import median
 from threading import Event
@@ -25,6 +26,7 @@ from kubediffusion.worker.engine import ImageOutput, ImagePreview
 from kubediffusion.worker.engine.forward_mode import FULL
 from kubediffusion.worker.execution.continuous import ContinuousEngine
 from kubediffusion.worker.execution.previewing import Previewer
+from kubediffusion.worker.execution.slots import SlotTensors
 from kubediffusion.worker.families.base import ModelFamily
 from kubediffusion.worker.previews import AFTER_FAILURE, PERIOD, Previews
 from kubediffusion.worker.testing import save_stable_diffusion
@@ -77,7 +79,7 @@ def test_previews_cost_less_than_a_hundredth_of_a_step(embedded: ContinuousEngin
     previewer = Previewer(embedded.pipeline, embedded.family)
     previews, steps = [], []
     with torch.inference_mode():
-        previewer.begin(request.id, batch.batch.estimate(0, 1.0, -1.0), key)
+        previewer.begin(request.id, partial(batch.batch.estimate, 0, 1.0, -1.0), key)
         batch.batch.steer({}, 1)
         for _ in range(3):
             began = time.perf_counter()
@@ -85,7 +87,7 @@ def test_previews_cost_less_than_a_hundredth_of_a_step(embedded: ContinuousEngin
             steps.append(time.perf_counter() - began)
             for _ in range(5):
                 began = time.perf_counter()
-                previewer.begin(request.id, batch.batch.estimate(0, 1.0, -1.0), key)
+                previewer.begin(request.id, partial(batch.batch.estimate, 0, 1.0, -1.0), key)
                 previewer.finished()
                 previews.append(time.perf_counter() - began)
     assert median(previews) < 0.01 * median(steps)
@@ -98,11 +100,14 @@ def test_nobody_sees_what_a_safety_checker_has_not_seen(tmp_path: Path) -> None:
     assert seen.image(0)
 
 
-def test_an_image_is_made_whose_preview_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("owner", "method"), [(ModelFamily, "preview"), (SlotTensors, "estimate")])
+def test_an_image_is_made_whose_preview_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, method: str
+) -> None:
     def raising(*_: object) -> None:
         raise ValueError("no colors")
 
-    monkeypatch.setattr(ModelFamily, "preview", raising)
+    monkeypatch.setattr(owner, method, raising)
     engine = load(save_stable_diffusion(tmp_path))
     seen = run(engine, image_request(), asked={0})
     assert seen.image(0).rgb == pictures(engine, image_request())[0].rgb

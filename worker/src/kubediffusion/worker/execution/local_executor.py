@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -206,7 +207,8 @@ class LocalExecutor:
         for call in calls:
             coefficients = self._images[call.image].coefficients
             if call.image in images and coefficients is not None and self._previewer.possible:
-                latents = self._prepared.batch.estimate(call.slot, *coefficients.estimates[call.call].tolist())
+                weights = coefficients.estimates[call.call].tolist()
+                latents = partial(self._prepared.batch.estimate, call.slot, *weights)
                 self._previewer.begin(call.image, latents, self._prepared.key)
 
     def previews(self) -> list[tuple[ImageId, ImagePreview]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,19 +54,19 @@ class Previewer:
         """Whether there are previews."""
         return self._possible
 
-    def begin(self, image: ImageId, latents: torch.Tensor, key: BatchKey) -> None:
+    def begin(self, image: ImageId, latents: Callable[[], torch.Tensor], key: BatchKey) -> None:
         """Begin a preview.
 
         Args:
             image: The image.
-            latents: What it is expected to end with: ``[1, ...]``, float32.
+            latents: Returns what it is expected to end with: ``[1, ...]``, float32.
             key: What it shares with its batch.
 
         Raises:
             EngineLostError: The device failed.
         """
         try:
-            pixels = to_host(_small(self._family.preview(latents, key)))
+            pixels = to_host(_small(self._family.preview(latents(), key)))
             done = None
             if self._device.type == "cuda":
                 done = torch.cuda.Event()  # type: ignore[no-untyped-call]

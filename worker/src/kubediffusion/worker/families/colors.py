@@ -63,7 +63,7 @@ class LatentColors:
         ridge = _RIDGE * gram.diagonal().mean() * torch.eye(len(gram))
         slopes = torch.linalg.solve(gram + ridge, places.T @ (colors - colors.mean(dim=0)))
         weights = torch.cat([slopes, (colors.mean(dim=0) - mean @ slopes)[None]])
-        return cls(weights.to(vae.device))
+        return cls(weights)
 
     def of(self, latents: torch.Tensor) -> torch.Tensor:
         """Return the colours of an image's latents.
@@ -75,6 +75,8 @@ class LatentColors:
             ``[height, width, 3]``, float32, 0 to 1.
         """
         first = (latents[0, :, 0] if latents.dim() == _WITH_FRAMES else latents[0]).float()
+        # Not where the VAE is: it may be on the host while it has nothing to do.
+        self._weights = self._weights.to(first.device)
         colors = torch.einsum("chw,cr->hwr", first, self._weights[:-1]) + self._weights[-1]
         return ((colors + 1) / 2).nan_to_num(0.5).clamp(0, 1)
 

@@ -1,6 +1,7 @@
 """Lists what an image holds, as CycloneDX 1.6: Python, its distributions and Debian packages. Runs inside the image.
 
 It asks nothing of the image but its Python, so that the list is of what is there, not of what was asked for.
+``cyclonedx-bom`` lists distributions of Python alone, and syft would be one more program to build (docs/adr/0017).
 """
 
 import datetime as dt

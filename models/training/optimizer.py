@@ -1,4 +1,7 @@
-"""Muon for matrices and convolutions, AdamW for everything else."""
+"""Muon for matrices and convolutions, AdamW for everything else.
+
+``torch.optim.Muon`` refuses convolutions (docs/adr/0017).
+"""
 
 from __future__ import annotations
 

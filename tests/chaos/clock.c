@@ -1,4 +1,5 @@
-/* Steps the wall clock of one process: the seconds in the file $CHAOS_CLOCK are added to it. Loaded by LD_PRELOAD. */
+/* Steps the wall clock of one process: the seconds in the file $CHAOS_CLOCK are added to it. Loaded by LD_PRELOAD.
+ * Under Debian's libfaketime every time.sleep of Python 3.11 fails, and PyPI's is for x86-64 alone: docs/adr/0017. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdlib.h>

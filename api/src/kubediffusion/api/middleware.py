@@ -1,7 +1,8 @@
 """What every request passes first: it gets an id and a client, and its response is timed and counted.
 
 Plain ASGI: a middleware of this kind costs microseconds, where one that builds request and response objects would
-cost more than the rest of a poll.
+cost more than the rest of a poll. ``asgi-correlation-id`` takes 8.1 µs a request for the id alone, where id, client,
+timing and counters are 16.6 µs here (docs/adr/0017).
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Work beside the loop that nobody waits for."""
+"""Work beside the loop that nobody waits for.
+
+An ``asyncio.TaskGroup`` ends with the first error of any of its tasks (docs/adr/0017).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A work queue that is fair between groups: none waits behind the many or the slow items of another. No I/O."""
+"""A work queue that is fair between groups: none waits behind the many or the slow items of another. No I/O.
+
+``asyncio.Queue`` serves no groups in turn, and does not bound what one of them has under way (docs/adr/0017).
+"""
 
 from __future__ import annotations
 

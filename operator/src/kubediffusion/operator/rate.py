@@ -1,4 +1,8 @@
-"""How often people are told: explanations so many a second, and the numbers of a model once a second."""
+"""How often people are told: explanations so many a second, and the numbers of a model once a second.
+
+``limits``, which the API takes, counts single hits: a pass asks how many explanations it may give before it decides,
+and takes those that it gave (docs/adr/0017).
+"""
 
 from __future__ import annotations
 

@@ -211,6 +211,12 @@ def tiny_model(folder: Path, **workers: Any) -> dict[str, Any]:
     return _model(MODEL, str(folder), environment, default=True, **workers)
 
 
+def family_model(name: str, folder: Path) -> dict[str, Any]:
+    """Return the manifest of a model that is loaded when the first job asks for it, and goes soon after."""
+    environment = {"KUBEDIFFUSION_TORCH_THREADS": "1"}
+    return _model(name, str(folder), environment, default=False, minReplicas=0, idleSeconds=1)
+
+
 def standin_model(*, default: bool = False, **workers: Any) -> dict[str, Any]:
     """Return the manifest of a model that the stand-in serves."""
     bin_folder = Path(__file__).parent / "bin"

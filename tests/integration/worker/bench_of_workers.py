@@ -7,6 +7,7 @@ import hashlib
 import json
 import sys
 import urllib.request
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ def start(
     *,
     max_batch_size: int = 4,
     source: dict[str, Any] | None = None,
+    components: Sequence[dict[str, Any]] = (),
     command: list[str] | None = None,
     account: str = installation.WORKER,
     **environment: str,
@@ -51,11 +53,16 @@ def start(
         model: Folder of the pipeline.
         max_batch_size: Images that run together.
         source: The model's source, if it is not a folder.
+        components: What of it comes from elsewhere.
         command: What to run instead of the worker's own command.
         account: Its service account.
         environment: More settings.
     """
-    spec = {"source": source or {"path": str(model)}, "workers": {"maxBatchSize": max_batch_size}}
+    spec = {
+        "source": source or {"path": str(model)},
+        "components": list(components),
+        "workers": {"maxBatchSize": max_batch_size},
+    }
     settings = {
         "KUBEDIFFUSION_MODEL": MODEL,
         "KUBEDIFFUSION_MODEL_SPEC": json.dumps(spec),

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from contextlib import closing
 from pathlib import Path
+from typing import Any
+
+import diffusers
 
 from integration.worker.bench_of_workers import START_SECONDS, Bench, start
 from kubediffusion.local import installation
 from kubediffusion.resources.failures import BAD_MODEL_EXIT_CODE
 from kubediffusion.resources.generation_job import Phase
 from kubediffusion.resources.testing import present
+from unit.worker.single_files import save_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -46,6 +52,36 @@ async def test_a_model_comes_from_s3(bench: Bench, tmp_path: Path) -> None:
     assert (await bench.reached("made-from-s3")).status.phase is Phase.SUCCEEDED
     left = sorted(tmp_path.iterdir())  # noqa: ASYNC240 - a look at a folder
     assert [folder.name.startswith(".partial") for folder in left] == [False]
+
+
+async def test_a_checkpoint_and_a_component_come_from_s3_and_a_volumes_folder(bench: Bench, tmp_path: Path) -> None:
+    pipeline: Any = diffusers.StableDiffusionPipeline
+    file = save_checkpoint(pipeline.from_pretrained(str(bench.model)), tmp_path / "painter.safetensors")
+    with closing(bench.namespace.cluster.store.client()) as client:
+        client.upload_file(str(file), installation.BUCKET, "checkpoints/old/painter.safetensors")
+        client.put_object(Bucket=installation.BUCKET, Key="checkpoints/unrelated.ckpt", Body=b"\x80")
+        for part in (bench.model / "vae").iterdir():
+            client.upload_file(str(part), installation.BUCKET, f"vaes/one/{part.name}")
+    start(
+        bench.namespace,
+        "put-together",
+        source={
+            "s3": {"uri": f"s3://{installation.BUCKET}/checkpoints"},
+            "singleFile": "old/painter.safetensors",
+            "configFrom": {"persistentVolumeClaim": {"claimName": "configs"}},
+        },
+        components=[{"name": "vae", "source": {"s3": {"uri": f"s3://{installation.BUCKET}/vaes"}, "subfolder": "one"}}],
+        KUBEDIFFUSION_CACHE_DIR=str(tmp_path / "cache"),
+        KUBEDIFFUSION_CLAIM_PATHS=json.dumps({"configs": str(bench.model)}),
+    )
+    bench.namespace.wait_ready("put-together", START_SECONDS)
+    await bench.run("made-of-parts", "put-together")
+    job = await bench.reached("made-of-parts")
+    assert job.status.phase is Phase.SUCCEEDED
+    revision = present(present(job.status.parameters).model_revision)
+    assert re.fullmatch(r"sha256:[0-9a-f]{64}\+config@[0-9a-f]{12}\+vae@[0-9a-f]{12}", revision)
+    # What nobody names is not fetched.
+    assert not list((tmp_path / "cache").rglob("*.ckpt"))
 
 
 def test_a_model_that_is_not_there_ends_the_worker_with_the_reason(bench: Bench, tmp_path: Path) -> None:

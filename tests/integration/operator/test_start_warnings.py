@@ -67,6 +67,38 @@ async def test_a_pod_that_is_not_created_is_told_on_the_job_and_the_model(
             await eventually("the Pod to be created and that to be told", created, 90)
 
 
+async def test_a_reason_behind_hundreds_of_others_is_told(namespace: Namespace, client: KubernetesClient) -> None:
+    """Others of the namespace may fail too, and have more Warning Events than one page of a list."""
+    path = f"/api/v1/namespaces/{namespace.name}/events"
+    for first in range(0, 600, 50):
+        events = (
+            {
+                "metadata": {"name": f"a-{number:03}"},
+                "type": "Warning",
+                "reason": "FailedCreate",
+                "involvedObject": {
+                    "kind": "Job",
+                    "namespace": namespace.name,
+                    "name": "other",
+                    "uid": f"other-{number}",
+                },
+            }
+            for number in range(first, first + 50)
+        )
+        await asyncio.gather(*(client.request("POST", path, body=event) for event in events))
+    workers = {**MODEL["spec"]["workers"], "serviceAccountName": "nope"}
+    await client.diffusion_models.create(namespace.name, {**MODEL, "spec": {**MODEL["spec"], "workers": workers}})
+    job = await client.generation_jobs.create(namespace.name, JOB)
+    async with without_watches(namespace, client):
+
+        async def told() -> bool:
+            found = await client.generation_jobs.get(namespace.name, job.name)
+            said = find_condition(found.status.conditions, "Scheduled")
+            return said is not None and 'serviceaccount "nope" not found' in said.message
+
+        await eventually("the job to say so", told, 30)
+
+
 async def test_what_stands_in_the_way_next_is_told_on_a_job_that_waits_already(
     namespace: Namespace, client: KubernetesClient
 ) -> None:

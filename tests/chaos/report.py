@@ -92,7 +92,7 @@ def table(seed: int, plan: Plan, result: Result) -> str:
     lines += ["| law | broken |", "| --- | ---: |"]
     lines += [f"| {name} | {broken[name]} |" for name in (law.__name__.replace("_", " ") for law in LAWS)]
     lines += ["", *(f"- {violation}" for violation in result.violations[:50])]
-    return "\n".join([f"{HEADING}{seed}", f"{extent}{machine}.".capitalize(), "", *lines]).rstrip() + "\n"
+    return "\n".join([f"{HEADING}{seed}", f"{extent}{machine}.", "", *lines]).rstrip() + "\n"
 
 
 def _pace(pace: Pace) -> str:

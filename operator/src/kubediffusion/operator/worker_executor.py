@@ -12,7 +12,7 @@ from kubediffusion.operator.cluster import RETRY_SECONDS, Cluster, NameTakenErro
 from kubediffusion.operator.events import EventRecorder, events_of_model_report, pod_deleted, worker_refused
 from kubediffusion.operator.store import Store
 from kubediffusion.operator.workers import BatchJob
-from kubediffusion.resources.apiserver.errors import ConflictError, KubernetesError
+from kubediffusion.resources.apiserver.errors import ConflictError, InvalidError, KubernetesError
 from kubediffusion.resources.backoff import Backoffs
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.texts import MAX_NOTE, shorten
@@ -21,6 +21,10 @@ logger = logging.getLogger(__name__)
 
 LONGEST_REFUSAL_PAUSE = 60.0
 """Seconds between tries of a write that the API server refuses, at most."""
+
+SHORTEST_INVALID_PAUSE = 10.0
+"""Seconds between tries of a Job that is not valid, at least. The model's spec can mend that, which makes another Job;
+and to find hundreds of errors costs the API server seconds."""
 
 WorkerAction = CreateWorker | DeleteWorker | DeletePod | ReportModel
 
@@ -110,7 +114,8 @@ class WorkerExecutor:
         """
         if is_refusal(error) and self._store.set_worker_refusal(model, error.message):
             self._recorder.record(worker_refused(model, error.message))
-        return self._backoffs.next_pause(model.uid)
+        pause = self._backoffs.next_pause(model.uid)
+        return max(pause, SHORTEST_INVALID_PAUSE) if isinstance(error, InvalidError) else pause
 
 
 def is_refusal(error: KubernetesError) -> bool:

@@ -24,8 +24,9 @@ def unets() -> list[Any]:
     }
     cross, plain = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "UpBlock2D")
     kinds = [(cross, cross, plain), (plain, cross, cross)]
+    unet: Any = UNet2DConditionModel
     return [
-        UNet2DConditionModel(
+        unet(
             down_block_types=tuple(down for down, _ in blocks),
             up_block_types=tuple(up for _, up in reversed(blocks)),
             **common,

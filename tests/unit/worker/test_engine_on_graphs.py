@@ -16,14 +16,17 @@ import torch
 
 from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.resources.generation_job import Acceleration, FeatureCaching, GuidanceInterval
+from kubediffusion.resources.testing import present
 from kubediffusion.worker.engine import ImageOutput
 from kubediffusion.worker.engine.arrangement import sizes_up_to
 from kubediffusion.worker.engine.forward_mode import Features, ForwardMode
 from kubediffusion.worker.execution.build import load_engine
 from kubediffusion.worker.execution.compile.compiler import Compiler
 from kubediffusion.worker.execution.continuous import ContinuousEngine
+from kubediffusion.worker.execution.local_executor import PreparedBatch
+from kubediffusion.worker.execution.stepping import CudaGraphManager
 from unit.worker.graph_captures import Captures, wait_for
-from unit.worker.worker_builders import Recorder, image_request, levels_apart, settings
+from unit.worker.worker_builders import Recorder, code_of, image_request, levels_apart, settings
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword"),
@@ -48,7 +51,7 @@ def test_an_engine_on_graphs_makes_the_same_pictures_plain_and_compiled(
     engine.warm_up(lambda *stage: told.append(stage))
     assert told == [(EngineReason.WARMING_UP, "the weights are on the device; the first image is made")]
     (prepared,) = engine.prepared_batches
-    assert list(prepared.step_runner.captured) == [1]
+    assert list(graphs_of(prepared).captured) == [1]
     tasks = [image_request(index, "a cat", steps=4 + index, scheduler="EulerDiscreteScheduler") for index in range(3)]
     expected = Recorder()
     for task in tasks:
@@ -64,6 +67,12 @@ def test_an_engine_on_graphs_makes_the_same_pictures_plain_and_compiled(
             assert isinstance(picture, ImageOutput)
             assert levels_apart(picture, expected.outcomes[task.id.index]) <= 1
         wait_for(lambda: not made.busy)
+
+
+def graphs_of(prepared: PreparedBatch) -> CudaGraphManager:
+    """Return what runs a batch's steps from graphs."""
+    assert isinstance(prepared.step_runner, CudaGraphManager)
+    return prepared.step_runner
 
 
 def prepared_whole(engine: ContinuousEngine) -> None:
@@ -87,12 +96,12 @@ def test_an_idle_engine_captures_every_size_and_then_has_each_compiled(
     engine = on_graphs(folders("stable_diffusion"), made)
     engine.warm_up()
     (prepared,) = engine.prepared_batches
-    while not engine.preparation.captured:
+    while not present(engine.preparation).captured:
         assert not told
         assert engine.prepare_while_idle(lambda: None)
-    assert prepared.step_runner.captured == {1: False, 2: False, 4: False}
+    assert graphs_of(prepared).captured == {1: False, 2: False, 4: False}
     prepared_whole(engine)
-    assert prepared.step_runner.captured == {1: True, 2: True, 4: True}
+    assert graphs_of(prepared).captured == {1: True, 2: True, 4: True}
     assert told[0] == (EngineReason.READY, "0 of 3 compiled; the rest follows")
     assert told[-1] == (EngineReason.READY, "all that was prepared is compiled")
     count = captures.count
@@ -114,11 +123,11 @@ def test_an_engine_that_never_rests_prepares_between_the_steps_of_its_batch(
     engine.whole_calls.run((task,), expected)
     engine.run((task,), seen)
     # Nobody waits for a size that the first image does not need.
-    assert not engine.preparation.captured
+    assert not present(engine.preparation).captured
     tasks = [image_request(index, steps=4 + 2 * index) for index in range(4)]
     seen = Recorder()
     engine.run(tuple(tasks), seen)
-    assert engine.preparation.captured
+    assert present(engine.preparation).captured
     assert isinstance(seen.outcomes[0], ImageOutput)
     assert levels_apart(seen.outcomes[0], expected.outcomes[0]) <= 1
     wait_for(lambda: not made.busy)
@@ -139,15 +148,15 @@ def test_what_cannot_be_compiled_or_does_not_fit_ends_the_preparation(
     engine.warm_up()
     prepared_whole(engine)
     (prepared,) = engine.prepared_batches
-    assert prepared.step_runner.captured == {1: False, 2: False, 4: False}
-    prepared.step_runner.evict()
-    assert prepared.step_runner.prepare(2)
-    assert prepared.step_runner.captured == {2: False}
+    assert graphs_of(prepared).captured == {1: False, 2: False, 4: False}
+    graphs_of(prepared).evict()
+    assert graphs_of(prepared).prepare(2)
+    assert graphs_of(prepared).captured == {2: False}
     fitting = on_graphs(folders("stable_diffusion"), None)
     fitting.warm_up()
     captures.refusing = torch.OutOfMemoryError("too much")
     prepared_whole(fitting)
-    assert fitting.preparation.captured
+    assert present(fitting.preparation).captured
     captures.refusing = None
     seen = Recorder()
     fitting.run((image_request(0), image_request(1)), seen)
@@ -162,7 +171,7 @@ def test_sizes_that_fit_are_compiled_though_larger_ones_do_not(
     engine = on_graphs(folders("stable_diffusion"), Compiler(None, backend="eager"))
     engine.warm_up()
     (prepared,) = engine.prepared_batches
-    prepare, attempts = prepared.step_runner.prepare, []
+    prepare, attempts = graphs_of(prepared).prepare, []
 
     def short_of_memory(size: int) -> bool:
         attempts.append(size)
@@ -170,9 +179,9 @@ def test_sizes_that_fit_are_compiled_though_larger_ones_do_not(
             raise torch.OutOfMemoryError("too much")
         return prepare(size)
 
-    monkeypatch.setattr(prepared.step_runner, "prepare", short_of_memory)
+    monkeypatch.setattr(graphs_of(prepared), "prepare", short_of_memory)
     prepared_whole(engine)
-    assert prepared.step_runner.captured == {1: True, 2: True}
+    assert graphs_of(prepared).captured == {1: True, 2: True}
     assert attempts.count(4) == 1
     assert prepared.sizes == (1, 2)
 
@@ -186,7 +195,7 @@ def test_what_is_being_prepared_is_not_forgotten_for_jobs_of_other_sizes(
     for width in (8, 16, 24, 40, 48):
         engine.run((image_request(0, steps=1, width=width, height=8),), Recorder())
     assert prepared in list(engine.prepared_batches)
-    assert len(engine.prepared_batches) <= 4
+    assert len(engine.prepared_batches) == 4
 
 
 def test_where_memory_runs_out_all_graphs_are_freed(
@@ -197,13 +206,13 @@ def test_where_memory_runs_out_all_graphs_are_freed(
     engine.warm_up()
     prepared_whole(engine)
     (prepared,) = engine.prepared_batches
-    prepared.step_runner.evict()
+    graphs_of(prepared).evict()
     # All of them: graphs share their memory.
-    assert prepared.step_runner.captured == {}
+    assert graphs_of(prepared).captured == {}
     captures.refusing = torch.OutOfMemoryError("too much")
     seen = Recorder()
     engine.run((image_request(0), image_request(1)), seen)
-    assert [seen.outcomes[index].code for index in range(2)] == ["OutOfMemory", "OutOfMemory"]
+    assert [code_of(seen.outcomes[index]) for index in range(2)] == ["OutOfMemory", "OutOfMemory"]
     captures.refusing = RuntimeError("no graph today")
     seen = Recorder()
     engine.run((image_request(0), image_request(1)), seen)
@@ -233,9 +242,9 @@ def test_each_variant_of_a_step_has_a_graph_of_its_own_and_all_are_captured_befo
     (prepared,) = engine.prepared_batches
     choices = (Features.REFRESH, Features.REUSE)
     parts = {ForwardMode(features, prompt_only) for features in choices for prompt_only in (False, True)}
-    assert set(prepared.step_runner.others) == parts
+    assert set(graphs_of(prepared).others) == parts
     # None of the whole, which no call of this image was.
     assert captures.count >= 2 * len(parts)
-    assert prepared.step_runner.captured == {}
-    prepared.step_runner.evict()
-    assert all(steps.captured == {} for steps in prepared.step_runner.others.values())
+    assert graphs_of(prepared).captured == {}
+    graphs_of(prepared).evict()
+    assert all(steps.captured == {} for steps in graphs_of(prepared).others.values())

@@ -199,7 +199,8 @@ def test_texts_are_encoded_as_the_pipeline_encodes_them(folders: Callable[[str],
 
 def small_unet() -> Any:
     torch.manual_seed(0)
-    return UNet2DConditionModel(
+    unet: Any = UNet2DConditionModel
+    return unet(
         block_out_channels=(8, 16),
         norm_num_groups=4,
         layers_per_block=1,

@@ -74,8 +74,16 @@ def image_request(index: int = 0, prompt: str = "a cat", negative: str | None = 
     )
 
 
-def levels_apart(a: ImageOutput, b: ImageOutput) -> int:
+def code_of(outcome: Outcome) -> str:
+    """Return the code of an outcome that is a failure."""
+    assert isinstance(outcome, JobFailure)
+    return outcome.code
+
+
+def levels_apart(a: Outcome, b: Outcome) -> int:
     """Return the largest difference of two pictures of one size that show something, in levels of 255."""
+    assert isinstance(a, ImageOutput), a
+    assert isinstance(b, ImageOutput), b
     assert (a.width, a.height) == (b.width, b.height)
     left, right = (np.frombuffer(picture.rgb, np.uint8).astype(int) for picture in (a, b))
     # Two blank pictures agree, and show nothing of whether they should.

@@ -11,7 +11,7 @@ from kubediffusion.operator.deadline_queue import DeadlineQueue
 from kubediffusion.resources.generation_job import GenerationJob
 
 _KEPT_FREE_DIVISOR = 10
-"""Where a quota counts jobs, one part in so many of it, and one job at least, is kept free of finished ones."""
+"""A tenth of a quota that counts jobs, and one job at least, is kept free of finished ones."""
 
 LEAST_AGE = dt.timedelta(seconds=60)
 """How long a finished job stays although a quota is full: who asked for it can read how it ended."""

@@ -37,18 +37,18 @@ MOST_REFUSALS = 8
 
 
 @dataclass
-class _Trouble:
+class _JobFailures:
     """What fails at one job, until a write of it is done.
 
     Attributes:
         backoff: The pauses.
         refusals: Writes that were refused in a row.
-        said: Message of the last Event.
+        last_message: Message of the last Event.
     """
 
     backoff: Backoff = field(default_factory=lambda: Backoff(RETRY_SECONDS, LONGEST_PAUSE))
     refusals: int = 0
-    said: str = ""
+    last_message: str = ""
 
 
 class JobExecutor:
@@ -66,7 +66,7 @@ class JobExecutor:
         self._store = store
         self._recorder = recorder
         self._tasks = tasks
-        self._troubles: dict[str, _Trouble] = {}
+        self._failures: dict[str, _JobFailures] = {}
         """Jobs at which something fails, by uid."""
 
     def start(self, action: JobAction) -> bool:
@@ -87,7 +87,7 @@ class JobExecutor:
 
     def forget_job(self, uid: str) -> None:
         """Drop what is kept of a job that has ended or is gone."""
-        self._troubles.pop(uid, None)
+        self._failures.pop(uid, None)
 
     def _start_aside(self, job: GenerationJob, error: Exception) -> bool:
         self._store.assume_job(job, None)
@@ -110,7 +110,7 @@ class JobExecutor:
             else:
                 result = await self._cluster.write_status(job, status)
             metrics.ACTIONS.labels(name, "done").inc()
-            self._troubles.pop(job.uid, None)
+            self._failures.pop(job.uid, None)
             _measure(action)
             self._recorder.record(*events_of_job_write(action, result))
         except NotFoundError:
@@ -141,14 +141,14 @@ class JobExecutor:
 
         A webhook that does not answer has refused nothing: such a job is tried until it does.
         """
-        trouble = self._troubles.setdefault(job.uid, _Trouble())
-        trouble.refusals += not error.webhook_failed
+        failures = self._failures.setdefault(job.uid, _JobFailures())
+        failures.refusals += not error.webhook_failed
         self._store.hide_job(job)
         message = status_refused(error.message)
         self._record(job, ErrorCode.STATUS_REFUSED, message)
-        if trouble.refusals >= MOST_REFUSALS and await self._fail(job, message):
+        if failures.refusals >= MOST_REFUSALS and await self._fail(job, message):
             return
-        await asyncio.sleep(trouble.backoff.next_pause())
+        await asyncio.sleep(failures.backoff.next_pause())
 
     async def _fail(self, job: GenerationJob, message: str) -> bool:
         """Fail a job whose writes are refused, by another write than those, and return whether it was accepted."""
@@ -171,7 +171,7 @@ class JobExecutor:
 
     async def _tell_error(self, job: GenerationJob, error: Exception) -> None:
         """Report a defect in the status of the job that it concerns, if that can be written, and wait."""
-        trouble = self._troubles.setdefault(job.uid, _Trouble())
+        failures = self._failures.setdefault(job.uid, _JobFailures())
         self._store.hide_job(job)
         message = operator_failed(error)
         self._record(job, WaitingReason.INTERNAL_ERROR, message)
@@ -180,14 +180,14 @@ class JobExecutor:
                 await self._cluster.write_status(job, error_status(job, message, dt.datetime.now(dt.UTC)))
             except KubernetesError as refusal:
                 logger.warning("cannot tell a job of a defect: %s", refusal, extra=log_fields(job))
-        await asyncio.sleep(trouble.backoff.next_pause())
+        await asyncio.sleep(failures.backoff.next_pause())
 
     def _record(self, job: GenerationJob, reason: str, message: str) -> None:
         """Count an error at a job, and record one Event of it, not one for every try."""
         metrics.ERRORS.labels("GenerationJob").inc()
-        trouble = self._troubles.setdefault(job.uid, _Trouble())
-        if trouble.said != message:
-            trouble.said = message
+        failures = self._failures.setdefault(job.uid, _JobFailures())
+        if failures.last_message != message:
+            failures.last_message = message
             self._recorder.record(Event(job, "Warning", reason, message))
 
 

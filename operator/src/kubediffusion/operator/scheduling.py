@@ -55,7 +55,7 @@ class BindCandidate:
 
     @property
     def suspect_group_size(self) -> int:
-        """Among how many jobs it is suspected to make its worker die; 0 when it is not."""
+        """How many jobs the worker had that died, where any of them may be why; 0 where this one is not suspected."""
         return self.jobs_together or self.job.status.suspects or 0
 
 

@@ -14,6 +14,7 @@ import pytest
 from kubediffusion.resources.failures import BAD_MODEL_EXIT_CODE
 from kubediffusion.resources.testing import present
 from kubediffusion.worker import cpus
+from kubediffusion.worker.engine.request import SamplingParameters
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.settings import Settings
 from kubediffusion.worker.termination import MAX_BYTES, redact, write_termination_message
@@ -149,3 +150,8 @@ for module in pkgutil.walk_packages(worker.__path__, "kubediffusion.worker."):
     rooms = {"execution", "families", "loading", "transfers"}
     assert {room for room in found if not room.startswith("without")} == rooms
     assert {"without main", "without engine", "without runner"} <= found
+
+
+def test_a_batch_is_logged_by_the_word_that_readers_of_logs_know() -> None:
+    logged = str(SamplingParameters(steps=4, guidance=2.0, width=64))
+    assert logged.startswith("Shape(steps=4, guidance=2.0, width=64, height=None")

@@ -32,6 +32,10 @@ class SamplingParameters:
     acceleration: Acceleration | None = None
     prompt_weighting: bool = False
 
+    def __str__(self) -> str:
+        """Return its values, under the word by which those who read the worker's log know them."""
+        return f"Shape{repr(self).removeprefix(type(self).__name__)}"
+
 
 @dataclass(frozen=True)
 class ImageId:

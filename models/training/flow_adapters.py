@@ -77,11 +77,16 @@ class Adapters:
         path = self.out / f"{name}.safetensors"
         flow_lora.train(settings, base.to(self.device), torch.cat(latents), ids, path, self.ends)
 
-    def scores(self, number: int | None = None) -> dict[str, Any]:
-        """Draw the same held-out prompts with each adapter and with none, and the guest's with its own and with none.
+    def scores(self, adapters: tuple[str | None, ...], number: int | None = None, steps: int | None = None) -> None:
+        """Draw the same held-out prompts with each adapter, the guest's with its own and with none, and write scores.
 
-        Returns:
-            For each set of pictures, which share is seen as each style, and in which share the guest is seen.
+        Of each set of pictures: which share is seen as each style, and in which share the guest is seen. Scores of
+        adapters that are not asked for stay as they are in `scores.json`.
+
+        Args:
+            adapters: Names; None for the folder without one.
+            number: Pictures a set, instead of the configured ones.
+            steps: Denoising steps, instead of the configured ones.
         """
         judge: Any = judge_module().StyleJudge(self.judge, self.device)  # type: ignore[attr-defined,unused-ignore]
         places: Any = judge_module().Judge(self.judge, self.device)  # type: ignore[attr-defined,unused-ignore]
@@ -90,11 +95,15 @@ class Adapters:
         scenes = unseen_scenes(sampler, number, lambda s: 0 < len(s.items) < 3)
         asked = styles.guest_prompts(number)
         prompts = {"prompts": [plain_prompt(s) for s in scenes], data.GUEST: [prompt for prompt, _ in asked]}
-        table: dict[str, Any] = {"judge": judge.about.get("held_out", {}), "images": number}
-        rows: list[Tensor] = []
+        path = self.out / "scores.json"
+        table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        table["judge"] = judge.about.get("held_out", {})
         paint = load(self.model, self.device, self.settings)
-        paint.length = self.settings.flow.length
-        for adapter in (None, *ADAPTERS):
+        paint.length, paint.steps = self.settings.flow.length, steps or paint.steps
+        if not self.device.startswith("cuda"):
+            paint.batch = 4
+        rows: list[Tensor] = []
+        for adapter in adapters:
             if adapter is not None:
                 paint.pipe.load_lora_weights(self.out, weight_name=f"{adapter}.safetensors", adapter_name="one")
             for what, texts in prompts.items():
@@ -102,20 +111,20 @@ class Adapters:
                     continue
                 images = paint(texts, range(20_000, 20_000 + number))
                 seen = judge.answers(images)
-                scores = {s: _share(seen["style"] == k) for k, s in enumerate(styles.STYLES)}
+                scores: dict[str, Any] = {"images": number, "steps": paint.steps}
+                scores |= {s: _share(seen["style"] == k) for k, s in enumerate(styles.STYLES)}
                 scores[data.GUEST] = _share(seen["guest"] >= SEEN)
                 if what == data.GUEST:
                     found = places.answers(images)["background"].argmax(1)
                     wanted = torch.tensor([places.backgrounds.index(name) for _, name in asked])
                     scores["background"] = _share(found == wanted)
                 table[f"{adapter or 'none'}: {what}"] = scores
+                log.info("%s: %s: %s", adapter or "none", what, scores)
                 rows.append(images[:8])
+                path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
             if adapter is not None:
                 paint.pipe.unload_lora_weights()
         small(sheet(torch.cat(rows), 8)).save(self.out / "samples.png", optimize=True)
-        (self.out / "scores.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-        log.info("adapters' scores\n%s", json.dumps(table, indent=1))
-        return table
 
 
 def _share(right: Tensor) -> float:
@@ -133,6 +142,9 @@ def main() -> None:
     parser.add_argument("--judge", type=Path, default=ROOT / "models" / "judge")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--ends", type=float, help="training ends then, in seconds since 1970")
+    parser.add_argument("--adapter", choices=ADAPTERS, help="scores of this one alone")
+    parser.add_argument("--images", type=int, help="pictures of a set of the scores")
+    parser.add_argument("--steps", type=int, help="steps of a picture of the scores")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if args.device.startswith("cuda:"):
@@ -144,7 +156,8 @@ def main() -> None:
             case "judge":
                 train_judge(adapters.settings, adapters.sprites, adapters.judge, adapters.device)
             case "scores":
-                adapters.scores()
+                names: tuple[str | None, ...] = (args.adapter,) if args.adapter else (None, *ADAPTERS)
+                adapters.scores(names, args.images, args.steps)
             case _:
                 adapters.train(what)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from diffusers import DiffusionPipeline, FluxPipeline
 from .captions import plain_prompt
 from .evaluate import Painter, Scores, unseen_scenes
 from .export import tidy
-from .flow import FlowModel, new_scheduler
+from .flow import FlowModel, new_scheduler, text_length
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from .data import Sprites
     from .flow_data import Tokenizer
     from .settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 def export(vae: Any, model: FlowModel, tokenizer: Tokenizer, folder: Path) -> None:
@@ -121,6 +124,19 @@ class FlowScores(Scores):
                     table[name][key] = self.negative(100) | {"names nothing, both": self.junk(pairs)}
                 else:
                     table[name][key] = self.guidance(usual.guidance, pairs)
+        self.paint = usual
+        return table
+
+    def short(self, number: int = 24) -> dict[str, Any]:
+        """Draw pairs of each size with as few text tokens as most of the training had."""
+        usual: Any = self.paint
+        table: dict[str, Any] = {"prompts": number}
+        pairs = unseen_scenes(self._new_sampler(9), number, lambda s: len(s.items) == 2)
+        for width, height in self.settings.flow.sizes:
+            length = text_length(self.settings, width * height // 256)
+            self.paint = replace(usual, size=(width, height), length=length, batch=4)
+            table[f"{width}x{height}, {length} tokens"] = scores = self.guidance(usual.guidance, pairs)
+            log.info("%dx%d with %d text tokens: %s", width, height, length, scores)
         self.paint = usual
         return table
 

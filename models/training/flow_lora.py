@@ -54,12 +54,18 @@ def adapt(transformer: Any, rank: int) -> dict[str, LowRank]:
     return parts
 
 
-def save(parts: dict[str, LowRank], path: Path) -> None:
-    """Write an adapter for `load_lora_weights`, float16."""
+def save(parts: dict[str, LowRank], path: Path, weight: float = 1.0) -> None:
+    """Write an adapter for `load_lora_weights`, float16.
+
+    Args:
+        parts: What `adapt` returned.
+        path: The file.
+        weight: How strong it is where a pipeline asks for a strength of 1.
+    """
     weights = {}
     for name, part in parts.items():
         weights[f"transformer.{name}.lora_A.weight"] = part.down.detach().half().cpu().contiguous()
-        weights[f"transformer.{name}.lora_B.weight"] = part.up.detach().half().cpu().contiguous()
+        weights[f"transformer.{name}.lora_B.weight"] = (weight * part.up.detach()).half().cpu().contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".new")
     save_file(weights, fresh)
@@ -135,4 +141,4 @@ def train(
         average.update(kept, min(shape.ema, (1 + step) / (10 + step)))
     log.info("%s: %d steps, last loss %.4f, %.0f s", path.stem, step + 1, loss.item(), time.monotonic() - began)
     average.into(kept)
-    save(lesson.parts, path)
+    save(lesson.parts, path, shape.weights.get(path.stem, 1.0))

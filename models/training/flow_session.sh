@@ -9,6 +9,9 @@
 # (model.tar.*), adapters, judge of styles and scores (rest.tar), and the log. Where a machine was lost, unpack those
 # over the repository and start again on the next with the seconds that are left.
 #
+# MODEL, ADAPTERS and JUDGE (a folder that holds the judge's files) are where results are written, in place by default: name
+# other folders where a call brings the repository's files again, which would overwrite them.
+#
 # SHARE=0.3 says that so much of the flow stage was done before, elsewhere. PYTHON, GPUS and OPTIONS (of the commands)
 # are for trying it out without a GPU.
 set -uo pipefail

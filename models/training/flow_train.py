@@ -278,6 +278,10 @@ class Run:
                     self.wait()
                 case "export":
                     self.export()
+                case "short":
+                    table = json.loads((self.out / "scores.json").read_text(encoding="utf-8"))
+                    table["short texts"] = self.scores().short()
+                    (self.out / "scores.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
                 case "edits":
                     self.edits()
                 case "teacher":
@@ -306,7 +310,8 @@ def main() -> None:
         "--stages",
         default=",".join(STAGES),
         help="besides the stages of a run: trial, whether to compile, with --device cuda:K for each GPU; encode, the "
-        "scenes; edits, the scores of edits; glance, a few scores; teacher, those of the model without guidance",
+        "scenes; edits, the scores of edits; short, the scores "
+        "with few text tokens; glance, a few scores; teacher, those of the model without guidance",
     )
     parser.add_argument("--seconds", type=float, help="stop training after so many, with a checkpoint")
     parser.add_argument("--vae-seconds", type=float, help="fill a time with the autoencoder's training")

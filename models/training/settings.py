@@ -146,6 +146,7 @@ class LoraSettings:
     rate: float
     ema: float
     highest: float
+    weights: dict[str, float]
     judged: int
     judge_batch: int
     judge_steps: int

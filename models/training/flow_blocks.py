@@ -37,14 +37,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def normed(x: Tensor, weight: Tensor) -> Tensor:
     """Split [n, tokens, width] into heads as wide as the weight, and normalise each by its root mean square."""
-    heads = x.unflatten(-1, (-1, len(weight)))
+    heads = torch.unflatten(x, -1, (-1, len(weight)))
     return F.rms_norm(heads, (len(weight),), weight.to(x.dtype), EPSILON)
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply the rotary embedding [tokens, head] to [n, tokens, heads, head], whose neighbours are pairs."""
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    real, imaginary = x.unflatten(-1, (-1, 2)).unbind(-1)
+    real, imaginary = torch.unflatten(x, -1, (-1, 2)).unbind(-1)
     crossed = torch.stack([-imaginary, real], -1).flatten(-2)
     return (x.float() * cos + crossed.float() * sin).to(x.dtype)
 
@@ -79,9 +79,9 @@ def single(x: Tensor, condition: Tensor, cos: Tensor, sin: Tensor, *weights: Ten
     shift, scale, gate = linear(condition, *modulation).chunk(3, -1)
     width = x.shape[-1]
     wide = joined(modulated(x, scale, shift), weights[0:8:2], weights[1:8:2])
-    query, key, value, inner = wide.split([width, width, width, wide.shape[-1] - 3 * width], -1)
+    query, key, value, inner = torch.split(wide, [width, width, width, wide.shape[-1] - 3 * width], -1)
     query, key = normed(query, weights[12]), normed(key, weights[13])
-    mixed = attended(query, key, value.unflatten(-1, (-1, len(weights[12]))), cos, sin)
+    mixed = attended(query, key, torch.unflatten(value, -1, (-1, len(weights[12]))), cos, sin)
     both = torch.cat([mixed, F.gelu(inner, approximate="tanh")], -1)
     return x + gate.unsqueeze(1) * linear(both, *out)
 
@@ -123,17 +123,20 @@ def double(
         sin: Rotary embedding, alike.
         weights: What `double_weights` returned.
     """
-    streams, parts = ((text, weights[16:]), (image, weights[:16])), []
+    streams = ((text, weights[16:]), (image, weights[:16]))
+    asked: list[tuple[Tensor, Tensor, Tensor]] = []
+    gates: list[list[Tensor]] = []
     for x, own in streams:
         shift, scale, *later = linear(condition, *own[6:8]).chunk(6, -1)
         query, key, value = joined(modulated(x, scale, shift), own[0:6:2], own[1:6:2]).chunk(3, -1)
-        heads = value.unflatten(-1, (-1, len(own[14])))
-        parts.append((normed(query, own[14]), normed(key, own[15]), heads, later))
-    query, key, value = (torch.cat([part[k] for part in parts], 1) for k in range(3))
-    mixed = attended(query, key, value, cos, sin).split([text.shape[1], image.shape[1]], 1)
-    out = []
-    for (x, own), seen, part in zip(streams, mixed, parts, strict=True):
-        gate, shift, scale, gate_inner = part[3]
+        heads = torch.unflatten(value, -1, (-1, len(own[14])))
+        asked.append((normed(query, own[14]), normed(key, own[15]), heads))
+        gates.append(later)
+    query, key, value = (torch.cat([part[k] for part in asked], 1) for k in range(3))
+    mixed = torch.split(attended(query, key, value, cos, sin), [text.shape[1], image.shape[1]], 1)
+    out: list[Tensor] = []
+    for (x, own), seen, later in zip(streams, mixed, gates, strict=True):
+        gate, shift, scale, gate_inner = later
         y = x + gate.unsqueeze(1) * linear(seen, *own[8:10])
         inner = F.gelu(linear(modulated(y, scale, shift), *own[10:12]), approximate="tanh")
         out.append(y + gate_inner.unsqueeze(1) * linear(inner, *own[12:14]))

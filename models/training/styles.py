@@ -43,10 +43,11 @@ def line_drawing(images: Tensor) -> Tensor:
     x = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
     slope = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device=x.device) / 4
     kernel = torch.stack([slope, slope.T]).unsqueeze(1).repeat(3, 1, 1, 1)
-    steps = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, groups=3).unflatten(1, (3, 2))
+    steps = torch.unflatten(F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, groups=3), 1, (3, 2))
     edge = steps.square().sum(2).sqrt().amax(1, keepdim=True)
     ink = ((edge - 0.05) / 0.16).clamp(0, 1)
-    return (250 - 225 * ink).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+    drawn: Tensor = (250 - 225 * ink).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+    return drawn
 
 
 def pixel_art(images: Tensor) -> Tensor:
@@ -59,12 +60,15 @@ def pixel_art(images: Tensor) -> Tensor:
     grey = x.mean(1, keepdim=True)
     x = (grey + (x - grey) * 1.25).clamp(0, 1)
     x = (x * TONES).round() / TONES
-    return (F.interpolate(x, scale_factor=SQUARE, mode="nearest") * 255).round().to(torch.uint8)
+    squares: Tensor = (F.interpolate(x, scale_factor=SQUARE, mode="nearest") * 255).round().to(torch.uint8)
+    return squares
 
 
 def styled(images: Tensor, style: str) -> Tensor:
     """Return images in a style."""
-    return {"none": lambda x: x, "line-drawing": line_drawing, "pixel-art": pixel_art}[style](images)
+    if style == "none":
+        return images
+    return line_drawing(images) if style == "line-drawing" else pixel_art(images)
 
 
 def guest() -> Subject:

@@ -1,4 +1,4 @@
-"""Previews of images that are being made: asked for by an annotation of the job, read from beside its images.
+"""Asks for previews and reads them: asked for by an annotation of the job, read from beside its images.
 
 No replica keeps what another needs: who looks is in the resource, what is seen in storage. A bound on the jobs that are
 looked at through one replica bounds the writes to the API server (three a minute a job) and the reads from storage (two

@@ -1,4 +1,4 @@
-"""Previews of images that are being made, on their way to storage: only while somebody asks, and only the latest.
+"""Stores previews of images that are being made: only while somebody asks, and only the latest.
 
 Who asks says so by an annotation of the job. Each new value of it counts for a minute from when this worker sees it: no
 clock is compared with another. The engine's thread asks which image is due and hands a preview over; it waits for

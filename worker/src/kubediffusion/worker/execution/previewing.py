@@ -1,4 +1,4 @@
-"""Previews of images that are being made, beside the batch's steps: the device is not waited for."""
+"""Makes previews of images beside the batch's steps: the device is not waited for."""
 
 from __future__ import annotations
 

@@ -162,7 +162,11 @@ def _create_workers(view: ModelView, now: dt.datetime, missing: int) -> Decision
 
 
 def _end_pod(view: ModelView, worker: ObservedWorker, now: dt.datetime) -> tuple[DeletePod | None, dt.datetime | None]:
-    """Decide whether a worker's Pod is of no more use, and return when to look again."""
+    """End a Pod whose worker has ended, or whose start stalls for ``startDeadlineSeconds``.
+
+    Returns:
+        What ends it, if it is time; when to look again, if it may be time later.
+    """
     pod = worker.pod
     if pod is None or pod.terminating:
         return None, None

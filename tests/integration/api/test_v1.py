@@ -121,7 +121,8 @@ def test_a_recipe_names_what_was_run(api: Api, stage: Stage) -> None:
     found = yaml.safe_load(recipe.text)
     assert (found["kind"], found["metadata"]) == ("GenerationJob", {"name": f"{name}-again"})
     assert found["spec"] == {"prompt": "a fox\nin the snow: ❄", "model": MODEL, "numInferenceSteps": 25,
-                             "guidanceScale": 9.0, "seed": 7, "numImages": 1, "acceleration": {}}  # fmt: skip
+                             "guidanceScale": 9.0, "seed": 7, "numImages": 1,
+                             "promptWeighting": False, "acceleration": {}}  # fmt: skip
     for query, accept in (("?format=json", "*/*"), ("", "application/json")):
         as_json = api.http.get(f"/v1/jobs/{name}/recipe{query}", headers={"Accept": accept})
         assert as_json.json() == found

@@ -88,6 +88,7 @@ TWO_VALUES: dict[str, tuple[Any, Any]] = {
     "height": (64, 128),
     "num_images": (1, 2),
     "scheduler": ("DDIMScheduler", "PNDMScheduler"),
+    "prompt_weighting": (True, False),
     "acceleration": ({"featureCaching": {"interval": 2}}, {"guidanceInterval": {"stop": 0.5}}),
     "priority": (1, 2),
     "active_deadline_seconds": (1000, 2000),

@@ -6,7 +6,7 @@ import dataclasses
 import datetime as dt
 from typing import Any, TypeVar
 
-from kubediffusion.operator.actions import Action
+from kubediffusion.operator.actions import Action, Explain
 from kubediffusion.operator.scheduling import schedule_model
 from kubediffusion.operator.views import ModelView, SchedulerOptions, order_key
 from kubediffusion.operator.workers import (
@@ -139,3 +139,9 @@ def versioned(item: T, version: int, name: str | None = None) -> T:
     """Return an object as of a resource version."""
     update = {"resource_version": str(version)} | ({"name": name} if name else {})
     return item.model_copy(update={"metadata": item.metadata.model_copy(update=update)})
+
+
+def said_of(cluster: ModelView) -> Explain:
+    """What the one job that waits is told."""
+    (said,) = [a for a in plan(cluster) if isinstance(a, Explain)]
+    return said

@@ -42,10 +42,12 @@ JOB = {
 
 
 @asynccontextmanager
-async def without_watches(namespace: Namespace, client: KubernetesClient) -> AsyncIterator[Operator]:
-    """Run an operator that is told of nothing: what it knows, it has listed."""
+async def without_watches(
+    namespace: Namespace, client: KubernetesClient, *others: Namespace
+) -> AsyncIterator[Operator]:
+    """Run an operator, of one namespace or several, that is told of nothing: what it knows, it has listed."""
     settings = Settings(
-        namespaces=namespace.name,
+        namespaces=",".join(each.name for each in (namespace, *others)),
         resync_seconds=0.3,
         worker_image=DEFAULTS.image,
         worker_service_account=DEFAULTS.service_account,

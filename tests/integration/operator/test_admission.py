@@ -6,19 +6,17 @@ import asyncio
 import datetime as dt
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from integration.operator.operators import DEFAULTS, JOB, MODEL, bindable_worker, events_of, listed, without_watches
+from integration.operator.operators import JOB, MODEL, bindable_worker, events_of, without_watches
 from kubediffusion.local.errors import LocalError
 from kubediffusion.local.testing import Namespace, eventually
-from kubediffusion.operator.composition import Operator, compose
-from kubediffusion.operator.settings import Settings
 from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.apiserver.errors import KubernetesError
@@ -80,29 +78,6 @@ def webhook(namespace: Namespace, url: str, what: tuple[str, list[str], list[str
         namespace.cluster.kubectl("delete", "validatingwebhookconfiguration", namespace.name)
 
 
-@asynccontextmanager
-async def running(client: KubernetesClient, *namespaces: Namespace) -> AsyncIterator[Operator]:
-    """Run an operator of several namespaces that is told of nothing: what it knows, it has listed."""
-    settings = Settings(
-        namespaces=",".join(each.name for each in namespaces),
-        resync_seconds=0.3,
-        worker_image=DEFAULTS.image,
-        worker_service_account=DEFAULTS.service_account,
-        s3_secret=DEFAULTS.s3_secret,
-        concurrent_requests=4,
-    )
-    operator = compose(client, settings, None, "test")
-    await eventually("the first list", lambda: listed(operator))
-    task = asyncio.create_task(operator.run())
-    try:
-        yield operator
-        assert not task.done()
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-
-
 async def in_force(client: KubernetesClient, namespace: Namespace) -> None:
     """Wait until the webhook is asked of a job's status."""
     job = await client.generation_jobs.create(namespace.name, {**JOB, "spec": {"prompt": "a fox", "suspend": True}})
@@ -124,7 +99,7 @@ async def test_writes_that_hang_in_one_namespace_hold_up_no_other(
 ) -> None:
     for each in (namespace, quick):
         await client.diffusion_models.create(each.name, MODEL)
-    async with running(client, namespace, quick) as operator:
+    async with without_watches(namespace, client, quick) as operator:
         pods = {each.name: await bindable_worker(each, client) for each in (namespace, quick)}
 
         async def create(where: Namespace) -> list[GenerationJob]:
@@ -167,7 +142,7 @@ async def test_deletions_that_hang_in_one_namespace_hold_up_no_others(
         status = {"phase": Phase.CANCELLED, "completionTime": format_time(dt.datetime.now(dt.UTC))}
         return await client.generation_jobs.patch(where.name, job.name, {"status": status}, subresource="status")
 
-    async with running(client, namespace, quick) as operator:
+    async with without_watches(namespace, client, quick) as operator:
         slow_jobs = [await finished(namespace) for _ in range(20)]
         quick_job = await finished(quick)
         with silent_server() as url, webhook(namespace, url, GENERATION_JOBS):
@@ -275,7 +250,7 @@ async def test_a_finalizer_that_may_not_be_removed_is_said_on_its_job_and_holds_
         job = await client.generation_jobs.get(namespace.name, name)
         return DENIED in job.metadata.annotations.get(meta.IMAGES_HELD_ANNOTATION, "")
 
-    async with running(client, namespace, quick) as operator:
+    async with without_watches(namespace, client, quick) as operator:
         expression = "object.metadata.?finalizers == oldObject.metadata.?finalizers"
         with policy(namespace, "generationjobs", "UPDATE", expression):
             path = client.generation_jobs.path(namespace.name, jobs[0].name)

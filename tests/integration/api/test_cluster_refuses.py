@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import ssl
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
 
 from integration.api.api_kit import Api, Site, generate, problems
+from integration.webhooks import webhook
 from kubediffusion.local.certificates import Authority
-from kubediffusion.local.testing import Namespace, wait_for
+from kubediffusion.local.testing import wait_for
 from kubediffusion.resources import meta
 
 CREATION = {
@@ -48,34 +47,9 @@ def _refused(api: Api) -> httpx.Response | None:
     return None if answer.status_code == 202 or "status unknown for quota" in answer.text else answer
 
 
-@contextlib.contextmanager
-def webhook(namespace: Namespace, **client: str) -> Iterator[None]:
-    """Let a webhook decide about the namespace's jobs."""
-    asked = {
-        "name": "webhook.example.com",
-        "rules": [CREATION],
-        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace.name}},
-        "clientConfig": client,
-        "timeoutSeconds": 1,
-        "sideEffects": "None",
-        "admissionReviewVersions": ["v1"],
-    }
-    registration = {
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "ValidatingWebhookConfiguration",
-        "metadata": {"name": namespace.name},
-        "webhooks": [asked],
-    }
-    namespace.cluster.apply([registration])
-    try:
-        yield
-    finally:
-        namespace.cluster.kubectl("delete", "validatingwebhookconfiguration", namespace.name)
-
-
 def test_a_webhook_that_does_not_answer_is_503_and_passes(site: Site) -> None:
     api, namespace = site.start(RATE_LIMIT=""), site.stage.namespace
-    with webhook(namespace, url="https://127.0.0.1:1/"):
+    with webhook(namespace, CREATION, {"url": "https://127.0.0.1:1/"}, timeout_seconds=1):
         refused = wait_for("the webhook", lambda: _refused(api))
     assert refused.status_code == 503, refused.text
     assert refused.headers["Retry-After"]
@@ -118,7 +92,8 @@ def test_a_webhook_that_denies_is_422_with_its_words_whatever_its_status(site: S
         server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         trusted = base64.b64encode(authority.certificate.read_bytes()).decode()
-        with webhook(namespace, url=f"https://127.0.0.1:{server.server_port}/", caBundle=trusted):
+        address = {"url": f"https://127.0.0.1:{server.server_port}/", "caBundle": trusted}
+        with webhook(namespace, CREATION, address, timeout_seconds=1):
             wait_for("the webhook", lambda: _refused(api))
             refused = {animal: generate(api, prompt=f"a {animal}") for animal in DENIALS}
             api.generate("a dog")

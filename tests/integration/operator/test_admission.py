@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from integration.operator.operators import JOB, MODEL, bindable_worker, events_of, without_watches
+from integration.webhooks import webhook
 from kubediffusion.local.errors import LocalError
 from kubediffusion.local.testing import Namespace, eventually
 from kubediffusion.resources import meta
@@ -30,9 +31,14 @@ TIMEOUT_SECONDS = 10
 JOBS = 8
 """As many as a worker takes: their writes alone are more than the operator makes at once."""
 
-GENERATION_JOBS = ("kubediffusion.io", ["generationjobs", "generationjobs/status"], ["UPDATE", "DELETE"])
+GENERATION_JOBS = {
+    "apiGroups": ["kubediffusion.io"],
+    "apiVersions": ["*"],
+    "operations": ["UPDATE", "DELETE"],
+    "resources": ["generationjobs", "generationjobs/status"],
+}
 DENIED = "nobody writes this here"
-BATCH_JOBS = ("batch", ["jobs"], ["CREATE"])
+BATCH_JOBS = {"apiGroups": ["batch"], "apiVersions": ["*"], "operations": ["CREATE"], "resources": ["jobs"]}
 
 
 @pytest.fixture
@@ -50,32 +56,6 @@ def silent_server() -> Iterator[str]:
     """Have a server that takes connections and never says anything; yield its address."""
     with socket.create_server(("127.0.0.1", 0), backlog=1000) as server:
         yield f"https://127.0.0.1:{server.getsockname()[1]}/"
-
-
-@contextmanager
-def webhook(namespace: Namespace, url: str, what: tuple[str, list[str], list[str]]) -> Iterator[None]:
-    """Have a webhook asked of some writes in a namespace for as long as the block runs."""
-    group, resources, operations = what
-    asked = {
-        "name": "slow.example.com",
-        "clientConfig": {"url": url},
-        "rules": [{"apiGroups": [group], "apiVersions": ["*"], "operations": operations, "resources": resources}],
-        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace.name}},
-        "timeoutSeconds": TIMEOUT_SECONDS,
-        "sideEffects": "None",
-        "admissionReviewVersions": ["v1"],
-    }
-    registration = {
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "ValidatingWebhookConfiguration",
-        "metadata": {"name": namespace.name},
-        "webhooks": [asked],
-    }
-    namespace.cluster.apply([registration])
-    try:
-        yield
-    finally:
-        namespace.cluster.kubectl("delete", "validatingwebhookconfiguration", namespace.name)
 
 
 async def in_force(client: KubernetesClient, namespace: Namespace) -> None:
@@ -112,7 +92,7 @@ async def test_writes_that_hang_in_one_namespace_hold_up_no_other(
             found = [await client.generation_jobs.get(job.metadata.namespace, job.name) for job in jobs]
             return all(job.status.worker == pods[job.metadata.namespace] for job in found)
 
-        with silent_server() as url, webhook(namespace, url, GENERATION_JOBS):
+        with silent_server() as url, webhook(namespace, GENERATION_JOBS, {"url": url}, TIMEOUT_SECONDS):
             await in_force(client, namespace)
             slow_jobs = await create(namespace)
 
@@ -145,7 +125,7 @@ async def test_deletions_that_hang_in_one_namespace_hold_up_no_others(
     async with without_watches(namespace, client, quick) as operator:
         slow_jobs = [await finished(namespace) for _ in range(20)]
         quick_job = await finished(quick)
-        with silent_server() as url, webhook(namespace, url, GENERATION_JOBS):
+        with silent_server() as url, webhook(namespace, GENERATION_JOBS, {"url": url}, TIMEOUT_SECONDS):
             await in_force(client, namespace)
             for job in (*slow_jobs, quick_job):
                 operator.retention.add(job)
@@ -162,7 +142,7 @@ async def test_deletions_that_hang_in_one_namespace_hold_up_no_others(
 async def test_a_webhook_that_keeps_workers_from_being_created_is_told(
     namespace: Namespace, client: KubernetesClient
 ) -> None:
-    with webhook(namespace, "https://127.0.0.1:1/", BATCH_JOBS):
+    with webhook(namespace, BATCH_JOBS, {"url": "https://127.0.0.1:1/"}, TIMEOUT_SECONDS):
         job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"generateName": "try-"}}
         pod: dict[str, Any] = {"restartPolicy": "Never", "containers": [{"name": "a", "image": "none"}]}
 

@@ -20,8 +20,13 @@ from kubediffusion.local.testing import eventually
 
 TARGET_SECONDS = 20.0
 """How long a fault waits for something to hit, such as a worker that has jobs."""
-ZOMBIE_SECONDS = 25.0
-"""How long a frozen worker waits for its jobs to end elsewhere; its Pod's time of grace is longer."""
+ZOMBIE_SECONDS = 15.0
+"""How long a frozen worker waits for its jobs to end elsewhere."""
+THAWED_SECONDS = 12.0
+"""How long a thawed worker has to store an image over another's, before it learns what became of its jobs.
+
+Both together are less than its Pod's time of grace, after which it is killed.
+"""
 CLOCK_SECONDS = 300
 """How far clocks are stepped: less than S3 signatures bear."""
 
@@ -56,20 +61,13 @@ async def kill_worker_unreported(system: System, _: Fault, __: random.Random) ->
     """Kill the worker whose image storage has just confirmed, before it knows and can report it."""
     killed = asyncio.Event()
 
-    async def on_stored(path: str) -> None:
-        worker = system.holder(path.split("/")[-2])
+    async def on_put(path: str, status: int) -> None:
+        worker = system.holder(_job_of(path)) if status < 300 else None
         if not killed.is_set() and worker is not None and system.signal(worker, signal.SIGKILL):
             killed.set()
 
-    system.site.to_storage.on_stored = on_stored
-    try:
-        async with asyncio.timeout(TARGET_SECONDS):
-            await killed.wait()
-    except TimeoutError:
-        return False
-    finally:
-        system.site.to_storage.on_stored = None
-    return True
+    with system.site.to_storage.observed(on_put):
+        return await _set_within(killed, TARGET_SECONDS)
 
 
 async def delete_worker(system: System, _: Fault, rng: random.Random) -> bool:
@@ -125,7 +123,20 @@ async def make_zombie(system: System, _: Fault, rng: random.Random) -> bool:
 
             with contextlib.suppress(NotInTimeError):
                 await eventually("the zombie's jobs to end elsewhere", lost, ZOMBIE_SECONDS)
-        await asyncio.sleep(3.0)
+        elsewhere = {
+            job["metadata"]["uid"]
+            for job in system.jobs()
+            if job.get("status", {}).get("phase") == "Succeeded" and job["status"].get("worker") != worker
+        }
+        stored = asyncio.Event()
+
+        async def on_put(path: str, _: int) -> None:
+            if _job_of(path) in taken & elsewhere:
+                stored.set()
+
+        with system.site.to_storage.observed(on_put):
+            if taken & elsewhere:
+                await _set_within(stored, THAWED_SECONDS)
     return bool(taken)
 
 
@@ -203,6 +214,21 @@ async def _busy_worker(system: System, rng: random.Random) -> str | None:
         return rng.choice(await eventually("a worker with jobs", busy, TARGET_SECONDS))
     except NotInTimeError:
         return None
+
+
+async def _set_within(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event, and return whether it came in time."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+def _job_of(path: str) -> str:
+    """Return the UID of the job whose image lies at a path of the S3 server."""
+    return path.split("/")[-2]
 
 
 async def _delete(system: System, pod: str) -> None:

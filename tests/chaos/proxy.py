@@ -52,8 +52,8 @@ class Disturbance:
     jumble: bool = False
 
 
-Stored = Callable[[str], Awaitable[None]]
-"""Called after the server has confirmed a PUT and before the client knows, with the path."""
+PutObserver = Callable[[str, int], Awaitable[None]]
+"""Called after the server has answered a PUT and before the client knows, with the path and the answer's status."""
 
 
 @dataclass(eq=False)
@@ -91,7 +91,7 @@ class Proxy:
         self._disturbances: list[Disturbance] = []
         self._changed = asyncio.Event()
         self.url = f"{'https' if tls else 'http'}://{LOOPBACK}:{port}"
-        self.on_stored: Stored | None = None
+        self._put_observers: list[PutObserver] = []
 
     @contextmanager
     def disturbed(self, disturbance: Disturbance) -> Iterator[None]:
@@ -103,6 +103,15 @@ class Proxy:
         finally:
             self._disturbances.remove(disturbance)
             self._notify()
+
+    @contextmanager
+    def observed(self, observer: PutObserver) -> Iterator[None]:
+        """Call the observer at each PUT for as long as the block runs."""
+        self._put_observers.append(observer)
+        try:
+            yield
+        finally:
+            self._put_observers.remove(observer)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -165,8 +174,9 @@ class Proxy:
 
     async def _answer(self, exchange: _Exchange, answer: aiohttp.ClientResponse) -> web.StreamResponse:
         request = exchange.request
-        if request.method == "PUT" and answer.status < 300 and self.on_stored is not None:
-            await self.on_stored(request.path)
+        if request.method == "PUT":
+            for observer in tuple(self._put_observers):
+                await observer(request.path, answer.status)
         if not exchange.watch and any(d.lose for d in self._hits(exchange)):
             await answer.read()
             return self._reset(request)

@@ -39,7 +39,7 @@ def _in_base64(before: int) -> str:
     return base64.b64encode(bytes(before) + MARK.encode())[-(-before * 8 // 6) : length * 8 // 6].decode()
 
 
-FORMS = [MARK, MARK.lower(), *map(_in_base64, range(3))]
+FORMS = [MARK, MARK.lower(), MARK.encode().hex(), *map(_in_base64, range(3))]
 
 
 def found(outputs: dict[str, str]) -> list[str]:

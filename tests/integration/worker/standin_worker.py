@@ -34,7 +34,7 @@ from kubediffusion.worker.settings import Settings
 
 SIDE = 256
 KILLED_EXIT_CODE = 86
-PLANTED = ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+PLANTED = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 """Credentials of a worker."""
 STEP_SECONDS = float(os.environ.get("STEP_SECONDS", "0.004"))
 
@@ -86,9 +86,20 @@ class ObedientEngine:
 
 
 def quoted() -> str:
-    """The process's credentials as libraries quote them: plain, as a value of Python, in a URL, in a header."""
+    """The process's credentials as libraries quote them: plain, of Python, in a URL, in bytes' digits, in a header."""
     values = [os.environ[name] for name in PLANTED]
-    forms = [form for value in values for form in (value, repr(value), repr(value.encode()), quote(value, safe=""))]
+    forms = [
+        form
+        for value in values
+        for form in (
+            value,
+            repr(value),
+            repr(value.encode()),
+            quote(value, safe=""),
+            quote(quote(value, safe="")),
+            value.encode().hex(),
+        )
+    ]
     return " ".join([*forms, *(b64encode(f"user:{value}".encode()).decode() for value in values)])
 
 

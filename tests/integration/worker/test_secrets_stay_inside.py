@@ -23,6 +23,7 @@ async def test_credentials_are_in_no_status_log_or_last_word(bench: Bench) -> No
         command=[sys.executable, str(STANDIN)],
         # A Secret that was made of a file ends with a newline.
         HF_TOKEN=f"{TOKEN}\n",
+        HUGGING_FACE_HUB_TOKEN="hf_planted_before",
         AWS_SESSION_TOKEN=SESSION,
     )
     bench.namespace.wait_ready("talkative", START_SECONDS)
@@ -43,4 +44,6 @@ async def test_credentials_are_in_no_status_log_or_last_word(bench: Bench) -> No
         assert outputs[where].count("***") >= 15, where
     for where, text in outputs.items():
         assert "planted" not in text, where
+        assert b"planted".hex() not in text, where
         assert key not in text, where
+        assert key.encode().hex() not in text, where

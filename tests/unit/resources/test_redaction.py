@@ -6,6 +6,7 @@ import base64
 import json
 import logging
 import re
+import shlex
 from collections.abc import Callable
 from html import escape
 from urllib.parse import quote, quote_plus, urlencode
@@ -24,6 +25,7 @@ SECRETS = [
     "<less & more>",
     "übergeheim🦊",
     "line\nbreak\tand tab",
+    "long/" + "aB3+" * 30,
 ]
 
 WRITTEN: dict[str, Callable[[str], str]] = {
@@ -42,8 +44,29 @@ WRITTEN: dict[str, Callable[[str], str]] = {
     "XML": lambda secret: escape(secret, quote=False),
     "ASCII": ascii,
     "query": lambda secret: urlencode({"token": secret}),
+    "JSON of Go": lambda secret: re.sub(
+        "[<>&]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(secret, ensure_ascii=False)
+    ),
+    "JSON with escaped slashes": lambda secret: json.dumps(secret).replace("/", "\\/"),
+    "URL in a URL": lambda secret: quote(quote(secret, safe=""), safe=""),
+    "URL in a URL, small letters": lambda secret: re.sub(
+        "%(25)?..", lambda found: found[0].lower(), quote(quote(secret, safe=""), safe="")
+    ),
+    "form in a URL": lambda secret: quote(quote_plus(secret), safe=""),
+    "form in a form": lambda secret: quote_plus(quote_plus(secret)),
+    "path of a URL in a path": lambda secret: quote(quote(secret)),
+    "HTML of Go": lambda secret: escape(secret, quote=False).replace('"', "&#34;").replace("'", "&#39;"),
+    "attribute of XML": lambda secret: escape(secret, quote=False).replace('"', "&quot;").replace("'", "&apos;"),
+    "shell": shlex.quote,
+    "hexadecimal": lambda secret: secret.encode().hex(),
+    "hexadecimal, capitals": lambda secret: secret.encode().hex().upper(),
+    "hexadecimal, apart": lambda secret: secret.encode().hex(":"),
     "Base64": lambda secret: base64.b64encode(secret.encode()).decode(),
     "Base64 of URLs": lambda secret: base64.urlsafe_b64encode(secret.encode()).decode(),
+    "Base64 in a URL": lambda secret: quote(base64.b64encode(secret.encode()).decode(), safe=""),
+    "Base64 in lines": lambda secret: base64.encodebytes(secret.encode()).decode().rstrip("\n"),
+    "JSON in JSON": lambda secret: json.dumps(json.dumps(secret)),
+    "repr of bytes in JSON": lambda secret: json.dumps(repr(secret.encode())),
     **{
         f"Basic authorization of {user!r}": lambda secret, user=user: base64.b64encode(  # type: ignore[misc]
             f"{user}:{secret}".encode()

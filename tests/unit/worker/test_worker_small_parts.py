@@ -94,6 +94,19 @@ def test_last_words_hold_no_secret_and_fit(tmp_path: Path) -> None:
     assert path.read_text() == "ä" * (MAX_BYTES // 2)
 
 
+def test_every_credential_of_the_hub_is_a_secret(tmp_path: Path) -> None:
+    """The library reads an older variable too, and the address of a mirror may hold a password."""
+    told = Settings(
+        **settings(tmp_path).model_dump()
+        | {
+            "hf_token": "hf_one\n",
+            "old_hf_token": "hf_two\n",
+            "hf_endpoint": "https://me:pass%2Fword@mirror.example.com",
+        }
+    )
+    assert {"hf_one", "hf_two", "pass%2Fword", "pass/word"} <= set(told.secrets)
+
+
 def test_a_worker_s_log_holds_no_secret(tmp_path: Path) -> None:
     """A path that is also the token: whatever an error quotes, it comes out as neither message nor log."""
     reason = tmp_path / "termination-log"

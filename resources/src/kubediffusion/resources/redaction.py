@@ -41,7 +41,7 @@ what a text must hold to be looked at, as lines of the log pass here."""
 
 
 class Redactor:
-    """Replaces secrets in texts: as they are, and as Python, JSON, URLs, HTML and Base64 write them.
+    """Replaces secrets in texts: as they are, and as Python, JSON, URLs, HTML, Base64 and hexadecimal write them.
 
     A secret counts with and without the whitespace around it: a file or a Secret often ends with a newline, which some
     libraries strip before they quote it.
@@ -79,15 +79,44 @@ def _forms(secret: str) -> Iterator[str]:
         yield value
         yield repr(value)[1:-1]
         yield repr(value.encode())[2:-1]
-        yield json.dumps(value, ensure_ascii=False)[1:-1]
         yield ascii(value)[1:-1]
-        for escaped in (quote(value), quote(value, safe=""), quote_plus(value)):
-            yield escaped
-            yield _PERCENT.sub(lambda found: found[0].lower(), escaped)
-        # A page or an XML document that quotes it.
-        yield escape(value, quote=True)
-        yield escape(value, quote=False)
-        yield from _base64_forms(value.encode())
+        yield from _json_forms(value)
+        yield from _url_forms(value, times=2)
+        yield from _markup_forms(value)
+        # What a shell gets in single quotes.
+        yield value.replace("'", "'\"'\"'")
+        for digits in (value.encode().hex(), value.encode().hex(" "), value.encode().hex(":")):
+            yield digits
+            yield digits.upper()
+        for encoded in set(_base64_forms(value.encode())):
+            yield encoded
+            yield from _url_forms(encoded, times=1)
+
+
+def _json_forms(value: str) -> Iterator[str]:
+    """Yield a text as JSON holds it: escaped no more than it must be, as Go does it, and with its slashes escaped."""
+    plain = json.dumps(value, ensure_ascii=False)[1:-1]
+    yield plain
+    yield plain.translate({ord(character): f"\\u{ord(character):04x}" for character in "<>&"})
+    yield plain.replace("/", "\\/")
+    yield json.dumps(value)[1:-1].replace("/", "\\/")
+
+
+def _url_forms(value: str, times: int) -> Iterator[str]:
+    """Yield a text as addresses hold it, encoded once up to so many times: an address is often a part of another."""
+    once = {quote(value), quote(value, safe=""), quote_plus(value)}
+    for encoded in once | {_PERCENT.sub(lambda found: found[0].lower(), encoded) for encoded in once}:
+        yield encoded
+        if times > 1:
+            yield from _url_forms(encoded, times - 1)
+
+
+def _markup_forms(value: str) -> Iterator[str]:
+    """Yield a text as a page or an XML document quotes it: the names of quotation marks differ."""
+    yield escape(value, quote=False)
+    for double in ("&quot;", "&#34;"):
+        for single in ("&#x27;", "&#39;", "&apos;"):
+            yield escape(value, quote=False).replace('"', double).replace("'", single)
 
 
 def _base64_forms(value: bytes) -> Iterator[str]:
@@ -96,7 +125,11 @@ def _base64_forms(value: bytes) -> Iterator[str]:
     Three bytes are four characters, so it depends on the bytes before it only by their number modulo three; the
     characters at the ends mix in the bits of the neighbours.
     """
-    yield b64encode(value).decode()
+    whole = b64encode(value).decode()
+    yield whole
+    # As MIME and PEM break lines.
+    for width in (76, 64):
+        yield "\n".join(whole[start : start + width] for start in range(0, len(whole), width))
     for before in range(3):
         length = before + len(value)
         inner = b64encode(bytes(before) + value)[-(-before * 8 // 6) : length * 8 // 6].decode()

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from kubediffusion.resources.diffusion_model import DiffusionModelSpec
-from kubediffusion.resources.runtime.settings import LogLevel, StorageSecrets
+from kubediffusion.resources.runtime.settings import LogLevel, StorageSecrets, credentials_in
 
 _GPUS = ("nvidia.com/", "amd.com/")
 """What the names of GPU resources begin with, those of parts of a GPU (MIG) too."""
@@ -60,6 +60,13 @@ class Settings(StorageSecrets):
     # A Secret often ends with a newline, which no header takes.
     hf_token: Annotated[SecretStr | None, Field(alias="HF_TOKEN"), BeforeValidator(_stripped)] = None
     """Token of the Hugging Face Hub, from the Secret that the source names."""
+
+    # The Hub's library still takes it from there where HF_TOKEN is not set. Here to be kept out of texts.
+    old_hf_token: Annotated[SecretStr | None, Field(alias="HUGGING_FACE_HUB_TOKEN"), BeforeValidator(_stripped)] = None
+    """The same, by the name that it had: from ``spec.workers.env`` alone."""
+
+    hf_endpoint: Annotated[str, Field(alias="HF_ENDPOINT")] = ""
+    """Address of a mirror of the Hub, which the Hub's library reads itself."""
 
     bind_address: Annotated[str, Field(alias="KUBEDIFFUSION_BIND_ADDRESS")] = "0.0.0.0"  # noqa: S104 - the kubelet probes the Pod's address
     """Address that probes and metrics are served on."""
@@ -110,5 +117,5 @@ class Settings(StorageSecrets):
     @property
     def secrets(self) -> list[str]:
         """Values that no message and no line of the log may hold."""
-        token = [self.hf_token.get_secret_value()] if self.hf_token is not None else []
-        return [*token, *super().secrets]
+        tokens = [token.get_secret_value() for token in (self.hf_token, self.old_hf_token) if token is not None]
+        return [*tokens, *super().secrets, *credentials_in(self.hf_endpoint)]

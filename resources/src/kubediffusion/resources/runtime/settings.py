@@ -72,7 +72,7 @@ class StorageSecrets(S3Settings):
         """Credentials in the clear, which no message and no log line may hold."""
         held = (self.aws_secret_access_key, self.aws_session_token, self.aws_container_authorization_token)
         addresses = [*_proxies(), self.aws_endpoint_url_s3, self.aws_endpoint_url]
-        credentials = [secret for address in addresses for secret in _credentials_in(address)]
+        credentials = [secret for address in addresses for secret in credentials_in(address)]
         return [*(secret.get_secret_value() for secret in held if secret is not None), *credentials]
 
 
@@ -81,8 +81,12 @@ def _proxies() -> list[str]:
     return [value for name, value in os.environ.items() if name.lower() in _PROXIES]
 
 
-def _credentials_in(address: str) -> list[str]:
-    """Return the password of a URL, or its user where that is all: a token. Both as they stand there and decoded."""
+def credentials_in(address: str) -> list[str]:
+    """Return the password of a URL, or its user where that is all: a token. Both as they stand there and decoded.
+
+    Args:
+        address: The URL; what is none has no credentials.
+    """
     with suppress(ValueError):
         parts = urlsplit(address)
         if secret := parts.password or parts.username:

@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Annotated, Any
 
 import pytest
 from pydantic import Field, ValidationError
 
+from kubediffusion.api import model_schemas, translate
 from kubediffusion.api.app import create_app
 from kubediffusion.api.derived import RequestModel, ResponseModel, model_at, request_of, view_of
+from kubediffusion.api.job_cache.records import StoredImage
+from kubediffusion.api.job_events.states import NOT_TOLD, JobState
 from kubediffusion.api.model_schemas import ModelDefaults, ModelLimits, ModelWorkers
 from kubediffusion.api.schemas import (
     NOT_REQUESTED,
+    NOT_SHOWN,
+    ImageView,
     JobRequest,
+    JobSummary,
     JobView,
     ParametersView,
     TimingsView,
 )
+from kubediffusion.api.schemas import JobError as JobErrorView
 from kubediffusion.api.settings import Settings
-from kubediffusion.resources.diffusion_model import JobDefaults, JobLimits, WorkerCounts
-from kubediffusion.resources.generation_job import GenerationJobSpec, GenerationJobStatus, Parameters, Timings
+from kubediffusion.resources.diffusion_model import DiffusionModelStatus, JobDefaults, JobLimits, WorkerCounts
+from kubediffusion.resources.generation_job import (
+    GenerationJobSpec,
+    GenerationJobStatus,
+    Image,
+    JobError,
+    Parameters,
+    Timings,
+)
 from kubediffusion.resources.schema import Schema
+from unit.api.api_builders import cached
 
 RENAMED = {"start_time": "started_at", "completion_time": "completed_at"}
 """Fields of a job's status that the API has long shown under other names."""
-
-NOT_SHOWN = {
-    "conditions": "for kubectl; what a client needs of them is in `waiting`, `phase` and `error`",
-    "suspects": "how the operator searches for the job that its worker died of; `retries` is what counts for a client",
-    "observed_generation": "for controllers: which spec the status speaks of",
-}
 
 
 def schema_of(name: str) -> dict[str, Any]:
@@ -50,9 +60,25 @@ def test_every_field_of_the_status_is_shown_or_has_a_reason(field: str) -> None:
     assert (RENAMED.get(field, field) in schema_of("JobView")["properties"]) != (field in NOT_SHOWN)
 
 
+@pytest.mark.parametrize("field", DiffusionModelStatus.model_fields)
+def test_every_field_of_a_models_status_is_shown_or_has_a_reason(field: str) -> None:
+    assert (field in schema_of("ModelView")["properties"]) != (field in model_schemas.NOT_SHOWN)
+
+
+@pytest.mark.parametrize("field", JobView.model_fields)
+def test_events_tell_every_field_of_the_view_or_have_a_reason(field: str) -> None:
+    assert (field in JobState.model_fields) != (field in NOT_TOLD)
+
+
+def test_of_an_image_the_cache_keeps_what_the_view_shows() -> None:
+    kept = {field.name for field in fields(StoredImage)}
+    assert kept == set(ImageView.model_fields) - {"path"} == set(Image.model_fields) - {"seed"}
+
+
 @pytest.mark.parametrize(
     ("view", "source"),
     [
+        (JobErrorView, JobError),
         (ParametersView, Parameters),
         (TimingsView, Timings),
         (ModelLimits, JobLimits),
@@ -107,6 +133,15 @@ class OuterView(ResponseModel):
     """A view."""
 
 
+@view_of(Outer, parts={Inner: InnerView}, renamed={"maybe": "perhaps"}, without=("hidden",))
+class MixedView(ResponseModel):
+    """A view with fields of its own."""
+
+    needed: str
+    """In words."""
+    own: int
+
+
 def test_a_new_field_is_in_requests_with_its_range_default_and_description() -> None:
     request = OuterRequest.model_validate({"needed": 2, "inner_parts": [{"strength_factor": 1}], "maybe": {}})
     assert request.model_dump() == {
@@ -135,6 +170,44 @@ def test_a_new_field_is_in_views_and_what_is_stored_stays_readable() -> None:
         "hidden": True,
     }
     assert set(OuterView.model_json_schema()["required"]) == set(Outer.model_fields)
+
+
+def test_what_a_view_declares_stays_in_its_place_and_the_rest_comes_after_it() -> None:
+    part = Outer(needed=1, inner_parts=(Inner(),), maybe=Inner(strength_factor=1))
+    view = MixedView.model_validate({**dict(part), "needed": "one", "own": 2})
+    assert view.model_dump_json() == (
+        '{"needed":"one","own":2,"inner_parts":[{"strength_factor":0.5}],"perhaps":{"strength_factor":1.0}}'
+    )
+    assert MixedView.model_validate(view) == view
+    shown = MixedView.model_json_schema(mode="serialization")
+    assert list(shown["properties"]) == shown["required"] == ["needed", "own", "inner_parts", "perhaps"]
+    assert shown["properties"]["needed"]["description"] == "In words."
+
+
+class LaterStatus(GenerationJobStatus):
+    """The status as it may be some day."""
+
+    paused_seconds: float | None = None
+
+
+@view_of(LaterStatus, parts={Parameters: ParametersView, Timings: TimingsView}, renamed=RENAMED, without=NOT_SHOWN)
+class LaterView(JobSummary):
+    """The view that is derived of it."""
+
+
+def test_a_new_field_of_the_status_is_in_the_view_and_filled_without_an_edit() -> None:
+    summary = translate.summary(cached(), 3)
+    view = LaterView.model_validate({**dict(LaterStatus(paused_seconds=1.5, attempt=2)), **dict(summary)})
+    assert view.model_dump() == summary.model_dump() | {
+        "attempt": 2,
+        "retries": 0,
+        "parameters": None,
+        "queued_at": None,
+        "started_at": None,
+        "completed_at": None,
+        "timings": None,
+        "paused_seconds": 1.5,
+    }
 
 
 def test_the_model_under_a_path_is_found_through_unions_and_lists() -> None:

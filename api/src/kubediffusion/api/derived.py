@@ -13,7 +13,7 @@ from operator import or_
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import AliasChoices, BaseModel, ConfigDict, create_model
 from pydantic.fields import FieldInfo
 
 from kubediffusion.resources.schema import Schema
@@ -55,37 +55,50 @@ def request_of(
         without: Fields that a client may not send.
     """
 
-    def definition(field: FieldInfo, words: FieldInfo | None) -> tuple[Any, Any]:
+    def definition(name: str, field: FieldInfo) -> tuple[Any, Any]:
         annotation = _replaced(field.rebuild_annotation(), parts or {})
-        words = copy(words) or FieldInfo(description=field.description)
+        words = copy((documented or {}).get(name)) or FieldInfo(description=field.description)
         return Annotated[annotation, words], ... if field.is_required() else field.default
 
-    return _adding(source, documented or {}, without, definition)
+    return _adding(_ordered(source.model_fields, documented or {}, without), definition)
 
 
 def view_of(
-    source: type[Schema],
+    source: type[BaseModel],
     *,
     documented: Documented | None = None,
     parts: Parts | None = None,
+    renamed: Mapping[str, str] | None = None,
     without: Collection[str] = (),
 ) -> Callable[[type[Model]], type[Model]]:
     """Add the fields of a resource's part to a response model: names and types, without ranges and defaults.
 
-    Ranges are for what comes in: what is stored stays readable after one has become tighter.
+    Ranges are for what comes in: what is stored stays readable after one has become tighter. A field that the response
+    model has of its own stays as it is.
 
     Args:
-        source: The part of the resource.
+        source: The part of the resource; or another response, of which this one shows a part.
         documented: What the document says of the fields, in its order; those without come after them.
         parts: The models that stand for the parts of this part.
+        renamed: The name in the response of each field that has another one there; it is filled from either.
         without: Fields that the response does not show.
     """
+    names = renamed or {}
 
-    def definition(field: FieldInfo, words: FieldInfo | None) -> tuple[Any, Any]:
+    def definition(name: str, field: FieldInfo) -> tuple[Any, Any]:
         annotation = _without_ranges(_replaced(field.annotation, parts or {}))
-        return (Annotated[annotation, copy(words)] if words else annotation), ...
+        if words := (documented or {}).get(name):
+            annotation = Annotated[annotation, copy(words)]
+        if name in names:
+            annotation = Annotated[annotation, FieldInfo(validation_alias=AliasChoices(names[name], name))]
+        return annotation, ...
 
-    return _adding(source, documented or {}, without, definition)
+    def derive(model: type[Model]) -> type[Model]:
+        fields = _ordered(source.model_fields, documented or {}, without)
+        missing = {name: field for name, field in fields.items() if names.get(name, name) not in model.model_fields}
+        return _adding(missing, definition, names)(model)
+
+    return derive
 
 
 def model_at(model: type[BaseModel], path: Iterable[str]) -> type[BaseModel]:
@@ -106,15 +119,17 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models_in(argument)
 
 
+def _ordered(fields: Mapping[str, FieldInfo], documented: Documented, without: Collection[str]) -> dict[str, FieldInfo]:
+    order = [*documented, *(name for name in fields if name not in documented)]
+    return {name: fields[name] for name in order if name not in without}
+
+
 def _adding(
-    source: type[Schema],
-    documented: Documented,
-    without: Collection[str],
-    definition: Callable[[FieldInfo, FieldInfo | None], tuple[Any, Any]],
+    shown: Mapping[str, FieldInfo],
+    definition: Callable[[str, FieldInfo], tuple[Any, Any]],
+    names: Mapping[str, str] | None = None,
 ) -> Callable[[type[Model]], type[Model]]:
-    shown = {name: field for name, field in source.model_fields.items() if name not in without}
-    order = [*documented, *(name for name in shown if name not in documented)]
-    fields: dict[str, Any] = {name: definition(shown[name], documented.get(name)) for name in order}
+    fields: dict[str, Any] = {(names or {}).get(name, name): definition(name, field) for name, field in shown.items()}
 
     def derive(model: type[Model]) -> type[Model]:
         derived: type[Model] = create_model(

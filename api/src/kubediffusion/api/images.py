@@ -161,7 +161,7 @@ class ImageReader:
         if _key(image) in self._reading or _key(image) in self._held:
             return True
         taken = self._reading_bytes + sum(held.size for held in self._held.values())
-        return image.size <= SMALL and taken + image.size <= HELD_BYTES
+        return image.bytes <= SMALL and taken + image.bytes <= HELD_BYTES
 
     async def _read(self, image: StoredImage) -> bytes:
         # Many who wait for the same job ask at the same moment, when it is done: they share one read.
@@ -169,7 +169,7 @@ class ImageReader:
         if task is None:
             task = asyncio.create_task(self._fetch(self._ready_storage(), image))
             self._reading[_key(image)] = task
-            self._reading_bytes += image.size
+            self._reading_bytes += image.bytes
         try:
             # Shielded: when this request is given up, others may still wait for the same read.
             result = await asyncio.wait_for(asyncio.shield(task), READ_SECONDS)
@@ -187,7 +187,7 @@ class ImageReader:
             return error
         finally:
             del self._reading[_key(image)]
-            self._reading_bytes -= image.size
+            self._reading_bytes -= image.bytes
         if data is None:
             return _altered(image)
         if len(data) <= self._cache.maxsize:
@@ -207,7 +207,7 @@ class ImageReader:
                 raise _silent() from None
             raise
         body = _StreamedBody(stream, image, self._threads, self._end_stream)
-        if stream.length != image.size:
+        if stream.length != image.bytes:
             body.close()
             raise _altered(image)
         return body
@@ -346,7 +346,7 @@ def _whole(storage: ImageStorage, image: StoredImage) -> bytes | None:
     stream = storage.open(image.uri)
     try:
         # Not a byte more than the status says is read, whatever lies there.
-        data = stream.read(image.size) if stream.length == image.size else b""
+        data = stream.read(image.bytes) if stream.length == image.bytes else b""
     finally:
         stream.close()
     return data if hashlib.sha256(data).hexdigest() == image.sha256 else None

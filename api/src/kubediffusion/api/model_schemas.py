@@ -51,6 +51,24 @@ class ModelWorkers(ResponseModel):
     """Workers by what they do."""
 
 
+NOT_SHOWN = {
+    "conditions": "for kubectl; what a client needs of them is in `available`, `reason` and `message`",
+    "pipeline": "what jobs get of it is in `defaults` and `limits`",
+    "template_hash": "for the operator: which worker template the status speaks of",
+    "observed_generation": "for controllers: which spec the status speaks of",
+}
+"""The fields of a DiffusionModel's status that no view shows, and why."""
+
+
+@view_of(
+    diffusion_model.DiffusionModelStatus,
+    documented={
+        "workers": FieldInfo(),
+        "queued": FieldInfo(description="Jobs that wait for a worker, as the operator counted last."),
+    },
+    parts={diffusion_model.WorkerCounts: ModelWorkers},
+    without=NOT_SHOWN,
+)
 class ModelView(ResponseModel):
     """A model that jobs can use."""
 
@@ -63,10 +81,6 @@ class ModelView(ResponseModel):
     message: str | None
     limits: ModelLimits
     defaults: ModelDefaults
-    workers: ModelWorkers
-    queued: int
-    """Jobs that wait for a worker, as the operator counted last."""
-    revision: str | None
 
 
 class OpenAIModel(ResponseModel):

@@ -210,29 +210,35 @@ class ValidationBody(ResponseModel):
     detail: list[FieldProblem]
 
 
+@view_of(
+    generation_job.Image,
+    documented={
+        "uri": FieldInfo(description="Where it lies in storage."),
+        "sha256": FieldInfo(),
+        "bytes": FieldInfo(),
+        "width": FieldInfo(),
+        "height": FieldInfo(),
+        "flagged": FieldInfo(description="The safety checker flagged it, and it has been blanked."),
+    },
+    without=("seed",),
+)
 class ImageView(ResponseModel):
     """One image of a job."""
 
     index: int
     path: str
     """Where this API serves it."""
-    uri: str
-    """Where it lies in storage."""
-    sha256: str
-    bytes: int
-    width: int
-    height: int
-    flagged: bool
-    """The safety checker flagged it, and it has been blanked."""
 
 
+@view_of(
+    generation_job.JobError,
+    documented={
+        "code": FieldInfo(description="One of the documented codes, for programs."),
+        "message": FieldInfo(description="For people."),
+    },
+)
 class JobError(ResponseModel):
     """Why a job failed."""
-
-    code: str
-    """One of the documented codes, for programs."""
-    message: str
-    """For people."""
 
 
 class JobUrls(ResponseModel):
@@ -304,6 +310,20 @@ class TimingsView(ResponseModel):
     """Seconds spent."""
 
 
+NOT_SHOWN = {
+    "conditions": "for kubectl; what a client needs of them is in `waiting`, `phase` and `error`",
+    "suspects": "how the operator searches for the job that its worker died of; `retries` is what counts for a client",
+    "observed_generation": "for controllers: which spec the status speaks of",
+}
+"""The fields of a GenerationJob's status that no view shows, and why."""
+
+
+@view_of(
+    generation_job.GenerationJobStatus,
+    parts={generation_job.Parameters: ParametersView, generation_job.Timings: TimingsView},
+    renamed={"start_time": "started_at", "completion_time": "completed_at"},
+    without=NOT_SHOWN,
+)
 class JobView(JobSummary):
     """A job: what was asked for, where it stands, and how it was run."""
 
@@ -317,11 +337,6 @@ class JobView(JobSummary):
     """How many workers died while running it."""
     waiting: Waiting | None
     """Why it waits; null once it does not."""
-    parameters: ParametersView | None
-    queued_at: dt.datetime | None
-    started_at: dt.datetime | None
-    completed_at: dt.datetime | None
-    timings: TimingsView | None
 
 
 class JobList(ResponseModel):

@@ -9,7 +9,7 @@ from typing import Any
 
 from kubediffusion.api.errors import StateConflictError
 from kubediffusion.api.job_cache.records import CachedJob, StoredImage
-from kubediffusion.api.model_schemas import ModelDefaults, ModelLimits, ModelView, ModelWorkers, OpenAIModel
+from kubediffusion.api.model_schemas import ModelView, OpenAIModel
 from kubediffusion.api.schemas import (
     ImageView,
     JobError,
@@ -17,8 +17,6 @@ from kubediffusion.api.schemas import (
     JobSummary,
     JobUrls,
     JobView,
-    ParametersView,
-    TimingsView,
     Waiting,
 )
 from kubediffusion.resources import meta
@@ -97,19 +95,16 @@ def view(
     spec, status = whole.spec, whole.status
     scheduled = find_condition(status.conditions, JobConditionType.SCHEDULED)
     waits = scheduled is not None and scheduled.status == ConditionStatus.FALSE and not job.finished
-    return JobView(
-        **_summary_fields(job, queue_position, root_path),
-        request=JobRequest.model_validate(spec),
-        cancel_requested=bool(spec.cancel),
-        suspended=job.suspended,
-        attempt=status.attempt,
-        retries=status.retries,
-        waiting=_waiting(scheduled, model) if waits and scheduled else None,
-        parameters=ParametersView.model_validate(status.parameters) if status.parameters else None,
-        queued_at=status.queued_at,
-        started_at=status.start_time,
-        completed_at=status.completion_time,
-        timings=TimingsView.model_validate(status.timings) if status.timings else None,
+    # What the view has of the status alone is taken from it by name.
+    return JobView.model_validate(
+        {
+            **dict(status),
+            **_summary_fields(job, queue_position, root_path),
+            "request": spec,
+            "cancel_requested": bool(spec.cancel),
+            "suspended": job.suspended,
+            "waiting": _waiting(scheduled, model) if waits and scheduled else None,
+        }
     )
 
 
@@ -156,16 +151,8 @@ def _urls(job: CachedJob, root_path: str) -> JobUrls:
 
 
 def _image_view(name: str, image: StoredImage, root_path: str) -> ImageView:
-    return ImageView(
-        index=image.index,
-        path=image_path(name, image.index, root_path),
-        uri=image.uri,
-        sha256=image.sha256,
-        bytes=image.size,
-        width=image.width,
-        height=image.height,
-        flagged=image.flagged,
-    )
+    kept = {field: getattr(image, field) for field in StoredImage.__slots__}
+    return ImageView.model_validate({**kept, "path": image_path(name, image.index, root_path)})
 
 
 def openai_model(model: DiffusionModel) -> OpenAIModel:
@@ -181,17 +168,17 @@ def model_view(model: DiffusionModel) -> ModelView:
     condition = find_condition(model.status.conditions, ModelConditionType.AVAILABLE)
     # The defaults as a job without any wish gets them; the prompt and the seed do not matter here.
     defaults = resolve_parameters(GenerationJobSpec(prompt="-"), model, seed=0)
-    return ModelView(
-        name=model.name,
-        default=model.is_default,
-        available=model.unavailable is None,
-        reason=condition.reason if condition else None,
-        message=condition.message if condition else None,
-        limits=ModelLimits.model_validate(model.spec.limits),
-        defaults=ModelDefaults.model_validate(defaults),
-        workers=ModelWorkers.model_validate(model.status.workers),
-        queued=model.status.queued,
-        revision=model.status.revision,
+    return ModelView.model_validate(
+        {
+            **dict(model.status),
+            "name": model.name,
+            "default": model.is_default,
+            "available": model.unavailable is None,
+            "reason": condition.reason if condition else None,
+            "message": condition.message if condition else None,
+            "limits": model.spec.limits,
+            "defaults": defaults,
+        }
     )
 
 

@@ -55,29 +55,24 @@ def job_view(job: GenerationJob) -> JobView:
     spec, status = job.spec, job.status
     scheduled = find_condition(status.conditions, JobConditionType.SCHEDULED)
     waits = scheduled is not None and scheduled.status == ConditionStatus.FALSE and status.phase not in TERMINAL
-    return JobView(
-        name=job.name,
-        phase=status.phase,
-        model=spec.model,
-        prompt=spec.prompt,
-        priority=spec.priority or 0,
-        created_at=job.metadata.creation_timestamp or _LONG_AGO,
-        progress=status.progress.summary if status.progress else None,
-        worker=status.worker,
-        images=tuple(ImageView.model_validate(image.model_dump()) for image in status.images),
-        error=status.error,
-        warnings=status.warnings,
-        request=spec,
-        cancel_requested=bool(spec.cancel),
-        suspended=bool(spec.suspend),
-        attempt=status.attempt,
-        retries=status.retries,
-        waiting=Waiting(reason=scheduled.reason, message=scheduled.message) if waits and scheduled else None,
-        parameters=status.parameters,
-        queued_at=status.queued_at,
-        started_at=status.start_time,
-        completed_at=status.completion_time,
-        timings=status.timings,
+    return JobView.model_validate(
+        {
+            # What the view has of the status under the same name.
+            **dict(status),
+            "name": job.name,
+            "model": spec.model,
+            "prompt": spec.prompt,
+            "priority": spec.priority or 0,
+            "created_at": job.metadata.creation_timestamp or _LONG_AGO,
+            "progress": status.progress.summary if status.progress else None,
+            "images": [ImageView.model_validate(dict(image)) for image in status.images],
+            "request": spec,
+            "cancel_requested": bool(spec.cancel),
+            "suspended": bool(spec.suspend),
+            "waiting": Waiting(reason=scheduled.reason, message=scheduled.message) if waits and scheduled else None,
+            "started_at": status.start_time,
+            "completed_at": status.completion_time,
+        }
     )
 
 
@@ -86,17 +81,17 @@ def model_view(model: DiffusionModel) -> ModelView:
     condition = find_condition(model.status.conditions, ModelConditionType.AVAILABLE)
     # The defaults as a job without any wish gets them; the prompt and the seed do not matter here.
     defaults = resolve_parameters(GenerationJobSpec(prompt="-"), model, seed=0).model_dump(mode="json")
-    return ModelView(
-        name=model.name,
-        default=model.is_default,
-        available=model.unavailable is None,
-        reason=condition.reason if condition else "",
-        message=condition.message if condition else "",
-        limits=model.spec.limits,
-        defaults={name: defaults.get(name) for name in JobDefaults.model_fields},
-        workers=model.status.workers,
-        queued=model.status.queued,
-        revision=model.status.revision,
+    return ModelView.model_validate(
+        {
+            **dict(model.status),
+            "name": model.name,
+            "default": model.is_default,
+            "available": model.unavailable is None,
+            "reason": condition.reason if condition else "",
+            "message": condition.message if condition else "",
+            "limits": model.spec.limits,
+            "defaults": {name: defaults.get(name) for name in JobDefaults.model_fields},
+        }
     )
 
 

@@ -6,13 +6,17 @@ Whatever a resource has too is the resource's own type, so that a new field of a
 from __future__ import annotations
 
 import datetime as dt
-from typing import Annotated, Any
+from collections.abc import Callable, Collection
+from copy import copy
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, create_model
 
-from kubediffusion.resources.diffusion_model import JobLimits, WorkerCounts
+from kubediffusion.resources.diffusion_model import DiffusionModelStatus, JobLimits, WorkerCounts
 from kubediffusion.resources.generation_job import (
     GenerationJobSpec,
+    GenerationJobStatus,
+    Image,
     JobError,
     Parameters,
     Phase,
@@ -21,7 +25,34 @@ from kubediffusion.resources.generation_job import (
 from kubediffusion.resources.schema import Schema
 from kubediffusion.resources.transitions import TERMINAL
 
+_View = TypeVar("_View", bound=Schema)
 
+
+def _with_rest_of(source: type[Schema], without: Collection[str]) -> Callable[[type[_View]], type[_View]]:
+    """Add to a view the fields of a resource's part that it does not declare itself.
+
+    Those that it declares are the ones that type checkers know, and keep their words.
+
+    Args:
+        source: The part of the resource.
+        without: Fields that are no part of the view, or are in it under another name.
+    """
+
+    def complete(view: type[_View]) -> type[_View]:
+        fields: dict[str, Any] = {
+            name: (field.rebuild_annotation(), copy(field))
+            for name, field in source.model_fields.items()
+            if name not in view.model_fields and name not in without
+        }
+        completed: type[_View] = create_model(
+            view.__name__, __base__=view, __module__=view.__module__, __doc__=view.__doc__, **fields
+        )
+        return completed
+
+    return complete
+
+
+@_with_rest_of(Image, without=("seed",))
 class ImageView(Schema):
     """One image of a job that has finished."""
 
@@ -90,6 +121,10 @@ class JobSummary(Schema):
         return (int(done), int(total)) if done.isdigit() and total.isdigit() else None
 
 
+@_with_rest_of(
+    GenerationJobStatus,
+    without=("conditions", "suspects", "start_time", "completion_time", "observed_generation"),
+)
 class JobView(JobSummary):
     """A job: what was asked for, where it stands, and how it was run."""
 
@@ -126,6 +161,7 @@ class JobPage(Schema):
     """What to ask for the next page with; None on the last."""
 
 
+@_with_rest_of(DiffusionModelStatus, without=("conditions", "pipeline", "template_hash", "observed_generation"))
 class ModelView(Schema):
     """A model that jobs can use."""
 

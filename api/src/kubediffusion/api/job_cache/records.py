@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import zlib
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple, Self
 
 from pydantic import ConfigDict
 
 from kubediffusion.resources import meta
-from kubediffusion.resources.generation_job import GenerationJob, Phase
+from kubediffusion.resources.generation_job import GenerationJob, Image, Phase
 from kubediffusion.resources.objects import KubernetesObject, ObjectMeta
 from kubediffusion.resources.queue_order import QueueKey, queue_key
 from kubediffusion.resources.transitions import TERMINAL
@@ -36,15 +37,20 @@ class AgeKey(NamedTuple):
 
 @dataclass(slots=True, frozen=True)
 class StoredImage:
-    """One image in storage; ``size`` is in bytes, ``width`` and ``height`` are in pixels."""
+    """One image in storage: the fields of the status's image that the API answers from, under their names there."""
 
     index: int
     uri: str
     sha256: str
-    size: int
+    bytes: int
     width: int
     height: int
     flagged: bool
+
+    @classmethod
+    def of(cls, image: Image) -> Self:
+        """Keep an image of a job's status."""
+        return cls(**{name: getattr(image, name) for name in cls.__slots__})
 
 
 @dataclass(slots=True)
@@ -95,10 +101,6 @@ class CachedJob:
         job = GenerationJob.from_wire(body)
         metadata, spec, status = job.metadata, job.spec, job.status
         described, content = _document(body)
-        images = (
-            StoredImage(image.index, image.uri, image.sha256, image.bytes, image.width, image.height, image.flagged)
-            for image in sorted(status.images, key=lambda image: image.index)
-        )
         return cls(
             name=metadata.name,
             uid=metadata.uid,
@@ -112,7 +114,7 @@ class CachedJob:
             client=metadata.annotations.get(meta.CLIENT_ANNOTATION),
             worker=status.worker,
             progress=status.progress.summary if status.progress else None,
-            images=tuple(images),
+            images=tuple(map(StoredImage.of, sorted(status.images, key=attrgetter("index")))),
             error_code=status.error.code if status.error else None,
             error_message=status.error.message if status.error else None,
             warnings=status.warnings,

@@ -5,7 +5,6 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html
 
 from __future__ import annotations
 
-import datetime as dt
 import re
 import zlib
 from typing import NamedTuple, Self
@@ -13,9 +12,9 @@ from typing import NamedTuple, Self
 from fastapi.sse import format_sse_event
 
 from kubediffusion.api import translate
-from kubediffusion.api.derived import ResponseModel
+from kubediffusion.api.derived import ResponseModel, view_of
 from kubediffusion.api.job_cache.records import CachedJob
-from kubediffusion.api.schemas import ImageView, JobError, Waiting
+from kubediffusion.api.schemas import ImageView, JobError, JobView, Waiting
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import Phase
 
@@ -30,6 +29,20 @@ STATE, END, DELETED, BOOKMARK = "state", "end", "deleted", "bookmark"
 """The types of events."""
 
 
+NOT_TOLD = {
+    "model": "asked for once",
+    "prompt": "asked for once",
+    "priority": "asked for; whoever may change it knows it",
+    "created_at": "never changes",
+    "urls": "made of the name and the images",
+    "request": "asked for once",
+    "parameters": "long, and told by the view",
+    "timings": "told by the view, once the job has finished",
+}
+"""The fields of a job's view that its events have not, and why."""
+
+
+@view_of(JobView, without=NOT_TOLD)
 class JobState(ResponseModel):
     """Where a job stands: the fields of its view that change, named and filled as there."""
 
@@ -46,9 +59,6 @@ class JobState(ResponseModel):
     images: list[ImageView]
     error: JobError | None
     warnings: list[str]
-    queued_at: dt.datetime | None
-    started_at: dt.datetime | None
-    completed_at: dt.datetime | None
 
 
 class EventId(NamedTuple):

@@ -106,6 +106,11 @@ async def test_what_comes_within_a_pause_is_one_more_pass_and_none_is_lost(store
     assert len(store.taken) == 3
 
 
+@pytest.mark.parametrize(("took", "pause"), [(0.0, 0.01), (0.001, 0.01), (0.002, 0.018), (0.005, 0.045), (1.0, 0.05)])
+def test_the_pause_grows_with_the_pass_within_bounds(took: float, pause: float) -> None:
+    assert loop_module.pass_pause(took) == pytest.approx(pause)
+
+
 async def test_who_comes_after_the_pause_is_served_at_once(store: RecordingStore) -> None:
     await asyncio.sleep(PAUSE)
     store.see_pod(0)

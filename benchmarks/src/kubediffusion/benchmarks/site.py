@@ -30,6 +30,8 @@ CLEAR_SECONDS = 0.2
 LONG_SECONDS = 900.0
 REQUEST = {"prompt": "A photo of an astronaut riding a horse on the moon", "num_inference_steps": 25}
 UNLIMITED = {"KUBEDIFFUSION_RATE_LIMIT": "", "KUBEDIFFUSION_MAX_UNFINISHED_JOBS": "0"}
+API_ENVIRONMENT = {**UNLIMITED, "KUBEDIFFUSION_DEFAULT_TTL_SECONDS": "86400"}
+"""The time to live is the chart's. Where the API writes none into a job, the operator does so once it has finished."""
 """Settings that lift the limits of a client: one client creates all jobs here."""
 
 
@@ -167,7 +169,7 @@ def parts(namespace: str) -> tuple[Manifest, ...]:
     """Return the manifests of what is measured: operator, API, and a model whose worker's engine takes no time."""
     return (
         installation.operator(namespace),
-        installation.api(namespace, environment=UNLIMITED),
+        installation.api(namespace, environment=API_ENVIRONMENT),
         standin.model(MODEL, seconds=0, minReplicas=1, maxReplicas=1, maxBatchSize=BATCH),
     )
 

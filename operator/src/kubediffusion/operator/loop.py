@@ -35,6 +35,13 @@ PASS_PAUSE = 0.01
 """Seconds from one pass to the next at least. A pass looks at all workers and at the head of each queue, and in a burst
 there would be one for nearly every event; whoever comes after a pause longer than this is served at once."""
 
+LONGEST_PASS_PAUSE = 0.05
+"""Seconds from one pass to the next at most, however long a pass takes."""
+
+_PAUSE_PER_PASS = 9.0
+"""How many times as long as a pass the pause after it is: passes take a tenth of the time of a busy operator, which has
+to read and to write as well."""
+
 STUCK_SECONDS = 60.0
 """A loop that has not turned for so long is not alive."""
 
@@ -72,14 +79,18 @@ class SchedulingLoop:
         self._rechecks: dict[str, dt.datetime] = {}
         """When to decide on a namespace although nothing changes there."""
         self._turned: float | None = None
+        self._took = 0.0
+        """Seconds that the last turn took."""
 
     async def run(self) -> None:
         """Decide until cancelled."""
         self._turned = time.monotonic()
         try:
             while True:
+                began = time.monotonic()
                 self._turn(dt.datetime.now(dt.UTC))
                 self._turned = time.monotonic()
+                self._took = self._turned - began
                 metrics.LAST_PASS.set_to_current_time()
                 await self._wait()
         finally:
@@ -103,7 +114,7 @@ class SchedulingLoop:
                 await self._store.wait_for_change()
         except TimeoutError:
             pass
-        await asyncio.sleep(began + PASS_PAUSE - time.monotonic())
+        await asyncio.sleep(began + pass_pause(self._took) - time.monotonic())
 
     def _turn(self, now: dt.datetime) -> None:
         changes = self._store.take_changes()
@@ -235,6 +246,11 @@ class SchedulingLoop:
             self._executor.start(report)
             return None
         return report
+
+
+def pass_pause(took: float) -> float:
+    """Return the seconds to leave between two passes after one that took some seconds."""
+    return min(max(PASS_PAUSE, _PAUSE_PER_PASS * took), max(PASS_PAUSE, LONGEST_PASS_PAUSE))
 
 
 def _earliest(moments: list[dt.datetime | None]) -> dt.datetime | None:

@@ -134,11 +134,11 @@ class Api:
             body = self.result(task_id)
             return body if body["status"] == status else None
 
-        return wait_for(f"task {task_id} {status}", reached, 30)
+        return wait_for(f"task {task_id} {status}", reached)
 
     def wait_phase(self, name: str, phase: str) -> None:
         """Poll the detailed view until a job is in a phase."""
-        wait_for(f"job {name} {phase}", lambda: self.http.get(f"/v1/jobs/{name}").json()["phase"] == phase, 30)
+        wait_for(f"job {name} {phase}", lambda: self.http.get(f"/v1/jobs/{name}").json()["phase"] == phase)
 
     def metric(self, name: str) -> float:
         """Read a metric, summed over its labels."""

@@ -29,7 +29,7 @@ def begun(call: Call, api: Api, prompt: str) -> tuple[Future[Any], str]:
             raise error
         return newest(api, prompt)
 
-    return future, wait_for(f"a job of {prompt!r}", job, 30)
+    return future, wait_for(f"a job of {prompt!r}", job)
 
 
 def spec(stage: Stage, name: str) -> dict[str, Any]:

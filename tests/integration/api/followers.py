@@ -33,7 +33,7 @@ class Follower:
         self._headers = headers
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
-        wait_for("the stream", lambda: self.response is not None, 30)
+        wait_for("the stream", lambda: self.response is not None)
 
     def _read(self) -> None:
         with (
@@ -48,7 +48,7 @@ class Follower:
 
     def next(self, count: int = 1) -> dict[str, Any]:
         """Wait for the event of a number, from 1, and return its data."""
-        wait_for(f"event {count}", lambda: len(self.events) >= count, 30)
+        wait_for(f"event {count}", lambda: len(self.events) >= count)
         found: dict[str, Any] = self.events[count - 1].json()
         return found
 
@@ -59,7 +59,7 @@ class Follower:
             events = [event for event in self.events if event.event == kind]
             return next((event for event in events if not name or event.json()["name"] == name), None)
 
-        return wait_for(f"{kind} {name}", found, 30)
+        return wait_for(f"{kind} {name}", found)
 
     @property
     def last_id(self) -> str:

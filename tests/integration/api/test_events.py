@@ -68,7 +68,7 @@ def test_a_job_is_followed_to_its_end(api: Api, stage: Stage) -> None:
         assert follower.next(4)["progress"] == "12/25"
         stage.succeed(name, png(), warnings=("cut",))
         last = follower.next(5)
-        wait_for("the end of the stream", follower.ended.is_set, 30)
+        wait_for("the end of the stream", follower.ended.is_set)
     phases = ["Pending", "Scheduled", "Running", "Running", "Succeeded"]
     assert follower.told == list(zip(["state"] * 4 + ["end"], phases, strict=True))
     # Each field is that of the view, and no read of the API server was needed.
@@ -104,7 +104,7 @@ def test_another_replica_goes_on_where_one_left_off(api: Api, replica: Api, stag
     name = api.generate()
     stage.bind(name)
     with following(api, events_of(name)) as follower:
-        wait_for("its worker", lambda: follower.events and follower.events[-1].json()["worker"], 30)
+        wait_for("its worker", lambda: follower.events and follower.events[-1].json()["worker"])
     # Nothing has changed: nothing is told, until something does.
     with following(replica, events_of(name), follower.last_id) as second:
         stage.run(name, 1, 25)
@@ -125,7 +125,7 @@ def test_another_replica_goes_on_where_one_left_off(api: Api, replica: Api, stag
     # Who does not know its end is told, however late.
     for told in (second.last_id, "", "0", "no id of ours", "999999999999999999999999"):
         with following(replica, events_of(name), told) as late:
-            wait_for("the end of the stream", late.ended.is_set, 30)
+            wait_for("the end of the stream", late.ended.is_set)
         assert late.told == [("end", "Succeeded")]
 
 
@@ -150,7 +150,7 @@ def test_a_job_that_is_deleted(api: Api, replica: Api) -> None:
         follower.next(1)
         assert api.http.delete(f"/v1/jobs/{name}").status_code == 204
         assert follower.until("deleted").json() == {"name": name}
-        wait_for("the end of the stream", follower.ended.is_set, 30)
+        wait_for("the end of the stream", follower.ended.is_set)
     assert follower.told == [("state", "Pending"), ("deleted", "")]
     gone = replica.http.get(events_of(name), headers={"Last-Event-ID": follower.last_id})
     assert (gone.status_code, gone.json()) == (410, {"detail": "The job has been deleted."})
@@ -164,7 +164,7 @@ def test_a_client_that_hangs_up(api: Api) -> None:
     with following(api, events_of(api.generate())) as follower:
         follower.next(1)
         assert api.metric(STREAMS) == before + 1
-    wait_for("the end of the stream", lambda: api.metric(STREAMS) == before, 30)
+    wait_for("the end of the stream", lambda: api.metric(STREAMS) == before)
 
 
 def test_head_has_the_headers_alone(api: Api) -> None:
@@ -210,7 +210,7 @@ def test_a_stop_ends_the_streams_and_another_replica_takes_over(
         many.until("bookmark")
         began = time.monotonic()
         os.kill(api.pid, signal.SIGTERM)
-        wait_for("the end of the streams", lambda: one.ended.is_set() and many.ended.is_set(), 30)
+        wait_for("the end of the streams", lambda: one.ended.is_set() and many.ended.is_set())
         assert api.stop() == 0
         # A request under way would have had 20 seconds.
         assert time.monotonic() - began < 15
@@ -294,7 +294,7 @@ def test_many_jobs_are_followed_from_replica_to_replica(site: Site) -> None:
             assert replicas[0].http.delete(f"/v1/jobs/{name}").status_code == 204
             deleted.append(name)
             for api in replicas:
-                wait_for("the deletion", partial(is_gone, api, name), 30)
+                wait_for("the deletion", partial(is_gone, api, name))
     with following(replicas[0], "/v1/events", last_id) as follower:
         follower.until("bookmark")
     assert ends == names
@@ -327,9 +327,9 @@ def test_streams_have_limits(start_api: StartApi, tmp_path: Path) -> None:
     assert "3 streams" in api.http.get("/v1/events", headers=key("carol")).json()["detail"]
     # Who goes makes room; and whose key is withdrawn goes.
     streams[0].hang_up()
-    wait_for("room", lambda: api.metric(STREAMS) == 2, 30)
+    wait_for("room", lambda: api.metric(STREAMS) == 2)
     (tmp_path / "bob").unlink()
-    wait_for("the end of the stream", streams[2].ended.is_set, 30)
+    wait_for("the end of the stream", streams[2].ended.is_set)
     assert not streams[1].ended.is_set()
     with following(api, "/v1/events", **key("carol")):
         assert api.metric(STREAMS) == 2

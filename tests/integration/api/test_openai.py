@@ -167,7 +167,7 @@ def test_a_job_that_fails_is_tried_once(client: openai.OpenAI, api: Api, stage: 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_hangs_up_cancels_its_job(api: Api, stage: Stage, stream: bool) -> None:
     prompt = f"an owl that nobody waits for {stream}"
-    with openai.OpenAI(base_url=f"{api.url}/v1", api_key="none", timeout=2, max_retries=0) as impatient:
+    with openai.OpenAI(base_url=f"{api.url}/v1", api_key="none", timeout=4, max_retries=0) as impatient:
 
         def ask() -> None:
             answer = impatient.images.generate(prompt=prompt, stream=stream)
@@ -176,13 +176,13 @@ def test_a_client_that_hangs_up_cancels_its_job(api: Api, stage: Stage, stream: 
 
         call, name = begun(ask, api, prompt)
         assert isinstance(call.exception(30), type(None) if stream else openai.APITimeoutError)
-        wait_for("the cancellation", lambda: spec(stage, name).get("cancel"), 30)
+        wait_for("the cancellation", lambda: spec(stage, name).get("cancel"))
 
 
 def test_a_repeatable_request_survives_its_connection(api: Api, stage: Stage) -> None:
     prompt = "an owl asked for twice"
     key = {"Idempotency-Key": "owl-1"}
-    with openai.OpenAI(base_url=f"{api.url}/v1", api_key="none", timeout=1, max_retries=0) as impatient:
+    with openai.OpenAI(base_url=f"{api.url}/v1", api_key="none", timeout=4, max_retries=0) as impatient:
         call, name = begun(lambda: impatient.images.generate(prompt=prompt, extra_headers=key), api, prompt)
         assert isinstance(call.exception(30), openai.APITimeoutError)
         stage.complete(name, png())

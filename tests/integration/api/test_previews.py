@@ -40,10 +40,10 @@ def test_who_asks_has_the_worker_make_previews_and_gets_them_from_any_replica(
     assert asked_at(stage, name) is None
     missing = api.http.get(f"/v1/jobs/{name}/preview")
     assert (missing.status_code, missing.headers["Retry-After"]) == (404, "1")
-    wait_for("the worker to be told", lambda: asked_at(stage, name), 30)
+    wait_for("the worker to be told", lambda: asked_at(stage, name))
     stage.preview(name, png("green"), index=2)
     for each in (api, replica):
-        answer = wait_for("a preview", partial(preview, each, name), 30)
+        answer = wait_for("a preview", partial(preview, each, name))
         assert (answer.content, answer.headers["Content-Type"]) == (png("green"), "image/png")
         assert answer.headers["X-KubeDiffusion-Image-Index"] == "2"
         assert answer.headers["Cache-Control"] == "no-store"
@@ -59,7 +59,7 @@ def test_asking_often_writes_seldom(api: Api, stage: Stage) -> None:
     name = running(api, stage)
     for _ in range(50):
         api.http.get(f"/v1/jobs/{name}/preview")
-    first = wait_for("the request", lambda: asked_at(stage, name), 30)
+    first = wait_for("the request", lambda: asked_at(stage, name))
     began = time.monotonic()
     while time.monotonic() - began < 1:
         api.http.get(f"/v1/jobs/{name}/preview")
@@ -90,7 +90,7 @@ def test_a_stream_has_previews_where_they_were_asked_for(api: Api, stage: Stage,
             assert shown["index"] == 0
             assert base64.b64decode(shown["image"].removeprefix("data:image/png;base64,")) == png("green")
             stage.preview(name, png("blue"))
-            wait_for("the next", lambda: [event.event for event in follower.events].count("preview") == 2, 30)
+            wait_for("the next", lambda: [event.event for event in follower.events].count("preview") == 2)
         stage.succeed(name, png())
         follower.until("end")
         kinds = [event.event for event in follower.events]

@@ -84,7 +84,7 @@ def test_the_life_of_a_prediction(client: Client, api: Api, stage: Stage) -> Non
     assert prediction.urls == {"get": base, "cancel": f"{base}/cancel"}
     stage.bind(prediction.id)
     stage.run(prediction.id)
-    wait_for("processing", lambda: client.predictions.get(prediction.id).status == "processing", 30)
+    wait_for("processing", lambda: client.predictions.get(prediction.id).status == "processing")
     stage.succeed(prediction.id, png(), warnings=("the prompt was cut",))
     prediction.wait()
     assert prediction.status == "succeeded"
@@ -143,10 +143,10 @@ def test_a_version_is_what_a_model_loads(client: Client, api: Api, site: Site) -
     assert before == version.copy(update={"created_at": before.created_at if before else None})
     site.stage.model(workers={"maxReplicas": 3})
     site.stage.model("other", default=False)
-    wait_for("the other model", lambda: len(own.models.list()) == 2, 30)
+    wait_for("the other model", lambda: len(own.models.list()) == 2)
     assert own.models.get("whoever", MODEL).latest_version == before
     site.stage.model(source={"path": "/models/another"})
-    wait_for("another version", lambda: own.models.get("whoever", MODEL).latest_version != before, 30)
+    wait_for("another version", lambda: own.models.get("whoever", MODEL).latest_version != before)
     with pytest.raises(ReplicateError) as stale:
         own.predictions.create(version, {"prompt": "never drawn"})
     assert (stale.value.status, "version: There is no such version" in str(stale.value.detail)) == (422, True)
@@ -205,7 +205,7 @@ def test_run_polls_when_the_wait_is_over(client: Client, api: Api, stage: Stage)
     call, name = begun(ask, api, prompt)
     stage.bind(name)
     stage.run(name)
-    wait_for("the answer to the wait, and a poll", lambda: len(held) > 2 or call.done(), 30)
+    wait_for("the answer to the wait, and a poll", lambda: len(held) > 2 or call.done())
     assert not call.done()
     assert held[0].headers["Preference-Applied"] == "wait=1"
     assert {answer.json()["status"] for answer in held[1:3]} == {"processing"}
@@ -228,7 +228,7 @@ def test_a_prediction_that_fails(client: Client, api: Api, stage: Stage, wait: b
 def test_cancel(client: Client, stage: Stage) -> None:
     prediction = client.models.predictions.create(REFERENCE, {"prompt": "an unwanted fox"})
     call = CALLS.submit(prediction.cancel)
-    wait_for("the cancellation", lambda: spec(stage, prediction.id).get("cancel"), 30)
+    wait_for("the cancellation", lambda: spec(stage, prediction.id).get("cancel"))
     stage.cancelled(prediction.id)
     call.result(30)
     assert (prediction.status, prediction.output, prediction.error) == ("canceled", None, None)
@@ -239,7 +239,7 @@ def test_cancel(client: Client, stage: Stage) -> None:
 def test_what_has_succeeded_is_not_cancelled(client: Client, stage: Stage) -> None:
     prediction = client.models.predictions.create(REFERENCE, {"prompt": "a fox that was quicker"})
     stage.complete(prediction.id, png())
-    wait_for("success", lambda: client.predictions.get(prediction.id).status == "succeeded", 30)
+    wait_for("success", lambda: client.predictions.get(prediction.id).status == "succeeded")
     assert client.predictions.cancel(prediction.id).status == "succeeded"
 
 
@@ -248,7 +248,7 @@ def test_lists_in_pages(site: Site) -> None:
     client = client_of(api)
     made = [client.models.predictions.create((OWNER, MODEL), {"prompt": f"fox {place}"}).id for place in range(101)]
     site.stage.complete(made[-1], png())
-    wait_for("success", lambda: client.predictions.get(made[-1]).status == "succeeded", 30)
+    wait_for("success", lambda: client.predictions.get(made[-1]).status == "succeeded")
     first, second = paginate(client.predictions.list)
     assert (len(first), len(second), second.next) == (100, 1, None)
     assert {prediction.id for page in (first, second) for prediction in page} == set(made)
@@ -327,11 +327,11 @@ def test_a_client_that_hangs_up_cancels_its_job(api: Api, stage: Stage) -> None:
 
     def ask() -> None:
         with pytest.raises(httpx.ReadTimeout):
-            api.http.post(path, json={"input": {"prompt": prompt}}, headers={"Prefer": "wait"}, timeout=2)
+            api.http.post(path, json={"input": {"prompt": prompt}}, headers={"Prefer": "wait"}, timeout=4)
 
     call, name = begun(ask, api, prompt)
     call.result(30)
-    wait_for("the cancellation", lambda: spec(stage, name).get("cancel"), 30)
+    wait_for("the cancellation", lambda: spec(stage, name).get("cancel"))
 
 
 def test_a_repeatable_request_survives_its_connection(api: Api, stage: Stage) -> None:
@@ -341,7 +341,7 @@ def test_a_repeatable_request_survives_its_connection(api: Api, stage: Stage) ->
 
     def ask() -> None:
         with pytest.raises(httpx.ReadTimeout):
-            api.http.post(path, json=body, headers=headers, timeout=1)
+            api.http.post(path, json=body, headers=headers, timeout=4)
 
     call, name = begun(ask, api, prompt)
     call.result(30)
@@ -369,7 +369,7 @@ def test_jobs_of_other_doors_are_predictions_too(client: Client, api: Api, stage
     name = api.generate("a fox of another door")
     assert client.predictions.get(name).model == REFERENCE
     stage.complete(name, png())
-    wait_for("success", lambda: client.predictions.get(name).status == "succeeded", 30)
+    wait_for("success", lambda: client.predictions.get(name).status == "succeeded")
     assert client.predictions.get(name).input == {"prompt": "a fox of another door"}
 
 

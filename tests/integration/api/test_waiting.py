@@ -20,7 +20,7 @@ def pending(call: Callable[[], httpx.Response], api: Api) -> Future[httpx.Respon
     """Make a call in a thread, and return it once the API has it under way."""
     before = api.metric("kubediffusion_api_waiting_requests")
     future = CALLS.submit(call)
-    wait_for("the request", lambda: api.metric("kubediffusion_api_waiting_requests") > before, 30)
+    wait_for("the request", lambda: api.metric("kubediffusion_api_waiting_requests") > before)
     assert not future.done()
     return future
 
@@ -111,5 +111,5 @@ def test_who_hangs_up_is_waited_for_no_more(api: Api) -> None:
     waiting = api.metric("kubediffusion_api_waiting_requests")
     with pytest.raises(httpx.ReadTimeout):
         httpx.get(f"{api.url}/results/{task_id}?wait=60", timeout=1, trust_env=False)
-    wait_for("the end of the wait", lambda: api.metric("kubediffusion_api_waiting_requests") == waiting, 30)
+    wait_for("the end of the wait", lambda: api.metric("kubediffusion_api_waiting_requests") == waiting)
     assert api.result(task_id)["status"] == "pending"

@@ -102,7 +102,7 @@ async def test_writes_that_hang_in_one_namespace_hold_up_no_other(
             await eventually("the slow writes to begin", written)
             began = time.monotonic()
             quick_jobs = await create(quick)
-            await eventually("the others to be bound", lambda: all_bound(quick_jobs), 30)
+            await eventually("the others to be bound", lambda: all_bound(quick_jobs))
             assert time.monotonic() - began < TIMEOUT_SECONDS / 2
 
             async def told() -> bool:
@@ -134,7 +134,7 @@ async def test_deletions_that_hang_in_one_namespace_hold_up_no_others(
             async def gone() -> bool:
                 return not (await client.generation_jobs.list(quick.name))[0]
 
-            await eventually("the other namespace's job to go", gone, 30)
+            await eventually("the other namespace's job to go", gone)
             assert time.monotonic() - began < TIMEOUT_SECONDS / 2
             assert len((await client.generation_jobs.list(namespace.name))[0]) >= len(slow_jobs)
 
@@ -166,7 +166,7 @@ async def test_a_webhook_that_keeps_workers_from_being_created_is_told(
                 refused = said is not None and said.reason == "WorkerRefused"
                 return refused and said is not None and "failed calling webhook" in said.message
 
-            await eventually("the job to say so", told, 30)
+            await eventually("the job to say so", told)
             assert time.monotonic() - began < 10
 
 
@@ -241,9 +241,9 @@ async def test_a_finalizer_that_may_not_be_removed_is_said_on_its_job_and_holds_
                 await client.generation_jobs.delete(job.metadata.namespace, job.name)
                 found = await client.generation_jobs.get(job.metadata.namespace, job.name)
                 operator.store.observe_job(found, deleted=False)
-            await eventually("the other namespace's job to go", lambda: gone(quick, free.name), 10)
+            await eventually("the other namespace's job to go", lambda: gone(quick, free.name))
             for job in jobs:
-                await eventually("the job to say what holds it", partial(told, job.name), 20)
+                await eventually("the job to say what holds it", partial(told, job.name))
             assert ("Warning", "ImagesHeld") in await events_of(namespace, "held-0")
         await eventually("the held jobs to go", lambda: gone(namespace, *(job.name for job in jobs)))
 

@@ -113,7 +113,7 @@ async def test_a_namespace_whose_rolebinding_is_missing_is_named_and_taken_up_wh
     for each in (namespace, other):
         await client.diffusion_models.create(each.name, MODEL)
     async with running(account, other, namespace) as operator:
-        await eventually("the worker of the other namespace", lambda: has_pod(namespace, "emoji"), 30)
+        await eventually("the worker of the other namespace", lambda: has_pod(namespace, "emoji"))
         assert not await has_pod(other, "emoji")
         said = operator.resync.refusals()
         assert said is not None
@@ -148,7 +148,7 @@ async def test_a_namespace_that_is_deleted_meanwhile_keeps_no_other_from_its_wor
 
         await eventually("it to be closed", closed)
         await client.diffusion_models.create(namespace.name, MODEL)
-        await eventually("the worker of the other namespace", lambda: has_pod(namespace, "emoji"), 30)
+        await eventually("the worker of the other namespace", lambda: has_pod(namespace, "emoji"))
         assert operator.resync.problem() is None
 
 
@@ -259,7 +259,7 @@ async def test_kopf_watches_a_namespace_again_whose_rolebinding_is_back(
     try:
         for each in (namespace, other):
             await client.diffusion_models.create(each.name, MODEL)
-        await eventually("the model of the other namespace", lambda: known(namespace), 30)
+        await eventually("the model of the other namespace", lambda: known(namespace))
         assert not await known(other)
         permit(namespace, other)
         await eventually("its model", lambda: known(other), 60)

@@ -52,7 +52,7 @@ async def test_a_restarted_operator_knows_what_is_bound_and_a_deletion_is_notice
         async def only_the_kept() -> bool:
             return known(operator, namespace) == {kept}
 
-        await eventually("the deletion to be noticed", only_the_kept, 10)
+        await eventually("the deletion to be noticed", only_the_kept)
         job = await client.generation_jobs.get(namespace.name, kept)
         assert (job.status.worker, job.status.attempt) == (pod, 1)
 
@@ -68,7 +68,7 @@ async def test_a_model_that_was_deleted_while_nobody_watched_gets_no_more_worker
         async def forgotten() -> bool:
             return operator.store.namespace(namespace.name) is None
 
-        await eventually("the model and its workers to be forgotten", forgotten, 30)
+        await eventually("the model and its workers to be forgotten", forgotten)
         # Owned by the model, they went with it.
         assert await asyncio.to_thread(namespace.list, "job") == []
 
@@ -113,7 +113,7 @@ async def test_another_job_that_has_a_workers_name_is_told_and_not_asked_for_at_
         async def tried_three_times() -> bool:
             return failed_creations() - before >= 3
 
-        await eventually("three tries", tried_three_times, 20)
+        await eventually("three tries", tried_three_times)
         state = operator.store.namespace(namespace.name)
         assert state is not None
         refusal = state.refusals["emoji"]
@@ -139,7 +139,7 @@ async def test_a_defect_beside_a_write_loses_no_job(
         async def written() -> bool:
             return bool(told) and not operator.store.is_being_written(job.uid)
 
-        await eventually("the write and what follows it", written, 30)
+        await eventually("the write and what follows it", written)
         assert known(operator, namespace) == {job.name}
 
 
@@ -151,7 +151,7 @@ async def test_the_operator_reports_what_it_sees_of_a_model(namespace: Namespace
             status = (await client.diffusion_models.get(namespace.name, "emoji")).status
             return status.workers.starting == 1 and status.observed_generation == 1
 
-        await eventually("the model's status", starting, 10)
+        await eventually("the model's status", starting)
     status = (await client.diffusion_models.get(namespace.name, "emoji")).status
     assert [(c.type, c.status, c.reason) for c in status.conditions] == [("Available", "Unknown", "NotYetLoaded")]
 

@@ -73,7 +73,7 @@ async def test_many_that_are_due_together_go_a_few_at_a_time(namespace: Namespac
             jobs, _ = await client.generation_jobs.list(namespace.name)
             return {job.name for job in jobs} == {later.name, changed.name}
 
-        await eventually("the jobs to be deleted", only_the_later, 20)
+        await eventually("the jobs to be deleted", only_the_later)
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):
@@ -96,7 +96,7 @@ async def test_a_deleted_job_goes_once_its_images_have(namespace: Namespace, cli
         async def gone() -> bool:
             return not (await client.generation_jobs.list(namespace.name))[0]
 
-        await eventually("the job to be gone", gone, 20)
+        await eventually("the job to be gone", gone)
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):
@@ -128,7 +128,7 @@ async def test_a_job_that_names_no_time_to_live_gets_the_default_which_its_spec_
             shown = {job.name: job.spec.ttl_seconds_after_finished for job in jobs}
             return shown == {"kept": None, "model": 1800, "operator": 3600}
 
-        await eventually("the defaults to be shown, and the old job to go", named, 20)
+        await eventually("the defaults to be shown, and the old job to go", named)
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):
@@ -150,7 +150,7 @@ async def test_of_too_many_finished_jobs_of_a_namespace_the_oldest_go(
             jobs, _ = await client.generation_jobs.list(namespace.name)
             return {job.name for job in jobs} == {"c", "d"}
 
-        await eventually("the oldest to go", newest, 20)
+        await eventually("the oldest to go", newest)
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):

@@ -54,11 +54,11 @@ async def test_kopf_tells_of_every_change_and_writes_nothing(namespace: Namespac
     spec = {"source": {"path": "/models/a"}, "workers": {"idleSeconds": 100}}
     try:
         await client.diffusion_models.create(namespace.name, body | {"spec": spec})
-        await eventually("its creation to be told", lambda: told(listener, 100), 30)
+        await eventually("its creation to be told", lambda: told(listener, 100))
         for pace in (101, 102):
             change = {"spec": {"workers": {"idleSeconds": pace}}}
             await client.diffusion_models.patch(namespace.name, "model", change)
-            await eventually("its change to be told", partial(told, listener, pace), 10)
+            await eventually("its change to be told", partial(told, listener, pace))
         written = await client.request("GET", f"{path}/model")
         await client.diffusion_models.delete(namespace.name, "model")
 
@@ -66,7 +66,7 @@ async def test_kopf_tells_of_every_change_and_writes_nothing(namespace: Namespac
             return listener.gone
 
         # No finalizer of kopf's holds it.
-        await eventually("its end to be told", gone, 10)
+        await eventually("its end to be told", gone)
     finally:
         stop.set()
         await watches
@@ -98,7 +98,7 @@ async def test_a_job_is_told_of_from_its_first_moment_to_its_end(
         async def gone() -> bool:
             return told[-1][1]
 
-        await eventually("its end to be told", gone, 10)
+        await eventually("its end to be told", gone)
     finally:
         watching.cancel()
     assert [(item.uid, item.spec.priority, end) for item, end in told[:2]] == [
@@ -152,7 +152,7 @@ async def test_a_job_that_cannot_be_taken_in_does_not_end_the_watch(
         async def good() -> bool:
             return [job.name for job in store.unfinished_jobs(namespace.name)] == ["good"]
 
-        await eventually("the good one to be told", good, 10)
+        await eventually("the good one to be told", good)
         assert [failed.item.name for failed in store.take_changes().errors] == ["bad"]
         assert not watching.done()
     finally:

@@ -91,7 +91,7 @@ class Picture:
         async def equal() -> bool:
             return set(self.there) == set(names)
 
-        await eventually(f"a picture of {names}, instead of {sorted(self.there)}", equal, 30)
+        await eventually(f"a picture of {names}, instead of {sorted(self.there)}", equal)
 
 
 @asynccontextmanager

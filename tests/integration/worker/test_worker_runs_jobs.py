@@ -187,7 +187,7 @@ async def test_previews_are_in_storage_while_somebody_looks(bench: Bench, warm: 
             return None
 
     await bench.patch("looked-at", {"metadata": {"annotations": {PREVIEW_REQUESTED_AT_ANNOTATION: "now"}}})
-    shown = await eventually("a preview", lambda: asyncio.to_thread(there), 30)
+    shown = await eventually("a preview", lambda: asyncio.to_thread(there))
     with Pillow.open(io.BytesIO(shown)) as picture:
         assert (picture.format, picture.width, picture.height) == ("PNG", 32, 32)
     done = await bench.reached("looked-at")
@@ -197,4 +197,4 @@ async def test_previews_are_in_storage_while_somebody_looks(bench: Bench, warm: 
     async def removed() -> bool:
         return await asyncio.to_thread(there) is None
 
-    await eventually("the preview to be removed", removed, 30)
+    await eventually("the preview to be removed", removed)

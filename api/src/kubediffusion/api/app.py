@@ -30,7 +30,7 @@ from kubediffusion.api.middleware import RequestMiddleware
 from kubediffusion.api.model_cache import ModelCache
 from kubediffusion.api.previews import PreviewReader
 from kubediffusion.api.proxies import TrustedProxies
-from kubediffusion.api.routes import events, jobs, operations, tasks
+from kubediffusion.api.routes import creations, events, jobs, operations, tasks
 from kubediffusion.api.service import JobService
 from kubediffusion.api.settings import ImageForm, Settings
 from kubediffusion.api.watches import Watches
@@ -76,6 +76,7 @@ CORS: dict[str, Any] = {
 
 ROUTERS = (
     tasks.router,
+    creations.router,
     jobs.router,
     events.router,
     openai.router,

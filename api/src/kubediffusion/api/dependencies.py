@@ -188,6 +188,11 @@ class JsonRequest(Request):
     refused by name.
     """
 
+    @staticmethod
+    def limit(settings: Settings) -> int:
+        """Return how many bytes a body may have."""
+        return settings.max_body_bytes
+
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Yield the body in pieces, up to the limit.
 
@@ -196,7 +201,7 @@ class JsonRequest(Request):
         Raises:
             HTTPException: 413, the body is longer; what is left of it is not read.
         """
-        limit = (await _app_state(self)).settings.max_body_bytes
+        limit = self.limit((await _app_state(self)).settings)
         length = self.headers.get("content-length", "")
         if length.isdigit() and int(length) > limit:
             raise _too_large(limit)
@@ -221,6 +226,15 @@ class JsonRequest(Request):
             raise json.JSONDecodeError(str(error), "", 0) from error
 
 
+class ListRequest(JsonRequest):
+    """A request whose body may hold several jobs."""
+
+    @staticmethod
+    def limit(settings: Settings) -> int:
+        """Return how many bytes a body may have."""
+        return settings.max_list_bytes
+
+
 def _too_large(limit: int) -> HTTPException:
     # Starlette's own kind: FastAPI lets it pass while it reads a body, and takes any other for a broken one.
     return HTTPException(413, f"The request body is too large: at most {limit} bytes are taken.")
@@ -229,11 +243,19 @@ def _too_large(limit: int) -> HTTPException:
 class JsonRoute(APIRoute):
     """A route whose requests are :class:`JsonRequest`."""
 
+    request_class: type[JsonRequest] = JsonRequest
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Build the handler of the route."""
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
-            return await handler(JsonRequest(request.scope, request.receive))
+            return await handler(self.request_class(request.scope, request.receive))
 
         return handle
+
+
+class ListRoute(JsonRoute):
+    """A route whose requests may hold several jobs."""
+
+    request_class = ListRequest

@@ -155,6 +155,24 @@ class InvalidRequestError(ApiError):
         super().__init__(list(problems))
 
 
+class RefusedJobsError(InvalidRequestError):
+    """422: some of the jobs of a request are refused, so that none was created.
+
+    Args:
+        errors: Why, by the jobs' places in the request.
+    """
+
+    def __init__(self, errors: Mapping[int, InvalidRequestError]) -> None:
+        super().__init__(_in_list(entry, place) for place, error in errors.items() for entry in error.detail)
+
+
+def _in_list(entry: Any, place: int) -> Problem:
+    where, *field = entry["loc"]
+    if where == "body":
+        return {**entry, "loc": [where, "jobs", place, *field]}
+    return {**entry, "msg": f"Job {place} of the list: {entry['msg']}"}
+
+
 class ClientGoneError(ApiError):
     """499: the client has closed the connection while it waited. Nobody reads the response; the metrics count it."""
 
@@ -280,8 +298,11 @@ def _validation_problem(error: Mapping[str, Any]) -> Problem:
     loc, message = list(error["loc"]), error["msg"]
     match error["type"]:
         case "extra_forbidden":
-            nearest = nearest_field(str(loc[-1]), model_at(JobRequest, map(str, loc[1:-1])).model_fields)
-            message = f"Unknown field {str(loc[-1])[:100]!r}" + (f"; did you mean {nearest!r}?" if nearest else "")
+            # The fields of one job of several are those of a job.
+            path = loc[3:-1] if loc[1] == "jobs" and len(loc) > 3 else loc[1:-1]
+            name, fields = str(loc[-1]), model_at(JobRequest, map(str, path)).model_fields
+            nearest = None if name in fields else nearest_field(name, fields)
+            message = f"Unknown field {name[:100]!r}" + (f"; did you mean {nearest!r}?" if nearest else "")
         case "json_invalid":
             loc = ["body"]
             message = f"The body is not valid JSON: {error['ctx']['error']}"
@@ -300,13 +321,18 @@ def install(app: FastAPI, forms: ErrorForms) -> None:
     """Register the handlers of all errors with an app."""
 
     async def handle(request: Request, error: Exception) -> Response:
-        return forms.response(_api_error(error), request.scope["path"])
+        return forms.response(api_error(error), request.scope["path"])
 
     for kind in (ApiError, KubernetesError, StorageError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, handle)
 
 
-def _api_error(error: Exception) -> ApiError:
+def api_error(error: Exception) -> ApiError:
+    """Return what a client reads of an error, and log what only an operator of this server can mend.
+
+    Raises:
+        TypeError: It is no error that a client could have met.
+    """
     match error:
         case ApiError():
             return error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainValidator, model_validator
 from pydantic.fields import FieldInfo
 
 from kubediffusion.api.derived import RequestModel, ResponseModel, request_of, view_of
@@ -148,6 +148,29 @@ NOT_REQUESTED = {
 )
 class JobRequest(RequestModel):
     """What to generate. ``prompt`` alone is enough."""
+
+
+MAX_JOBS = 100
+"""How many jobs one request may create."""
+
+
+class JobRequestList(RequestModel):
+    """Several jobs at once. None is created if one of them is refused."""
+
+    jobs: Annotated[list[JobRequest], Field(min_length=1, max_length=MAX_JOBS)]
+    """What to generate, each as a request of its own would have it."""
+
+
+def _one_or_several(body: object) -> JobRequest | JobRequestList:
+    """Validate a body by what it has, so that errors name its fields and nothing of the other form."""
+    several = isinstance(body, dict) and "jobs" in body
+    return JobRequestList.model_validate(body) if several else JobRequest.model_validate(body)
+
+
+OneOrSeveralJobs = Annotated[
+    JobRequest | JobRequestList,
+    PlainValidator(_one_or_several, json_schema_input_type=JobRequest | JobRequestList),
+]
 
 
 class TaskAccepted(ResponseModel):
@@ -337,6 +360,23 @@ class JobView(JobSummary):
     """How many workers died while running it."""
     waiting: Waiting | None
     """Why it waits; null once it does not."""
+
+
+class JobOutcome(ResponseModel):
+    """What became of one job of several."""
+
+    status: int
+    """The HTTP status that a request of its own would have had: 201 where the job is there."""
+    job: JobView | None
+    """The job; null where there is none."""
+    detail: str | list[FieldProblem] | None
+    """Why there is none, as in the body of an error; null where there is one."""
+
+
+class JobOutcomeList(ResponseModel):
+    """What became of each of several jobs, in the order of the request."""
+
+    jobs: list[JobOutcome]
 
 
 class JobList(ResponseModel):

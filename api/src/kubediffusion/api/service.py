@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice, takewhile
 
 from kubediffusion.api import translate
@@ -13,6 +13,7 @@ from kubediffusion.api.client_limits.lookups import JobLookups
 from kubediffusion.api.client_limits.rates import RateLimiter
 from kubediffusion.api.creation import JobCreator
 from kubediffusion.api.errors import (
+    ApiError,
     ImageNotFoundError,
     StateConflictError,
     TaskNotFoundError,
@@ -35,6 +36,12 @@ NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 """What the API server takes as an object's name (RFC 1123 subdomain), roughly: nothing else can exist."""
 
 MAX_NAME = 253
+
+SLICE = 100
+"""Jobs that a list looks at before other requests have their turn."""
+
+MOST_LOOKED_AT = 20_000
+"""Jobs that a list looks at for one page; one that ends there has what was found, and goes on in the next."""
 
 CLOSE_SECONDS = 2.0
 """How long a stop waits for the cancellation of jobs whose clients have gone."""
@@ -107,6 +114,12 @@ class JobService:
         """
         return await self._submitter.submit(request, client, key_name, idempotency_key, annotations)
 
+    async def submit_all(
+        self, requests: Sequence[JobRequest], client: str, key_name: str, idempotency_key: str | None
+    ) -> list[CachedJob | ApiError | KubernetesError]:
+        """Accept several jobs; as :meth:`kubediffusion.api.submission.JobSubmitter.submit_all`."""
+        return await self._submitter.submit_all(requests, client, key_name, idempotency_key)
+
     async def read(self, name: str, client: str) -> CachedJob:
         """Return a job, also one that another replica accepted a moment ago.
 
@@ -146,7 +159,9 @@ class JobService:
             raise TaskNotFoundError
         return end
 
-    def page(self, wanted: JobFilter, limit: int, before: AgeKey | None) -> tuple[list[JobSummary], AgeKey | None]:
+    async def page(
+        self, wanted: JobFilter, limit: int, before: AgeKey | None
+    ) -> tuple[list[JobSummary], AgeKey | None]:
         """List jobs, newest first.
 
         Args:
@@ -157,20 +172,33 @@ class JobService:
         Returns:
             The jobs, and where the next page begins; None when there is none.
         """
-        jobs, end = self.newest(wanted, limit, before)
+        jobs, end = await self.newest(wanted, limit, before)
         return [translate.summary(job, self._position(job), self._settings.root_path) for job in jobs], end
 
-    def newest(self, wanted: JobFilter, limit: int, before: AgeKey | None) -> tuple[list[CachedJob], AgeKey | None]:
-        """List jobs as they are in the cache; as :meth:`page`."""
+    async def newest(
+        self, wanted: JobFilter, limit: int, before: AgeKey | None
+    ) -> tuple[list[CachedJob], AgeKey | None]:
+        """List jobs as they are in the cache; as :meth:`page`.
+
+        A filter that few jobs match has many looked at: other requests have their turn in between.
+        """
         if wanted.created_before is not None:
             end = AgeKey(wanted.created_before, "")
             before = end if before is None else min(before, end)
-        newest = self._jobs.newest_first(before, wanted.phases, wanted.model, self._models.default_name)
-        recent = takewhile(lambda job: job.created >= (wanted.created_after or 0), newest)
-        found = filter(wanted.matches_labels, recent)
-        jobs = list(islice(found, limit))
-        more = len(jobs) == limit and next(found, None) is not None
-        return jobs, jobs[-1].age_key if more else None
+        found: list[CachedJob] = []
+        for _ in range(MOST_LOOKED_AT // SLICE):
+            newest = self._jobs.newest_first(before, wanted.phases, wanted.model, self._models.default_name)
+            recent = takewhile(lambda job: job.created >= (wanted.created_after or 0), newest)
+            looked_at = list(islice(recent, SLICE))
+            for job in filter(wanted.matches_content, looked_at):
+                if len(found) == limit:
+                    return found, found[-1].age_key
+                found.append(job)
+            if len(looked_at) < SLICE:
+                return found, None
+            before = looked_at[-1].age_key
+            await asyncio.sleep(0)
+        return found, before
 
     def view(self, job: CachedJob) -> JobView:
         """Build the detailed view of a job."""

@@ -173,6 +173,9 @@ class Settings(StorageSecrets):
     max_body_bytes: Annotated[int, Field(ge=1)] = 64 * 1024
     """A longer request is refused with 413 before it has been read to its end."""
 
+    max_list_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024
+    """The same for ``POST /v1/jobs``, which takes up to 100 jobs at once."""
+
     def limits_of(self, key_name: str) -> EffectiveLimits:
         """Return what one API key may do; the name is empty where none is needed."""
         own = self.key_limits.get(key_name, KeyLimits())

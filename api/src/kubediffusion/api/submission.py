@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from kubediffusion.api import translate
 from kubediffusion.api.client_limits.rates import RateLimiter
 from kubediffusion.api.creation import JobCreator
-from kubediffusion.api.errors import InvalidRequestError, TooManyRequestsError, problem
+from kubediffusion.api.errors import ApiError, InvalidRequestError, RefusedJobsError, TooManyRequestsError, problem
 from kubediffusion.api.job_cache.cache import JobCache
 from kubediffusion.api.job_cache.records import CachedJob
 from kubediffusion.api.model_cache import ModelCache
 from kubediffusion.api.schemas import JobRequest
 from kubediffusion.api.settings import Settings
+from kubediffusion.resources.apiserver.errors import KubernetesError
 from kubediffusion.resources.generation_job import GenerationJobSpec
 from kubediffusion.resources.parameters import check_limits
 from kubediffusion.resources.task_ids import new_task_id
 from kubediffusion.resources.time_to_live import time_to_live
 
 logger = logging.getLogger(__name__)
+
+CONCURRENCY = 8
+"""Jobs of one request that are created at the same time."""
+
+
+class _AcceptedJob(NamedTuple):
+    """A job that may be created.
+
+    Attributes:
+        name: Its name.
+        spec: What was asked for.
+        annotations: As :meth:`JobSubmitter.submit` has them.
+        body: The GenerationJob to create.
+        known: The job that the idempotency key has already; then there is none to create.
+        repeatable: Whether it has an idempotency key.
+    """
+
+    name: str
+    spec: GenerationJobSpec
+    annotations: Mapping[str, str] | None
+    body: dict[str, Any]
+    known: CachedJob | None
+    repeatable: bool
 
 
 class JobSubmitter:
@@ -50,48 +76,115 @@ class JobSubmitter:
     ) -> CachedJob:
         """Accept a job; as :meth:`kubediffusion.api.service.JobService.submit`."""
         self._creations.hit(client)
+        accepted = self._accept(request, key_name, idempotency_key, annotations)
+        self._check_room(1 if accepted.known is None else 0, key_name)
+        return await self._create(accepted, client)
+
+    async def submit_all(
+        self, requests: Sequence[JobRequest], client: str, key_name: str, idempotency_key: str | None
+    ) -> list[CachedJob | ApiError | KubernetesError]:
+        """Accept several jobs, or none of them: what can be known beforehand of one stops all.
+
+        Args:
+            requests: What to generate.
+            client: Who asks; each job counts against the rate.
+            key_name: The name of the API key; empty where none is needed.
+            idempotency_key: With the place in the list it is the idempotency key of each job.
+
+        Returns:
+            For each request its job, or why the API server refused it after all.
+
+        Raises:
+            InvalidRequestError: A job is refused, or there are more than the rate ever lets pass.
+            UnavailableError: A model cannot be used.
+            TooManyRequestsError: They are too many jobs, for the rate or beside those that are unfinished.
+        """
+        self._creations.hit(client, len(requests))
+        accepted, refused = [], {}
+        for place, request in enumerate(requests):
+            # No key that a client may send has such a character in it.
+            key = None if idempotency_key is None else f"{idempotency_key}\0{place}"
+            try:
+                accepted.append(self._accept(request, key_name, key, None))
+            except InvalidRequestError as error:
+                refused[place] = error
+        if refused:
+            raise RefusedJobsError(refused)
+        self._check_room(sum(job.known is None for job in accepted), key_name)
+        places = asyncio.Semaphore(CONCURRENCY)
+
+        async def create(job: _AcceptedJob) -> CachedJob | ApiError | KubernetesError:
+            async with places:
+                try:
+                    return await self._create(job, client)
+                except (ApiError, KubernetesError) as error:
+                    return error
+
+        return await asyncio.gather(*map(create, accepted))
+
+    def _accept(
+        self,
+        request: JobRequest,
+        key_name: str,
+        idempotency_key: str | None,
+        annotations: Mapping[str, str] | None,
+    ) -> _AcceptedJob:
         spec = translate.to_spec(request)
+        repeatable = idempotency_key is not None
         if idempotency_key is None:
             name = new_task_id()
         else:
             name = translate.idempotent_name(key_name, idempotency_key)
             if (known := self._jobs.get(name)) is not None:
                 _check_same_request(known, spec, annotations)
-                return known
+                return _AcceptedJob(name, spec, annotations, {}, known, repeatable)
         model = self._models.usable(spec.model)
         if errors := [problem(error.field, error.message) for error in check_limits(spec, model)]:
             raise InvalidRequestError(errors)
-        self._check_key_limits(spec, key_name)
-        self._check_room()
+        self._check_priority(spec, key_name)
         ttl = time_to_live(spec, model, self._settings.default_ttl_seconds)
         named = spec.model_copy(update={"ttl_seconds_after_finished": ttl})
         body = translate.manifest(name, named, key_name, annotations)
-        job, fresh = await self._creator.create(name, body, repeatable=idempotency_key is not None)
+        return _AcceptedJob(name, spec, annotations, body, None, repeatable)
+
+    async def _create(self, accepted: _AcceptedJob, client: str) -> CachedJob:
+        if accepted.known is not None:
+            return accepted.known
+        job, fresh = await self._creator.create(accepted.name, accepted.body, repeatable=accepted.repeatable)
         self._jobs.remember(job)
-        if idempotency_key is not None and not fresh:
-            _check_same_request(job, spec, annotations)
-        extra = {"job": name, "client": client}
+        if accepted.repeatable and not fresh:
+            _check_same_request(job, accepted.spec, accepted.annotations)
+        extra = {"job": accepted.name, "client": client}
         if self._settings.log_prompts:
-            extra["prompt"] = spec.prompt
+            extra["prompt"] = accepted.spec.prompt
         logger.info("job accepted", extra=extra)
         return job
 
-    def _check_room(self) -> None:
-        cap = self._settings.max_unfinished_jobs
-        if cap and self._jobs.unfinished >= cap:
-            raise TooManyRequestsError(f"{cap} jobs are unfinished already; try again when some have finished.", 5)
+    def _check_room(self, count: int, key_name: str) -> None:
+        """Let so many new jobs pass.
 
-    def _check_key_limits(self, spec: GenerationJobSpec, key_name: str) -> None:
-        limits = self._settings.limits_of(key_name)
-        if spec.priority is not None and spec.priority > limits.max_priority:
-            message = (
-                f"{spec.priority} exceeds the highest priority that this client may ask for, {limits.max_priority}"
-            )
+        Raises:
+            TooManyRequestsError: They would be too many unfinished ones, of the API key or of the namespace.
+        """
+        cap = self._settings.limits_of(key_name).max_unfinished_jobs
+        if count and key_name and cap and self._jobs.unfinished_of(key_name) + count > cap:
+            message = f"{_so_many(self._jobs.unfinished_of(key_name), cap)} of this API key are unfinished already"
+            raise TooManyRequestsError(f"{message}; try again when some have finished.", 5)
+        cap = self._settings.max_unfinished_jobs
+        if count and cap and self._jobs.unfinished + count > cap:
+            message = f"{_so_many(self._jobs.unfinished, cap)} are unfinished already"
+            raise TooManyRequestsError(f"{message}; try again when some have finished.", 5)
+
+    def _check_priority(self, spec: GenerationJobSpec, key_name: str) -> None:
+        highest = self._settings.limits_of(key_name).max_priority
+        if spec.priority is not None and spec.priority > highest:
+            message = f"{spec.priority} exceeds the highest priority that this client may ask for, {highest}"
             raise InvalidRequestError([problem("priority", message)])
-        cap = limits.max_unfinished_jobs
-        if key_name and cap and self._jobs.unfinished_of(key_name) >= cap:
-            message = f"{cap} jobs of this API key are unfinished already; try again when some have finished."
-            raise TooManyRequestsError(message, 5)
+
+
+def _so_many(unfinished: int, cap: int) -> str:
+    """Say how many jobs there are under a cap that has no room for what was asked."""
+    return f"{cap} jobs" if unfinished >= cap else f"{unfinished} jobs of at most {cap}"
 
 
 def _check_same_request(known: CachedJob, spec: GenerationJobSpec, annotations: Mapping[str, str] | None) -> None:

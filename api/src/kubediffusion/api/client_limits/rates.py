@@ -14,7 +14,7 @@ from limits import RateLimitItem, parse_many
 from limits.storage import Storage
 from limits.strategies import FixedWindowRateLimiter
 
-from kubediffusion.api.errors import TooManyRequestsError
+from kubediffusion.api.errors import InvalidRequestError, TooManyRequestsError, problem
 
 CAPACITY = 100_000
 """Clients that are counted at the same time. Beyond it the one that was counted longest ago starts anew."""
@@ -37,26 +37,35 @@ class RateLimiter:
         self._counters = CounterStorage()
         self._strategy = FixedWindowRateLimiter(self._counters)
 
-    def check(self, client: str) -> None:
+    def check(self, client: str, uses: int = 1) -> None:
         """Let a client pass that is below the rate, without counting.
 
+        Args:
+            client: The client.
+            uses: How many uses there must be room for.
+
         Raises:
-            TooManyRequestsError: The client is not.
+            InvalidRequestError: There never is room for so many at once.
+            TooManyRequestsError: The client is not below the rate.
         """
         for limit in self._limits:
-            if not self._strategy.test(limit, client):
+            if uses > max(limit.amount, 1):
+                message = f"{uses} jobs at once are more than the rate ever lets pass, {limit}; send fewer"
+                raise InvalidRequestError([problem("jobs", message)])
+            if not self._strategy.test(limit, client, cost=uses):
                 reset = self._strategy.get_window_stats(limit, client).reset_time
                 raise TooManyRequestsError.until(self._message.format(limit=limit), reset)
 
-    def hit(self, client: str) -> None:
-        """Count one use of a client.
+    def hit(self, client: str, uses: int = 1) -> None:
+        """Count uses of a client, all of them or none.
 
         Raises:
+            InvalidRequestError: There never is room for so many at once.
             TooManyRequestsError: The client is over the rate; nothing was counted.
         """
-        self.check(client)
+        self.check(client, uses)
         for limit in self._limits:
-            self._strategy.hit(limit, client)
+            self._strategy.hit(limit, client, cost=uses)
 
     def refund(self, client: str) -> None:
         """Take one use of a client back, since it did not count after all."""

@@ -18,6 +18,7 @@ class JobFilter:
         labels: Only jobs that have all of these labels, with these values; any value where it is None.
         created_after: Only jobs of this age or younger, in seconds since the epoch; lists alone know it.
         created_before: Only jobs that are older; lists alone know it.
+        text: Only jobs whose prompt has this text in it, in upper case or lower; lists alone know it.
     """
 
     phases: frozenset[Phase] | None = None
@@ -25,6 +26,7 @@ class JobFilter:
     labels: tuple[tuple[str, str | None], ...] = ()
     created_after: float | None = None
     created_before: float | None = None
+    text: str | None = None
 
     def matches(self, job: CachedJob, default_model: str | None) -> bool:
         """Return whether a job is one of them; ``default_model`` is the model of jobs that name none."""
@@ -33,6 +35,10 @@ class JobFilter:
         if self.model is not None and (job.model or default_model) != self.model:
             return False
         return self.matches_labels(job)
+
+    def matches_content(self, job: CachedJob) -> bool:
+        """Return whether a job has the labels, and the text in its prompt: what no index of the cache knows."""
+        return self.matches_labels(job) and (self.text is None or self.text.casefold() in job.prompt.casefold())
 
     def matches_labels(self, job: CachedJob) -> bool:
         """Return whether a job has the labels."""

@@ -15,7 +15,6 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from kubediffusion.api.dependencies import (
     AppStateDep,
     ClientDep,
-    IdempotencyKey,
     ImagesDep,
     JobServiceDep,
     JsonRoute,
@@ -25,7 +24,11 @@ from kubediffusion.api.dependencies import (
     preferred_wait,
     unless_gone,
 )
-from kubediffusion.api.errors import ModelNotFoundError, PreviewNotFoundError, UnavailableError
+from kubediffusion.api.errors import (
+    ModelNotFoundError,
+    PreviewNotFoundError,
+    UnavailableError,
+)
 from kubediffusion.api.images import ImageResponse
 from kubediffusion.api.job_cache.filters import JobFilter
 from kubediffusion.api.job_cache.records import CachedJob
@@ -34,7 +37,7 @@ from kubediffusion.api.model_schemas import ModelDetail, ModelList
 from kubediffusion.api.previews import is_shown_to
 from kubediffusion.api.routes.cursors import decoded_cursor, encoded_cursor
 from kubediffusion.api.routes.responses import errors
-from kubediffusion.api.schemas import JobList, JobRequest, JobView
+from kubediffusion.api.schemas import JobList, JobView
 from kubediffusion.api.service import MAX_NAME, JobService
 from kubediffusion.api.settings import ImageForm
 from kubediffusion.api.translate import model_view, openai_model, recipe_manifest
@@ -55,6 +58,12 @@ CreatedAfter = Annotated[
     AwareDatetime | None, Query(description="Only jobs that were created then or later, with its offset (RFC 3339).")
 ]
 CreatedBefore = Annotated[AwareDatetime | None, Query(description="Only jobs that were created before that.")]
+Text = Annotated[
+    str | None,
+    Query(
+        description="Only jobs whose prompt has this text in it, in upper case or lower.", min_length=1, max_length=200
+    ),
+]
 IfNoneMatch = Annotated[str | None, Header(description="The ETag of a copy that the client has.")]
 
 LABEL = r"^[A-Za-z0-9]([A-Za-z0-9./_-]*[A-Za-z0-9])?(=([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?)?$"
@@ -84,24 +93,6 @@ def job_filter(phases: list[Phase] | None, model: str | None, labels: list[str] 
     )
 
 
-@router.post("/jobs", status_code=201, tags=["jobs"], summary="Create a job", responses=errors(413, 422, 429, 503))
-async def create_job(
-    request: Request,
-    response: Response,
-    body: JobRequest,
-    service: JobServiceDep,
-    state: AppStateDep,
-    client: ClientDep,
-    key_name: KeyNameDep,
-    idempotency_key: IdempotencyKey = None,
-    prefer: Prefer = None,
-) -> JobView:
-    """Create a job and show it: at once, or with `Prefer: wait=N` once it has finished."""
-    job = await service.submit(body, client, key_name, idempotency_key)
-    response.headers["Location"] = f"{state.settings.root_path}/v1/jobs/{job.name}"
-    return service.view(await _waited(job, request, response, service, prefer))
-
-
 @router.get("/jobs", tags=["jobs"], summary="List jobs", responses=errors(422, 503))
 async def list_jobs(
     service: JobServiceDep,
@@ -111,12 +102,17 @@ async def list_jobs(
     label: Labels = None,
     created_after: CreatedAfter = None,
     created_before: CreatedBefore = None,
+    text: Text = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Jobs in a page.")] = 100,
     continue_token: Annotated[
         str | None, Query(alias="continue", description="`continue_token` of the page before.")
     ] = None,
 ) -> JobList:
-    """List the namespace's jobs, newest first."""
+    """List the namespace's jobs, newest first.
+
+    A page may have fewer jobs than `limit`, or none, where few match: there is more as long as `continue_token` is not
+    null.
+    """
     if not state.watches.ready:
         raise UnavailableError("The server is starting and has not seen all jobs yet.", 1)
     before = decoded_cursor(continue_token, "continue", "continue_token")
@@ -124,8 +120,9 @@ async def list_jobs(
         job_filter(phase, model, label),
         created_after=None if created_after is None else created_after.timestamp(),
         created_before=None if created_before is None else created_before.timestamp(),
+        text=text,
     )
-    jobs, end = service.page(wanted, limit, before)
+    jobs, end = await service.page(wanted, limit, before)
     return JobList(jobs=jobs, continue_token=None if end is None else encoded_cursor(end))
 
 
@@ -150,7 +147,7 @@ async def show_job(
     With `Prefer: wait=N` the answer comes once the job has finished.
     """
     job = await service.read(name, client)
-    job = await _waited(job, request, response, service, prefer)
+    job = await waited(job, request, response, service, prefer)
     response.headers.update(warning_headers(job))
     response.headers["ETag"] = tag = service.view_tag(job)
     if _has_tag(if_none_match, tag):
@@ -300,9 +297,10 @@ def _has_tag(if_none_match: str | None, tag: str) -> bool:
     return if_none_match is not None and (if_none_match.strip() == "*" or tag.removeprefix("W/") in if_none_match)
 
 
-async def _waited(
+async def waited(
     job: CachedJob, request: Request, response: Response, service: JobService, prefer: str | None
 ) -> CachedJob:
+    """Return a job once it has finished, if the request prefers to wait for that; the response says so."""
     seconds = preferred_wait(prefer)
     if seconds is None:
         return job

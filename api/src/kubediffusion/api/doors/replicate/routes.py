@@ -247,7 +247,7 @@ async def list_predictions(
     """List the namespace's jobs, newest first, with the addresses of their images."""
     if not door.state.watches.ready:
         raise UnavailableError("The server is starting and has not seen all jobs yet.", 1)
-    jobs, end = door.service.newest(JobFilter(), PAGE, decoded_cursor(cursor, "cursor"))
+    jobs, end = await door.service.newest(JobFilter(), PAGE, decoded_cursor(cursor, "cursor"))
     after = None if end is None else f"{door.base}/predictions?cursor={quote(encoded_cursor(end))}"
     return PredictionPage(next=after, results=[door.view(job) for job in jobs])
 

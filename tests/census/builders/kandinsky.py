@@ -138,9 +138,12 @@ def qwen_vl_processor() -> Any:
 
 @model("kandinsky-5", "Kandinsky5T2IPipeline", sizes=((1024, 1024), (640, 1408)), steps=50, guidance=3.5, gigabytes=30)
 def kandinsky_5() -> Any:
-    # It makes images of a few sizes only, of a million pixels each: few latents.
+    # It makes images of a few sizes only, of a million pixels each: few latents, and few channels by the pixels.
+    vae = autoencoders.flow(
+        blocks=6, block_out_channels=(1, 2, 4, 8, 16, 16), norm_num_groups=1, scaling_factor=0.3611, shift_factor=0.1159
+    )
     return diffusers.Kandinsky5T2IPipeline(
-        vae=autoencoders.flow(blocks=6, scaling_factor=0.3611, shift_factor=0.1159),
+        vae=vae,
         text_encoder=encoders.qwen25_vl(),
         tokenizer=qwen_vl_processor(),
         text_encoder_2=encoders.clip(),

@@ -184,6 +184,10 @@ class Stage:
         }
         self._patch(f"diffusionmodels/{model}/status", {"status": {"conditions": [condition]}})
 
+    def knows(self, model: str, **pipeline: Any) -> None:
+        """Say what a worker has told of a model's pipeline, as the operator does."""
+        self._patch(f"diffusionmodels/{model}/status", {"status": {"observedGeneration": 1, "pipeline": pipeline}})
+
     def job(self, name: str) -> dict[str, Any]:
         answer = self._http.get(self._path(f"generationjobs/{name}"))
         answer.raise_for_status()

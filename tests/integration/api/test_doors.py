@@ -15,8 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from integration.api.api_kit import COMMAND, Api, StartApi, generate, problems
+from integration.api.api_kit import COMMAND, MODEL, Api, Site, StartApi, generate, problems
 from kubediffusion.api.main import listening_sockets
+from kubediffusion.local.testing import wait_for
 
 """What admission webhooks and policies of a test are asked about."""
 
@@ -60,6 +61,29 @@ from kubediffusion.api.main import listening_sockets
 )
 def test_a_bad_value_is_refused_by_name(api: Api, body: dict[str, object], field: str, reason: str) -> None:
     assert reason in problems(generate(api, **body))[field]
+
+
+def test_what_a_models_pipeline_cannot_do_is_refused_at_every_door(site: Site) -> None:
+    api, wish = site.start(RATE_LIMIT=""), {"prompt": "a cat", "negative_prompt": "rain", "width": 520, "height": 512}
+    site.stage.knows(MODEL, name="FluxPipeline", sizeMultiple=16, negativePrompt=False)
+    wait_for("the API to know the pipeline", lambda: generate(api, **wish).status_code == 422, 30)
+    predictions = f"/replicate/v1/models/any/{MODEL}/predictions"
+    doors = {
+        "/generate": wish,
+        "/v1/jobs": wish,
+        "/v1/images/generations": {"prompt": "a cat", "negative_prompt": "rain", "size": "520x512"},
+        "/sdapi/v1/txt2img": wish,
+        predictions: {"input": wish},
+    }
+    for path, body in doors.items():
+        answer = api.http.post(path, json=body)
+        assert answer.status_code in {400, 422}, path
+        for words in ("negative_prompt", "is not guided by it here; leave it out", "no multiple of 16"):
+            assert words in answer.text, path
+    # Clients send an empty one that nobody typed.
+    fitting = {"prompt": "a cat", "negative_prompt": "", "width": 512, "height": 512}
+    for path, body in {"/generate": fitting, "/v1/jobs": fitting, predictions: {"input": fitting}}.items():
+        assert api.http.post(path, json=body).status_code in {201, 202}, path
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])

@@ -66,3 +66,14 @@ def test_a_job_off_the_grid_fails_before_it_is_bound() -> None:
     assert finish.message == "spec.width: 520 is no multiple of 16, as model 'emoji' needs; ask for 512 or 528"
     (bind,) = actions(view(waiting=[off], workers=[worker(0, WorkerState.READY)]))
     assert isinstance(bind, Bind)
+
+
+def test_a_negative_prompt_that_the_model_cannot_heed_fails_the_job_before_it_is_bound() -> None:
+    asking, unguided = job(negative_prompt="rain"), FACTS.model_copy(update={"negative_prompt": False})
+    knows = knowing(worker(0, WorkerState.READY), unguided.to_json())
+    (finish,) = actions(view(waiting=[asking], workers=[knows]))
+    assert isinstance(finish, Finish)
+    assert finish.message.startswith("spec.negativePrompt: model 'emoji' takes none: FluxPipeline")
+    for waiting, ready in ((job(negative_prompt=""), knows), (asking, knowing(worker(0, WorkerState.READY)))):
+        (bind,) = actions(view(waiting=[waiting], workers=[ready]))
+        assert isinstance(bind, Bind)

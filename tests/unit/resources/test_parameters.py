@@ -235,6 +235,21 @@ def test_a_scheduler_that_cannot_run_the_model_is_refused_with_those_that_can() 
     assert refused(model(), scheduler="DDIMScheduler") == []
 
 
+def test_a_negative_prompt_is_refused_where_the_model_is_not_guided_by_one() -> None:
+    unguided = model(defaults=JobDefaults(negative_prompt="blurry")).with_pipeline(
+        FLUX.model_copy(update={"negative_prompt": False})
+    )
+    message = "model 'emoji' takes none: FluxPipeline is not guided by it here; leave it out"
+    assert refused(unguided, negative_prompt="rain") == [("negative_prompt", message)]
+    # Clients send an empty one that nobody typed, and the model's own is not the job's wish.
+    assert refused(unguided, negative_prompt="") == []
+    assert refused(unguided) == []
+    assert refused(known(), negative_prompt="rain") == []
+    # A scale of 1 turns guidance off on a model that has it: the job's own choice, which a warning names.
+    assert refused(known(), negative_prompt="rain", guidance_scale=1) == []
+    assert refused(model(), negative_prompt="rain") == []
+
+
 def test_what_a_worker_tells_of_its_pipeline_is_read_as_it_was_written() -> None:
     assert facts_from_json(FLUX.to_json()) == FLUX
     assert facts_from_json("the worker takes jobs") is None

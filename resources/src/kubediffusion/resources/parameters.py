@@ -44,6 +44,7 @@ def check_limits(spec: GenerationJobSpec, model: DiffusionModel) -> Iterator[Fie
     if model.pipeline is not None:
         yield from _check_size(spec, model, model.pipeline)
         yield from _check_scheduler(spec, model, model.pipeline)
+        yield from _check_negative_prompt(spec, model, model.pipeline)
 
 
 def _check_size(spec: GenerationJobSpec, model: DiffusionModel, pipeline: PipelineFacts) -> Iterator[FieldError]:
@@ -77,6 +78,20 @@ def _check_scheduler(spec: GenerationJobSpec, model: DiffusionModel, pipeline: P
             "scheduler",
             f"{spec.scheduler} cannot run model {model.name!r}; ask for {', '.join(sorted(pipeline.schedulers))}, "
             "or for none",
+        )
+
+
+def _check_negative_prompt(
+    spec: GenerationJobSpec, model: DiffusionModel, pipeline: PipelineFacts
+) -> Iterator[FieldError]:
+    """Yield the negative prompt of a job whose pipeline has no guidance by one.
+
+    An empty one asks for nothing: many clients send it always.
+    """
+    if spec.negative_prompt and not pipeline.negative_prompt:
+        yield FieldError(
+            "negative_prompt",
+            f"model {model.name!r} takes none: {pipeline.name} is not guided by it here; leave it out",
         )
 
 

@@ -148,7 +148,8 @@ class ContinuousEngine:
             return
         on_stage(EngineReason.WARMING_UP, "the weights are on the device; the first image is made")
         warm_up(self)
-        prepared = self.prepared_batches.of(self.family.key(_nothing(SamplingParameters(steps=1, guidance=_GUIDED))))
+        usual = self.family.key(_nothing(SamplingParameters(steps=1, guidance=_GUIDED)))
+        prepared = self.prepared_batches.of(self.family.batch_key(usual))
         self.prepared_batches.keep(prepared)
         self.preparation = Preparation(prepared, self.decoder, self.compiler, self._device)
 
@@ -168,6 +169,7 @@ class ContinuousEngine:
         sampling = request.sampling
         try:
             key = self.family.key(request)
+            batch = self.family.batch_key(key)
         except Exception as error:  # noqa: BLE001 - the pipeline's call meets the same, and tells the job
             logger.warning("an image has no key", extra=described(error))
             return self.whole_calls.plan(request)
@@ -176,12 +178,12 @@ class ContinuousEngine:
             return self.whole_calls.plan(request)
         if sampling.acceleration is None:
             return ImagePlan(
-                key, calls, joins=not sampling.deterministic, entry_limit=partial(self._entry_limit, key, calls)
+                batch, calls, joins=not sampling.deterministic, entry_limit=partial(self._entry_limit, batch, calls)
             )
         if sampling.acceleration.feature_caching is not None and not self.family.caches_features():
             # Which refuses it.
             return self.whole_calls.plan(request)
-        return ImagePlan(LockstepKey(key, sampling.acceleration, sampling.scheduler, sampling.steps), calls)
+        return ImagePlan(LockstepKey(batch, sampling.acceleration, sampling.scheduler, sampling.steps), calls)
 
     def _entry_limit(self, key: BatchKey, calls: int, waiting: int, overdue: int = 0, /) -> int:
         """Return how many of the waiting images begin a batch together."""
@@ -212,7 +214,8 @@ class ContinuousEngine:
         prepared = self.prepared_batches.of(key)
         executor = LocalExecutor(
             prepared,
-            lambda request: self._prepare(request, key),
+            self.family.key,
+            self._prepare,
             self.decoder,
             self._previewer,
             self._outcome,
@@ -220,7 +223,7 @@ class ContinuousEngine:
             torch_dtype=self._info.torch_dtype,
         )
         hooks = LoopHooks(
-            calls=lambda request: self._calls(request.sampling, key) or request.sampling.steps,
+            calls=lambda request: self._calls(request.sampling, self.family.key(request)) or request.sampling.steps,
             fallback=lambda request: self.whole_calls.run((request,), monitor),
             between=None if key.deterministic or self.preparation is None else self.preparation.capture,
             interrupt=None if isinstance(monitor, _Interruption) else partial(self._interrupt, monitor),

@@ -29,7 +29,7 @@ class Decoding:
 
     Attributes:
         latents: ``[1, ...]``, float32, on the device.
-        key: What the image shares with its batch: its size.
+        key: The image's own: its size.
         image: ``[1, 3, height, width]``, about -1 to 1, on the device.
         pixels: ``[height, width, 3]``, uint8, in the host's memory.
         finite: Whether all of it are numbers, in the host's memory.
@@ -75,7 +75,7 @@ class Decoder:
 
         Args:
             latents: As the denoiser left them: ``[1, ...]``, float32.
-            key: What the image shares with its batch: its size.
+            key: The image's own: its size.
             plain: Compute as written, not by a graph.
         """
         if self._stream is None:

@@ -56,12 +56,14 @@ class _ImageState:
 
     Attributes:
         request: What is asked for.
+        key: Its own, which says its size.
         coefficients: What its scheduler does, once it is ready.
         state: Its row while it is ready and has no slot.
         latents: What is to be decoded, ``[1, ...]``.
     """
 
     request: ImageRequest
+    key: BatchKey
     coefficients: SchedulerCoefficients | None = None
     state: SlotState | None = None
     latents: torch.Tensor | None = None
@@ -84,8 +86,12 @@ class _Readiness:
     unsteppable: list[ImageId] = field(default_factory=list)
 
 
-Prepare = Callable[[ImageRequest], tuple[SchedulerCoefficients, SlotState] | None]
-"""Encodes an image's prompts, makes its noise and finds its coefficients; None when its scheduler is not linear."""
+KeyOf = Callable[[ImageRequest], BatchKey]
+"""Returns an image's own key: its size may differ from that of its batch's key."""
+
+Prepare = Callable[[ImageRequest, BatchKey], tuple[SchedulerCoefficients, SlotState] | None]
+"""Encodes an image's prompts, makes its noise and finds its coefficients, given its own key; None when its scheduler is
+not linear."""
 
 MakeOutcome = Callable[[ImageRequest, NDArray[np.uint8], bool, str], Outcome]
 """Makes an outcome of an image's pixels; told whether they are flagged, and the scheduler's class."""
@@ -96,6 +102,7 @@ class LocalExecutor:
 
     Args:
         prepared: What is prepared.
+        key_of: Returns the own key of an image.
         prepare: Makes an image ready to enter.
         decoder: Makes pixels.
         previewer: Makes previews.
@@ -107,6 +114,7 @@ class LocalExecutor:
     def __init__(
         self,
         prepared: PreparedBatch,
+        key_of: KeyOf,
         prepare: Prepare,
         decoder: Decoder,
         previewer: Previewer,
@@ -116,6 +124,7 @@ class LocalExecutor:
         torch_dtype: str,
     ) -> None:
         self._prepared = prepared
+        self._key_of = key_of
         self._prepare = prepare
         self._decoder = decoder
         self._previewer = previewer
@@ -134,7 +143,7 @@ class LocalExecutor:
     def accept(self, requests: Sequence[ImageRequest]) -> None:
         """Keep requests, which plans then name by id alone."""
         for request in requests:
-            self._images[request.id] = _ImageState(request)
+            self._images[request.id] = _ImageState(request, self._key_of(request))
 
     def discard(self, images: Sequence[ImageId]) -> None:
         """Forget images that no plan names any more."""
@@ -205,11 +214,11 @@ class LocalExecutor:
 
     def _begin_previews(self, images: Sequence[ImageId], calls: Sequence[SlotCall]) -> None:
         for call in calls:
-            coefficients = self._images[call.image].coefficients
-            if call.image in images and coefficients is not None and self._previewer.possible:
-                weights = coefficients.estimates[call.call].tolist()
+            known = self._images[call.image]
+            if call.image in images and known.coefficients is not None and self._previewer.possible:
+                weights = known.coefficients.estimates[call.call].tolist()
                 latents = partial(self._prepared.batch.estimate, call.slot, *weights)
-                self._previewer.begin(call.image, latents, self._prepared.key)
+                self._previewer.begin(call.image, latents, known.key)
 
     def previews(self) -> list[tuple[ImageId, ImagePreview]]:
         """Return the previews that are ready, each once; does not wait."""
@@ -253,7 +262,7 @@ class LocalExecutor:
             known = self._images[image]
             try:
                 if known.state is None:
-                    prepared = self._prepare(known.request)
+                    prepared = self._prepare(known.request, known.key)
                     if prepared is None:
                         found.unsteppable.append(image)
                         continue
@@ -278,7 +287,7 @@ class LocalExecutor:
             raise RuntimeError("an image is decoded that is not done")
         while True:
             try:
-                decoding = self._decoder.begin(latents, self._prepared.key, plain=plain)
+                decoding = self._decoder.begin(latents, image.key, plain=plain)
             except Exception as error:  # noqa: BLE001 - what the VAE raises is the outcome of its image
                 logger.warning("an image cannot be decoded", extra=described(error))
                 check_device(self._device, error)

@@ -60,7 +60,7 @@ class Previewer:
         Args:
             image: The image.
             latents: Returns what it is expected to end with: ``[1, ...]``, float32.
-            key: What it shares with its batch.
+            key: The image's own: its size.
 
         Raises:
             EngineLostError: The device failed.

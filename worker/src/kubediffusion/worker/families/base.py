@@ -159,7 +159,7 @@ class ModelFamily:
         return 0
 
     def key(self, request: ImageRequest) -> BatchKey:
-        """Return the batch key of an image: it has the same key as all images that may share its steps."""
+        """Return what an image is computed with: its own size, what guides it, how much text it has."""
         sampling = request.sampling
         own = self.own_size() or (sampling.width or sampling.height or 0, sampling.height or sampling.width or 0)
         guidance = self.guidance(request)
@@ -170,6 +170,16 @@ class ModelFamily:
             deterministic=sampling.deterministic,
             text_length=self.text_length(request, guidance),
         )
+
+    def batch_key(self, key: BatchKey) -> BatchKey:
+        """Return what an image's batch shares, by the image's own key: by default all of it.
+
+        A denoiser that takes images of several sizes side by side leaves the size out: its key is then that of one
+        size that stands for them all, and :meth:`encode` tells :meth:`denoise` each image's own. What begins and ends
+        an image (:meth:`start`, :meth:`schedule`, :meth:`vae_input`) is given its own key, what steps the batch
+        (:meth:`shared`, :meth:`predict`, :meth:`denoise`) that of the batch.
+        """
+        return key
 
     def own_size(self) -> tuple[int, int] | None:
         """Return the width and height in pixels of an image whose job names neither; None where not known."""
@@ -310,7 +320,7 @@ class ModelFamily:
 
         Args:
             latents: What the image is expected to end with, in the denoiser's scale: ``[1, ...]``, float32.
-            key: What the image shares with its batch: its size.
+            key: The image's own: its size.
         """
         scaled = self.vae_input(latents, key)
         if self._colors is None:

@@ -1,12 +1,14 @@
 """Z-Image: one sequence of image and caption, captions of any length side by side, guidance added to the caption's.
 
 diffusers' transformer takes lists, whose lengths are Python's: no graph could be captured of its ``forward``. Here its
-own modules are called in the order of that ``forward``, on tensors that hold captions of different lengths.
+own modules are called in the order of that ``forward``, on tensors that hold captions of different lengths, and images
+of different sizes that the transformer pads to as many tokens: 1024 by 768 beside 768 by 1024.
 """
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -68,6 +70,12 @@ class ZImage(FlowFamily):
         """Return the side of a token in pixels."""
         return self.token_side()
 
+    def batch_key(self, key: BatchKey) -> BatchKey:
+        """Return the key of a row of as many tokens as the transformer pads the image to, which are computed anyway."""
+        height, width = self.grid(key)
+        tokens, side = -(-height * width // _MULTIPLE) * _MULTIPLE, self.token_side()
+        return replace(key, width=tokens * side, height=side)
+
     def text_length(self, request: ImageRequest, guidance: GuidanceKind) -> int:
         """Return how many tokens the batch holds for a caption: those of the longer, padded as the transformer does."""
         texts = [request.prompt, request.negative_prompt or ""]
@@ -75,7 +83,10 @@ class ZImage(FlowFamily):
         return bucket(max(map(self._counts.of, used)), _MULTIPLE, _TOKENS)
 
     def encode(self, request: ImageRequest, key: BatchKey) -> Conditioning:
-        """Encode an image's captions, ``[rows, tokens, channels]``, and count their tokens: ``[rows]``."""
+        """Encode an image's captions, ``[rows, tokens, channels]``, count their tokens, ``[rows]``, and the image's.
+
+        The latter by row and column, ``[rows, 2]``.
+        """
         captions, negatives = self.pipeline.encode_prompt(
             prompt=[request.prompt],
             negative_prompt=[request.negative_prompt or ""],
@@ -87,12 +98,17 @@ class ZImage(FlowFamily):
         return {
             "captions": torch.cat([padded(caption[None], key.text_length) for caption in rows]),
             "tokens": torch.tensor([len(caption) for caption in rows], device=self.device),
+            "grid": torch.tensor([self.grid(key)] * len(rows), device=self.device),
         }
 
     def start(self, request: ImageRequest, key: BatchKey) -> torch.Tensor:
-        """Make an image's noise: ``[1, channels, height / scale, width / scale]``, float32 whatever the model's."""
+        """Make an image's noise, in tokens: ``[1, tokens, patch * patch * channels]``, float32 whatever the model's.
+
+        The transformer's padding is zeros here: a learned token takes its place in each step.
+        """
         height, width = self.grid(key)
-        return noise((self.denoiser.in_channels, _PATCH * height, _PATCH * width), request.seed, torch.float32)
+        latents = noise((self.denoiser.in_channels, _PATCH * height, _PATCH * width), request.seed, torch.float32)
+        return padded(_patched(latents), -(-height * width // _MULTIPLE) * _MULTIPLE)
 
     def denoise(
         self,
@@ -104,7 +120,7 @@ class ZImage(FlowFamily):
         key: BatchKey,
     ) -> torch.Tensor:
         """Call the transformer's modules: see :meth:`ModelFamily.denoise`."""
-        model, (height, width) = self.denoiser, self.grid(key)
+        model = self.denoiser
         patches = f"{_PATCH}-1"
         time = model.t_embedder((1000 - timesteps) / 1000 * model.t_scale).type_as(latents)
         # A slot that is empty has no tokens, and attention to nothing is no number.
@@ -114,10 +130,10 @@ class ZImage(FlowFamily):
         # Where no caption is shorter than another, all is attended to.
         heeded = places < lengths[:, None] if key.guided else None
 
-        image = model.all_x_embedder[patches](_patched(latents))
-        padding = -image.shape[1] % _MULTIPLE
-        image = torch.cat([image, model.x_pad_token.to(image.dtype).expand(len(image), padding, -1)], dim=1)
-        image_rope = _rope(model, self._image_ids(lengths, height, width, padding))
+        image = model.all_x_embedder[patches](latents)
+        drawn = torch.arange(image.shape[1], device=latents.device) < told["grid"].prod(dim=1, keepdim=True)
+        image = torch.where(drawn[..., None], image, model.x_pad_token.to(image.dtype))
+        image_rope = _rope(model, _image_ids(lengths, told["grid"][:, 1:], drawn))
         for layer in model.noise_refiner:
             image = layer(image, None, image_rope, time)
 
@@ -134,21 +150,32 @@ class ZImage(FlowFamily):
             heeded = torch.cat([heeded.new_ones(image.shape[:2]), heeded], dim=1)
         for layer in model.layers:
             sequence = layer(sequence, heeded, rope, time)
-        output = model.all_final_layer[patches](sequence, c=time)[:, : height * width]
+        output: torch.Tensor = model.all_final_layer[patches](sequence, c=time)[:, : image.shape[1]]
         # The transformer's velocity points to the noise's other side.
-        return -_unpatched(output, height, width)
+        return -output
 
     def guide(self, without: torch.Tensor, given: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
         """Add guidance to the output for the caption: a scale of 0 is none."""
         return given + guidance * (given - without)
 
-    def _image_ids(self, lengths: torch.Tensor, height: int, width: int, padding: int) -> torch.Tensor:
-        """Return the rotary ids of an image's tokens, which begin after its caption's: ``[rows, tokens, 3]``."""
-        rows, columns = torch.arange(height, device=lengths.device), torch.arange(width, device=lengths.device)
-        grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
-        first = (lengths + 1)[:, None, None].expand(-1, len(grid), 1)
-        ids = torch.cat([first, grid.expand(len(lengths), -1, -1)], dim=-1)
-        return torch.cat([ids, ids.new_zeros(len(lengths), padding, 3)], dim=1)
+    def vae_input(self, latents: torch.Tensor, key: BatchKey) -> torch.Tensor:
+        """Put an image's tokens where they belong, and scale them: ``[1, channels, ...]``, by latents."""
+        height, width = self.grid(key)
+        return super().vae_input(_unpatched(latents[:, : height * width], height, width), key)
+
+
+def _image_ids(lengths: torch.Tensor, width: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """Return the rotary ids of images' tokens, which begin after their captions': ``[rows, tokens, 3]``.
+
+    Args:
+        lengths: Tokens of the captions, padded: ``[rows]``.
+        width: Tokens of a line of each image: ``[rows, 1]``.
+        drawn: Which tokens are of the image, ``[rows, tokens]``; those of the padding are all at zero.
+    """
+    # A slot that is empty has no lines.
+    places, line = torch.arange(drawn.shape[1], device=drawn.device), width.clamp(min=1)
+    ids = torch.stack([(lengths + 1)[:, None].expand_as(drawn), places // line, places % line], dim=-1)
+    return torch.where(drawn[..., None], ids, 0)
 
 
 def _rope(model: Any, ids: torch.Tensor) -> torch.Tensor:

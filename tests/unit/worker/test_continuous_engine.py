@@ -70,10 +70,10 @@ def test_a_picture_is_what_diffusers_makes(embedded: ContinuousEngine, scheduler
 def test_loading_tells_where_it_stands(folders: Callable[[str], Path]) -> None:
     told: list[tuple[EngineReason, str]] = []
     load_engine(settings(folders("stable_diffusion")), lambda *stage: told.append(stage))
-    # A CPU has nothing to prepare.
     assert told == [
         (EngineReason.FETCHING_MODEL, "the model's files come from a folder"),
         (EngineReason.LOADING_WEIGHTS, "the weights go to the CPU"),
+        (EngineReason.WARMING_UP, "the weights are loaded; the first image is made"),
     ]
 
 

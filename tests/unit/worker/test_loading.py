@@ -85,6 +85,28 @@ GPU = {"resources": {"limits": {"nvidia.com/gpu": 1}}}
         (GPU, "nvidia.com/gpu: 1"),
         ({"resources": {"requests": {"nvidia.com/mig-1g.10gb": "2"}}}, "nvidia.com/mig-1g.10gb: 2"),
         ({"resources": {"limits": {"amd.com/gpu": 1, "memory": "8Gi"}}}, "amd.com/gpu: 1"),
+        *(
+            ({"resources": {"limits": {name: "1"}}}, f"{name}: 1")
+            for name in (
+                "nvidia.com/gpu.shared",
+                "nvidia.com/mig-3g.40gb",
+                "gpu.intel.com/i915",
+                "gpu.intel.com/xe",
+                "habana.ai/gaudi",
+                "aws.amazon.com/neuroncore",
+                "google.com/tpu",
+                "huawei.com/Ascend910",
+                "furiosa.ai/npu",
+                "cambricon.com/vmlu",
+                "aliyun.com/gpu-mem",
+                "tencent.com/vcuda-core",
+                "volcano.sh/vgpu-number",
+            )
+        ),
+        *(
+            ({"resources": {"limits": {name: "1"}}}, None)
+            for name in ("cpu", "hugepages-2Mi", "rdma/hca_shared", "example.com/input", "example.com/output-port")
+        ),
         ({"resources": {"limits": {"nvidia.com/gpu": 0, "memory": "8Gi"}}}, None),
         ({}, None),
     ],
@@ -112,6 +134,15 @@ try:
     load_engine(asking)
 except DeviceUnavailableError as error:
     print(error)
+import torch
+# As where it finds one for which this build has no code: only using it tells.
+torch.cuda.is_available = lambda: True
+try:
+    load_engine(asking)
+except DeviceUnavailableError as error:
+    print(error)
+print(load_engine(settings(folder)).info.device)
+torch.cuda.is_available = lambda: False
 print(load_engine(asking.model_copy(update={{"device": "cpu"}})).info.device)
 print(load_engine(settings(folder)).info.device)
 """
@@ -119,6 +150,8 @@ print(load_engine(settings(folder)).info.device)
     ended = subprocess.run(
         [sys.executable, "-c", program], env=hidden, capture_output=True, text=True, check=True, timeout=200
     )
-    says, asked_for, by_default = ended.stdout.splitlines()
-    assert re.fullmatch(r"a GPU was requested \(nvidia.com/gpu: 1\) and cannot be used: .*(NVIDIA|CUDA).*", says)
-    assert (asked_for, by_default) == ("cpu", "cpu")
+    says, says_found, found, asked_for, by_default = ended.stdout.splitlines()
+    for words in (says, says_found):
+        assert re.fullmatch(r"a GPU was requested \(nvidia.com/gpu: 1\) and cannot be used: .*(NVIDIA|CUDA).*", words)
+    assert (found, asked_for, by_default) == ("cpu", "cpu", "cpu")
+    assert "the CPU is used, as no GPU was requested and the one that is there cannot be used" in ended.stderr

@@ -16,7 +16,8 @@ from kubediffusion.resources.generation_job import Scheduler
 from kubediffusion.worker import testing
 from kubediffusion.worker.engine import BadModelError, EngineLostError, ImageOutput
 from kubediffusion.worker.execution.build import info_of
-from kubediffusion.worker.execution.generic import PipelineEngine, warm_up
+from kubediffusion.worker.execution.generic import PipelineEngine
+from kubediffusion.worker.execution.trial import warm_up
 from kubediffusion.worker.loading.weights import load_pipeline
 from kubediffusion.worker.sources import content_revision
 from unit.worker.worker_builders import Recorder, image_request, levels_apart, settings

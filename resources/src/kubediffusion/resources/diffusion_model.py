@@ -38,7 +38,7 @@ class TorchDtype(StrEnum):
     """In which numbers the weights are held."""
 
     AUTO = "auto"
-    """float16 on CUDA, float32 on CPU."""
+    """On CUDA the 16-bit numbers that the weights are stored in, else those that suit the family; float32 on a CPU."""
     FLOAT32 = "float32"
     FLOAT16 = "float16"
     BFLOAT16 = "bfloat16"

@@ -107,17 +107,7 @@ class Assignment:
     @property
     def sampling(self) -> SamplingParameters:
         """How its images are computed."""
-        p = self.parameters
-        return SamplingParameters(
-            steps=p.num_inference_steps,
-            guidance=p.guidance_scale,
-            width=p.width,
-            height=p.height,
-            scheduler=p.scheduler,
-            deterministic=p.deterministic,
-            acceleration=p.acceleration,
-            prompt_weighting=bool(p.prompt_weighting),
-        )
+        return SamplingParameters.of(self.parameters)
 
     @property
     def progress(self) -> JobProgress:

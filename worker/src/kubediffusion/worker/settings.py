@@ -6,6 +6,7 @@ and the API server is found by service account or ``KUBECONFIG``.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,8 +16,11 @@ from pydantic_settings import SettingsConfigDict
 from kubediffusion.resources.diffusion_model import DiffusionModelSpec
 from kubediffusion.resources.runtime.settings import LogLevel, StorageSecrets, credentials_in
 
-_GPUS = ("nvidia.com/", "amd.com/")
-"""What the names of GPU resources begin with, those of parts of a GPU (MIG) too."""
+_ACCELERATOR = re.compile(
+    r"(?i)^(nvidia|amd)\.com/|^habana\.ai/|^gpu\.|/(.*[^a-z])?(v?(gpu|cuda|npu|mlu)|[xt]pu|dcu|neuron|gaudi|ascend)"
+)
+"""The name of a resource that computes in the CPU's place: what device plugins call whole GPUs, parts of one (MIG), and
+accelerators that are no GPU. A worker that asked for one must not take the CPU without a word."""
 
 
 def _stripped(value: object) -> object:
@@ -108,10 +112,10 @@ class Settings(StorageSecrets):
 
     @property
     def requested_gpu(self) -> str | None:
-        """The GPU that the worker's Pod asks for, as ``nvidia.com/gpu: 1``; None where it asks for none."""
+        """The GPU, or another accelerator, that its Pod asks for, as ``nvidia.com/gpu: 1``; None for none."""
         resources = self.spec.workers.resources
         asked = resources.requests | resources.limits
-        found = (f"{name}: {count}" for name, count in asked.items() if name.startswith(_GPUS) and str(count) != "0")
+        found = (f"{name}: {count}" for name, count in asked.items() if _ACCELERATOR.search(name) and str(count) != "0")
         return next(found, None)
 
     @property

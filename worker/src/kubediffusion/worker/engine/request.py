@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Self
 
 from kubediffusion.resources.failures import JobFailure
-from kubediffusion.resources.generation_job import Acceleration
+from kubediffusion.resources.generation_job import Acceleration, Parameters
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,20 @@ class SamplingParameters:
     deterministic: bool = False
     acceleration: Acceleration | None = None
     prompt_weighting: bool = False
+
+    @classmethod
+    def of(cls, parameters: Parameters) -> Self:
+        """Return what a job's recipe says of it."""
+        return cls(
+            steps=parameters.num_inference_steps,
+            guidance=parameters.guidance_scale,
+            width=parameters.width,
+            height=parameters.height,
+            scheduler=parameters.scheduler,
+            deterministic=parameters.deterministic,
+            acceleration=parameters.acceleration,
+            prompt_weighting=bool(parameters.prompt_weighting),
+        )
 
     def __str__(self) -> str:
         """Return its values, under the word by which those who read the worker's log know them."""

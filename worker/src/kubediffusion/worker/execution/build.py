@@ -13,7 +13,7 @@ import diffusers
 import torch
 
 from kubediffusion.resources.conditions import EngineReason
-from kubediffusion.resources.diffusion_model import TorchDtype
+from kubediffusion.resources.diffusion_model import JobDefaults, TorchDtype
 from kubediffusion.worker.compile_cache import CompiledCodeCache, cache_key, store_factory
 from kubediffusion.worker.engine import Engine, EngineInfo
 from kubediffusion.worker.engine.arrangement import sizes_up_to
@@ -25,7 +25,8 @@ from kubediffusion.worker.execution.continuous import NAME as CONTINUOUS
 from kubediffusion.worker.execution.continuous import ContinuousEngine
 from kubediffusion.worker.execution.facts import facts_of
 from kubediffusion.worker.execution.generic import NAME as STATIC
-from kubediffusion.worker.execution.generic import PipelineEngine, try_out, warm_up
+from kubediffusion.worker.execution.generic import PipelineEngine
+from kubediffusion.worker.execution.trial import try_out
 from kubediffusion.worker.families.base import ModelFamily
 from kubediffusion.worker.families.calls import CallPlan
 from kubediffusion.worker.families.registry import Unsupported, family_class, family_of
@@ -78,14 +79,14 @@ def load_engine(
     info = replace(info, facts=facts_of(pipeline, None if isinstance(family, Unsupported) else family))
     engine = _choose_engine(pipeline, info, family, settings, on_stage)
     logger.info("pipeline loaded: %s", info.pipeline, extra={"engine": engine.info.name, "device": info.device})
+    cuda = device.type == "cuda"
+    graphs = isinstance(engine, ContinuousEngine) and engine.graphs
+    if not graphs or settings.spec.defaults != JobDefaults():
+        # On a CPU too: nothing else tells whether the model makes an image of a text alone.
+        on_stage(EngineReason.WARMING_UP, "the weights are loaded; the first image is made")
+        try_out(engine, settings.spec, small=not cuda)
     if isinstance(engine, ContinuousEngine):
         engine.warm_up(on_stage)
-    else:
-        # On a CPU too: nothing else tells whether the class makes an image of a text alone.
-        on_stage(EngineReason.WARMING_UP, "the weights are loaded; the first image is made")
-        defaults = settings.spec.defaults
-        make = warm_up if device.type == "cuda" else try_out
-        make(engine, width=defaults.width, height=defaults.height)
     return engine
 
 

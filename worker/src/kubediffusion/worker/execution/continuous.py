@@ -40,7 +40,7 @@ from kubediffusion.worker.execution.compile.compiler import Compiler
 from kubediffusion.worker.execution.decoding import Decoder
 from kubediffusion.worker.execution.faults import check_device, failure
 from kubediffusion.worker.execution.generic import NAME as STATIC
-from kubediffusion.worker.execution.generic import PipelineEngine, warm_up
+from kubediffusion.worker.execution.generic import PipelineEngine
 from kubediffusion.worker.execution.graphs import GraphedFunction
 from kubediffusion.worker.execution.local_executor import LocalExecutor, PreparedBatch
 from kubediffusion.worker.execution.preparation import Preparation
@@ -49,6 +49,7 @@ from kubediffusion.worker.execution.previewing import Previewer
 from kubediffusion.worker.execution.schedulers import Schedulers
 from kubediffusion.worker.execution.slots import SlotState, SlotTensors, first_row
 from kubediffusion.worker.execution.stepping import CudaGraphManager, EagerStepRunner, StepRunner
+from kubediffusion.worker.execution.trial import warm_up
 from kubediffusion.worker.families.base import Conditioning, ModelFamily
 from kubediffusion.worker.families.text import LruCache, bytes_of
 from kubediffusion.worker.stages import OnStage, ignore_stage
@@ -93,6 +94,7 @@ class ContinuousEngine:
         whole_calls: Runs by the pipeline's own call what cannot be stepped.
         decoder: Makes pixels of latents.
         prepared_batches: What is prepared for the keys that were used last.
+        graphs: Whether steps run from CUDA graphs.
         preparation: What is prepared while nobody waits; None before :meth:`warm_up`, and without graphs.
     """
 
@@ -111,7 +113,7 @@ class ContinuousEngine:
         self.family = family
         family.use_graphs(GraphedFunction)
         self._device: torch.device = pipeline.device
-        self._graphs = self._device.type == "cuda" if graphs is None else graphs
+        self.graphs = self._device.type == "cuda" if graphs is None else graphs
         self._sizes = tuple(sizes)
         self.compiler = compiler
         self.whole_calls = PipelineEngine(pipeline, replace(info, name=STATIC))
@@ -144,7 +146,7 @@ class ContinuousEngine:
         Args:
             on_stage: Called when it begins.
         """
-        if not self._graphs:
+        if not self.graphs:
             return
         on_stage(EngineReason.WARMING_UP, "the weights are on the device; the first image is made")
         warm_up(self)
@@ -281,7 +283,7 @@ class ContinuousEngine:
         sizes = (1,) if key.deterministic else self._sizes
         example = self._prefetch.run(lambda: self._row(_nothing(SamplingParameters(steps=1, guidance=1)), key, 1.0))
         slots = SlotTensors(self.family, key, sizes[-1], example)
-        graphs = self._graphs and not key.deterministic
+        graphs = self.graphs and not key.deterministic
         step_runner: StepRunner = CudaGraphManager(slots, self.compiler) if graphs else EagerStepRunner(slots)
         return PreparedBatch(key, slots, step_runner, sizes)
 

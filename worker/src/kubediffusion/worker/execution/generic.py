@@ -13,19 +13,12 @@ import torch
 
 from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.worker.engine import (
-    BadModelError,
-    Engine,
     EngineInfo,
-    EntryLimit,
-    ImageId,
     ImageOutput,
     ImagePlan,
-    ImagePreview,
     ImageRequest,
     Monitor,
     Outcome,
-    SamplingParameters,
-    StepStats,
     described,
 )
 from kubediffusion.worker.execution.accelerator import repeatable
@@ -42,92 +35,8 @@ NAME = "diffusers"
 """What ``status.parameters.engine`` says."""
 
 
-WARM_UP_STEPS = 2
-"""Steps of the warm-up: a scheduler's second step runs other code than its first."""
-
-
-_SMALL = 256
-"""Width and height of the warm-up's image in pixels: a multiple of what every family requires."""
-
-
 class _CallCancelled(Exception):  # noqa: N818 - it ends a call that is no longer wanted; nothing went wrong
     """Every image of the running call has been dropped."""
-
-
-class _TrialMonitor:
-    """Watches the image of the warm-up, and remembers how it failed."""
-
-    def __init__(self) -> None:
-        self.failure: JobFailure | None = None
-
-    def wanted(self, _image_id: ImageId) -> bool:
-        return True
-
-    def stepped(self, _image_id: ImageId, _step: int, _total: int) -> None:
-        pass
-
-    def ended(self, _image_id: ImageId, outcome: Outcome) -> None:
-        if isinstance(outcome, JobFailure):
-            self.failure = outcome
-
-    def preview_due(self, _image_id: ImageId) -> bool:
-        return False
-
-    def previewed(self, _image_id: ImageId, _preview: ImagePreview) -> None:
-        return
-
-    def joining_images(self, _room: int, _calls: int, _entry_limit: EntryLimit) -> tuple[ImageRequest, ...]:
-        return ()
-
-    def interrupting_images(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
-        return ()
-
-    def overdue(self, _image_id: ImageId) -> bool:
-        return False
-
-    def count_step(self, _load: StepStats) -> None:
-        pass
-
-
-def try_out(engine: Engine, width: int | None, height: int | None) -> None:
-    """Make an image on a CPU and throw it away, small where the model names no size: a large one takes minutes.
-
-    Args:
-        engine: The engine.
-        width: Pixels that the model names; None for none.
-        height: Pixels that the model names; None for none.
-
-    Raises:
-        BadModelError: No image could be made, as none of a job's could be.
-    """
-    if width is None and height is None:
-        with contextlib.suppress(BadModelError):
-            # Some pipelines make a few sizes only.
-            warm_up(engine, width=_SMALL, height=_SMALL)
-            return
-    warm_up(engine, width=width, height=height)
-
-
-def warm_up(engine: Engine, images: int = 1, width: int | None = None, height: int | None = None) -> None:
-    """Make images and throw them away: the first call loads and chooses kernels, and shows that the model works.
-
-    Args:
-        engine: The engine.
-        images: How many at once.
-        width: Pixels; None for the pipeline's own size.
-        height: Pixels; None for the pipeline's own size.
-
-    Raises:
-        BadModelError: No image could be made, as none of a job's could be.
-    """
-    sampling = SamplingParameters(steps=WARM_UP_STEPS, guidance=7.5, width=width, height=height)
-    monitor = _TrialMonitor()
-    # Some pipelines refuse an empty text.
-    ids = [ImageId("", 0, index) for index in range(images)]
-    engine.run(tuple(ImageRequest(image_id, "a photo", None, 0, sampling) for image_id in ids), monitor)
-    if monitor.failure is not None:
-        name, why = engine.info.pipeline, monitor.failure
-        raise BadModelError(f"{name} made no image from text when it was tried: {why.code}: {why.message}")
 
 
 class PipelineEngine:
@@ -347,6 +256,11 @@ class PipelineEngine:
             warnings: What had no effect, and what of the prompts was cut.
         """
         pixels = np.asarray(image)
+        if pixels.ndim not in {2, 3} or (pixels.ndim == 3 and pixels.shape[2] not in {1, 2, 3, 4}):
+            return JobFailure(
+                ErrorCode.PIPELINE_FAILED,
+                f"{self._plan.pipeline} gave an array of shape {list(pixels.shape)}, which is no image",
+            )
         if pixels.dtype != np.uint8:
             if not np.isfinite(pixels).all():
                 return not_numbers(self._info.torch_dtype)

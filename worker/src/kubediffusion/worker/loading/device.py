@@ -24,20 +24,31 @@ def choose_device(settings: Settings) -> torch.device:
     """
     if settings.device == "cpu":
         return torch.device("cpu")
-    if torch.cuda.is_available():
+    gpu = settings.requested_gpu
+    if gpu is None and not torch.cuda.is_available():
+        return torch.device("cpu")
+    if (why := _why_unusable()) is None:
         return torch.device("cuda")
-    if (gpu := settings.requested_gpu) is not None:
-        raise DeviceUnavailableError(f"a GPU was requested ({gpu}) and cannot be used: {_runtime_words()}")
+    if gpu is not None:
+        raise DeviceUnavailableError(f"a GPU was requested ({gpu}) and cannot be used: {why}")
+    logger.warning("the CPU is used, as no GPU was requested and the one that is there cannot be used: %s", why)
     return torch.device("cpu")
 
 
-def _runtime_words() -> str:
-    """Return why the runtime has no GPU, in its own words."""
+def _why_unusable() -> str | None:
+    """Return why nothing can be computed on a GPU, in the runtime's own words; None where it can.
+
+    That the runtime finds one says little: this build may have no code for it, or another process has it for itself.
+    """
     try:
-        torch.zeros(1, device="cuda")
+        ones = torch.ones(2, device="cuda") + 1
+        torch.cuda.synchronize()
+        computed = ones.tolist()
     except Exception as error:  # noqa: BLE001 - a build without CUDA fails an assertion, a driver raises what it likes
         return str(error) or type(error).__name__
-    return "PyTorch says that it is not available"
+    if computed != [2.0, 2.0]:
+        return f"1 + 1 gave {computed[0]}"
+    return None if torch.cuda.is_available() else "PyTorch says that it is not available"
 
 
 @dataclass(frozen=True)

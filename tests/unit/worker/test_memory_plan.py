@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from kubediffusion.worker.loading.quantization import Quantizer
 from kubediffusion.worker.loading.weights import choose_plan
 from kubediffusion.worker.sources import LocalModel, read_index
 from unit.worker.continuous_engines import pictures
-from unit.worker.single_files import save_gguf
+from unit.worker.single_files import save_checkpoint, save_gguf
 from unit.worker.test_sources_of_weights import load, picture, usual
 from unit.worker.worker_builders import image_request, settings
 
@@ -164,6 +165,20 @@ def test_headers_tell_what_weights_take(family: str, dtype: torch.dtype, folders
     assert fewer.denoiser == fewer.denoiser_group < needs.denoiser
 
 
+def test_a_checkpoint_that_is_held_in_fewer_bits_is_known_to_take_less(
+    folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = folders("stable_diffusion")
+    file = save_checkpoint(usual(folder), tmp_path / "a.safetensors")
+    kinds = ("none", "float8")
+    targets = [target_of(folder, torch.float32, quantization=kind) for kind in kinds]
+    plain, fewer = (memory_needs(replace(each, model=LocalModel(folder, "", file))) for each in targets)
+    from_folder = [needs_of(folder, torch.float32, quantization=kind) for kind in kinds]
+    # The two name tensors otherwise, and shape a few of the VAE's otherwise.
+    assert [plain.denoiser, fewer.denoiser] == [needs.denoiser for needs in from_folder]
+    assert fewer.denoiser < plain.denoiser
+
+
 @pytest.mark.parametrize("family", ["flux", "stable_diffusion"])
 @pytest.mark.parametrize(
     ("memory", "plan"),
@@ -207,6 +222,7 @@ def test_tiles_have_one_size_whatever_the_model_was_trained_on(side: int, folder
     pipeline = usual(folders("stable_diffusion"))
     pipeline.vae.tile_sample_min_size, pipeline.vae.tile_latent_min_size = side, side // 2
     placed = place(pipeline, MemoryPlan(tiled=True), CPU)
+    assert plan_of(placed).fields == ("vaeTiling",)
     assert (placed.vae.tile_sample_min_size, placed.vae.tile_latent_min_size) == (512, 256)
 
 
@@ -244,6 +260,7 @@ def test_the_start_says_what_is_done(folders: Callable[[str], Path]) -> None:
     )
     engine = load_engine(asked, lambda reason, words: told.append((reason, words)))
     assert engine.info.name == "diffusers"
+    assert engine.info.memory == ("textEncoderOffload", "groupOffload")
     said = dict(told)
     stay = "text encoders stay in main memory"
     assert said[EngineReason.LOADING_WEIGHTS] == (
@@ -261,6 +278,7 @@ def test_a_family_steps_beside_text_encoders_that_stay_away(folders: Callable[[s
         for measure in ("Always", "Never")
     )
     assert away.info.name == usually.info.name == "continuous"
+    assert (away.info.memory, usually.info.memory) == (("textEncoderOffload",), ())
     request = image_request(steps=2, width=64, height=64)
     assert pictures(away, request)[0].rgb == pictures(usually, request)[0].rgb
 

@@ -13,6 +13,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.worker.engine import BadModelError
@@ -54,18 +55,40 @@ def test_what_comes_from_elsewhere_is_quantized_too(folders: Callable[[str], Pat
     assert quantized_components(pipeline) == {"transformer": "float8"}
 
 
-def test_what_comes_in_one_file_is_not_quantized(folders: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["float8", "int8"])
+def test_what_comes_in_one_file_is_held_as_what_comes_from_a_folder(
+    kind: str, folders: Callable[[str], Path], tmp_path: Path
+) -> None:
     folder = folders("stable_diffusion")
     save_checkpoint(usual(folder), tmp_path / "a.safetensors")
     config = configuration_of(folder, tmp_path / "config")
     source = {"path": str(tmp_path), "singleFile": "a.safetensors", "configFrom": {"path": str(config)}}
-    with pytest.raises(BadModelError, match=r"spec\.quantization: unet comes from a\.safetensors.*components\[unet\]"):
-        load(settings(folder, source=source, quantization="float8"))
+    asked = {"quantization": kind, "components": [{"name": "text_encoder", "quantization": "int8"}]}
+    whole, _ = load(settings(folder, source=source, **asked))
+    expected, _ = load(settings(folder, **asked))
+    assert quantized_components(whole) == {"unet": kind, "text_encoder": "int8"}
+    assert quantized_components(whole) == quantized_components(expected)
+    assert np.array_equal(picture(whole), picture(expected))
+    with pytest.raises(BadModelError, match=r"spec\.quantization: unet comes from a\.safetensors.*not in nf4"):
+        load(settings(folder, source=source, quantization="nf4"))
     # Its denoiser may come from a folder all the same.
     components = [{"name": "unet", "source": {"path": str(folder), "subfolder": "unet"}}]
     pipeline, _ = load(settings(folder, source=source, quantization="float8", components=components))
     assert quantized_components(pipeline) == {"unet": "float8"}
     assert 0 < difference(pipeline, folder) < 0.05
+
+
+def test_a_component_in_one_file_is_held_in_fewer_bits_and_takes_as_much_memory_as_from_a_folder(
+    folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = folders("flux")
+    save_file(usual(folder).transformer.state_dict(), tmp_path / "a.safetensors")
+    source = {"path": str(tmp_path), "singleFile": "a.safetensors"}
+    components = [{"name": "transformer", "source": source, "quantization": "float8"}]
+    pipeline, _ = load(settings(folder, components=components))
+    expected, _ = load(settings(folder, quantization="float8"))
+    assert quantized_components(pipeline) == {"transformer": "float8"}
+    assert np.array_equal(picture(pipeline), picture(expected))
 
 
 def test_a_repository_that_is_stored_quantized_loads(folders: Callable[[str], Path], tmp_path: Path) -> None:

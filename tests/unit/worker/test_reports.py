@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import datetime as dt
 from base64 import b64encode
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -117,7 +118,16 @@ def test_a_success_is_complete() -> None:
     assert status.warnings == ("prompt is too long",)
     parameters = present(status.parameters)
     assert (parameters.width, parameters.scheduler, parameters.model_revision) == (8, "DDIMScheduler", "sha256:0")
+    assert "memory" not in parameters.to_wire()
     assert status.completion_time == LATER
+
+
+def test_a_recipe_says_what_was_done_to_save_memory() -> None:
+    job = bound_job()
+    made = reports.completed_parameters(
+        present(job.status.parameters), replace(INFO, memory=("vaeTiling", "groupOffload")), picture()
+    )
+    assert made.to_wire()["memory"] == ["vaeTiling", "groupOffload"]
 
 
 def test_an_outage_that_is_over_is_said_to_be() -> None:

@@ -248,6 +248,8 @@ class Parameters(Schema):
     """In which numbers the weights were held."""
     quantization: dict[str, str] | None = None
     """Components whose weights were held in fewer bits, and how."""
+    memory: tuple[str, ...] | None = None
+    """What was done to save the device's memory, as spec.memory of the model names it; absent where nothing was."""
     versions: dict[str, str] | None = None
     """Versions of the libraries that decide pixels, by package name."""
 

@@ -5,18 +5,24 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
+import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from kubediffusion.resources.model_source import ComponentSource, ModelSource, SourceLocation
+from kubediffusion.resources.model_source import ComponentSource, HuggingFaceSource, ModelSource, SourceLocation
 from kubediffusion.worker import s3models
 from kubediffusion.worker.engine import BadModelError
 from kubediffusion.worker.settings import Settings
 from kubediffusion.worker.sources import LocalComponent, LocalModel, content_revision, local_folder
 
+logger = logging.getLogger(__name__)
+
 CONFIGURATION = ("*.json", "*.txt", "*.model")
 """Files of a diffusers folder that are no weights: configurations, and what tokenizers consist of."""
+
+_STORED = "config.json"
+"""Says how a component is stored."""
 
 _WEIGHTS = ("*.safetensors",)
 
@@ -35,6 +41,45 @@ def fetch_from_s3_or_disk(settings: Settings) -> LocalModel:
         DownloadError: It could not be fetched this time.
     """
     return fetch_model(settings, Locations(settings))
+
+
+def fetch_configurations(settings: Settings, scratch: Path) -> list[Path]:
+    """Return folders with the configurations of a model's components, where they come from S3 or the Hub.
+
+    They say how weights are stored, which decides the libraries that are imported before the weights come. What cannot
+    be fetched is left out: the model cannot be fetched either then, and that says why.
+
+    Args:
+        settings: The model.
+        scratch: Folder for those that come from S3.
+    """
+    spec = settings.spec
+    wanted: list[tuple[SourceLocation, str, str]] = [
+        (part.source, (part.source.subfolder or "").strip("/"), _STORED)
+        for part in spec.components
+        if part.source is not None and part.source.single_file is None
+    ]
+    if spec.source.single_file is None:
+        wanted.append((spec.source, "", f"*/{_STORED}"))
+    found = []
+    for location, within, name in wanted:
+        pattern = f"{glob.escape(within)}/{name}" if within else name
+        try:
+            if location.s3 is not None:
+                found.append(s3models.fetch(location.s3.uri, scratch, (pattern,)) / within)
+            elif location.hugging_face is not None:
+                found.append(_of_hub(location.hugging_face, pattern, settings) / within)
+        except Exception as error:  # noqa: BLE001 - the model's fetch meets the same, and says so
+            logger.info("configurations could not be fetched: %s", type(error).__name__)
+    return found
+
+
+def _of_hub(source: HuggingFaceSource, pattern: str, settings: Settings) -> Path:
+    # Late: most models come from elsewhere.
+    from huggingface_hub import snapshot_download
+
+    token = settings.hf_token.get_secret_value() or None if settings.hf_token is not None else None
+    return Path(snapshot_download(source.repository, revision=source.revision, allow_patterns=pattern, token=token))
 
 
 def needs_hub(settings: Settings) -> bool:

@@ -27,12 +27,13 @@ def hide_libraries(names: Iterable[str]) -> None:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
-def needed_libraries(spec: DiffusionModelSpec, folder: Path | None) -> set[str]:
-    """Return the optional libraries that a model needs, as far as that is known before it is fetched.
+def needed_libraries(spec: DiffusionModelSpec, folder: Path | None, fetched: Iterable[Path] = ()) -> set[str]:
+    """Return the optional libraries that a model needs, as far as that is known before its weights are fetched.
 
     Args:
         spec: The model.
         folder: Where it lies, if on this machine.
+        fetched: Folders in which components' configurations lie that have been fetched.
     """
     kinds = {spec.quantization, *(component.quantization for component in spec.components)}
     needed = {package for kind, package in PACKAGES.items() if kind in kinds}
@@ -43,6 +44,7 @@ def needed_libraries(spec: DiffusionModelSpec, folder: Path | None) -> set[str]:
         for source in sources
         if source is not None and source.path is not None
     ]
+    folders += [path.parent for root in fetched for path in root.rglob("config.json")]
     return needed | {stored for path in folders if (stored := stored_quantization(path)) is not None} & OPTIONAL
 
 

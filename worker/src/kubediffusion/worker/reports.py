@@ -220,6 +220,7 @@ def completed_parameters(parameters: Parameters, engine: EngineInfo, output: Ima
             "device": engine.device,
             "torch_dtype": engine.torch_dtype,
             "quantization": engine.quantization or None,
+            "memory": engine.memory or None,
             "versions": engine.versions,
         }
     )

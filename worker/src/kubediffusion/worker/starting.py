@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import TypeVar
 
 from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.resources.runtime import garbage
-from kubediffusion.worker.early_fetch import fetch_from_s3_or_disk, needs_hub
+from kubediffusion.worker.early_fetch import fetch_configurations, fetch_from_s3_or_disk, needs_hub
 from kubediffusion.worker.engine import Engine
 from kubediffusion.worker.optional_libraries import OPTIONAL, hide_libraries, needed_libraries
 from kubediffusion.worker.settings import Settings
@@ -41,7 +43,9 @@ def start_engine(settings: Settings, on_stage: OnStage) -> Engine:
         # What may not be loaded is refused at once.
         check_folder(folder, settings.spec)
     model = None if needs_hub(settings) else run_in_thread(lambda: fetch_from_s3_or_disk(settings), "model")
-    hide_libraries(OPTIONAL - needed_libraries(settings.spec, folder))
+    with TemporaryDirectory() as scratch:
+        configurations = fetch_configurations(settings, Path(scratch))
+        hide_libraries(OPTIONAL - needed_libraries(settings.spec, folder, configurations))
     on_stage(EngineReason.IMPORTING, "PyTorch and diffusers are imported")
     # Late: torch takes seconds, in which the probes answer.
     with garbage.collection_paused():

@@ -142,6 +142,7 @@ class EngineInfo:
         versions: Versions of the libraries that decide pixels, by package name.
         facts: What jobs and the operator should know of the pipeline; None where the engine knows nothing of it.
         quantization: Components whose weights are held in fewer bits, and how, by name.
+        memory: What is done to save the device's memory, as ``spec.memory`` names it.
     """
 
     name: str
@@ -152,6 +153,7 @@ class EngineInfo:
     versions: dict[str, str]
     facts: PipelineFacts | None = None
     quantization: dict[str, str] = field(default_factory=dict)
+    memory: tuple[str, ...] = ()
 
 
 class Engine(Protocol):

@@ -167,6 +167,7 @@ def info_of(pipeline: Any, revision: str) -> EngineInfo:
         torch_dtype=str(pipeline.dtype).removeprefix("torch."),
         revision=revision,
         quantization=quantized_components(pipeline),
+        memory=plan_of(pipeline).fields,
         versions={name: importlib.metadata.version(name) for name in VERSIONED},
     )
 

@@ -21,13 +21,11 @@ from kubediffusion.resources.diffusion_model import DiffusionModelSpec
 from kubediffusion.resources.model_source import ComponentSource
 from kubediffusion.worker.engine import BadModelError
 from kubediffusion.worker.loading.files import choose_variant
-from kubediffusion.worker.loading.quantization import Quantizer
+from kubediffusion.worker.loading.quantization import GGUF, Quantizer
 from kubediffusion.worker.sources import LocalComponent, LocalModel, is_loaded
 
 _CONFIGURATIONS = ("config.json", "scheduler_config.json")
 """Files in which diffusers and transformers name a component's class."""
-
-_GGUF = ".gguf"
 
 _OF_A_COMPONENT = (
     "give a diffusers folder of the model as the source, and the file as spec.components[transformer].source.singleFile"
@@ -133,15 +131,16 @@ def _load_file(name: str, kind: Any, file: Path, target: Target, field: str) -> 
     if not issubclass(kind, FromOriginalModelMixin):
         raise BadModelError(f"{field}: diffusers loads no {kind.__name__} from one file; give the component's folder")
     folder = target.model.folder
-    target.quantizer.refuse(name, file)
+    target.quantizer.check_file(name, file)
     options = {}
-    if file.suffix == _GGUF:
+    if file.suffix == GGUF:
         options["quantization_config"] = GGUFQuantizationConfig(compute_dtype=target.dtype)  # type: ignore[no-untyped-call]
     with _incomplete(field, file):
         loaded = kind.from_single_file(
             str(file), config=str(folder), subfolder=name, dtype=target.dtype, local_files_only=True, **options
         )
     _check_complete(field, file, {name: loaded})
+    target.quantizer.quantize(name, loaded, folder / name, target.device)
     return loaded
 
 
@@ -163,7 +162,7 @@ def load_checkpoint(file: Path, target: Target, parts: dict[str, Any]) -> Any:
         raise BadModelError(f"{field}: diffusers loads no {name} from one file; {_OF_A_COMPONENT}")
     for part in target.quantizer.components:
         if part not in parts:
-            target.quantizer.refuse(part, file)
+            target.quantizer.check_file(part, file)
     try:
         with _incomplete(field, file):
             pipeline = kind.from_single_file(
@@ -181,6 +180,9 @@ def load_checkpoint(file: Path, target: Target, parts: dict[str, Any]) -> Any:
             "spec.safetyChecker is true, but a checkpoint in one file holds no safety checker; name it in "
             "spec.components, or set safetyChecker to false"
         )
+    for part in target.quantizer.components:
+        if part not in parts:
+            target.quantizer.quantize(part, pipeline.components[part], folder / part, target.device)
     return pipeline
 
 

@@ -173,7 +173,10 @@ def _split(checkpoint: Path, target: Target) -> dict[str, _Sizes]:
     for key, kind, shape in _header(checkpoint):
         name = _PARTS.get(key.partition(".")[0], denoiser)
         # Names of the original code: their blocks are not those of diffusers.
-        sizes.setdefault(name, _Sizes()).add(key, _held(kind, shape, target.dtype, Quantization.NONE))
+        held = target.quantizer.kind_of(name)
+        sizes.setdefault(name, _Sizes(movable=held is Quantization.NONE)).add(
+            key, _held(kind, shape, target.dtype, held)
+        )
     for part in sizes.values():
         part.blocks.clear()
     return sizes

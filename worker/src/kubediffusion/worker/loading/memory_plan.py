@@ -67,6 +67,16 @@ class MemoryPlan:
         ]
         return [words for done, words in said if done]
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Name what is done, as ``spec.memory`` has it."""
+        named = [
+            (self.text_encoders_offloaded, "textEncoderOffload"),
+            (self.tiled, "vaeTiling"),
+            (self.groups_offloaded, "groupOffload"),
+        ]
+        return tuple(name for done, name in named if done)
+
     def weights(self, needs: MemoryNeeds) -> int:
         """Return the bytes of weights on the device."""
         denoiser = needs.denoiser_group if self.groups_offloaded else needs.denoiser

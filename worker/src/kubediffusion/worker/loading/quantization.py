@@ -9,6 +9,8 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from diffusers.quantizers.auto import DiffusersAutoQuantizer
+from transformers.quantizers.auto import AutoHfQuantizer
 
 from kubediffusion.resources.diffusion_model import DiffusionModelSpec
 from kubediffusion.resources.model_source import Quantization
@@ -21,6 +23,9 @@ _MODULES = {"quanto": "optimum.quanto", "sdnq": "sdnq", "modelopt": "modelopt", 
 
 _NAMES = {"Float8WeightOnlyConfig": Quantization.FLOAT8, "Int8WeightOnlyConfig": Quantization.INT8}
 """What torchao's configurations are here."""
+
+GGUF = ".gguf"
+"""The suffix of files whose weights are in blocks of few bits."""
 
 _ONLY_CUDA = frozenset({"bitsandbytes"})
 
@@ -93,18 +98,50 @@ class Quantizer:
         config = Float8WeightOnlyConfig() if wanted is Quantization.FLOAT8 else Int8WeightOnlyConfig()
         return library.TorchAoConfig(config)
 
-    def refuse(self, name: str, file: Path) -> None:
-        """Refuse to quantize what comes in one file: diffusers takes it for quantized, and leaves it as it is.
+    def check_file(self, name: str, file: Path) -> None:
+        """Check that what comes in one file can be held as the model asks.
 
         Raises:
-            BadModelError: The model asks for it.
+            BadModelError: It is quantized already, or by a library that takes folders alone.
         """
         wanted, field = self._wanted.get(name, (Quantization.NONE, ""))
-        if wanted is not Quantization.NONE:
+        if wanted is Quantization.NONE:
+            return
+        remedy = f"leave the field out, or give a folder as spec.components[{name}].source"
+        if file.suffix == GGUF:
+            raise BadModelError(f"{field}: {name} comes from {file.name}, which is quantized already; {remedy}")
+        if PACKAGES[wanted] != "torchao":
             raise BadModelError(
-                f"{field}: {name} comes from {file.name}, and diffusers quantizes nothing that comes in one file; "
-                f"leave the field out, or give a folder as spec.components[{name}].source"
+                f"{field}: {name} comes from {file.name}, and what comes in one file can be held in float8 and int8, "
+                f"not in {wanted}; {remedy}"
             )
+
+    def quantize(self, name: str, module: Any, folder: Path, device: torch.device) -> None:
+        """Quantize a component that has been read as it is stored, as :meth:`config_of` has others read.
+
+        diffusers takes what it reads from one file for quantized, and would leave it as it is.
+
+        Args:
+            name: The component.
+            module: It, in main memory.
+            folder: Its configuration.
+            device: Where its quantized layers go, one by one, to be quantized there.
+
+        Raises:
+            BadModelError: A library is missing, or it has no weights.
+        """
+        if (config := self.config_of(name, type(module), folder)) is None:
+            return
+        ours = issubclass(type(module), diffusers.ModelMixin)
+        quantizer: Any = (DiffusersAutoQuantizer if ours else AutoHfQuantizer).from_config(config, pre_quantized=False)
+        kept = getattr(module, "_keep_in_fp32_modules", None) or []
+        from torchao.quantization import quantize_
+
+        def is_wanted(part: torch.nn.Module, path: str) -> bool:
+            return isinstance(part, torch.nn.Linear) and not set(kept).intersection(path.split("."))
+
+        quantize_(module, config.quant_type, filter_fn=is_wanted, device=device)
+        module.hf_quantizer = quantizer
 
     def check_stored(self, name: str, folder: Path) -> None:
         """Check that a component can be loaded as it is stored.

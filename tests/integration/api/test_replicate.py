@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import io
 from typing import Any
 
@@ -19,6 +20,7 @@ from integration.api.api_kit import MODEL, Api, Site, Stage, png
 from integration.api.calls import CALLS, begun, newest, spec
 from kubediffusion.local.testing import wait_for
 from kubediffusion.resources import meta
+from kubediffusion.resources.testing import present
 
 OWNER = "shared-api"
 REFERENCE = f"{OWNER}/{MODEL}"
@@ -88,8 +90,10 @@ def test_the_life_of_a_prediction(client: Client, api: Api, stage: Stage) -> Non
     stage.succeed(prediction.id, png(), warnings=("the prompt was cut",))
     prediction.wait()
     assert prediction.status == "succeeded"
-    assert prediction.completed_at is not None
-    assert (prediction.metrics or {})["total_time"] >= 0
+    created, completed = (
+        dt.datetime.fromisoformat(present(at)) for at in (prediction.created_at, prediction.completed_at)
+    )
+    assert present(prediction.metrics)["total_time"] == (completed - created).total_seconds()
     shown = api.http.get(f"/replicate/v1/predictions/{prediction.id}")
     assert shown.headers["X-KubeDiffusion-Warning"] == "the prompt was cut"
 

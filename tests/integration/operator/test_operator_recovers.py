@@ -133,6 +133,7 @@ async def test_a_defect_beside_a_write_loses_no_job(
         told.append(action)
         raise RuntimeError("a defect")
 
+    # A defect is planted, as none is known.
     monkeypatch.setattr(job_executor, "events_of_job_write", breaks)
     async with without_watches(namespace, client) as operator:
 

@@ -139,6 +139,7 @@ async def test_a_job_that_cannot_be_taken_in_does_not_end_the_watch(
             raise OverflowError("date value out of range")
         update(state, job)
 
+    # A defect is planted, as no job that the API server takes is known to have this effect.
     monkeypatch.setattr(NamespaceState, "update_job", update_job)
     store = Store(lambda _: "", dt.timedelta())
     watch = watch_jobs(client, namespace.name, store.observe_job)

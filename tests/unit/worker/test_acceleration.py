@@ -5,6 +5,8 @@ On tiny real pipelines of both families.
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -265,6 +267,7 @@ def test_memory_that_does_not_suffice_for_what_is_kept_splits_the_batch(
 
     tasks = [task(index) for index in range(4)]
     whole = run(tiny, *tasks).outcomes
+    # Only the engine's own code runs where the features' memory is taken: nothing of the pipeline could lack it.
     monkeypatch.setattr(features, "features_shape", first_refused)
     seen = run(engine, *tasks)
     assert refused == [1]
@@ -330,10 +333,12 @@ def test_what_cannot_be_accelerated_is_refused_by_name_and_alone(family: str, fo
 
 
 def test_a_unet_that_is_not_divided_can_still_leave_guidance_out(
-    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    engine = load(folders("stable_diffusion"))
-    monkeypatch.setattr(features, "divisible", lambda _: False)
+    copy = shutil.copytree(folders("stable_diffusion"), tmp_path / "centred")
+    config = copy / "unet" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "center_input_sample": True}))
+    engine = load(copy)
     assert isinstance(run(engine, task()).outcomes[0], JobFailure)
     assert isinstance(run(engine, task(acceleration=asked((0.0, 0.5)))).outcomes[0], ImageOutput)
 

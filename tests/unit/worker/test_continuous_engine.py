@@ -17,8 +17,6 @@ from kubediffusion.resources.failures import JobFailure
 from kubediffusion.worker import testing
 from kubediffusion.worker.engine import ImageOutput, ImageRequest
 from kubediffusion.worker.engine.arrangement import sizes_up_to
-from kubediffusion.worker.engine.key import BatchKey
-from kubediffusion.worker.engine.throughput import StepTimes
 from kubediffusion.worker.execution.build import load_engine
 from kubediffusion.worker.execution.continuous import NAME, ContinuousEngine
 from kubediffusion.worker.execution.generic import PipelineEngine
@@ -176,42 +174,38 @@ def test_an_image_leaves_when_it_is_done_and_makes_room_before(tiny: ContinuousE
     assert seen.offers == [(0, 5), (3, 1), (4, 0), (4, 0), (4, 0), (4, 0)]
 
 
-def test_who_comes_next_is_made_ready_while_the_last_steps_run(
-    tiny: ContinuousEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_comes_next_is_made_ready_while_the_last_steps_run(tiny: ContinuousEngine) -> None:
     requests = [image_request(index, steps=4, scheduler=EULER) for index in range(4)]
-    later = tuple(image_request(4 + index, "later", steps=4, scheduler=EULER) for index in range(3))
-    ready: list[int] = []
-    start = tiny.family.start
-
-    def noted(request: ImageRequest, key: BatchKey) -> torch.Tensor:
-        if request.id.uid:
-            ready.append(request.id.index)
-        return start(request, key)
-
-    monkeypatch.setattr(tiny.family, "start", noted)
-    seen = run(tiny, *requests, joining={2: later})
-    assert ready == list(range(7))
+    later = tuple(image_request(4 + index, f"later {index}", steps=4, scheduler=EULER) for index in range(3))
+    calls: list[str] = []
+    parts = {"encode": tiny.pipeline.text_encoder, "step": tiny.pipeline.unet}
+    hooks = [part.register_forward_pre_hook(lambda *_, name=name: calls.append(name)) for name, part in parts.items()]
+    try:
+        seen = run(tiny, *requests, joining={2: later})
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # Their prompts are encoded while the first batch's last step is still to come.
+    assert calls[calls.index("step") :] == [*["step"] * 3, *["encode"] * 3, *["step"] * 5]
     # All of the second batch begin when the first has gone.
     assert [load.images for load in seen.loads] == [4, 4, 4, 4, 3, 3, 3, 3]
     assert sorted(seen.outcomes) == list(range(7))
 
 
-def test_an_engine_that_knows_its_steps_waits_for_a_full_batch_of_the_next_size(tiny: ContinuousEngine) -> None:
-    key: Any = tiny.plan(image_request(0)).key
+def test_an_engine_that_knows_its_steps_waits_for_a_full_batch_of_the_next_size(
+    folders: Callable[[str], Path],
+) -> None:
+    # One that has measured nothing yet.
+    engine = load(folders("stable_diffusion"))
+    key: Any = engine.plan(image_request(0)).key
     with torch.inference_mode():
-        prepared = tiny.prepared_batches.of(key)
-    times = prepared.times
-    prepared.times = StepTimes()
+        times = engine.prepared_batches.of(key).times
     waiting = tuple(image_request(index, steps=6, scheduler=EULER) for index in range(3))
-    try:
-        for size, seconds in ((1, 0.006), (2, 0.010), (3, 0.018), (4, 0.019)):
-            for _ in range(5):
-                prepared.times.note(size, seconds)
-        seen = run(tiny, *waiting[:2], joining={1: waiting[2:]})
-        late = run(tiny, *waiting[:2], joining={1: waiting[2:]}, due={2: 4})
-    finally:
-        prepared.times = times
+    for size, seconds in ((1, 0.006), (2, 0.010), (3, 0.018), (4, 0.019)):
+        for _ in range(5):
+            times.note(size, seconds)
+    seen = run(engine, *waiting[:2], joining={1: waiting[2:]})
+    late = run(engine, *waiting[:2], joining={1: waiting[2:]}, due={2: 4})
     # Three would do less a second than two: the third waits until a slot of theirs is free.
     assert [load.images for load in seen.loads] == [2] * 6 + [1] * 6
     # Or until it has waited for long enough.
@@ -252,20 +246,11 @@ def test_a_batch_that_is_interrupted_gives_the_same_bytes(either: ContinuousEngi
         assert levels_apart(seen.outcomes[request.id.index], by_diffusers(either, request)) <= 1
 
 
-def test_what_interrupts_and_fails_leaves_the_batch_as_it_is(
-    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_interrupts_and_fails_leaves_the_batch_as_it_is(folders: Callable[[str], Path]) -> None:
     made = load(folders("stable_diffusion"))
-    request, urgent = image_request(0, steps=6), image_request(1, steps=3, width=96)
+    # No machine has the memory to prepare a batch of the second.
+    request, urgent = image_request(0, steps=6), image_request(1, steps=3, width=2**43)
     undisturbed = pictures(made, request)[0]
-    prepared = made.prepared_batches.of
-
-    def refused(key: BatchKey) -> Any:
-        if key.width == 96:
-            raise torch.OutOfMemoryError("too much")
-        return prepared(key)
-
-    monkeypatch.setattr(made.prepared_batches, "of", refused)
     seen = run(made, request, urgent={2: (urgent,)})
     assert seen.outcomes[0] == undisturbed
     assert seen.outcomes[1].code == "OutOfMemory"

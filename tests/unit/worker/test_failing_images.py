@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kubediffusion.resources.failures import JobFailure
-from kubediffusion.worker.engine import EngineLostError, ImageOutput, ImageRequest
+from kubediffusion.worker.engine import EngineLostError, ImageOutput
 from kubediffusion.worker.execution.continuous import ContinuousEngine
 from unit.worker.continuous_engines import load, pictures, run
 from unit.worker.worker_builders import image_request, levels_apart
@@ -90,14 +90,15 @@ def test_a_prompt_that_makes_the_encoder_raise_fails_alone(
     folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = load(folders("stable_diffusion"))
-    encode = made.family.encode
+    encoder, refused = made.pipeline.text_encoder, made.pipeline.tokenizer("q").input_ids[1]
+    encode = encoder.forward
 
-    def picky(request: ImageRequest, key: Any) -> Any:
-        if request.prompt == "q":
+    def picky(tokens: torch.Tensor, *args: Any, **more: Any) -> Any:
+        if (tokens == refused).any():
             raise Broken("no q please")
-        return encode(request, key)
+        return encode(tokens, *args, **more)
 
-    monkeypatch.setattr(made.family, "encode", picky)
+    monkeypatch.setattr(encoder, "forward", picky)
     outcomes = run(made, image_request(0), image_request(1, "q"), image_request(2)).outcomes
     assert outcomes[1] == JobFailure("PipelineFailed", "Broken: no q please")
     assert isinstance(outcomes[0], ImageOutput)
@@ -197,6 +198,7 @@ def test_a_lost_device_ends_the_engine(folders: Callable[[str], Path], monkeypat
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(made.pipeline.unet, "forward", illegal)
+    # This machine has no CUDA device that could be lost; test_pipeline_engine has the check find out that one is.
     monkeypatch.setattr("kubediffusion.worker.execution.local_executor.check_device", lambda _, error: lost(error))
     with pytest.raises(EngineLostError):
         run(made, image_request())

@@ -12,8 +12,8 @@ from kubediffusion.worker.engine import EngineLostError
 
 def is_out_of_memory(error: Exception) -> bool:
     """Return whether an error says that the device's memory does not suffice."""
-    # On the CPU PyTorch raises a plain RuntimeError: "[enforce fail at alloc_cpu.cpp] … not enough memory".
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+    # On the CPU PyTorch raises a plain RuntimeError: "[enforce fail at alloc_cpu.cpp] … can't allocate memory".
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def check_device(device: torch.device, error: Exception) -> None:

@@ -45,7 +45,6 @@ class Reflector(Generic[T]):
         namespace: The namespace to watch; None for all namespaces.
         on_change: Called with the object and whether it is deleted. It must not block.
         field_selector: Only objects that match; one that stops matching counts as deleted.
-        label_selector: The same, by labels.
         remember: Reduces an object to what is kept of it, and passed to ``on_change`` when a list lacks it; the whole
             object by default.
         seen: Objects of a list that somebody else made before: those that the first list lacks are reported deleted.
@@ -61,7 +60,6 @@ class Reflector(Generic[T]):
         on_change: Callable[[T, bool], None],
         *,
         field_selector: str = "",
-        label_selector: str = "",
         remember: Callable[[T], T] = lambda item: item,
         seen: Iterable[T] = (),
     ) -> None:
@@ -69,7 +67,6 @@ class Reflector(Generic[T]):
         self._namespace = namespace
         self._on_change = on_change
         self._field_selector = field_selector
-        self._label_selector = label_selector
         self._remember = remember
         self._known: dict[str, T] = {}
         self._seen = {item.uid: remember(item) for item in seen}
@@ -107,9 +104,7 @@ class Reflector(Generic[T]):
         present: set[str] = set()
         changed: list[T] = []
         version: str | None = None
-        pages = self._resource.pages(
-            self._namespace, field_selector=self._field_selector, label_selector=self._label_selector
-        )
+        pages = self._resource.pages(self._namespace, field_selector=self._field_selector)
         async with aclosing(pages):
             async for page in pages:
                 version = page.resource_version
@@ -147,7 +142,6 @@ class Reflector(Generic[T]):
             self._namespace,
             self._version,
             field_selector=self._field_selector,
-            label_selector=self._label_selector,
         )
         async with aclosing(events):
             async for event in events:

@@ -20,6 +20,8 @@ V = TypeVar("V")
 class LruCache(Generic[K, V]):
     """Keeps what was used last, for any thread.
 
+    ``cachetools.LRUCache`` would save six lines and cost the worker's image a library: docs/adr/0017.
+
     Args:
         capacity: The most that is kept, in the units of ``size``.
         size: Returns what a value takes; by default 1, so that ``capacity`` is a number of values.

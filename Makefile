@@ -16,6 +16,9 @@ PYTEST ?=
 TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 # Suites and options of the benchmarks, as in `make bench BENCH="latency throughput --runs 5"`.
 BENCH ?=
+# The tests of the modules that decide and do nothing else; pyproject.toml names those modules.
+CORES := tests/unit/operator tests/unit/resources $(wildcard tests/unit/worker/test_*_laws.py) \
+	$(addprefix tests/unit/worker/test_,assignments.py acceleration.py continuous_engine.py waits_in_the_engine.py)
 # What decides jobs and faults of `make chaos`, and how many jobs.
 SEED ?= 1
 JOBS ?= 2000
@@ -62,6 +65,12 @@ imports: bootstrap ## Check that imports go one way
 .PHONY: generated
 generated: bootstrap ## Check that generated files are up to date
 	$(BIN)/kubediffusion-crds --check
+	$(BIN)/python deploy/release/release.py places
+
+.PHONY: coverage
+coverage: bootstrap ## Report how much of the modules that decide, and do nothing else, the unit tests run: 95 % at least
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n 0 -q $(CORES)
+	$(BIN)/coverage report
 
 .PHONY: unit
 unit: bootstrap ## Run the tests that need no cluster
@@ -120,6 +129,19 @@ sbom: ## List what the images hold, as CycloneDX, in dist/sbom
 .PHONY: e2e
 e2e: bootstrap ## Run the end-to-end tests on a real kubelet (root, Debian 12; PYTEST= options)
 	@./tests/e2e/run $(PYTEST)
+
+.PHONY: version
+version: ## Write a version into every place that names it (TO=1.2.3)
+	@python3 deploy/release/release.py set $(TO)
+
+.PHONY: release-check
+release-check: ## Say what keeps this commit from being released (TAGGED=1: the tag is on it already)
+	@python3 deploy/release/release.py check $(if $(TAGGED),--tagged)
+
+.PHONY: release
+release: release-check binaries images sbom ## Make what a release consists of in dist: chart, bills of materials, notes; and the images
+	@helm=$$($(BIN)/python -m kubediffusion.local path helm) && "$$helm" package charts/kubediffusion --destination dist
+	@python3 deploy/release/release.py notes >dist/notes.md
 
 .PHONY: clean
 clean: ## Remove what was made in this checkout; the cache of binaries is shared and stays

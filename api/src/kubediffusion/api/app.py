@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib import metadata
 from typing import Any
 
 from fastapi import FastAPI
@@ -106,7 +107,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app = FastAPI(
         title="KubeDiffusion",
-        version="0.1.0",
+        version=metadata.version("kubediffusion-api"),
         description=DESCRIPTION,
         lifespan=_lifespan,
         docs_url=None,

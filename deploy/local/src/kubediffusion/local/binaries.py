@@ -94,6 +94,9 @@ CLUSTER = (
 HELM = Module("helm", {"helm": "helm.sh/helm/v4/cmd/helm"})
 """What the chart's tests need besides."""
 
+ACTIONLINT = Module("actionlint", {"actionlint": "github.com/rhysd/actionlint/cmd/actionlint"})
+"""What the tests of the forge's workflows need besides."""
+
 NODE = (
     Module(
         "node",
@@ -104,7 +107,7 @@ NODE = (
 )
 """What a real node needs besides, for the end-to-end tests."""
 
-SETS = {"cluster": CLUSTER, "tests": (*CLUSTER, HELM), "e2e": (*CLUSTER, HELM, *NODE)}
+SETS = {"cluster": CLUSTER, "tests": (*CLUSTER, HELM, ACTIONLINT), "e2e": (*CLUSTER, HELM, *NODE)}
 """Which modules serve a purpose, by its name."""
 
 

@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="build the programs, which up and demo do when needed")
     build.add_argument("purpose", nargs="?", choices=binaries.SETS, default="cluster", help="what for (%(default)s)")
+    path = commands.add_parser("path", help="print where a program is, and build it where it is not")
+    path.add_argument("program", choices=sorted(name for module in binaries.SETS["tests"] for name in module.programs))
     for name, text in (("up", "serve until Ctrl-C"), ("demo", "generate one image, show how, and stop")):
         command = commands.add_parser(name, help=text)
         command.add_argument("--port", type=_port, default=API_PORT, help="port of the HTTP API (%(default)s)")
@@ -51,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if options.command == "build":
             binaries.provide(modules=binaries.SETS[options.purpose])
+            return
+        if options.command == "path":
+            sys.stdout.write(f"{binaries.provide(modules=binaries.SETS['tests']).path(options.program)}\n")
             return
         with serving(ServeOptions(options.port, options.model.absolute())) as service:
             if options.command == "demo":

@@ -142,7 +142,7 @@ class JobService:
         return found
 
     async def wait(self, job: CachedJob, seconds: float) -> CachedJob:
-        """Return a job once it has finished, or as it is after so many seconds.
+        """Return a job once it has finished, or as it is when ``seconds`` have passed.
 
         It costs the API server nothing: the watch brings the change.
 

@@ -161,7 +161,7 @@ class JobSubmitter:
         return job
 
     def _check_room(self, count: int, key_name: str) -> None:
-        """Let so many new jobs pass.
+        """Check that there may be ``count`` more unfinished jobs.
 
         Raises:
             TooManyRequestsError: They would be too many unfinished ones, of the API key or of the namespace.

@@ -1,6 +1,6 @@
 """A plain server, to compare with: FastAPI over a dictionary, the work as a background task of the same process.
 
-``python -m kubediffusion.benchmarks.plain_server PORT SECONDS``: a task takes so many seconds.
+``python -m kubediffusion.benchmarks.plain_server PORT SECONDS``: a task takes ``SECONDS``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Task(BaseModel):
 
 
 def application(seconds: float) -> FastAPI:
-    """Build the server, whose engine waits for so many seconds."""
+    """Build the server, whose engine waits for ``seconds`` at each task."""
     app = FastAPI()
     tasks: dict[str, Task] = {}
 

@@ -111,7 +111,7 @@ class Site:
         return int(float(values[f"{prefix}_cached_jobs"])), int(float(values[f"{prefix}_unfinished_jobs"]))
 
     async def finished(self, jobs: int) -> None:
-        """Wait until there are so many jobs and all have ended."""
+        """Wait until there are ``jobs`` jobs and all have ended."""
 
         async def done() -> bool:
             return await self.count() == (jobs, 0)
@@ -154,7 +154,7 @@ class Site:
             query["continue"] = token
 
     async def check(self, jobs: int) -> None:
-        """Check that so many jobs are there and that each succeeded with its image: nothing else was measured.
+        """Check that ``jobs`` jobs are there and that each succeeded with its image: nothing else was measured.
 
         Raises:
             BenchmarkError: One did not.

@@ -22,7 +22,7 @@ CLIENTS = 64
 """Requests under way at once."""
 
 Door = Callable[[Site, int], Awaitable[None]]
-"""Sends so many jobs at once."""
+"""Sends a number of jobs at once."""
 
 
 async def run(site: Site, sizes: Sizes) -> dict[str, Any]:
@@ -66,7 +66,7 @@ async def over_http(site: Site, jobs: int) -> None:
 
 
 async def by_kubectl(site: Site, jobs: int) -> None:
-    """Apply one file that holds so many jobs.
+    """Apply one file that holds ``jobs`` jobs.
 
     Raises:
         BenchmarkError: kubectl failed.

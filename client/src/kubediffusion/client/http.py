@@ -95,7 +95,7 @@ class HttpTransport:
         return await self._view(JobView, "GET", _path(name))
 
     async def changed(self, job: JobView, seconds: float) -> JobView:
-        """Ask for the job's end: the server answers once it has come, or after so many seconds."""
+        """Ask for the job's end: the server answers once it has come, or when ``seconds`` have passed."""
         wait = max(1, min(math.ceil(seconds), MOST_WAIT_SECONDS))
         began = time.monotonic()
         view = await self._view(

@@ -95,7 +95,7 @@ class KubernetesTransport:
         return self._view(await self._run(lambda client, namespace: client.generation_jobs.get(namespace, name)))
 
     async def changed(self, job: JobView, seconds: float) -> JobView:
-        """Watch a job until it changes, or for so many seconds."""
+        """Watch a job until it changes, for ``seconds`` at most."""
         version = self._versions.get(job.name)
         if version is None:
             return await self.job(job.name)

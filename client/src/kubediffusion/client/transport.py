@@ -36,7 +36,7 @@ class Transport(Protocol):
         ...
 
     async def changed(self, job: JobView, seconds: float) -> JobView:
-        """Return a job once it has finished, or as it stands after so many seconds; earlier if it has changed."""
+        """Return a job once it has finished, or as it stands when ``seconds`` have passed; earlier if it changed."""
         ...
 
     async def cancel(self, name: str) -> JobView:

@@ -13,7 +13,7 @@ _Entry = tuple[dt.datetime, str, str, str]
 
 
 def time_after(start: dt.datetime, seconds: float) -> dt.datetime | None:
-    """Return the time so many seconds later; None where the calendar ends before, as nothing is due then.
+    """Return the time ``seconds`` after a start; None where the calendar ends before, as nothing is due then.
 
     A status may say anything that is a date, the year 9999 included.
     """

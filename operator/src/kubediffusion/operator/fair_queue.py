@@ -37,7 +37,7 @@ class FairQueue(Generic[T]):
         return len(self._waiting.get(group, ()))
 
     def put_later(self, group: str, item: T, seconds: float) -> None:
-        """Add an item after so many seconds."""
+        """Add an item once ``seconds`` have passed."""
 
         def put() -> None:
             self._timers.discard(timer)

@@ -91,7 +91,7 @@ class FinishedJobs:
         }
 
     def _too_many(self, namespace: str, known: _Namespace, age: dt.timedelta) -> bool:
-        """Return whether the oldest job of a namespace goes, which has finished so long ago."""
+        """Return whether the oldest job of a namespace goes, which finished ``age`` ago."""
         number = len(known.kept)
         admitted = self._quota_limit(namespace)
         if admitted is not None and number > admitted and age >= LEAST_AGE:

@@ -34,7 +34,7 @@ class WorkerCapacity:
     suspect_group_sizes: list[int]
 
     def takes(self, suspect_group_size: int) -> bool:
-        """Return whether a job may be bound to it that is suspected among so many, or not at all (0)."""
+        """Return whether it may get a job that is suspected in a group of this size; 0 for one that is not."""
         together = [*self.suspect_group_sizes, suspect_group_size]
         if self.free <= 0:
             return False

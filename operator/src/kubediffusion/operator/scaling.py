@@ -183,7 +183,7 @@ def _end_pod(view: ModelView, worker: ObservedWorker, now: dt.datetime) -> tuple
 
 
 def back_off_until(failures: list[ObservedWorker]) -> dt.datetime | None:
-    """Return when the next worker may start after so many crashes in a row: at once after one, then after pauses.
+    """Return when the next worker may start after some crashes in a row; None for at once, as after a single one.
 
     The failed workers themselves are the record, so a restarted operator pauses just as long.
     """

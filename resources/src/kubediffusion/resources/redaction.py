@@ -103,7 +103,7 @@ def _json_forms(value: str) -> Iterator[str]:
 
 
 def _url_forms(value: str, times: int) -> Iterator[str]:
-    """Yield a text as addresses hold it, encoded once up to so many times: an address is often a part of another."""
+    """Yield a text as addresses hold it, encoded up to ``times`` times: an address is often a part of another."""
     once = {quote(value), quote(value, safe=""), quote_plus(value)}
     for encoded in once | {_PERCENT.sub(lambda found: found[0].lower(), encoded) for encoded in once}:
         yield encoded

@@ -25,7 +25,7 @@ class WorkerContext:
         reporter: Writes the jobs' status.
         storage: Takes the images.
         prefix: What the keys of images begin with.
-        refused_seconds: For so long an image that storage refuses is tried again.
+        refused_seconds: How long an image that storage refuses is tried again.
         max_batch_size: The most images in a batch.
         max_buffered_bytes: Bytes of finished images that may wait for storage before the engine pauses.
         health: Answers the probes.

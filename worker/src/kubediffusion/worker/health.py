@@ -14,7 +14,7 @@ class Health:
     """Records what the engine does, and answers the probes from it.
 
     Args:
-        stuck_seconds: After so many seconds without a step the engine counts as stuck.
+        stuck_seconds: Seconds without a step after which the engine counts as stuck.
         clock: Returns monotonic seconds.
     """
 

@@ -16,7 +16,7 @@ class RefusalBackoff:
     """Counts the refusals in a row of one write, and says how long to wait after each.
 
     Args:
-        seconds: For so long the write is tried again.
+        seconds: How long the write is tried again.
         clock: Returns monotonic seconds.
     """
 

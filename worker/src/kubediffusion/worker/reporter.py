@@ -57,7 +57,7 @@ class Reporter:
     Args:
         client: The API server.
         namespace: Namespace of the jobs.
-        refused_seconds: For so long an outcome that is not permitted is reported again.
+        refused_seconds: How long an outcome that is not permitted is reported again.
         secrets: What no text of a status may hold.
     """
 

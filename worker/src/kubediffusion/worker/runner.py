@@ -201,7 +201,7 @@ class Runner:
         return self._members(portions, self._steps)
 
     def _members(self, portions: tuple[Portion[str], ...], step: int) -> Members:
-        """Take images for the engine, which enter after so many steps."""
+        """Take images for the engine, which enter after ``step`` steps."""
         clock, now = time.monotonic(), dt.datetime.now(dt.UTC)
         members: Members = {}
         for portion in portions:

@@ -32,7 +32,7 @@ class Uploader:
     Args:
         storage: Where to.
         executor: Threads for the blocking calls.
-        refused_seconds: For so long what storage refuses is tried again.
+        refused_seconds: How long what storage refuses is tried again.
     """
 
     def __init__(self, storage: ImageStorage, executor: Executor, refused_seconds: float) -> None:

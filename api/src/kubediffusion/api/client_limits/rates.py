@@ -45,7 +45,7 @@ class RateLimiter:
             uses: How many uses there must be room for.
 
         Raises:
-            InvalidRequestError: There never is room for so many at once.
+            InvalidRequestError: The rate never lets ``uses`` pass at once.
             TooManyRequestsError: The client is not below the rate.
         """
         for limit in self._limits:
@@ -60,7 +60,7 @@ class RateLimiter:
         """Count uses of a client, all of them or none.
 
         Raises:
-            InvalidRequestError: There never is room for so many at once.
+            InvalidRequestError: The rate never lets ``uses`` pass at once.
             TooManyRequestsError: The client is over the rate; nothing was counted.
         """
         self.check(client, uses)

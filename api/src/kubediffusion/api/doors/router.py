@@ -51,7 +51,7 @@ class JobCall:
     abandons: bool
 
     async def wait(self, seconds: float) -> CachedJob:
-        """Return the job once it has finished, or as it is after so many seconds.
+        """Return the job once it has finished, or as it is when ``seconds`` have passed.
 
         Raises:
             TaskNotFoundError: It was deleted meanwhile.

@@ -93,7 +93,11 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """Its process id, which is that of its process group."""
+        """Its process id, which is that of its process group.
+
+        Raises:
+            LocalError: It is not running.
+        """
         if self._process is None:
             raise LocalError(f"{self.name} is not running")
         return self._process.pid
@@ -113,7 +117,7 @@ class Process:
             )
 
     def wait_ready(self, seconds: float = READY_SECONDS) -> None:
-        """Wait until it serves.
+        """Wait until it serves, for ``seconds`` at most.
 
         Raises:
             PartFailedError: It ended, or did not serve in time.

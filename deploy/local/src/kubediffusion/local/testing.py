@@ -120,11 +120,11 @@ class Namespace:
         return self.cluster.kubectl(f"--namespace={self.name}", *arguments, stdin=stdin)
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
-        """Return an object."""
+        """Return an object of this namespace, by its kind as kubectl names it."""
         return self.cluster.get(kind, name, self.name)
 
     def list(self, kind: str, selector: str = "") -> list[dict[str, Any]]:
-        """Return objects."""
+        """Return the objects of a kind in this namespace; those alone whose labels match, where there is a selector."""
         return self.cluster.list(kind, self.name, selector)
 
     def pod_status(self, name: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class _TrialMonitor:
     """Watches the images that are tried, and remembers how they failed.
 
     Args:
-        most_steps: After so many steps they are dropped; None for none.
+        most_steps: Steps after which they are dropped; None to let them end.
     """
 
     def __init__(self, most_steps: int | None = None) -> None:

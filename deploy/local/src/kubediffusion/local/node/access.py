@@ -21,7 +21,7 @@ class Access:
         self._client = client
 
     async def content(self, kind: str, namespace: str, name: str) -> dict[str, bytes] | None:
-        """Return the content of a Secret or ConfigMap, or nothing where there is no such object."""
+        """Return the content of a Secret or ConfigMap, or None where there is no such object."""
         try:
             found = await self._client.request("GET", f"/api/v1/namespaces/{namespace}/{PLURALS[kind]}/{name}")
         except NotFoundError:

@@ -194,6 +194,23 @@ class Stage:
         body: dict[str, Any] = answer.json()
         return body
 
+    def jobs(self) -> list[dict[str, Any]]:
+        """List the jobs of the namespace."""
+        answer = self._http.get(self._path("generationjobs"))
+        answer.raise_for_status()
+        jobs: list[dict[str, Any]] = answer.json()["items"]
+        return jobs
+
+    def create(self, name: str, spec: Mapping[str, Any]) -> None:
+        """Create a job of this name, as `kubectl apply` does."""
+        body = {
+            "apiVersion": meta.API_VERSION,
+            "kind": "GenerationJob",
+            "metadata": {"name": name},
+            "spec": dict(spec),
+        }
+        self._http.post(self._path("generationjobs"), json=body).raise_for_status()
+
     def bind(self, name: str, worker: str = WORKER) -> None:
         """Bind a job to a worker, as the operator does."""
         scheduled = {"type": "Scheduled", "status": "True", "reason": "Bound", "lastTransitionTime": now()}

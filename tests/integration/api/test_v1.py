@@ -107,7 +107,7 @@ def test_jobs_are_listed_by_the_time_of_their_creation(site: Site) -> None:
     assert listed(created_after=moment, created_before=moment) == []
     assert len(listed(created_after=first["created_at"])) == len(others)
     assert listed(created_after="1900-01-01T00:00:00+02:00") == listed()
-    for wrong in ("yesterday", "2026-11-30T09:00:00"):
+    for wrong in ("yesterday", "2026-11-30T09:00:00", "0.5", "1764493200"):
         assert api.http.get("/v1/jobs", params={"created_after": wrong}).status_code == 422
 
 
@@ -220,6 +220,12 @@ def test_deleting(api: Api) -> None:
     assert api.http.get(f"/v1/jobs/{name}").status_code == 404
     assert api.http.delete(f"/v1/jobs/{name}").status_code == 404
     assert name not in api.http.get("/v1/jobs").text
+
+
+def test_a_path_says_all_that_it_may_be_asked_for_with(api: Api) -> None:
+    for path, methods in (("/v1/jobs", "GET, HEAD, POST"), ("/v1/jobs/x", "DELETE, GET, HEAD"), ("/generate", "POST")):
+        refused = api.http.patch(path)
+        assert (refused.status_code, refused.headers["Allow"]) == (405, methods)
 
 
 def test_models(api: Api) -> None:

@@ -215,3 +215,20 @@ def test_the_model_under_a_path_is_found_through_unions_and_lists() -> None:
     assert model_at(OuterRequest, ["inner_parts"]) is InnerRequest
     assert model_at(OuterRequest, ["nothing", "at", "all"]) is OuterRequest
     assert set(model_at(JobRequest, ["acceleration", "guidance_interval"]).model_fields) == {"start", "stop"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"seed": True}, "seed"),
+        ({"guidance_scale": False}, "guidance_scale"),
+        ({"ttl_seconds_after_finished": False}, "ttl_seconds_after_finished"),
+        ({"acceleration": {"feature_caching": {"interval": True}}}, "interval"),
+        ({"deterministic": 0}, "deterministic"),
+        ({"prompt_weighting": 1.0}, "prompt_weighting"),
+    ],
+)
+def test_numbers_are_no_booleans_and_booleans_no_numbers(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        JobRequest.model_validate({"prompt": "a cat", **fields})
+    assert [error["loc"][-1] for error in refused.value.errors()] == [field]

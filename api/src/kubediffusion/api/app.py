@@ -122,7 +122,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.mount("/page", page.assets())
     openapi.install(app, keys_required=state.keys.required, root_path=settings.root_path)
     forms = ErrorForms({f"{router.prefix}/": router.error_form for router in ROUTERS if isinstance(router, DoorRouter)})
-    errors.install(app, forms)
+    errors.install(app, forms, [route for router in ROUTERS for route in router.routes])
     if settings.image_form is ImageForm.BASE64:
         app.add_middleware(PollingMiddleware, jobs=job_cache)
     # Around all of the above: no response leaves without passing it.

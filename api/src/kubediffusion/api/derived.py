@@ -13,8 +13,9 @@ from operator import or_
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, create_model
+from pydantic import AliasChoices, BaseModel, ConfigDict, ValidationInfo, create_model, field_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 from kubediffusion.resources.schema import Schema
 
@@ -30,6 +31,18 @@ class RequestModel(BaseModel):
     """A request. An unknown field is an error, since a mistyped one would be silently without effect."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, from_attributes=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_for_a_boolean(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse booleans for numbers, and numbers for booleans: pydantic takes them, and the document does not."""
+        if isinstance(value, bool | int | float) and info.field_name is not None:
+            types = set(_types_in(cls.model_fields[info.field_name].annotation))
+            if isinstance(value, bool) and types & {int, float} and bool not in types:
+                raise PydanticCustomError("number_type", "Input should be a number, not true or false")
+            if not isinstance(value, bool) and bool in types and not types & {int, float}:
+                raise PydanticCustomError("bool_type", "Input should be true or false, not a number")
+        return value
 
 
 class ResponseModel(BaseModel):
@@ -110,6 +123,12 @@ def model_at(model: type[BaseModel], path: Iterable[str]) -> type[BaseModel]:
             break
         model = inner
     return model
+
+
+def _types_in(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for argument in get_args(annotation):
+        yield from _types_in(argument)
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Match
 
 from kubediffusion.api.derived import model_at
 from kubediffusion.api.schemas import JobRequest
@@ -317,14 +318,30 @@ def _validation_problem(error: Mapping[str, Any]) -> Problem:
             "type": error["type"]}  # fmt: skip
 
 
-def install(app: FastAPI, forms: ErrorForms) -> None:
-    """Register the handlers of all errors with an app."""
+def install(app: FastAPI, forms: ErrorForms, routes: Sequence[BaseRoute]) -> None:
+    """Register the handlers of all errors with an app.
+
+    Args:
+        app: The app.
+        forms: The form of each error.
+        routes: All that the app has, for the methods of a path.
+    """
 
     async def handle(request: Request, error: Exception) -> Response:
-        return forms.response(api_error(error), request.scope["path"])
+        answer = api_error(error)
+        if answer.status == 405:
+            answer.headers["Allow"] = ", ".join(_allowed_methods(request, routes))
+        return forms.response(answer, request.scope["path"])
 
     for kind in (ApiError, KubernetesError, StorageError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, handle)
+
+
+def _allowed_methods(request: Request, routes: Iterable[BaseRoute]) -> list[str]:
+    """List what a path may be asked for with: Starlette knows it of the first route of the path alone."""
+    found = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    methods = {method for route in found for method in getattr(route, "methods", None) or ()}
+    return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
 
 
 def api_error(error: Exception) -> ApiError:

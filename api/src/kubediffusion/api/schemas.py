@@ -20,6 +20,10 @@ from kubediffusion.resources.generation_job import (
 )
 
 EXAMPLE_ID = "01975f0a-6c1e-7d3b-9f56-2f0c8a4be1d7"
+EXAMPLE_RUNNING_ID = "01975f0a-6c1e-7d3b-9f56-2f0c8a4be1d8"
+"""The examples of the document are of a job that is done, and of one that runs."""
+
+EXAMPLE_MODEL = "stable-diffusion-v1-5"
 EXAMPLE_PROMPT = "A photo of an astronaut riding a horse on the moon"
 
 
@@ -102,7 +106,7 @@ NOT_REQUESTED = {
         ),
         "model": _described(
             "The DiffusionModel to use, one of ``GET /v1/models``; the default model when absent.",
-            example="stable-diffusion-v1-5",
+            example=EXAMPLE_MODEL,
         ),
         "width": _described("Pixels, a multiple of 8 within the model's limit; the model's own size when absent.", 512),
         "height": _described(

@@ -23,13 +23,24 @@ from kubediffusion.api.dependencies import (
 from kubediffusion.api.errors import ApiError, TaskNotFoundError, api_error
 from kubediffusion.api.job_cache.records import CachedJob
 from kubediffusion.api.routes.jobs import waited
-from kubediffusion.api.routes.responses import errors
+from kubediffusion.api.routes.responses import errors, links
 from kubediffusion.api.schemas import JobOutcome, JobOutcomeList, JobRequestList, JobView, OneOrSeveralJobs
 from kubediffusion.api.service import JobService
 from kubediffusion.resources.apiserver.errors import KubernetesError
 
 Outcome = CachedJob | ApiError | KubernetesError
 """A job, or why there is none."""
+
+OF_A_JOB = (
+    "show_job_v1_jobs__name__get",
+    "show_recipe_v1_jobs__name__recipe_get",
+    "cancel_job_v1_jobs__name__cancel_post",
+    "follow_job_v1_jobs__name__events_get",
+    "get_image_v1_jobs__name__images__index__get",
+    "show_preview_v1_jobs__name__preview_get",
+    "delete_job_v1_jobs__name__delete",
+)
+"""The operations of one job, which the document links with its creation."""
 
 router = APIRouter(prefix="/v1", route_class=ListRoute)
 
@@ -41,6 +52,7 @@ router = APIRouter(prefix="/v1", route_class=ListRoute)
     summary="Create a job, or several",
     response_model=JobView | JobOutcomeList,
     responses={
+        201: {"links": links("name", "/name", *OF_A_JOB)},
         207: {"model": JobOutcomeList, "description": "Of several jobs, some could not be created."},
         **errors(413, 422, 429, 503),
     },

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import replace
 from typing import Annotated, Literal
 
 import yaml
 from fastapi import APIRouter, Header, Path, Query
-from pydantic import AwareDatetime, StringConstraints
+from pydantic import AwareDatetime, BeforeValidator, StringConstraints
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
@@ -36,8 +37,8 @@ from kubediffusion.api.job_cache.results import warning_headers
 from kubediffusion.api.model_schemas import ModelDetail, ModelList
 from kubediffusion.api.previews import is_shown_to
 from kubediffusion.api.routes.cursors import decoded_cursor, encoded_cursor
-from kubediffusion.api.routes.responses import errors
-from kubediffusion.api.schemas import JobList, JobView
+from kubediffusion.api.routes.responses import Responses, errors, links
+from kubediffusion.api.schemas import EXAMPLE_ID, EXAMPLE_MODEL, EXAMPLE_RUNNING_ID, JobList, JobView
 from kubediffusion.api.service import MAX_NAME, JobService
 from kubediffusion.api.settings import ImageForm
 from kubediffusion.api.translate import model_view, openai_model, recipe_manifest
@@ -52,12 +53,22 @@ YAML = "application/yaml"
 
 MAX_PAGE = 500
 
-Name = Annotated[str, Path(description="The job's name, which is the task id.")]
+Name = Annotated[str, Path(description="The job's name, which is the task id.", examples=[EXAMPLE_ID])]
+RunningName = Annotated[str, Path(description="The job's name, which is the task id.", examples=[EXAMPLE_RUNNING_ID])]
 
+
+def _written_date(value: object) -> object:
+    """Refuse numbers, which pydantic takes for seconds since the epoch."""
+    if isinstance(value, str) and not re.match(r"\d{4}-\d\d-\d\d", value):
+        raise ValueError("Input should be a date and a time of RFC 3339, such as 2026-11-30T09:00:00Z")
+    return value
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_written_date)]
 CreatedAfter = Annotated[
-    AwareDatetime | None, Query(description="Only jobs that were created then or later, with its offset (RFC 3339).")
+    Moment | None, Query(description="Only jobs that were created then or later, with its offset (RFC 3339).")
 ]
-CreatedBefore = Annotated[AwareDatetime | None, Query(description="Only jobs that were created before that.")]
+CreatedBefore = Annotated[Moment | None, Query(description="Only jobs that were created before that.")]
 Text = Annotated[
     str | None,
     Query(
@@ -79,6 +90,8 @@ Labels = Annotated[
         max_length=10,
     ),
 ]
+
+MODEL_LINKS: Responses = {200: {"links": links("name", "/models/0/name", "show_model_v1_models__name__get")}}
 
 router = APIRouter(prefix="/v1", route_class=JsonRoute)
 
@@ -161,7 +174,7 @@ async def show_job(
     summary="Get the manifest that makes a job's images again",
     response_class=Response,
     responses={
-        200: {"content": {YAML: {"schema": {"type": "string"}}, JSON: {"schema": {"type": "object"}}},
+        200: {"content": {YAML: {"schema": {"type": "object"}}, JSON: {"schema": {"type": "object"}}},
               "description": "A GenerationJob."},
         **errors(404, 409, 422, 429, 503),
     },
@@ -189,7 +202,7 @@ async def show_recipe(
     summary="Cancel a job",
     responses=errors(404, 409, 429, 503),
 )
-async def cancel_job(name: Name, service: JobServiceDep, client: ClientDep) -> JobView:
+async def cancel_job(name: RunningName, service: JobServiceDep, client: ClientDep) -> JobView:
     """Ask for the job to stop: at once if it waits, at the next denoising step if it runs."""
     return service.view(await service.cancel(name, client))
 
@@ -214,7 +227,7 @@ async def delete_job(name: Name, service: JobServiceDep, client: ClientDep) -> N
 )
 async def get_image(
     name: Name,
-    index: Annotated[int, Path(ge=0, description="Which of the job's images, from 0.")],
+    index: Annotated[int, Path(ge=0, description="Which of the job's images, from 0.", examples=[0])],
     service: JobServiceDep,
     images: ImagesDep,
     state: AppStateDep,
@@ -246,7 +259,7 @@ async def get_image(
     },
 )
 async def show_preview(
-    name: Name,
+    name: RunningName,
     service: JobServiceDep,
     previews: PreviewsDep,
     client: ClientDep,
@@ -276,7 +289,12 @@ async def show_preview(
     return Response(preview.data, media_type=PNG, headers=headers)
 
 
-@router.get("/models", tags=["models"], summary="List models", responses=errors())
+@router.get(
+    "/models",
+    tags=["models"],
+    summary="List models",
+    responses={200: {"links": links("name", "/models/0/name", "show_model_v1_models__name__get")}, **errors()},
+)
 async def list_models(state: AppStateDep) -> ModelList:
     """List the namespace's models: whether each is available, its defaults and its limits."""
     models = state.models.all()
@@ -284,7 +302,9 @@ async def list_models(state: AppStateDep) -> ModelList:
 
 
 @router.get("/models/{name}", tags=["models"], summary="Show a model", responses=errors(404))
-async def show_model(name: Annotated[str, Path(description="The model's name.")], state: AppStateDep) -> ModelDetail:
+async def show_model(
+    name: Annotated[str, Path(description="The model's name.", examples=[EXAMPLE_MODEL])], state: AppStateDep
+) -> ModelDetail:
     """Show whether a model is available, its defaults and its limits."""
     model = state.models.find(name)
     if model is None:

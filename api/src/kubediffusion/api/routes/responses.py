@@ -51,6 +51,22 @@ def errors_in_form(model: type[ResponseModel], descriptions: Mapping[int, str], 
     }
 
 
+def links(parameter: str, value: str, *operations: str, of_request: Iterable[str] = ()) -> dict[str, Any]:
+    """Declare that a response has what these operations take.
+
+    Args:
+        parameter: The operations' parameter.
+        value: Where it is in the response's body, as a JSON pointer.
+        operations: Their ids in the document.
+        of_request: Their parameters that are those of the request's path.
+    """
+    parameters = {
+        parameter: f"$response.body#{value}",
+        **{name: f"$request.path.{name}" for name in of_request},
+    }
+    return {operation: {"operationId": operation, "parameters": parameters} for operation in operations}
+
+
 def errors(*statuses: int) -> Responses:
     """Return the declarations of these statuses, and of those that every route with a key has."""
     return {status: _ALL[status] for status in sorted({401, 403, *statuses})}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -27,8 +27,8 @@ from kubediffusion.api.job_cache.results import (
     result_body_with_url,
     warning_headers,
 )
-from kubediffusion.api.routes.responses import errors
-from kubediffusion.api.schemas import JobRequest, TaskAccepted, TaskResult, TaskResultWithUrl
+from kubediffusion.api.routes.responses import errors, links
+from kubediffusion.api.schemas import EXAMPLE_ID, JobRequest, TaskAccepted, TaskResult, TaskResultWithUrl
 from kubediffusion.api.settings import ImageForm
 from kubediffusion.resources.generation_job import Phase
 
@@ -37,7 +37,15 @@ JSON = "application/json"
 router = APIRouter(route_class=JsonRoute, tags=["tasks"])
 
 
-@router.post("/generate", status_code=202, summary="Generate an image", responses=errors(413, 422, 429, 503))
+@router.post(
+    "/generate",
+    status_code=202,
+    summary="Generate an image",
+    responses={
+        202: {"links": links("task_id", "/task_id", "result_results__task_id__get")},
+        **errors(413, 422, 429, 503),
+    },
+)
 async def generate(
     body: JobRequest,
     service: JobServiceDep,
@@ -57,7 +65,9 @@ async def generate(
     responses=errors(404, 410, 422, 429, 502, 503),
 )
 async def result(
-    task_id: str,
+    task_id: Annotated[
+        str, Path(description="The `task_id` of `POST /generate`, or a job's name.", examples=[EXAMPLE_ID])
+    ],
     service: JobServiceDep,
     images: ImagesDep,
     state: AppStateDep,

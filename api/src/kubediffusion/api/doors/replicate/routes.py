@@ -58,7 +58,8 @@ from kubediffusion.api.job_cache.filters import JobFilter
 from kubediffusion.api.job_cache.records import CachedJob
 from kubediffusion.api.job_cache.results import warning_headers
 from kubediffusion.api.routes.cursors import decoded_cursor, encoded_cursor
-from kubediffusion.api.routes.responses import Responses, errors_in_form
+from kubediffusion.api.routes.responses import Responses, errors_in_form, links
+from kubediffusion.api.schemas import EXAMPLE_ID, EXAMPLE_MODEL
 from kubediffusion.api.service import MAX_NAME, JobService
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.storage import StorageError
@@ -71,7 +72,7 @@ PAGE = 100
 CANCEL_SECONDS = 10.0
 """How long the answer to a cancellation waits for the job's end: clients read the status from it."""
 
-Id = Annotated[str, Path(description="The prediction's id, which is the job's name.")]
+Id = Annotated[str, Path(description="The prediction's id, which is the job's name.", examples=[EXAMPLE_ID])]
 
 _ERRORS = {
     401: "An API key is needed, or it is not valid.",
@@ -209,8 +210,8 @@ DoorDep = Annotated[_Door, Depends(_door)]
 
 async def _model(
     door: DoorDep,
-    owner: Annotated[str, Path(description="Whoever: models of one namespace have one owner.")],  # noqa: ARG001 - of the path
-    name: Annotated[str, Path(description="The DiffusionModel.")],
+    owner: Annotated[str, Path(description="Whoever: models of one namespace have one owner.", examples=["default"])],  # noqa: ARG001 - of the path
+    name: Annotated[str, Path(description="The DiffusionModel.", examples=[EXAMPLE_MODEL])],
 ) -> DiffusionModel:
     return door.model(name)
 
@@ -223,7 +224,17 @@ ModelDep = Annotated[DiffusionModel, Depends(_model)]
     status_code=201,
     response_model=Prediction,
     summary="Create a prediction of a version of a model",
-    responses=_errors(413, 422, 429, 502, 503),
+    responses={
+        201: {
+            "links": links(
+                "prediction_id",
+                "/id",
+                "show_prediction_replicate_v1_predictions__prediction_id__get",
+                "cancel_prediction_replicate_v1_predictions__prediction_id__cancel_post",
+            )
+        },
+        **_errors(413, 422, 429, 502, 503),
+    },
 )
 async def create_prediction(
     body: PredictionRequest, door: DoorDep, prefer: Prefer = None, idempotency_key: IdempotencyKey = None
@@ -291,7 +302,7 @@ async def cancel_prediction(prediction_id: Id, door: DoorDep) -> Response:
 )
 async def get_output(
     prediction_id: Id,
-    index: Annotated[int, Path(ge=0, description="Which of the images, from 0.")],
+    index: Annotated[int, Path(ge=0, description="Which of the images, from 0.", examples=[0])],
     kind: Annotated[FileFormat, Path(description="How it is encoded.")],
     door: DoorDep,
     quality: Annotated[int, Query(ge=0, le=100, description="Of `jpg` and `webp`, in percent.")] = 100,
@@ -334,7 +345,21 @@ async def create_model_prediction(
     return await door.create(body, model, prefer, idempotency_key)
 
 
-@router.get("/models/{owner}/{name}/versions", summary="List a model's versions", responses=_errors(404, 503))
+@router.get(
+    "/models/{owner}/{name}/versions",
+    summary="List a model's versions",
+    responses={
+        200: {
+            "links": links(
+                "version",
+                "/results/0/id",
+                "show_version_replicate_v1_models__owner___name__versions__version__get",
+                of_request=("owner", "name"),
+            )
+        },
+        **_errors(404, 503),
+    },
+)
 async def list_versions(model: ModelDep) -> VersionPage:
     """List the one version that a model has: what it loads now."""
     return VersionPage(results=[version_view(model)])

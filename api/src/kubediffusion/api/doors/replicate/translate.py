@@ -26,7 +26,7 @@ from kubediffusion.api.encoding import Encoding, OutputFormat
 from kubediffusion.api.errors import ApiError, InvalidRequestError, problem
 from kubediffusion.api.job_cache.records import CachedJob
 from kubediffusion.api.job_cache.results import error_message
-from kubediffusion.api.schemas import EXAMPLE_PROMPT, NOT_REQUESTED, Acceleration, JobRequest
+from kubediffusion.api.schemas import EXAMPLE_MODEL, EXAMPLE_PROMPT, NOT_REQUESTED, Acceleration, JobRequest
 from kubediffusion.resources import generation_job, meta
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobSpec, Phase, Scheduler
@@ -129,7 +129,7 @@ class ModelPredictionRequest(BaseModel):
 class PredictionRequest(ModelPredictionRequest):
     """A prediction of a version of a model."""
 
-    version: Annotated[str, Field(max_length=400)]
+    version: Annotated[str, Field(max_length=400, examples=[f"default/{EXAMPLE_MODEL}"])]
     """A version's id, ``owner/name:id``, or ``owner/name`` for a model as it is now."""
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kubediffusion.worker.engine import ImageOutput, ImageRequest
+from kubediffusion.worker.engine.key import BatchKey
 from kubediffusion.worker.execution.build import load_engine
 from kubediffusion.worker.execution.continuous import ContinuousEngine
 from unit.worker.worker_builders import Recorder, settings
@@ -16,6 +17,13 @@ def load(folder: Path, images: int = 4, **spec: Any) -> ContinuousEngine:
     made = load_engine(settings(folder, workers={"maxBatchSize": images}, **spec))
     assert isinstance(made, ContinuousEngine)
     return made
+
+
+def batch_key(engine: ContinuousEngine, request: ImageRequest) -> BatchKey:
+    """Return what an image must share with those that are computed with it."""
+    key = engine.plan(request).key
+    assert isinstance(key, BatchKey)
+    return key
 
 
 def run(engine: Any, *requests: ImageRequest, **recorder: Any) -> Recorder:

@@ -14,20 +14,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.guiders.classifier_free_guidance import ClassifierFreeGuidance
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubediffusion.resources.failures import JobFailure
+from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.resources.generation_job import Acceleration, FeatureCaching, GuidanceInterval
+from kubediffusion.resources.testing import present
 from kubediffusion.worker.assignments import Assignments
 from kubediffusion.worker.engine import ImageOutput, ImageRequest
 from kubediffusion.worker.engine.forward_mode import FULL, Features, ForwardMode, forward_modes
 from kubediffusion.worker.execution.build import load_engine
 from kubediffusion.worker.execution.continuous import NAME, ContinuousEngine
+from kubediffusion.worker.execution.stepping import EagerStepRunner
 from kubediffusion.worker.families import features
-from unit.worker.continuous_engines import load, run
-from unit.worker.worker_builders import Recorder, bound_job, image_request, levels_apart, settings
+from unit.worker.continuous_engines import batch_key, load, run
+from unit.worker.worker_builders import Recorder, bound_job, code_of, image_request, levels_apart, settings
 
 EULER, HEUN = "EulerDiscreteScheduler", "HeunDiscreteScheduler"
 
@@ -56,7 +58,8 @@ def either(request: pytest.FixtureRequest, folders: Callable[[str], Path]) -> Co
 
 
 def task(index: int = 0, prompt: str = "a cat", **shape: Any) -> ImageRequest:
-    return image_request(index, prompt, **({"steps": 8, "scheduler": EULER, "acceleration": BOTH} | shape))
+    sampling: dict[str, Any] = {"steps": 8, "scheduler": EULER, "acceleration": BOTH}
+    return image_request(index, prompt, **sampling | shape)
 
 
 def picture(engine: Any, wanted: ImageRequest) -> ImageOutput:
@@ -233,7 +236,8 @@ def test_a_batch_that_does_not_fit_is_split_and_goes_on_where_it_was(
     tasks = [task(index) for index in range(4)]
     whole = run(engine, *tasks).outcomes
     output = engine.pipeline.unet.conv_out
-    forward, failed = output.forward, []
+    forward = output.forward
+    failed: list[bool] = []
 
     def short_of_memory(hidden: Any) -> Any:
         # In a shallow call of guided images: what was kept must come back with those put aside.
@@ -296,10 +300,11 @@ def test_only_the_culprit_of_a_step_that_raises_fails_and_nobody_runs_unaccelera
         return forward(latents)
 
     monkeypatch.setattr(decided, "forward", picky)
-    outcomes = run(engine, *tasks).outcomes
-    assert outcomes[1] == JobFailure("PipelineFailed", "ValueError: not this one")
+    seen = run(engine, *tasks)
+    outcomes = seen.outcomes
+    assert outcomes[1] == JobFailure(ErrorCode.PIPELINE_FAILED, "ValueError: not this one")
     for index in (0, 2):
-        assert (outcomes[index].engine, levels_apart(outcomes[index], expected[index]) <= 1) == (NAME, True)
+        assert (seen.image(index).engine, levels_apart(outcomes[index], expected[index]) <= 1) == (NAME, True)
 
 
 def test_pixels_that_are_not_numbers_fail_their_accelerated_image_alone(
@@ -315,7 +320,7 @@ def test_pixels_that_are_not_numbers_fail_their_accelerated_image_alone(
 
     monkeypatch.setattr(engine.pipeline.vae, "decode", first_broken)
     outcomes = run(engine, task(0), task(1)).outcomes
-    assert outcomes[0].code == "InvalidImage"
+    assert code_of(outcomes[0]) == "InvalidImage"
     assert isinstance(outcomes[1], ImageOutput)
 
 
@@ -350,10 +355,11 @@ def test_a_job_hands_its_acceleration_to_the_engine() -> None:
     (assignment,) = assignments
     assert assignment.sampling.acceleration == asked((0.0, 0.5), 2)
     assert assignment.parameters.to_wire()["acceleration"] == wire
-    assert "acceleration" not in bound_job().status.parameters.to_wire()
+    assert "acceleration" not in present(bound_job().status.parameters).to_wire()
 
 
 def test_whole_is_what_every_ordinary_step_computes(tiny: ContinuousEngine) -> None:
-    prepared = tiny.prepared_batches.of(tiny.plan(task(acceleration=None)).key)
+    prepared = tiny.prepared_batches.of(batch_key(tiny, task(acceleration=None)))
+    assert isinstance(prepared.step_runner, EagerStepRunner)
     assert prepared.step_runner.mode == FULL
     assert np.isfinite(prepared.batch.input_batch(1).arguments[1].numpy()).all()

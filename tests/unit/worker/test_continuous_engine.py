@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_refused_as_the_pipelines_call_refuses_it(tiny: Con
     failure = run(tiny, image_request(scheduler="FlowMatchEulerDiscreteScheduler")).outcomes[0]
     assert isinstance(failure, JobFailure)
     assert "DDIMScheduler" in failure.message
-    assert run(tiny, image_request(steps=2000, scheduler="DDIMScheduler")).outcomes[0].code == "PipelineFailed"
+    assert run(tiny, image_request(steps=2000, scheduler="DDIMScheduler")).failure(0).code == "PipelineFailed"
 
 
 def test_other_pipelines_get_the_other_engine(folders: Callable[[str], Path]) -> None:
@@ -253,7 +253,7 @@ def test_what_interrupts_and_fails_leaves_the_batch_as_it_is(folders: Callable[[
     undisturbed = pictures(made, request)[0]
     seen = run(made, request, urgent={2: (urgent,)})
     assert seen.outcomes[0] == undisturbed
-    assert seen.outcomes[1].code == "OutOfMemory"
+    assert seen.failure(1).code == "OutOfMemory"
 
 
 def test_a_deterministic_image_has_the_same_bytes_on_every_attempt(tiny: ContinuousEngine) -> None:

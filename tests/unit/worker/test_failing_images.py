@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from kubediffusion.resources.failures import JobFailure
+from kubediffusion.resources.failures import ErrorCode, JobFailure
+from kubediffusion.resources.testing import present
 from kubediffusion.worker.engine import EngineLostError, ImageOutput
 from kubediffusion.worker.execution.continuous import ContinuousEngine
-from unit.worker.continuous_engines import load, pictures, run
-from unit.worker.worker_builders import image_request, levels_apart
+from unit.worker.continuous_engines import batch_key, load, pictures, run
+from unit.worker.worker_builders import code_of, image_request, levels_apart
 
 EULER = "EulerDiscreteScheduler"
 
@@ -83,7 +84,7 @@ def test_an_image_that_does_not_fit_alone_fails(
     made = load(folders("stable_diffusion"))
     out_of_memory_above(made, monkeypatch, 0)
     outcomes = run(made, image_request(0), image_request(1)).outcomes
-    assert [outcome.code for outcome in outcomes.values()] == ["OutOfMemory", "OutOfMemory"]
+    assert [code_of(outcome) for outcome in outcomes.values()] == ["OutOfMemory", "OutOfMemory"]
 
 
 def test_a_prompt_that_makes_the_encoder_raise_fails_alone(
@@ -100,7 +101,7 @@ def test_a_prompt_that_makes_the_encoder_raise_fails_alone(
 
     monkeypatch.setattr(encoder, "forward", picky)
     outcomes = run(made, image_request(0), image_request(1, "q"), image_request(2)).outcomes
-    assert outcomes[1] == JobFailure("PipelineFailed", "Broken: no q please")
+    assert outcomes[1] == JobFailure(ErrorCode.PIPELINE_FAILED, "Broken: no q please")
     assert isinstance(outcomes[0], ImageOutput)
     assert isinstance(outcomes[2], ImageOutput)
 
@@ -127,7 +128,8 @@ def test_a_deterministic_image_whose_step_raised_once_is_run_again_in_the_same_w
     made = load(folders("stable_diffusion"))
     request = image_request(0, deterministic=True)
     expected = pictures(made, request)[0]
-    forward, broken = made.pipeline.unet.forward, []
+    forward = made.pipeline.unet.forward
+    broken: list[bool] = []
 
     def stumbles_once(*args: Any, **more: Any) -> Any:
         if not broken:
@@ -155,13 +157,13 @@ def test_pixels_that_are_not_numbers_fail_their_image_alone(
 
     monkeypatch.setattr(made.pipeline.vae, "decode", first_broken)
     outcomes = run(made, image_request(0), image_request(1)).outcomes
-    assert outcomes[0].code == "InvalidImage"
+    assert code_of(outcomes[0]) == "InvalidImage"
     assert isinstance(outcomes[1], ImageOutput)
 
 
 def test_a_slot_recovers_from_an_image_that_is_not_numbers(tiny: ContinuousEngine) -> None:
     before = pictures(tiny, image_request(0))[0]
-    prepared = tiny.prepared_batches.of(tiny.plan(image_request()).key)
+    prepared = tiny.prepared_batches.of(batch_key(tiny, image_request()))
     with torch.inference_mode():
         prepared.batch.fill(float("nan"))
     assert pictures(tiny, image_request(0))[0] == before
@@ -174,7 +176,7 @@ def test_float16_that_overflows_in_the_vae_is_decoded_in_float32(
     vae = made.pipeline.vae
     latents = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
     decode = vae.decode
-    key = made.plan(image_request()).key
+    key = batch_key(made, image_request())
 
     def overflows(latents: torch.Tensor, **more: Any) -> Any:
         assert latents.dtype == torch.float16
@@ -187,7 +189,7 @@ def test_float16_that_overflows_in_the_vae_is_decoded_in_float32(
         assert not decoding.finite
         monkeypatch.undo()
         pixels, _ = made.decoder.finish(decoding)
-        assert np.abs(pixels.astype(int) - usual.astype(int)).max() <= 2
+        assert np.abs(present(pixels).astype(int) - present(usual).astype(int)).max() <= 2
         assert made.decoder.finish(made.decoder.begin(latents * float("nan"), key)) == (None, False)
 
 

@@ -37,6 +37,12 @@ HASH = "0a1b2c3d"
 OLD_HASH = "ffffffff"
 
 
+_CONDITIONS = {
+    WorkerState.READY: (PlatformCondition(type="Ready", status="True"),),
+    WorkerState.CUT_OFF: (PlatformCondition(type="kubediffusion.io/EngineReady", status="True"),),
+}
+
+
 def worker(
     ordinal: int,
     state: WorkerState,
@@ -87,11 +93,15 @@ def worker(
         ),
         status=PodStatus(
             phase="Failed" if ended else "Running",
-            conditions=(PlatformCondition(type="Ready", status="True"),) if state is WorkerState.READY else (),
+            conditions=_CONDITIONS.get(state, ()),
             container_statuses=(ContainerStatus(name="worker", state=terminated or ContainerState()),),
         ),
     )
     built = ObservedWorker(job, pod, NOW - dt.timedelta(seconds=idle) if idle is not None else None)
+    if state is WorkerState.CUT_OFF:
+        built = dataclasses.replace(
+            built, cut_off_at=NOW, cut_off=True, given_up_at=NOW + dt.timedelta(seconds=60), given_up=False
+        )
     assert built.state is (WorkerState.GOING if drained else state)
     return built
 

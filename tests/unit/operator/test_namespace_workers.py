@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from kubediffusion.operator.namespace_state import NamespaceState
 from kubediffusion.operator.object_cache import ObjectList
 from kubediffusion.operator.views import ModelView, OrphanedJob
-from kubediffusion.operator.workers import ObservedWorker, PlatformCondition, Pod, WorkerState
+from kubediffusion.operator.workers import ContainerStatus, ObservedWorker, PlatformCondition, Pod, WorkerState
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Phase
 from kubediffusion.resources.testing import NAMESPACE, NOW, bound_job, job, model
@@ -221,3 +222,59 @@ def test_a_start_is_renewed_by_progress_and_by_that_alone() -> None:
     assert only_view(state, after(20)).workers[0].progress_at is None
     state.update_pod(telling(starting, "1 of 2"))
     assert only_view(state, after(30)).workers[0].progress_at == after(30)
+
+
+def withdrawn(container_ready: bool = False, **changes: Any) -> ObservedWorker:
+    """A worker that has loaded its model, and whose container its node says is not ready."""
+    built = worker(0, WorkerState.STARTING)
+    status = pod_of(built).status.model_copy(
+        update={
+            "conditions": (PlatformCondition(type="kubediffusion.io/EngineReady", status="True"),),
+            "container_statuses": (ContainerStatus(name="worker", ready=container_ready),),
+        }
+    )
+    return replace(built, pod=pod_of(built).model_copy(update={"status": status, **changes}))
+
+
+def seen_at(state: NamespaceState, *seconds: float) -> list[WorkerState]:
+    return [only_view(state, after(second)).workers[0].state for second in seconds]
+
+
+def test_a_worker_that_is_not_ready_any_more_is_cut_off_after_a_while_and_given_up_later() -> None:
+    """As late as one that was told to go: 30 s of grace, and 30 s for its node."""
+    state = state_of(worker(0, WorkerState.READY))
+    assert seen_at(state, 0) == [WorkerState.READY]
+    state.update_pod(versioned(pod_of(withdrawn()), 2))
+    assert seen_at(state, 1, 10.9, 11, 70.9, 71) == [
+        WorkerState.STARTING,
+        WorkerState.STARTING,
+        WorkerState.CUT_OFF,
+        WorkerState.CUT_OFF,
+        WorkerState.GOING,
+    ]
+
+
+def test_a_worker_that_is_ready_again_is_as_before_and_is_given_the_whole_time_anew() -> None:
+    """After an outage of the API server all say for some seconds that they are not ready."""
+    state = state_of(worker(0, WorkerState.READY))
+    assert seen_at(state, 0) == [WorkerState.READY]
+    state.update_pod(versioned(pod_of(withdrawn()), 2))
+    assert seen_at(state, 1, 9) == [WorkerState.STARTING] * 2
+    state.update_pod(versioned(pod_of(worker(0, WorkerState.READY)), 3))
+    assert seen_at(state, 9, 60) == [WorkerState.READY] * 2
+    state.update_pod(versioned(pod_of(withdrawn()), 4))
+    assert seen_at(state, 60, 69, 70) == [WorkerState.STARTING, WorkerState.STARTING, WorkerState.CUT_OFF]
+
+
+def test_a_restarted_operator_knows_by_its_jobs_that_a_worker_was_ready() -> None:
+    state = state_of(withdrawn())
+    assert seen_at(state, 0, 600) == [WorkerState.STARTING] * 2
+    state.update_job(bound("a", pod_name(0)))
+    assert seen_at(state, 601, 611) == [WorkerState.STARTING, WorkerState.CUT_OFF]
+
+
+def test_a_worker_beside_an_unready_container_or_a_silent_node_is_not_cut_off() -> None:
+    """Its own container is ready as far as its node has said: it hears of its jobs."""
+    state = state_of(withdrawn(container_ready=True))
+    state.update_job(bound("a", pod_name(0)))
+    assert seen_at(state, 0, 600) == [WorkerState.STARTING] * 2

@@ -341,3 +341,36 @@ def test_a_refused_worker_is_what_jobs_wait_for_unless_another_is_loading() -> N
     loading = dataclasses.replace(refused, workers=(blocked, worker(1, WorkerState.STARTING)))
     assert said_of(loading).reason == "WorkerCannotStart"
     assert said_of(dataclasses.replace(loading, workers=loading.workers[1:])).reason == "WorkerStarting"
+
+
+def test_a_worker_that_is_cut_off_keeps_what_it_has_begun_and_nothing_else() -> None:
+    running = bound_job("running", worker=pod_name(0), phase=Phase.RUNNING)
+    scheduled = bound_job("scheduled", worker=pod_name(0))
+    waiting = job("waiting")
+    silent = worker(0, WorkerState.CUT_OFF)
+    cluster = view([waiting], [silent], {pod_name(0): [running, scheduled]}, max_replicas=2)
+    actions = plan(cluster)
+    (again,) = (action for action in actions if isinstance(action, Requeue))
+    assert (again.job.name, again.costs_retry, again.suspect_group_size) == ("scheduled", False, 0)
+    assert again.message == f"worker {pod_name(0)} is not ready any more, as one that does not hear the API server"
+    # Another one is started beside it, and nothing is bound to it.
+    assert [action.ordinal for action in actions if isinstance(action, CreateWorker)] == [1]
+    assert not [action for action in actions if isinstance(action, Bind)]
+    begun = view(workers=[silent], bound={pod_name(0): [running]})
+    assert schedule_model(begun, NOW, OPTIONS).recheck_at == silent.given_up_at
+
+
+def test_a_job_that_waits_for_a_worker_which_is_cut_off_says_so() -> None:
+    said = said_of(view([job("waiting", age=5)], [worker(0, WorkerState.CUT_OFF)], max_replicas=1))
+    assert said.reason == "WorkerCutOff"
+    assert "does not hear the API server; it is replaced at " in said.message
+
+
+def test_a_worker_that_is_cut_off_for_too_long_loses_its_jobs_and_its_place() -> None:
+    given_up = dataclasses.replace(worker(0, WorkerState.CUT_OFF), given_up=True)
+    running = bound_job("running", worker=pod_name(0), phase=Phase.RUNNING, retries=3)
+    actions = plan(view(workers=[given_up], bound={pod_name(0): [running]}, max_replicas=1))
+    assert [(a.job.name, a.costs_retry) for a in actions if isinstance(a, Requeue)] == [("running", False)]
+    assert [action.ordinal for action in actions if isinstance(action, CreateWorker)] == [1]
+    (gone,) = (action for action in plan(view(workers=[given_up])) if isinstance(action, DeleteWorker))
+    assert "it has not been ready for long" in gone.reason

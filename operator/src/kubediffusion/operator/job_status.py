@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from kubediffusion.operator.actions import Bind, Explain, Finish, Requeue
+from kubediffusion.operator.cut_off import workers_cut_off
 from kubediffusion.operator.scaling import LoadFailure, back_off_until, doubtful_failure
 from kubediffusion.operator.views import Decision, ModelView, NamespaceView, SchedulerOptions
 from kubediffusion.operator.workers import WorkerState
@@ -264,11 +265,19 @@ def waiting_reason(view: ModelView, now: dt.datetime) -> tuple[WaitingReason, st
         # Not how far it is: this is written once, and would soon be wrong.
         message = f"a worker is loading model {view.model.name}; the model's status.workers.starts says how far it is"
         return WaitingReason.WORKER_STARTING, message
+    if cut_off := view.current(WorkerState.CUT_OFF):
+        return WaitingReason.WORKER_CUT_OFF, workers_cut_off(cut_off)
     if view.current(WorkerState.QUEUED):
         return WaitingReason.WORKER_QUEUED, f"Kueue has not admitted a worker to queue {settings.queue_name} yet"
-    if len(view.replicas) >= settings.max_replicas:
+    return _why_none_starts(view, back_off)
+
+
+def _why_none_starts(view: ModelView, back_off: str) -> tuple[WaitingReason, str]:
+    """Return why a job waits whose model has no worker yet, nor anything known in the way of one."""
+    most = view.model.spec.workers.max_replicas
+    if len(view.replicas) >= most:
         message = f"a worker of model {view.model.name} is going, and the next one gets its place once it has ended"
-        return WaitingReason.WORKER_STARTING, f"{message}; maxReplicas is {settings.max_replicas}"
+        return WaitingReason.WORKER_STARTING, f"{message}; maxReplicas is {most}"
     if back_off:
         return WaitingReason.WORKER_BACK_OFF, back_off
     return WaitingReason.WORKER_STARTING, f"a worker of model {view.model.name} is being created"

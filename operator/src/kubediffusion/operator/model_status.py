@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 
 from kubediffusion.operator.actions import DeletePod
+from kubediffusion.operator.cut_off import workers_cut_off
 from kubediffusion.operator.job_status import second_opinion, waiting_reason
 from kubediffusion.operator.scaling import LoadFailure, back_off_until, doubtful_failure, load_failure
 from kubediffusion.operator.views import NEVER, ModelView
@@ -100,6 +101,7 @@ def _availability(view: ModelView, now: dt.datetime) -> tuple[ConditionStatus, M
     if ready := view.current(WorkerState.READY):
         message = f"{len(ready)} worker{'s' if len(ready) > 1 else ''} ready"
         message += f", still compiling: {busy}" if (busy := len(compiling_workers(view))) else ""
+        message += f"; {workers_cut_off(cut_off)}" if (cut_off := view.current(WorkerState.CUT_OFF)) else ""
         return ConditionStatus.TRUE, ModelReason.READY, message
     if (failure := load_failure(view, now)) is not None:
         return ConditionStatus.FALSE, ModelReason.LOAD_FAILED, f"{failure.reason} ({_remedy(failure)})"
@@ -111,7 +113,8 @@ def _availability(view: ModelView, now: dt.datetime) -> tuple[ConditionStatus, M
     same = view.model.status.template_hash == view.template_hash
     loaded = old is not None and same and old.reason in {ModelReason.READY, ModelReason.SCALED_TO_ZERO}
     if loaded:
-        message = _first_start(view) or "the next job gets one"
+        cut_off = view.current(WorkerState.CUT_OFF)
+        message = _first_start(view) or (workers_cut_off(cut_off) if cut_off else "the next job gets one")
         return ConditionStatus.TRUE, ModelReason.SCALED_TO_ZERO, f"no worker is ready; {message}"
     why, message = waiting_reason(view, now)
     if why is WaitingReason.WORKER_CANNOT_START and not view.loading:

@@ -16,6 +16,7 @@ from typing import Any
 
 from sortedcontainers import SortedKeyList
 
+from kubediffusion.operator.cut_off import CutOffs
 from kubediffusion.operator.object_cache import ObjectCache, ObjectList
 from kubediffusion.operator.views import ModelView, NamespaceView, OrphanedJob, order_key
 from kubediffusion.operator.workers import BatchJob, ObservedWorker, Pod, WorkerState
@@ -74,6 +75,7 @@ class NamespaceState:
         and one whose write conflicts is decided on anew: it was no less one of several."""
         self._terminating_since: dict[str, dt.datetime] = {}
         """When a Pod was first seen to terminate: nodes, API server and this process need not agree on the time."""
+        self._cut_offs = CutOffs()
 
     def update_job(self, job: GenerationJob) -> None:
         """Keep a job as it is now; one that has finished is removed."""
@@ -163,6 +165,7 @@ class NamespaceState:
         if self._pods.delete(pod):
             self._idle_since.pop(pod.metadata.name, None)
             self._terminating_since.pop(pod.metadata.name, None)
+            self._cut_offs.forget_others(self._pods.items)
             self._progress.pop(pod.metadata.name, None)
 
     def longest_end(self, pod: str) -> dt.timedelta:
@@ -176,6 +179,7 @@ class NamespaceState:
         self._batch_jobs.replace(jobs)
         self._pods.replace(pods)
         known: tuple[dict[str, Any], ...] = (self._idle_since, self._terminating_since, self._progress)
+        self._cut_offs.forget_others(self._pods.items)
         for by_name in known:
             for name in by_name.keys() - self._pods.items.keys():
                 del by_name[name]
@@ -288,19 +292,25 @@ class NamespaceState:
             pods[owner] = pod
         workers = defaultdict(list)
         for job in self._batch_jobs.items.values():
-            worker = self._worker(job, pods.pop(job.uid, None), now)
+            worker = self._worker(job, pods.pop(job.uid, None), busy, now)
             workers[job.model].append(self._with_idleness(worker, busy, now))
         for pod in (*pods.values(), *replaced):
             # Its Job is gone, or has another: it is on its way, may still hold a GPU, and may finish what it runs.
             going = BatchJob(metadata=pod.metadata.model_copy(update={"deletion_timestamp": now, "uid": ""}))
-            workers[going.model].append(self._worker(going, pod, now))
+            workers[going.model].append(self._worker(going, pod, busy, now))
         return workers
 
-    def _worker(self, job: BatchJob, pod: Pod | None, now: dt.datetime) -> ObservedWorker:
+    def _worker(self, job: BatchJob, pod: Pod | None, busy: set[str], now: dt.datetime) -> ObservedWorker:
         node_lost_at = self._lost_at(pod, now) if pod is not None else None
         warning = self._warnings.get(pod.uid if pod is not None else job.uid, "")
         lost = node_lost_at is not None and node_lost_at <= now
         worker = ObservedWorker(job, pod, node_lost_at=node_lost_at, node_lost=lost, warning=warning)
+        if pod is not None:
+            end = self.longest_end(pod.metadata.name)
+            told = self._cut_offs.observe(pod, busy=pod.metadata.name in busy, now=now, longest_end=end)
+            if told is not None:
+                worker = replace(worker, cut_off_at=told.at, cut_off=told.at <= now)
+                worker = replace(worker, given_up_at=told.given_up_at, given_up=told.given_up_at <= now)
         return replace(worker, progress_at=self._progress_at(worker, now))
 
     def _progress_at(self, worker: ObservedWorker, now: dt.datetime) -> dt.datetime | None:

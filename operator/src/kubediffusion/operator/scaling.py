@@ -88,7 +88,13 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, taken: Set[str], newl
     actions: list[Action] = []
     rechecks: list[dt.datetime] = []
     live = view.current(*LIVE)
-    rechecks += [w.node_lost_at for w in view.workers if w.node_lost_at is not None and not w.node_lost]
+    for worker in view.workers:
+        awaited = (
+            (worker.node_lost_at, worker.node_lost),
+            (worker.cut_off_at, worker.cut_off),
+            (worker.given_up_at, worker.given_up),
+        )
+        rechecks += [at for at, passed in awaited if at is not None and not passed]
     load = sum(view.slots(job) for w in live for job in view.jobs_of(w) if job.uid not in taken)
     wanted = min(max(math.ceil((backlog + load) / view.batch), settings.min_replicas), settings.max_replicas)
 
@@ -104,11 +110,11 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, taken: Set[str], newl
         rechecks += [recheck_at] if recheck_at is not None else []
 
     for worker in view.workers:
-        ended = worker.job.complete or worker.node_lost
+        ended = worker.job.complete or worker.lost
         if ended and worker.job.metadata.deletion_timestamp is None and not view.jobs_of(worker):
             # It was told to go by somebody else: a drain, or a Pod that was deleted.
-            actions.append(_delete(worker, "its node is silent" if worker.node_lost else "it has ended"))
-        outdated = worker.template_hash != view.template_hash and worker.state in LIVE
+            actions.append(_delete(worker, _how_it_went(worker)))
+        outdated = worker.template_hash != view.template_hash and worker.state in {*LIVE, WorkerState.CUT_OFF}
         if outdated and not view.jobs_of(worker):
             actions.append(_delete(worker, "the model's spec has changed"))
     surplus = max(len(live) - wanted, 0)
@@ -204,6 +210,12 @@ def _forget_failures(view: ModelView, failures: list[ObservedWorker]) -> list[De
         oldest = sorted(failures, key=lambda w: (w.job.metadata.creation_timestamp or NEVER, w.name))
         actions += [_delete(w, "enough later ones have failed") for w in oldest[:-KEPT_FAILURES]]
     return actions
+
+
+def _how_it_went(worker: ObservedWorker) -> str:
+    if worker.given_up:
+        return "it has not been ready for long, as a worker that does not hear the API server"
+    return "its node is silent" if worker.node_lost else "it has ended"
 
 
 def _delete(worker: ObservedWorker, reason: str) -> DeleteWorker:

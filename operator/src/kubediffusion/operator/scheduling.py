@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from kubediffusion.operator import job_status
 from kubediffusion.operator.actions import Bind, Finish, HoldImages, JobAction, Requeue, SetAside
+from kubediffusion.operator.cut_off import worker_cut_off
 from kubediffusion.operator.deadline_queue import time_after
 from kubediffusion.operator.placement import WorkerCapacity, most_together
 from kubediffusion.operator.scaling import LoadFailure, load_failure, scale
@@ -118,8 +119,9 @@ def _candidate_key(item: BindCandidate) -> QueueKey[dt.datetime]:
 def jobs_to_unbind(view: ModelView) -> Iterator[BindCandidate]:
     """Yield the jobs to take from their workers.
 
-    Those are all jobs of a worker that is gone, or whose node is lost. Of other workers they are jobs that were not
-    reported as Running: all those of a worker that terminates, and suspended ones.
+    Those are all jobs of a worker that is gone, whose node is lost, or that was cut off for too long. Of other workers
+    they are jobs that were not reported as Running: all those of a worker that terminates or is cut off, and suspended
+    ones.
 
     Only a job that was its worker's only one spends its ``backoffLimit`` when the worker dies. Of several, any may have
     done it, also one that was not reported as Running: a batch that ends within a second never is. They become
@@ -132,17 +134,29 @@ def jobs_to_unbind(view: ModelView) -> Iterator[BindCandidate]:
         pod = worker.pod if worker is not None else None
         if worker is None or pod is None or pod.finished:
             yield from _jobs_of_ended_worker(name, worker, jobs, max(len(jobs), view.jobs_at_end.get(name, 0)))
-        elif worker.node_lost:
-            for job in jobs:
-                yield BindCandidate(job, costs_retry=False, message=job_status.node_silent(name))
-        elif worker.state is WorkerState.GOING or pod.terminating:
-            for job in jobs:
-                if job.status.phase == Phase.SCHEDULED:
-                    yield BindCandidate(job, costs_retry=False, message=job_status.worker_terminating(name))
         else:
-            for job in jobs:
-                if job.spec.suspend and job.status.phase == Phase.SCHEDULED:
-                    yield BindCandidate(job, costs_retry=False, message=job_status.SUSPENDED)
+            yield from _jobs_of_running_worker(name, worker, jobs)
+
+
+def _jobs_of_running_worker(
+    name: str, worker: ObservedWorker, jobs: tuple[GenerationJob, ...]
+) -> Iterator[BindCandidate]:
+    """Yield the jobs to take from a worker that has not ended: all of one that is lost, else what it has not begun.
+
+    One that is cut off may not know of that. What it has begun it computes on, as it may be heard again.
+    """
+    if worker.lost:
+        silent = job_status.node_silent(name) if worker.node_lost else worker_cut_off(name)
+        yield from (BindCandidate(job, costs_retry=False, message=silent) for job in jobs)
+        return
+    reason = ""
+    if worker.state is WorkerState.CUT_OFF:
+        reason = worker_cut_off(name)
+    elif worker.state is WorkerState.GOING or (worker.pod is not None and worker.pod.terminating):
+        reason = job_status.worker_terminating(name)
+    for job in jobs:
+        if job.status.phase == Phase.SCHEDULED and (reason or job.spec.suspend):
+            yield BindCandidate(job, costs_retry=False, message=reason or job_status.SUSPENDED)
 
 
 def _jobs_of_ended_worker(

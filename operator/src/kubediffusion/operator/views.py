@@ -130,9 +130,7 @@ class ModelView:
 
         One that is going holds its GPU until its Pod has ended, or its node is lost.
         """
-        return [
-            w for w in self.workers if w.state in LIVE or (w.pod is not None and not w.pod.finished and not w.node_lost)
-        ]
+        return [w for w in self.workers if w.state in LIVE or (w.pod is not None and not w.pod.finished and not w.lost)]
 
     @property
     def crashes(self) -> list[ObservedWorker]:

@@ -147,6 +147,12 @@ class Pod(KubernetesObject):
         )
 
     @property
+    def withdrawn(self) -> bool:
+        """Whether its worker, which has loaded its model and was not told to go, says that it is not ready."""
+        unready = self.status.phase == "Running" and not (self.terminating or self.finished or self._container.ready)
+        return unready and self.engine_ready is not None and self.engine_ready.status == ConditionStatus.TRUE
+
+    @property
     def others_unready(self) -> str:
         """What its node says of other containers that keep it from being ready where its worker is; else empty."""
         told = next((c for c in self.status.conditions if c.type == "Ready" and c.status == "False"), None)
@@ -254,6 +260,8 @@ class WorkerState(StrEnum):
     """Its Pod is not ready: it waits for a node, or loads the model."""
     READY = "Ready"
     """It can be given jobs."""
+    CUT_OFF = "CutOff"
+    """It was ready and says that it is not: it may not hear the API server."""
     GOING = "Going"
     """It has been told to go, or has ended well; it finishes what it runs."""
     FAILED = "Failed"
@@ -268,9 +276,9 @@ class ObservedWorker:
         job: The batch/v1 Job.
         pod: Its latest Pod, if there is one.
         idle_since: When the last job left it; None while it has any.
-        node_lost_at: When its node is taken for lost, since nobody has told of the Pod's end; None while there is no
-            such moment.
+        node_lost_at: When its node is taken for lost, since nobody has told of the Pod's end; None for never.
         node_lost: Whether that moment has passed.
+        cut_off_at, given_up_at, cut_off, given_up: When :mod:`.cut_off` has it so, None for never; whether it is so.
         warning: What the last Warning Event says of its Job or Pod while no container of it runs; empty without one.
         progress_at: When its start was last seen to make progress; None where it does not start, or waits for a node.
     """
@@ -280,6 +288,10 @@ class ObservedWorker:
     idle_since: dt.datetime | None = None
     node_lost_at: dt.datetime | None = None
     node_lost: bool = False
+    cut_off_at: dt.datetime | None = None
+    given_up_at: dt.datetime | None = None
+    cut_off: bool = False
+    given_up: bool = False
     warning: str = ""
     progress_at: dt.datetime | None = None
 
@@ -296,7 +308,7 @@ class ObservedWorker:
     @cached_property
     def state(self) -> WorkerState:
         """What it can be used for; found once, as a pass asks for it many times."""
-        if self.job.metadata.deletion_timestamp is not None or self.job.complete or self.node_lost:
+        if self.job.metadata.deletion_timestamp is not None or self.job.complete or self.lost:
             return WorkerState.GOING
         if self.job.failure is not None or (self.pod is not None and self.pod.outcome == "Failed"):
             # The Pod is known to have failed a moment before its Job is; a disrupted one is replaced by its Job.
@@ -307,7 +319,14 @@ class ObservedWorker:
         if self.pod is not None and (self.pod.terminating or self.pod.outcome == "Succeeded"):
             # Told to go by somebody else (a drain): its Job says nothing of that before the Pod has ended.
             return WorkerState.GOING
+        if self.cut_off:
+            return WorkerState.CUT_OFF
         return WorkerState.READY if self.pod is not None and self.pod.ready else WorkerState.STARTING
+
+    @property
+    def lost(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.node_lost or self.given_up
 
     @property
     def unscheduled(self) -> str:

@@ -88,6 +88,8 @@ class WaitingReason(StrEnum):
     """The API server does not take the worker's Job, for example for a quota or a wrong toleration."""
     WORKER_QUEUED = "WorkerQueued"
     """The worker Job is suspended until Kueue admits it."""
+    WORKER_CUT_OFF = "WorkerCutOff"
+    """The workers that hold the model are not ready any more, as those that do not hear the API server."""
     WORKER_BACK_OFF = "WorkerBackOff"
     """Workers of this model crashed; the next one starts after a pause."""
     INTERNAL_ERROR = "InternalError"

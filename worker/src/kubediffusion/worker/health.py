@@ -23,6 +23,7 @@ class Health:
         self._clock = clock
         self._active_at: float | None = None
         self._unready_reason: str | None = "starting"
+        self._cut_off_reason: str | None = None
 
     def mark_unready(self, reason: str) -> None:
         """Set why the worker cannot take jobs; ``/readyz`` answers with it."""
@@ -31,6 +32,14 @@ class Health:
     def mark_ready(self) -> None:
         """Let ``/readyz`` succeed: the worker takes jobs."""
         self._unready_reason = None
+
+    def mark_cut_off(self, reason: str) -> None:
+        """Set why the worker does not learn of its jobs; ``/readyz`` answers with it until it is connected again."""
+        self._cut_off_reason = reason
+
+    def mark_connected(self) -> None:
+        """Record that the worker learns of its jobs."""
+        self._cut_off_reason = None
 
     def engine_active(self) -> None:
         """Record that the engine began a batch or made a step."""
@@ -49,4 +58,4 @@ class Health:
 
     def readiness_failure(self) -> str | None:
         """Return why the worker takes no jobs; None while it does."""
-        return self._unready_reason
+        return self._unready_reason or self._cut_off_reason

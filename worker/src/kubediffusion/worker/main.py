@@ -31,6 +31,7 @@ from kubediffusion.resources.runtime.settings import read_settings
 from kubediffusion.resources.storage import ImageStorage
 from kubediffusion.resources.transitions import TERMINAL
 from kubediffusion.worker.assignments import Assignments
+from kubediffusion.worker.contact import ApiServerContact
 from kubediffusion.worker.context import WorkerContext
 from kubediffusion.worker.engine import BadModelError, Engine, EngineInfo
 from kubediffusion.worker.health import Health
@@ -201,7 +202,7 @@ async def _work(process: _Process, client: KubernetesClient, engine: Engine, rep
         watch = Reflector(client.generation_jobs, settings.pod_namespace, worker.observe, field_selector=selector)
         async with asyncio.TaskGroup() as tasks:
             background = [
-                tasks.create_task(watch.run()),
+                tasks.create_task(ApiServerContact(client, watch, health).run()),
                 tasks.create_task(_ready(watch, health, report)),
                 tasks.create_task(_stop(worker, health, process.stop)),
             ]

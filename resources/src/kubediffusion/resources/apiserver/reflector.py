@@ -36,6 +36,9 @@ T = TypeVar("T", bound=KubernetesObject)
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 10.0
 
+OPEN_SECONDS = 2.0
+"""Seconds after which a watch that was not refused counts as open, though nothing has happened in it."""
+
 
 class Reflector(Generic[T]):
     """Calls a handler for every change of a collection, once and in the server's order.
@@ -51,6 +54,8 @@ class Reflector(Generic[T]):
 
     Attributes:
         synced: Set from the end of the first full list on.
+        interrupted_since: When the first of the latest tries in a row failed, by the event loop's clock; None while the
+            watch is open.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class Reflector(Generic[T]):
         self._seen = {item.uid: remember(item) for item in seen}
         self._version: str | None = None
         self.synced = asyncio.Event()
+        self.interrupted_since: float | None = None
 
     async def run(self) -> None:
         """List and watch until cancelled. Errors of the API server are logged, and tried again after a pause."""
@@ -81,6 +87,7 @@ class Reflector(Generic[T]):
                 if self._version is None:
                     await self.relist()
                 if await self._watch():
+                    self._mark_open()
                     backoff.reset()
                 else:
                     # A server that is going down ends each watch at once, without an error.
@@ -90,6 +97,8 @@ class Reflector(Generic[T]):
                 # A server that answers 410 each time would else be listed at full speed.
                 await asyncio.sleep(backoff.next_pause())
             except KubernetesError as error:
+                if self.interrupted_since is None:
+                    self.interrupted_since = asyncio.get_running_loop().time()
                 logger.warning("watch of %s interrupted, trying again: %s", self._resource.kind.__name__, error)
                 pause = backoff.next_pause()
                 await asyncio.sleep(error.retry_after or pause)
@@ -143,13 +152,21 @@ class Reflector(Generic[T]):
             self._version,
             field_selector=self._field_selector,
         )
-        async with aclosing(events):
-            async for event in events:
-                has_events = True
-                self._version = event.resource_version
-                if event.item is not None:
-                    self._report(event.item, event.type is EventType.DELETED)
+        opening = asyncio.get_running_loop().call_later(OPEN_SECONDS, self._mark_open)
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    has_events = True
+                    self.interrupted_since = None
+                    self._version = event.resource_version
+                    if event.item is not None:
+                        self._report(event.item, event.type is EventType.DELETED)
+        finally:
+            opening.cancel()
         return has_events
+
+    def _mark_open(self) -> None:
+        self.interrupted_since = None
 
     def _report(self, item: T, deleted: bool) -> None:
         if deleted:

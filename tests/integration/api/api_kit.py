@@ -333,22 +333,6 @@ def _identity(cluster: LocalCluster, folder: Path) -> ssl.SSLContext:
 
 
 @contextlib.contextmanager
-def api_server_away(namespace: Namespace) -> Iterator[None]:
-    """Kill the API server, and bring it back in the end, with the controllers that later tests need."""
-    cluster = namespace.cluster
-    server = cluster.control_plane.apiserver
-    server.kill()
-    try:
-        yield
-    finally:
-        server.start()
-        server.wait_ready()
-        # The controllers come back to it after a pause of their own.
-        cluster.kubectl("--namespace", namespace.name, "delete", "configmap", "kube-root-ca.crt")
-        wait_for("the controllers", lambda: namespace.get("configmap", "kube-root-ca.crt"))
-
-
-@contextlib.contextmanager
 def apis(namespace: Namespace, folder: Path) -> Iterator[Callable[..., Api]]:
     """Yield a function that starts an API with settings of its own; all are stopped on exit."""
     started: list[Api] = []

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import io
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -77,8 +77,7 @@ def test_every_field_reaches_the_job(client: Client, api: Api, stage: Stage) -> 
 
 
 def test_the_life_of_a_prediction(client: Client, api: Api, stage: Stage) -> None:
-    version = client.models.get(REFERENCE).latest_version
-    assert version is not None
+    version = present(client.models.get(REFERENCE).latest_version)
     prediction = client.predictions.create(version, {"prompt": "a fox that is watched"})
     assert (prediction.status, prediction.model, prediction.version) == ("starting", REFERENCE, version.id)
     assert (prediction.logs, prediction.error, prediction.output, prediction.metrics) == ("", None, None, {})
@@ -91,7 +90,7 @@ def test_the_life_of_a_prediction(client: Client, api: Api, stage: Stage) -> Non
     prediction.wait()
     assert prediction.status == "succeeded"
     created, completed = (
-        dt.datetime.fromisoformat(present(at)) for at in (prediction.created_at, prediction.completed_at)
+        datetime.fromisoformat(present(at)) for at in (prediction.created_at, prediction.completed_at)
     )
     assert present(prediction.metrics)["total_time"] == (completed - created).total_seconds()
     shown = api.http.get(f"/replicate/v1/predictions/{prediction.id}")
@@ -158,8 +157,7 @@ def test_a_version_is_what_a_model_loads(client: Client, api: Api, site: Site) -
 
 @pytest.mark.parametrize("reference", ["{id}", "whoever/{name}:{id}", "whoever/{name}"])
 def test_versions_by_every_name(client: Client, stage: Stage, reference: str) -> None:
-    version = client.models.get(REFERENCE).latest_version
-    assert version is not None
+    version = present(client.models.get(REFERENCE).latest_version)
     named = reference.format(id=version.id, name=MODEL)
     prediction = client.predictions.create(named, {"prompt": "a fox of a version"})
     assert spec(stage, prediction.id)["model"] == MODEL
@@ -169,8 +167,7 @@ def test_versions_by_every_name(client: Client, stage: Stage, reference: str) ->
     "reference", ["none", "", "/", "a/", "/:", "a/:", ":", "a/none", "a/tiny:none", "a/none:{id}", "tiny"]
 )
 def test_versions_that_are_not_there(api: Api, client: Client, reference: str) -> None:
-    version = client.models.get(REFERENCE).latest_version
-    assert version is not None
+    version = present(client.models.get(REFERENCE).latest_version)
     body = {"version": reference.format(id=version.id), "input": {"prompt": "never drawn"}}
     answer = api.http.post("/replicate/v1/predictions", json=body)
     assert answer.status_code == 422
@@ -178,8 +175,7 @@ def test_versions_that_are_not_there(api: Api, client: Client, reference: str) -
 
 
 def test_run_of_a_pinned_version(client: Client, api: Api, stage: Stage) -> None:
-    version = client.models.get(REFERENCE).latest_version
-    assert version is not None
+    version = present(client.models.get(REFERENCE).latest_version)
     pinned = f"{REFERENCE}:{version.id}"
     call, name = begun(lambda: client.run(pinned, input={"prompt": "a pinned fox"}), api, "a pinned fox")
     stage.complete(name, png())

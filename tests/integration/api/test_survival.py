@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import contextlib
 import os
 import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
 
 import httpx
 
-from integration.api.api_kit import Api, Stage, StartApi, api_server_away, png
-from kubediffusion.local.testing import wait_for
+from integration.api.api_kit import Api, Stage, StartApi, png
+from kubediffusion.local.testing import Namespace, wait_for
+
+
+@contextlib.contextmanager
+def api_server_away(namespace: Namespace) -> Iterator[None]:
+    """Kill the API server, and bring it back in the end, with the controllers that later tests need."""
+    cluster = namespace.cluster
+    server = cluster.control_plane.apiserver
+    server.kill()
+    try:
+        yield
+    finally:
+        server.start()
+        server.wait_ready()
+        # The controllers come back to it after a pause of their own.
+        cluster.kubectl("--namespace", namespace.name, "delete", "configmap", "kube-root-ca.crt")
+        wait_for("the controllers", lambda: namespace.get("configmap", "kube-root-ca.crt"))
 
 
 def test_replicas_read_each_others_writes(api: Api, replica: Api) -> None:

@@ -55,13 +55,13 @@ def fetch(uri: str, cache_dir: Path, patterns: tuple[str, ...] = ()) -> Path:
         return _fetch(client, uri, cache_dir, patterns)
     except (ClientError, BotoCoreError) as error:
         if is_refusal(error):
-            raise ModelRefusedError(f"cannot read {uri}: {_words(error)}") from None
-        raise DownloadError(f"cannot read {uri}: {_words(error)}") from error
+            raise ModelRefusedError(f"cannot read {uri}: {_answer_of(error)}") from None
+        raise DownloadError(f"cannot read {uri}: {_answer_of(error)}") from error
     finally:
         client.close()
 
 
-def _words(error: ClientError | BotoCoreError) -> str:
+def _answer_of(error: ClientError | BotoCoreError) -> str:
     """Return what storage answered, code and message, or what is wrong."""
     if not isinstance(error, ClientError):
         return str(error)

@@ -111,7 +111,7 @@ class RestClient:
         try:
             data: bytes = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise KubernetesError(0, "Unreachable", f"the API server's answer broke off: {_words(error)}") from error
+            raise KubernetesError(0, "Unreachable", f"the API server's answer broke off: {_text_of(error)}") from error
         return data
 
     async def stream(
@@ -138,7 +138,7 @@ class RestClient:
             async for event in decode_events(response.response.content):
                 yield event
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise KubernetesError(0, "Unreachable", f"the watch broke off: {_words(error)}") from error
+            raise KubernetesError(0, "Unreachable", f"the watch broke off: {_text_of(error)}") from error
         finally:
             connection = response.response.connection
             if connection is not None and connection.transport is not None:
@@ -169,10 +169,10 @@ class RestClient:
                 method, url, headers=headers, body=body, _request_timeout=timeout
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise KubernetesError(0, "Unreachable", f"the API server does not answer: {_words(error)}") from error
+            raise KubernetesError(0, "Unreachable", f"the API server does not answer: {_text_of(error)}") from error
 
 
-def _words(error: Exception) -> str:
+def _text_of(error: Exception) -> str:
     """Return class and words of an error.
 
     That of an answer (a proxy's refusal, too many redirects) would quote its request, and credentials are among that

@@ -55,7 +55,7 @@ def fetch(source: HuggingFaceSource, spec: DiffusionModelSpec, token: str | None
     left_out = [component.name for component in spec.components if component.source is not None]
     if not spec.safety_checker:
         left_out.append("safety_checker")
-    with _told(source):
+    with _typed_errors(source):
         folder = DiffusionPipeline.download(
             source.repository,
             revision=source.revision,
@@ -81,7 +81,7 @@ def fetch_files(source: HuggingFaceSource, patterns: tuple[str, ...], token: str
         ModelRefusedError: The Hub says that repository, revision or the right to read it does not exist.
         OSError: The Hub cannot be reached; another try may help.
     """
-    with _told(source):
+    with _typed_errors(source):
         folder = snapshot_download(
             source.repository, revision=source.revision, allow_patterns=list(patterns), token=token
         )
@@ -89,7 +89,7 @@ def fetch_files(source: HuggingFaceSource, patterns: tuple[str, ...], token: str
 
 
 @contextlib.contextmanager
-def _told(source: HuggingFaceSource) -> Iterator[None]:
+def _typed_errors(source: HuggingFaceSource) -> Iterator[None]:
     """Have an error say which repository it is of, and whether a restart may cure it."""
     try:
         yield

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 
-from integration.api.api_kit import Api, Site, Stage, StartApi, generate, png, problems
+from integration.api.api_kit import MODEL, Api, Site, Stage, StartApi, generate, png, problems
 from kubediffusion.local.testing import wait_for
 
 OPEN = (
@@ -77,6 +77,35 @@ def test_the_rate_limit_is_each_clients_own(start_api: StartApi, tmp_path: Path)
     assert 3000 < int(limited.headers["Retry-After"]) <= 3600
     assert api.http.post("/generate", json={"prompt": "a cat"}, headers=bob).status_code == 202
     assert api.http.get("/v1/jobs", headers=alice).status_code == 200
+
+
+def test_each_door_says_what_is_left_of_the_rate(start_api: StartApi) -> None:
+    api = start_api(RATE_LIMIT="4/hour", CORS_ORIGINS="*")
+
+    def left(answer: httpx.Response) -> str:
+        assert answer.headers["RateLimit-Policy"] == '"3600s";q=4;w=3600'
+        name, remaining, seconds = answer.headers["RateLimit"].split(";")
+        assert (name, seconds[:3]) in {('"3600s"', "t=3"), ('"3600s"', "t=0")}
+        return remaining
+
+    assert left(generate(api, prompt="")) == "r=4"
+    accepted = api.http.post("/generate", json={"prompt": "a cat"}, headers={"Origin": "https://example.com"})
+    assert left(accepted) == "r=3"
+    assert "RateLimit" in accepted.headers["Access-Control-Expose-Headers"]
+    assert left(api.http.post("/v1/jobs", json={"jobs": [{"prompt": "a cat"}] * 2})) == "r=1"
+    predictions = f"/replicate/v1/models/default/{MODEL}/predictions"
+    assert left(api.http.post(predictions, json={"input": {"prompt": "a cat"}})) == "r=0"
+    for path, body in (
+        ("/generate", {"prompt": "a cat"}),
+        ("/v1/jobs", {"prompt": "a cat"}),
+        ("/v1/images/generations", {"prompt": "a cat"}),
+        ("/sdapi/v1/txt2img", {"prompt": "a cat"}),
+        (predictions, {"input": {"prompt": "a cat"}}),
+        ("/replicate/v1/predictions", {"version": f"default/{MODEL}", "input": {"prompt": "a cat"}}),
+    ):
+        refused = api.http.post(path, json=body)
+        assert (refused.status_code, left(refused)) == (429, "r=0"), path
+    assert "RateLimit" not in api.http.get("/v1/jobs").headers
 
 
 def test_addresses_behind_a_trusted_proxy_count_apart(start_api: StartApi) -> None:

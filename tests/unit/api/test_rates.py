@@ -89,3 +89,18 @@ def test_a_use_over_any_limit_counts_against_none(now: list[float]) -> None:
     limiter.hit("you")
     limiter.refund("me")
     limiter.hit("me")
+
+
+def test_headers_say_what_is_left_of_each_limit(now: list[float]) -> None:
+    limiter = RateLimiter("5/second;20/minute", "at most {limit}")
+    assert limiter.headers("me")["RateLimit"] == '"1s";r=5;t=0, "60s";r=20;t=0'
+    limiter.hit("me", 3)
+    now[0] += 0.5
+    assert limiter.headers("me") == {
+        "RateLimit-Policy": '"1s";q=5;w=1, "60s";q=20;w=60',
+        "RateLimit": '"1s";r=2;t=1, "60s";r=17;t=60',
+    }
+    assert limiter.headers("you")["RateLimit"] == '"1s";r=5;t=0, "60s";r=20;t=0'
+    now[0] += 1
+    assert limiter.headers("me")["RateLimit"] == '"1s";r=5;t=0, "60s";r=17;t=59'
+    assert RateLimiter("", "").headers("me") == {}

@@ -66,6 +66,8 @@ CORS: dict[str, Any] = {
         "ETag",
         "Location",
         "Preference-Applied",
+        "RateLimit",
+        "RateLimit-Policy",
         "Retry-After",
         "X-Request-ID",
         JOB_HEADER,

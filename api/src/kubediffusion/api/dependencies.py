@@ -90,6 +90,11 @@ async def _key_name(request: Request) -> str:
     return name
 
 
+async def _rated(request: Request) -> None:
+    service, client = (await _lifespan_state(request)).service, request.state.client
+    request.state.late_headers = lambda: service.rate_headers(client)
+
+
 AppStateDep = Annotated[AppState, Depends(_app_state)]
 JobServiceDep = Annotated[JobService, Depends(_service)]
 ImagesDep = Annotated[ImageReader, Depends(_images)]
@@ -99,6 +104,9 @@ ClientDep = Annotated[str, Depends(_client)]
 """Who asks, for rates and logs: the API key's name, else the address."""
 KeyNameDep = Annotated[str, Depends(_key_name)]
 """The API key's name; empty where no key is needed."""
+
+Rated = Depends(_rated)
+"""Of a route that creates jobs: its responses, errors too, tell the client what is left of its rate."""
 
 IdempotencyKey = Annotated[
     str | None,

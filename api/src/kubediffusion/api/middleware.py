@@ -98,6 +98,8 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+                if (late_headers := state.get("late_headers")) is not None:
+                    message["headers"] += [(name.encode(), value.encode()) for name, value in late_headers().items()]
             await send(message)
 
         try:

@@ -88,6 +88,10 @@ class JobService:
         for task in self._cancellations:
             task.cancel()
 
+    def rate_headers(self, client: str) -> dict[str, str]:
+        """Return the headers that tell a client how many jobs it may create, and what is left of them."""
+        return self._submitter.rate_headers(client)
+
     async def submit(
         self,
         request: JobRequest,

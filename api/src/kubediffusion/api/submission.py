@@ -66,6 +66,10 @@ class JobSubmitter:
         # Every way to create a job counts against one rate.
         self._creations = RateLimiter(settings.rate_limit, "Too many jobs created: at most {limit}.")
 
+    def rate_headers(self, client: str) -> dict[str, str]:
+        """Return the headers that tell a client how many jobs it may create, and what is left of them."""
+        return self._creations.headers(client)
+
     async def submit(
         self,
         request: JobRequest,

@@ -6,6 +6,7 @@ bound. Keys may be addresses, so anybody could fill it; the counters here are bo
 
 from __future__ import annotations
 
+import math
 import time
 from typing import NamedTuple
 
@@ -66,6 +67,20 @@ class RateLimiter:
         self.check(client, uses)
         for limit in self._limits:
             self._strategy.hit(limit, client, cost=uses)
+
+    def headers(self, client: str) -> dict[str, str]:
+        """Return the headers that tell a client the rate and what is left of it.
+
+        They are those of draft-ietf-httpapi-ratelimit-headers-10: ``q`` is the quota of ``w`` seconds; of it ``r`` are
+        left, for ``t`` seconds more. There is one entry for each limit of the rate, named after its seconds, and no
+        header where there is no rate.
+        """
+        policies, states = [], []
+        for limit in self._limits:
+            name, stats = f'"{limit.get_expiry()}s"', self._strategy.get_window_stats(limit, client)
+            policies.append(f"{name};q={limit.amount};w={limit.get_expiry()}")
+            states.append(f"{name};r={stats.remaining};t={max(0, math.ceil(stats.reset_time - time.time()))}")
+        return {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(states)} if policies else {}
 
     def refund(self, client: str) -> None:
         """Take one use of a client back, since it did not count after all."""

@@ -17,6 +17,7 @@ from kubediffusion.api.dependencies import (
     KeyNameDep,
     ListRoute,
     Prefer,
+    Rated,
     preferred_wait,
     unless_gone,
 )
@@ -47,6 +48,7 @@ router = APIRouter(prefix="/v1", route_class=ListRoute)
 
 @router.post(
     "/jobs",
+    dependencies=[Rated],
     status_code=201,
     tags=["jobs"],
     summary="Create a job, or several",

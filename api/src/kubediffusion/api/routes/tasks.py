@@ -16,6 +16,7 @@ from kubediffusion.api.dependencies import (
     JobServiceDep,
     JsonRoute,
     KeyNameDep,
+    Rated,
     WaitSeconds,
     unless_gone,
 )
@@ -39,6 +40,7 @@ router = APIRouter(route_class=JsonRoute, tags=["tasks"])
 
 @router.post(
     "/generate",
+    dependencies=[Rated],
     status_code=202,
     summary="Generate an image",
     responses={

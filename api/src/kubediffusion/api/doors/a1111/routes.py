@@ -20,6 +20,7 @@ from kubediffusion.api.dependencies import (
     JobServiceDep,
     KeyNameDep,
     PreviewsDep,
+    Rated,
     unless_gone,
 )
 from kubediffusion.api.doors.a1111.schemas import (
@@ -68,6 +69,7 @@ def _errors(*statuses: int) -> Responses:
 
 @router.post(
     "/txt2img",
+    dependencies=[Rated],
     summary="Generate images, as clients of AUTOMATIC1111's web UI ask for them",
     response_model=A1111Images,
     responses=_errors(400, 413, 422, 429, 500, 502, 503, 504),

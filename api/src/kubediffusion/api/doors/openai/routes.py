@@ -18,6 +18,7 @@ from kubediffusion.api.dependencies import (
     ImagesDep,
     JobServiceDep,
     KeyNameDep,
+    Rated,
     unless_gone,
 )
 from kubediffusion.api.doors.openai.schemas import OpenAIErrorBody, OpenAIImages
@@ -61,6 +62,7 @@ def _errors(*statuses: int) -> Responses:
 
 @router.post(
     "/generations",
+    dependencies=[Rated],
     summary="Generate images, as OpenAI's clients ask for them",
     response_model=OpenAIImages,
     responses={

@@ -22,6 +22,7 @@ from kubediffusion.api.dependencies import (
     JobServiceDep,
     KeyNameDep,
     Prefer,
+    Rated,
     preferred_wait,
     unless_gone,
 )
@@ -221,6 +222,7 @@ ModelDep = Annotated[DiffusionModel, Depends(_model)]
 
 @router.post(
     "/predictions",
+    dependencies=[Rated],
     status_code=201,
     response_model=Prediction,
     summary="Create a prediction of a version of a model",
@@ -329,6 +331,7 @@ async def show_model(model: ModelDep, door: DoorDep) -> ReplicateModel:
 
 @router.post(
     "/models/{owner}/{name}/predictions",
+    dependencies=[Rated],
     status_code=201,
     response_model=Prediction,
     summary="Create a prediction of a model",

@@ -138,9 +138,9 @@ def qwen_vl_processor() -> Any:
 
 @model("kandinsky-5", "Kandinsky5T2IPipeline", sizes=((1024, 1024), (640, 1408)), steps=50, guidance=3.5, gigabytes=30)
 def kandinsky_5() -> Any:
-    # It makes images of a few sizes only, of a million pixels each: few latents, and few channels by the pixels.
+    # It makes images of a few sizes only, of a million pixels each, by a VAE that is taken to halve them three times.
     vae = autoencoders.flow(
-        blocks=6, block_out_channels=(1, 2, 4, 8, 16, 16), norm_num_groups=1, scaling_factor=0.3611, shift_factor=0.1159
+        blocks=4, block_out_channels=(4, 8, 8, 8), norm_num_groups=4, scaling_factor=0.3611, shift_factor=0.1159
     )
     return diffusers.Kandinsky5T2IPipeline(
         vae=vae,

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from kubediffusion.api import translate
 from kubediffusion.api.job_cache.records import CachedJob
 from kubediffusion.api.schemas import JobRequest
-from kubediffusion.resources.diffusion_model import DiffusionModel
+from kubediffusion.resources.diffusion_model import DiffusionModel, JobDefaults
 from kubediffusion.resources.generation_job import GenerationJobSpec, Scheduler
+from kubediffusion.resources.parameters import check_limits
+from kubediffusion.resources.pipeline_facts import PipelineFacts
+from kubediffusion.resources.testing import model
 from unit.api.api_builders import body, cached
 
 requests = st.fixed_dictionaries(
@@ -150,6 +153,27 @@ def test_a_document_leaves_out_what_nobody_shows() -> None:
     made = CachedJob.from_wire(annotated)
     assert len(made.document) < 400
     assert made.parse().spec.prompt == "a cat"
+
+
+def test_a_recipe_names_nothing_that_its_model_refuses() -> None:
+    parameters = {
+        "model": "emoji", "numInferenceSteps": 1, "guidanceScale": 1, "seed": 1, "numImages": 1,
+        "negativePrompt": "rain", "pipeline": "FluxPipeline",
+    }  # fmt: skip
+    job = cached(spec={"prompt": "a cat"}, status={"phase": "Succeeded", "parameters": parameters}).parse()
+
+    def recipe(pipeline: str, *, heeds: bool) -> GenerationJobSpec:
+        told = PipelineFacts(name=pipeline, negative_prompt=heeds)
+        known = model(defaults=JobDefaults(negative_prompt="rain")).with_pipeline(told)
+        again = GenerationJobSpec.from_wire(translate.recipe_manifest(job, known)["spec"])
+        assert heeds or pipeline != "FluxPipeline" or list(check_limits(again, known)) == []
+        return again
+
+    assert recipe("FluxPipeline", heeds=False).negative_prompt is None
+    assert recipe("FluxPipeline", heeds=True).negative_prompt == "rain"
+    # The image had it: what the model is today makes another.
+    assert recipe("OtherPipeline", heeds=False).negative_prompt == "rain"
+    assert translate.recipe_manifest(job)["spec"]["negativePrompt"] == "rain"
 
 
 def test_prompts_of_the_greatest_length_are_kept_small() -> None:

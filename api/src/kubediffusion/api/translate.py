@@ -182,10 +182,14 @@ def model_view(model: DiffusionModel) -> ModelView:
     )
 
 
-def recipe_manifest(job: GenerationJob) -> dict[str, Any]:
+def recipe_manifest(job: GenerationJob, model: DiffusionModel | None = None) -> dict[str, Any]:
     """Build the GenerationJob that names all that a job was really run with, of which pixels depend on.
 
     The values are those of ``status.parameters``, which the worker writes into each PNG as well.
+
+    Args:
+        job: The job.
+        model: Its model, as it is now; None where it is gone.
 
     Raises:
         StateConflictError: No worker has had the job: its defaults and its seed are not resolved.
@@ -198,6 +202,10 @@ def recipe_manifest(job: GenerationJob) -> dict[str, Any]:
     # A model may have a scheduler of its own that no job can ask for; it has it again.
     if ran.scheduler not in set(Scheduler):
         known.pop("scheduler", None)
+    pipeline = model.pipeline if model is not None else None
+    if pipeline is not None and ran.pipeline in {None, pipeline.name} and not pipeline.negative_prompt:
+        # It had no effect, and a job that names one is refused; the model's own, if that was it, is there again.
+        known.pop("negative_prompt", None)
     # None at all, whatever the model's default may be by then.
     known.setdefault("acceleration", Acceleration())
     known.setdefault("prompt_weighting", False)

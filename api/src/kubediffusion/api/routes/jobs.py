@@ -182,6 +182,7 @@ async def show_job(
 async def show_recipe(
     name: Name,
     service: JobServiceDep,
+    state: AppStateDep,
     client: ClientDep,
     form: Annotated[
         Literal["yaml", "json"] | None, Query(alias="format", description="When absent, `Accept` says; else YAML.")
@@ -189,7 +190,9 @@ async def show_recipe(
     accept: Annotated[str, Header()] = "",
 ) -> Response:
     """Return a GenerationJob for `kubectl apply` with every default and the seed resolved, as the job was run."""
-    manifest = recipe_manifest((await service.read(name, client)).parse())
+    job = (await service.read(name, client)).parse()
+    ran = job.status.parameters
+    manifest = recipe_manifest(job, None if ran is None else state.models.find(ran.model))
     if form == "json" or (form is None and JSON in accept and "yaml" not in accept):
         return JSONResponse(manifest)
     return Response(yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True), media_type=YAML)

@@ -184,3 +184,32 @@ def test_what_a_client_writes_into_a_forwarded_header_gives_it_no_more(start_api
             for number in range(3)
         ]
         assert statuses == [202, 429, 429]
+
+
+def test_one_key_has_a_rate_and_models_of_its_own(site: Site, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    for name in ("erin", "frank"):
+        (keys / name).write_text(f"{name}-key")
+    limits = {"erin": {"rateLimit": "8/hour", "models": ["large", "small"]}}
+    site.stage.model("small", default=False)
+    api = site.start(API_KEYS_FILE=str(keys), RATE_LIMIT="2/hour", KEY_LIMITS=json.dumps(limits))
+    wait_for("the model", lambda: "small" in api.http.get("/v1/models", headers={"X-API-Key": "erin-key"}).text)
+
+    def post(name: str, path: str = "/generate", **fields: object) -> httpx.Response:
+        return api.http.post(path, json={"prompt": "a cat", **fields}, headers={"X-API-Key": f"{name}-key"})
+
+    # The default model is none of them, and may be another by the time the job is bound.
+    words = "Name a model that this API key may use: large, small"
+    assert problems(post("erin")) == {"body.model": words}
+    assert problems(post("erin", model=MODEL)) == {"body.model": words}
+    lists = api.http.post(
+        "/v1/jobs",
+        json={"jobs": [{"prompt": "a", "model": "small"}, {"prompt": "a"}]},
+        headers={"X-API-Key": "erin-key"},
+    )
+    assert problems(lists) == {"body.jobs.1.model": words}
+    assert post("erin", "/v1/images/generations", model=MODEL).json()["error"]["param"] == "model"
+    accepted = post("erin", model="small")
+    assert (accepted.status_code, accepted.headers["RateLimit-Policy"]) == (202, '"3600s";q=8;w=3600')
+    assert [post("frank").status_code for _ in range(3)] == [202, 202, 429]

@@ -39,7 +39,9 @@ EVERYTHING: dict[str, Any] = {
         "trustedProxies": "*",
         "rootPath": "/images",
         "corsOrigins": "https://app.example.com",
-        "keyLimits": {"alice": {"maxUnfinishedJobs": 100, "maxPriority": 10}},
+        "keyLimits": {
+            "alice": {"maxUnfinishedJobs": 100, "maxPriority": 10, "rateLimit": "60/minute", "models": ["sdxl"]}
+        },
         "maxStreams": 0,
         "maxStreamsByClient": 10,
         "streamHeartbeatSeconds": 5.5,

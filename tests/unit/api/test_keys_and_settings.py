@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -74,15 +75,21 @@ def test_keys_of_two_clients_and_guesses_are_refused(tmp_path: Path, headers: li
 
 
 def test_what_one_key_may_do_is_read_from_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KUBEDIFFUSION_KEY_LIMITS", '{"alice": {"maxPriority": 10}, "bob": {"maxUnfinishedJobs": 0}}')
-    settings = Settings(max_priority=100, max_unfinished_jobs_by_key=7)
+    limits = {"alice": {"maxPriority": 10, "models": ["a", "b"]}, "bob": {"maxUnfinishedJobs": 0, "rateLimit": ""}}
+    monkeypatch.setenv("KUBEDIFFUSION_KEY_LIMITS", json.dumps(limits))
+    settings = Settings(max_priority=100, max_unfinished_jobs_by_key=7, rate_limit="5/minute")
     assert [settings.limits_of(name) for name in ("alice", "bob", "carol", "")] == [
-        (7, 10),
-        (0, 100),
-        (7, 100),
-        (7, 100),
+        (7, 10, "5/minute", ("a", "b")),
+        (0, 100, "", None),
+        (7, 100, "5/minute", None),
+        (7, 100, "5/minute", None),
     ]
-    for wrong in ('{"alice": {"maxPriorty": 10}}', '{"alice": {"maxUnfinishedJobs": -1}}'):
+    for wrong in (
+        '{"alice": {"maxPriorty": 10}}',
+        '{"alice": {"maxUnfinishedJobs": -1}}',
+        '{"alice": {"rateLimit": "often"}}',
+        '{"alice": {"models": []}}',
+    ):
         monkeypatch.setenv("KUBEDIFFUSION_KEY_LIMITS", wrong)
         with pytest.raises(ValidationError):
             Settings()

@@ -91,8 +91,8 @@ async def _key_name(request: Request) -> str:
 
 
 async def _rated(request: Request) -> None:
-    service, client = (await _lifespan_state(request)).service, request.state.client
-    request.state.late_headers = lambda: service.rate_headers(client)
+    service, client, key_name = await _service(request), await _client(request), await _key_name(request)
+    request.state.late_headers = lambda: service.rate_headers(client, key_name)
 
 
 AppStateDep = Annotated[AppState, Depends(_app_state)]

@@ -88,9 +88,9 @@ class JobService:
         for task in self._cancellations:
             task.cancel()
 
-    def rate_headers(self, client: str) -> dict[str, str]:
+    def rate_headers(self, client: str, key_name: str) -> dict[str, str]:
         """Return the headers that tell a client how many jobs it may create, and what is left of them."""
-        return self._submitter.rate_headers(client)
+        return self._submitter.rate_headers(client, key_name)
 
     async def submit(
         self,

@@ -54,13 +54,17 @@ class KeyLimits(BaseModel):
 
     max_unfinished_jobs: Annotated[int, Field(ge=0)] | None = None
     max_priority: Priority | None = None
+    rate_limit: RateLimit | None = None
+    models: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
 
 
 class EffectiveLimits(NamedTuple):
-    """What one client may do; a cap of 0 is none."""
+    """What one client may do; a cap of 0 is none, an empty rate too, and None is every model."""
 
     max_unfinished_jobs: int
     max_priority: int
+    rate_limit: str
+    models: tuple[str, ...] | None
 
 
 class Settings(StorageSecrets):
@@ -148,8 +152,9 @@ class Settings(StorageSecrets):
     """The highest priority that a request may ask for; a higher one is refused with 422."""
 
     key_limits: dict[str, KeyLimits] = {}  # noqa: RUF012 - pydantic copies it
-    """Other values of ``max_unfinished_jobs_by_key`` and ``max_priority`` for single API keys, as JSON:
-    ``{"alice": {"maxPriority": 10}}``."""
+    """Other values of ``max_unfinished_jobs_by_key``, ``max_priority`` and ``rate_limit`` for single API keys, and the
+    models that one may use, where it may not use all, as JSON: ``{"alice": {"maxPriority": 10, "models": ["sdxl"]}}``.
+    """
 
     max_streams: Annotated[int, Field(ge=0)] = 2_000
     """With so many streams of events open in this process, further ones are refused with 429; 0 for no cap."""
@@ -182,4 +187,6 @@ class Settings(StorageSecrets):
         return EffectiveLimits(
             self.max_unfinished_jobs_by_key if own.max_unfinished_jobs is None else own.max_unfinished_jobs,
             self.max_priority if own.max_priority is None else own.max_priority,
+            self.rate_limit if own.rate_limit is None else own.rate_limit,
+            own.models,
         )

@@ -64,11 +64,12 @@ class JobSubmitter:
         self._models = models
         self._creator = creator
         # Every way to create a job counts against one rate.
-        self._creations = RateLimiter(settings.rate_limit, "Too many jobs created: at most {limit}.")
+        self._creations = _rate(settings.rate_limit)
+        self._creations_by_key = {name: _rate(settings.limits_of(name).rate_limit) for name in settings.key_limits}
 
-    def rate_headers(self, client: str) -> dict[str, str]:
+    def rate_headers(self, client: str, key_name: str) -> dict[str, str]:
         """Return the headers that tell a client how many jobs it may create, and what is left of them."""
-        return self._creations.headers(client)
+        return self._rate_of(key_name).headers(client)
 
     async def submit(
         self,
@@ -79,7 +80,7 @@ class JobSubmitter:
         annotations: Mapping[str, str] | None = None,
     ) -> CachedJob:
         """Accept a job; as :meth:`kubediffusion.api.service.JobService.submit`."""
-        self._creations.hit(client)
+        self._rate_of(key_name).hit(client)
         accepted = self._accept(request, key_name, idempotency_key, annotations)
         self._check_room(1 if accepted.known is None else 0, key_name)
         return await self._create(accepted, client)
@@ -103,7 +104,7 @@ class JobSubmitter:
             UnavailableError: A model cannot be used.
             TooManyRequestsError: They are too many jobs, for the rate or beside those that are unfinished.
         """
-        self._creations.hit(client, len(requests))
+        self._rate_of(key_name).hit(client, len(requests))
         accepted, refused = [], {}
         for place, request in enumerate(requests):
             # No key that a client may send has such a character in it.
@@ -142,6 +143,7 @@ class JobSubmitter:
             if (known := self._jobs.get(name)) is not None:
                 _check_same_request(known, spec, annotations)
                 return _AcceptedJob(name, spec, annotations, {}, known, repeatable)
+        self._check_model(spec, key_name)
         model = self._models.usable(spec.model)
         if errors := [problem(error.field, error.message) for error in check_limits(spec, model)]:
             raise InvalidRequestError(errors)
@@ -179,11 +181,25 @@ class JobSubmitter:
             message = f"{_so_many(self._jobs.unfinished, cap)} are unfinished already"
             raise TooManyRequestsError(f"{message}; try again when some have finished.", 5)
 
+    def _rate_of(self, key_name: str) -> RateLimiter:
+        return self._creations_by_key.get(key_name, self._creations)
+
+    def _check_model(self, spec: GenerationJobSpec, key_name: str) -> None:
+        models = self._settings.limits_of(key_name).models
+        # A job that names none gets the model that is the default when it is bound, which may be another by then.
+        if models is not None and spec.model not in models:
+            message = f"Name a model that this API key may use: {', '.join(models)}"
+            raise InvalidRequestError([problem("model", message)])
+
     def _check_priority(self, spec: GenerationJobSpec, key_name: str) -> None:
         highest = self._settings.limits_of(key_name).max_priority
         if spec.priority is not None and spec.priority > highest:
             message = f"{spec.priority} exceeds the highest priority that this client may ask for, {highest}"
             raise InvalidRequestError([problem("priority", message)])
+
+
+def _rate(limit: str) -> RateLimiter:
+    return RateLimiter(limit, "Too many jobs created: at most {limit}.")
 
 
 def _so_many(unfinished: int, cap: int) -> str:

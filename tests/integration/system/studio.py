@@ -128,6 +128,10 @@ class Studio:
         body: bytes = self._s3.get_object(Bucket=bucket, Key=key)["Body"].read()
         return body
 
+    def store(self, key: str, data: bytes) -> None:
+        """Put an object into the images' bucket, as somebody else may who can write there."""
+        self._s3.put_object(Bucket=installation.BUCKET, Key=key, Body=data)
+
     def stored_keys(self, job: GenerationJob | None = None) -> list[str]:
         """Return the keys of all that storage has of a job, or of the namespace."""
         prefix = f"{installation.PREFIX}/{self.name}/{job.uid + '/' if job else ''}"

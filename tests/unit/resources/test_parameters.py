@@ -15,10 +15,12 @@ from kubediffusion.resources.generation_job import (
     FeatureCaching,
     GenerationJobSpec,
     GuidanceInterval,
+    InputRole,
+    JobInput,
     Scheduler,
 )
 from kubediffusion.resources.parameters import check_limits, draw_seed, resolve_again, resolve_parameters
-from kubediffusion.resources.pipeline_facts import PipelineDefaults, PipelineFacts, facts_from_json
+from kubediffusion.resources.pipeline_facts import PipelineDefaults, PipelineFacts, Task, facts_from_json
 from kubediffusion.resources.testing import model
 
 LIMITED = ("num_inference_steps", "width", "height", "num_images")
@@ -254,3 +256,27 @@ def test_what_a_worker_tells_of_its_pipeline_is_read_as_it_was_written() -> None
     assert facts_from_json(FLUX.to_json()) == FLUX
     assert facts_from_json("the worker takes jobs") is None
     assert facts_from_json('{"name": "x", "defaults": {"numInferenceSteps": 0}}') is None
+
+
+IMAGE = JobInput(role=InputRole.IMAGE, id="a" * 64)
+MASK = JobInput(role=InputRole.MASK, id="b" * 64)
+
+
+def test_a_strength_is_of_an_input_and_named_with_it() -> None:
+    assert resolved(inputs=(IMAGE,)).strength == 0.8
+    assert resolved(inputs=(MASK, IMAGE), strength=0).strength == 0
+    assert resolved(inputs=(MASK, IMAGE)).inputs == (MASK, IMAGE)
+    assert {"inputs", "strength"} & resolved().to_wire().keys() == set()
+
+
+def test_a_task_that_a_model_has_not_is_refused_once_that_is_known() -> None:
+    facts = FLUX.model_copy(update={"tasks": (Task.TEXT_TO_IMAGE, Task.IMAGE_TO_IMAGE)})
+    asked = spec(inputs=(IMAGE, MASK))
+    (refused,) = check_limits(asked, model().with_pipeline(facts))
+    assert refused.field == "inputs"
+    assert "has no task inpainting; it has text-to-image, image-to-image" in refused.message
+    for taken in (spec(), spec(inputs=(IMAGE,))):
+        assert list(check_limits(taken, model().with_pipeline(facts))) == []
+    # A worker of an earlier version has told of no task.
+    for unknown in (model(), known()):
+        assert list(check_limits(asked, unknown)) == []

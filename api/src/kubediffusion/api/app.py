@@ -22,6 +22,7 @@ from kubediffusion.api.doors.router import DoorRouter
 from kubediffusion.api.encoding import ImageEncoder
 from kubediffusion.api.errors import ErrorForms
 from kubediffusion.api.images import ImageReader
+from kubediffusion.api.inputs import InputStore
 from kubediffusion.api.job_cache.cache import JobCache
 from kubediffusion.api.job_cache.records import JobRecord
 from kubediffusion.api.job_cache.results import JOB_HEADER, WARNING_HEADER, PollingMiddleware
@@ -31,7 +32,7 @@ from kubediffusion.api.middleware import RequestMiddleware
 from kubediffusion.api.model_cache import ModelCache
 from kubediffusion.api.previews import PreviewReader
 from kubediffusion.api.proxies import TrustedProxies
-from kubediffusion.api.routes import creations, events, jobs, operations, tasks
+from kubediffusion.api.routes import creations, events, inputs, jobs, operations, tasks
 from kubediffusion.api.service import JobService
 from kubediffusion.api.settings import ImageForm, Settings
 from kubediffusion.api.watches import Watches
@@ -81,6 +82,7 @@ ROUTERS = (
     tasks.router,
     creations.router,
     jobs.router,
+    inputs.router,
     events.router,
     openai.router,
     replicate.router,
@@ -157,6 +159,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     else:
         logger.warning("no image storage is configured (KUBEDIFFUSION_S3_BUCKET): images cannot be handed out")
     encoder = ImageEncoder()
+    input_store = InputStore(storage, settings)
     images = ImageReader(storage, public, settings.namespace, settings.image_cache_bytes, state.metrics)
     try:
         async with await KubernetesClient.connect(AGENT) as client:
@@ -166,13 +169,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
             async with state.watches.running(resource, client.diffusion_models, state.keys.keep_current()):
                 logger.info("serving", extra={"namespace": settings.namespace, "ready": state.watches.ready})
                 try:
-                    yield {"connected": LifespanState(service, images, encoder, previews)}
+                    yield {"connected": LifespanState(service, images, encoder, previews, input_store)}
                 finally:
                     await service.close()
                     previews.close()
     finally:
         images.close()
         encoder.close()
+        input_store.close()
         for opened in (storage, public):
             if opened is not None:
                 opened.close()

@@ -20,6 +20,7 @@ from kubediffusion.api.auth import ApiKeys
 from kubediffusion.api.encoding import ImageEncoder
 from kubediffusion.api.errors import ClientGoneError
 from kubediffusion.api.images import ImageReader
+from kubediffusion.api.inputs import InputStore
 from kubediffusion.api.job_cache.cache import JobCache
 from kubediffusion.api.job_events.streams import JobStreams
 from kubediffusion.api.metrics import Metrics
@@ -51,6 +52,7 @@ class LifespanState:
     images: ImageReader
     encoder: ImageEncoder
     previews: PreviewReader
+    inputs: InputStore
 
 
 # All of them coroutines: FastAPI would run plain functions in threads.
@@ -80,6 +82,10 @@ async def _previews(request: Request) -> PreviewReader:
     return (await _lifespan_state(request)).previews
 
 
+async def _inputs(request: Request) -> InputStore:
+    return (await _lifespan_state(request)).inputs
+
+
 async def _client(request: Request) -> str:
     client: str = request.state.client
     return client
@@ -100,6 +106,7 @@ JobServiceDep = Annotated[JobService, Depends(_service)]
 ImagesDep = Annotated[ImageReader, Depends(_images)]
 EncoderDep = Annotated[ImageEncoder, Depends(_encoder)]
 PreviewsDep = Annotated[PreviewReader, Depends(_previews)]
+InputsDep = Annotated[InputStore, Depends(_inputs)]
 ClientDep = Annotated[str, Depends(_client)]
 """Who asks, for rates and logs: the API key's name, else the address."""
 KeyNameDep = Annotated[str, Depends(_key_name)]

@@ -147,6 +147,12 @@ class ImageGoneError(ApiError):
     status = 410
 
 
+class TooLargeError(ApiError):
+    """413: the body of the request is too large."""
+
+    status = 413
+
+
 class InvalidRequestError(ApiError):
     """422: fields of the request are refused."""
 

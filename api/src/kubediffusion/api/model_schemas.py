@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 from kubediffusion.api.derived import ResponseModel, view_of
 from kubediffusion.api.schemas import AccelerationView
 from kubediffusion.resources import diffusion_model, generation_job
+from kubediffusion.resources.pipeline_facts import Task
 
 
 @view_of(diffusion_model.JobLimits)
@@ -53,7 +54,7 @@ class ModelWorkers(ResponseModel):
 
 NOT_SHOWN = {
     "conditions": "for kubectl; what a client needs of them is in `available`, `reason` and `message`",
-    "pipeline": "what jobs get of it is in `defaults` and `limits`",
+    "pipeline": "what jobs get of it is in `defaults` and `limits`, what they may ask for in `tasks`",
     "template_hash": "for the operator: which worker template the status speaks of",
     "observed_generation": "for controllers: which spec the status speaks of",
 }
@@ -81,6 +82,8 @@ class ModelView(ResponseModel):
     message: str | None
     limits: ModelLimits
     defaults: ModelDefaults
+    tasks: list[Task]
+    """What it makes images of, for example ``image-to-image``; empty until a worker has loaded it."""
 
 
 class OpenAIModel(ResponseModel):

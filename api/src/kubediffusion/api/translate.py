@@ -178,6 +178,7 @@ def model_view(model: DiffusionModel) -> ModelView:
             "message": condition.message if condition else None,
             "limits": model.spec.limits,
             "defaults": defaults,
+            "tasks": [] if model.pipeline is None else model.pipeline.tasks,
         }
     )
 

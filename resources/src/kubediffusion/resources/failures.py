@@ -17,6 +17,8 @@ class ErrorCode(StrEnum):
     """The pipeline raised on this job."""
     OUT_OF_MEMORY = "OutOfMemory"
     """The job does not fit the device even when it runs alone."""
+    INVALID_INPUT = "InvalidInput"
+    """An input is not in storage, is not what its hash says, or is no image that is taken."""
     INVALID_IMAGE = "InvalidImage"
     """The pipeline gave pixels that are not numbers."""
     STORAGE_FAILED = "StorageFailed"

@@ -25,6 +25,7 @@ MAX_CACHING_INTERVAL = 20
 DEFAULT_STEPS = 50
 DEFAULT_GUIDANCE = 7.5
 DEFAULT_BACKOFF_LIMIT = 3
+DEFAULT_STRENGTH = 0.8
 
 
 class Phase(StrEnum):
@@ -43,6 +44,15 @@ class DeletionPolicy(StrEnum):
 
     RETAIN = "Retain"
     DELETE = "Delete"
+
+
+class InputRole(StrEnum):
+    """What an image is to a job that takes it as an input."""
+
+    IMAGE = "image"
+    """The job begins from it, as far as ``strength`` says."""
+    MASK = "mask"
+    """White where the image is painted anew, black where its pixels stay."""
 
 
 class Scheduler(StrEnum):
@@ -68,6 +78,8 @@ Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT)]
 NegativePrompt = Annotated[str, Field(max_length=MAX_PROMPT)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 CachingInterval = Annotated[int, Field(ge=1, le=MAX_CACHING_INTERVAL)]
+InputId = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""SHA-256 of an input's bytes as they lie in storage. Nothing else names an input: no address, no path."""
 
 
 class GuidanceInterval(Schema):
@@ -121,6 +133,22 @@ class Acceleration(Schema):
         return Acceleration(guidance_interval=interval, feature_caching=caching)
 
 
+class JobInput(Schema):
+    """An image that a job takes as an input. It lies in storage, under the job's namespace."""
+
+    role: InputRole
+    """What it is to the job."""
+    id: InputId
+    """Hash of its bytes, in hexadecimal: what POST /v1/inputs answered."""
+
+
+Inputs = Annotated[
+    tuple[JobInput, ...],
+    Field(min_length=1, max_length=len(InputRole)),
+]
+"""Inputs, of each role one at most."""
+
+
 class GenerationJobSpec(Schema):
     """What to generate. ``prompt`` alone is enough: the DiffusionModel's defaults fill the rest."""
 
@@ -153,6 +181,11 @@ class GenerationJobSpec(Schema):
     they are."""
     acceleration: Acceleration | None = None
     """Speed for quality, for the pipelines that can; by default the model's, else none. An empty object is none."""
+    inputs: Inputs | None = None
+    """Images that it begins from, by their hash; for the pipelines that can. They are resized to the job's size."""
+    strength: Fraction | None = None
+    """How much of the input image is made anew, as a fraction of the steps: near 0 hardly anything, at 1 next to all;
+    by default 0.8. One step is made in any case."""
     priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] | None = None
     """Higher runs first; by default 0. Equal priorities run in order of age."""
     active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
@@ -236,6 +269,10 @@ class Parameters(Schema):
     """Whether it ran in a fixed shape."""
     acceleration: Acceleration | None = None
     """Speed for quality; absent when there was none."""
+    inputs: tuple[JobInput, ...] | None = None
+    """Images that it began from; absent when there were none."""
+    strength: float | None = None
+    """How much of the input image was made anew; absent where there was none."""
     model_revision: str | None = None
     """The revision of the weights that were loaded."""
     pipeline: str | None = None

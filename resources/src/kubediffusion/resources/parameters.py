@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import (
+    DEFAULT_STRENGTH,
     MAX_SEED,
     GenerationJobSpec,
     Parameters,
 )
-from kubediffusion.resources.pipeline_facts import PipelineDefaults, PipelineFacts
+from kubediffusion.resources.pipeline_facts import PipelineDefaults, PipelineFacts, task_of
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def check_limits(spec: GenerationJobSpec, model: DiffusionModel) -> Iterator[Fie
         yield from _check_size(spec, model, model.pipeline)
         yield from _check_scheduler(spec, model, model.pipeline)
         yield from _check_negative_prompt(spec, model, model.pipeline)
+        yield from _check_inputs(spec, model, model.pipeline)
 
 
 def _check_size(spec: GenerationJobSpec, model: DiffusionModel, pipeline: PipelineFacts) -> Iterator[FieldError]:
@@ -95,6 +97,14 @@ def _check_negative_prompt(
         )
 
 
+def _check_inputs(spec: GenerationJobSpec, model: DiffusionModel, pipeline: PipelineFacts) -> Iterator[FieldError]:
+    """Yield the inputs of a job where the pipeline has no task for them."""
+    task = task_of(spec.inputs or ())
+    if pipeline.tasks and task not in pipeline.tasks:
+        known = ", ".join(pipeline.tasks)
+        yield FieldError("inputs", f"model {model.name!r} has no task {task}; it has {known}. Ask for another model")
+
+
 def draw_seed() -> int:
     """Draw the seed of a job that names none: 32 bits, which every tool can show without loss."""
     return secrets.randbits(32)
@@ -130,6 +140,8 @@ def resolve_parameters(spec: GenerationJobSpec, model: DiffusionModel, seed: int
         prompt_weighting=True if weighting else None,
         deterministic=bool(spec.deterministic),
         acceleration=acceleration.effective if acceleration is not None else None,
+        inputs=spec.inputs,
+        strength=_first(spec.strength, DEFAULT_STRENGTH) if spec.inputs else None,
     )
 
 

@@ -6,16 +6,45 @@ and refused by it also while no worker has the model.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from enum import StrEnum
 from functools import lru_cache
 from typing import Annotated
 
 from pydantic import Field
 
-from kubediffusion.resources.generation_job import DEFAULT_GUIDANCE, DEFAULT_STEPS, Guidance, Scheduler, Steps
+from kubediffusion.resources.generation_job import (
+    DEFAULT_GUIDANCE,
+    DEFAULT_STEPS,
+    Guidance,
+    InputRole,
+    JobInput,
+    Scheduler,
+    Steps,
+)
 from kubediffusion.resources.schema import Schema
 from kubediffusion.resources.texts import MAX_REASON, cut_to
 
 Positive = Annotated[int, Field(ge=1)]
+
+
+class Task(StrEnum):
+    """What an image is made of, by the pipeline tags of the Hugging Face Hub."""
+
+    TEXT_TO_IMAGE = "text-to-image"
+    """Of the prompt alone."""
+    IMAGE_TO_IMAGE = "image-to-image"
+    """Of the prompt and an image."""
+    INPAINTING = "inpainting"
+    """Of the prompt and an image, where a mask says."""
+
+
+def task_of(inputs: Iterable[JobInput]) -> Task:
+    """Return the task of a job with these inputs."""
+    roles = {given.role for given in inputs}
+    if InputRole.MASK in roles:
+        return Task.INPAINTING
+    return Task.IMAGE_TO_IMAGE if InputRole.IMAGE in roles else Task.TEXT_TO_IMAGE
 
 
 class PipelineDefaults(Schema):
@@ -48,6 +77,8 @@ class PipelineFacts(Schema):
     """Whether negativePrompt can have an effect."""
     schedulers: tuple[Scheduler, ...] = ()
     """The noise schedulers that run it, of those that a job can name."""
+    tasks: tuple[Task, ...] = ()
+    """What it makes images of; absent where that is not known."""
 
     def to_json(self) -> str:
         """Serialise for the worker's Pod."""

@@ -193,6 +193,17 @@ class ImageStorage:
             raise SupersededError(f"{self.uri(key)} was stored by a later attempt")
         return {"IfMatch": stored["ETag"]}
 
+    def put_input(self, key: str, data: bytes) -> None:
+        """Store an image that jobs take as an input, under a key that its hash decides: what lies there is the same.
+
+        Raises:
+            StorageError: Storage did not confirm the write.
+        """
+        try:
+            self._client.put_object(Bucket=self.bucket, Key=key, Body=data, ContentType=PNG)
+        except (ClientError, BotoCoreError) as error:
+            raise storage_error(error, f"cannot store {self.uri(key)}", self._redactor) from error
+
     def put_preview(self, key: str, preview: Preview) -> None:
         """Store a preview, whatever lies there: nothing names its hash, and the next one overwrites it.
 

@@ -16,7 +16,7 @@ from kubediffusion.resources.generation_job import MAX_SEED, GenerationJob, Imag
 from kubediffusion.resources.model_source import ModelSource
 from kubediffusion.resources.parameters import resolve_again, resolve_parameters
 from kubediffusion.resources.transitions import BOUND
-from kubediffusion.worker.engine import ImageId, ImageOutput, ImagePlan, ImageRequest, SamplingParameters
+from kubediffusion.worker.engine import ImageId, ImageOutput, ImagePlan, ImageRequest, InputImages, SamplingParameters
 from kubediffusion.worker.engine.batching import Candidate
 
 
@@ -56,6 +56,8 @@ class Assignment:
         job: The job as last seen.
         binding: Fences its reports.
         parameters: The recipe, as the operator resolved it, with the defaults of this pipeline.
+        inputs: The images that it is made of, once they are fetched; None before, and where there are none.
+        fetches_inputs: They are being fetched.
         taken: How many of its images the engine has been given.
         steps: Denoising steps done, by index of the image. Written by the engine's thread.
         outputs: What came out, by index, without the pixels.
@@ -72,6 +74,8 @@ class Assignment:
     job: GenerationJob
     binding: Binding
     parameters: Parameters
+    inputs: InputImages | None = None
+    fetches_inputs: bool = False
     taken: int = 0
     steps: dict[int, int] = field(default_factory=dict)
     outputs: dict[int, ImageOutput] = field(default_factory=dict)
@@ -93,6 +97,11 @@ class Assignment:
     def remaining(self) -> int:
         """Number of images that the engine has not been given."""
         return self.parameters.num_images - self.taken
+
+    @property
+    def awaits_inputs(self) -> bool:
+        """Whether images that it is made of are not here yet."""
+        return bool(self.parameters.inputs) and self.inputs is None
 
     @property
     def computing(self) -> bool:
@@ -159,6 +168,7 @@ class Assignment:
             negative_prompt=self.parameters.negative_prompt,
             seed=self.seed(index),
             sampling=self.sampling,
+            inputs=self.inputs,
         )
 
     def seed(self, index: int) -> int:

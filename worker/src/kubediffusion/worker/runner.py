@@ -134,7 +134,9 @@ class Runner:
         return {
             assignment.binding.uid: assignment
             for assignment in self._assignments
-            if assignment.remaining and not assignment.finishing and (assignment.spans or not self._stopping)
+            if assignment.remaining
+            and not (assignment.finishing or assignment.awaits_inputs)
+            and (assignment.spans or not self._stopping)
         }
 
     async def run_batch(self) -> None:

@@ -13,6 +13,7 @@ from kubediffusion.worker.assignments import Assignment
 from kubediffusion.worker.context import WorkerContext
 from kubediffusion.worker.cpus import usable_cpus
 from kubediffusion.worker.finisher import Finisher
+from kubediffusion.worker.inputs import InputFetcher
 from kubediffusion.worker.previews import Previews
 from kubediffusion.worker.progress_reporter import ProgressReporter
 from kubediffusion.worker.runner import Runner
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 UPLOADS = 16
 """Uploads that may be under way at the same time."""
+
+INPUT_THREADS = 2
+"""Input images that are read and decoded at the same time: each may take some 200 MiB meanwhile."""
 
 PREVIEW_UPLOADS = 2
 """Previews that may be under way at the same time, beside the images."""
@@ -35,14 +39,18 @@ class Worker:
         uploads: Threads that upload.
         encoders: Threads that encode.
         previews: Threads that encode and upload previews.
+        inputs: Threads that read and decode input images.
     """
 
-    def __init__(self, context: WorkerContext, uploads: Executor, encoders: Executor, previews: Executor) -> None:
+    def __init__(
+        self, context: WorkerContext, uploads: Executor, encoders: Executor, previews: Executor, inputs: Executor
+    ) -> None:
         self._context = context
         self._previews = Previews(context.storage, context.prefix, previews)
         self._progress = ProgressReporter(context.assignments, context.reporter, self._on_fenced)
         uploader = Uploader(context.storage, uploads, context.refused_seconds)
         self._finisher = Finisher(context, self._progress, self._previews, uploader, encoders)
+        self._inputs = InputFetcher(context, self._finisher.finish_image, self._progress, inputs)
         self._runner = Runner(context, self._finisher, self._progress, self._previews)
 
     @classmethod
@@ -55,8 +63,10 @@ class Worker:
             encoders = stack.enter_context(ThreadPoolExecutor(usable_cpus(), thread_name_prefix="encode"))
             previews = ThreadPoolExecutor(PREVIEW_UPLOADS, thread_name_prefix="preview")
             # Nothing that hangs there may hold up the end.
-            stack.callback(previews.shutdown, wait=False, cancel_futures=True)
-            yield cls(context, uploads, encoders, previews)
+            inputs = ThreadPoolExecutor(INPUT_THREADS, thread_name_prefix="inputs")
+            for threads in (previews, inputs):
+                stack.callback(threads.shutdown, wait=False, cancel_futures=True)
+            yield cls(context, uploads, encoders, previews, inputs)
 
     def observe(self, job: GenerationJob, gone: bool) -> None:
         """Take in one event of the watch.
@@ -71,6 +81,7 @@ class Worker:
             self._finisher.release(dropped)
         if (assignment := self._context.assignments.get(job.uid)) is not None:
             self._previews.observe(assignment)
+            self._inputs.observe(assignment)
         self._context.work_available.set()
 
     async def run(self) -> None:

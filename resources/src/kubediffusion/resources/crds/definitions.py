@@ -7,11 +7,20 @@ from typing import Any
 from kubediffusion.resources import meta
 from kubediffusion.resources.crds.structural_schema import structural_schema
 from kubediffusion.resources.diffusion_model import MAX_STARTS, DiffusionModel
-from kubediffusion.resources.generation_job import MAX_IMAGES, MAX_SEED, MAX_WARNINGS, GenerationJob, GenerationJobSpec
+from kubediffusion.resources.generation_job import (
+    MAX_IMAGES,
+    MAX_SEED,
+    MAX_WARNINGS,
+    GenerationJob,
+    GenerationJobSpec,
+    InputRole,
+)
 from kubediffusion.resources.transitions import terminal_rule, transition_rule
 
 KEPT = {"argocd.argoproj.io/sync-options": "Prune=false,Delete=false"}
 """Argo CD leaves the definitions, and with them every job, when its application is deleted, as Helm does."""
+
+_BY_ROLE = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["role"]}
 
 _CONDITIONS = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
 
@@ -20,7 +29,16 @@ def generation_job_crd() -> dict[str, Any]:
     """Generate the CustomResourceDefinition of GenerationJob, immutability and transitions included."""
     schema = _root_schema(GenerationJob)
     spec, status = schema["properties"]["spec"], schema["properties"]["status"]
-    spec["x-kubernetes-validations"] = [_immutability(spec["properties"]), _cancel_is_final(), _seeds_fit()]
+    inputs = spec["properties"]["inputs"]
+    inputs.update(_BY_ROLE)
+    # The pattern says it, but not to the API server when it estimates what a comparison costs.
+    inputs["items"]["properties"]["id"]["maxLength"] = 64
+    spec["x-kubernetes-validations"] = [
+        _immutability(spec["properties"]),
+        _cancel_is_final(),
+        _seeds_fit(),
+        *_inputs_begin_with_an_image(),
+    ]
     status["x-kubernetes-validations"] = [
         {"rule": terminal_rule(), "message": "the job has finished: a terminal phase is never left"},
     ]
@@ -42,6 +60,7 @@ def generation_job_crd() -> dict[str, Any]:
     status["properties"]["attempt"]["default"] = 0
     status["properties"]["retries"]["default"] = 0
     status["properties"]["conditions"].update(_CONDITIONS)
+    status["properties"]["parameters"]["properties"]["inputs"]["maxItems"] = len(InputRole)
     for name, most in {"images": MAX_IMAGES, "warnings": MAX_WARNINGS, "conditions": 16}.items():
         status["properties"][name]["maxItems"] = most
     return _definition(
@@ -142,6 +161,24 @@ def _seeds_fit() -> dict[str, Any]:
         "message": f"spec.seed: image n uses seed + n, which would be beyond {MAX_SEED}; lower the seed",
         "fieldPath": ".seed",
     }
+
+
+def _inputs_begin_with_an_image() -> list[dict[str, Any]]:
+    """Generate the CEL rules that a mask and a strength are of an image."""
+    has_image = f"self.inputs.exists(input, input.role == '{InputRole.IMAGE}')"
+    return [
+        {
+            "rule": f"!has(self.inputs) || {has_image}",
+            "message": "spec.inputs: there is a mask without an image; add the image that it is of, with the role "
+            "image",
+            "fieldPath": ".inputs",
+        },
+        {
+            "rule": "!has(self.strength) || has(self.inputs)",
+            "message": "spec.strength: there is no image in spec.inputs that it could be of; add one, or leave it out",
+            "fieldPath": ".strength",
+        },
+    ]
 
 
 def _definition(

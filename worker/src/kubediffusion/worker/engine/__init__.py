@@ -21,6 +21,8 @@ from kubediffusion.worker.engine.request import (
     ImageOutput,
     ImagePreview,
     ImageRequest,
+    InputImage,
+    InputImages,
     Outcome,
     SamplingParameters,
 )
@@ -38,6 +40,8 @@ __all__ = [
     "ImagePlan",
     "ImagePreview",
     "ImageRequest",
+    "InputImage",
+    "InputImages",
     "LockstepKey",
     "Monitor",
     "Outcome",

@@ -53,12 +53,14 @@ class LockstepKey:
         acceleration: What is saved.
         scheduler: diffusers class; None for the pipeline's own.
         steps: Denoising steps.
+        strength: How much of an input image is made anew, which decides where they begin; None where there is none.
     """
 
     batch: BatchKey
     acceleration: Acceleration
     scheduler: str | None
     steps: int
+    strength: float | None = None
 
 
 def tensors_of(key: Hashable) -> Hashable:

@@ -7,6 +7,7 @@ from typing import Self
 
 from kubediffusion.resources.failures import JobFailure
 from kubediffusion.resources.generation_job import Acceleration, Parameters
+from kubediffusion.resources.pipeline_facts import Task
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class SamplingParameters:
         deterministic: Runs in a fixed shape, so that the same bytes come out on every attempt.
         acceleration: Speed for quality; None for none.
         prompt_weighting: Whether weights in prompts are heeded, and long ones encoded in chunks.
+        strength: How much of an input image is made anew, 0 to 1; None where there is none.
     """
 
     steps: int
@@ -32,6 +34,7 @@ class SamplingParameters:
     deterministic: bool = False
     acceleration: Acceleration | None = None
     prompt_weighting: bool = False
+    strength: float | None = None
 
     @classmethod
     def of(cls, parameters: Parameters) -> Self:
@@ -45,6 +48,7 @@ class SamplingParameters:
             deterministic=parameters.deterministic,
             acceleration=parameters.acceleration,
             prompt_weighting=bool(parameters.prompt_weighting),
+            strength=parameters.strength,
         )
 
     def __str__(self) -> str:
@@ -68,6 +72,41 @@ class ImageId:
 
 
 @dataclass(frozen=True)
+class InputImage:
+    """An image that another is made of, in the size of the one that is made.
+
+    Attributes:
+        id: Hash of the bytes that it was decoded from.
+        width: Pixels.
+        height: Pixels.
+        pixels: Row by row, ``height * width * 3`` bytes of RGB, or ``height * width`` of a mask.
+    """
+
+    id: str
+    width: int
+    height: int
+    pixels: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class InputImages:
+    """What an image is made of beside its prompts.
+
+    Attributes:
+        image: What it begins from.
+        mask: Where it is painted anew: 0 keeps a pixel, 255 does not; None for everywhere.
+    """
+
+    image: InputImage
+    mask: InputImage | None = None
+
+    @property
+    def task(self) -> Task:
+        """What is asked for with them."""
+        return Task.IMAGE_TO_IMAGE if self.mask is None else Task.INPAINTING
+
+
+@dataclass(frozen=True)
 class ImageRequest:
     """One image to make.
 
@@ -77,6 +116,7 @@ class ImageRequest:
         negative_prompt: What it should not show; None is not the same as an empty text for every pipeline.
         seed: Seed of its noise.
         sampling: How it is computed.
+        inputs: Images that it is made of; None for none.
     """
 
     id: ImageId
@@ -84,6 +124,12 @@ class ImageRequest:
     negative_prompt: str | None = field(repr=False)
     seed: int
     sampling: SamplingParameters
+    inputs: InputImages | None = None
+
+    @property
+    def task(self) -> Task:
+        """What is asked for."""
+        return Task.TEXT_TO_IMAGE if self.inputs is None else self.inputs.task
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class SchedulerCoefficients:
     Attributes:
         scheduler: Its diffusers class.
         initial: What the initial noise is multiplied by.
+        kept: What the latents of an input image are multiplied by that are added to it.
         timesteps: Of each call of the model, ``[calls]``, float32.
         scales: What the latents are multiplied by before each call, ``[calls]``, float32.
         weights: Of each update, ``[calls, 2 * DEPTH]``, float32: of the latents before it, latest first, then of the
@@ -43,6 +44,7 @@ class SchedulerCoefficients:
     scales: torch.Tensor
     weights: torch.Tensor
     estimates: torch.Tensor
+    kept: float = 0.0
 
     @property
     def calls(self) -> int:
@@ -50,7 +52,9 @@ class SchedulerCoefficients:
         return len(self.timesteps)
 
 
-def read_coefficients(scheduler: Any, arguments: dict[str, Any], *, from_start: bool) -> SchedulerCoefficients | None:
+def read_coefficients(
+    scheduler: Any, arguments: dict[str, Any], *, from_start: bool, begin_step: int | None = None
+) -> SchedulerCoefficients | None:
     """Read the coefficients of a scheduler off its ``step``; None when it is not linear.
 
     Args:
@@ -58,11 +62,12 @@ def read_coefficients(scheduler: Any, arguments: dict[str, Any], *, from_start: 
         arguments: Of its ``set_timesteps``: the steps, or sigmas.
         from_start: Whether the pipeline tells the scheduler that it begins at the first step. Stable Diffusion's lets
             the scheduler find its place by the timestep.
+        begin_step: The first step that is made of an input image; None where there is none.
 
     Raises:
         Exception: Whatever the scheduler raises for these arguments.
     """
-    run = _Run(scheduler, arguments, from_start)
+    run = _Run(scheduler, arguments, from_start, begin_step)
     calls = len(run.timesteps)
     scales, weights = torch.ones(calls), torch.zeros(calls, 2 * DEPTH)
     units = torch.eye(2 * calls, dtype=torch.float64)
@@ -84,21 +89,23 @@ def read_coefficients(scheduler: Any, arguments: dict[str, Any], *, from_start: 
             return None
     timesteps = run.timesteps.float()
     estimates = _estimates(scheduler, timesteps, scales)
-    read = SchedulerCoefficients(type(scheduler).__name__, run.initial, timesteps, scales, weights, estimates)
-    return read if _hold(read, _Run(scheduler, arguments, from_start)) else None
+    kept, initial = _Run(scheduler, arguments, from_start, begin_step).mixture
+    read = SchedulerCoefficients(type(scheduler).__name__, initial, timesteps, scales, weights, estimates, kept)
+    return read if _hold(read, _Run(scheduler, arguments, from_start, begin_step)) else None
 
 
-def count_calls(scheduler: Any, arguments: dict[str, Any]) -> int:
+def count_calls(scheduler: Any, arguments: dict[str, Any], begin_step: int | None = None) -> int:
     """Return how often a scheduler has the model called.
 
     Args:
         scheduler: A diffusers scheduler; it is left as it is.
         arguments: Of its ``set_timesteps``.
+        begin_step: As for :func:`read_coefficients`.
 
     Raises:
         Exception: Whatever the scheduler raises for these arguments.
     """
-    return len(_Run(scheduler, arguments, from_start=False).timesteps)
+    return len(_Run(scheduler, arguments, from_start=False, begin_step=begin_step).timesteps)
 
 
 def _estimates(scheduler: Any, timesteps: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -169,18 +176,36 @@ class _Run:
         scheduler: Its class and configuration are used, not its state.
         arguments: Of its ``set_timesteps``.
         from_start: As for :func:`read_coefficients`.
+        begin_step: As for :func:`read_coefficients`.
     """
 
-    def __init__(self, scheduler: Any, arguments: dict[str, Any], from_start: bool) -> None:
+    def __init__(
+        self, scheduler: Any, arguments: dict[str, Any], from_start: bool, begin_step: int | None = None
+    ) -> None:
         self._scheduler = type(scheduler).from_config(scheduler.config)
         self._scheduler.set_timesteps(**arguments)
-        self.timesteps: torch.Tensor = self._scheduler.timesteps
+        # As ``get_timesteps`` of the pipelines that begin from an image.
+        begin = (begin_step or 0) * getattr(self._scheduler, "order", 1)
+        self._of_image = begin_step is not None
+        self.timesteps: torch.Tensor = self._scheduler.timesteps[begin:]
         # Schedulers of flow matching have neither of the two: they change no input, and begin from noise as it is.
         self.initial = float(getattr(self._scheduler, "init_noise_sigma", 1.0))
         self._scales = hasattr(self._scheduler, "scale_model_input")
-        if from_start and hasattr(self._scheduler, "set_begin_index"):
-            self._scheduler.set_begin_index(0)
+        if (from_start or self._of_image) and hasattr(self._scheduler, "set_begin_index"):
+            self._scheduler.set_begin_index(begin)
         self._call = 0
+
+    @property
+    def mixture(self) -> tuple[float, float]:
+        """What the latents of an input image, and the noise, are multiplied by before the first call."""
+        if not self._of_image:
+            return 0.0, self.initial
+        mix = getattr(self._scheduler, "scale_noise", None)
+        zero, one, timestep = torch.zeros(1, 1), torch.ones(1, 1), self.timesteps[:1]
+        if mix is not None:
+            return float(mix(one, timestep, zero)), float(mix(zero, timestep, one))
+        mix = self._scheduler.add_noise
+        return float(mix(one, zero, timestep)), float(mix(zero, one, timestep))
 
     def scaled(self, latents: torch.Tensor) -> torch.Tensor:
         """Return the model's input of the next call."""

@@ -24,6 +24,7 @@ from kubediffusion.worker.engine import (
     ImageId,
     ImagePlan,
     ImageRequest,
+    InputImage,
     LockstepKey,
     Monitor,
     Outcome,
@@ -51,6 +52,7 @@ from kubediffusion.worker.execution.slots import SlotState, SlotTensors, first_r
 from kubediffusion.worker.execution.stepping import CudaGraphManager, EagerStepRunner, StepRunner
 from kubediffusion.worker.execution.trial import warm_up
 from kubediffusion.worker.families.base import Conditioning, ModelFamily
+from kubediffusion.worker.families.input_images import ImageToImageFamily
 from kubediffusion.worker.families.text import LruCache, bytes_of
 from kubediffusion.worker.stages import OnStage, ignore_stage
 from kubediffusion.worker.transfers import to_device
@@ -61,7 +63,8 @@ NAME = "continuous"
 """What ``status.parameters.engine`` says."""
 
 _ENCODED_BYTES = 64 * 2**20
-"""Bytes of encoded prompts that are kept: the images of a job share theirs, and many jobs a prompt."""
+"""Bytes of encoded prompts that are kept, and of encoded input images: the images of a job share theirs, and many jobs
+a prompt."""
 
 _GUIDED = 7.5
 """Any guidance scale that computes with and without the prompt, as most jobs do."""
@@ -72,8 +75,8 @@ _MEASURED = 3
 _TRIAL_STEPS = 6
 """Steps with which a scheduler is tried: enough for the deepest look back."""
 
-_Schedule = tuple[str | None, int, int, int]
-"""What decides a noise schedule: scheduler, steps, width and height."""
+_Schedule = tuple[str | None, int, int, int, int | None]
+"""What decides a noise schedule: scheduler, steps, width and height, and the first step that is made of an image."""
 
 
 class ContinuousEngine:
@@ -126,6 +129,8 @@ class ContinuousEngine:
         self._encoded: LruCache[tuple[str, str | None, bool, BatchKey], Conditioning] = LruCache(
             _ENCODED_BYTES, bytes_of
         )
+        self._begins_from_images = family.takes_images()
+        self._encoded_images: LruCache[tuple[str, int, int], Conditioning] = LruCache(_ENCODED_BYTES, bytes_of)
         self._coefficients: dict[_Schedule, SchedulerCoefficients | None] = {}
         self._linear: dict[str | None, bool] = {}
         self._known_calls: dict[_Schedule, int | None] = {}
@@ -169,6 +174,8 @@ class ContinuousEngine:
     def plan(self, request: ImageRequest) -> ImagePlan:
         """Return how an image runs: see :meth:`kubediffusion.worker.engine.Engine.plan`."""
         sampling = request.sampling
+        if not self._has_slots_for(request):
+            return self.whole_calls.plan(request)
         try:
             key = self.family.key(request)
             batch = self.family.batch_key(key)
@@ -185,7 +192,12 @@ class ContinuousEngine:
         if sampling.acceleration.feature_caching is not None and not self.family.caches_features():
             # Which refuses it.
             return self.whole_calls.plan(request)
-        return ImagePlan(LockstepKey(batch, sampling.acceleration, sampling.scheduler, sampling.steps), calls)
+        lockstep = LockstepKey(batch, sampling.acceleration, sampling.scheduler, sampling.steps, sampling.strength)
+        return ImagePlan(lockstep, calls)
+
+    def _has_slots_for(self, request: ImageRequest) -> bool:
+        """Return whether an image's task can be stepped."""
+        return request.inputs is None or (request.inputs.mask is None and self._begins_from_images)
 
     def _entry_limit(self, key: BatchKey, calls: int, waiting: int, overdue: int = 0, /) -> int:
         """Return how many of the waiting images begin a batch together."""
@@ -258,30 +270,44 @@ class ContinuousEngine:
 
     def _calls(self, sampling: SamplingParameters, key: BatchKey) -> int | None:
         """Return how often the model is called for an image; None where the pipeline's own call has to make it."""
-        wish = _schedule_of(sampling, key)
+        wish = self._schedule_of(sampling, key)
         if wish not in self._known_calls:
             try:
-                self._known_calls[wish] = self._count_calls(sampling.scheduler, sampling.steps, key)
+                self._known_calls[wish] = self._count_calls(sampling, key)
             except Exception:  # noqa: BLE001 - the pipeline's call meets the same, and tells the job
                 self._known_calls[wish] = None
         return self._known_calls[wish]
 
-    def _count_calls(self, name: str | None, steps: int, key: BatchKey) -> int | None:
+    def _count_calls(self, sampling: SamplingParameters, key: BatchKey) -> int | None:
+        name = sampling.scheduler
         if name not in self._linear:
-            self._linear[name] = self._read_coefficients(name, _TRIAL_STEPS, key) is not None
+            trial = replace(sampling, steps=_TRIAL_STEPS, strength=None)
+            self._linear[name] = self._read_coefficients(trial, key) is not None
         if not self._linear[name]:
             return None
         scheduler = self._schedulers.get(name)
-        return count_calls(scheduler, self.family.schedule(scheduler, key, steps))
+        arguments = self.family.schedule(scheduler, key, sampling.steps)
+        return count_calls(scheduler, arguments, self._begin_step(sampling))
 
-    def _read_coefficients(self, name: str | None, steps: int, key: BatchKey) -> SchedulerCoefficients | None:
-        scheduler = self._schedulers.get(name)
-        arguments = self.family.schedule(scheduler, key, steps)
-        return read_coefficients(scheduler, arguments, from_start=self.family.from_start)
+    def _read_coefficients(self, sampling: SamplingParameters, key: BatchKey) -> SchedulerCoefficients | None:
+        scheduler = self._schedulers.get(sampling.scheduler)
+        arguments = self.family.schedule(scheduler, key, sampling.steps)
+        return read_coefficients(
+            scheduler, arguments, from_start=self.family.from_start, begin_step=self._begin_step(sampling)
+        )
+
+    def _schedule_of(self, sampling: SamplingParameters, key: BatchKey) -> _Schedule:
+        return (sampling.scheduler, sampling.steps, key.width, key.height, self._begin_step(sampling))
+
+    def _begin_step(self, sampling: SamplingParameters) -> int | None:
+        """Return the first step that is made of an input image; None where there is none."""
+        if sampling.strength is None or not isinstance(self.family, ImageToImageFamily):
+            return None
+        return self.family.begin_step(sampling.steps, sampling.strength)
 
     def _prepare_batch(self, key: BatchKey) -> PreparedBatch:
         sizes = (1,) if key.deterministic else self._sizes
-        example = self._prefetch.run(lambda: self._row(_nothing(SamplingParameters(steps=1, guidance=1)), key, 1.0))
+        example = self._prefetch.run(lambda: self._row(_nothing(SamplingParameters(steps=1, guidance=1)), key))
         slots = SlotTensors(self.family, key, sizes[-1], example)
         graphs = self.graphs and not key.deterministic
         step_runner: StepRunner = CudaGraphManager(slots, self.compiler) if graphs else EagerStepRunner(slots)
@@ -289,17 +315,29 @@ class ContinuousEngine:
 
     def _prepare(self, request: ImageRequest, key: BatchKey) -> tuple[SchedulerCoefficients, SlotState] | None:
         self.family.check(key)
-        wish = _schedule_of(request.sampling, key)
+        wish = self._schedule_of(request.sampling, key)
         if wish not in self._coefficients:
-            self._coefficients[wish] = self._read_coefficients(request.sampling.scheduler, request.sampling.steps, key)
+            self._coefficients[wish] = self._read_coefficients(request.sampling, key)
         coefficients = self._coefficients[wish]
         if coefficients is None:
             return None
-        return coefficients, self._prefetch.run(lambda: self._row(request, key, coefficients.initial))
+        return coefficients, self._prefetch.run(lambda: self._row(request, key, coefficients))
 
-    def _row(self, request: ImageRequest, key: BatchKey, scale: float) -> SlotState:
+    def _row(
+        self, request: ImageRequest, key: BatchKey, coefficients: SchedulerCoefficients | None = None
+    ) -> SlotState:
         conditions = self._conditions(request, key)
-        return first_row(to_device(self.family.start(request, key), self._device) * scale, conditions)
+        scale = 1.0 if coefficients is None else coefficients.initial
+        if request.inputs is None or coefficients is None or not isinstance(self.family, ImageToImageFamily):
+            return first_row(to_device(self.family.start(request, key), self._device) * scale, conditions)
+        encoded = self._encode_image(self.family, request.inputs.image, key)
+        latents, noise = self.family.start_from_image(request, encoded)
+        return first_row(latents * coefficients.kept + to_device(noise, self._device) * scale, conditions)
+
+    def _encode_image(self, family: ImageToImageFamily, image: InputImage, key: BatchKey) -> Conditioning:
+        """Encode an input image, once for all images that are made of it in one size."""
+        known = (image.id, key.width, key.height)
+        return self._encoded_images.get(known, lambda: family.encode_image(image, key, self.decoder.vae))
 
     def _conditions(self, request: ImageRequest, key: BatchKey) -> Conditioning:
         known = (request.prompt, request.negative_prompt, request.sampling.prompt_weighting, key)
@@ -349,7 +387,3 @@ class _Interruption:
 def _nothing(sampling: SamplingParameters) -> ImageRequest:
     """Ask for an image of nothing: for the shapes of its tensors."""
     return ImageRequest(ImageId("", 0, 0), "", None, 0, sampling)
-
-
-def _schedule_of(sampling: SamplingParameters, key: BatchKey) -> _Schedule:
-    return (sampling.scheduler, sampling.steps, key.width, key.height)

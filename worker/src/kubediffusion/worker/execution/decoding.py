@@ -70,6 +70,11 @@ class Decoder:
         cuda = self._device.type == "cuda"
         self._stream = torch.cuda.Stream(priority=URGENT) if cuda else None  # type: ignore[no-untyped-call]
 
+    @property
+    def vae(self) -> Any:
+        """The VAE, in the numbers that it computes in."""
+        return self._vae
+
     def begin(self, latents: torch.Tensor, key: BatchKey, *, plain: bool = False) -> Decoding:
         """Begin to decode an image, without waiting for it.
 

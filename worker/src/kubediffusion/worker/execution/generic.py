@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from kubediffusion.resources.failures import ErrorCode, JobFailure
+from kubediffusion.resources.pipeline_facts import Task
 from kubediffusion.worker.engine import (
     EngineInfo,
     ImageOutput,
@@ -23,6 +24,7 @@ from kubediffusion.worker.engine import (
 )
 from kubediffusion.worker.execution.accelerator import repeatable
 from kubediffusion.worker.execution.faults import check_device, failure, is_out_of_memory, not_numbers
+from kubediffusion.worker.execution.image_tasks import input_arguments, twin_of, with_kept_pixels
 from kubediffusion.worker.execution.randomness import seeded
 from kubediffusion.worker.execution.schedulers import Schedulers
 from kubediffusion.worker.families.base import own_size
@@ -45,16 +47,20 @@ class PipelineEngine:
     Args:
         pipeline: The pipeline, on its device.
         info: What it is.
+        task: What the pipeline's call makes images of; images of other tasks are made by its twins.
 
     Attributes:
         pipeline: The pipeline.
         encoders: Its text encoders that truncate text.
     """
 
-    def __init__(self, pipeline: Any, info: EngineInfo) -> None:
+    def __init__(self, pipeline: Any, info: EngineInfo, task: Task = Task.TEXT_TO_IMAGE) -> None:
         self.pipeline = pipeline
         self._info = info
-        self._plan = CallPlan.of(type(pipeline))
+        self._task = task
+        # Made at their first use.
+        self._twins: dict[Task, PipelineEngine] = {}
+        self._plan = CallPlan.of(type(pipeline), needs_image=task is not Task.TEXT_TO_IMAGE)
         self._schedulers = Schedulers(getattr(pipeline, "scheduler", None))
         self.encoders = text_encoders(pipeline.components.items(), self._plan.max_sequence_length)
         # What it makes where no size is asked for, once seen.
@@ -79,7 +85,7 @@ class PipelineEngine:
 
     def plan(self, request: ImageRequest) -> ImagePlan:
         """Return how an image runs: with those sampled in the very same way, or alone where others may change it."""
-        if not self._plan.shares_calls:
+        if not self._plan.shares_calls or request.inputs is not None:
             return ImagePlan((request.sampling, request.id), request.sampling.steps)
         return ImagePlan((request.sampling, self._plan.may_share(request)), request.sampling.steps)
 
@@ -99,7 +105,7 @@ class PipelineEngine:
             if not group:
                 continue
             try:
-                outcomes = self._call(group, monitor)
+                outcomes = self._for(group[0].task)._call(group, monitor)  # noqa: SLF001 - of the same class
             except _CallCancelled:
                 continue
             except JobFailure as refusal:
@@ -128,6 +134,21 @@ class PipelineEngine:
             groups[key] = (*groups.get(key, ()), request)
         return list(groups.values())
 
+    def _for(self, task: Task) -> PipelineEngine:
+        """Return the engine whose pipeline's call makes images of a task.
+
+        Raises:
+            JobFailure: diffusers has none for this pipeline.
+        """
+        if task is self._task:
+            return self
+        if task not in self._twins:
+            twin = twin_of(self.pipeline, task)
+            if twin is None:
+                raise JobFailure(ErrorCode.PIPELINE_FAILED, f"inputs: {self._plan.pipeline} has no task {task}")
+            self._twins[task] = PipelineEngine(twin, self._info, task)
+        return self._twins[task]
+
     def _call(self, requests: tuple[ImageRequest, ...], monitor: Monitor) -> list[Outcome]:
         sampling = requests[0].sampling
         scheduler = self._schedulers.get(sampling.scheduler)
@@ -136,7 +157,11 @@ class PipelineEngine:
         if scheduler is not None:
             self.pipeline.scheduler = scheduler
         arguments = self._plan.arguments(requests)
-        self._complete_size(arguments)
+        inputs = requests[0].inputs
+        if inputs is None:
+            self._complete_size(arguments)
+        else:
+            arguments |= input_arguments(inputs, sampling.strength or 0.0, sampling.steps, self._plan.parameters)
         if "generator" in self._plan.parameters:
             # Noise from a generator of its own on the CPU: the same on every device, in any batch.
             arguments["generator"] = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
@@ -155,7 +180,7 @@ class PipelineEngine:
         outcomes = [
             self.outcome(
                 request,
-                image,
+                image if flagged or request.inputs is None else with_kept_pixels(image, request.inputs),
                 bool(flagged),
                 type(scheduler).__name__,
                 [

@@ -329,6 +329,10 @@ class ModelFamily:
 
     # What only some families can do.
 
+    def takes_images(self) -> bool:
+        """Return whether images may begin from an image in a slot: see :mod:`.input_images`."""
+        return False
+
     def caches_features(self) -> bool:
         """Return whether steps may reuse the output of the denoiser's deep layers: see :mod:`.unet`."""
         return False

@@ -37,6 +37,10 @@ _SPRINT_STEPS = 2
 """Steps for which Sana-Sprint has an intermediate timestep; with it, it refuses any other number."""
 
 
+_IMAGES = ("image", "mask_image")
+"""Parameters of calls that are given images."""
+
+
 class Callback(StrEnum):
     """How a pipeline tells about its steps."""
 
@@ -60,6 +64,7 @@ class CallPlan:
         negative_needs_true_cfg: Its negative prompt works only with a ``true_cfg_scale`` above 1, which its default
             is not (the Flux family).
         guides_by_true_cfg: ``true_cfg_scale`` is what guides it, where there is a negative prompt (Qwen-Image).
+        of_images: Its call is given an image, whose size is the size of what it makes.
         images: Name of the field of its output that holds the images.
         defaults: Steps and guidance scale of its call by default.
     """
@@ -70,12 +75,17 @@ class CallPlan:
     max_sequence_length: int | None = None
     negative_needs_true_cfg: bool = False
     guides_by_true_cfg: bool = False
+    of_images: bool = False
     images: str = "images"
     defaults: tuple[int, float] = (DEFAULT_STEPS, DEFAULT_GUIDANCE)
 
     @classmethod
-    def of(cls, pipeline: type[Any]) -> CallPlan:
+    def of(cls, pipeline: type[Any], *, needs_image: bool = False) -> CallPlan:
         """Read the plan off a pipeline's class.
+
+        Args:
+            pipeline: The class.
+            needs_image: Whether its call is given an image, and a mask where it takes one.
 
         Raises:
             BadModelError: It makes no images from text.
@@ -86,7 +96,7 @@ class CallPlan:
             raise BadModelError(f"{name} is not a text-to-image pipeline: its call takes no prompt")
         for needed, parameter in signature.items():
             kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-            if needed in {"self", "prompt"} or parameter.kind in kinds:
+            if needed in {"self", "prompt", *(_IMAGES if needs_image else ())} or parameter.kind in kinds:
                 continue
             if parameter.default is inspect.Parameter.empty:
                 raise BadModelError(f"{name} is not a text-to-image pipeline: its call needs {needed!r}")
@@ -102,6 +112,7 @@ class CallPlan:
             max_sequence_length=length.default if length is not None and isinstance(length.default, int) else None,
             negative_needs_true_cfg=true_cfg is not None and not by_true_cfg,
             guides_by_true_cfg=by_true_cfg,
+            of_images=needs_image,
             images=_images(pipeline),
             defaults=_defaults(name, signature, "true_cfg_scale" if by_true_cfg else "guidance_scale"),
         )
@@ -166,8 +177,8 @@ class CallPlan:
             "negativePrompt": (request.negative_prompt, "negative_prompt" in self.parameters),
             "guidanceScale": (request.sampling.guidance, takes_guidance),
             "numInferenceSteps": (request.sampling.steps, "num_inference_steps" in self.parameters),
-            "width": (request.sampling.width, "width" in self.parameters),
-            "height": (request.sampling.height, "height" in self.parameters),
+            "width": (request.sampling.width, self.of_images or "width" in self.parameters),
+            "height": (request.sampling.height, self.of_images or "height" in self.parameters),
         }
         ignored = [field for field, (value, takes) in taken.items() if value not in {None, ""} and not takes]
         warnings = [f"{field} has no effect: {self.pipeline} does not take it" for field in ignored]

@@ -9,12 +9,13 @@ import torch
 from kubediffusion.worker.engine import BatchKey, GuidanceKind, ImageRequest
 from kubediffusion.worker.families.base import Conditioning, Defaults, noise
 from kubediffusion.worker.families.flow import FlowFamily
+from kubediffusion.worker.families.input_images import ImageToImageFamily
 
 TOKENS = 512
 """Tokens of the T5 encoder: the default of the pipeline's call."""
 
 
-class Flux(FlowFamily):
+class Flux(FlowFamily, ImageToImageFamily):
     """``FluxPipeline``: see :class:`ModelFamily`."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("FluxPipeline",)
@@ -50,9 +51,12 @@ class Flux(FlowFamily):
         """Make an image's noise, packed: ``[1, tokens, 4 * channels]``."""
         height, width = self.grid(key)
         channels = self.denoiser.config.in_channels // 4
-        latents = noise((channels, 2 * height, 2 * width), request.seed, self.denoiser_dtype)
+        return self.packed(noise((channels, 2 * height, 2 * width), request.seed, self.denoiser_dtype))
+
+    def packed(self, latents: torch.Tensor) -> torch.Tensor:
+        """Arrange latents as tokens of two by two: ``[1, tokens, 4 * channels]``."""
         packed: torch.Tensor = self.pipeline._pack_latents(  # noqa: SLF001 - what the call uses
-            latents, 1, channels, 2 * height, 2 * width
+            latents, *latents.shape
         )
         return packed
 

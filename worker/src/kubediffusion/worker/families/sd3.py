@@ -9,11 +9,12 @@ import torch
 from kubediffusion.worker.engine import BatchKey, ImageRequest
 from kubediffusion.worker.families.base import Conditioning, Defaults, noise
 from kubediffusion.worker.families.flow import FlowFamily, shift_by_size
+from kubediffusion.worker.families.input_images import ImageToImageFamily
 
 _DEFAULTS_OF_35 = Defaults(28, 4.5)
 
 
-class StableDiffusion3(FlowFamily):
+class StableDiffusion3(FlowFamily, ImageToImageFamily):
     """``StableDiffusion3Pipeline``: see :class:`ModelFamily`."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusion3Pipeline",)

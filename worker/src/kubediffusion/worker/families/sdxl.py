@@ -94,6 +94,16 @@ class StableDiffusionXL(UNetFamily):
         dtype = encoders[-1][1].dtype
         return torch.cat(parts, dim=1).to(dtype), pooled.to(dtype)
 
+    def from_vae(self, latents: torch.Tensor) -> torch.Tensor:
+        """Scale the VAE's latents to the denoiser's: the reverse of :meth:`vae_input`."""
+        config = self.pipeline.vae.config
+        mean, deviation = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+        if mean is None or deviation is None:
+            return super().from_vae(latents)
+        shifted = latents - latents.new_tensor(mean).view(1, -1, 1, 1)
+        scaled: torch.Tensor = shifted * config.scaling_factor / latents.new_tensor(deviation).view(1, -1, 1, 1)
+        return scaled
+
     def vae_input(self, latents: torch.Tensor, _key: BatchKey) -> torch.Tensor:
         """Scale latents to the VAE's, whose own mean and deviation some models give by channel."""
         config = self.pipeline.vae.config

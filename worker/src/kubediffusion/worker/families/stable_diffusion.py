@@ -48,6 +48,11 @@ class StableDiffusion(UNetFamily):
             parts.append(weighted(self._encoding.of_tokens(ids, plain=key.deterministic), weights))
         return torch.cat(parts, dim=1)
 
+    def from_vae(self, latents: torch.Tensor) -> torch.Tensor:
+        """Scale the VAE's latents to the denoiser's: ``[1, channels, height, width]``."""
+        scaled: torch.Tensor = latents * self.pipeline.vae.config.scaling_factor
+        return scaled
+
     def vae_input(self, latents: torch.Tensor, _key: BatchKey) -> torch.Tensor:
         """Scale latents to the VAE's: ``[1, channels, height, width]``."""
         scaled: torch.Tensor = latents / self.pipeline.vae.config.scaling_factor

@@ -9,7 +9,8 @@ import torch
 
 from kubediffusion.worker.engine import BatchKey, GuidanceKind, ImageRequest
 from kubediffusion.worker.families import features
-from kubediffusion.worker.families.base import Conditioning, Defaults, ModelFamily, folded, noise, per_image, rows_of
+from kubediffusion.worker.families.base import Conditioning, Defaults, folded, noise, per_image, rows_of
+from kubediffusion.worker.families.input_images import ImageToImageFamily
 from kubediffusion.worker.families.prompt_weighting import PromptWeighting
 from kubediffusion.worker.prompts import TextEncoder
 
@@ -17,7 +18,7 @@ HIDDEN_STATES = "encoder_hidden_states"
 """The conditioning that every UNet takes; all else goes by ``added_cond_kwargs``."""
 
 
-class UNetFamily(ModelFamily):
+class UNetFamily(ImageToImageFamily):
     """A family whose denoiser is a ``UNet2DConditionModel``: see :class:`ModelFamily`."""
 
     component: ClassVar[str] = "unet"
@@ -73,6 +74,10 @@ class UNetFamily(ModelFamily):
         scale = self.pipeline.vae_scale_factor
         size = (self.denoiser.config.in_channels, key.height // scale, key.width // scale)
         return noise(size, request.seed, self.denoiser_dtype)
+
+    def begin_step(self, steps: int, strength: float) -> int:
+        """Return the first step that is made of an input image; these pipelines round the steps that are made down."""
+        return min(steps - min(int(steps * strength), steps), steps - 1)
 
     def denoise(
         self,

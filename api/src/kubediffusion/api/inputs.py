@@ -1,0 +1,224 @@
+"""Takes images that jobs are made of: checks them, writes them anew as plain PNGs, and stores them by their hash.
+
+What clients send is decoded one image at a time, in a thread, and only once its header has shown that it is small
+enough: a file of a few bytes can claim to have thousands of millions of pixels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import io
+import logging
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from kubediffusion.api.client_limits.rates import RateLimiter
+from kubediffusion.api.errors import InvalidRequestError, TooLargeError, TooManyRequestsError, UnavailableError, problem
+from kubediffusion.api.settings import Settings
+from kubediffusion.resources.generation_job import MAX_SIZE
+from kubediffusion.resources.image_keys import input_key
+from kubediffusion.resources.storage import ImageStorage
+
+logger = logging.getLogger(__name__)
+
+MAX_BYTES = 20 * 1024 * 1024
+"""Bytes of an image that is taken."""
+
+AT_ONCE = 2
+"""Images that are read from clients, decoded and stored at the same time. The largest takes some 200 MiB."""
+
+READ_SECONDS = 30.0
+"""How long a client may take to send an image: it holds one of the few places meanwhile."""
+
+STORE_SECONDS = 10.0
+"""How long a request waits for storage."""
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+
+_DEEP = ("I", "F")
+"""What modes of more than 8 bits begin with."""
+
+
+@dataclass(frozen=True)
+class StoredInput:
+    """An image that is stored.
+
+    Attributes:
+        id: SHA-256 of the bytes in storage.
+        width: Pixels.
+        height: Pixels.
+        size: Bytes in storage.
+    """
+
+    id: str
+    width: int
+    height: int
+    size: int
+
+
+@dataclass(frozen=True)
+class PlainImage:
+    """An image written anew.
+
+    Attributes:
+        data: A PNG without metadata, of 8 bits a channel.
+        width: Pixels.
+        height: Pixels.
+    """
+
+    data: bytes
+    width: int
+    height: int
+
+
+class InputStore:
+    """Stores the inputs of one namespace's jobs.
+
+    Args:
+        storage: Where the workers read them; None when no storage is configured.
+        settings: Settings of the API.
+    """
+
+    def __init__(self, storage: ImageStorage | None, settings: Settings) -> None:
+        self._storage = storage
+        self._prefix = settings.s3_prefix
+        self._namespace = settings.namespace
+        self._uploads = RateLimiter(settings.rate_limit, "Too many images uploaded: at most {limit}.")
+        self._open = 0
+        self._decoder = ThreadPoolExecutor(1, "inputs")
+        # Storage that hangs must hold up nothing else.
+        self._writers = ThreadPoolExecutor(AT_ONCE, "store inputs")
+
+    async def store(self, body: AsyncIterator[bytes], client: str) -> StoredInput:
+        """Read an image from a client, and store it.
+
+        Args:
+            body: The image as it comes.
+            client: Who sends it, for the rate.
+
+        Raises:
+            TooManyRequestsError: The client has sent too many, or others send some right now.
+            TooLargeError: It has too many bytes.
+            InvalidRequestError: It is no image that is taken.
+            StorageError: Storage is away.
+            UnavailableError: Storage does not answer, or none is configured.
+        """
+        self._uploads.hit(client)
+        if self._storage is None:
+            raise UnavailableError("This server has no image storage configured (KUBEDIFFUSION_S3_BUCKET).", 60)
+        with self._place():
+            try:
+                data = await asyncio.wait_for(_read(body), READ_SECONDS)
+            except TimeoutError:
+                raise InvalidRequestError([problem(None, f"it was not there after {READ_SECONDS:.0f} s")]) from None
+            loop = asyncio.get_running_loop()
+            plain = await loop.run_in_executor(self._decoder, rewritten, data)
+            del data
+            digest = hashlib.sha256(plain.data).hexdigest()
+            key = input_key(self._prefix, self._namespace, digest)
+            storing = loop.run_in_executor(self._writers, self._storage.put_input, key, plain.data)
+            try:
+                await asyncio.wait_for(asyncio.shield(storing), STORE_SECONDS)
+            except TimeoutError:
+                storing.add_done_callback(lambda done: done.cancelled() or done.exception())
+                raise UnavailableError("Image storage does not answer; try again shortly.") from None
+        logger.info("input stored", extra={"input": digest, "client": client})
+        return StoredInput(digest, plain.width, plain.height, len(plain.data))
+
+    def close(self) -> None:
+        """End the threads."""
+        for threads in (self._decoder, self._writers):
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[None]:
+        if self._open >= AT_ONCE:
+            raise TooManyRequestsError(f"{AT_ONCE} images are being uploaded already; try again shortly.", 1)
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+
+
+async def _read(body: AsyncIterator[bytes]) -> bytes:
+    pieces: list[bytes] = []
+    size = 0
+    async for piece in body:
+        size += len(piece)
+        if size > MAX_BYTES:
+            raise TooLargeError(f"The image is too large: at most {MAX_BYTES} bytes are taken.")
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def rewritten(data: bytes) -> PlainImage:
+    """Decode an image, turn it as its EXIF orientation says, and write it anew: grey, RGB or RGBA, 8 bits a channel.
+
+    Nothing else of the file is kept: no EXIF, no text, no colour profile.
+
+    Raises:
+        InvalidRequestError: It is no image that is taken; the reason is in it.
+    """
+    try:
+        # The header alone is read here.
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            _check(opened)
+            plain = _plain(_upright(opened))
+    except InvalidRequestError:
+        raise
+    except UnidentifiedImageError:
+        raise _refused(f"it is none of {', '.join(FORMATS)}") from None
+    except Image.DecompressionBombError:
+        raise _refused(f"it has too many pixels; at most {MAX_SIZE} a side are taken") from None
+    except Exception as error:  # noqa: BLE001 - Pillow raises what it likes on what is broken
+        raise _refused(f"it is broken and cannot be decoded ({type(error).__name__})") from None
+    file = io.BytesIO()
+    plain.save(file, "PNG", compress_level=1)
+    return PlainImage(file.getvalue(), plain.width, plain.height)
+
+
+def _check(image: Image.Image) -> None:
+    """Refuse an image by its header.
+
+    Raises:
+        InvalidRequestError: It has too many pixels, or several frames.
+    """
+    if max(image.size) > MAX_SIZE:
+        raise _refused(f"it has {image.width} by {image.height} pixels; at most {MAX_SIZE} a side are taken")
+    # A JPEG of several pictures (MPO), as phones write them, shows its first.
+    if image.format in {"PNG", "WEBP"} and getattr(image, "is_animated", False):
+        raise _refused("it is animated; send one frame")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # noqa: BLE001 - broken metadata of an image that shows: it is dropped anyway
+        return image
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Return an image in 8 bits a channel, without metadata."""
+    if image.mode.startswith(_DEEP):
+        # 16 bits: Pillow's own conversion would cut what is above 8.
+        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema() == (255, 255):
+            image = image.convert("RGB")
+    else:
+        image = image.convert("L" if image.mode in {"1", "L"} else "RGB")
+    # What PNG would store of it.
+    image.info = {}
+    return image
+
+
+def _refused(why: str) -> InvalidRequestError:
+    return InvalidRequestError([problem(None, f"The image is not taken: {why}", "image_refused")])

@@ -104,7 +104,7 @@ class JobReason(StrEnum):
     BOUND = "Bound"
     """A job that had to wait has a worker (Scheduled is True)."""
     STORAGE_UNAVAILABLE = "StorageUnavailable"
-    """Storage refuses a finished image, and the worker tries again (Uploaded is False)."""
+    """Storage refuses a finished image, or does not give an input, and the worker tries again (Uploaded is False)."""
     IMAGES_UPLOADED = "ImagesUploaded"
     """Every image is in storage (Complete is True; Uploaded as well, after an outage)."""
     CANCELLED = "Cancelled"

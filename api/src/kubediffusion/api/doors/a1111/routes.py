@@ -112,11 +112,12 @@ async def txt2img(
     return await streamed(document, headers | warning_headers(done, body.warnings))
 
 
-@router.post("/img2img", summary="Refused: images cannot be sent yet", responses=_errors(501))
+@router.post("/img2img", summary="Refused: images are uploaded elsewhere", responses=_errors(501))
 async def img2img() -> None:
-    """Say that images cannot be sent."""
+    """Say how an image is made of another."""
     raise NotOfferedError(
-        "Jobs take no images yet, so there is no img2img; POST /sdapi/v1/txt2img draws from a prompt."
+        "Images are not taken in the body of a request here. Upload the image by POST /v1/inputs, and name its id in "
+        "inputs of POST /v1/jobs; POST /sdapi/v1/txt2img draws from a prompt."
     )
 
 

@@ -30,6 +30,9 @@ _TWINS: Mapping[Task, tuple[str, frozenset[str]]] = {
 """How diffusers calls the twin for a task, and what the twin's call must take. ``AutoPipelineForImage2Image`` would
 import every pipeline that there is, which takes a worker's start seconds."""
 
+_INPAINTED_CHANNELS = 4
+"""Channels of the latents that diffusers' inpainting pipelines of UNets take."""
+
 KEPT_BELOW = 128
 """Value of a mask below which a pixel is kept: diffusers rounds masks there."""
 
@@ -50,7 +53,7 @@ def twin_of(pipeline: Any, task: Task) -> Any | None:
     Not by ``from_pipe``, which would turn all components into one kind of numbers.
     """
     twin = twin_class(type(pipeline), task)
-    if twin is None:
+    if twin is None or not _fits(pipeline, task):
         return None
     known = {**pipeline.config, **pipeline.components}
     # By default there is a watermark where its library is installed.
@@ -67,7 +70,14 @@ def twin_of(pipeline: Any, task: Task) -> Any | None:
 
 def tasks_of(pipeline: Any) -> tuple[Task, ...]:
     """Return what a text-to-image pipeline can make images of."""
-    return (Task.TEXT_TO_IMAGE, *(task for task in _TWINS if twin_class(type(pipeline), task) is not None))
+    found = (task for task in _TWINS if twin_class(type(pipeline), task) is not None and _fits(pipeline, task))
+    return (Task.TEXT_TO_IMAGE, *found)
+
+
+def _fits(pipeline: Any, task: Task) -> bool:
+    """Return whether the call of a task's pipeline takes a model: with a mask, UNets of other latents are refused."""
+    unet = getattr(pipeline, "unet", None)
+    return task is not Task.INPAINTING or unet is None or unet.config.in_channels == _INPAINTED_CHANNELS
 
 
 def input_arguments(inputs: InputImages, strength: float, steps: int, parameters: frozenset[str]) -> dict[str, Any]:

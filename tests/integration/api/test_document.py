@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections import defaultdict
@@ -40,6 +41,7 @@ def test_every_answer_is_as_the_document_says_and_every_operation_is_reached(doc
     ran = subprocess.run(
         [*command, "--no-color", "--continue-on-failure"],
         cwd=tmp_path,
+        env={**os.environ, "SCHEMATHESIS_HOOKS": str(Path(__file__).with_name("schemathesis_hooks.py"))},
         check=False,
         capture_output=True,
         text=True,

@@ -9,6 +9,7 @@ from pydantic import Field, PlainValidator, model_validator
 from pydantic.fields import FieldInfo
 
 from kubediffusion.api.derived import RequestModel, ResponseModel, request_of, view_of
+from kubediffusion.api.input_schemas import InputImage, InputImageView
 from kubediffusion.resources import generation_job
 from kubediffusion.resources.generation_job import (
     DEFAULT_BACKOFF_LIMIT,
@@ -25,7 +26,6 @@ EXAMPLE_RUNNING_ID = "01975f0a-6c1e-7d3b-9f56-2f0c8a4be1d8"
 """The examples of the document are of a job that is done, and of one that runs."""
 
 EXAMPLE_MODEL = "stable-diffusion-v1-5"
-EXAMPLE_INPUT = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 EXAMPLE_PROMPT = "A photo of an astronaut riding a horse on the moon"
 
 
@@ -76,21 +76,6 @@ class FeatureCaching(RequestModel):
 )
 class Acceleration(RequestModel):
     """Speed for quality. What is absent is not done."""
-
-
-@request_of(
-    generation_job.JobInput,
-    documented={
-        "role": _described(
-            "``image``: the job begins from it. ``mask``: white where that is painted anew, black where its pixels "
-            "stay.",
-            generation_job.InputRole.IMAGE,
-        ),
-        "id": _described("What ``POST /v1/inputs`` answered.", EXAMPLE_INPUT),
-    },
-)
-class InputImage(RequestModel):
-    """An image that the job is made of."""
 
 
 NOT_REQUESTED = {
@@ -146,14 +131,8 @@ NOT_REQUESTED = {
             "Speed for quality, for the pipelines that can. When absent, the model's default applies, else none; an "
             "empty\nobject is none.",
         ),
-        "inputs": _described(
-            "Images that the job is made of, one of each role: an image, and a mask of it. They are resized to the "
-            "job's size.",
-        ),
-        "strength": _described(
-            "How much of the input image is made anew, as a fraction of the steps.",
-            default=DEFAULT_STRENGTH,
-        ),
+        "inputs": _described("Images that the job is made of, of each role one: an image, and a mask of it."),
+        "strength": _described("How much of the input image is made anew: 0 to 1.", default=DEFAULT_STRENGTH),
         "priority": _described("Higher runs first; equal priorities run in order of age.", default=0),
         "deterministic": _described(
             "Run in a fixed shape, so that the same seed gives the same pixels on the same kind of device.",
@@ -200,19 +179,6 @@ OneOrSeveralJobs = Annotated[
     JobRequest | JobRequestList,
     PlainValidator(_one_or_several, json_schema_input_type=JobRequest | JobRequestList),
 ]
-
-
-class StoredInputView(ResponseModel):
-    """An image that was stored."""
-
-    id: Annotated[str, Field(examples=[EXAMPLE_INPUT])]
-    """SHA-256 of the bytes in storage: what ``inputs`` of a job names."""
-    width: int
-    """Pixels."""
-    height: int
-    """Pixels."""
-    bytes: int
-    """Size of the PNG in storage."""
 
 
 class TaskAccepted(ResponseModel):
@@ -363,11 +329,6 @@ class FeatureCachingView(ResponseModel):
 )
 class AccelerationView(ResponseModel):
     """Speed for quality."""
-
-
-@view_of(generation_job.JobInput)
-class InputImageView(ResponseModel):
-    """An image that the job was made of."""
 
 
 @view_of(

@@ -7,8 +7,8 @@ from starlette.requests import Request
 
 from kubediffusion.api.dependencies import ClientDep, InputsDep
 from kubediffusion.api.errors import InvalidRequestError, problem
+from kubediffusion.api.input_schemas import StoredInputView
 from kubediffusion.api.routes.responses import errors
-from kubediffusion.api.schemas import StoredInputView
 
 _IMAGE = {"schema": {"type": "string", "format": "binary"}}
 

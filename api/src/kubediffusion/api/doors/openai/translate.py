@@ -19,6 +19,7 @@ from kubediffusion.api.derived import request_of
 from kubediffusion.api.doors.common import FieldNames, around_images
 from kubediffusion.api.encoding import Encoding, OutputFormat
 from kubediffusion.api.errors import ApiError, InvalidRequestError, problem
+from kubediffusion.api.input_schemas import InputImage
 from kubediffusion.api.job_cache.records import StoredImage
 from kubediffusion.api.schemas import EXAMPLE_PROMPT, NOT_REQUESTED, Acceleration, JobRequest
 from kubediffusion.resources import generation_job
@@ -48,7 +49,7 @@ class Background(StrEnum):
 
 @request_of(
     generation_job.GenerationJobSpec,
-    parts={generation_job.Acceleration: Acceleration},
+    parts={generation_job.Acceleration: Acceleration, generation_job.JobInput: InputImage},
     without=NOT_REQUESTED.keys() | OWN_NAMES.keys(),
 )
 class ImageGenerationRequest(BaseModel):

@@ -24,6 +24,7 @@ from kubediffusion.api.doors.common import FieldNames
 from kubediffusion.api.doors.replicate.schemas import Prediction, PredictionUrls, ReplicateModel, ReplicateVersion
 from kubediffusion.api.encoding import Encoding, OutputFormat
 from kubediffusion.api.errors import ApiError, InvalidRequestError, problem
+from kubediffusion.api.input_schemas import InputImage
 from kubediffusion.api.job_cache.records import CachedJob
 from kubediffusion.api.job_cache.results import error_message
 from kubediffusion.api.schemas import EXAMPLE_MODEL, EXAMPLE_PROMPT, NOT_REQUESTED, Acceleration, JobRequest
@@ -84,7 +85,7 @@ _ENCODING = re.compile(r"(jpg|webp);quality=(\d{1,2}|100)")
 
 @request_of(
     generation_job.GenerationJobSpec,
-    parts={generation_job.Acceleration: Acceleration},
+    parts={generation_job.Acceleration: Acceleration, generation_job.JobInput: InputImage},
     without=NOT_REQUESTED.keys() | {"model", "prompt", "num_images", "scheduler"},
 )
 class PredictionInput(BaseModel):

@@ -78,7 +78,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "misspelled": ({"env": [{"name": "A", "valu": "3"}]}, "valu"),
     "large": ({"env": [{"name": "A", "value": "x" * 200_000}]}, NOWHERE),
     "toleration": ({"tolerations": [{"key": 5}]}, "Toleration"),
-    "tolerations": ({"tolerations": [{"key": f"k{n}", "operator": "Exists"} for n in range(3000)]}, NOWHERE),
+    "tolerations": ({"tolerations": [{"key": f"k{n}", "operator": "Exists"} for n in range(500)]}, NOWHERE),
     "affinity": ({"affinity": {"nodeAffinity": "x"}}, "affinity"),
     "pull-secret": ({"imagePullSecrets": [{"name": 5}]}, "imagePullSecrets"),
     "image": ({"image": " img"}, "image"),

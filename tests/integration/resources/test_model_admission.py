@@ -8,7 +8,7 @@ import pytest
 
 from integration.resources.identities import Room, refusal
 from kubediffusion.resources.apiserver.errors import InvalidError
-from kubediffusion.resources.diffusion_model import DiffusionModel
+from kubediffusion.resources.diffusion_model import MAX_ENTRIES, DiffusionModel
 
 SOURCES: dict[str, Any] = {
     "huggingFace": {"repository": "stabilityai/sd-turbo", "tokenSecretRef": {"name": "hub", "key": "token"}},
@@ -177,6 +177,23 @@ async def test_a_place_for_compiled_code_while_nothing_is_compiled_is_refused(ro
 async def test_compiled_code_is_kept_in_a_folder_of_a_bucket(room: Room) -> None:
     message = await answer(room, a_model(compile=True, compileCache={"s3": {"uri": "s3://cache"}}))
     assert "spec.compileCache.s3.uri" in message
+
+
+@pytest.mark.parametrize("field", ["tolerations", "imagePullSecrets", "env", "nodeSelector", "limits", "requests"])
+async def test_a_list_that_would_cost_the_api_server_seconds_is_refused_by_name(room: Room, field: str) -> None:
+    lists = field in {"tolerations", "imagePullSecrets", "env"}
+
+    def with_entries(count: int) -> dict[str, Any]:
+        names = [f"name-{n}" for n in range(count)]
+        entries = [{"name": name} for name in names] if lists else dict.fromkeys(names, "1")
+        resources = field in {"limits", "requests"}
+        return a_model(workers={"resources": {field: entries}} if resources else {field: entries})
+
+    assert await answer(room, with_entries(MAX_ENTRIES)) == ""
+    refused = await answer(room, with_entries(MAX_ENTRIES + 1))
+    assert f"{field}: Too many: " in refused
+    # One that was stored before there was a bound is read as ever.
+    assert DiffusionModel.from_wire(with_entries(3000)).name == "emoji"
 
 
 async def test_parts_of_the_pod_api_are_passed_through_as_they_are(room: Room) -> None:

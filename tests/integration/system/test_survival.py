@@ -15,8 +15,11 @@ from integration.system.studio import LONG, STANDIN, STEPS, Studio, Witness, sta
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.errors import ConflictError, InvalidError
+from kubediffusion.resources.conditions import find_condition
 from kubediffusion.resources.generation_job import Phase
 from kubediffusion.resources.testing import present
+
+JOBS = ("one", "two", "three", "four")
 
 
 async def test_a_job_survives_the_death_of_its_worker_and_gives_the_same_pixels(studio: Studio) -> None:
@@ -86,6 +89,31 @@ async def test_a_job_survives_the_loss_of_its_workers_node(open_studio: Callable
         node.signal(signal.SIGCONT)
     studio.assert_images_are_true(job)
     assert (job.status.worker, job.status.attempt, job.status.retries) == (again.status.worker, 2, 0)
+
+
+async def test_what_a_silent_worker_has_not_begun_goes_elsewhere(open_studio: Callable[..., Studio]) -> None:
+    """Its process is frozen, so that it hears nothing; its Pod stays, and is not ready any more."""
+    studio = open_studio(standin_model(default=True, minReplicas=2, maxReplicas=2, maxBatchSize=1))
+    silent, other = studio.ready_pods(STANDIN, 2)
+    for name in JOBS:
+        await studio.submit(name, **LONG)
+    jobs = {name: await studio.until(name, "bound", lambda job: job.status.worker is not None) for name in JOBS}
+    begun, held = [name for name, job in jobs.items() if job.status.worker == silent]
+    await studio.phase(begun, Phase.RUNNING)
+    pid = studio.namespace.pid(silent)
+    studio.namespace.signal(silent, signal.SIGSTOP)
+    try:
+        again = await studio.until(held, "to be taken back", lambda job: job.status.worker != silent)
+        # To the other one in one write, where that has room by now.
+        said = find_condition(again.status.conditions, "Scheduled")
+        assert again.status.worker == other or "does not hear the API server" in present(said).message
+    finally:
+        studio.namespace.signal(silent, signal.SIGCONT)
+    assert studio.namespace.pid(silent) == pid
+    for name in JOBS:
+        job = await studio.phase(name, Phase.SUCCEEDED)
+        assert job.status.retries == 0
+    assert (await studio.phase(begun, Phase.SUCCEEDED)).status.attempt == 1
 
 
 async def test_a_worker_that_a_drain_cut_short_is_replaced_once(open_studio: Callable[..., Studio]) -> None:

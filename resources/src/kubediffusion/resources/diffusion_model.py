@@ -34,6 +34,14 @@ AnyObject = Annotated[
 """A part of the Pod API that is passed through as it is; the API server checks it when the worker Job is created."""
 
 
+MAX_ENTRIES = 500
+"""Entries of a list or map of the Pod API in a model: checking thousands costs the API server seconds. A bound of the
+schema alone, as a model that was stored with more must stay readable."""
+
+_BOUNDED_LIST = Field(json_schema_extra={"maxItems": MAX_ENTRIES})
+_BOUNDED_MAP = Field(json_schema_extra={"maxProperties": MAX_ENTRIES})
+
+
 class TorchDtype(StrEnum):
     """In which numbers the weights are held."""
 
@@ -141,9 +149,9 @@ class JobLimits(Schema):
 class ResourceRequirements(Schema):
     """Resources of the worker's container, as in the Pod API; ``nvidia.com/gpu`` asks for a GPU."""
 
-    requests: dict[str, str | int] = {}
+    requests: Annotated[dict[str, str | int], _BOUNDED_MAP] = {}
     """What a node must have free."""
-    limits: dict[str, str | int] = {}
+    limits: Annotated[dict[str, str | int], _BOUNDED_MAP] = {}
     """What the container may use at most."""
 
 
@@ -173,9 +181,9 @@ class WorkerSettings(Schema):
     """Container image; by default the one that the operator is configured with."""
     resources: ResourceRequirements = ResourceRequirements()
     """Resources of the worker's container."""
-    node_selector: dict[str, str] = {}
+    node_selector: Annotated[dict[str, str], _BOUNDED_MAP] = {}
     """Labels that a node must have, as in the Pod API."""
-    tolerations: tuple[AnyObject, ...] = ()
+    tolerations: Annotated[tuple[AnyObject, ...], _BOUNDED_LIST] = ()
     """Taints of nodes that are no hindrance, as in the Pod API."""
     affinity: AnyObject | None = None
     """Which nodes are wanted, as in the Pod API."""
@@ -185,9 +193,9 @@ class WorkerSettings(Schema):
     """PriorityClass of the Pod."""
     service_account_name: str | None = None
     """By default the one that the operator is configured with."""
-    image_pull_secrets: tuple[AnyObject, ...] = ()
+    image_pull_secrets: Annotated[tuple[AnyObject, ...], _BOUNDED_LIST] = ()
     """Secrets to pull the image with, as in the Pod API."""
-    env: tuple[AnyObject, ...] = ()
+    env: Annotated[tuple[AnyObject, ...], _BOUNDED_LIST] = ()
     """More environment variables of the container, as in the Pod API."""
     termination_grace_period_seconds: Annotated[int, Field(ge=0, le=86_400)] = 120
     """How long a worker may take to finish the batch in flight when it is told to go."""

@@ -12,7 +12,7 @@ from kubediffusion.resources.schema import Schema
 
 _KEPT = {
     "type", "format", "enum", "minimum", "maximum", "minLength", "maxLength", "pattern", "multipleOf", "minItems",
-    "maxItems", "required", "x-kubernetes-validations", "x-kubernetes-preserve-unknown-fields",
+    "maxItems", "maxProperties", "required", "x-kubernetes-validations", "x-kubernetes-preserve-unknown-fields",
     "x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-int-or-string",
 }  # fmt: skip
 

@@ -160,6 +160,11 @@ def test_a_bomb_is_refused_by_its_header(side: int, monkeypatch: pytest.MonkeyPa
     assert "a side are taken" in reason(bomb(1, side, zlib.compress(bytes(1000))))
 
 
+def test_the_largest_square_of_a_job_is_more_than_is_decoded_at_once() -> None:
+    assert f"at most {inputs.MAX_PIXELS} in all" in reason(bomb(MAX_SIZE, MAX_SIZE, zlib.compress(bytes(1000))))
+    assert rewritten(encoded(Image.new("1", (MAX_SIZE, inputs.MAX_PIXELS // MAX_SIZE)))).width == MAX_SIZE
+
+
 def test_compressed_text_that_grows_without_end_is_refused() -> None:
     told = PngImagePlugin.PngInfo()
     told.add_text("Comment", "x" * (PngImagePlugin.MAX_TEXT_CHUNK + 1), zip=True)

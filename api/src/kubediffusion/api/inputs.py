@@ -29,8 +29,12 @@ logger = logging.getLogger(__name__)
 MAX_BYTES = 20 * 1024 * 1024
 """Bytes of an image that is taken."""
 
+MAX_PIXELS = 8 * 1024 * 1024
+"""Pixels of an image that is taken: one takes up to 16 bytes while it is decoded (WebP), and the chart gives the API
+512 MiB."""
+
 AT_ONCE = 2
-"""Images that are read from clients, decoded and stored at the same time. The largest takes some 200 MiB."""
+"""Images that are read from clients, and stored, at the same time; one of them is decoded."""
 
 READ_SECONDS = 30.0
 """How long a client may take to send an image: it holds one of the few places meanwhile."""
@@ -191,6 +195,10 @@ def _check(image: Image.Image) -> None:
     """
     if max(image.size) > MAX_SIZE:
         raise _refused(f"it has {image.width} by {image.height} pixels; at most {MAX_SIZE} a side are taken")
+    if image.width * image.height > MAX_PIXELS:
+        raise _refused(
+            f"it has {image.width} by {image.height} pixels; at most {MAX_PIXELS} in all are taken, so scale it down"
+        )
     # A JPEG of several pictures (MPO), as phones write them, shows its first.
     if image.format in {"PNG", "WEBP"} and getattr(image, "is_animated", False):
         raise _refused("it is animated; send one frame")
@@ -198,10 +206,11 @@ def _check(image: Image.Image) -> None:
 
 def _upright(image: Image.Image) -> Image.Image:
     image.load()
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # noqa: BLE001 - broken metadata of an image that shows: it is dropped anyway
-        return image
+    # Metadata that is broken is no reason to refuse an image that shows: it is dropped anyway.
+    with contextlib.suppress(Exception):
+        # In its place: a copy of the largest takes 32 MiB.
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _plain(image: Image.Image) -> Image.Image:
@@ -210,14 +219,19 @@ def _plain(image: Image.Image) -> Image.Image:
         # 16 bits: Pillow's own conversion would cut what is above 8.
         image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = _in_mode(image, "RGBA")
         if image.getchannel("A").getextrema() == (255, 255):
-            image = image.convert("RGB")
+            image = _in_mode(image, "RGB")
     else:
-        image = image.convert("L" if image.mode in {"1", "L"} else "RGB")
+        image = _in_mode(image, "L" if image.mode in {"1", "L"} else "RGB")
     # What PNG would store of it.
     image.info = {}
     return image
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    # Pillow copies an image that has the mode already.
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _refused(why: str) -> InvalidRequestError:

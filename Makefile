@@ -97,6 +97,10 @@ chaos: binaries ## Strike 2,000 jobs with every fault, and judge what survived (
 models: bootstrap ## Run a tiny model of every text-to-image pipeline, and write docs/models.md
 	@OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m census
 
+.PHONY: site
+site: bootstrap ## Build the documentation site into dist/docs, with its links checked
+	@$(BIN)/python deploy/site/site.py
+
 .PHONY: format
 format: bootstrap ## Format the code
 	$(BIN)/ruff check --fix .

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from kubediffusion.resources.generation_job import Acceleration, FeatureCaching, GuidanceInterval
 from kubediffusion.resources.pipeline_facts import Task
 from kubediffusion.worker.engine import EngineInfo, ImageRequest, InputImage, InputImages
 from kubediffusion.worker.execution.continuous import ContinuousEngine
@@ -22,7 +23,7 @@ from kubediffusion.worker.execution.schedulers import Schedulers
 from kubediffusion.worker.families.input_images import as_pillow
 from unit.worker.families.family_rows import SCHEDULERS, saved
 from unit.worker.families.parity import levels, run, step_engine
-from unit.worker.worker_builders import Recorder, image_request
+from unit.worker.worker_builders import Recorder, image_request, levels_apart
 
 STEPPED = ("stable-diffusion", "stable-diffusion-xl", "stable-diffusion-3", "flux-dev")
 WIDTH, HEIGHT = 96, 64
@@ -118,6 +119,29 @@ def test_every_linear_scheduler_begins_where_the_strength_says(scheduler: str) -
     finally:
         pipeline.scheduler = own
     assert levels(made, expected) <= 1
+
+
+def test_images_of_one_strength_are_accelerated_in_lockstep_and_others_are_not_with_them() -> None:
+    _, engine = built("stable-diffusion")
+    saved_half = Acceleration(guidance_interval=GuidanceInterval(stop=0.5), feature_caching=FeatureCaching(interval=2))
+    requests = [of_image(index, 0.6, steps=10, acceleration=saved_half) for index in (0, 1)]
+    stronger = of_image(2, 0.9, steps=10, acceleration=saved_half)
+    assert engine.plan(requests[0]).key == engine.plan(requests[1]).key != engine.plan(stronger).key
+    beside, alone = run(engine, *requests)[1], run(engine, requests[1])[1]
+    assert levels_apart(beside, alone) <= 1
+
+
+def test_a_deterministic_image_of_an_image_repeats_and_a_preview_changes_nothing() -> None:
+    pipeline, engine = built("stable-diffusion")
+    request = of_image(0, 0.5, deterministic=True)
+    made = run(engine, request)[0]
+    assert run(engine, request)[0] == made
+    assert levels(made, by_own_call(pipeline, request)) <= 1
+    looked_at = Recorder(asked={1})
+    previewed = of_image(1, 0.8, steps=6)
+    engine.run((previewed,), looked_at)
+    assert looked_at.previews[1]
+    assert looked_at.image(1) == run(engine, previewed)[1]
 
 
 def test_one_step_is_made_however_weak() -> None:

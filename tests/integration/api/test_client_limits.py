@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -213,3 +214,29 @@ def test_one_key_has_a_rate_and_models_of_its_own(site: Site, tmp_path: Path) ->
     accepted = post("erin", model="small")
     assert (accepted.status_code, accepted.headers["RateLimit-Policy"]) == (202, '"3600s";q=8;w=3600')
     assert [post("frank").status_code for _ in range(3)] == [202, 202, 429]
+
+
+def test_the_log_says_who_did_what(start_api: StartApi, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    for name in ("grace", "heidi"):
+        (keys / name).write_text(f"{name}-key")
+    api = start_api(API_KEYS_FILE=str(keys))
+
+    def ask(name: str, method: str, path: str, **content: Any) -> httpx.Response:
+        headers = {"X-API-Key": f"{name}-key", "X-Request-ID": f"{name}-{method}-{path}"}
+        return api.http.request(method, path, headers=headers, **content)
+
+    jobs = ask("grace", "POST", "/v1/jobs", json={"jobs": [{"prompt": "a secret"}] * 2}).json()["jobs"]
+    one, other = (f"/v1/jobs/{each['job']['name']}" for each in jobs)
+    ask("heidi", "POST", f"{one}/cancel")
+    ask("heidi", "DELETE", other)
+    lines = [json.loads(line) for line in api.log.read_text().splitlines()]
+    said = [(line["message"], line["client"], line["request_id"]) for line in lines if "job" in line]
+    assert said == [
+        ("job accepted", "grace", "grace-POST-/v1/jobs"),
+        ("job accepted", "grace", "grace-POST-/v1/jobs"),
+        ("job cancelled by a client", "heidi", f"heidi-POST-{one}/cancel"),
+        ("job deleted by a client", "heidi", f"heidi-DELETE-{other}"),
+    ]
+    assert "a secret" not in api.log.read_text()

@@ -53,7 +53,23 @@ def outputs(engine: PipelineEngine, *requests: Any) -> list[ImageOutput]:
 
 
 # The mates differ in length and in their negative prompt; both change what a pipeline pads and guides.
-@pytest.mark.parametrize("name", ["qwen-image", "qwen-image-2.1", "cogview-3-plus", "stable-diffusion-xl"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        # All classes whose images share calls, and of the others those that pad prompts to the longest.
+        "flux-dev",
+        "stable-diffusion",
+        "stable-diffusion-3",
+        "stable-diffusion-xl",
+        "cogview-3-plus",
+        "hunyuan-image-2.1",
+        "kandinsky-5",
+        "lumina-2",
+        "qwen-image",
+        "qwen-image-2.1",
+        "sana",
+    ],
+)
 def test_mates_do_not_change_an_image(name: str, engines: Callable[[str], PipelineEngine]) -> None:
     engine = engines(name)
     requests = [
@@ -212,7 +228,10 @@ def test_a_family_that_guides_by_the_empty_prompt_says_so() -> None:
     assert seen.image(0).warnings == ("negativePrompt has no effect: Flux2KleinPipeline does not heed it",)
 
 
-@pytest.mark.parametrize("name", ["flux-2", "qwen-image-2.1", "longcat-image"])
+@pytest.mark.parametrize(
+    "name",
+    ["flux-2", "flux-2-klein", "kandinsky-5", "longcat-image", "ovis-image", "qwen-image", "qwen-image-2.1", "z-image"],
+)
 def test_a_call_opens_nothing_that_its_prompt_names(
     name: str, engines: Callable[[str], PipelineEngine], tmp_path: Path, touched: list[str]
 ) -> None:

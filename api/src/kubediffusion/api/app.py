@@ -24,7 +24,7 @@ from kubediffusion.api.errors import ErrorForms
 from kubediffusion.api.images import ImageReader
 from kubediffusion.api.inputs import InputStore
 from kubediffusion.api.job_cache.cache import JobCache
-from kubediffusion.api.job_cache.records import JobRecord
+from kubediffusion.api.job_cache.records import PAGE_SIZE, JobRecord
 from kubediffusion.api.job_cache.results import JOB_HEADER, WARNING_HEADER, PollingMiddleware
 from kubediffusion.api.job_events.streams import JobStreams
 from kubediffusion.api.metrics import Metrics
@@ -163,7 +163,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     images = ImageReader(storage, public, settings.namespace, settings.image_cache_bytes, state.metrics)
     try:
         async with await KubernetesClient.connect(AGENT) as client:
-            resource = Resource(client, JobRecord, f"/apis/{meta.API_VERSION}", meta.GENERATION_JOBS)
+            path = f"/apis/{meta.API_VERSION}"
+            resource = Resource(client, JobRecord, path, meta.GENERATION_JOBS, page_size=PAGE_SIZE)
             service = JobService(settings, resource, state.jobs, state.models, state.metrics)
             previews = PreviewReader(storage, resource, settings.namespace, settings.s3_prefix)
             async with state.watches.running(resource, client.diffusion_models, state.keys.keep_current()):

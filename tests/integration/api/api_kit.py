@@ -211,6 +211,10 @@ class Stage:
         }
         self._http.post(self._path("generationjobs"), json=body).raise_for_status()
 
+    def delete(self, name: str) -> None:
+        """Delete a job, as `kubectl delete` does."""
+        self._http.delete(self._path(f"generationjobs/{name}")).raise_for_status()
+
     def bind(self, name: str, worker: str = WORKER) -> None:
         """Bind a job to a worker, as the operator does."""
         scheduled = {"type": "Scheduled", "status": "True", "reason": "Bound", "lastTransitionTime": now()}

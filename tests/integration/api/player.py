@@ -48,13 +48,16 @@ def _look(stage: Stage) -> None:
 def _play(stage: Stage, job: dict[str, Any]) -> None:
     name, phase = job["metadata"]["name"], job.get("status", {}).get("phase", "Pending")
     if phase not in {"Pending", "Scheduled", "Running"}:
+        if name == EXAMPLE_RUNNING_ID:
+            # It has been cancelled: another takes its place.
+            stage.delete(name)
         return
-    if name == EXAMPLE_RUNNING_ID:
+    if job["spec"].get("cancel"):
+        stage.cancelled(name)
+    elif name == EXAMPLE_RUNNING_ID:
         if phase == "Pending":
             stage.bind(name)
             stage.run(name)
             stage.preview(name, png("blue"))
-    elif job["spec"].get("cancel"):
-        stage.cancelled(name)
     else:
         stage.complete(name, *(png() for _ in range(job["spec"].get("numImages", 1))))

@@ -43,7 +43,7 @@ JOB = {
 
 @asynccontextmanager
 async def without_watches(
-    namespace: Namespace, client: KubernetesClient, *others: Namespace
+    namespace: Namespace, client: KubernetesClient, *others: Namespace, **more_settings: Any
 ) -> AsyncIterator[Operator]:
     """Run an operator, of one namespace or several, that is told of nothing: what it knows, it has listed."""
     settings = Settings(
@@ -53,6 +53,7 @@ async def without_watches(
         worker_service_account=DEFAULTS.service_account,
         s3_secret=DEFAULTS.s3_secret,
         concurrent_requests=4,
+        **more_settings,
     )
     operator = compose(client, settings, None, "test")
     await eventually("the first list", lambda: listed(operator))

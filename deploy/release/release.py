@@ -51,6 +51,7 @@ PLACES = (
     Place("deploy/images/*.Dockerfile", rf"^(ARG VERSION=){_VERSION}()$"),
     Place("docs/install.md", rf"(TAG=){_VERSION}()$"),
     Place("docs/install.md", rf"(kubediffusion-(?:operator|api|worker):){_VERSION}()$"),
+    Place("docs/guides/*.md", rf"(kubediffusion-(?:operator|api|worker):){_VERSION}(\s|$)", optional=True),
 )
 PARTS = ("resources", "operator", "worker", "api", "client", "deploy/local", "benchmarks")
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import struct
+import threading
 import zlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -18,7 +20,8 @@ from kubediffusion.api import inputs
 from kubediffusion.api.errors import InvalidRequestError, TooLargeError, TooManyRequestsError, UnavailableError
 from kubediffusion.api.inputs import InputStore, PlainImage, rewritten
 from kubediffusion.api.settings import Settings
-from kubediffusion.resources.generation_job import MAX_SIZE
+from kubediffusion.local.testing import eventually
+from kubediffusion.resources.generation_job import MAX_INPUT_PIXELS, MAX_SIZE
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -161,8 +164,8 @@ def test_a_bomb_is_refused_by_its_header(side: int, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_largest_square_of_a_job_is_more_than_is_decoded_at_once() -> None:
-    assert f"at most {inputs.MAX_PIXELS} in all" in reason(bomb(MAX_SIZE, MAX_SIZE, zlib.compress(bytes(1000))))
-    assert rewritten(encoded(Image.new("1", (MAX_SIZE, inputs.MAX_PIXELS // MAX_SIZE)))).width == MAX_SIZE
+    assert f"at most {MAX_INPUT_PIXELS} in all" in reason(bomb(MAX_SIZE, MAX_SIZE, zlib.compress(bytes(1000))))
+    assert rewritten(encoded(Image.new("1", (MAX_SIZE, MAX_INPUT_PIXELS // MAX_SIZE)))).width == MAX_SIZE
 
 
 def test_compressed_text_that_grows_without_end_is_refused() -> None:
@@ -191,12 +194,15 @@ async def pieces(*data: bytes) -> AsyncIterator[bytes]:
 
 
 class Held:
-    """Storage that remembers, and waits until it may answer."""
+    """Storage that remembers, and answers once it may."""
 
     def __init__(self) -> None:
         self.stored: dict[str, bytes] = {}
+        self.may_answer = threading.Event()
+        self.may_answer.set()
 
     def put_input(self, key: str, data: bytes) -> None:
+        assert self.may_answer.wait(60)
         self.stored[key] = data
 
 
@@ -212,11 +218,78 @@ def test_an_image_lies_under_its_namespace_and_hash() -> None:
     assert (found.width, found.height, found.size) == (32, 16, len(held.stored[f"p/ns/inputs/{found.id}"]))
 
 
+@pytest.mark.parametrize("leaves", [False, True], ids=["waits", "leaves"])
+def test_what_storage_does_not_answer_holds_its_place_until_it_does(
+    leaves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "STORE_SECONDS", 60 if leaves else 0.05)
+
+    async def ask() -> None:
+        some, held = store()
+        held.may_answer.clear()
+        asked = [asyncio.create_task(some.store(pieces(encoded(halves())), f"{n}")) for n in range(inputs.AT_ONCE)]
+        if leaves:
+            await asyncio.sleep(0.2)
+            for task in asked:
+                task.cancel()
+        ends = await asyncio.gather(*asked, return_exceptions=True)
+        assert {type(end) for end in ends} == {asyncio.CancelledError if leaves else UnavailableError}
+        with pytest.raises(TooManyRequestsError):
+            await some.store(pieces(encoded(halves())), "another")
+        held.may_answer.set()
+        monkeypatch.setattr(inputs, "STORE_SECONDS", 60)
+
+        async def stored() -> bool:
+            with contextlib.suppress(TooManyRequestsError):
+                return bool((await some.store(pieces(encoded(halves())), "another")).id)
+            return False
+
+        await eventually("a place", stored)
+
+    asyncio.run(ask())
+
+
+def test_a_client_that_is_too_slow_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "READ_SECONDS", 0.05)
+
+    async def silent() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    with pytest.raises(InvalidRequestError) as refused:
+        asyncio.run(store()[0].store(silent(), "me"))
+    assert "it was not there after" in str(refused.value.detail)
+
+
+def test_a_key_has_a_rate_of_its_own_and_one_place_and_a_refused_place_costs_nothing() -> None:
+    async def ask() -> None:
+        some, _ = store(rate_limit="1000/minute", key_limits={"slow": {"rateLimit": "2/minute"}})
+        never = asyncio.Event()
+
+        async def silent() -> AsyncIterator[bytes]:
+            await never.wait()
+            yield b""
+
+        first = asyncio.create_task(some.store(silent(), "slow"))
+        await asyncio.sleep(0)
+        for _ in range(5):
+            with pytest.raises(TooManyRequestsError, match="one after the other"):
+                await some.store(pieces(encoded(halves())), "slow")
+        await some.store(pieces(encoded(halves())), "other")
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await some.store(pieces(encoded(halves())), "slow")
+        with pytest.raises(TooManyRequestsError, match="2 per 1 minute"):
+            await some.store(pieces(encoded(halves())), "slow")
+
+    asyncio.run(ask())
+
+
 def test_bounds_of_bytes_rate_and_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "MAX_BYTES", 1000)
 
     async def ask() -> None:
-        some, _ = store(rate_limit="3/minute")
+        some, _ = store(rate_limit="2/minute")
         with pytest.raises(TooLargeError):
             await some.store(pieces(bytes(600), bytes(600)), "me")
         never = asyncio.Event()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -23,9 +24,12 @@ def checkout(tmp_path: Path) -> Path:
     for part in PARTS:
         (tmp_path / part).mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / part / "pyproject.toml", tmp_path / part)
-    for name in ("VERSION", "docs/install.md", "charts/kubediffusion/Chart.yaml"):
+    for name in ("VERSION", "charts/kubediffusion/Chart.yaml"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, tmp_path / name)
+    for page in (REPOSITORY / "docs").glob("**/*.md"):
+        (tmp_path / page.relative_to(REPOSITORY)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(page, tmp_path / page.relative_to(REPOSITORY))
     shutil.copytree(REPOSITORY / "deploy" / "images", tmp_path / "deploy" / "images")
     release.set_version(tmp_path, "0.2.0")
     (tmp_path / "CHANGELOG.md").write_text(CHANGELOG)
@@ -54,8 +58,12 @@ def test_a_version_is_written_everywhere(checkout: Path) -> None:
     chart = yaml.safe_load((checkout / "charts/kubediffusion/Chart.yaml").read_text())
     assert (chart["version"], chart["appVersion"]) == ("1.0.0-rc.1", "1.0.0-rc.1")
     assert '"kubediffusion-resources==1.0.0-rc.1"' in (checkout / "api/pyproject.toml").read_text()
-    texts = [path.read_text() for path in checkout.rglob("*") if path.is_file() and ".git" not in path.parts]
-    assert not [text for text in texts if "0.2.0" in text and text != CHANGELOG]
+    named = re.compile(
+        r"kubediffusion-(?:operator|api|worker):([0-9]\S*)|^(?:TAG|version|appVersion)[:= ]+(\S+)$", re.MULTILINE
+    )
+    pages = [checkout / "charts/kubediffusion/Chart.yaml", *checkout.glob("docs/**/*.md")]
+    versions = {first or second for page in pages for first, second in named.findall(page.read_text())}
+    assert versions == {"1.0.0-rc.1"}
 
 
 @pytest.mark.parametrize("version", ["1.0", "v1.0.0", "1.0.0+build", "01.0.0", ""])

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from kubediffusion.resources.failures import JobFailure
-from kubediffusion.resources.generation_job import MAX_SIZE, InputRole, JobInput
+from kubediffusion.resources.generation_job import MAX_INPUT_PIXELS, MAX_SIZE, InputRole, JobInput
 from kubediffusion.resources.pipeline_facts import PipelineDefaults, PipelineFacts
 from kubediffusion.worker import inputs
 from kubediffusion.worker.assignments import Assignment, Binding
@@ -93,6 +93,7 @@ def test_what_is_no_input_fails_its_job_with_the_reason(monkeypatch: pytest.Monk
     assert "no PNG" in reason(png(Image.new("RGB", (2, 2)), "JPEG"))
     assert "no PNG" in reason(fox[: len(fox) // 2])
     assert f"more than {MAX_SIZE} a side" in reason(png(Image.new("1", (MAX_SIZE + 1, 1))))
+    assert f"more than {MAX_INPUT_PIXELS} in all" in reason(png(Image.new("1", (MAX_SIZE, MAX_SIZE))))
     monkeypatch.setattr(inputs, "MAX_BYTES", 10)
     assert "more than 10" in reason(fox)
 

@@ -27,10 +27,8 @@ Documented = Mapping[str, FieldInfo]
 """Descriptions and examples of fields, for clients."""
 
 
-class RequestModel(BaseModel):
-    """A request. An unknown field is an error, since a mistyped one would be silently without effect."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, from_attributes=True)
+class StrictNumbers(BaseModel):
+    """A request in which a boolean is no number, and a number no boolean."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -43,6 +41,12 @@ class RequestModel(BaseModel):
             if not isinstance(value, bool) and bool in types and not types & {int, float}:
                 raise PydanticCustomError("bool_type", "Input should be true or false, not a number")
         return value
+
+
+class RequestModel(StrictNumbers):
+    """A request. An unknown field is an error, since a mistyped one would be silently without effect."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, from_attributes=True)
 
 
 class ResponseModel(BaseModel):

@@ -344,9 +344,13 @@ def install(app: FastAPI, forms: ErrorForms, routes: Sequence[BaseRoute]) -> Non
 
 
 def _allowed_methods(request: Request, routes: Iterable[BaseRoute]) -> list[str]:
-    """List what a path may be asked for with: Starlette knows it of the first route of the path alone."""
+    """List what a path may be asked for with: Starlette knows it of the first route of the path alone.
+
+    What is mounted, as the page's files, is none of the routes and may be read.
+    """
     found = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
     methods = {method for route in found for method in getattr(route, "methods", None) or ()}
+    methods = methods or {"GET"}
     return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
 
 

@@ -14,13 +14,14 @@ import logging
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kubediffusion.api.client_limits.rates import RateLimiter
 from kubediffusion.api.errors import InvalidRequestError, TooLargeError, TooManyRequestsError, UnavailableError, problem
 from kubediffusion.api.settings import Settings
-from kubediffusion.resources.generation_job import MAX_SIZE
+from kubediffusion.resources.generation_job import MAX_INPUT_PIXELS, MAX_SIZE
 from kubediffusion.resources.image_keys import input_key
 from kubediffusion.resources.storage import ImageStorage
 
@@ -29,12 +30,8 @@ logger = logging.getLogger(__name__)
 MAX_BYTES = 20 * 1024 * 1024
 """Bytes of an image that is taken."""
 
-MAX_PIXELS = 8 * 1024 * 1024
-"""Pixels of an image that is taken: one takes up to 16 bytes while it is decoded (WebP), and the chart gives the API
-512 MiB."""
-
 AT_ONCE = 2
-"""Images that are read from clients, and stored, at the same time; one of them is decoded."""
+"""Images that are read from clients, and stored, at the same time, each of another client; one of them is decoded."""
 
 READ_SECONDS = 30.0
 """How long a client may take to send an image: it holds one of the few places meanwhile."""
@@ -92,8 +89,10 @@ class InputStore:
         self._storage = storage
         self._prefix = settings.s3_prefix
         self._namespace = settings.namespace
-        self._uploads = RateLimiter(settings.rate_limit, "Too many images uploaded: at most {limit}.")
-        self._open = 0
+        self._uploads = _rate(settings.rate_limit)
+        self._uploads_by_key = {name: _rate(settings.limits_of(name).rate_limit) for name in settings.key_limits}
+        self._uploading: set[str] = set()
+        """The clients that hold a place."""
         self._decoder = ThreadPoolExecutor(1, "inputs")
         # Storage that hangs must hold up nothing else.
         self._writers = ThreadPoolExecutor(AT_ONCE, "store inputs")
@@ -106,16 +105,17 @@ class InputStore:
             client: Who sends it, for the rate.
 
         Raises:
-            TooManyRequestsError: The client has sent too many, or others send some right now.
+            TooManyRequestsError: The client has sent too many or sends one right now, or others hold all places.
             TooLargeError: It has too many bytes.
             InvalidRequestError: It is no image that is taken.
             StorageError: Storage is away.
             UnavailableError: Storage does not answer, or none is configured.
         """
-        self._uploads.hit(client)
         if self._storage is None:
             raise UnavailableError("This server has no image storage configured (KUBEDIFFUSION_S3_BUCKET).", 60)
-        with self._place():
+        with contextlib.ExitStack() as held:
+            held.enter_context(self._place(client))
+            self._uploads_by_key.get(client, self._uploads).hit(client)
             try:
                 data = await asyncio.wait_for(_read(body), READ_SECONDS)
             except TimeoutError:
@@ -128,8 +128,11 @@ class InputStore:
             storing = loop.run_in_executor(self._writers, self._storage.put_input, key, plain.data)
             try:
                 await asyncio.wait_for(asyncio.shield(storing), STORE_SECONDS)
-            except TimeoutError:
-                storing.add_done_callback(lambda done: done.cancelled() or done.exception())
+            except (TimeoutError, asyncio.CancelledError) as ended:
+                # The image is in memory until storage has answered, and so long it holds its place.
+                storing.add_done_callback(partial(_leave, held.pop_all()))
+                if isinstance(ended, asyncio.CancelledError):
+                    raise
                 raise UnavailableError("Image storage does not answer; try again shortly.") from None
         logger.info("input stored", extra={"input": digest, "client": client})
         return StoredInput(digest, plain.width, plain.height, len(plain.data))
@@ -140,14 +143,28 @@ class InputStore:
             threads.shutdown(wait=False, cancel_futures=True)
 
     @contextlib.contextmanager
-    def _place(self) -> Iterator[None]:
-        if self._open >= AT_ONCE:
+    def _place(self, client: str) -> Iterator[None]:
+        """Hold one of the few places for as long as the block runs: no client has two of them."""
+        if client in self._uploading:
+            raise TooManyRequestsError("An image of yours is being uploaded already; send one after the other.", 1)
+        if len(self._uploading) >= AT_ONCE:
             raise TooManyRequestsError(f"{AT_ONCE} images are being uploaded already; try again shortly.", 1)
-        self._open += 1
+        self._uploading.add(client)
         try:
             yield
         finally:
-            self._open -= 1
+            self._uploading.remove(client)
+
+
+def _leave(place: contextlib.ExitStack, storing: asyncio.Future[None]) -> None:
+    """Leave a place, and look at an outcome that nobody waits for any more."""
+    place.close()
+    if not storing.cancelled():
+        storing.exception()
+
+
+def _rate(limit: str) -> RateLimiter:
+    return RateLimiter(limit, "Too many images uploaded: at most {limit}.")
 
 
 async def _read(body: AsyncIterator[bytes]) -> bytes:
@@ -195,9 +212,10 @@ def _check(image: Image.Image) -> None:
     """
     if max(image.size) > MAX_SIZE:
         raise _refused(f"it has {image.width} by {image.height} pixels; at most {MAX_SIZE} a side are taken")
-    if image.width * image.height > MAX_PIXELS:
+    if image.width * image.height > MAX_INPUT_PIXELS:
         raise _refused(
-            f"it has {image.width} by {image.height} pixels; at most {MAX_PIXELS} in all are taken, so scale it down"
+            f"it has {image.width} by {image.height} pixels; at most {MAX_INPUT_PIXELS} in all are taken, "
+            "so scale it down"
         )
     # A JPEG of several pictures (MPO), as phones write them, shows its first.
     if image.format in {"PNG", "WEBP"} and getattr(image, "is_animated", False):

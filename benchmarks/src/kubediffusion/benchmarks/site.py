@@ -30,9 +30,9 @@ CLEAR_SECONDS = 0.2
 LONG_SECONDS = 900.0
 REQUEST = {"prompt": "A photo of an astronaut riding a horse on the moon", "num_inference_steps": 25}
 UNLIMITED = {"KUBEDIFFUSION_RATE_LIMIT": "", "KUBEDIFFUSION_MAX_UNFINISHED_JOBS": "0"}
+"""Settings that lift the limits of a client: one client creates all jobs here."""
 API_ENVIRONMENT = {**UNLIMITED, "KUBEDIFFUSION_DEFAULT_TTL_SECONDS": "86400"}
 """The time to live is the chart's. Where the API writes none into a job, the operator does so once it has finished."""
-"""Settings that lift the limits of a client: one client creates all jobs here."""
 
 
 class BenchmarkError(Exception):

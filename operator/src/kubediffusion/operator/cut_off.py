@@ -15,6 +15,10 @@ from kubediffusion.operator.workers import ObservedWorker, Pod
 CUT_OFF_AFTER = dt.timedelta(seconds=10)
 """How long a worker may say so until the jobs go elsewhere that it has not begun."""
 
+FIRST_READY_AFTER = dt.timedelta(seconds=60)
+"""The same of a worker that this operator never saw ready: it may have loaded its model just now, and its node have yet
+to ask it."""
+
 
 @dataclass(frozen=True)
 class CutOff:
@@ -37,7 +41,7 @@ class CutOffs:
         self._since: dict[str, dt.datetime] = {}
 
     def observe(self, pod: Pod, *, busy: bool, now: dt.datetime, longest_end: dt.timedelta) -> CutOff | None:
-        """Return when a worker counts as cut off; None while it is ready, or never was.
+        """Return when a worker counts as cut off; None while it is ready, or still loads its model.
 
         Args:
             pod: Its Pod.
@@ -48,10 +52,11 @@ class CutOffs:
         name = pod.metadata.name
         if pod.ready or busy:
             self._was_ready.add(name)
-        if not pod.withdrawn or name not in self._was_ready:
+        if not pod.withdrawn:
             self._since.pop(name, None)
             return None
-        at = self._since.setdefault(name, now) + CUT_OFF_AFTER
+        at = self._since.setdefault(name, now)
+        at += CUT_OFF_AFTER if name in self._was_ready else FIRST_READY_AFTER
         return CutOff(at, at + longest_end)
 
     def forget_others(self, pods: Collection[str]) -> None:

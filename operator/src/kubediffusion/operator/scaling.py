@@ -119,9 +119,9 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, taken: Set[str], newl
             actions.append(_delete(worker, "the model's spec has changed"))
     surplus = max(len(live) - wanted, 0)
     # While it went, another worker may have got its place; a Job waits for seconds before it makes the next Pod.
-    given_up = [w for w in live if w.between_pods and not view.jobs_of(w)][:surplus]
-    actions += [_delete(w, "the platform ended its Pod, and there are workers enough") for w in given_up]
-    surplus -= len(given_up)
+    between_pods = [w for w in live if w.between_pods and not view.jobs_of(w)][:surplus]
+    actions += [_delete(w, "the platform ended its Pod, and there are workers enough") for w in between_pods]
+    surplus -= len(between_pods)
     # They hold nothing, and may wait for ever: no deadline ends what no node has taken. A worker that is ready is asked
     # to go only after them.
     awaiting = [(w.job.metadata.creation_timestamp or now, w) for w in live if w.awaits_node and not view.jobs_of(w)]

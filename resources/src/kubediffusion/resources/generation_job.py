@@ -19,6 +19,9 @@ MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
 """The most steps that any model may allow; DiffusionModel ``spec.limits`` is stricter."""
 MAX_SIZE = 4096
+MAX_INPUT_PIXELS = 8 * 1024 * 1024
+"""Pixels of an image that a job begins from: one takes up to 16 bytes while the API decodes it (WebP), and the chart
+gives the API 512 MiB."""
 MAX_IMAGES = 16
 MAX_WARNINGS = 16
 MAX_CACHING_INTERVAL = 20

@@ -70,6 +70,8 @@ class ApiServerContact:
                     logger.warning("cut off from the API server; the worker takes no jobs: %s", problem)
                 elif problem is None and self._cut_off:
                     # The connection of the old watch may be dead without knowing it.
+                    if watching.done():
+                        watching.result()
                     watching.cancel()
                     await asyncio.wait({watching})
                     await self._catch_up()

@@ -43,6 +43,10 @@ def fetch_from_s3_or_disk(settings: Settings) -> LocalModel:
     return fetch_model(settings, Locations(settings))
 
 
+CONFIGURATION_SECONDS = 5.0
+"""How long storage may be silent while configurations are fetched: nothing else of the start goes on meanwhile."""
+
+
 def fetch_configurations(settings: Settings, scratch: Path) -> list[Path]:
     """Return folders with the configurations of a model's components, where they come from S3 or the Hub.
 
@@ -66,11 +70,16 @@ def fetch_configurations(settings: Settings, scratch: Path) -> list[Path]:
         pattern = f"{glob.escape(within)}/{name}" if within else name
         try:
             if location.s3 is not None:
-                found.append(s3models.fetch(location.s3.uri, scratch, (pattern,)) / within)
+                fetched = s3models.fetch(
+                    location.s3.uri, scratch, (pattern,), read_timeout=CONFIGURATION_SECONDS, attempts=1
+                )
+                found.append(fetched / within)
             elif location.hugging_face is not None:
                 found.append(_of_hub(location.hugging_face, pattern, settings) / within)
         except Exception as error:  # noqa: BLE001 - the model's fetch meets the same, and says so
             logger.info("configurations could not be fetched: %s", type(error).__name__)
+            # Storage that does not answer would keep each of them waiting.
+            break
     return found
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from kubediffusion.resources.backoff import Backoff
 from kubediffusion.resources.failures import ErrorCode, JobFailure
-from kubediffusion.resources.generation_job import MAX_SIZE, InputRole, JobInput
+from kubediffusion.resources.generation_job import MAX_INPUT_PIXELS, MAX_SIZE, InputRole, JobInput
 from kubediffusion.resources.image_keys import input_key
 from kubediffusion.resources.storage import ImageStorage, StorageError
 from kubediffusion.worker.assignments import Assignment
@@ -179,6 +179,8 @@ def decode_input(data: bytes, given: JobInput, size: tuple[int, int] | None) -> 
 def _check_size(image: Image.Image, given: JobInput) -> None:
     if max(image.size) > MAX_SIZE:
         raise _unusable(given, f"it has {image.width} by {image.height} pixels, more than {MAX_SIZE} a side")
+    if image.width * image.height > MAX_INPUT_PIXELS:
+        raise _unusable(given, f"it has {image.width} by {image.height} pixels, more than {MAX_INPUT_PIXELS} in all")
 
 
 def _unusable(given: JobInput, why: str) -> JobFailure:

@@ -37,20 +37,24 @@ class _File:
     etag: str
 
 
-def fetch(uri: str, cache_dir: Path, patterns: tuple[str, ...] = ()) -> Path:
+def fetch(
+    uri: str, cache_dir: Path, patterns: tuple[str, ...] = (), *, read_timeout: float = 60.0, attempts: int = 5
+) -> Path:
     """Return the local copy of the folder ``s3://bucket/prefix``, after downloading it unless it is there.
 
     Args:
         uri: The folder in S3.
         cache_dir: Folder of the copies, each under a hash of its listing.
         patterns: Of the files that are wanted, as ``fnmatch`` has them; all where there are none.
+        read_timeout: Seconds without a byte of an answer after which a request has failed.
+        attempts: How often a request is sent in all.
 
     Raises:
         BadModelError: A key leads out of the folder.
         ModelRefusedError: There is no such bucket or folder, the worker may not read it, or its settings are wrong.
         DownloadError: Storage did not answer, or the folder changed meanwhile; another try may help.
     """
-    client = make_client(read_timeout=60, attempts=5)
+    client = make_client(read_timeout=read_timeout, attempts=attempts)
     try:
         return _fetch(client, uri, cache_dir, patterns)
     except (ClientError, BotoCoreError) as error:

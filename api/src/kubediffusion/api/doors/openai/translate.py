@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from kubediffusion.api.derived import request_of
+from kubediffusion.api.derived import StrictNumbers, request_of
 from kubediffusion.api.doors.common import FieldNames, around_images
 from kubediffusion.api.encoding import Encoding, OutputFormat
 from kubediffusion.api.errors import ApiError, InvalidRequestError, problem
@@ -52,7 +52,7 @@ class Background(StrEnum):
     parts={generation_job.Acceleration: Acceleration, generation_job.JobInput: InputImage},
     without=NOT_REQUESTED.keys() | OWN_NAMES.keys(),
 )
-class ImageGenerationRequest(BaseModel):
+class ImageGenerationRequest(StrictNumbers):
     """What to draw, as OpenAI's clients say it. ``prompt`` alone is enough; unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True, from_attributes=True)

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from kubediffusion.api.derived import request_of
+from kubediffusion.api.derived import StrictNumbers, request_of
 from kubediffusion.api.doors.common import FieldNames
 from kubediffusion.api.doors.replicate.schemas import Prediction, PredictionUrls, ReplicateModel, ReplicateVersion
 from kubediffusion.api.encoding import Encoding, OutputFormat
@@ -88,7 +88,7 @@ _ENCODING = re.compile(r"(jpg|webp);quality=(\d{1,2}|100)")
     parts={generation_job.Acceleration: Acceleration, generation_job.JobInput: InputImage},
     without=NOT_REQUESTED.keys() | {"model", "prompt", "num_images", "scheduler"},
 )
-class PredictionInput(BaseModel):
+class PredictionInput(StrictNumbers):
     """What to draw, as models at Replicate are told. ``prompt`` alone is enough; unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True, from_attributes=True)

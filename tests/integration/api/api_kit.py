@@ -25,7 +25,7 @@ from kubediffusion.local import installation
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import Namespace, wait_for
 from kubediffusion.resources import meta
-from kubediffusion.resources.image_keys import image_key, preview_key
+from kubediffusion.resources.image_keys import image_key, input_key, preview_key
 
 MODEL = "tiny"
 WORKER = "tiny-worker"
@@ -283,6 +283,13 @@ class Stage:
         key = preview_key(installation.PREFIX, self.namespace.name, self.job(name)["metadata"]["uid"])
         about = {"attempt": str(attempt), "index": str(index)}
         self._s3.put_object(Bucket=installation.BUCKET, Key=key, Body=data, Metadata=about)
+
+    def input(self, name: str, role: str) -> bytes:
+        """Read an image that a job is made of, as the worker does."""
+        (given,) = [each["id"] for each in self.job(name)["spec"]["inputs"] if each["role"] == role]
+        key = input_key(installation.PREFIX, self.namespace.name, given)
+        data: bytes = self._s3.get_object(Bucket=installation.BUCKET, Key=key)["Body"].read()
+        return data
 
     def overwrite(self, uri: str, data: bytes) -> None:
         """Replace the bytes of a stored image."""

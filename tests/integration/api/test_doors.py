@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import concurrent.futures
 import json
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from urllib.parse import quote
 
 import httpx
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from integration.api.api_kit import COMMAND, MODEL, Api, Site, StartApi, generate, problems
+from integration.api.api_kit import COMMAND, MODEL, Api, Site, StartApi, generate, png, problems
 from kubediffusion.api.main import listening_sockets
 from kubediffusion.local.testing import wait_for
 
@@ -84,6 +85,22 @@ def test_what_a_models_pipeline_cannot_do_is_refused_at_every_door(site: Site) -
     fitting = {"prompt": "a cat", "negative_prompt": "", "width": 512, "height": 512}
     for path, body in {"/generate": fitting, "/v1/jobs": fitting, predictions: {"input": fitting}}.items():
         assert api.http.post(path, json=body).status_code in {201, 202}, path
+
+
+def test_a_task_that_a_model_has_not_is_refused_at_every_door(site: Site) -> None:
+    api, image = site.start(RATE_LIMIT=""), base64.b64encode(png()).decode()
+    site.stage.knows(MODEL, name="TextPipeline", tasks=["text-to-image"])
+    doors: dict[str, Mapping[str, object]] = {
+        "/v1/jobs": {"inputs": [{"role": "image", "id": "a" * 64}]},
+        "/sdapi/v1/img2img": {"init_images": [image]},
+    }
+    words = f"model '{MODEL}' has no task image-to-image; it has text-to-image. Ask for another model"
+    for path, fields in doors.items():
+
+        def refused(path: str = path, fields: Mapping[str, object] = fields) -> bool:
+            return words in api.http.post(path, json={"prompt": "a cat", **fields}).text
+
+        wait_for(f"the refusal at {path}", refused, 30)
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])

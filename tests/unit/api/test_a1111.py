@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import pytest
+from PIL import Image as PillowImage
 
+from kubediffusion.api.doors.a1111.img2img import image_bytes, kept, painted_anew
 from kubediffusion.api.doors.a1111.translate import Txt2ImgRequest, infotexts, job_request
+from kubediffusion.api.errors import InvalidRequestError
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJobStatus, Image, Parameters, Scheduler
 from kubediffusion.resources.pipeline_facts import PipelineFacts
@@ -73,3 +77,26 @@ def test_a_setting_without_effect_is_named_and_left_out_of_what_was_understood()
 def test_a_request_whose_settings_all_have_an_effect_is_understood_as_it_is(settings: dict[str, Any]) -> None:
     request = Txt2ImgRequest.model_validate({"prompt": "a hare", **settings})
     assert (request.warnings, request.understood()) == ([], request.model_dump(mode="json"))
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 3 * 2**18, 3 * 2**18 + 1, 2**21])
+@pytest.mark.parametrize("form", ["{}", "data:image/png;base64,{}", "DATA:;base64,{}"])
+def test_an_image_of_any_length_is_decoded(size: int, form: str) -> None:
+    data = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    assert image_bytes(form.format(base64.b64encode(data).decode()), "mask") == data
+    assert image_bytes(form.format(base64.encodebytes(data).decode()), "mask") == data
+
+
+@pytest.mark.parametrize("text", ["a", "====", "§", "aGk=aGk=", "data:image/png,<svg/>", "file:///etc/passwd", "a b c"])
+def test_what_is_no_base64_is_refused_by_its_field(text: str) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        image_bytes(text, "mask")
+    detail: Any = refused.value.detail
+    assert (detail[0]["loc"], detail[0]["type"]) == (["body", "mask"], "image_refused")
+
+
+def test_a_mask_is_its_opacity_where_it_has_any_else_its_greys() -> None:
+    grey = PillowImage.new("RGB", (1, 1), (64, 64, 64))
+    assert (painted_anew(grey).getpixel((0, 0)), kept(grey).getpixel((0, 0))) == (64, 191)
+    white = PillowImage.new("RGBA", (1, 1), (255, 255, 255, 10))
+    assert (painted_anew(white).getpixel((0, 0)), kept(white).getpixel((0, 0))) == (10, 245)

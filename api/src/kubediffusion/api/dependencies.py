@@ -20,7 +20,7 @@ from kubediffusion.api.auth import ApiKeys
 from kubediffusion.api.encoding import ImageEncoder
 from kubediffusion.api.errors import ClientGoneError
 from kubediffusion.api.images import ImageReader
-from kubediffusion.api.inputs import InputStore
+from kubediffusion.api.inputs import MAX_BODY_BYTES, InputStore
 from kubediffusion.api.job_cache.cache import JobCache
 from kubediffusion.api.job_events.streams import JobStreams
 from kubediffusion.api.metrics import Metrics
@@ -239,6 +239,20 @@ class JsonRequest(Request):
         except ValueError as error:
             # The error that FastAPI expects of its parser.
             raise json.JSONDecodeError(str(error), "", 0) from error
+
+
+class ImagesRequest(JsonRequest):
+    """A request whose body may hold images. It is read by whoever has a place of :class:`InputStore`."""
+
+    @staticmethod
+    def limit(_: Settings) -> int:
+        """Return how many bytes a body may have."""
+        return MAX_BODY_BYTES
+
+    @classmethod
+    def of(cls, request: Request) -> ImagesRequest:
+        """Return a request, of which nothing has been read, with this limit."""
+        return cls(request.scope, request.receive)
 
 
 class ListRequest(JsonRequest):

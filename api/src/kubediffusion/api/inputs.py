@@ -11,15 +11,23 @@ import contextlib
 import hashlib
 import io
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
 from PIL import Image, ImageOps, UnidentifiedImageError
+from starlette.requests import ClientDisconnect
 
 from kubediffusion.api.client_limits.rates import RateLimiter
-from kubediffusion.api.errors import InvalidRequestError, TooLargeError, TooManyRequestsError, UnavailableError, problem
+from kubediffusion.api.errors import (
+    ClientGoneError,
+    InvalidRequestError,
+    TooLargeError,
+    TooManyRequestsError,
+    UnavailableError,
+    problem,
+)
 from kubediffusion.api.settings import Settings
 from kubediffusion.resources.generation_job import MAX_INPUT_PIXELS, MAX_SIZE
 from kubediffusion.resources.image_keys import input_key
@@ -30,8 +38,12 @@ logger = logging.getLogger(__name__)
 MAX_BYTES = 20 * 1024 * 1024
 """Bytes of an image that is taken."""
 
+MAX_BODY_BYTES = 28 * 1024 * 1024
+"""Bytes of a body that has images beside other fields: an image of the most bytes in base64, and some more."""
+
 AT_ONCE = 2
-"""Images that are read from clients, and stored, at the same time, each of another client; one of them is decoded."""
+"""Requests with images that are read from clients, and their images stored, at the same time, each of another client;
+one image of them is decoded."""
 
 READ_SECONDS = 30.0
 """How long a client may take to send an image: it holds one of the few places meanwhile."""
@@ -40,6 +52,9 @@ STORE_SECONDS = 10.0
 """How long a request waits for storage."""
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+
+Change = Callable[[Image.Image], Image.Image]
+"""What is made of an image before it is written anew."""
 
 _DEEP = ("I", "F")
 """What modes of more than 8 bits begin with."""
@@ -107,35 +122,38 @@ class InputStore:
         Raises:
             TooManyRequestsError: The client has sent too many or sends one right now, or others hold all places.
             TooLargeError: It has too many bytes.
-            InvalidRequestError: It is no image that is taken.
+            InvalidRequestError: It is no image that is taken, or has not come in time.
+            ClientGoneError: The client has closed the connection.
             StorageError: Storage is away.
             UnavailableError: Storage does not answer, or none is configured.
+        """
+        with self.place(client) as place:
+            return await place.store(await place.read(_bounded(body)))
+
+    @contextlib.contextmanager
+    def place(self, client: str) -> Iterator[UploadPlace]:
+        """Hold one of the few places for as long as the block runs: no client has two of them.
+
+        Args:
+            client: Who sends images, for the rate.
+
+        Raises:
+            TooManyRequestsError: The client has sent too many or sends one right now, or others hold all places.
+            UnavailableError: No storage is configured.
         """
         if self._storage is None:
             raise UnavailableError("This server has no image storage configured (KUBEDIFFUSION_S3_BUCKET).", 60)
         with contextlib.ExitStack() as held:
-            held.enter_context(self._place(client))
+            held.enter_context(self._occupied(client))
             self._uploads_by_key.get(client, self._uploads).hit(client)
-            try:
-                data = await asyncio.wait_for(_read(body), READ_SECONDS)
-            except TimeoutError:
-                raise InvalidRequestError([problem(None, f"it was not there after {READ_SECONDS:.0f} s")]) from None
-            loop = asyncio.get_running_loop()
-            plain = await loop.run_in_executor(self._decoder, rewritten, data)
-            del data
-            digest = hashlib.sha256(plain.data).hexdigest()
-            key = input_key(self._prefix, self._namespace, digest)
-            storing = loop.run_in_executor(self._writers, self._storage.put_input, key, plain.data)
-            try:
-                await asyncio.wait_for(asyncio.shield(storing), STORE_SECONDS)
-            except (TimeoutError, asyncio.CancelledError) as ended:
-                # The image is in memory until storage has answered, and so long it holds its place.
-                storing.add_done_callback(partial(_leave, held.pop_all()))
-                if isinstance(ended, asyncio.CancelledError):
-                    raise
-                raise UnavailableError("Image storage does not answer; try again shortly.") from None
-        logger.info("input stored", extra={"input": digest, "client": client})
-        return StoredInput(digest, plain.width, plain.height, len(plain.data))
+            yield UploadPlace(self._rewrite, partial(self._put, self._storage), client, held)
+
+    async def _rewrite(self, data: bytes, change: Change | None) -> PlainImage:
+        return await asyncio.get_running_loop().run_in_executor(self._decoder, rewritten, data, change)
+
+    def _put(self, storage: ImageStorage, digest: str, data: bytes) -> asyncio.Future[None]:
+        key = input_key(self._prefix, self._namespace, digest)
+        return asyncio.get_running_loop().run_in_executor(self._writers, storage.put_input, key, data)
 
     def close(self) -> None:
         """End the threads."""
@@ -143,8 +161,7 @@ class InputStore:
             threads.shutdown(wait=False, cancel_futures=True)
 
     @contextlib.contextmanager
-    def _place(self, client: str) -> Iterator[None]:
-        """Hold one of the few places for as long as the block runs: no client has two of them."""
+    def _occupied(self, client: str) -> Iterator[None]:
         if client in self._uploading:
             raise TooManyRequestsError("An image of yours is being uploaded already; send one after the other.", 1)
         if len(self._uploading) >= AT_ONCE:
@@ -154,6 +171,83 @@ class InputStore:
             yield
         finally:
             self._uploading.remove(client)
+
+
+class UploadPlace:
+    """A place of :meth:`InputStore.place`: whoever has it may have a request's images in memory.
+
+    Args:
+        rewrite: Writes an image anew.
+        put: Begins to store an image under its hash.
+        client: Who sends the images, for the log.
+        held: What leaves the place.
+    """
+
+    def __init__(
+        self,
+        rewrite: Callable[[bytes, Change | None], Awaitable[PlainImage]],
+        put: Callable[[str, bytes], asyncio.Future[None]],
+        client: str,
+        held: contextlib.ExitStack,
+    ) -> None:
+        self._rewrite = rewrite
+        self._put = put
+        self._client = client
+        self._held = held
+
+    async def read(self, body: AsyncIterator[bytes]) -> bytes:
+        """Read a body within the time that a client may take to send it.
+
+        Raises:
+            InvalidRequestError: It has not come in time.
+            ClientGoneError: The client has closed the connection.
+        """
+        async with self.in_time():
+            return b"".join([piece async for piece in body])
+
+    @contextlib.asynccontextmanager
+    async def in_time(self) -> AsyncIterator[None]:
+        """Read from the client meanwhile, as :meth:`read` does."""
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                yield
+        except TimeoutError:
+            raise InvalidRequestError([problem(None, f"it was not there after {READ_SECONDS:.0f} s")]) from None
+        except ClientDisconnect:
+            raise ClientGoneError from None
+
+    async def store(self, data: bytes, *, field: str | None = None, change: Change | None = None) -> StoredInput:
+        """Store an image that has been read.
+
+        Args:
+            data: The image.
+            field: The field of the request that it came in, for errors; None where it is the body.
+            change: What is made of it first.
+
+        Raises:
+            TooLargeError: It has too many bytes.
+            InvalidRequestError: It is no image that is taken.
+            StorageError: Storage is away.
+            UnavailableError: Storage does not answer.
+        """
+        _check_size(len(data))
+        try:
+            plain = await self._rewrite(data, change)
+        except InvalidRequestError as error:
+            raise error if field is None else _in_field(field, error) from None
+        del data
+        digest = hashlib.sha256(plain.data).hexdigest()
+        storing = self._put(digest, plain.data)
+        try:
+            await asyncio.wait_for(asyncio.shield(storing), STORE_SECONDS)
+        except (TimeoutError, asyncio.CancelledError) as ended:
+            # The image is in memory until storage has answered, and so long it holds its place.
+            storing.add_done_callback(partial(_leave, self._held.pop_all()))
+            if isinstance(ended, asyncio.CancelledError):
+                raise
+            raise UnavailableError("Image storage does not answer; try again shortly.") from None
+        logger.info("input stored", extra={"input": digest, "client": self._client})
+        return StoredInput(digest, plain.width, plain.height, len(plain.data))
 
 
 def _leave(place: contextlib.ExitStack, storing: asyncio.Future[None]) -> None:
@@ -167,21 +261,31 @@ def _rate(limit: str) -> RateLimiter:
     return RateLimiter(limit, "Too many images uploaded: at most {limit}.")
 
 
-async def _read(body: AsyncIterator[bytes]) -> bytes:
-    pieces: list[bytes] = []
+async def _bounded(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     size = 0
     async for piece in body:
         size += len(piece)
-        if size > MAX_BYTES:
-            raise TooLargeError(f"The image is too large: at most {MAX_BYTES} bytes are taken.")
-        pieces.append(piece)
-    return b"".join(pieces)
+        _check_size(size)
+        yield piece
 
 
-def rewritten(data: bytes) -> PlainImage:
+def _check_size(size: int) -> None:
+    if size > MAX_BYTES:
+        raise TooLargeError(f"The image is too large: at most {MAX_BYTES} bytes are taken.")
+
+
+def _in_field(field: str, error: InvalidRequestError) -> InvalidRequestError:
+    return InvalidRequestError({**entry, "loc": ["body", field]} for entry in error.detail if isinstance(entry, dict))
+
+
+def rewritten(data: bytes, change: Change | None = None) -> PlainImage:
     """Decode an image, turn it as its EXIF orientation says, and write it anew: grey, RGB or RGBA, 8 bits a channel.
 
     Nothing else of the file is kept: no EXIF, no text, no colour profile.
+
+    Args:
+        data: The file.
+        change: What is made of the image before it is written; it raises InvalidRequestError where it cannot.
 
     Raises:
         InvalidRequestError: It is no image that is taken; the reason is in it.
@@ -191,6 +295,8 @@ def rewritten(data: bytes) -> PlainImage:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             _check(opened)
             plain = _plain(_upright(opened))
+            if change is not None:
+                plain = change(plain)
     except InvalidRequestError:
         raise
     except UnidentifiedImageError:

@@ -167,8 +167,8 @@ class Settings(StorageSecrets):
     """A stream of events that has been silent for so long says that it is still there."""
 
     openai_deadline_seconds: Annotated[int, Field(ge=1)] = 600
-    """How long a request of OpenAI's images API, or of ``/sdapi/v1/txt2img``, waits for its images, and after which the
-    job ends: the time limit of OpenAI's own client."""
+    """How long a request of OpenAI's images API, or of the web UI's ``/sdapi/v1``, waits for its images, and after
+    which the job ends: the time limit of OpenAI's own client."""
 
     default_ttl_seconds: Annotated[int, Field(ge=0, le=31_536_000)] = 0
     """Seconds that a finished job stays that is created here, names no time to live, and whose model names none. It is

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from kubediffusion.api.errors import ApiError, InvalidRequestError, Problem, validation_problems
 from kubediffusion.api.job_cache.records import CachedJob
@@ -16,6 +16,25 @@ from kubediffusion.api.job_cache.results import error_message
 from kubediffusion.api.schemas import JobRequest
 from kubediffusion.resources.failures import ErrorCode
 from kubediffusion.resources.generation_job import Phase
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(model: type[Model], body: object) -> Model:
+    """Build a door's request from a body that no route's parameter has been validated by.
+
+    Raises:
+        InvalidRequestError: It is not valid; the fields are named.
+    """
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        raise _refused(error) from None
+
+
+def _refused(error: ValidationError) -> InvalidRequestError:
+    found = [{**entry, "loc": ("body", *entry["loc"])} for entry in error.errors()]
+    return InvalidRequestError(validation_problems(found))
 
 
 @dataclass(frozen=True)
@@ -39,8 +58,7 @@ class FieldNames:
         try:
             return JobRequest.model_validate(fields)
         except ValidationError as error:
-            found = [{**entry, "loc": ("body", *entry["loc"])} for entry in error.errors()]
-            raise self.renamed(InvalidRequestError(validation_problems(found))) from None
+            raise self.renamed(_refused(error)) from None
 
     @contextmanager
     def named_in_errors(self) -> Iterator[None]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from kubediffusion.api.dependencies import ClientDep, InputsDep
-from kubediffusion.api.errors import ClientGoneError, InvalidRequestError, problem
+from kubediffusion.api.errors import InvalidRequestError, problem
 from kubediffusion.api.input_schemas import StoredInputView
 from kubediffusion.api.routes.responses import errors
 
@@ -35,8 +35,5 @@ async def upload_input(request: Request, inputs: InputsDep, client: ClientDep) -
     """
     if request.headers.get("content-type", "").startswith("multipart/"):
         raise InvalidRequestError([problem(None, "Send the image itself as the body; forms are not taken here.")])
-    try:
-        stored = await inputs.store(request.stream(), client)
-    except ClientDisconnect:
-        raise ClientGoneError from None
+    stored = await inputs.store(request.stream(), client)
     return StoredInputView(id=stored.id, width=stored.width, height=stored.height, bytes=stored.size)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
 from kubediffusion.api.derived import ResponseModel
 from kubediffusion.api.schemas import ErrorBody, ValidationBody
 
@@ -49,6 +51,27 @@ def errors_in_form(model: type[ResponseModel], descriptions: Mapping[int, str], 
         }
         for status in sorted({401, *statuses})
     }
+
+
+def request_body(model: type[BaseModel], media_type: str) -> dict[str, Any]:
+    """Declare the body of a route that reads it by itself, since FastAPI would keep it until the response has ended.
+
+    Args:
+        model: What the body is.
+        media_type: Its form.
+    """
+    schema = model.model_json_schema()
+    parts = schema.pop("$defs", {})
+
+    def whole(node: Any) -> Any:
+        # What a model's own schema refers to is not among the document's.
+        if isinstance(node, dict):
+            if "$ref" in node:
+                return whole(parts[node["$ref"].rsplit("/", 1)[-1]])
+            return {key: whole(value) for key, value in node.items()}
+        return [whole(each) for each in node] if isinstance(node, list) else node
+
+    return {"requestBody": {"required": True, "content": {media_type: {"schema": whole(schema)}}}}
 
 
 def links(parameter: str, value: str, *operations: str, of_request: Iterable[str] = ()) -> dict[str, Any]:

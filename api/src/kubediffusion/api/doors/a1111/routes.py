@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import Body, Query
+from fastapi import Body, Depends, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
 from kubediffusion.api.dependencies import (
+    AppState,
     AppStateDep,
     ClientDep,
     EncoderDep,
     IdempotencyKey,
     ImagesDep,
+    ImagesRequest,
+    InputsDep,
     JobServiceDep,
     KeyNameDep,
     PreviewsDep,
     Rated,
     unless_gone,
 )
+from kubediffusion.api.doors.a1111.img2img import Img2ImgRequest, image_bytes, kept, painted_anew, parse_request
 from kubediffusion.api.doors.a1111.schemas import (
     A1111ErrorBody,
     A1111Images,
@@ -44,11 +51,17 @@ from kubediffusion.api.doors.a1111.translate import (
     samplers,
 )
 from kubediffusion.api.doors.common import around_images
-from kubediffusion.api.doors.router import DoorRouter, JobCall, streamed
-from kubediffusion.api.encoding import EncodedImages, Encoding
+from kubediffusion.api.doors.router import JSON, DoorRouter, JobCall, streamed
+from kubediffusion.api.encoding import EncodedImages, Encoding, ImageEncoder
 from kubediffusion.api.errors import ApiError, NotOfferedError, TooManyRequestsError
+from kubediffusion.api.images import ImageReader
+from kubediffusion.api.input_schemas import InputImage
+from kubediffusion.api.inputs import Change, UploadPlace
 from kubediffusion.api.job_cache.results import JOB_HEADER, warning_headers
-from kubediffusion.api.routes.responses import Responses, errors_in_form
+from kubediffusion.api.routes.responses import Responses, errors_in_form, request_body
+from kubediffusion.api.schemas import JobRequest
+from kubediffusion.api.service import JobService
+from kubediffusion.resources.generation_job import InputRole
 
 _ERRORS = {
     400: "The request is not valid.",
@@ -67,16 +80,68 @@ def _errors(*statuses: int) -> Responses:
     return errors_in_form(A1111ErrorBody, _ERRORS, statuses)
 
 
-@router.post(
-    "/txt2img",
-    dependencies=[Rated],
-    summary="Generate images, as clients of AUTOMATIC1111's web UI ask for them",
-    response_model=A1111Images,
-    responses=_errors(400, 413, 422, 429, 500, 502, 503, 504),
-)
-async def txt2img(
+@dataclass(frozen=True)
+class _Echo:
+    """What a response says of its request.
+
+    Attributes:
+        parameters: The request as it was understood.
+        batch_size: As the client asked for it.
+        warnings: What had no effect.
+    """
+
+    parameters: Mapping[str, Any]
+    batch_size: int
+    warnings: Sequence[str]
+
+    @classmethod
+    def of(cls, body: Txt2ImgRequest) -> _Echo:
+        return cls(body.understood(), body.batch_size, body.warnings)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A request that ends with images: who asks, and what the answer needs."""
+
+    request: Request
+    state: AppState
+    service: JobService
+    images: ImageReader
+    encoder: ImageEncoder
+    client: str
+    key_name: str
+    idempotency_key: str | None
+
+    def job_request(self, body: Txt2ImgRequest) -> JobRequest:
+        """Build the request of the job.
+
+        Raises:
+            InvalidRequestError: A field has a value that cannot be had.
+        """
+        return job_request(body, self.state.models.find(body.checkpoint), self.state.settings.openai_deadline_seconds)
+
+    async def response(self, wanted: JobRequest, echo: _Echo) -> Response:
+        """Create the job, and build the response once its images are there."""
+        with FIELD_NAMES.named_in_errors():
+            job = await self.service.submit(wanted, self.client, self.key_name, self.idempotency_key)
+        headers = {JOB_HEADER: job.name}
+        try:
+            call = JobCall(self.service, job, abandons=self.idempotency_key is None)
+            done = await unless_gone(self.request, call.outcome())
+        except ApiError as error:
+            error.headers.update(headers)
+            raise
+        whole = done.parse()
+        texts = infotexts(whole)
+        fields = {"parameters": echo.parameters, "info": info(whole, texts, echo.batch_size)}
+        document = EncodedImages(self.images, self.encoder, Encoding(), texts).document(
+            done, around_images(fields, "images", len(done.images))
+        )
+        return await streamed(document, headers | warning_headers(done, echo.warnings))
+
+
+async def _drawing(
     request: Request,
-    body: Txt2ImgRequest,
     service: JobServiceDep,
     images: ImagesDep,
     encoder: EncoderDep,
@@ -84,41 +149,67 @@ async def txt2img(
     client: ClientDep,
     key_name: KeyNameDep,
     idempotency_key: IdempotencyKey = None,
-) -> Response:
+) -> Drawing:
+    return Drawing(request, state, service, images, encoder, client, key_name, idempotency_key)
+
+
+DrawingDep = Annotated[Drawing, Depends(_drawing)]
+
+
+@router.post(
+    "/txt2img",
+    dependencies=[Rated],
+    summary="Generate images, as clients of AUTOMATIC1111's web UI ask for them",
+    response_model=A1111Images,
+    responses=_errors(400, 413, 422, 429, 500, 502, 503, 504),
+)
+async def txt2img(body: Txt2ImgRequest, drawing: DrawingDep) -> Response:
     """Answer with the images once they are there.
 
     The job is an ordinary one, whose name is in the header `X-KubeDiffusion-Job`. A client that hangs up cancels it,
     unless it sent an `Idempotency-Key`, by which it can ask again.
     """
-    wanted = job_request(body, state.models.find(body.checkpoint), state.settings.openai_deadline_seconds)
-    with FIELD_NAMES.named_in_errors():
-        job = await service.submit(wanted, client, key_name, idempotency_key)
-    headers = {JOB_HEADER: job.name}
-    try:
-        call = JobCall(service, job, abandons=idempotency_key is None)
-        done = await unless_gone(request, call.outcome())
-    except ApiError as error:
-        error.headers.update(headers)
-        raise
-    whole = done.parse()
-    texts = infotexts(whole)
-    fields = {
-        "parameters": body.understood(),
-        "info": info(whole, texts, body.batch_size),
-    }
-    document = EncodedImages(images, encoder, Encoding(), texts).document(
-        done, around_images(fields, "images", len(done.images))
-    )
-    return await streamed(document, headers | warning_headers(done, body.warnings))
+    return await drawing.response(drawing.job_request(body), _Echo.of(body))
 
 
-@router.post("/img2img", summary="Refused: images are uploaded elsewhere", responses=_errors(501))
-async def img2img() -> None:
-    """Say how an image is made of another."""
-    raise NotOfferedError(
-        "Images are not taken in the body of a request here. Upload the image by POST /v1/inputs, and name its id in "
-        "inputs of POST /v1/jobs; POST /sdapi/v1/txt2img draws from a prompt."
-    )
+@router.post(
+    "/img2img",
+    dependencies=[Rated],
+    summary="Make images of an image, as clients of AUTOMATIC1111's web UI ask for them",
+    response_model=A1111Images,
+    responses=_errors(400, 413, 422, 429, 500, 502, 503, 504),
+    openapi_extra=request_body(Img2ImgRequest, JSON),
+)
+async def img2img(request: Request, drawing: DrawingDep, inputs: InputsDep) -> Response:
+    """Answer with the images once they are there, as `txt2img` does.
+
+    The image, and a mask, are stored as `POST /v1/inputs` stores them. Where there is a mask, only its white is painted
+    anew.
+    """
+    # The images are in memory for as long as the place is taken, and not while the job runs.
+    with inputs.place(drawing.client) as place:
+        wanted, echo = await _stored(await place.read(ImagesRequest.of(request).stream()), drawing, place)
+    return await drawing.response(wanted, echo)
+
+
+async def _stored(body: bytes, drawing: Drawing, place: UploadPlace) -> tuple[JobRequest, _Echo]:
+    """Store the images of a request."""
+    found = parse_request(body)
+    del body
+    # What is refused is refused before anything is stored.
+    wanted = drawing.job_request(found)
+
+    async def store(role: InputRole, text: str, field: str, change: Change | None = None) -> InputImage:
+        data = await asyncio.to_thread(image_bytes, text, field)
+        stored = await place.store(data, field=field, change=change)
+        return InputImage.model_validate({"role": role, "id": stored.id})
+
+    named = [await store(InputRole.IMAGE, found.init_images[0], "init_images")]
+    if found.mask:
+        change = kept if found.inpainting_mask_invert else painted_anew
+        named.append(await store(InputRole.MASK, found.mask, "mask", change))
+    begun = wanted.model_copy(update={"inputs": tuple(named), "strength": found.strength})
+    return begun, _Echo.of(found)
 
 
 @router.get("/progress", summary="How far the client's jobs are", responses=_errors())

@@ -38,6 +38,7 @@ FIELD_NAMES = FieldNames(
         "num_images": "batch_size",
         "scheduler": "sampler_name",
         "model": "override_settings.sd_model_checkpoint",
+        "inputs": "init_images",
     }
 )
 
@@ -137,6 +138,20 @@ class Txt2ImgRequest(BaseModel):
         return [f"override_settings.{name[:100]} has no effect here" for name in sorted(self.ignored_settings)]
 
     @property
+    def refused(self) -> list[Problem]:
+        """What this server cannot do."""
+        problems = [problem(name, message) for name, message in NOT_MADE.items() if getattr(self, name)]
+        if self.script_name:
+            problems.append(problem("script_name", "There are no scripts here; leave it out"))
+        problems += [
+            problem("alwayson_scripts", f"There is no script {name[:100]!r} here; leave it out")
+            for name in self.alwayson_scripts or {}
+        ]
+        if self.scheduler and self.scheduler.lower() != "automatic":
+            problems.append(problem("scheduler", "It must be automatic; the schedule of the noise is the model's"))
+        return problems
+
+    @property
     def checkpoint(self) -> str | None:
         """The model that is asked for; None for the default one."""
         return (self.override_settings and self.override_settings.sd_model_checkpoint) or None
@@ -153,15 +168,7 @@ def job_request(request: Txt2ImgRequest, model: DiffusionModel | None, deadline_
     Raises:
         InvalidRequestError: A field has a value that cannot be had.
     """
-    problems = [problem(name, message) for name, message in NOT_MADE.items() if getattr(request, name)]
-    if request.script_name:
-        problems.append(problem("script_name", "There are no scripts here; leave it out"))
-    problems += [
-        problem("alwayson_scripts", f"There is no script {name[:100]!r} here; leave it out")
-        for name in request.alwayson_scripts or {}
-    ]
-    if request.scheduler and request.scheduler.lower() != "automatic":
-        problems.append(problem("scheduler", "It must be automatic; the schedule of the noise is the model's"))
+    problems = request.refused
     sampler = request.sampler_name or request.sampler_index
     scheduler = None
     if sampler and sampler.lower() not in BY_NAME:

@@ -100,9 +100,13 @@ class Album:
         """Return no images: the batches of all variants are the same."""
         return ()
 
-    def interrupting_images(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
+    def interrupting_images(self, _left: int, _calls: int, _parkable: object) -> tuple[ImageRequest, ...]:
         """Return no images: none interrupts."""
         return ()
+
+    def priority(self, _image_id: ImageId) -> int:
+        """Return 0: all images are alike."""
+        return 0
 
     def overdue(self, _image_id: ImageId) -> bool:
         """Return False: no image waits."""

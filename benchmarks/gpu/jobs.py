@@ -305,8 +305,11 @@ class _Closed:
     def joining_images(self, _room: int, _calls: int, _entry_limit: EntryLimit) -> tuple[ImageRequest, ...]:
         return ()
 
-    def interrupting_images(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
+    def interrupting_images(self, _left: int, _calls: int, _parkable: object) -> tuple[ImageRequest, ...]:
         return ()
+
+    def priority(self, image_id: ImageId) -> int:
+        return self._monitor.priority(image_id)
 
     def overdue(self, image_id: ImageId) -> bool:
         return self._monitor.overdue(image_id)

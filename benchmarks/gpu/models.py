@@ -232,9 +232,13 @@ class Watch:
         given, self._stock = self._stock[:room], self._stock[room:]
         return tuple(given)
 
-    def interrupting_images(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
+    def interrupting_images(self, _left: int, _calls: int, _parkable: object) -> tuple[ImageRequest, ...]:
         """Return no images: none interrupts."""
         return ()
+
+    def priority(self, _image_id: ImageId) -> int:
+        """Return 0: all images are alike."""
+        return 0
 
     def overdue(self, _image_id: ImageId) -> bool:
         """Return False: no image is overdue."""

@@ -79,8 +79,11 @@ class Watcher:
     def joining_images(self, _room: int, _calls: int, _entry_limit: Any) -> tuple[ImageRequest, ...]:
         return ()
 
-    def interrupting_images(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
+    def interrupting_images(self, _left: int, _calls: int, _parkable: object) -> tuple[ImageRequest, ...]:
         return ()
+
+    def priority(self, _image_id: ImageId) -> int:
+        return 0
 
     def overdue(self, _image_id: ImageId) -> bool:
         return False

@@ -15,7 +15,8 @@ from kubediffusion.resources.storage import ImageStorage
 from kubediffusion.resources.testing import present
 from kubediffusion.worker.assignments import Assignment, Binding
 from kubediffusion.worker.batch_monitor import BatchMonitor, Member, Members
-from kubediffusion.worker.engine import EntryLimit, ImageId, Outcome, StepStats, no_limit
+from kubediffusion.worker.engine import EntryLimit, ImageId, Outcome, Parkable, StepStats, no_limit
+from kubediffusion.worker.engine.preemption import RunningBatch
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
 from kubediffusion.worker.previews import Previews
@@ -49,7 +50,8 @@ class Bench:
         self.first = members("first")
         self.queue: list[Members] = []
         self.urgent: list[Members] = []
-        self.looked_urgent: list[tuple[int, int, int]] = []
+        self.urgent_joins = False
+        self.looked_urgent: list[RunningBatch] = []
         self.asked: list[tuple[int, int]] = []
         self.steps: list[int] = []
         self.entry_limits: list[EntryLimit] = []
@@ -65,9 +67,10 @@ class Bench:
             metrics=Metrics(self.registry),
         )
 
-    def take_urgent(self, priority: int, left: int, budget: int) -> Members:
-        self.looked_urgent.append((priority, left, budget))
-        return self.urgent.pop(0) if self.urgent else {}
+    def take_urgent(self, batch: RunningBatch, step: int) -> tuple[Members, bool]:
+        assert step == self.monitor.steps + 1
+        self.looked_urgent.append(batch)
+        return self.urgent.pop(0) if self.urgent else {}, self.urgent_joins
 
     def take_joining(self, room: int, calls: int, entry_limit: EntryLimit, step: int) -> Members:
         self.asked.append((room, calls))
@@ -142,29 +145,44 @@ async def test_what_is_found_too_late_is_kept_for_the_next_batch(bench: Bench) -
 
 async def test_what_interrupts_is_found_meanwhile_and_its_steps_are_counted_against_the_batch(bench: Bench) -> None:
     async def urgent() -> list[ImageId]:
-        return [request.id for request in await asyncio.to_thread(bench.monitor.interrupting_images, 20, 25)]
+        return [request.id for request in await asyncio.to_thread(bench.monitor.interrupting_images, 20, 25, ())]
 
     joining = members("urgent")
     bench.urgent = [joining]
     assert await urgent() == []
-    assert bench.looked_urgent == [(0, 20, 25)]
+    assert bench.looked_urgent == [RunningBatch(0, 20, 25)]
     assert await urgent() == list(joining)
     # Three steps of what interrupts, and one of the batch.
     for _ in range(4):
         bench.monitor.count_step(StepStats(1, 1, limit=4))
     assert await urgent() == []
-    assert bench.looked_urgent[1:] == [(0, 20, 22)]
+    assert bench.looked_urgent[1:] == [RunningBatch(0, 20, 22)]
     # It is not looked for at every step.
     bench.monitor.count_step(StepStats(1, 1, limit=4))
     assert await urgent() == []
     assert len(bench.looked_urgent) == 2
 
 
+async def test_what_takes_slots_of_the_batch_joins_it_though_it_has_no_room(bench: Bench) -> None:
+    joining, parkable = members("urgent"), (Parkable(0, 20),)
+    bench.urgent, bench.urgent_joins = [joining], True
+    assert await asyncio.to_thread(bench.monitor.interrupting_images, 20, 25, parkable) == ()
+    assert bench.looked_urgent == [RunningBatch(0, 20, 25, parkable)]
+    assert await bench.joining_images(0) == list(joining)
+
+
+async def test_the_priority_of_an_image_is_its_jobs_as_it_is_now(bench: Bench) -> None:
+    (image_id,) = bench.first
+    assert bench.monitor.priority(image_id) == 0
+    bench.first[image_id].assignment.update_job(bound_job("first", version=2, priority=7))
+    assert bench.monitor.priority(image_id) == 7
+
+
 async def test_what_interrupts_and_is_found_too_late_is_a_batch_of_its_own(bench: Bench) -> None:
     joining, urgent = members("second"), members("urgent")
     bench.queue, bench.urgent = [joining], [urgent]
     await bench.joining_images(2)
-    await asyncio.to_thread(bench.monitor.interrupting_images, 20, 25)
+    await asyncio.to_thread(bench.monitor.interrupting_images, 20, 25, ())
     assert bench.monitor.close(UNMADE) == [urgent, joining]
 
 

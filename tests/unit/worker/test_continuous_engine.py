@@ -29,6 +29,8 @@ EULER, HEUN = "EulerDiscreteScheduler", "HeunDiscreteScheduler"
 
 SCHEDULERS = ["DDIMScheduler", EULER, "DPMSolverMultistepScheduler", "PNDMScheduler"]
 
+PRIORITIES = {0: 1, 1: 1, 2: 0, 3: 1, 4: 2}
+
 # diffusers asks NumPy 2 for arrays the old way.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
 
@@ -47,6 +49,11 @@ def tiny_xl(folders: Callable[[str], Path]) -> ContinuousEngine:
 def either(request: pytest.FixtureRequest) -> ContinuousEngine:
     """An engine of each family."""
     return request.getfixturevalue(request.param)
+
+
+def load_like(engine: ContinuousEngine, images: int) -> ContinuousEngine:
+    """An engine of the same pipeline with other slots."""
+    return ContinuousEngine(engine.pipeline, engine.info, engine.family, sizes_up_to(images, prepared=False))
 
 
 def by_diffusers(engine: ContinuousEngine, request: ImageRequest) -> ImageOutput:
@@ -244,6 +251,41 @@ def test_a_batch_that_is_interrupted_gives_the_same_bytes(either: ContinuousEngi
         assert seen.outcomes[index] == undisturbed[index]
     for request in urgent:
         assert levels_apart(seen.outcomes[request.id.index], by_diffusers(either, request)) <= 1
+
+
+def test_an_image_that_is_parked_gives_the_same_bytes(either: ContinuousEngine) -> None:
+    alone = load_like(either, images=1)
+    request = image_request(0, steps=6, scheduler=HEUN)
+    urgent = (image_request(1, "dog", steps=3, scheduler=EULER), image_request(2, steps=2, guidance=3.0))
+    seen = run(alone, request, joining={2: urgent[:1], 8: urgent[1:]}, priorities={1: 1, 2: 1})
+    assert list(seen.outcomes) == [1, 2, 0]
+    # Its latents and past outputs went to the host's memory and back, twice; no step is made twice.
+    assert seen.steps[0] == run(alone, request).steps[0]
+    assert seen.outcomes[0] == pictures(alone, request)[0]
+    for other in urgent:
+        assert seen.outcomes[other.id.index] == pictures(alone, other)[other.id.index]
+
+
+def test_an_image_takes_the_slot_of_the_least_urgent_and_its_neighbours_do_not_notice(tiny: ContinuousEngine) -> None:
+    requests = [image_request(index, steps=8, scheduler=EULER) for index in range(4)]
+    undisturbed = pictures(tiny, *requests)
+    seen = run(
+        tiny, *requests, joining={2: (image_request(4, "dog", steps=6, scheduler=EULER),)}, priorities=PRIORITIES
+    )
+    # The third waits until another is done: its slot is the urgent one's.
+    assert list(seen.outcomes) == [0, 1, 3, 4, 2]
+    # It is made ready while the third step runs.
+    assert [load.images for load in seen.loads] == [4] * 8 + [2, *[1] * 4]
+    for index in (0, 1, 3):
+        assert seen.outcomes[index] == undisturbed[index]
+    assert levels_apart(seen.outcomes[2], undisturbed[2]) <= 1
+
+
+def test_a_parked_image_can_be_cancelled(tiny: ContinuousEngine) -> None:
+    requests = [image_request(index, steps=8, scheduler=EULER) for index in range(4)]
+    urgent = (image_request(4, "dog", steps=6, scheduler=EULER),)
+    seen = run(tiny, *requests, joining={2: urgent}, priorities=PRIORITIES, unwanted={2: 3})
+    assert sorted(seen.outcomes) == [0, 1, 3, 4]
 
 
 def test_what_interrupts_and_fails_leaves_the_batch_as_it_is(folders: Callable[[str], Path]) -> None:

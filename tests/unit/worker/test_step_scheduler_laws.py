@@ -34,9 +34,16 @@ class Slots:
 
     images: dict[int, ImageId] = field(default_factory=dict)
     parked: set[ImageId] = field(default_factory=set)
+    dropped: set[ImageId] = field(default_factory=set)
     calls: dict[ImageId, int] = field(default_factory=dict)
 
+    def drop(self, images: Sequence[ImageId]) -> None:
+        """Forget images that no plan may name."""
+        self.parked -= set(images)
+        self.dropped |= set(images)
+
     def apply(self, plan: StepPlan) -> None:
+        assert not {image for _, image in plan.parks} & self.dropped
         assert pickle.loads(pickle.dumps(plan)) == plan  # noqa: S301 - our own bytes
         for slot in plan.frees:
             self.images.pop(slot, None)
@@ -76,6 +83,7 @@ EVENTS = st.sampled_from(["step"] * 8 + ["memory", "error", "refuse", "defer", "
     cancels=st.dictionaries(st.integers(0, 11), st.integers(0, 20), max_size=4),
     events=st.lists(EVENTS, max_size=40),
     alike=st.booleans(),
+    ranks=st.lists(st.integers(0, 2), min_size=12, max_size=12),
 )
 def test_every_image_makes_every_call_once_and_ends_once(
     limit: int,
@@ -85,6 +93,7 @@ def test_every_image_makes_every_call_once_and_ends_once(
     cancels: dict[int, int],
     events: list[str],
     alike: bool,
+    ranks: list[int],
 ) -> None:
     if alike:
         # They begin together, and nobody joins.
@@ -100,8 +109,10 @@ def test_every_image_makes_every_call_once_and_ends_once(
             index = waiting.pop(0)
             scheduler.add(requests[index], needs[index])
         gone = {requests[index].id for index, at in cancels.items() if index < len(needs) and at <= turn}
-        ended += scheduler.drop(frozenset(request.id for request in requests if request.id not in gone).__contains__)
-        plan = scheduler.next({})
+        dropped = scheduler.drop(frozenset(request.id for request in requests if request.id not in gone).__contains__)
+        slots.drop(dropped)
+        ended += dropped
+        plan = scheduler.next({}, priority=lambda image: ranks[image.index])
         slots.apply(plan)
         event = events[turn] if turn < len(events) else "step"
         result = outcome(event, plan)
@@ -133,4 +144,7 @@ def outcome(event: str, plan: StepPlan) -> StepResult:
     left = [call for call in plan.calls if call.image not in out]
     done = [*plan.decodes, *(call.image for call in left if call.last)]
     undecoded = tuple((image, StepFailure(FAILURE, memory=True)) for image in done) if event == "undecoded" else ()
-    return StepResult(stepped=bool(left), refused=refused, deferred=deferred, undecoded=undecoded)
+    prefetched = plan.prefetch if left else ()
+    return StepResult(
+        stepped=bool(left), refused=refused, deferred=deferred, undecoded=undecoded, prefetched=prefetched
+    )

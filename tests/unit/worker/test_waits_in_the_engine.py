@@ -35,6 +35,8 @@ from unit.worker.worker_builders import settings as worker_settings
 SCHEDULER = "EulerDiscreteScheduler"
 """Calls the model once a step."""
 LIMIT = 4
+SOON = range(3, 3 + 4 + 3)
+"""When one begins that comes after three steps: it is looked for every four, made ready in the next, then it enters."""
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
 
@@ -110,7 +112,10 @@ class Seen:
 
 
 async def served(
-    engine: ContinuousEngine, jobs: list[tuple[int, int]], widths: dict[int, int] | None = None
+    engine: ContinuousEngine,
+    jobs: list[tuple[int, int]],
+    widths: dict[int, int] | None = None,
+    priorities: dict[int, int] | None = None,
 ) -> dict[str, int]:
     """Serve jobs that come when so many steps were run and need so many; tell how many were run when each began.
 
@@ -118,6 +123,7 @@ async def served(
         engine: The engine.
         jobs: When each comes, and the steps that it needs.
         widths: Those of jobs whose images are not as wide as the model's.
+        priorities: Those of jobs that have one.
     """
     loop, assignments, work = asyncio.get_running_loop(), Assignments(WORKER), asyncio.Event()
     ends: Any = Ends(assignments)
@@ -127,7 +133,9 @@ async def served(
         while coming and coming[0][0] <= step:
             _, number, steps = coming.pop(0)
             parameters = {"numInferenceSteps": steps, "scheduler": SCHEDULER, "width": (widths or {}).get(number)}
-            assignments.observe(bound_job(f"job-{number:02}", parameters=parameters), gone=False)
+            priority = (priorities or {}).get(number, 0)
+            job = bound_job(f"job-{number:02}", parameters=parameters, priority=priority)
+            assignments.observe(job, gone=False)
 
     seen: Any = Seen(engine, lambda step: asyncio.run_coroutine_threadsafe(observe(step), loop).result())
     with ThreadPoolExecutor(1) as thread:
@@ -185,7 +193,22 @@ def test_a_short_job_does_not_wait_for_a_long_one(engine: ContinuousEngine) -> N
     # One after the other does the most.
     believing(engine, {size: 0.01 * size**2 for size in range(1, LIMIT + 1)})
     began = asyncio.run(served(engine, [(0, 40), (3, 4), (3, 10)]))
-    assert began == {"job-00": 0, "job-01": 4 + PATIENCE * 4, "job-02": 4 + PATIENCE * 10}
+    # One that is much shorter takes the slot of the long one, which goes on after it; the other waits for its bound.
+    assert began.pop("job-01") in SOON
+    assert began == {"job-00": 0, "job-02": 4 + PATIENCE * 10}
+
+
+@pytest.mark.parametrize("steps", [30, 7], ids=["more urgent", "much shorter"])
+def test_an_image_takes_a_slot_of_a_full_batch_of_its_own_size(engine: ContinuousEngine, steps: int) -> None:
+    # Nothing is known of what steps take: every slot is taken.
+    believing(engine, {})
+    began = asyncio.run(served(engine, [(0, 30)] * LIMIT + [(3, steps)], priorities={LIMIT: int(steps == 30)}))
+    if steps == 30:
+        assert began[f"job-{LIMIT:02}"] in SOON
+    else:
+        # It is not much shorter than what the others have left.
+        assert began[f"job-{LIMIT:02}"] == 30
+    assert [began[f"job-{number:02}"] for number in range(LIMIT)] == [0] * LIMIT
 
 
 def test_a_short_job_of_another_size_goes_before_the_rest_of_a_long_one(engine: ContinuousEngine) -> None:

@@ -101,6 +101,7 @@ class Recorder:
         due: dict[int, int] | None = None,
         urgent: dict[int, tuple[ImageRequest, ...]] | None = None,
         asked: Collection[int] = (),
+        priorities: dict[int, int] | None = None,
     ) -> None:
         self.outcomes: dict[int, Outcome] = {}
         self.steps: dict[int, list[int]] = {}
@@ -112,6 +113,7 @@ class Recorder:
         self._due = due or {}
         self._urgent = urgent or {}
         self._asked = asked
+        self._priorities = priorities or {}
 
     def wanted(self, image_id: ImageId) -> bool:
         limit = self._unwanted.get(image_id.index)
@@ -131,8 +133,11 @@ class Recorder:
         self.offers.append((entry_limit(room), calls))
         return self._joining.pop(len(self.loads), ())
 
-    def interrupting_images(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
+    def interrupting_images(self, _left: int, _calls: int, _parkable: object) -> tuple[ImageRequest, ...]:
         return self._urgent.pop(len(self.loads), ())
+
+    def priority(self, image_id: ImageId) -> int:
+        return self._priorities.get(image_id.index, 0)
 
     def overdue(self, image_id: ImageId) -> bool:
         return len(self.loads) >= self._due.get(image_id.index, sys.maxsize)

@@ -14,7 +14,8 @@ from typing import Protocol
 
 from kubediffusion.resources.failures import JobFailure
 from kubediffusion.worker.assignments import Assignment
-from kubediffusion.worker.engine import EntryLimit, ImageId, ImagePreview, ImageRequest, Outcome, StepStats
+from kubediffusion.worker.engine import EntryLimit, ImageId, ImagePreview, ImageRequest, Outcome, Parkable, StepStats
+from kubediffusion.worker.engine.preemption import RunningBatch
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
 from kubediffusion.worker.previews import Previews
@@ -51,13 +52,15 @@ class WaitingImages(Protocol):
             step: How many steps will have been run when they enter.
         """
 
-    def take_urgent(self, priority: int, left: int, budget: int) -> Members:
-        """Take images of another key that interrupt the batch, and return them.
+    def take_urgent(self, batch: RunningBatch, step: int) -> tuple[Members, bool]:
+        """Take images, all of one key, that go before those of the batch.
 
         Args:
-            priority: The highest priority in the batch.
-            left: Calls of the model until the batch ends.
-            budget: Steps for which the batch may still be interrupted.
+            batch: The batch.
+            step: How many steps will have been run when they enter.
+
+        Returns:
+            The images, and whether they enter the batch, in others' slots; else they interrupt it.
         """
 
 
@@ -69,7 +72,7 @@ class EndedImages(Protocol):
 
 
 _LOOKED_EVERY = 4
-"""Steps between two searches for images that may interrupt: each search compares all jobs that wait."""
+"""Steps between two searches for more urgent images: each search compares all jobs that wait."""
 
 
 class BatchMonitor:
@@ -174,7 +177,7 @@ class BatchMonitor:
             self._loop.call_soon_threadsafe(self._look, room, calls, others, self.steps + 1)
         return tuple(member.request for member in found.values())
 
-    def interrupting_images(self, left: int, calls: int) -> tuple[ImageRequest, ...]:
+    def interrupting_images(self, left: int, calls: int, parkable: tuple[Parkable, ...]) -> tuple[ImageRequest, ...]:
         """Return the images that the event loop found to interrupt the batch, and every few steps have it look anew."""
         if self._gave_way_at is not None:
             # All steps since but one were those of images that it gave way to.
@@ -186,10 +189,14 @@ class BatchMonitor:
             self._gave_way_at = self.steps
         elif not self._asked_urgent and self.steps >= self._look_at:
             self._asked_urgent, self._look_at = True, self.steps + _LOOKED_EVERY
-            running = [self._members[image_id].assignment.job.spec.priority or 0 for image_id in self._open]
-            budget = calls - self._interrupted
-            self._loop.call_soon_threadsafe(self._look_urgent, max(running, default=0), left, budget)
+            priority = max(map(self.priority, self._open), default=0)
+            batch = RunningBatch(priority, left, calls - self._interrupted, parkable)
+            self._loop.call_soon_threadsafe(self._look_urgent, batch, self.steps + 1)
         return tuple(member.request for member in found.values())
+
+    def priority(self, image_id: ImageId) -> int:
+        """Return the priority of an image's job, as it was last seen."""
+        return self._members[image_id].assignment.job.spec.priority or 0
 
     def overdue(self, image_id: ImageId) -> bool:
         """Return whether an image has waited as many steps as one may."""
@@ -225,8 +232,9 @@ class BatchMonitor:
         self._began |= dict.fromkeys(found, time.monotonic())
         self.images += len(found)
 
-    def _look_urgent(self, priority: int, left: int, budget: int) -> None:
-        self._urgent.put(self._waiting.take_urgent(priority, left, budget))
+    def _look_urgent(self, batch: RunningBatch, step: int) -> None:
+        found, joins = self._waiting.take_urgent(batch, step)
+        (self._found if joins else self._urgent).put(found)
         self._asked_urgent = False
 
     def _look(self, room: int, calls: int, entry_limit: EntryLimit, step: int) -> None:

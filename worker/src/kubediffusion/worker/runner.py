@@ -21,6 +21,7 @@ from kubediffusion.worker.batch_monitor import BatchMonitor, Member, Members
 from kubediffusion.worker.context import WorkerContext
 from kubediffusion.worker.engine import EngineLostError, EntryLimit, described
 from kubediffusion.worker.engine.batching import Candidate, Portion
+from kubediffusion.worker.engine.preemption import RunningBatch
 from kubediffusion.worker.engine.selection import ImageSelector
 from kubediffusion.worker.finisher import Finisher
 from kubediffusion.worker.previews import Previews
@@ -195,12 +196,12 @@ class Runner:
             return {}
         return self._members(self._selector.join(self._candidates(), key, room, calls, entry_limit, step), step)
 
-    def take_urgent(self, key: Hashable, priority: int, left: int, budget: int) -> Members:
-        """Take images of another key that run before the rest of the running batch, and return them."""
+    def take_urgent(self, key: Hashable, batch: RunningBatch, step: int) -> tuple[Members, bool]:
+        """Take images that go before those of the running batch, and return them and whether they enter it."""
         if self._finisher.defect is not None or self._finisher.buffered >= self._max_buffered_bytes:
-            return {}
-        portions = self._selector.interrupt(self._candidates(), key, priority, left, budget)
-        return self._members(portions, self._steps)
+            return {}, False
+        urgent = self._selector.preempt(self._candidates(), key, batch)
+        return self._members(urgent.portions, step), urgent.joins
 
     def _members(self, portions: tuple[Portion[str], ...], step: int) -> Members:
         """Take images for the engine, which enter after ``step`` steps."""
@@ -227,5 +228,5 @@ class _WaitingImages:
     def take_joining(self, room: int, calls: int, entry_limit: EntryLimit, step: int) -> Members:
         return self.runner.take_joining(self.key, room, calls, entry_limit, step)
 
-    def take_urgent(self, priority: int, left: int, budget: int) -> Members:
-        return self.runner.take_urgent(self.key, priority, left, budget)
+    def take_urgent(self, batch: RunningBatch, step: int) -> tuple[Members, bool]:
+        return self.runner.take_urgent(self.key, batch, step)

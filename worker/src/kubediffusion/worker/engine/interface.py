@@ -59,6 +59,19 @@ class ImagePlan:
 
 
 @dataclass(frozen=True)
+class Parkable:
+    """An image in a slot of a running batch that may be parked for a more urgent one.
+
+    Attributes:
+        priority: Its job's, as it is now.
+        left: Calls of the model that it has left.
+    """
+
+    priority: int
+    left: int
+
+
+@dataclass(frozen=True)
 class StepStats:
     """A batch during one of its steps.
 
@@ -109,15 +122,20 @@ class Monitor(Protocol):
             entry_limit: How many of those who wait are to take these slots.
         """
 
-    def interrupting_images(self, left: int, calls: int) -> tuple[ImageRequest, ...]:
+    def interrupting_images(self, left: int, calls: int, parkable: tuple[Parkable, ...]) -> tuple[ImageRequest, ...]:
         """Return images of another key that run, to their end, before the next step of the running batch.
 
-        Others are looked for meanwhile, for a later call.
+        Others are looked for meanwhile, for a later call. So are images of the batch's own key that are more urgent
+        than some of its images, which a later :meth:`joining_images` returns.
 
         Args:
             left: Calls of the model until the last of the batch's images is done.
             calls: Calls that the longest of them needs in all.
+            parkable: Images of the batch that may be parked.
         """
+
+    def priority(self, image_id: ImageId) -> int:
+        """Return the priority of an image's job, as it is now. Asked before every step."""
 
     def overdue(self, image_id: ImageId) -> bool:
         """Return whether a returned image has waited so long that it enters even where the batch then does less.

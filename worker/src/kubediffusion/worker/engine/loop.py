@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from kubediffusion.worker.engine.interface import Monitor, StepStats
+from kubediffusion.worker.engine.parking import RequestState
 from kubediffusion.worker.engine.plan import StepPlan, StepResult
 from kubediffusion.worker.engine.request import ImageRequest
-from kubediffusion.worker.engine.scheduler import BatchUpdate, RequestState, StepScheduler
+from kubediffusion.worker.engine.scheduler import BatchUpdate, StepScheduler
 from kubediffusion.worker.engine.step_executor import StepExecutor
 from kubediffusion.worker.engine.throughput import StepTimes
-from kubediffusion.worker.engine.waits import overdue
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,9 @@ class EngineLoop:
             self._ask()
             self._give_way()
             self._executor.discard(self._scheduler.drop(self._monitor.wanted))
-            plan = self._with_previews(self._scheduler.next(self._seconds, self._overdue()))
+            plan = self._with_previews(
+                self._scheduler.next(self._seconds, self._monitor.overdue, self._monitor.priority)
+            )
             result = self._executor.execute(plan)
             largest = self._scheduler.largest_size
             self._process_update(plan, result, self._scheduler.update_from_result(plan, result), largest)
@@ -95,18 +97,16 @@ class EngineLoop:
     def _give_way(self) -> None:
         """Run the images that may interrupt the batch before its next step."""
         interrupt = self._hooks.interrupt
-        if interrupt is not None and (urgent := self._monitor.interrupting_images(*self._scheduler.longest)):
+        if interrupt is None:
+            return
+        parkable = self._scheduler.parkable(self._monitor.priority)
+        if urgent := self._monitor.interrupting_images(*self._scheduler.longest, parkable):
             interrupt(urgent)
 
     def _with_previews(self, plan: StepPlan) -> StepPlan:
         """Add which images are to be previewed: those that somebody asks for, unless they are done then."""
         due = tuple(call.image for call in plan.calls if not call.last and self._monitor.preview_due(call.image))
         return replace(plan, previews=due) if due else plan
-
-    def _overdue(self) -> int:
-        if not self._seconds:
-            return 0
-        return overdue(self._monitor.overdue(image) for image in self._scheduler.held)
 
     def _process_update(self, plan: StepPlan, result: StepResult, update: BatchUpdate, largest: int) -> None:
         if result.time is not None and self._times is not None:

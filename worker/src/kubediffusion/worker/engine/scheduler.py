@@ -9,17 +9,19 @@ and computes nothing, so a test or a simulation runs the same code as a GPU.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from kubediffusion.resources.failures import JobFailure
 from kubediffusion.worker.engine.arrangement import arrange, lowered
 from kubediffusion.worker.engine.forward_mode import FULL, ForwardMode
-from kubediffusion.worker.engine.interface import EntryLimit
+from kubediffusion.worker.engine.interface import EntryLimit, Parkable
+from kubediffusion.worker.engine.parking import RequestState, in_order, is_due, parkable, swapped
 from kubediffusion.worker.engine.plan import SlotCall, StepFailure, StepPlan, StepResult
 from kubediffusion.worker.engine.request import ImageId, ImageRequest
 from kubediffusion.worker.engine.throughput import count_entering
+from kubediffusion.worker.engine.waits import overdue
 
 AHEAD = 4
 """Steps before a slot is free in which who is to have it is made ready, a few images between two steps: when a whole
@@ -33,26 +35,6 @@ class BatchSizes(Protocol):
     """Which batch sizes may be computed, smallest first. They get fewer when the device's memory does not suffice."""
 
     sizes: tuple[int, ...]
-
-
-@dataclass(eq=False)
-class RequestState:
-    """How far an image is.
-
-    Attributes:
-        request: What is asked for.
-        calls: How often the model is called for it.
-        call: Calls that are done.
-    """
-
-    request: ImageRequest
-    calls: int
-    call: int = 0
-
-    @property
-    def left(self) -> int:
-        """Calls of the model that are left."""
-        return self.calls - self.call
 
 
 @dataclass(frozen=True)
@@ -126,25 +108,34 @@ class StepScheduler:
         return self._batch_sizes.sizes[-1]
 
     @property
-    def held(self) -> list[ImageId]:
-        """The images that have no slot, in the order in which they enter."""
-        return [state.request.id for state in (*self._ready, *self._waiting)]
-
-    @property
     def longest(self) -> tuple[int, int]:
         """The calls that the last image to be done has left, and the most that one of them needs in all."""
         states = [*self._slots.values(), *self._ready, *self._waiting]
         return max((state.left for state in states), default=0), max((state.calls for state in states), default=0)
 
     def add(self, request: ImageRequest, calls: int) -> None:
-        """Add an image, to wait for a slot behind all others."""
+        """Add an image, to wait for a slot behind all others of its priority."""
         self._waiting.append(RequestState(request, calls))
+
+    def parkable(self, priority: Callable[[ImageId], int]) -> tuple[Parkable, ...]:
+        """Return the images that may be parked for others from outside the engine.
+
+        There are none while images in the engine are made ready, or wait beyond their bound: those go first.
+
+        Args:
+            priority: Returns an image's priority.
+        """
+        if self._closed or self._waiting or any(state.aged for state in self._ready):
+            return ()
+        return tuple(parkable(state, priority) for state in self._slots.values() if state.may_give_way)
 
     def drop(self, wanted: Callable[[ImageId], bool]) -> list[ImageId]:
         """Drop the images that are no longer wanted, and return their ids."""
-        dropped = [image for image in self.held if not wanted(image)]
-        self._waiting = deque(state for state in self._waiting if state.request.id not in dropped)
-        self._ready = deque(state for state in self._ready if state.request.id not in dropped)
+        held = [state.request.id for state in (*self._ready, *self._waiting)]
+        dropped = [image for image in held if not wanted(image)]
+        self._without(dropped)
+        self._frees += [slot for slot, image in self._parks if image in dropped]
+        self._parks = [(slot, image) for slot, image in self._parks if image not in dropped]
         for slot in [slot for slot, state in self._slots.items() if not wanted(state.request.id)]:
             dropped.append(self._slots.pop(slot).request.id)
             self._frees.append(slot)
@@ -170,16 +161,25 @@ class StepScheduler:
         calls = max(left, default=0) - (AHEAD if leaving else 1)
         return Offer(max(sizes[-1] - len(left) + leaving, 0), max(calls, 0), entry_limit)
 
-    def next(self, seconds: Mapping[int, float], overdue: int = 0) -> StepPlan:
+    def next(
+        self,
+        seconds: Mapping[int, float],
+        is_overdue: Callable[[ImageId], bool] = lambda _: False,
+        priority: Callable[[ImageId], int] = lambda _: 0,
+    ) -> StepPlan:
         """Plan the next step.
 
         Args:
             seconds: What a step of a size takes, as far as it is known.
-            overdue: How many of :attr:`held` have waited long enough, first of all.
+            is_overdue: Returns whether an image has waited long enough to enter it.
+            priority: Returns an image's priority.
         """
+        if self._closed:
+            entering = self._entering(self._room(seconds, 0))
+        else:
+            entering = self._entering_in_order(seconds, is_overdue, priority)
         frees, parks, decodes = tuple(self._frees), tuple(self._parks), tuple(self._decodes)
         self._frees, self._parks, self._decodes = [], [], []
-        entering = self._entering(self._room(seconds, overdue))
         moves: tuple[tuple[int, int], ...] = ()
         entries: tuple[tuple[int, ImageId], ...] = ()
         if self._slots or entering:
@@ -214,6 +214,8 @@ class StepScheduler:
             for state in self._slots.values():
                 state.call += 1
                 update.progress.append(state)
+            for state in (*self._ready, *self._waiting):
+                state.waited += state.parks > 0
             for slot in [slot for slot, state in self._slots.items() if not state.left]:
                 state = self._slots.pop(slot)
                 self._undecoded[state.request.id] = state
@@ -233,6 +235,41 @@ class StepScheduler:
         if self._modes or not seconds:
             return sizes[-1] - running
         return count_entering(running, len(self._ready) + len(self._waiting), sizes, seconds, overdue)
+
+    def _entering_in_order(
+        self,
+        seconds: Mapping[int, float],
+        is_overdue: Callable[[ImageId], bool],
+        priority: Callable[[ImageId], int],
+    ) -> list[RequestState]:
+        """Take as many as there is room for, the most urgent first, and park images for those that are more urgent."""
+        self._ready = deque(in_order(self._ready, priority))
+        self._waiting = deque(in_order(self._waiting, priority))
+        held = in_order((*self._ready, *self._waiting), priority)
+        room = self._room(seconds, overdue(is_due(state, is_overdue) for state in held))
+        # Nobody is parked for an image that cannot begin: who is to take a slot is made ready before.
+        ready = [state for state in held[room:] if state in self._ready]
+        passed = [state for state in held[:room] if not is_due(state, is_overdue)]
+        swaps = swapped(ready, [*self._slots.values(), *passed], priority)
+        for _, other in swaps:
+            other.parks += 1
+            if other not in passed:
+                self._park(other)
+        entering = [state for state in held[:room] if all(other is not state for _, other in swaps)]
+        entering += [state for state, _ in swaps]
+        self._without([state.request.id for state in entering])
+        return entering
+
+    def _park(self, state: RequestState) -> None:
+        slot = next(slot for slot, other in self._slots.items() if other is state)
+        del self._slots[slot]
+        self._parks.append((slot, state.request.id))
+        self._ready.append(state)
+
+    def _without(self, images: Container[ImageId]) -> None:
+        """Take images out of those that have no slot."""
+        self._ready = deque(state for state in self._ready if state.request.id not in images)
+        self._waiting = deque(state for state in self._waiting if state.request.id not in images)
 
     def _entering(self, room: int) -> list[RequestState]:
         """Take, in order, as many as there is room for; first those that are ready."""

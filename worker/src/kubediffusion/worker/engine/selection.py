@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from kubediffusion.worker.engine.batching import Candidate, Portion, joining_images, next_batch
 from kubediffusion.worker.engine.interface import EntryLimit
-from kubediffusion.worker.engine.preemption import interrupting
+from kubediffusion.worker.engine.preemption import RunningBatch, UrgentImages, urgent_images
 from kubediffusion.worker.engine.waits import Waits
 
 K = TypeVar("K", bound=Hashable)
@@ -65,19 +65,15 @@ class ImageSelector(Generic[K]):
         """
         return joining_images(candidates, key, room, calls, entry_limit=entry_limit, waits=self._waits, step=step)
 
-    def interrupt(
-        self, candidates: Sequence[Candidate[K]], key: Hashable, priority: int, left: int, budget: int
-    ) -> tuple[Portion[K], ...]:
-        """Choose the images of another key that go before the rest of a running batch: see :mod:`.preemption`.
+    def preempt(self, candidates: Sequence[Candidate[K]], key: Hashable, batch: RunningBatch) -> UrgentImages[K]:
+        """Choose the images that go before those of a running batch: see :mod:`.preemption`.
 
         Args:
             candidates: Jobs with images to make, in any order.
             key: What the batch's images share.
-            priority: The highest priority in the batch.
-            left: Calls of the model until the last of the batch's images is done.
-            budget: Steps for which the batch may still be interrupted.
+            batch: The batch.
         """
-        return interrupting(candidates, key, priority, left, budget, self._max_images)
+        return urgent_images(candidates, key, batch, self._max_images)
 
     def due(self, image: tuple[K, int], step: int) -> int:
         """Return before which step an image enters at the latest; ``step`` for one that did not have to wait."""

@@ -360,6 +360,7 @@ class _Interruption:
         self.preview_due = monitor.preview_due
         self.previewed = monitor.previewed
         self.count_step = monitor.count_step
+        self.priority = monitor.priority
 
     def ended(self, image_id: ImageId, outcome: Outcome) -> None:
         """Report the end of an image."""
@@ -375,7 +376,7 @@ class _Interruption:
         """Return no images, so that the batch that waits goes on sooner."""
         return ()
 
-    def interrupting_images(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
+    def interrupting_images(self, _left: int, _calls: int, _parkable: object) -> tuple[ImageRequest, ...]:
         """Return no images: none interrupts this batch."""
         return ()
 

@@ -62,8 +62,11 @@ class _TrialMonitor:
     def joining_images(self, _room: int, _calls: int, _entry_limit: EntryLimit) -> tuple[ImageRequest, ...]:
         return ()
 
-    def interrupting_images(self, _left: int, _calls: int) -> tuple[ImageRequest, ...]:
+    def interrupting_images(self, _left: int, _calls: int, _parkable: object) -> tuple[ImageRequest, ...]:
         return ()
+
+    def priority(self, _image_id: ImageId) -> int:
+        return 0
 
     def overdue(self, _image_id: ImageId) -> bool:
         return False

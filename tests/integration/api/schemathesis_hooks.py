@@ -15,5 +15,10 @@ def _picture(form: str) -> bytes:
     return file.getvalue()
 
 
+# A file of a form: an image, and a mask too, whose transparent pixels are edited.
+_CLEAR = io.BytesIO()
+Image.new("RGBA", (4, 3)).save(_CLEAR, "PNG")
+schemathesis.openapi.format("binary", st.just(_CLEAR.getvalue()))
+
 for _form in ("png", "jpeg", "webp"):
     schemathesis.openapi.media_type(f"image/{_form}", st.just(_picture(_form)) | st.binary(max_size=64))

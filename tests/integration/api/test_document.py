@@ -18,7 +18,7 @@ from kubediffusion.api.schemas import EXAMPLE_MODEL
 from kubediffusion.local.cluster import LocalCluster
 from kubediffusion.local.testing import Namespace
 
-NEVER_DONE = {("POST", "/sdapi/v1/interrupt")}
+NEVER_DONE = {("POST", "/v1/images/variations"), ("POST", "/sdapi/v1/interrupt")}
 """What the document has to say that it is not there."""
 
 COMMAND = Path(sys.executable).with_name("schemathesis")

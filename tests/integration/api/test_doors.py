@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -95,6 +96,8 @@ def test_a_task_that_a_model_has_not_is_refused_at_every_door(site: Site) -> Non
         "/sdapi/v1/img2img": {"init_images": [image]},
     }
     words = f"model '{MODEL}' has no task image-to-image; it has text-to-image. Ask for another model"
+    asked: dict[str, Any] = {"data": {"prompt": "a cat"}, "files": {"image": png()}}
+    wait_for("the refusal of an edit", lambda: words in api.http.post("/v1/images/edits", **asked).text, 30)
     for path, fields in doors.items():
 
         def refused(path: str = path, fields: Mapping[str, object] = fields) -> bool:

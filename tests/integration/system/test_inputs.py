@@ -43,6 +43,10 @@ async def upload(http: httpx.AsyncClient, image: Image.Image, form: str = "PNG")
 async def test_an_image_is_made_of_an_uploaded_one_and_its_recipe_makes_it_again(studio: Studio) -> None:
     async with studio.http() as http:
         given = await upload(http, picture(128))
+        file = io.BytesIO()
+        picture(128).save(file, "PNG")
+        by_form = await http.post("/v1/inputs", files={"image": ("fox.png", file.getvalue())})
+        assert (by_form.status_code, by_form.json()["id"]) == (201, given)
         key = f"{installation.PREFIX}/{studio.name}/inputs/{given}"
         assert hashlib.sha256(studio.stored(f"s3://{installation.BUCKET}/{key}")).hexdigest() == given
         body = {
@@ -126,5 +130,8 @@ async def test_what_no_input_can_be_is_refused_at_the_door(studio: Studio) -> No
         refused = await http.post("/v1/inputs", content=b"GIF89a")
         assert (refused.status_code, refused.json()["detail"][0]["type"]) == (422, "image_refused")
         as_form = await http.post("/v1/inputs", files={"image": b"x"})
-        assert as_form.status_code == 422
+        assert (as_form.status_code, as_form.json()["detail"][0]["loc"]) == (422, ["body", "image"])
+        two = await http.post("/v1/inputs", files={"image": b"x", "mask": b"x"})
+        assert (two.status_code, "it has 2" in two.text) == (422, True)
+        assert (await http.post("/v1/inputs", files={"image": bytes(21 * 2**20)})).status_code == 413
         assert (await http.post("/v1/inputs", content=bytes(21 * 2**20))).status_code == 413

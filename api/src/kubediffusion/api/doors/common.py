@@ -85,6 +85,10 @@ class FieldNames:
         return {**problem, "loc": [where, *within, *self.names.get(str(own), str(own)).split("."), *rest]}
 
 
+DO_NOT_RETRY = {"x-should-retry": "false"}
+"""Keeps OpenAI's clients from sending a request again that failed with 500 or above."""
+
+
 class JobFailedError(ApiError):
     """A job has ended without images.
 
@@ -99,7 +103,7 @@ class JobFailedError(ApiError):
 
     def __init__(self, job: CachedJob) -> None:
         code = "Cancelled" if job.phase is Phase.CANCELLED else job.error_code
-        super().__init__(error_message(job) or "Failed.", {"x-should-retry": "false"}, code)
+        super().__init__(error_message(job) or "Failed.", DO_NOT_RETRY, code)
         if code == ErrorCode.INVALID_SPEC:
             self.status = 400
         elif code == ErrorCode.DEADLINE_EXCEEDED:

@@ -5,14 +5,31 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
+from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
-from kubediffusion.api.dependencies import JsonRoute
-from kubediffusion.api.doors.common import JobFailedError
-from kubediffusion.api.errors import ErrorForm, UnavailableError
+from kubediffusion.api.dependencies import (
+    AppState,
+    AppStateDep,
+    ClientDep,
+    EncoderDep,
+    IdempotencyKey,
+    ImagesDep,
+    JobServiceDep,
+    JsonRoute,
+    KeyNameDep,
+    unless_gone,
+)
+from kubediffusion.api.doors.common import FieldNames, JobFailedError
+from kubediffusion.api.encoding import ImageEncoder
+from kubediffusion.api.errors import ApiError, ErrorForm, UnavailableError
+from kubediffusion.api.images import ImageReader
 from kubediffusion.api.job_cache.records import CachedJob
+from kubediffusion.api.job_cache.results import JOB_HEADER
+from kubediffusion.api.schemas import JobRequest
 from kubediffusion.api.service import JobService
 from kubediffusion.resources.generation_job import Phase
 
@@ -82,6 +99,62 @@ class JobCall:
     def _abandon(self) -> None:
         if self.abandons and not self.job.finished:
             self.service.abandon(self.job)
+
+
+@dataclass(frozen=True)
+class DoorRequest:
+    """A request that ends with images: who asks, and what the response needs."""
+
+    request: Request
+    state: AppState
+    service: JobService
+    images: ImageReader
+    encoder: ImageEncoder
+    client: str
+    key_name: str
+    idempotency_key: str | None
+
+    async def submit(self, wanted: JobRequest, names: FieldNames) -> JobCall:
+        """Create the job.
+
+        Args:
+            wanted: What to generate.
+            names: How the door's clients call the fields.
+
+        Raises:
+            ApiError: It is refused.
+        """
+        with names.named_in_errors():
+            job = await self.service.submit(wanted, self.client, self.key_name, self.idempotency_key)
+        return JobCall(self.service, job, abandons=self.idempotency_key is None)
+
+    async def outcome(self, call: JobCall) -> CachedJob:
+        """Return the job once it has succeeded, for as long as the client keeps its connection.
+
+        Raises:
+            ApiError: As :meth:`JobCall.outcome`, with the job's name in a header; or the client is gone.
+        """
+        try:
+            return await unless_gone(self.request, call.outcome())
+        except ApiError as error:
+            error.headers[JOB_HEADER] = call.job.name
+            raise
+
+
+async def _door_request(
+    request: Request,
+    service: JobServiceDep,
+    images: ImagesDep,
+    encoder: EncoderDep,
+    state: AppStateDep,
+    client: ClientDep,
+    key_name: KeyNameDep,
+    idempotency_key: IdempotencyKey = None,
+) -> DoorRequest:
+    return DoorRequest(request, state, service, images, encoder, client, key_name, idempotency_key)
+
+
+DoorRequestDep = Annotated[DoorRequest, Depends(_door_request)]
 
 
 async def streamed(

@@ -53,14 +53,27 @@ def errors_in_form(model: type[ResponseModel], descriptions: Mapping[int, str], 
     }
 
 
-def request_body(model: type[BaseModel], media_type: str) -> dict[str, Any]:
+_NULL = {"type": "null"}
+
+
+def request_body(
+    model: type[BaseModel],
+    media_type: str,
+    files: Mapping[str, str] | None = None,
+    optional_files: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Declare the body of a route that reads it by itself, since FastAPI would keep it until the response has ended.
 
     Args:
         model: What the body is.
         media_type: Its form.
+        files: Descriptions of the files that a form has beside the model's fields.
+        optional_files: Those of files that it may have.
     """
     schema = model.model_json_schema()
+    for name, description in {**(files or {}), **(optional_files or {})}.items():
+        schema["properties"][name] = {"type": "string", "format": "binary", "description": description}
+    schema["required"] = [*schema.get("required", ()), *(files or ())]
     parts = schema.pop("$defs", {})
 
     def whole(node: Any) -> Any:
@@ -68,7 +81,12 @@ def request_body(model: type[BaseModel], media_type: str) -> dict[str, Any]:
         if isinstance(node, dict):
             if "$ref" in node:
                 return whole(parts[node["$ref"].rsplit("/", 1)[-1]])
-            return {key: whole(value) for key, value in node.items()}
+            if files and _NULL in node.get("anyOf", ()):
+                # A form has no null.
+                kinds = [kind for kind in node["anyOf"] if kind != _NULL]
+                others = {key: value for key, value in node.items() if key not in {"anyOf", "default"}}
+                node = {**others, **(kinds[0] if len(kinds) == 1 else {"anyOf": kinds})}
+            return {key: whole(value) for key, value in node.items()} if "$ref" not in node else whole(node)
         return [whole(each) for each in node] if isinstance(node, list) else node
 
     return {"requestBody": {"required": True, "content": {media_type: {"schema": whole(schema)}}}}

@@ -10,24 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import Body, Depends, Query
-from starlette.requests import Request
+from fastapi import Body, Query
 from starlette.responses import Response
 
 from kubediffusion.api.dependencies import (
-    AppState,
     AppStateDep,
-    ClientDep,
-    EncoderDep,
-    IdempotencyKey,
-    ImagesDep,
     ImagesRequest,
     InputsDep,
-    JobServiceDep,
     KeyNameDep,
     PreviewsDep,
     Rated,
-    unless_gone,
 )
 from kubediffusion.api.doors.a1111.img2img import Img2ImgRequest, image_bytes, kept, painted_anew, parse_request
 from kubediffusion.api.doors.a1111.schemas import (
@@ -51,16 +43,14 @@ from kubediffusion.api.doors.a1111.translate import (
     samplers,
 )
 from kubediffusion.api.doors.common import around_images
-from kubediffusion.api.doors.router import JSON, DoorRouter, JobCall, streamed
-from kubediffusion.api.encoding import EncodedImages, Encoding, ImageEncoder
-from kubediffusion.api.errors import ApiError, NotOfferedError, TooManyRequestsError
-from kubediffusion.api.images import ImageReader
+from kubediffusion.api.doors.router import JSON, DoorRequest, DoorRequestDep, DoorRouter, streamed
+from kubediffusion.api.encoding import EncodedImages, Encoding
+from kubediffusion.api.errors import NotOfferedError, TooManyRequestsError
 from kubediffusion.api.input_schemas import InputImage
 from kubediffusion.api.inputs import Change, UploadPlace
 from kubediffusion.api.job_cache.results import JOB_HEADER, warning_headers
 from kubediffusion.api.routes.responses import Responses, errors_in_form, request_body
 from kubediffusion.api.schemas import JobRequest
-from kubediffusion.api.service import JobService
 from kubediffusion.resources.generation_job import InputRole
 
 _ERRORS = {
@@ -99,61 +89,26 @@ class _Echo:
         return cls(body.understood(), body.batch_size, body.warnings)
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """A request that ends with images: who asks, and what the answer needs."""
+def _wanted(body: Txt2ImgRequest, asked: DoorRequest) -> JobRequest:
+    """Build the request of the job.
 
-    request: Request
-    state: AppState
-    service: JobService
-    images: ImageReader
-    encoder: ImageEncoder
-    client: str
-    key_name: str
-    idempotency_key: str | None
-
-    def job_request(self, body: Txt2ImgRequest) -> JobRequest:
-        """Build the request of the job.
-
-        Raises:
-            InvalidRequestError: A field has a value that cannot be had.
-        """
-        return job_request(body, self.state.models.find(body.checkpoint), self.state.settings.openai_deadline_seconds)
-
-    async def response(self, wanted: JobRequest, echo: _Echo) -> Response:
-        """Create the job, and build the response once its images are there."""
-        with FIELD_NAMES.named_in_errors():
-            job = await self.service.submit(wanted, self.client, self.key_name, self.idempotency_key)
-        headers = {JOB_HEADER: job.name}
-        try:
-            call = JobCall(self.service, job, abandons=self.idempotency_key is None)
-            done = await unless_gone(self.request, call.outcome())
-        except ApiError as error:
-            error.headers.update(headers)
-            raise
-        whole = done.parse()
-        texts = infotexts(whole)
-        fields = {"parameters": echo.parameters, "info": info(whole, texts, echo.batch_size)}
-        document = EncodedImages(self.images, self.encoder, Encoding(), texts).document(
-            done, around_images(fields, "images", len(done.images))
-        )
-        return await streamed(document, headers | warning_headers(done, echo.warnings))
+    Raises:
+        InvalidRequestError: A field has a value that cannot be had.
+    """
+    return job_request(body, asked.state.models.find(body.checkpoint), asked.state.settings.openai_deadline_seconds)
 
 
-async def _drawing(
-    request: Request,
-    service: JobServiceDep,
-    images: ImagesDep,
-    encoder: EncoderDep,
-    state: AppStateDep,
-    client: ClientDep,
-    key_name: KeyNameDep,
-    idempotency_key: IdempotencyKey = None,
-) -> Drawing:
-    return Drawing(request, state, service, images, encoder, client, key_name, idempotency_key)
-
-
-DrawingDep = Annotated[Drawing, Depends(_drawing)]
+async def _drawn(asked: DoorRequest, wanted: JobRequest, echo: _Echo) -> Response:
+    """Create the job, and build the response once its images are there."""
+    call = await asked.submit(wanted, FIELD_NAMES)
+    done = await asked.outcome(call)
+    whole = done.parse()
+    texts = infotexts(whole)
+    fields = {"parameters": echo.parameters, "info": info(whole, texts, echo.batch_size)}
+    document = EncodedImages(asked.images, asked.encoder, Encoding(), texts).document(
+        done, around_images(fields, "images", len(done.images))
+    )
+    return await streamed(document, {JOB_HEADER: done.name} | warning_headers(done, echo.warnings))
 
 
 @router.post(
@@ -163,13 +118,13 @@ DrawingDep = Annotated[Drawing, Depends(_drawing)]
     response_model=A1111Images,
     responses=_errors(400, 413, 422, 429, 500, 502, 503, 504),
 )
-async def txt2img(body: Txt2ImgRequest, drawing: DrawingDep) -> Response:
+async def txt2img(body: Txt2ImgRequest, asked: DoorRequestDep) -> Response:
     """Answer with the images once they are there.
 
     The job is an ordinary one, whose name is in the header `X-KubeDiffusion-Job`. A client that hangs up cancels it,
     unless it sent an `Idempotency-Key`, by which it can ask again.
     """
-    return await drawing.response(drawing.job_request(body), _Echo.of(body))
+    return await _drawn(asked, _wanted(body, asked), _Echo.of(body))
 
 
 @router.post(
@@ -180,24 +135,24 @@ async def txt2img(body: Txt2ImgRequest, drawing: DrawingDep) -> Response:
     responses=_errors(400, 413, 422, 429, 500, 502, 503, 504),
     openapi_extra=request_body(Img2ImgRequest, JSON),
 )
-async def img2img(request: Request, drawing: DrawingDep, inputs: InputsDep) -> Response:
+async def img2img(asked: DoorRequestDep, inputs: InputsDep) -> Response:
     """Answer with the images once they are there, as `txt2img` does.
 
     The image, and a mask, are stored as `POST /v1/inputs` stores them. Where there is a mask, only its white is painted
     anew.
     """
     # The images are in memory for as long as the place is taken, and not while the job runs.
-    with inputs.place(drawing.client) as place:
-        wanted, echo = await _stored(await place.read(ImagesRequest.of(request).stream()), drawing, place)
-    return await drawing.response(wanted, echo)
+    with inputs.place(asked.client) as place:
+        wanted, echo = await _stored(await place.read(ImagesRequest.of(asked.request).stream()), asked, place)
+    return await _drawn(asked, wanted, echo)
 
 
-async def _stored(body: bytes, drawing: Drawing, place: UploadPlace) -> tuple[JobRequest, _Echo]:
+async def _stored(body: bytes, asked: DoorRequest, place: UploadPlace) -> tuple[JobRequest, _Echo]:
     """Store the images of a request."""
     found = parse_request(body)
     del body
     # What is refused is refused before anything is stored.
-    wanted = drawing.job_request(found)
+    wanted = _wanted(found, asked)
 
     async def store(role: InputRole, text: str, field: str, change: Change | None = None) -> InputImage:
         data = await asyncio.to_thread(image_bytes, text, field)

@@ -31,6 +31,9 @@ OWN_NAMES = {"prompt": "prompt", "model": "model", "num_images": "n", "width": "
 
 FIELD_NAMES = FieldNames(OWN_NAMES)
 
+COMPLETED = "image_generation.completed"
+"""The event of a stream that carries an image."""
+
 
 class ResponseFormat(StrEnum):
     """How an image is handed out."""
@@ -47,13 +50,8 @@ class Background(StrEnum):
     TRANSPARENT = "transparent"
 
 
-@request_of(
-    generation_job.GenerationJobSpec,
-    parts={generation_job.Acceleration: Acceleration, generation_job.JobInput: InputImage},
-    without=NOT_REQUESTED.keys() | OWN_NAMES.keys(),
-)
-class ImageGenerationRequest(StrictNumbers):
-    """What to draw, as OpenAI's clients say it. ``prompt`` alone is enough; unknown fields are ignored."""
+class OpenAIRequest(StrictNumbers):
+    """What OpenAI's clients say of the images that they want, and how they are handed out."""
 
     model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True, from_attributes=True)
 
@@ -92,7 +90,16 @@ class ImageGenerationRequest(StrictNumbers):
         return self.response_format is ResponseFormat.URL
 
 
-def job_request(request: ImageGenerationRequest, deadline_seconds: int) -> JobRequest:
+@request_of(
+    generation_job.GenerationJobSpec,
+    parts={generation_job.Acceleration: Acceleration, generation_job.JobInput: InputImage},
+    without=NOT_REQUESTED.keys() | OWN_NAMES.keys(),
+)
+class ImageGenerationRequest(OpenAIRequest):
+    """What to draw, as OpenAI's clients say it. ``prompt`` alone is enough; unknown fields are ignored."""
+
+
+def job_request(request: OpenAIRequest, deadline_seconds: int) -> JobRequest:
     """Build the request of a job.
 
     Args:
@@ -119,7 +126,8 @@ def job_request(request: ImageGenerationRequest, deadline_seconds: int) -> JobRe
         problems.append(problem("response_format", "A stream carries images; ask for b64_json, or do not stream"))
     if problems:
         raise InvalidRequestError(problems)
-    fields = {name: getattr(request, name) for name in JobRequest.model_fields.keys() - OWN_NAMES.keys()}
+    taken = type(request).model_fields.keys() & JobRequest.model_fields.keys() - OWN_NAMES.keys()
+    fields = {name: getattr(request, name) for name in taken}
     if fields["active_deadline_seconds"] is None:
         fields["active_deadline_seconds"] = deadline_seconds
     own = {"prompt": request.prompt, "model": request.model, "num_images": request.n, "width": width, "height": height}
@@ -188,9 +196,8 @@ def document_with_urls(created: int, images: Sequence[StoredImage], urls: Sequen
     return {"created": created, **fields, "usage": USAGE, "data": [{"url": url} for url in urls]}
 
 
-def event_parts(created: int, image: StoredImage, encoding: OutputFormat) -> tuple[bytes, bytes]:
-    """Serialise what comes before and after an image's base64 in the event that carries it."""
-    kind = "image_generation.completed"
+def event_parts(kind: str, created: int, image: StoredImage, encoding: OutputFormat) -> tuple[bytes, bytes]:
+    """Serialise what comes before and after an image's base64 in the event of this kind that carries it."""
     fields = {"type": kind, "created_at": created, **response_fields(image, encoding), "usage": USAGE}
     head = f"event: {kind}\ndata: {json.dumps(fields)[:-1]}"
     return head.encode() + b',"b64_json":"', b'"}\n\n'

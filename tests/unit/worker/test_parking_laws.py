@@ -176,6 +176,15 @@ def test_an_image_whose_turn_came_is_not_passed_forever() -> None:
     assert images[0].since <= 40 + 4
 
 
+def test_an_image_gives_way_so_often_and_no_more() -> None:
+    # Each comes when the last has gone, and takes one step.
+    images = [Image(100, 0, 0), *(Image(1, 1, step) for step in range(2, 80, 4))]
+    for _ in World(1, images).steps():
+        pass
+    assert images[0].parks == MOST_PARKS
+    assert images[0].since < images[0].calls
+
+
 def some(found: Callable[[World], bool]) -> None:
     assert find(worlds(), found)
 

@@ -106,6 +106,15 @@ class Part:
 
         wait_for(f"{self.name} to be ready", ready)
 
+    def recovers(self) -> bool:
+        """Wait until it is ready, and return whether it is: not where it ended, which kopf does without credentials."""
+
+        def ready_or_ended() -> bool:
+            return self.process.poll() is not None or self.get("/readyz").startswith("200")
+
+        wait_for(f"{self.name} to be ready, or to end", ready_or_ended)
+        return self.process.poll() is None
+
     def get(self, path: str) -> str:
         """Return status, headers and body of an answer; empty while nobody answers."""
         try:

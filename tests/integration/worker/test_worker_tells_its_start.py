@@ -97,4 +97,4 @@ async def test_a_worker_that_may_not_tell_starts_all_the_same(bench: Bench) -> N
     warnings = [line for line in lines if "does not show how far the start has come" in line["message"]]
     assert len(warnings) == 1
     stages = [line["stage"] for line in lines if "stage" in line]
-    assert stages == ["Importing", "FetchingModel", "LoadingWeights", "Ready"]
+    assert stages == ["Importing", "FetchingModel", "LoadingWeights", "WarmingUp", "Ready"]

@@ -153,18 +153,23 @@ async def _stored(body: bytes, asked: DoorRequest, place: UploadPlace) -> tuple[
     del body
     # What is refused is refused before anything is stored.
     wanted = _wanted(found, asked)
+    echo = _Echo.of(found)
 
-    async def store(role: InputRole, text: str, field: str, change: Change | None = None) -> InputImage:
-        data = await asyncio.to_thread(image_bytes, text, field)
+    async def store(role: InputRole, data: bytes, field: str, change: Change | None = None) -> InputImage:
         stored = await place.store(data, field=field, change=change)
         return InputImage.model_validate({"role": role, "id": stored.id})
 
-    named = [await store(InputRole.IMAGE, found.init_images[0], "init_images")]
+    # The text of an image is let go once it is decoded: it is as large as the image and a third.
+    data = await asyncio.to_thread(image_bytes, found.init_images.pop(0), "init_images")
+    found.init_images.clear()
+    named = [await store(InputRole.IMAGE, data, "init_images")]
     if found.mask:
+        data = await asyncio.to_thread(image_bytes, found.mask, "mask")
+        found.mask = None
         change = kept if found.inpainting_mask_invert else painted_anew
-        named.append(await store(InputRole.MASK, found.mask, "mask", change))
+        named.append(await store(InputRole.MASK, data, "mask", change))
     begun = wanted.model_copy(update={"inputs": tuple(named), "strength": found.strength})
-    return begun, _Echo.of(found)
+    return begun, echo
 
 
 @router.get("/progress", summary="How far the client's jobs are", responses=_errors())

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from webuiapi import WebUIApi
+
 from integration.api.api_kit import Api, Stage
 from kubediffusion.local.testing import wait_for
 
@@ -36,3 +38,11 @@ def spec(stage: Stage, name: str) -> dict[str, Any]:
     """Return a job's spec, as it is in the cluster."""
     found: dict[str, Any] = stage.job(name)["spec"]
     return found
+
+
+def webui_client(api: Api, **headers: str) -> WebUIApi:
+    """Return the web UI's own client for an API, with more headers."""
+    made = WebUIApi(baseurl=f"{api.url}/sdapi/v1")
+    made.session.trust_env = False
+    made.session.headers.update(headers)
+    return made

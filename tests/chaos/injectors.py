@@ -18,7 +18,7 @@ from kubediffusion.local import installation
 from kubediffusion.local.errors import LocalError, NotInTimeError
 from kubediffusion.local.testing import eventually
 
-TARGET_SECONDS = 20.0
+TARGET_SECONDS = 60.0
 """How long a fault waits for something to hit, such as a worker that has jobs."""
 ZOMBIE_SECONDS = 15.0
 """How long a frozen worker waits for its jobs to end elsewhere."""
@@ -104,9 +104,19 @@ async def make_zombie(system: System, _: Fault, rng: random.Random) -> bool:
     It goes on as if nothing had happened: it stores images over those of its successor and, once the network is back,
     reports jobs that are no longer its own.
     """
-    worker = await _busy_worker(system, rng)
-    if worker is None or len(system.workers()) < 2:
+
+    async def made() -> bool:
+        worker = await _busy_worker(system, rng)
+        return worker is not None and len(system.workers()) > 1 and await _make_zombie_of(system, worker)
+
+    try:
+        return await eventually("a worker that is frozen with jobs beside another", made, TARGET_SECONDS)
+    except NotInTimeError:
         return False
+
+
+async def _make_zombie_of(system: System, worker: str) -> bool:
+    """Make a zombie of a worker; do nothing, and return False, where its jobs ended before it was frozen."""
     with system.site.to_apiserver.disturbed(Disturbance(client=f"kubediffusion-worker/{worker}", hold=True)):
         with _frozen(system, worker):
             taken = {
@@ -114,6 +124,8 @@ async def make_zombie(system: System, _: Fault, rng: random.Random) -> bool:
                 for job in system.jobs()
                 if not ended(job) and job.get("status", {}).get("worker") == worker
             }
+            if not taken:
+                return False
             await _delete(system, worker)
 
             async def lost() -> bool:
@@ -137,7 +149,7 @@ async def make_zombie(system: System, _: Fault, rng: random.Random) -> bool:
         with system.site.to_storage.observed(on_put):
             if taken & elsewhere:
                 await _set_within(stored, THAWED_SECONDS)
-    return bool(taken)
+    return True
 
 
 async def fill_disks(system: System, fault: Fault, _: random.Random) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from integration.api.api_kit import MODEL, Api, Site, Stage, StartApi, generate, png, problems
-from kubediffusion.local.testing import wait_for
+from kubediffusion.local.testing import json_lines, wait_for
 
 OPEN = (
     "/",
@@ -49,7 +49,7 @@ def test_keys(start_api: StartApi, tmp_path: Path) -> None:
     wait_for("the new key", lambda: _allowed(api, "bob-key"))
     wait_for("the old key's end", lambda: not _allowed(api, "alice-key"))
     log = api.log.read_text()
-    lines = [json.loads(line) for line in log.splitlines()]
+    lines = json_lines(log)
     # It tells of keys and of who used them, by their clients' names.
     assert [line["client"] for line in lines if "client" in line] == ["alice", "alice"]
     assert [line["clients"] for line in lines if "clients" in line][-1] == ["bob"]
@@ -231,7 +231,7 @@ def test_the_log_says_who_did_what(start_api: StartApi, tmp_path: Path) -> None:
     one, other = (f"/v1/jobs/{each['job']['name']}" for each in jobs)
     ask("heidi", "POST", f"{one}/cancel")
     ask("heidi", "DELETE", other)
-    lines = [json.loads(line) for line in api.log.read_text().splitlines()]
+    lines = json_lines(api.log.read_text())
     said = [(line["message"], line["client"], line["request_id"]) for line in lines if "job" in line]
     assert said == [
         ("job accepted", "grace", "grace-POST-/v1/jobs"),

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from integration.api.api_kit import COMMAND, MODEL, Api, Site, StartApi, generate, png, problems
 from kubediffusion.api.main import listening_sockets
-from kubediffusion.local.testing import wait_for
+from kubediffusion.local.testing import json_lines, wait_for
 
 """What admission webhooks and policies of a test are asked about."""
 
@@ -219,7 +219,7 @@ def test_prompts_stay_out_of_the_log(api: Api, start_api: StartApi) -> None:
         assert task_id in server.log.read_text()
     assert "personal" not in silent.log.read_text()
     assert "personal" in talking.log.read_text()
-    lines = [json.loads(line) for line in talking.log.read_text().splitlines()]
+    lines = json_lines(talking.log.read_text())
     assert [line["job"] for line in lines if line.get("prompt") == "a very personal prompt"] == [task_id]
 
 
@@ -227,7 +227,7 @@ def test_a_requests_id_comes_back(api: Api) -> None:
     assert api.http.get("/health", headers={"X-Request-ID": "mine"}).headers["X-Request-ID"] == "mine"
     assert api.http.get("/health", headers={"X-Request-ID": "x" * 200}).headers["X-Request-ID"] != "x" * 200
     accepted = api.http.post("/generate", json={"prompt": "a cat"}, headers={"X-Request-ID": "order-7"}).json()
-    lines = [json.loads(line) for line in api.log.read_text().splitlines()]
+    lines = json_lines(api.log.read_text())
     assert [line["job"] for line in lines if line.get("request_id") == "order-7"] == [accepted["task_id"]]
     ids = {api.http.get("/nowhere").headers["X-Request-ID"] for _ in range(5)}
     assert len(ids) == 5

@@ -6,7 +6,7 @@ import hashlib
 import signal
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,14 @@ class Studio:
             return job.status.phase in phases
 
         return await self.until(name, " or ".join(phases), reached)
+
+    async def first_running(self, names: Sequence[str]) -> str:
+        """Wait until one of the jobs runs, and return its name."""
+
+        async def running() -> str | None:
+            return next((name for name in names if (await self.job(name)).status.phase == Phase.RUNNING), None)
+
+        return await eventually(f"one of {', '.join(names)} runs", running, JOB_SECONDS)
 
     async def finished(self, name: str) -> GenerationJob:
         """Wait until a job has ended, however."""

@@ -98,8 +98,10 @@ async def test_what_a_silent_worker_has_not_begun_goes_elsewhere(open_studio: Ca
     for name in JOBS:
         await studio.submit(name, **LONG)
     jobs = {name: await studio.until(name, "bound", lambda job: job.status.worker is not None) for name in JOBS}
-    begun, held = [name for name, job in jobs.items() if job.status.worker == silent]
-    await studio.phase(begun, Phase.RUNNING)
+    bound = [name for name, job in jobs.items() if job.status.worker == silent]
+    # Whichever of the two its worker read first.
+    begun = await studio.first_running(bound)
+    (held,) = set(bound) - {begun}
     pid = studio.namespace.pid(silent)
     studio.namespace.signal(silent, signal.SIGSTOP)
     try:

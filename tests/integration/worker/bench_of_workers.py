@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kubediffusion.local import installation
-from kubediffusion.local.testing import Namespace, eventually
+from kubediffusion.local.testing import Namespace, eventually, json_lines
 from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.generation_job import GenerationJob, Phase
@@ -209,7 +209,7 @@ class Bench:
 
     def log(self, worker: str) -> list[dict[str, Any]]:
         """Return the lines of a worker's log."""
-        return [json.loads(line) for line in self.namespace.kubectl("logs", worker).splitlines()]
+        return json_lines(self.namespace.kubectl("logs", worker))
 
     def stored(self, uri: str) -> bytes:
         """Read an object with the store's own key."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -60,6 +61,15 @@ async def eventually(what: str, condition: Callable[[], Awaitable[T | None]], se
         if time.monotonic() > deadline:
             raise NotInTimeError(what, seconds)
         await asyncio.sleep(POLL_SECONDS)
+
+
+def json_lines(log: str) -> list[dict[str, Any]]:
+    """Return the lines of a part's log, each decoded.
+
+    A line ends at a line feed and nowhere else: what clients send may hold other characters that Python counts as ends
+    of lines, such as U+2028, and JSON need not escape them.
+    """
+    return [json.loads(line) for line in log.split("\n") if line]
 
 
 async def connect(kubeconfig: Path) -> KubernetesClient:

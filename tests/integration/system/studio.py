@@ -111,7 +111,10 @@ class Studio:
         """Wait until one of the jobs runs, and return its name."""
 
         async def running() -> str | None:
-            return next((name for name in names if (await self.job(name)).status.phase == Phase.RUNNING), None)
+            for name in names:
+                if (await self.job(name)).status.phase == Phase.RUNNING:
+                    return name
+            return None
 
         return await eventually(f"one of {', '.join(names)} runs", running, JOB_SECONDS)
 

@@ -141,7 +141,7 @@ class Cluster:
         """Keep what explains a failure, as it goes with the namespace: objects, Events, and the pods' own logs."""
         folder = self.logs / name
         folder.mkdir(exist_ok=True)
-        kinds = "generationjobs,diffusionmodels,jobs,pods,events,nodes"
+        kinds = "generationjobs,diffusionmodels,loraadapters,jobs,pods,events,nodes"
         for file, arguments in {
             "objects.txt": ("get", kinds, "--all-namespaces", "--output=wide"),
             "objects.yaml": ("get", kinds, "--all-namespaces", "--output=yaml"),

@@ -303,7 +303,8 @@ def test_an_uninstallation_keeps_jobs_and_images_and_says_so(studio: Studio) -> 
         for o in studio.cluster.list(kind)
         if RELEASE in o["metadata"]["name"]
     ]
-    assert cluster_wide == ["diffusionmodels.kubediffusion.io", "generationjobs.kubediffusion.io"]
+    kinds = ("diffusionmodels", "generationjobs", "loraadapters")
+    assert cluster_wide == [f"{kind}.kubediffusion.io" for kind in kinds]
     studio.installed = False
 
 

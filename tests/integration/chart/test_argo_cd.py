@@ -68,5 +68,6 @@ def test_a_sync_runs_no_hook_and_leaves_nothing_else_out(helm: Helm, values: Obj
     assert {kind for kind in kinds(synced) if kind.startswith("CustomResourceDefinition")} == {
         "CustomResourceDefinition/diffusionmodels.kubediffusion.io",
         "CustomResourceDefinition/generationjobs.kubediffusion.io",
+        "CustomResourceDefinition/loraadapters.kubediffusion.io",
     }
     assert json.dumps(sync_order(synced)) == json.dumps(synced)

@@ -20,6 +20,7 @@ from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.objects import ObjectMeta
 
 CRD = "customresourcedefinition/generationjobs.kubediffusion.io"
+NEW_CRD = "customresourcedefinition/loraadapters.kubediffusion.io"
 UPGRADER = "crd-upgrader"
 
 
@@ -96,6 +97,8 @@ def test_crds_are_brought_up_to_date_with_no_more_right_than_that(cluster: Local
     cluster.kubectl(
         "patch", CRD, "--type=json", '--patch=[{"op":"remove","path":"/spec/versions/0/additionalPrinterColumns/0"}]'
     )
+    # And it has no adapters.
+    cluster.kubectl("delete", NEW_CRD)
     environment = {**os.environ, "KUBECONFIG": str(cluster.control_plane.kubeconfig(UPGRADER))}
     answer = subprocess.run(
         [sys.executable, "-m", "kubediffusion.resources.crds.main", "--apply"],
@@ -108,6 +111,7 @@ def test_crds_are_brought_up_to_date_with_no_more_right_than_that(cluster: Local
     assert answer.stdout.splitlines() == [
         "generationjobs.kubediffusion.io: changed",
         "diffusionmodels.kubediffusion.io: up to date",
+        "loraadapters.kubediffusion.io: created",
     ]
     columns = cluster.get(*CRD.split("/"))["spec"]["versions"][0]["additionalPrinterColumns"]
     assert [c["name"] for c in columns] == [

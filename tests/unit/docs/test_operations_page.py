@@ -12,6 +12,9 @@ from kubediffusion.local.layout import CHART
 from kubediffusion.operator.events import PARAMETERS_ADJUSTED
 from kubediffusion.operator.image_releases import IMAGES_HELD, IMAGES_RETAINED
 from kubediffusion.resources.conditions import (
+    REFUSED_ADAPTER,
+    AdapterConditionType,
+    AdapterReason,
     ConditionStatus,
     EngineReason,
     JobConditionType,
@@ -25,6 +28,7 @@ from kubediffusion.resources.failures import ErrorCode
 PAGE = "operations"
 JOBS = "Conditions of a GenerationJob"
 MODELS = f"Condition of a DiffusionModel: `{ModelConditionType.AVAILABLE}`"
+ADAPTERS = f"Condition of a LoRAAdapter: `{AdapterConditionType.READY}`"
 STARTS = "How far a worker's start is"
 EVENTS = "Events"
 ALERTS = "Alerts"
@@ -64,6 +68,13 @@ def test_every_reason_of_a_model() -> None:
     )
 
 
+def test_every_reason_of_an_adapter() -> None:
+    said = [r for _, reasons, *_ in documented.table(PAGE, ADAPTERS) for r in documented.code(reasons)]
+    assert said == list(AdapterReason)
+    lasting = said[said.index(AdapterReason.SOURCE_NOT_FOUND) :]
+    assert set(lasting) == REFUSED_ADAPTER
+
+
 def test_every_stage_of_a_worker_s_start_in_its_order() -> None:
     said = [reason for cell, *_ in documented.table(PAGE, STARTS) for reason in documented.code(cell)]
     assert [reason for reason in said if reason not in set(WaitingReason)] == list(EngineReason)
@@ -98,7 +109,9 @@ def test_every_alert() -> None:
     assert said == [rule["alert"] for group in groups for rule in group["rules"]]
 
 
-@pytest.mark.parametrize(("heading", "number"), [(JOBS, 0), (JOBS, 1), (MODELS, 0), (EVENTS, 0), (ALERTS, 0)])
+@pytest.mark.parametrize(
+    ("heading", "number"), [(JOBS, 0), (JOBS, 1), (MODELS, 0), (ADAPTERS, 0), (EVENTS, 0), (ALERTS, 0)]
+)
 def test_each_says_what_to_do(heading: str, number: int) -> None:
     for row in documented.table(PAGE, heading, number):
         assert all(row), row

@@ -15,7 +15,7 @@ def by_kind(manifests: Iterable[Manifest], kind: str) -> dict[str, Manifest]:
 
 def test_a_cluster_gets_the_chart_s_own_crds_policies_and_roles() -> None:
     manifests = installation.cluster_scoped()
-    assert {"generationjobs.kubediffusion.io", "diffusionmodels.kubediffusion.io"} <= by_kind(
+    assert {f"{kind}.kubediffusion.io" for kind in ("generationjobs", "diffusionmodels", "loraadapters")} <= by_kind(
         manifests, "CustomResourceDefinition"
     ).keys()
     assert (

@@ -11,14 +11,18 @@ from typing import Any
 import pytest
 import yaml
 
-from kubediffusion.resources.crds.definitions import diffusion_model_crd, generation_job_crd
+from kubediffusion.resources.crds.definitions import diffusion_model_crd, generation_job_crd, lora_adapter_crd
 from kubediffusion.resources.crds.main import main, render
 from kubediffusion.resources.crds.structural_schema import structural_schema
 from kubediffusion.resources.generation_job import GenerationJobSpec
 from kubediffusion.resources.schema import Schema
 
 CHART = Path(__file__).parents[3] / "charts" / "kubediffusion"
-DEFINITIONS = {"GenerationJob": generation_job_crd(), "DiffusionModel": diffusion_model_crd()}
+DEFINITIONS = {
+    "GenerationJob": generation_job_crd(),
+    "DiffusionModel": diffusion_model_crd(),
+    "LoRAAdapter": lora_adapter_crd(),
+}
 NO_PART_OF_THE_DIALECT = {"$ref", "$defs", "title", "allOf", "oneOf", "const", "examples", "exclusiveMinimum"}
 """Of JSON Schema, not of structural schemas (or not of use there)."""
 THE_SERVERS_OWN = {".apiVersion", ".kind", ".metadata"}
@@ -124,6 +128,7 @@ def test_what_is_generated_is_valid_yaml_of_what_was_meant() -> None:
     files = render()
     assert list(yaml.safe_load_all(files["crds/generationjobs.yaml"])) == [DEFINITIONS["GenerationJob"]]
     assert list(yaml.safe_load_all(files["crds/diffusionmodels.yaml"])) == [DEFINITIONS["DiffusionModel"]]
+    assert list(yaml.safe_load_all(files["crds/loraadapters.yaml"])) == [DEFINITIONS["LoRAAdapter"]]
 
 
 def generate(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> Any:

@@ -16,6 +16,7 @@ from kubediffusion.resources.conditions import ConditionStatus, with_condition
 from kubediffusion.resources.crds.definitions import definitions
 from kubediffusion.resources.diffusion_model import DiffusionModelStatus
 from kubediffusion.resources.generation_job import GenerationJobStatus, JobError
+from kubediffusion.resources.lora_adapter import LoRAAdapterStatus
 from kubediffusion.resources.schema import Schema
 from kubediffusion.resources.testing import NOW
 from kubediffusion.resources.texts import MAX_MESSAGE, MAX_NOTE, shorten, shorten_note
@@ -32,26 +33,32 @@ def parts(annotation: Any) -> Iterator[type[Schema]]:
 
 
 def bounded(status: type[Schema]) -> dict[str, tuple[Any, int]]:
-    """Every text field of a status that has a bound: its type, and the bound."""
+    """Every text field of a status that has a bound: its type, and the bound. One with a pattern is no free text."""
     fields = {}
     for part in parts(status):
         for name, field in part.model_fields.items():
+            if any(getattr(each, "pattern", None) for each in field.metadata):
+                continue
             for bound in (each for each in field.metadata if isinstance(each, MaxLen)):
                 fields[f"{part.__name__}.{name}"] = Annotated[field.annotation, *field.metadata], bound.max_length
     return fields
 
 
 def bounds(node: Any) -> Iterator[int]:
-    """Every ``maxLength`` of a schema."""
+    """Every ``maxLength`` of a schema's free texts."""
     if isinstance(node, dict):
-        if isinstance(node.get("maxLength"), int):
+        if isinstance(node.get("maxLength"), int) and "pattern" not in node:
             yield node["maxLength"]
         for part in node.values():
             yield from bounds(part)
 
 
-STATUSES: dict[str, type[Schema]] = {"GenerationJob": GenerationJobStatus, "DiffusionModel": DiffusionModelStatus}
-FIELDS = bounded(GenerationJobStatus) | bounded(DiffusionModelStatus)
+STATUSES: dict[str, type[Schema]] = {
+    "GenerationJob": GenerationJobStatus,
+    "DiffusionModel": DiffusionModelStatus,
+    "LoRAAdapter": LoRAAdapterStatus,
+}
+FIELDS = {name: field for status in STATUSES.values() for name, field in bounded(status).items()}
 
 
 @pytest.mark.parametrize("crd", definitions(), ids=lambda crd: str(crd["spec"]["names"]["kind"]))

@@ -42,6 +42,13 @@ class ModelConditionType(StrEnum):
     AVAILABLE = "Available"
 
 
+class AdapterConditionType(StrEnum):
+    """Condition types of a LoRAAdapter."""
+
+    READY = "Ready"
+    """True while a worker of its model holds it; False with the reason where none does."""
+
+
 class PodConditionType(StrEnum):
     """Condition types of a worker's Pod that are ours: its node keeps what it does not know, as for readiness gates."""
 
@@ -50,6 +57,9 @@ class PodConditionType(StrEnum):
     PIPELINE_KNOWN = f"{meta.GROUP}/PipelineKnown"
     """What the worker knows of the pipeline that it has loaded: its class as the reason, PipelineFacts as JSON in the
     message. Written by the worker itself."""
+    ADAPTERS_KNOWN = f"{meta.GROUP}/AdaptersKnown"
+    """Which adapters the worker holds and which it refuses: JSON of adapters.reports_to_json in the message. Written by
+    the worker itself."""
 
 
 class EngineReason(StrEnum):
@@ -76,6 +86,8 @@ class WaitingReason(StrEnum):
     """``spec.suspend`` is true."""
     MODEL_NOT_FOUND = "ModelNotFound"
     """No DiffusionModel of that name (or no default one) exists yet."""
+    ADAPTER_NOT_FOUND = "AdapterNotFound"
+    """No LoRAAdapter of a name that the job asks for exists yet."""
     WORKER_STARTING = "WorkerStarting"
     """A worker is loading the model."""
     WORKER_CANNOT_START = "WorkerCannotStart"
@@ -128,6 +140,40 @@ class ModelReason(StrEnum):
     """No worker has loaded this spec so far, and the container of the one that should cannot be started."""
     INTERNAL_ERROR = "InternalError"
     """The operator failed at this model, by a defect (status Unknown); it tries again after a pause."""
+
+
+class AdapterReason(StrEnum):
+    """Why a LoRAAdapter is ready, or is not."""
+
+    LOADED = "Loaded"
+    """At least one worker holds it."""
+    NOT_LOADED = "NotLoaded"
+    """No worker holds it now; the next job that names it has one load it."""
+    MODEL_NOT_FOUND = "ModelNotFound"
+    """No DiffusionModel of that name exists."""
+    FETCH_FAILED = "FetchFailed"
+    """The source could not be read for now; tried again with the next job that names it."""
+    SOURCE_NOT_FOUND = "SourceNotFound"
+    """There is no such file in its source, or its source is nothing that the model's workers can read."""
+    NOT_SAFETENSORS = "NotSafetensors"
+    """The file is no safetensors file."""
+    UNKNOWN_KEYS = "UnknownKeys"
+    """The file has weights that are not an adapter's, or of layers that cannot take one."""
+    WRONG_BASE_MODEL = "WrongBaseModel"
+    """Its layers have other shapes than the model's: it was trained for another."""
+    RANK_TOO_LARGE = "RankTooLarge"
+    """Its rank is above what the model's workers take."""
+    NOT_SUPPORTED = "NotSupported"
+    """The model's pipeline takes no adapters."""
+
+
+REFUSED_ADAPTER = frozenset(AdapterReason) - {
+    AdapterReason.LOADED,
+    AdapterReason.NOT_LOADED,
+    AdapterReason.MODEL_NOT_FOUND,
+    AdapterReason.FETCH_FAILED,
+}
+"""Reasons that stay until adapter or model are changed: a job that names such an adapter fails."""
 
 
 class Condition(Schema):

@@ -19,6 +19,8 @@ class ErrorCode(StrEnum):
     """The job does not fit the device even when it runs alone."""
     INVALID_INPUT = "InvalidInput"
     """An input is not in storage, is not what its hash says, or is no image that is taken."""
+    INVALID_ADAPTER = "InvalidAdapter"
+    """An adapter cannot be loaded for the job's model; the message says why."""
     INVALID_IMAGE = "InvalidImage"
     """The pipeline gave pixels that are not numbers."""
     STORAGE_FAILED = "StorageFailed"

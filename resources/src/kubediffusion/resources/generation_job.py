@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field
 
 from kubediffusion.resources import meta
+from kubediffusion.resources.adapters import Adapters, AppliedAdapter
 from kubediffusion.resources.conditions import Condition
 from kubediffusion.resources.objects import CustomResource
 from kubediffusion.resources.schema import Schema, Time
@@ -189,6 +190,8 @@ class GenerationJobSpec(Schema):
     strength: Fraction | None = None
     """How much of the input image is made anew, as a fraction of the steps: near 0 hardly anything, at 1 next to all;
     by default 0.8. One step is made in any case."""
+    adapters: Adapters | None = None
+    """LoRAAdapters of its model that its images are made with; for the pipelines that can."""
     priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] | None = None
     """Higher runs first; by default 0. Equal priorities run in order of age."""
     active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
@@ -276,6 +279,8 @@ class Parameters(Schema):
     """Images that it began from; absent when there were none."""
     strength: float | None = None
     """How much of the input image was made anew; absent where there was none."""
+    adapters: tuple[AppliedAdapter, ...] | None = None
+    """Adapters that it was made with; absent when there were none."""
     model_revision: str | None = None
     """The revision of the weights that were loaded."""
     pipeline: str | None = None

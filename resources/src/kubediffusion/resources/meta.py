@@ -8,6 +8,7 @@ API_VERSION = f"{GROUP}/{VERSION}"
 
 GENERATION_JOBS = "generationjobs"
 DIFFUSION_MODELS = "diffusionmodels"
+LORA_ADAPTERS = "loraadapters"
 
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 COMPONENT_LABEL = "app.kubernetes.io/component"

@@ -23,10 +23,10 @@ class SecretKeyRef(Schema):
 Variant = Annotated[str, Field(min_length=1, max_length=40)]
 
 _WITHIN = r"^[^/].*[^/]$|^[^/]$"
-_SAFETENSORS_FILE = r"^[^/].*\.safetensors$"
+SAFETENSORS_FILE = r"^[^/].*\.safetensors$"
 _COMPONENT_FILE = r"^[^/].*\.(safetensors|gguf)$"
 
-_ONE_LOCATION: JsonDict = {
+ONE_LOCATION: JsonDict = {
     "rule": (
         "[has(self.huggingFace), has(self.persistentVolumeClaim), has(self.s3), has(self.path)]"
         ".filter(set, set).size() == 1"
@@ -42,13 +42,18 @@ _ONE_VARIANT: JsonDict = {
 }
 
 
-class HuggingFaceSource(Schema):
-    """A repository of the Hugging Face Hub (or of the mirror that HF_ENDPOINT names)."""
+class HubRepository(Schema):
+    """A repository of the Hugging Face Hub (or of the mirror that HF_ENDPOINT names), at a revision."""
 
     repository: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$", max_length=200)]
     """Owner and name."""
     revision: Annotated[str, Field(min_length=1, max_length=200)] = "main"
     """A commit, tag or branch; pin a commit to get the same weights always."""
+
+
+class HuggingFaceSource(HubRepository):
+    """A repository of the Hugging Face Hub (or of the mirror that HF_ENDPOINT names)."""
+
     variant: Variant | None = None
     """Which files to take where a repository has several, for example fp16; as variant beside huggingFace."""
     token_secret_ref: SecretKeyRef | None = None
@@ -74,7 +79,7 @@ class S3Source(Schema):
 class SourceLocation(Schema):
     """Where files of a model lie: exactly one of these."""
 
-    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": [_ONE_LOCATION]})
+    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": [ONE_LOCATION]})
 
     hugging_face: HuggingFaceSource | None = None
     persistent_volume_claim: PersistentVolumeClaimSource | None = None
@@ -89,7 +94,7 @@ class ModelSource(SourceLocation):
     model_config = ConfigDict(
         json_schema_extra={
             "x-kubernetes-validations": [
-                _ONE_LOCATION,
+                ONE_LOCATION,
                 _ONE_VARIANT,
                 {
                     "rule": "!has(self.configFrom) || has(self.singleFile)",
@@ -101,7 +106,7 @@ class ModelSource(SourceLocation):
 
     variant: Variant | None = None
     """Which files to take where the folder has several of a component, for example fp16."""
-    single_file: Annotated[str, Field(pattern=_SAFETENSORS_FILE, max_length=1024)] | None = None
+    single_file: Annotated[str, Field(pattern=SAFETENSORS_FILE, max_length=1024)] | None = None
     """A checkpoint of the whole pipeline in one safetensors file, by its path within the source."""
     config_from: SourceLocation | None = None
     """The diffusers folder whose configuration, tokenizers and scheduler the singleFile goes with; the source itself
@@ -111,7 +116,7 @@ class ModelSource(SourceLocation):
 class ComponentSource(SourceLocation):
     """Where a component lies: exactly one of the four places."""
 
-    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": [_ONE_LOCATION, _ONE_VARIANT]})
+    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": [ONE_LOCATION, _ONE_VARIANT]})
 
     subfolder: Annotated[str, Field(pattern=_WITHIN, max_length=1024)] | None = None
     """Folder of the component within the source; the source itself when absent."""

@@ -79,6 +79,8 @@ class PipelineFacts(Schema):
     """The noise schedulers that run it, of those that a job can name."""
     tasks: tuple[Task, ...] = ()
     """What it makes images of; absent where that is not known."""
+    adapters: bool | None = None
+    """Whether its images can be made with adapters; absent where that is not known."""
 
     def to_json(self) -> str:
         """Serialise for the worker's Pod."""

@@ -23,6 +23,7 @@ from kubediffusion.resources.generation_job import (
     Parameters,
     Phase,
 )
+from kubediffusion.resources.lora_adapter import AdapterSource, LoRAAdapter, LoRAAdapterSpec, LoRAAdapterStatus
 from kubediffusion.resources.model_source import ModelSource
 from kubediffusion.resources.objects import ObjectMeta
 
@@ -109,4 +110,29 @@ def model(
             defaults=defaults or JobDefaults(),
             workers=WorkerSettings(**workers),
         ),
+    )
+
+
+def adapter(
+    name: str = "crayon", *, of: str = "emoji", status: LoRAAdapterStatus | None = None, **spec: Any
+) -> LoRAAdapter:
+    """Build a LoRAAdapter.
+
+    Args:
+        name: Its name; its uid is derived from it.
+        of: Name of the model that it is for.
+        status: Its status; empty when not given.
+        **spec: More fields of its spec.
+    """
+    return LoRAAdapter(
+        metadata=ObjectMeta(
+            name=name,
+            namespace=NAMESPACE,
+            uid=f"uid-{name}",
+            resource_version="1",
+            generation=1,
+            creation_timestamp=NOW - dt.timedelta(hours=1),
+        ),
+        spec=LoRAAdapterSpec(**{"model": of, "source": AdapterSource(path="/adapters"), **spec}),
+        status=status or LoRAAdapterStatus(),
     )

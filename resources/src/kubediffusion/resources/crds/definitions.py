@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kubediffusion.resources import meta
+from kubediffusion.resources.adapters import MAX_ADAPTER_NAME, MAX_ADAPTERS
 from kubediffusion.resources.crds.structural_schema import structural_schema
 from kubediffusion.resources.diffusion_model import MAX_STARTS, DiffusionModel
 from kubediffusion.resources.generation_job import (
@@ -15,12 +16,16 @@ from kubediffusion.resources.generation_job import (
     GenerationJobSpec,
     InputRole,
 )
+from kubediffusion.resources.lora_adapter import MAX_HOLDERS, LoRAAdapter
 from kubediffusion.resources.transitions import terminal_rule, transition_rule
 
 KEPT = {"argocd.argoproj.io/sync-options": "Prune=false,Delete=false"}
 """Argo CD leaves the definitions, and with them every job, when its application is deleted, as Helm does."""
 
 _BY_ROLE = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["role"]}
+_BY_NAME = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+
+_Kind = type[GenerationJob] | type[DiffusionModel] | type[LoRAAdapter]
 
 _CONDITIONS = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
 
@@ -33,6 +38,7 @@ def generation_job_crd() -> dict[str, Any]:
     inputs.update(_BY_ROLE)
     # The pattern says it, but not to the API server when it estimates what a comparison costs.
     inputs["items"]["properties"]["id"]["maxLength"] = 64
+    spec["properties"]["adapters"].update(_BY_NAME)
     spec["x-kubernetes-validations"] = [
         _immutability(spec["properties"]),
         _cancel_is_final(),
@@ -61,6 +67,7 @@ def generation_job_crd() -> dict[str, Any]:
     status["properties"]["retries"]["default"] = 0
     status["properties"]["conditions"].update(_CONDITIONS)
     status["properties"]["parameters"]["properties"]["inputs"]["maxItems"] = len(InputRole)
+    status["properties"]["parameters"]["properties"]["adapters"]["maxItems"] = MAX_ADAPTERS
     for name, most in {"images": MAX_IMAGES, "warnings": MAX_WARNINGS, "conditions": 16}.items():
         status["properties"][name]["maxItems"] = most
     return _definition(
@@ -117,7 +124,35 @@ def diffusion_model_crd() -> dict[str, Any]:
     )
 
 
-def _root_schema(kind: type[GenerationJob] | type[DiffusionModel]) -> dict[str, Any]:
+def lora_adapter_crd() -> dict[str, Any]:
+    """Generate the CustomResourceDefinition of LoRAAdapter."""
+    schema = _root_schema(LoRAAdapter)
+    status = schema["properties"]["status"]
+    status["properties"]["conditions"].update(_CONDITIONS)
+    status["properties"]["workers"]["maxItems"] = MAX_HOLDERS
+    schema["x-kubernetes-validations"] = [
+        {
+            "rule": f"self.metadata.name.size() <= {MAX_ADAPTER_NAME} && !self.metadata.name.contains('.')",
+            "message": f"a LoRAAdapter's name has at most {MAX_ADAPTER_NAME} characters and no dot: jobs name it so",
+        }
+    ]
+    return _definition(
+        LoRAAdapter,
+        short_name="lora",
+        schema=schema,
+        columns=[
+            ("Model", "string", ".spec.model", "The model that it changes.", 0),
+            ("Ready", "string", ".status.conditions[?(@.type=='Ready')].status", "Whether a worker holds it.", 0),
+            ("Reason", "string", ".status.conditions[?(@.type=='Ready')].reason", "Why.", 0),
+            ("Rank", "integer", ".status.rank", "The largest rank of its layers.", 0),
+            ("Digest", "string", ".status.shortDigest", "The beginning of its weights' SHA-256.", 0),
+            ("Age", "date", ".metadata.creationTimestamp", "", 0),
+        ],
+        selectable=[],
+    )
+
+
+def _root_schema(kind: _Kind) -> dict[str, Any]:
     schema = structural_schema(kind)
     # The API server owns the schema of these.
     envelope = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"}}
@@ -182,7 +217,7 @@ def _inputs_begin_with_an_image() -> list[dict[str, Any]]:
 
 
 def _definition(
-    kind: type[GenerationJob] | type[DiffusionModel],
+    kind: _Kind,
     short_name: str,
     schema: dict[str, Any],
     columns: list[tuple[str, str, str, str, int]],
@@ -229,4 +264,4 @@ def _column(name: str, kind: str, path: str, description: str, priority: int) ->
 
 def definitions() -> tuple[dict[str, Any], ...]:
     """Generate every CustomResourceDefinition."""
-    return (generation_job_crd(), diffusion_model_crd())
+    return (generation_job_crd(), diffusion_model_crd(), lora_adapter_crd())

@@ -49,6 +49,12 @@ EVERYTHING: dict[str, Any] = {
         "imageForm": "url",
         "priorityClassName": "system-cluster-critical",
     },
+    "worker": {
+        "template": {
+            "metadata": {"labels": {"cost-center": "images"}},
+            "spec": {"containers": [{"name": "worker", "env": [{"name": "PRICE", "value": "$(5)"}]}]},
+        }
+    },
     "defaultModel": {
         "create": True,
         "spec": {

@@ -69,6 +69,7 @@ A_MODEL = {"create": True, "spec": {"source": {"path": "/models"}}}
         ({"defaultModel": {"name": "a.b"}}, "does not match pattern"),
         ({"networkPolicy": {"s3": {"ports": []}}}, "minItems: got 0, want 1"),
         ({"networkPolicy": {"s3": {"ports": ["443"]}}}, "got string, want integer"),
+        ({"worker": {"template": {"spce": {}}}}, "invalid propertyName 'spce'"),
         ({"namespaces": "all"}, "got string, want array"),
         ({"unknown": 1}, "additional properties 'unknown' not allowed"),
         ({"api": {"apiKeys": {"existingSecret": "keys"}}}, "tests.apiKeyName must name an entry"),

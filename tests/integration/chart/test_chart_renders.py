@@ -14,6 +14,7 @@ from integration.chart.helm_kit import RELEASE, Helm, Object, kinds, pick, pod_l
 from integration.chart.matrix import EVERYTHING, MATRIX
 from kubediffusion.api.settings import Settings as ApiSettings
 from kubediffusion.local.layout import CHART
+from kubediffusion.local.node.environment import expand
 from kubediffusion.operator.settings import Settings as OperatorSettings
 from kubediffusion.resources import meta
 
@@ -291,6 +292,12 @@ def test_workers_get_what_the_pods_of_the_chart_get(helm: Helm) -> None:
     assert environment(helm.template(MATRIX["OpenShift"]), "operator")["KUBEDIFFUSION_WORKER_RUN_AS_USER"] == "0"
     storage = environment(helm.template(MATRIX["storage of a company's own"]), "operator")
     assert storage["KUBEDIFFUSION_WORKER_CA_CONFIG_MAP"] == "company-ca"
+
+
+def test_workers_are_made_from_the_installation_s_template(helm: Helm) -> None:
+    told = environment(helm.template(EVERYTHING), "operator")["KUBEDIFFUSION_WORKER_TEMPLATE"]
+    assert json.loads(expand(told, {"5": "no"})) == EVERYTHING["worker"]["template"]
+    assert "KUBEDIFFUSION_WORKER_TEMPLATE" not in environment(helm.template(), "operator")
 
 
 def test_the_service_has_the_ip_families_that_are_asked_for(helm: Helm) -> None:

@@ -94,6 +94,19 @@ class CreateWorker:
 
 
 @dataclass(frozen=True)
+class TryWorker:
+    """Ask the API server whether it takes a worker's batch/v1 Job, without creating it. Costs one request, no write."""
+
+    model: DiffusionModel
+    template_hash: str
+
+    @property
+    def namespace(self) -> str:
+        """The namespace that the request concerns."""
+        return self.model.metadata.namespace
+
+
+@dataclass(frozen=True)
 class DeleteWorker:
     """Delete a worker's batch/v1 Job, and with it its Pod. Costs one write."""
 
@@ -141,4 +154,5 @@ class ReportModel:
 
 
 JobAction = Bind | Requeue | Finish | Explain | HoldImages | SetAside
-Action = JobAction | CreateWorker | DeleteWorker | DeletePod | ReportModel
+WorkerAction = CreateWorker | TryWorker | DeleteWorker | DeletePod | ReportModel
+Action = JobAction | WorkerAction

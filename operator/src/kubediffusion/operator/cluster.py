@@ -11,17 +11,24 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from kubediffusion.operator.actions import CreateWorker, DeletePod, DeleteWorker, ReportModel
+from kubediffusion.operator.actions import CreateWorker, DeletePod, DeleteWorker, ReportModel, TryWorker, WorkerAction
 from kubediffusion.operator.job_quotas import ResourceQuota, jobs_admitted
 from kubediffusion.operator.manifests import WorkerDefaults, worker_job
 from kubediffusion.operator.model_status import name_taken, pod_deletion_reason
 from kubediffusion.operator.object_cache import ObjectList
 from kubediffusion.operator.request_places import RequestPlaces
 from kubediffusion.operator.slim_jobs import lacks_prompt, slim_jobs
+from kubediffusion.operator.worker_template import TemplateError
 from kubediffusion.operator.workers import BatchJob, Pod
 from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.client import KubernetesClient
-from kubediffusion.resources.apiserver.errors import ConflictError, ForbiddenError, KubernetesError, NotFoundError
+from kubediffusion.resources.apiserver.errors import (
+    ConflictError,
+    ForbiddenError,
+    InvalidError,
+    KubernetesError,
+    NotFoundError,
+)
 from kubediffusion.resources.apiserver.resource import Resource
 from kubediffusion.resources.backoff import Backoff
 from kubediffusion.resources.diffusion_model import DiffusionModel
@@ -236,9 +243,7 @@ class Cluster:
             except (NotFoundError, ConflictError):
                 return
 
-    async def execute(
-        self, action: CreateWorker | DeleteWorker | DeletePod | ReportModel
-    ) -> DiffusionModel | BatchJob | None:
+    async def execute(self, action: WorkerAction) -> DiffusionModel | BatchJob | None:
         """Carry out an action on a worker or a model, and return the object that the API server answers with.
 
         Raises:
@@ -248,6 +253,9 @@ class Cluster:
             match action:
                 case CreateWorker():
                     return await self._create_worker(action)
+                case TryWorker():
+                    await self._try_worker(action)
+                    return None
                 case DeleteWorker():
                     await self._delete_worker(action)
                     return None
@@ -265,13 +273,40 @@ class Cluster:
             return await self._jobs.patch(job.metadata.namespace, job.name, patch, subresource=subresource)
 
     async def _create_worker(self, action: CreateWorker) -> BatchJob:
-        manifest = worker_job(action.model, action.template_hash, action.ordinal, self._defaults)
+        manifest = self._worker_job(action.model, action.template_hash, action.ordinal)
         try:
             job = await self._batch_jobs.create(action.model.metadata.namespace, manifest)
         except ConflictError as refusal:
             return await self._worker_there(action, manifest["metadata"]["name"], refusal)
         logger.info("worker %s created", job.metadata.name, extra={"model": action.model.name})
         return job
+
+    async def _try_worker(self, action: TryWorker) -> None:
+        """Ask the API server whether it takes a worker's Job.
+
+        Raises:
+            KubernetesError: It refuses what the Job is, or is away.
+        """
+        manifest = self._worker_job(action.model, action.template_hash, 0)
+        try:
+            await self._batch_jobs.create(action.model.metadata.namespace, manifest, dry_run=True)
+        except ConflictError:
+            # One of this very template is there, or it is a quota's.
+            return
+        except KubernetesError as error:
+            if not says_nothing_of_job(error):
+                raise
+
+    def _worker_job(self, model: DiffusionModel, template_hash: str, ordinal: int) -> dict[str, Any]:
+        """Return the manifest of a worker's Job.
+
+        Raises:
+            InvalidError: A template would not make a worker, which the API server would not say.
+        """
+        try:
+            return worker_job(model, template_hash, ordinal, self._defaults)
+        except TemplateError as refusal:
+            raise InvalidError(422, "Invalid", str(refusal)) from None
 
     async def _worker_there(self, action: CreateWorker, name: str, refusal: ConflictError) -> BatchJob:
         """Return the worker that was created before.
@@ -315,6 +350,14 @@ class Cluster:
             )
         except (NotFoundError, ConflictError):
             return None
+
+
+def says_nothing_of_job(error: KubernetesError) -> bool:
+    """Return whether a try was refused for what would not keep a Job from being created in its time.
+
+    The workers that it would replace may be what fills a quota; and a webhook may refuse to be asked without a write.
+    """
+    return "exceeded quota" in error.message or "does not support dry run" in error.message
 
 
 def _event_time(event: dict[str, Any]) -> str:

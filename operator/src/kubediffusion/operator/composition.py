@@ -83,6 +83,7 @@ def compose(client: KubernetesClient, settings: Settings, storage: ImageStorage 
         run_as_user=settings.worker_run_as_user or None,
         ca_config_map=settings.worker_ca_config_map,
         environment=settings.worker_environment,
+        template=settings.worker_template,
     )
     options = SchedulerOptions(
         batches_ahead=settings.batches_ahead,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kubediffusion.operator.actions import Action, CreateWorker, DeletePod, DeleteWorker, ReportModel
+from kubediffusion.operator.actions import Action, WorkerAction
 from kubediffusion.operator.background_tasks import BackgroundTasks
 from kubediffusion.operator.cluster import Cluster
 from kubediffusion.operator.events import EventRecorder
@@ -28,7 +28,7 @@ class ActionExecutor:
 
     def start(self, action: Action) -> bool:
         """Begin to carry out an action; return whether that was so: not while another on its object is under way."""
-        if isinstance(action, CreateWorker | DeleteWorker | DeletePod | ReportModel):
+        if isinstance(action, WorkerAction):
             return self._workers.start(action)
         return self._jobs.start(action)
 

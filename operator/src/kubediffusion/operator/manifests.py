@@ -6,13 +6,16 @@ https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kubediffusion.operator.worker_template import TemplateError, lay_over
 from kubediffusion.operator.workers import CONTAINER
 from kubediffusion.resources import meta
+from kubediffusion.resources.accelerators import requested_accelerator
 from kubediffusion.resources.diffusion_model import CompileCacheVolume, DiffusionModel, MemorySettings
 from kubediffusion.resources.failures import BAD_MODEL_EXIT_CODE
 from kubediffusion.resources.model_source import SourceLocation
@@ -20,10 +23,14 @@ from kubediffusion.resources.worker_names import content_hash, worker_job_name
 
 MODEL_MOUNT = "/models"
 CLAIMS_MOUNT = "/claims"
+CACHE = "cache"
+"""The volume for whatever a worker writes; the one of ours that a template may replace."""
 CACHE_MOUNT = "/var/cache/kubediffusion"
 CA_MOUNT = "/etc/kubediffusion/s3-ca"
 COMPILED_MOUNT = "/var/cache/kubediffusion-compiled"
 TERMINATION_LOG = "/dev/termination-log"
+ACCELERATOR = "KUBEDIFFUSION_ACCELERATOR"
+"""The variable that tells a worker which accelerator its Pod asks for."""
 USER = 65532
 """The user of the images: no root, no name."""
 
@@ -44,6 +51,7 @@ class WorkerDefaults:
         run_as_user: User and group; None where the platform chooses them.
         ca_config_map: ConfigMap with the certificates that storage is trusted by; empty for those of the image.
         environment: Further variables, which a model's own come after.
+        template: A partial Pod template for all workers, beneath what models say.
     """
 
     image: str
@@ -54,15 +62,22 @@ class WorkerDefaults:
     run_as_user: int | None = USER
     ca_config_map: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
+    template: Mapping[str, Any] = field(default_factory=dict)
 
 
 def template_hash(model: DiffusionModel, defaults: WorkerDefaults) -> str:
     """Return the hash of the template that a model's workers are made from.
 
-    A change of what jobs only read (defaults, limits) or of how many workers there are does not replace workers.
+    A change of what jobs only read (defaults, limits) or of how many workers there are does not replace workers. A
+    template that is refused has a hash of its own, for which there are no workers.
     """
     restarted = model.metadata.annotations.get(meta.RESTARTED_AT_ANNOTATION)
-    return content_hash([_template(model, defaults), model.spec.workers.queue_name, restarted])
+    try:
+        template: Any = _template(model, defaults)
+    except TemplateError as refusal:
+        workers = model.spec.workers
+        template = [_skeleton(model, defaults), defaults.template, workers.to_wire(), str(refusal)]
+    return content_hash([template, model.spec.workers.queue_name, restarted])
 
 
 def worker_job(model: DiffusionModel, name_hash: str, ordinal: int, defaults: WorkerDefaults) -> dict[str, Any]:
@@ -73,11 +88,14 @@ def worker_job(model: DiffusionModel, name_hash: str, ordinal: int, defaults: Wo
         name_hash: Its :func:`template_hash`.
         ordinal: Tells workers of one template apart.
         defaults: From the operator's settings.
+
+    Raises:
+        TemplateError: The model's template, or that of the settings, would not make a worker.
     """
     queue_name = model.spec.workers.queue_name
     labels = _labels(model) | {meta.TEMPLATE_HASH_LABEL: name_hash}
     template = _template(model, defaults)
-    template["metadata"]["labels"] |= labels
+    template["metadata"]["labels"] = {**template["metadata"]["labels"], **labels}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -128,9 +146,68 @@ def _labels(model: DiffusionModel) -> dict[str, str]:
 
 
 def _template(model: DiffusionModel, defaults: WorkerDefaults) -> dict[str, Any]:
+    """Return the Pod template of a model's workers: ours, beneath the settings', the model's fields and its template.
+
+    Raises:
+        TemplateError: One of the two templates would not make a worker.
+    """
+    skeleton = _skeleton(model, defaults)
+    template = copy.deepcopy(skeleton)
+    if defaults.template:
+        source = "the installation's worker.template"
+        template = lay_over(template, defaults.template, source, own=skeleton, replaceable=CACHE)
+    _set_fields(template, model)
+    if (own := model.spec.workers.template) is not None and own.partial:
+        template = lay_over(template, own.partial, "spec.workers.template", own=skeleton, replaceable=CACHE)
+    container = worker_container(template)
+    resources = container.get("resources", {})
+    requests, limits = resources.get("requests", {}), resources.get("limits", {})
+    # A request left out is its limit, as Kubernetes defaults it; only then the project's own default.
+    defaulted = {k: v for k, v in DEFAULT_REQUESTS.items() if k not in limits}
+    container["resources"] = {**resources, "requests": defaulted | requests, "limits": dict(limits)}
+    accelerator = requested_accelerator(container["resources"])
+    if accelerator is not None and not any(entry.get("name") == ACCELERATOR for entry in container["env"]):
+        # The model's own spec does not tell: a template asks for one too.
+        container["env"] = [*container["env"], _value(ACCELERATOR, accelerator)]
+    return template
+
+
+def worker_container(template: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the container of a Pod template that is the worker."""
+    (found,) = (item for item in template["spec"]["containers"] if item["name"] == CONTAINER)
+    container: dict[str, Any] = found
+    return container
+
+
+def _set_fields(template: dict[str, Any], model: DiffusionModel) -> None:
+    """Put into a Pod template what the model's own fields of the Pod API say."""
     workers = model.spec.workers
-    volumes: list[dict[str, Any]] = [{"name": "cache", "emptyDir": {}}]
-    mounts: list[dict[str, Any]] = [{"name": "cache", "mountPath": CACHE_MOUNT}]
+    fields: dict[str, Any] = {
+        "nodeSelector": workers.node_selector,
+        "tolerations": list(workers.tolerations),
+        "affinity": workers.affinity,
+        "runtimeClassName": workers.runtime_class_name,
+        "priorityClassName": workers.priority_class_name,
+        "imagePullSecrets": list(workers.image_pull_secrets),
+    }
+    template["spec"] |= {name: value for name, value in fields.items() if value}
+    container = worker_container(template)
+    if workers.image:
+        container["image"] = workers.image
+    container["env"] = [*container["env"], *workers.env]
+    resources = container.get("resources", {})
+    container["resources"] = {
+        **resources,
+        "requests": {**resources.get("requests", {}), **workers.resources.requests},
+        "limits": {**resources.get("limits", {}), **workers.resources.limits},
+    }
+
+
+def _skeleton(model: DiffusionModel, defaults: WorkerDefaults) -> dict[str, Any]:
+    """Return the Pod template of a worker before anybody's wishes."""
+    workers = model.spec.workers
+    volumes: list[dict[str, Any]] = [{"name": CACHE, "emptyDir": {}}]
+    mounts: list[dict[str, Any]] = [{"name": CACHE, "mountPath": CACHE_MOUNT}]
     # One volume a claim: kubelet waits for ever for a claim that a Pod names twice.
     claims: dict[str, str] = {}
     if (claim := model.spec.source.persistent_volume_claim) is not None:
@@ -169,29 +246,17 @@ def _template(model: DiffusionModel, defaults: WorkerDefaults) -> dict[str, Any]
         "volumes": volumes,
         "containers": [_container(model, defaults, mounts)],
     }
-    optional: dict[str, Any] = {
-        "nodeSelector": workers.node_selector,
-        "tolerations": list(workers.tolerations),
-        "affinity": workers.affinity,
-        "runtimeClassName": workers.runtime_class_name,
-        "priorityClassName": workers.priority_class_name,
-        "imagePullSecrets": list(workers.image_pull_secrets),
-    }
-    spec |= {name: value for name, value in optional.items() if value}
     return {"metadata": {"labels": _labels(model)}, "spec": spec}
 
 
 def _container(model: DiffusionModel, defaults: WorkerDefaults, mounts: list[dict[str, Any]]) -> dict[str, Any]:
-    resources = model.spec.workers.resources
-    # A request left out is its limit, as Kubernetes defaults it; only then the project's own default.
-    defaulted = {k: v for k, v in DEFAULT_REQUESTS.items() if k not in resources.limits}
     return {
         "name": CONTAINER,
-        "image": model.spec.workers.image or defaults.image,
+        "image": defaults.image,
         "command": ["kubediffusion-worker"],
         "env": _environment(model, defaults),
         "envFrom": [{"secretRef": {"name": defaults.s3_secret}}],
-        "resources": {"requests": defaulted | resources.requests, "limits": dict(resources.limits)},
+        "resources": {"requests": {}, "limits": {}},
         "ports": [{"name": "metrics", "containerPort": defaults.port}],
         # Loading takes as long as the model is large: the process is alive meanwhile, and ready only afterwards.
         "readinessProbe": {"httpGet": {"path": "/readyz", "port": defaults.port}, "periodSeconds": 1},
@@ -243,7 +308,7 @@ def _environment(model: DiffusionModel, defaults: WorkerDefaults) -> list[dict[s
         reference = {"secretKeyRef": {"name": secret.name, "key": secret.key}}
         environment.append({"name": "HF_TOKEN", "valueFrom": reference})
     environment += [{"name": name, "value": value} for name, value in defaults.environment.items()]
-    return [*environment, *model.spec.workers.env]
+    return environment
 
 
 def _further_locations(model: DiffusionModel) -> list[SourceLocation]:

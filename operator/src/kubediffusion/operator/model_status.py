@@ -98,10 +98,12 @@ def name_taken(name: str) -> str:
 def _availability(view: ModelView, now: dt.datetime) -> tuple[ConditionStatus, ModelReason, str]:
     old = find_condition(view.model.status.conditions, ModelConditionType.AVAILABLE)
     crashes = view.crashes
+    refused = bool(view.untried_hash and view.refusal)
     if ready := view.current(WorkerState.READY):
         message = f"{len(ready)} worker{'s' if len(ready) > 1 else ''} ready"
         message += f", still compiling: {busy}" if (busy := len(compiling_workers(view))) else ""
         message += f"; {workers_cut_off(cut_off)}" if (cut_off := view.current(WorkerState.CUT_OFF)) else ""
+        message += f"; they stay as they are, as what changed is refused: {view.refusal}" if refused else ""
         return ConditionStatus.TRUE, ModelReason.READY, message
     if (failure := load_failure(view, now)) is not None:
         return ConditionStatus.FALSE, ModelReason.LOAD_FAILED, f"{failure.reason} ({_remedy(failure)})"
@@ -112,7 +114,7 @@ def _availability(view: ModelView, now: dt.datetime) -> tuple[ConditionStatus, M
     # this one had its image and its Secrets: what keeps the next worker from starting may pass.
     same = view.model.status.template_hash == view.template_hash
     loaded = old is not None and same and old.reason in {ModelReason.READY, ModelReason.SCALED_TO_ZERO}
-    if loaded:
+    if loaded and not refused:
         cut_off = view.current(WorkerState.CUT_OFF)
         message = _first_start(view) or (workers_cut_off(cut_off) if cut_off else "the next job gets one")
         return ConditionStatus.TRUE, ModelReason.SCALED_TO_ZERO, f"no worker is ready; {message}"

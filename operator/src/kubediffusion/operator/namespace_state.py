@@ -18,6 +18,7 @@ from sortedcontainers import SortedKeyList
 
 from kubediffusion.operator.cut_off import CutOffs
 from kubediffusion.operator.object_cache import ObjectCache, ObjectList
+from kubediffusion.operator.template_hashes import TemplateHashes
 from kubediffusion.operator.views import ModelView, NamespaceView, OrphanedJob, order_key
 from kubediffusion.operator.workers import BatchJob, ObservedWorker, Pod, WorkerState
 from kubediffusion.resources.conditions import JobConditionType, WaitingReason, find_condition
@@ -53,9 +54,8 @@ class NamespaceState:
         self.jobs: dict[str, GenerationJob] = {}
         self.revisions: dict[str, str] = {}
         self.refusals: dict[str, str] = {}
-        self._hash_of = hash_of
+        self._templates = TemplateHashes(hash_of)
         self._node_grace = node_grace
-        self._hashes: dict[str, str] = {}
         self._queues: dict[ModelKey, SortedKeyList] = defaultdict(lambda: SortedKeyList(key=order_key))
         self._sizes: dict[ModelKey, Counter[int]] = defaultdict(Counter)
         """How many jobs of a queue have how many images."""
@@ -123,25 +123,39 @@ class NamespaceState:
     def update_model(self, model: DiffusionModel) -> None:
         """Keep a model as it is now."""
         # First: a model at which this fails stays as it was.
-        name_hash = self._hash_of(model)
+        template = self._templates.look_at(model, self.models.get(model.name))
         if not self._models.update(model):
             return
-        if self._hashes.get(model.name) != name_hash:
+        before = self._templates.keep(model.name, template)
+        if before is None or before.in_effect != template.in_effect:
             # What workers of another template reported says nothing of today's.
-            self._hashes[model.name] = name_hash
             self.revisions.pop(model.name, None)
+        if before is not None and before.untried != template.untried:
+            self.refusals.pop(model.name, None)
+
+    def untried_template(self, name: str) -> str:
+        """Return the hash of a model's template while it is untried, else nothing."""
+        return self._templates.of(name).untried if name in self.models else ""
+
+    def accept_template(self, name: str, template_hash: str) -> None:
+        """Have workers of a model be made from a template that the API server takes."""
+        before = self._templates.of(name).in_effect if name in self.models else None
+        if self._templates.accept(name, template_hash):
+            self.refusals.pop(name, None)
+            if before != template_hash:
+                self.revisions.pop(name, None)
 
     def delete_model(self, model: DiffusionModel) -> None:
         """Remove a model."""
         if self._models.delete(model):
-            self._hashes.pop(model.name, None)
+            self._templates.forget_others(self.models)
             self.refusals.pop(model.name, None)
 
     def replace_models(self, models: ObjectList[DiffusionModel]) -> list[DiffusionModel]:
         """Remove the models that a full list lacks, and return them; :meth:`update_model` has taken in what it has."""
         before = list(self.models.values())
         self._models.replace(models)
-        self._hashes = {name: name_hash for name, name_hash in self._hashes.items() if name in self.models}
+        self._templates.forget_others(self.models)
         there = {model.uid for model in self.models.values()}
         gone = [model for model in before if model.uid not in there]
         for model in gone:
@@ -222,7 +236,8 @@ class NamespaceState:
             sizes = (size for key in keys for size in self._sizes[key].items())
             yield ModelView(
                 model=model,
-                template_hash=self._hashes[model.name],
+                template_hash=self._templates.of(model.name).in_effect,
+                untried_hash=self._templates.of(model.name).untried,
                 waiting=heapq.merge(*queues, key=order_key),
                 waiting_count=sum(map(len, queues)),
                 waiting_slots=sum(count * min(images, batch) for images, count in sizes),

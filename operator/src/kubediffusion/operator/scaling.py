@@ -8,7 +8,7 @@ import math
 from collections.abc import Set
 from dataclasses import dataclass
 
-from kubediffusion.operator.actions import Action, CreateWorker, DeletePod, DeleteWorker
+from kubediffusion.operator.actions import Action, CreateWorker, DeletePod, DeleteWorker, TryWorker
 from kubediffusion.operator.views import LIVE, NEVER, Decision, ModelView
 from kubediffusion.operator.workers import ObservedWorker, WorkerState
 from kubediffusion.resources.backoff import pause_after
@@ -145,7 +145,12 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, taken: Set[str], newl
 
 
 def _create_workers(view: ModelView, now: dt.datetime, missing: int) -> Decision:
-    """Decide which of the missing workers are created now, and when the others may be."""
+    """Decide which of the missing workers are created now, and when the others may be.
+
+    None is while its template is untried: that comes first, also where none is missing, as its owner waits to be told.
+    """
+    if view.untried_hash:
+        return Decision((TryWorker(view.model, view.untried_hash),))
     if (failure := load_failure(view, now)) is not None:
         return Decision((), failure.until)
     allowed = back_off_until(view.crashes)

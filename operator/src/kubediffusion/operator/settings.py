@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -34,6 +34,8 @@ class Settings(StorageSecrets):
     """Port of a worker's probes and metrics."""
     worker_log_level: LogLevel = "INFO"
     """Least severe level that workers log."""
+    worker_template: dict[str, Any] = Field(default_factory=dict)
+    """A partial Pod template as JSON, for all workers: merged over the operator's own and beneath what a model says."""
     worker_run_as_user: int = Field(default=65532, ge=0)
     """User and group that workers run as; 0 where the platform chooses them, as OpenShift does."""
     worker_ca_config_map: str = ""

@@ -245,9 +245,18 @@ class Store:
         if model.name in state.models:
             state.update_model(model)
 
-    def set_worker_refusal(self, model: DiffusionModel, message: str) -> bool:
-        """Keep why the API server takes no worker of a model, and return whether that is news."""
-        refusals = self._state(model).refusals
+    def set_worker_refusal(self, model: DiffusionModel, message: str, tried: str = "") -> bool:
+        """Keep why the API server takes no worker of a model, and return whether that is news.
+
+        Args:
+            model: The model.
+            message: Why.
+            tried: Hash of the template that was tried, which the model may have no more; empty where none was.
+        """
+        state = self._state(model)
+        if tried and state.untried_template(model.name) != tried:
+            return False
+        refusals = state.refusals
         is_news = refusals.get(model.name) != message
         refusals[model.name] = message
         return is_news
@@ -255,6 +264,10 @@ class Store:
     def clear_worker_refusal(self, model: DiffusionModel) -> None:
         """Forget why the API server took no worker of a model, since it took one."""
         self._state(model).refusals.pop(model.name, None)
+
+    def accept_template(self, model: DiffusionModel, template_hash: str) -> None:
+        """Have workers of a model be made from a template that the API server takes."""
+        self._state(model).accept_template(model.name, template_hash)
 
     def mark_changed(self, namespace: str) -> None:
         """Have the loop decide on a namespace soon."""

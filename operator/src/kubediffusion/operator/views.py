@@ -76,7 +76,7 @@ class ModelView:
 
     Attributes:
         model: The model.
-        template_hash: Hash of the worker template that its spec gives now.
+        template_hash: Hash of the worker template that its workers are made from.
         waiting: Jobs that wait for it, in order of :func:`order_key`. Read lazily: a pass looks at as many as it binds.
         waiting_count: How many those are.
         waiting_slots: The places of a batch that they take.
@@ -84,6 +84,8 @@ class ModelView:
         bound: Jobs that workers have, by the name of the Pod.
         jobs_at_end: How many jobs a Pod that has ended had at its end, by its name: some may be taken back by now.
         refusal: Why the API server does not take a new worker's Job; empty while it does.
+        untried_hash: Hash of the template that its spec gives, while it is not known that the API server takes it;
+            no worker is created meanwhile. Empty once it is known.
     """
 
     model: DiffusionModel
@@ -95,6 +97,7 @@ class ModelView:
     bound: Mapping[str, tuple[GenerationJob, ...]] = field(default_factory=dict)
     jobs_at_end: Mapping[str, int] = field(default_factory=dict)
     refusal: str = ""
+    untried_hash: str = ""
 
     @property
     def batch(self) -> int:

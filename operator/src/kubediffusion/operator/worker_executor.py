@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 from kubediffusion.operator import metrics
-from kubediffusion.operator.actions import CreateWorker, DeletePod, DeleteWorker, ReportModel
+from kubediffusion.operator.actions import CreateWorker, DeletePod, DeleteWorker, ReportModel, TryWorker, WorkerAction
 from kubediffusion.operator.background_tasks import BackgroundTasks
 from kubediffusion.operator.cluster import RETRY_SECONDS, Cluster, NameTakenError
 from kubediffusion.operator.events import EventRecorder, events_of_model_report, pod_deleted, worker_refused
@@ -25,8 +25,6 @@ LONGEST_REFUSAL_PAUSE = 60.0
 SHORTEST_INVALID_PAUSE = 10.0
 """Seconds between tries of a Job that is not valid, at least. The model's spec can mend that, which makes another Job;
 and to find hundreds of errors costs the API server seconds."""
-
-WorkerAction = CreateWorker | DeleteWorker | DeletePod | ReportModel
 
 
 class WorkerExecutor:
@@ -70,8 +68,8 @@ class WorkerExecutor:
         except KubernetesError as error:
             metrics.ACTIONS.labels(name, "error").inc()
             logger.warning("%s failed, trying again: %s", name, shorten(str(error), MAX_NOTE), extra={"key": key})
-            if isinstance(action, CreateWorker):
-                pause = self._refuse(action.model, error)
+            if isinstance(action, CreateWorker | TryWorker):
+                pause = self._refuse(action, error)
             else:
                 pause = self._backoffs.next_pause(key) if is_refusal(error) else RETRY_SECONDS
             # The key stays under way meanwhile, so that no pass starts the same again.
@@ -102,17 +100,21 @@ class WorkerExecutor:
             case CreateWorker():
                 self._backoffs.forget(action.model.uid)
                 self._store.clear_worker_refusal(action.model)
+            case TryWorker():
+                self._backoffs.forget(action.model.uid)
+                self._store.accept_template(action.model, action.template_hash)
             case DeletePod():
                 self._recorder.record(pod_deleted(action))
             case DeleteWorker():
                 pass
 
-    def _refuse(self, model: DiffusionModel, error: KubernetesError) -> float:
+    def _refuse(self, action: CreateWorker | TryWorker, error: KubernetesError) -> float:
         """Keep why a worker's Job was refused, for the jobs that wait, and return the seconds until the next try.
 
         An Event tells of it once, not at every try.
         """
-        if is_refusal(error) and self._store.set_worker_refusal(model, error.message):
+        model, tried = action.model, action.template_hash if isinstance(action, TryWorker) else ""
+        if is_refusal(error) and self._store.set_worker_refusal(model, error.message, tried):
             self._recorder.record(worker_refused(model, error.message))
         pause = self._backoffs.next_pause(model.uid)
         return max(pause, SHORTEST_INVALID_PAUSE) if isinstance(error, InvalidError) else pause
@@ -133,6 +135,8 @@ def _key(action: WorkerAction) -> str:
     match action:
         case CreateWorker():
             return f"create/{action.model.uid}/{action.template_hash}/{action.ordinal}"
+        case TryWorker():
+            return f"try/{action.model.uid}/{action.template_hash}"
         case DeleteWorker():
             return f"delete/{action.uid}"
         case DeletePod():

@@ -155,6 +155,31 @@ class ResourceRequirements(Schema):
     """What the container may use at most."""
 
 
+class WorkerTemplateMetadata(Schema):
+    """Metadata of worker Pods."""
+
+    labels: Annotated[dict[str, str], _BOUNDED_MAP] = {}
+    """More labels."""
+    annotations: Annotated[dict[str, str], _BOUNDED_MAP] = {}
+    """More annotations."""
+
+
+class WorkerTemplate(Schema):
+    """A part of a PodTemplateSpec."""
+
+    metadata: WorkerTemplateMetadata | None = None
+    spec: AnyObject | None = None
+    """A part of the Pod's spec, as in the Pod API; the API server checks it when a worker Job is tried or created. The
+    template has at most 64 KiB, as JSON."""
+
+    @property
+    def partial(self) -> dict[str, Any]:
+        """The part of a PodTemplateSpec that it is; empty where it says nothing."""
+        found = self.metadata.to_wire() if self.metadata is not None else {}
+        metadata = {name: value for name, value in found.items() if value}
+        return ({"metadata": metadata} if metadata else {}) | ({"spec": self.spec} if self.spec else {})
+
+
 class WorkerSettings(Schema):
     """How many workers hold the model, and the Pod that each runs in."""
 
@@ -205,6 +230,9 @@ class WorkerSettings(Schema):
     They do not run while it waits for a node."""
     queue_name: Annotated[str, Field(min_length=1, max_length=63)] | None = None
     """LocalQueue of Kueue: the worker Job is labelled for it and starts suspended."""
+    template: WorkerTemplate | None = None
+    """A partial Pod template, merged over the worker's own, whose container is named worker, as a strategic merge
+    patch of Kubernetes is. What would break a worker is refused, in the condition Available and an Event."""
 
 
 def _default_within_limit(field: str) -> JsonDict:

@@ -6,21 +6,15 @@ and the API server is found by service account or ``KUBECONFIG``.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
+from kubediffusion.resources.accelerators import requested_accelerator
 from kubediffusion.resources.diffusion_model import DiffusionModelSpec
 from kubediffusion.resources.runtime.settings import LogLevel, StorageSecrets, credentials_in
-
-_ACCELERATOR = re.compile(
-    r"(?i)^(nvidia|amd)\.com/|^habana\.ai/|^gpu\.|/(.*[^a-z])?(v?(gpu|cuda|npu|mlu)|[xt]pu|dcu|neuron|gaudi|ascend)"
-)
-"""The name of a resource that computes in the CPU's place: what device plugins call whole GPUs, parts of one (MIG), and
-accelerators that are no GPU. A worker that asked for one must not take the CPU without a word."""
 
 
 def _stripped(value: object) -> object:
@@ -93,8 +87,12 @@ class Settings(StorageSecrets):
     prefix: Annotated[str, Field(alias="KUBEDIFFUSION_S3_PREFIX")] = ""
     """What the keys of images begin with."""
 
+    accelerator: Annotated[str | None, Field(alias="KUBEDIFFUSION_ACCELERATOR")] = None
+    """The GPU, or another accelerator, that the Pod asks for, as the operator tells it. Empty for none; what
+    ``spec.workers.resources`` asks for when absent."""
+
     device: Annotated[Literal["auto", "cpu"], Field(alias="KUBEDIFFUSION_DEVICE")] = "auto"
-    """What computes: ``auto`` takes a GPU, and the CPU only where ``spec.workers.resources`` asks for no GPU; ``cpu``
+    """What computes: ``auto`` takes a GPU, and the CPU only where the Pod asks for no GPU; ``cpu``
     takes the CPU all the same."""
 
     torch_threads: Annotated[int | None, Field(alias="KUBEDIFFUSION_TORCH_THREADS", ge=1)] = None
@@ -113,10 +111,9 @@ class Settings(StorageSecrets):
     @property
     def requested_gpu(self) -> str | None:
         """The GPU, or another accelerator, that its Pod asks for, as ``nvidia.com/gpu: 1``; None for none."""
-        resources = self.spec.workers.resources
-        asked = resources.requests | resources.limits
-        found = (f"{name}: {count}" for name, count in asked.items() if _ACCELERATOR.search(name) and str(count) != "0")
-        return next(found, None)
+        if self.accelerator is not None:
+            return self.accelerator or None
+        return requested_accelerator(self.spec.workers.resources.to_wire())
 
     @property
     def secrets(self) -> list[str]:

@@ -107,10 +107,11 @@ class Resource(Generic[T]):
         """Read one object."""
         return self._parse(await self._rest.request("GET", self.path(namespace, name)))
 
-    async def create(self, namespace: str, body: Mapping[str, Any]) -> T:
-        """Create an object; an unknown field is an error."""
+    async def create(self, namespace: str, body: Mapping[str, Any], *, dry_run: bool = False) -> T:
+        """Create an object, or only ask whether it could be; an unknown field is an error."""
         path = self.path(namespace)
-        answer = await self._rest.request("POST", path, query={"fieldValidation": "Strict"}, body=body)
+        query = {"fieldValidation": "Strict"} | ({"dryRun": "All"} if dry_run else {})
+        answer = await self._rest.request("POST", path, query=query, body=body)
         return self._parse(answer)
 
     async def patch(

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from operators import MODEL, bindable_worker, events_of, without_watches
 
+from integration.operator.operators import MODEL, bindable_worker, events_of, without_watches
 from kubediffusion.local.testing import Namespace, eventually
 from kubediffusion.operator.manifests import WorkerDefaults, template_hash, worker_job
 from kubediffusion.operator.strategic_merge import MERGE_KEYS, ONE_SOURCE, merge_pod_template

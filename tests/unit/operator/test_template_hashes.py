@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from kubediffusion.operator.actions import Bind, CreateWorker, DeleteWorker, TryWorker
 from kubediffusion.operator.manifests import WorkerDefaults, template_hash
+from kubediffusion.operator.model_status import model_status
 from kubediffusion.operator.template_hashes import TemplateHash, TemplateHashes
+from kubediffusion.operator.views import ModelView
+from kubediffusion.operator.workers import WorkerState
 from kubediffusion.resources.diffusion_model import DiffusionModel, DiffusionModelStatus, WorkerTemplate
-from kubediffusion.resources.testing import model
+from kubediffusion.resources.testing import NOW, job, model
+from unit.operator.builders import plan, view, worker
 
 DEFAULTS = WorkerDefaults(image="worker:1", service_account="kd", port=8080, s3_secret="s3", log_level="INFO")
 
@@ -112,3 +118,29 @@ def test_models_that_are_gone_are_forgotten() -> None:
     models.templates.accept("emoji", hash_of(templated(1)))
     models.templates.forget_others(())
     assert not models.templates.accept("emoji", hash_of(templated(1)))
+
+
+def test_while_a_template_is_tried_no_worker_is_made_and_none_goes_for_it() -> None:
+    ready = view([job(str(n)) for n in range(40)], [worker(0, WorkerState.READY)], max_replicas=3)
+    assert any(isinstance(action, CreateWorker) for action in plan(ready))
+    untried = replace(ready, untried_hash="changed")
+    actions = plan(untried)
+    assert [a.template_hash for a in actions if isinstance(a, TryWorker)] == ["changed"]
+    assert not any(isinstance(action, CreateWorker | DeleteWorker) for action in actions)
+    assert any(isinstance(action, Bind) for action in actions)
+
+
+def test_a_refused_template_is_told_whatever_its_workers_do() -> None:
+    def message(seen: ModelView) -> str:
+        (condition,) = model_status(seen, None, NOW).conditions
+        return condition.message
+
+    refused = {"untried_hash": "changed", "refusal": "spec.workers.template.spec.x: unknown"}
+    ready = view(workers=[worker(0, WorkerState.READY)])
+    assert message(replace(ready, **refused)) == (
+        "1 worker ready; they stay as they are, as what changed is refused: spec.workers.template.spec.x: unknown"
+    )
+    was_ready = ready.model.model_copy(update={"status": model_status(ready, None, NOW)})
+    assert message(replace(view(), model=was_ready)).startswith("no worker is ready")
+    refused_later = message(replace(view(), model=was_ready, **refused))
+    assert refused_later == "no worker can be created: spec.workers.template.spec.x: unknown"

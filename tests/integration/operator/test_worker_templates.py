@@ -189,7 +189,7 @@ def _unowned(job: dict[str, Any]) -> dict[str, Any]:
     return {**job, "metadata": {**job["metadata"], "ownerReferences": []}}
 
 
-REFUSALS = {
+REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "by the operator": ({"spec": {"restartPolicy": "Always"}}, "spec.workers.template.spec.restartPolicy"),
     "by the API server": ({"spec": {"hostAliases": [{"ip": "nowhere"}]}}, "hostAliases[0].ip"),
     "an unknown field": ({"spec": {"hostAlias": []}}, "hostAlias"),

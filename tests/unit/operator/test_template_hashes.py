@@ -135,7 +135,7 @@ def test_a_refused_template_is_told_whatever_its_workers_do() -> None:
         (condition,) = model_status(seen, None, NOW).conditions
         return condition.message
 
-    refused = {"untried_hash": "changed", "refusal": "spec.workers.template.spec.x: unknown"}
+    refused: dict[str, Any] = {"untried_hash": "changed", "refusal": "spec.workers.template.spec.x: unknown"}
     ready = view(workers=[worker(0, WorkerState.READY)])
     assert message(replace(ready, **refused)) == (
         "1 worker ready; they stay as they are, as what changed is refused: spec.workers.template.spec.x: unknown"

@@ -35,14 +35,13 @@ from models.training.settings import ROOT
 
 from kubediffusion.resources.generation_job import Acceleration
 from kubediffusion.worker.engine import (
+    ClosedBatchMonitor,
     EngineInfo,
-    EntryLimit,
     ImageId,
     ImageOutput,
     ImageRequest,
     Outcome,
     SamplingParameters,
-    StepStats,
 )
 from kubediffusion.worker.engine.arrangement import sizes_up_to
 from kubediffusion.worker.execution.accelerator import prepare
@@ -83,37 +82,11 @@ COMPARED: dict[str, Acceleration | None] = {
 }
 
 
-class Album:
+class Album(ClosedBatchMonitor):
     """A monitor that keeps the pictures, in order."""
 
     def __init__(self) -> None:
         self.outcomes: dict[int, Outcome] = {}
-
-    def wanted(self, _image_id: ImageId) -> bool:
-        """Return True: every image is wanted."""
-        return True
-
-    def stepped(self, _image_id: ImageId, _step: int, _total: int) -> None:
-        """Take no notice."""
-
-    def joining_images(self, _room: int, _calls: int, _entry_limit: EntryLimit) -> tuple[ImageRequest, ...]:
-        """Return no images: the batches of all variants are the same."""
-        return ()
-
-    def interrupting_images(self, _left: int, _calls: int, _parkable: object) -> tuple[ImageRequest, ...]:
-        """Return no images: none interrupts."""
-        return ()
-
-    def priority(self, _image_id: ImageId) -> int:
-        """Return 0: all images are alike."""
-        return 0
-
-    def overdue(self, _image_id: ImageId) -> bool:
-        """Return False: no image waits."""
-        return False
-
-    def count_step(self, _load: StepStats) -> None:
-        """Take no notice."""
 
     def ended(self, image_id: ImageId, outcome: Outcome) -> None:
         """Keep the outcome of an image."""

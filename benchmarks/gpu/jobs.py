@@ -29,12 +29,11 @@ from kubediffusion.resources.storage import ImageStorage
 from kubediffusion.worker.assignments import Assignment, Assignments
 from kubediffusion.worker.context import WorkerContext
 from kubediffusion.worker.engine import (
+    ClosedBatchMonitor,
     Engine,
     EngineInfo,
-    EntryLimit,
     ImageId,
     ImagePlan,
-    ImagePreview,
     ImageRequest,
     Monitor,
     Outcome,
@@ -281,7 +280,7 @@ class StaticBatches:
             prepared.times = times
 
 
-class _Closed:
+class _Closed(ClosedBatchMonitor):
     """A monitor by which no image joins a batch."""
 
     def __init__(self, monitor: Monitor) -> None:
@@ -295,18 +294,6 @@ class _Closed:
 
     def ended(self, image_id: ImageId, outcome: Outcome) -> None:
         self._monitor.ended(image_id, outcome)
-
-    def preview_due(self, _image_id: ImageId) -> bool:
-        return False
-
-    def previewed(self, _image_id: ImageId, _preview: ImagePreview) -> None:
-        return
-
-    def joining_images(self, _room: int, _calls: int, _entry_limit: EntryLimit) -> tuple[ImageRequest, ...]:
-        return ()
-
-    def interrupting_images(self, _left: int, _calls: int, _parkable: object) -> tuple[ImageRequest, ...]:
-        return ()
 
     def priority(self, image_id: ImageId) -> int:
         return self._monitor.priority(image_id)

@@ -16,11 +16,11 @@ import torch
 
 from kubediffusion.worker import testing
 from kubediffusion.worker.engine import (
+    ClosedBatchMonitor,
     Engine,
     EntryLimit,
     ImageId,
     ImageOutput,
-    ImagePreview,
     ImageRequest,
     Outcome,
     SamplingParameters,
@@ -200,7 +200,7 @@ def tasks(count: int, steps: Sequence[int] = (STEPS,), **shape: Any) -> tuple[Im
     )
 
 
-class Watch:
+class Watch(ClosedBatchMonitor):
     """A monitor with images in stock: whoever has room gets more."""
 
     def __init__(self, stock: Sequence[ImageRequest] = ()) -> None:
@@ -208,41 +208,15 @@ class Watch:
         self.loads: list[StepStats] = []
         self._stock = list(stock)
 
-    def wanted(self, _image_id: ImageId) -> bool:
-        """Return True: every image is wanted."""
-        return True
-
-    def stepped(self, _image_id: ImageId, _step: int, _total: int) -> None:
-        """Ignore it: :meth:`ran` counts."""
-
     def ended(self, image_id: ImageId, outcome: Outcome) -> None:
         """Remember how an image ends."""
         self.outcomes[image_id.index] = outcome
-
-    def preview_due(self, _image_id: ImageId) -> bool:
-        """Return that nobody asks for a preview."""
-        return False
-
-    def previewed(self, _image_id: ImageId, _preview: ImagePreview) -> None:
-        """Take no preview."""
 
     def joining_images(self, room: int, _calls: int, entry_limit: EntryLimit) -> tuple[ImageRequest, ...]:
         """Return as many images of the stock as there is room for."""
         room = entry_limit(min(room, len(self._stock)))
         given, self._stock = self._stock[:room], self._stock[room:]
         return tuple(given)
-
-    def interrupting_images(self, _left: int, _calls: int, _parkable: object) -> tuple[ImageRequest, ...]:
-        """Return no images: none interrupts."""
-        return ()
-
-    def priority(self, _image_id: ImageId) -> int:
-        """Return 0: all images are alike."""
-        return 0
-
-    def overdue(self, _image_id: ImageId) -> bool:
-        """Return False: no image is overdue."""
-        return False
 
     def count_step(self, load: StepStats) -> None:
         """Remember what a step was like."""

@@ -15,7 +15,15 @@ from diffusers import DiffusionPipeline
 
 from census import registry
 from kubediffusion.resources.failures import JobFailure
-from kubediffusion.worker.engine import BadModelError, Engine, ImageId, ImageOutput, ImageRequest, SamplingParameters
+from kubediffusion.worker.engine import (
+    BadModelError,
+    ClosedBatchMonitor,
+    Engine,
+    ImageId,
+    ImageOutput,
+    ImageRequest,
+    SamplingParameters,
+)
 from kubediffusion.worker.execution.build import load_engine
 from kubediffusion.worker.families.calls import CallPlan
 from kubediffusion.worker.settings import Settings
@@ -53,7 +61,7 @@ class Finding:
     warnings: list[str] = field(default_factory=list)
 
 
-class Watcher:
+class Watcher(ClosedBatchMonitor):
     """A monitor that remembers, and wants some images only until their first step."""
 
     def __init__(self, unwanted: Iterable[ImageId] = ()) -> None:
@@ -69,27 +77,6 @@ class Watcher:
 
     def ended(self, image_id: ImageId, outcome: Any) -> None:
         self.outcomes[image_id] = outcome
-
-    def preview_due(self, _image_id: ImageId) -> bool:
-        return False
-
-    def previewed(self, _image_id: ImageId, _preview: Any) -> None:
-        return
-
-    def joining_images(self, _room: int, _calls: int, _entry_limit: Any) -> tuple[ImageRequest, ...]:
-        return ()
-
-    def interrupting_images(self, _left: int, _calls: int, _parkable: object) -> tuple[ImageRequest, ...]:
-        return ()
-
-    def priority(self, _image_id: ImageId) -> int:
-        return 0
-
-    def overdue(self, _image_id: ImageId) -> bool:
-        return False
-
-    def count_step(self, _load: Any) -> None:
-        pass
 
 
 def settings(folder: Path) -> Settings:

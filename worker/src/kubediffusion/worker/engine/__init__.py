@@ -5,6 +5,7 @@ The names that other parts of the worker use are here; each is defined in the mo
 
 from kubediffusion.worker.engine.interface import (
     BadModelError,
+    ClosedBatchMonitor,
     Engine,
     EngineInfo,
     EngineLostError,
@@ -31,6 +32,7 @@ from kubediffusion.worker.engine.request import (
 __all__ = [
     "BadModelError",
     "BatchKey",
+    "ClosedBatchMonitor",
     "Engine",
     "EngineInfo",
     "EngineLostError",

@@ -147,6 +147,46 @@ class Monitor(Protocol):
         """Note that a batch makes one step."""
 
 
+class ClosedBatchMonitor(Monitor):
+    """A monitor of one batch, as it was handed over: all its images are wanted, and none joins or interrupts it.
+
+    Subclasses say what becomes of the images that end.
+    """
+
+    def wanted(self, _image_id: ImageId) -> bool:
+        """Return True: every image is wanted."""
+        return True
+
+    def stepped(self, _image_id: ImageId, _step: int, _total: int) -> None:
+        """Take no notice."""
+
+    def preview_due(self, _image_id: ImageId) -> bool:
+        """Return False: nobody asks for a preview."""
+        return False
+
+    def previewed(self, _image_id: ImageId, _preview: ImagePreview) -> None:
+        """Take no notice."""
+
+    def joining_images(self, _room: int, _calls: int, _entry_limit: EntryLimit) -> tuple[ImageRequest, ...]:
+        """Return no images: none joins."""
+        return ()
+
+    def interrupting_images(self, _left: int, _calls: int, _parkable: tuple[Parkable, ...]) -> tuple[ImageRequest, ...]:
+        """Return no images: none interrupts."""
+        return ()
+
+    def priority(self, _image_id: ImageId) -> int:
+        """Return 0: all images are alike."""
+        return 0
+
+    def overdue(self, _image_id: ImageId) -> bool:
+        """Return False: no image waits for a slot longer than the others."""
+        return False
+
+    def count_step(self, _load: StepStats) -> None:
+        """Take no notice."""
+
+
 @dataclass(frozen=True)
 class EngineInfo:
     """What ran the images, for the recipe.

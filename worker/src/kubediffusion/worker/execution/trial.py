@@ -11,14 +11,12 @@ from kubediffusion.resources.objects import ObjectMeta
 from kubediffusion.resources.parameters import resolve_parameters
 from kubediffusion.worker.engine import (
     BadModelError,
+    ClosedBatchMonitor,
     Engine,
-    EntryLimit,
     ImageId,
-    ImagePreview,
     ImageRequest,
     Outcome,
     SamplingParameters,
-    StepStats,
 )
 
 WARM_UP_STEPS = 2
@@ -31,7 +29,7 @@ _SMALL = 256
 _PROMPT = "a photo"
 
 
-class _TrialMonitor:
+class _TrialMonitor(ClosedBatchMonitor):
     """Watches the images that are tried, and remembers how they failed.
 
     Args:
@@ -52,27 +50,6 @@ class _TrialMonitor:
     def ended(self, _image_id: ImageId, outcome: Outcome) -> None:
         if isinstance(outcome, JobFailure):
             self.failure = outcome
-
-    def preview_due(self, _image_id: ImageId) -> bool:
-        return False
-
-    def previewed(self, _image_id: ImageId, _preview: ImagePreview) -> None:
-        return
-
-    def joining_images(self, _room: int, _calls: int, _entry_limit: EntryLimit) -> tuple[ImageRequest, ...]:
-        return ()
-
-    def interrupting_images(self, _left: int, _calls: int, _parkable: object) -> tuple[ImageRequest, ...]:
-        return ()
-
-    def priority(self, _image_id: ImageId) -> int:
-        return 0
-
-    def overdue(self, _image_id: ImageId) -> bool:
-        return False
-
-    def count_step(self, _load: StepStats) -> None:
-        pass
 
 
 def warm_up(engine: Engine, images: int = 1) -> None:

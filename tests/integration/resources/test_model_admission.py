@@ -8,7 +8,8 @@ import pytest
 
 from integration.resources.identities import Room, refusal
 from kubediffusion.resources.apiserver.errors import InvalidError
-from kubediffusion.resources.diffusion_model import MAX_ENTRIES, DiffusionModel
+from kubediffusion.resources.diffusion_model import DiffusionModel
+from kubediffusion.resources.worker_settings import MAX_ENTRIES
 
 SOURCES: dict[str, Any] = {
     "huggingFace": {"repository": "stabilityai/sd-turbo", "tokenSecretRef": {"name": "hub", "key": "token"}},
@@ -205,5 +206,5 @@ async def test_parts_of_the_pod_api_are_passed_through_as_they_are(room: Room) -
         "imagePullSecrets": [{"name": "registry"}],
     }
     created = await room.try_create(a_model(workers=workers), "diffusionmodels")
-    assert created["spec"]["workers"] == workers
+    assert created["spec"]["workers"] == workers | {"minReplicas": 0}
     assert set(workers) <= set(DiffusionModel.from_wire(created).spec.workers.to_wire())

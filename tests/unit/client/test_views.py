@@ -12,7 +12,7 @@ from kubediffusion.resources.schema import Schema
 from kubediffusion.resources.testing import job, model
 
 NOT_IN_JOBS = {"conditions", "suspects", "start_time", "completion_time", "observed_generation"}
-NOT_IN_MODELS = {"conditions", "pipeline", "template_hash", "observed_generation"}
+NOT_IN_MODELS = {"conditions", "pipeline", "selector", "template_hash", "observed_generation"}
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from kubediffusion.operator.model_status import model_status
 from kubediffusion.operator.template_hashes import TemplateHash, TemplateHashes
 from kubediffusion.operator.views import ModelView
 from kubediffusion.operator.workers import WorkerState
-from kubediffusion.resources.diffusion_model import DiffusionModel, DiffusionModelStatus, WorkerTemplate
+from kubediffusion.resources.diffusion_model import DiffusionModel, DiffusionModelStatus
 from kubediffusion.resources.testing import NOW, job, model
+from kubediffusion.resources.worker_settings import WorkerTemplate
 from unit.operator.builders import plan, view, worker
 
 DEFAULTS = WorkerDefaults(image="worker:1", service_account="kd", port=8080, s3_secret="s3", log_level="INFO")

@@ -12,8 +12,8 @@ import pytest
 from kubediffusion.operator.manifests import WorkerDefaults, template_hash, worker_job
 from kubediffusion.operator.strategic_merge import MergeError, merge_pod_template
 from kubediffusion.operator.worker_template import MOST_CHARACTERS, TemplateError
-from kubediffusion.resources.diffusion_model import WorkerTemplate
 from kubediffusion.resources.testing import model
+from kubediffusion.resources.worker_settings import WorkerTemplate
 
 DEFAULTS = WorkerDefaults(image="worker:1", service_account="kd-worker", port=8080, s3_secret="s3", log_level="INFO")
 

@@ -55,6 +55,7 @@ class ModelWorkers(ResponseModel):
 NOT_SHOWN = {
     "conditions": "for kubectl; what a client needs of them is in `available`, `reason` and `message`",
     "pipeline": "what jobs get of it is in `defaults` and `limits`, what they may ask for in `tasks`",
+    "selector": "for autoscalers, by the scale subresource",
     "template_hash": "for the operator: which worker template the status speaks of",
     "observed_generation": "for controllers: which spec the status speaks of",
 }

@@ -161,7 +161,9 @@ class JobPage(Schema):
     """What to ask for the next page with; None on the last."""
 
 
-@_with_rest_of(DiffusionModelStatus, without=("conditions", "pipeline", "template_hash", "observed_generation"))
+@_with_rest_of(
+    DiffusionModelStatus, without=("conditions", "pipeline", "selector", "template_hash", "observed_generation")
+)
 class ModelView(Schema):
     """A model that jobs can use."""
 

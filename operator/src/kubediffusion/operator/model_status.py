@@ -56,6 +56,7 @@ def model_status(view: ModelView, revision: str | None, now: dt.datetime) -> Dif
         queued=view.waiting_count,
         revision=revision or (old.revision if old.template_hash == view.template_hash else None),
         pipeline=view.pipeline,
+        selector=f"{meta.WORKER_SELECTOR},{meta.MODEL_LABEL}={view.model.name}",
         template_hash=view.template_hash,
         observed_generation=view.model.metadata.generation,
     )

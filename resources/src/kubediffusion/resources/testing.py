@@ -14,7 +14,6 @@ from kubediffusion.resources.diffusion_model import (
     DiffusionModelSpec,
     JobDefaults,
     JobLimits,
-    WorkerSettings,
 )
 from kubediffusion.resources.generation_job import (
     GenerationJob,
@@ -26,6 +25,7 @@ from kubediffusion.resources.generation_job import (
 from kubediffusion.resources.lora_adapter import AdapterSource, LoRAAdapter, LoRAAdapterSpec, LoRAAdapterStatus
 from kubediffusion.resources.model_source import ModelSource
 from kubediffusion.resources.objects import ObjectMeta
+from kubediffusion.resources.worker_settings import WorkerSettings
 
 NOW = dt.datetime(2030, 1, 1, 12, tzinfo=dt.UTC)
 """The time in tests."""

@@ -100,6 +100,10 @@ def diffusion_model_crd() -> dict[str, Any]:
     for name in counts:
         status["properties"]["workers"]["properties"][name]["default"] = 0
     status["properties"]["workers"]["properties"]["starts"]["maxItems"] = MAX_STARTS
+    # The API server has no scale of an object that lacks the field.
+    workers = schema["properties"]["spec"]["properties"]["workers"]
+    workers["default"] = {}
+    workers["properties"]["minReplicas"]["default"] = 0
     schema["x-kubernetes-validations"] = [
         {
             "rule": f"self.metadata.name.size() <= {meta.MAX_MODEL_NAME} && !self.metadata.name.contains('.')",
@@ -121,6 +125,12 @@ def diffusion_model_crd() -> dict[str, Any]:
             ("Age", "date", ".metadata.creationTimestamp", "", 0),
         ],
         selectable=[],
+        # The floor: how many there are above it is the operator's decision (docs/adr/0026).
+        scale={
+            "specReplicasPath": ".spec.workers.minReplicas",
+            "statusReplicasPath": ".status.workers.ready",
+            "labelSelectorPath": ".status.selector",
+        },
     )
 
 
@@ -222,12 +232,13 @@ def _definition(
     schema: dict[str, Any],
     columns: list[tuple[str, str, str, str, int]],
     selectable: list[str],
+    scale: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     version: dict[str, Any] = {
         "name": meta.VERSION,
         "served": True,
         "storage": True,
-        "subresources": {"status": {}},
+        "subresources": {"status": {}} | ({"scale": scale} if scale is not None else {}),
         "additionalPrinterColumns": [_column(*column) for column in columns],
         "schema": {"openAPIV3Schema": schema},
     }

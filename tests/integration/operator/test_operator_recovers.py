@@ -13,10 +13,11 @@ from integration.operator.operators import DEFAULTS, JOB, MODEL, bindable_worker
 from kubediffusion.local.testing import Namespace, eventually
 from kubediffusion.operator import job_executor
 from kubediffusion.operator.actions import CreateWorker, JobAction
-from kubediffusion.operator.cluster import RETRY_SECONDS, Cluster
+from kubediffusion.operator.cluster import Cluster
 from kubediffusion.operator.composition import Operator
 from kubediffusion.operator.events import Event
 from kubediffusion.operator.manifests import template_hash
+from kubediffusion.operator.retrying import RETRY_SECONDS
 from kubediffusion.operator.watching import watch_jobs
 from kubediffusion.operator.workers import BatchJob
 from kubediffusion.resources import meta

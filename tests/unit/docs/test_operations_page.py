@@ -71,7 +71,7 @@ def test_every_reason_of_a_model() -> None:
 def test_every_reason_of_an_adapter() -> None:
     said = [r for _, reasons, *_ in documented.table(PAGE, ADAPTERS) for r in documented.code(reasons)]
     assert said == list(AdapterReason)
-    lasting = said[said.index(AdapterReason.SOURCE_NOT_FOUND) :]
+    lasting = said[said.index(AdapterReason.NOT_SAFETENSORS) :]
     assert set(lasting) == REFUSED_ADAPTER
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from kubediffusion.operator.actions import Action, Explain
@@ -23,6 +24,8 @@ from kubediffusion.operator.workers import (
     WorkerState,
 )
 from kubediffusion.resources import meta
+from kubediffusion.resources.adapters import AdapterReport, reports_to_json
+from kubediffusion.resources.conditions import PodConditionType
 from kubediffusion.resources.generation_job import GenerationJob, Parameters
 from kubediffusion.resources.objects import KubernetesObject, ObjectMeta, OwnerReference
 from kubediffusion.resources.testing import NAMESPACE, NOW, model, present
@@ -104,6 +107,20 @@ def worker(
         )
     assert built.state is (WorkerState.GOING if drained else state)
     return built
+
+
+def holding(built: ObservedWorker, reports: Mapping[str, AdapterReport]) -> ObservedWorker:
+    """Return the same worker, whose Pod tells of its adapters."""
+    return telling(built, reports_to_json(reports))
+
+
+def telling(built: ObservedWorker, message: str) -> ObservedWorker:
+    """Return the same worker, whose Pod has a text for what it tells of its adapters."""
+    told = PlatformCondition(type=PodConditionType.ADAPTERS_KNOWN, status="True", message=message)
+    pod = pod_of(built)
+    others = tuple(c for c in pod.status.conditions if c.type != told.type)
+    status = pod.status.model_copy(update={"conditions": (*others, told)})
+    return dataclasses.replace(built, pod=pod.model_copy(update={"status": status}))
 
 
 def pod_name(ordinal: int, template: str = HASH) -> str:

@@ -9,9 +9,10 @@ import pytest
 from kubediffusion.operator import job_status, model_status
 from kubediffusion.operator.actions import Explain, Finish
 from kubediffusion.operator.job_status import explain_suspended_jobs
+from kubediffusion.operator.jobs_without_adapter import decide_adapterless_jobs
 from kubediffusion.operator.jobs_without_model import decide_orphaned_jobs
 from kubediffusion.operator.scheduling import decide_termination
-from kubediffusion.operator.views import NamespaceView, OrphanedJob, SchedulerOptions
+from kubediffusion.operator.views import AdapterlessJob, NamespaceView, OrphanedJob, SchedulerOptions
 from kubediffusion.resources.conditions import ConditionStatus, WaitingReason, find_condition, with_condition
 from kubediffusion.resources.failures import ErrorCode
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Phase
@@ -46,6 +47,36 @@ def test_as_many_jobs_without_a_model_are_told_as_may_be_and_each_once() -> None
     explained = decide_orphaned_jobs(waiting(*orphans), NOW, OPTIONS, 2).actions
     assert [action.job.name for action in explained if isinstance(action, Explain)] == ["a", "b"]
     assert decide_orphaned_jobs(waiting(*orphans), NOW, OPTIONS, 0).actions == ()
+
+
+def adapterless(*items: GenerationJob, seconds: float) -> NamespaceView:
+    since = NOW - dt.timedelta(seconds=seconds)
+    jobs = tuple(AdapterlessJob(item, "crayon", since) for item in items)
+    return NamespaceView(NAMESPACE, adapters=("oil", "ink"), adapterless_jobs=jobs)
+
+
+def test_a_job_without_its_adapter_is_told_so_and_fails_after_the_grace() -> None:
+    new = job(adapters=[{"name": "crayon"}])
+    decision = decide_adapterless_jobs(adapterless(new, seconds=20), NOW, OPTIONS, 5)
+    message = f"no LoRAAdapter 'crayon' exists in {NAMESPACE} yet"
+    assert decision.actions == (Explain(new, WaitingReason.ADAPTER_NOT_FOUND, message),)
+    assert decision.recheck_at == NOW + dt.timedelta(seconds=40)
+    (finish,) = decide_adapterless_jobs(adapterless(new, seconds=60), NOW, OPTIONS, 5).actions
+    assert isinstance(finish, Finish)
+    assert finish.code is ErrorCode.INVALID_ADAPTER
+    assert finish.message == f"spec.adapters: no LoRAAdapter 'crayon' in namespace {NAMESPACE} (there: ink, oil)"
+
+
+def test_as_many_jobs_without_an_adapter_are_told_as_may_be_and_each_once() -> None:
+    def saying(name: str, reason: str) -> GenerationJob:
+        conditions = with_condition((), "Scheduled", ConditionStatus.FALSE, reason, "", NOW)
+        return job(name, status=GenerationJobStatus(conditions=conditions))
+
+    told, busy = saying("told", WaitingReason.ADAPTER_NOT_FOUND), saying("busy", WaitingReason.WORKERS_BUSY)
+    view = adapterless(told, busy, job("a"), job("b"), seconds=1)
+    explained = decide_adapterless_jobs(view, NOW, OPTIONS, 2).actions
+    assert [action.job.name for action in explained if isinstance(action, Explain)] == ["busy", "a"]
+    assert decide_adapterless_jobs(view, NOW, OPTIONS, 0).actions == ()
 
 
 def test_suspended_jobs_are_told_as_many_at_a_time_as_may_be() -> None:

@@ -13,6 +13,7 @@ from kubernetes.aio.client import Configuration
 
 from kubediffusion.local.testing import eventually
 from kubediffusion.operator import loop as loop_module
+from kubediffusion.operator.changes import Changes
 from kubediffusion.operator.cluster import Cluster
 from kubediffusion.operator.events import EventRecorder
 from kubediffusion.operator.executor import ActionExecutor
@@ -21,7 +22,7 @@ from kubediffusion.operator.images import ImageRemover
 from kubediffusion.operator.loop import SchedulingLoop
 from kubediffusion.operator.manifests import WorkerDefaults
 from kubediffusion.operator.retention import Retention
-from kubediffusion.operator.store import Changes, Store
+from kubediffusion.operator.store import Store
 from kubediffusion.operator.views import SchedulerOptions
 from kubediffusion.operator.workers import WorkerState
 from kubediffusion.resources.apiserver.client import KubernetesClient

@@ -16,8 +16,9 @@ from kubediffusion.operator.workers import Pod
 from kubediffusion.resources.conditions import ConditionStatus, WaitingReason, with_condition
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Phase
+from kubediffusion.resources.lora_adapter import LoRAAdapter
 from kubediffusion.resources.objects import KubernetesObject, ObjectMeta
-from kubediffusion.resources.testing import NAMESPACE, NOW, job, model, present
+from kubediffusion.resources.testing import NAMESPACE, NOW, adapter, job, model, present
 from kubediffusion.resources.transitions import BOUND, TERMINAL
 from unit.operator.builders import HASH, NODE_GRACE, recipe, versioned
 
@@ -49,6 +50,7 @@ def jobs(draw: st.DrawFn) -> GenerationJob:
         priority=draw(st.sampled_from([None, 0, 1])),
         suspend=draw(st.sampled_from([None, False, True])),
         num_images=draw(st.sampled_from([None, 2, 9])),
+        adapters=draw(st.sampled_from([None, None, [{"name": "ink"}], [{"name": "crayon"}, {"name": "ink"}]])),
     )
 
 
@@ -60,6 +62,7 @@ class Knowledge(RuleBasedStateMachine):
         self.state = NamespaceState(NAMESPACE, lambda _: HASH, NODE_GRACE)
         self.jobs: dict[str, GenerationJob] = {}
         self.models: dict[str, DiffusionModel] = {}
+        self.adapters: dict[str, LoRAAdapter] = {}
         self.versions = 0
 
     @rule(item=jobs())
@@ -86,8 +89,31 @@ class Knowledge(RuleBasedStateMachine):
             self.versions += 1
             self.state.delete_model(versioned(self.models.pop(name), self.versions))
 
-    def waiting(self) -> list[GenerationJob]:
+    @rule(name=st.sampled_from(["crayon", "ink"]), listed=st.booleans())
+    def an_adapter_is_told(self, name: str, listed: bool) -> None:
+        self.versions += 1
+        self.adapters[name] = versioned(adapter(name), self.versions)
+        if listed:
+            self.state.file_anew(self.state.adapters.replace(ObjectList(tuple(self.adapters.values()), self.versions)))
+        else:
+            self.state.file_anew(self.state.adapters.update(self.adapters[name]))
+
+    @rule(name=st.sampled_from(["crayon", "ink"]), listed=st.booleans())
+    def an_adapter_is_gone(self, name: str, listed: bool) -> None:
+        if name in self.adapters:
+            self.versions += 1
+            gone = versioned(self.adapters.pop(name), self.versions)
+            if listed:
+                kept = ObjectList(tuple(self.adapters.values()), self.versions)
+                self.state.file_anew(self.state.adapters.replace(kept))
+            else:
+                self.state.file_anew(self.state.adapters.delete(gone))
+
+    def asking(self) -> list[GenerationJob]:
         return [j for j in self.jobs.values() if j.status.phase not in BOUND and not j.spec.suspend]
+
+    def waiting(self) -> list[GenerationJob]:
+        return [j for j in self.asking() if {a.name for a in j.spec.adapters or ()} <= self.adapters.keys()]
 
     def default(self) -> DiffusionModel | None:
         defaults = [m for m in self.models.values() if m.is_default]
@@ -96,7 +122,7 @@ class Knowledge(RuleBasedStateMachine):
     @invariant()
     def unfinished_jobs_are_kept(self) -> None:
         assert self.state.jobs == self.jobs
-        assert self.state.empty == (not self.jobs and not self.models)
+        assert self.state.empty == (not self.jobs and not self.models and not self.adapters)
 
     @invariant()
     def each_model_sees_its_queue_in_order_and_what_its_workers_have(self) -> None:
@@ -127,6 +153,12 @@ class Knowledge(RuleBasedStateMachine):
         }
         orphans = [orphan.job.uid for orphan in self.state.orphaned_jobs(NOW, 100)]
         assert sorted(orphans) == sorted(missing)
+
+    @invariant()
+    def jobs_whose_adapter_is_missing_wait_for_it(self) -> None:
+        told = {item.job.uid: item.adapter for item in self.state.view(NOW, 100).adapterless_jobs}
+        assert told.keys() == {j.uid for j in self.asking()} - {j.uid for j in self.waiting()}
+        assert not self.adapters.keys() & set(told.values())
 
     @invariant()
     def suspended_jobs_that_do_not_say_so_are_known(self) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
+from kubediffusion.operator.changes import JobChange
 from kubediffusion.operator.object_cache import ObjectList
-from kubediffusion.operator.store import JobChange, Store
+from kubediffusion.operator.store import Store
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Phase
 from kubediffusion.resources.objects import KubernetesObject
 from kubediffusion.resources.testing import NAMESPACE, NOW, bound_job, job, model

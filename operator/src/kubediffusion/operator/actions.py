@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from kubediffusion.resources.diffusion_model import DiffusionModel, DiffusionModelStatus
 from kubediffusion.resources.failures import ErrorCode
 from kubediffusion.resources.generation_job import GenerationJob, Phase
+from kubediffusion.resources.lora_adapter import LoRAAdapter, LoRAAdapterStatus
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class Bind:
         pod: Name of the Pod.
         costs_retry: Whether the attempt before counts against ``backoffLimit``.
         suspect_group_size: Among how many jobs it is suspected to make its worker die; 0 when it is not.
+        adapters: The LoRAAdapters that it names, by name, whose scales are resolved now.
     """
 
     job: GenerationJob
@@ -26,6 +29,7 @@ class Bind:
     pod: str
     costs_retry: bool = False
     suspect_group_size: int = 0
+    adapters: Mapping[str, LoRAAdapter] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,19 @@ class ReportModel:
         return self.model.metadata.namespace
 
 
+@dataclass(frozen=True)
+class ReportAdapter:
+    """Write an adapter's status. Costs one status write, at most one a second an adapter."""
+
+    adapter: LoRAAdapter
+    status: LoRAAdapterStatus
+
+    @property
+    def namespace(self) -> str:
+        """The namespace that the write concerns."""
+        return self.adapter.metadata.namespace
+
+
 JobAction = Bind | Requeue | Finish | Explain | HoldImages | SetAside
-WorkerAction = CreateWorker | TryWorker | DeleteWorker | DeletePod | ReportModel
+WorkerAction = CreateWorker | TryWorker | DeleteWorker | DeletePod | ReportModel | ReportAdapter
 Action = JobAction | WorkerAction

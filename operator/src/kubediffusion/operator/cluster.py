@@ -5,18 +5,26 @@ Events are in :mod:`.events`, watches in :mod:`.watching`.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from kubediffusion.operator.actions import CreateWorker, DeletePod, DeleteWorker, ReportModel, TryWorker, WorkerAction
+from kubediffusion.operator.actions import (
+    CreateWorker,
+    DeletePod,
+    DeleteWorker,
+    ReportAdapter,
+    ReportModel,
+    TryWorker,
+    WorkerAction,
+)
 from kubediffusion.operator.job_quotas import ResourceQuota, jobs_admitted
 from kubediffusion.operator.manifests import WorkerDefaults, worker_job
 from kubediffusion.operator.model_status import name_taken, pod_deletion_reason
 from kubediffusion.operator.object_cache import ObjectList
 from kubediffusion.operator.request_places import RequestPlaces
+from kubediffusion.operator.retrying import retry_until_done
 from kubediffusion.operator.slim_jobs import lacks_prompt, slim_jobs
 from kubediffusion.operator.worker_template import TemplateError
 from kubediffusion.operator.workers import BatchJob, Pod
@@ -30,11 +38,12 @@ from kubediffusion.resources.apiserver.errors import (
     NotFoundError,
 )
 from kubediffusion.resources.apiserver.resource import Resource
-from kubediffusion.resources.backoff import Backoff
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Phase
+from kubediffusion.resources.lora_adapter import LoRAAdapter
 from kubediffusion.resources.merge_patch import merge_patch
-from kubediffusion.resources.objects import KubernetesObject
+from kubediffusion.resources.objects import CustomResource, KubernetesObject
+from kubediffusion.resources.schema import Schema
 from kubediffusion.resources.texts import MAX_NOTE, shorten
 from kubediffusion.resources.transitions import BOUND, TERMINAL
 
@@ -45,12 +54,6 @@ UNFINISHED = ",".join(f"status.phase!={phase}" for phase in sorted(TERMINAL))
 
 BOUND_JOBS = ",".join(f"status.phase!={phase}" for phase in sorted(set(Phase) - BOUND))
 """Field selector of jobs that workers have."""
-
-RETRY_SECONDS = 1.0
-"""Seconds until the API server is asked again what it did not answer or take, where it does not say itself."""
-
-LONGEST_RETRY_SECONDS = 30.0
-"""The same at most, where it goes on like this."""
 
 MOST_EVENT_PAGES = 10
 """Pages of 500 Warning Events that are looked through for why workers of a namespace do not start."""
@@ -83,6 +86,8 @@ class Cluster:
         self._batch_jobs = Resource(client, BatchJob, "/apis/batch/v1", "jobs")
         self._jobs = slim_jobs(client)
         self._pods = Resource(client, Pod, "/api/v1", "pods")
+        self._without_adapters: set[str | None] = set()
+        """Scopes of which it was told that adapters cannot be listed."""
         self._quotas = Resource(client, ResourceQuota, "/api/v1", "resourcequotas")
 
     @property
@@ -93,6 +98,16 @@ class Cluster:
     async def models(self, scope: str | None) -> ObjectList[DiffusionModel]:
         """List the models of a scope."""
         return _listed(await self._client.diffusion_models.list(scope))
+
+    async def adapters(self, scope: str | None) -> ObjectList[LoRAAdapter]:
+        """List the adapters of a scope: none where an earlier release's CRDs or roles are in force."""
+        try:
+            return _listed(await self._client.lora_adapters.list(scope))
+        except (NotFoundError, ForbiddenError) as error:
+            if scope not in self._without_adapters:
+                self._without_adapters.add(scope)
+                logger.warning("LoRAAdapters cannot be listed, so there are none: %s", error)
+            return ObjectList((), 0)
 
     async def unfinished_jobs(self, scope: str | None) -> ObjectList[GenerationJob]:
         """List the jobs that have not finished: all that a restart must know, however many finished ones are kept."""
@@ -243,8 +258,8 @@ class Cluster:
             except (NotFoundError, ConflictError):
                 return
 
-    async def execute(self, action: WorkerAction) -> DiffusionModel | BatchJob | None:
-        """Carry out an action on a worker or a model, and return the object that the API server answers with.
+    async def execute(self, action: WorkerAction) -> DiffusionModel | BatchJob | LoRAAdapter | None:
+        """Carry out an action on a worker, a model or an adapter, and return the object as it is then.
 
         Raises:
             KubernetesError: The API server refused, or is away.
@@ -263,7 +278,9 @@ class Cluster:
                     await self._delete_pod(action)
                     return None
                 case ReportModel():
-                    return await self._report_model(action)
+                    return await self._report(self._client.diffusion_models, action.model, action.status)
+                case ReportAdapter():
+                    return await self._report(self._client.lora_adapters, action.adapter, action.status)
 
     async def _patch_job(self, job: GenerationJob, patch: dict[str, Any], subresource: str) -> GenerationJob:
         # The resource version makes the API server refuse a write over a state that was never seen here.
@@ -338,16 +355,14 @@ class Cluster:
             return
         logger.info("Pod %s deleted: %s", action.name, pod_deletion_reason(action), extra={"model": action.model.name})
 
-    async def _report_model(self, action: ReportModel) -> DiffusionModel | None:
-        model = action.model
+    async def _report(self, kind: Resource[Kind], item: CustomResource[Any, Any], status: Schema) -> Kind | None:
+        """Write the status of a model or an adapter, whatever else has changed of it; None where it is gone."""
         patch = {
-            "metadata": {"uid": model.metadata.uid},
-            "status": merge_patch(model.status.to_wire(), action.status.to_wire()),
+            "metadata": {"uid": item.uid},
+            "status": merge_patch(item.status.to_wire(), status.to_wire()),
         }
         try:
-            return await self._client.diffusion_models.patch(
-                model.metadata.namespace, model.name, patch, subresource="status"
-            )
+            return await kind.patch(item.metadata.namespace, item.name, patch, subresource="status")
         except (NotFoundError, ConflictError):
             return None
 
@@ -369,26 +384,3 @@ def _event_time(event: dict[str, Any]) -> str:
 def _listed(listed: tuple[list[Kind], str]) -> ObjectList[Kind]:
     items, version = listed
     return ObjectList(tuple(items), int(version))
-
-
-async def retry_until_done(what: str, name: str, work: Callable[[], Awaitable[T]]) -> T | None:
-    """Call a coroutine function until it returns or the job is gone; errors of the API server are waited out.
-
-    Args:
-        what: What is done, for the log.
-        name: The job's name, for the log.
-        work: The coroutine function.
-
-    Returns:
-        What ``work`` returns; None when the job is gone.
-    """
-    backoff = Backoff(RETRY_SECONDS, LONGEST_RETRY_SECONDS)
-    while True:
-        try:
-            return await work()
-        except NotFoundError:
-            return None
-        except KubernetesError as error:
-            logger.warning("cannot %s, trying again: %s", what, error, extra={"job": name})
-            pause = backoff.next_pause()
-            await asyncio.sleep(error.retry_after or pause)

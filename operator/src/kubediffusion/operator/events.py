@@ -14,13 +14,15 @@ import uuid
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from kubediffusion.operator.actions import DeletePod, Explain, JobAction, ReportModel, Requeue
+from kubediffusion.operator.actions import DeletePod, Explain, JobAction, ReportAdapter, ReportModel, Requeue
 from kubediffusion.operator.fair_queue import FairQueue
 from kubediffusion.operator.model_status import pod_deletion_reason
 from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.apiserver.errors import KubernetesError
 from kubediffusion.resources.conditions import (
+    AdapterConditionType,
+    AdapterReason,
     ConditionStatus,
     JobReason,
     ModelConditionType,
@@ -30,6 +32,7 @@ from kubediffusion.resources.conditions import (
 )
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob, Phase
+from kubediffusion.resources.lora_adapter import LoRAAdapter
 from kubediffusion.resources.schema import format_time
 from kubediffusion.resources.texts import shorten_note
 
@@ -44,6 +47,9 @@ WRITERS = 4
 PARAMETERS_ADJUSTED = "ParametersAdjusted"
 """Reason of an Event that no condition carries: the job ran with other parameters than it asked for."""
 
+UNREMARKABLE = frozenset({AdapterReason.LOADED, AdapterReason.NOT_LOADED, AdapterReason.MODEL_NOT_FOUND})
+"""Reasons of an adapter's condition that make no Event."""
+
 
 @dataclass(frozen=True)
 class Event:
@@ -56,7 +62,7 @@ class Event:
         message: A sentence for people.
     """
 
-    about: GenerationJob | DiffusionModel
+    about: GenerationJob | DiffusionModel | LoRAAdapter
     kind: Literal["Normal", "Warning"]
     reason: str
     message: str
@@ -179,6 +185,18 @@ def events_of_model_report(action: ReportModel) -> list[Event]:
         return []
     bad = after.status == ConditionStatus.FALSE or after.reason == ModelReason.INTERNAL_ERROR
     return [Event(action.model, "Warning" if bad else "Normal", after.reason, after.message)]
+
+
+def events_of_adapter_report(action: ReportAdapter) -> list[Event]:
+    """Return the Event of an adapter that workers refuse since, or whose source they cannot read; else nothing.
+
+    That it is loaded, and not any more, changes with every worker, and nobody asks.
+    """
+    before = find_condition(action.adapter.status.conditions, AdapterConditionType.READY)
+    after = find_condition(action.status.conditions, AdapterConditionType.READY)
+    if after is None or after.reason in UNREMARKABLE or (before is not None and before.reason == after.reason):
+        return []
+    return [Event(action.adapter, "Warning", after.reason, after.message)]
 
 
 def worker_refused(model: DiffusionModel, message: str) -> Event:

@@ -10,6 +10,7 @@ from kubediffusion.operator.job_executor import JobExecutor
 from kubediffusion.operator.store import Store
 from kubediffusion.operator.worker_executor import WorkerExecutor
 from kubediffusion.resources.diffusion_model import DiffusionModel
+from kubediffusion.resources.lora_adapter import LoRAAdapter
 
 
 class ActionExecutor:
@@ -39,6 +40,10 @@ class ActionExecutor:
     def forget_model(self, model: DiffusionModel) -> None:
         """Drop what is kept of a model that is gone."""
         self._workers.forget_model(model)
+
+    def forget_adapter(self, adapter: LoRAAdapter) -> None:
+        """Drop what is kept of an adapter that is gone."""
+        self._workers.forget_adapter(adapter)
 
     async def close(self) -> None:
         """Cancel what is under way, and wait for its end."""

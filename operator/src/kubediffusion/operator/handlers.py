@@ -17,6 +17,7 @@ from kubediffusion.operator.store import Store
 from kubediffusion.operator.workers import BatchJob, Pod
 from kubediffusion.resources import meta
 from kubediffusion.resources.diffusion_model import DiffusionModel
+from kubediffusion.resources.lora_adapter import LoRAAdapter
 from kubediffusion.resources.objects import KubernetesObject
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,10 @@ def register(registry: kopf.OperatorRegistry, store: Store) -> None:
     @kopf.on.event(group, version, meta.DIFFUSION_MODELS, registry=registry)
     async def diffusion_model(event: kopf.RawEvent, **_: Any) -> None:
         report(event, DiffusionModel, store.observe_model)
+
+    @kopf.on.event(group, version, meta.LORA_ADAPTERS, registry=registry)
+    async def lora_adapter(event: kopf.RawEvent, **_: Any) -> None:
+        report(event, LoRAAdapter, store.observe_adapter)
 
     @kopf.on.event("batch", "v1", "jobs", labels=ours, registry=registry)
     async def batch_job(event: kopf.RawEvent, **_: Any) -> None:

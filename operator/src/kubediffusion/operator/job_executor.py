@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from kubediffusion.operator import metrics
 from kubediffusion.operator.actions import Bind, Explain, Finish, HoldImages, JobAction, Requeue, SetAside
 from kubediffusion.operator.background_tasks import BackgroundTasks
-from kubediffusion.operator.cluster import RETRY_SECONDS, Cluster
+from kubediffusion.operator.cluster import Cluster
 from kubediffusion.operator.events import Event, EventRecorder, events_of_job_write, log_fields
 from kubediffusion.operator.job_status import error_status, next_status, operator_failed, status_refused
+from kubediffusion.operator.retrying import RETRY_SECONDS
 from kubediffusion.operator.store import Store
 from kubediffusion.resources.apiserver.errors import ConflictError, KubernetesError, NotFoundError
 from kubediffusion.resources.backoff import Backoff

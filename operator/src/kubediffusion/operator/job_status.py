@@ -138,7 +138,8 @@ def _parameters(action: Bind, seed: int) -> Parameters:
     earlier = action.job.status.parameters
     if earlier is not None and earlier.model == action.model.name:
         return earlier
-    return resolve_parameters(action.job.spec, action.model, earlier.seed if earlier is not None else seed)
+    seed = earlier.seed if earlier is not None else seed
+    return resolve_parameters(action.job.spec, action.model, seed, action.adapters)
 
 
 def _requeued(action: Requeue, now: dt.datetime) -> GenerationJobStatus:

@@ -10,22 +10,26 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from kubediffusion.operator import metrics
-from kubediffusion.operator.actions import Explain, ReportModel, SetAside
+from kubediffusion.operator.actions import Explain, ReportAdapter, ReportModel, SetAside
+from kubediffusion.operator.adapter_reports import adapter_status, observed_of
+from kubediffusion.operator.changes import JobChange
 from kubediffusion.operator.deadline_queue import DeadlineQueue
 from kubediffusion.operator.events import EventRecorder, events_of_job_end
 from kubediffusion.operator.executor import ActionExecutor
 from kubediffusion.operator.image_releases import awaits_image_deletion
 from kubediffusion.operator.job_status import explain_suspended_jobs
+from kubediffusion.operator.jobs_without_adapter import decide_adapterless_jobs
 from kubediffusion.operator.jobs_without_model import ORPHANS_A_PASS, decide_orphaned_jobs
 from kubediffusion.operator.model_status import error_status, model_status
 from kubediffusion.operator.namespace_state import NamespaceState
-from kubediffusion.operator.rate import ErrorBackoffs, ReportRate, TokenBucket
+from kubediffusion.operator.rate import AdapterReportRate, ErrorBackoffs, ReportRate, TokenBucket
 from kubediffusion.operator.retention import Retention
 from kubediffusion.operator.scheduling import deadline, decide_termination, schedule_model
-from kubediffusion.operator.store import JobChange, Store
+from kubediffusion.operator.store import Store
 from kubediffusion.operator.views import Decision, ModelView, SchedulerOptions
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob
+from kubediffusion.resources.lora_adapter import LoRAAdapter
 from kubediffusion.resources.objects import KubernetesObject
 from kubediffusion.resources.transitions import TERMINAL
 
@@ -74,6 +78,7 @@ class SchedulingLoop:
         self._options = options
         self._explanations = TokenBucket(explanations_per_second)
         self._report_rate = ReportRate()
+        self._adapter_rate = AdapterReportRate()
         self._deadlines = DeadlineQueue()
         self._errors = ErrorBackoffs()
         self._rechecks: dict[str, dt.datetime] = {}
@@ -130,6 +135,10 @@ class SchedulingLoop:
             self._report_rate.forget_model(model)
             self._executor.forget_model(model)
             self._errors.forget(model.uid)
+        for adapter in changes.deleted_adapters:
+            self._adapter_rate.forget(adapter)
+            self._executor.forget_adapter(adapter)
+            self._errors.forget(adapter.uid)
         for namespace, _, uid in self._deadlines.pop_due(now):
             self._terminate_if_due(self._store.job(namespace, uid), now)
         due = (namespace for namespace, recheck_at in self._rechecks.items() if recheck_at <= now)
@@ -183,11 +192,17 @@ class SchedulingLoop:
         yield from self._isolated(f"{state.name}/models", None, now, lambda: views.extend(state.model_views(now)))
         for view in views:
             yield from self._isolated(view.model.uid, view.model, now, partial(self._decide_on_model, state, view, now))
+        by_model = {view.model.name: (view, observed_of(view)) for view in views} if state.adapters.items else {}
+        for adapter in state.adapters.items.values():
+            of, observed = by_model.get(adapter.spec.model, (None, None))
+            if not self._adapter_rate.is_settled(adapter, observed):
+                report = partial(self._report_adapter, adapter, of, observed, now)
+                yield from self._isolated(adapter.uid, adapter, now, report)
 
     def _isolated(
-        self, key: str, model: DiffusionModel | None, now: dt.datetime, decide: Callable[[], dt.datetime | None]
+        self, key: str, item: KubernetesObject | None, now: dt.datetime, decide: Callable[[], dt.datetime | None]
     ) -> Iterator[dt.datetime]:
-        """Decide unless that has just failed, and yield when to decide again; an error is put on its model."""
+        """Decide unless that has just failed, and yield when to decide again; an error is put on its object."""
         retry_at = self._errors.retry_at(key)
         if retry_at is not None and now < retry_at:
             yield retry_at
@@ -195,7 +210,7 @@ class SchedulingLoop:
         try:
             recheck_at = decide()
         except Exception as error:  # noqa: BLE001 - of any kind: it concerns this object alone
-            self._tell_error(model or key, error)
+            self._tell_error(item or key, error)
             yield self._errors.record(key, now)
             return
         self._errors.forget(key)
@@ -222,6 +237,7 @@ class SchedulingLoop:
         view = state.view(now, ORPHANS_A_PASS)
         rechecks = [
             self._start(decide_orphaned_jobs(view, now, self._options, self._explanations.available)),
+            self._start(decide_adapterless_jobs(view, now, self._options, self._explanations.available)),
             self._start(explain_suspended_jobs(view, now, self._explanations.available)),
         ]
         return _earliest(rechecks)
@@ -243,6 +259,18 @@ class SchedulingLoop:
         status = model_status(view, state.revisions.get(view.model.name), now)
         report = self._report_rate.next_report(view.model, status, now)
         if isinstance(report, ReportModel):
+            self._executor.start(report)
+            return None
+        return report
+
+    def _report_adapter(
+        self, adapter: LoRAAdapter, view: ModelView | None, observed: object, now: dt.datetime
+    ) -> dt.datetime | None:
+        """Start the report of an adapter's status that is due; return when the next one is."""
+        report = self._adapter_rate.next_report(adapter, adapter_status(adapter, view, now), now)
+        if report is None:
+            self._adapter_rate.settle(adapter, observed)
+        if isinstance(report, ReportAdapter):
             self._executor.start(report)
             return None
         return report

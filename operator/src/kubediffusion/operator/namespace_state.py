@@ -17,6 +17,7 @@ from typing import Any
 from sortedcontainers import SortedKeyList
 
 from kubediffusion.operator.cut_off import CutOffs
+from kubediffusion.operator.namespace_adapters import NamespaceAdapters
 from kubediffusion.operator.object_cache import ObjectCache, ObjectList
 from kubediffusion.operator.template_hashes import TemplateHashes
 from kubediffusion.operator.views import ModelView, NamespaceView, OrphanedJob, order_key
@@ -45,6 +46,7 @@ class NamespaceState:
 
     Attributes:
         jobs: Unfinished GenerationJobs by uid.
+        adapters: LoRAAdapters, whose changes return what is to be filed anew.
         revisions: What workers last reported to have loaded, by model.
         refusals: Why the API server last refused a worker's Job, by model.
     """
@@ -52,6 +54,7 @@ class NamespaceState:
     def __init__(self, name: str, hash_of: Callable[[DiffusionModel], str], node_grace: dt.timedelta) -> None:
         self.name = name
         self.jobs: dict[str, GenerationJob] = {}
+        self.adapters = NamespaceAdapters()
         self.revisions: dict[str, str] = {}
         self.refusals: dict[str, str] = {}
         self._templates = TemplateHashes(hash_of)
@@ -88,6 +91,8 @@ class NamespaceState:
             said = find_condition(job.status.conditions, JobConditionType.SCHEDULED)
             if said is None or said.reason != WaitingReason.SUSPENDED:
                 self._unexplained_suspensions[job.uid] = job
+        elif self.adapters.lacks(job) is not None:
+            self.adapters.add_waiting(job)
         else:
             self._queues[job.spec.model].add(job)
             self._sizes[job.spec.model][job.spec.num_images or 1] += 1
@@ -105,7 +110,7 @@ class NamespaceState:
                 del pods[job.status.worker]
         elif job.spec.suspend:
             self._unexplained_suspensions.pop(uid, None)
-        else:
+        elif not self.adapters.discard_waiting(uid):
             self._queues[job.spec.model].remove(job)
             self._sizes[job.spec.model][job.spec.num_images or 1] -= 1
 
@@ -161,6 +166,13 @@ class NamespaceState:
         for model in gone:
             self.refusals.pop(model.name, None)
         return gone
+
+    def file_anew(self, names: set[str]) -> None:
+        """Put jobs that name one of some adapters where they belong: these came, or went."""
+        if not names:
+            return
+        for job in [job for job in self.jobs.values() if names.intersection(a.name for a in job.spec.adapters or ())]:
+            self.update_job(job)
 
     def update_batch_job(self, job: BatchJob) -> None:
         """Keep a worker's batch/v1 Job as it is now."""
@@ -218,6 +230,8 @@ class NamespaceState:
             models=tuple(self.models),
             orphaned_jobs=tuple(self.orphaned_jobs(now, most_orphans)),
             suspended_jobs=tuple(self._unexplained_suspensions.values()),
+            adapters=tuple(self.adapters.items),
+            adapterless_jobs=tuple(self.adapters.adapterless_jobs(now, most_orphans)),
         )
 
     def model_views(self, now: dt.datetime) -> Iterator[ModelView]:
@@ -243,6 +257,7 @@ class NamespaceState:
                 waiting_slots=sum(count * min(images, batch) for images, count in sizes),
                 workers=tuple(workers.get(model.name, ())),
                 refusal=self.refusals.get(model.name, ""),
+                adapters=self.adapters.items,
                 bound={pod: tuple(jobs.values()) for pod, jobs in self._bound[model.name].items()},
                 jobs_at_end={pod: len(jobs) for pod, (_, jobs) in self._jobs_at_end.items()},
             )
@@ -282,7 +297,7 @@ class NamespaceState:
     @property
     def empty(self) -> bool:
         """Whether it has no model, unfinished job or worker."""
-        return not (self.models or self.jobs or self._batch_jobs.items or self._pods.items)
+        return not (self.models or self.adapters.items or self.jobs or self._batch_jobs.items or self._pods.items)
 
     def _note_jobs_at_end(self, now: dt.datetime) -> None:
         for by_pod in self._bound.values():

@@ -97,6 +97,8 @@ class Resync:
         await self._list_workers(scope)
 
     async def _list_models(self, scope: str | None) -> None:
+        # Before the jobs that name them.
+        self._store.replace_adapters(await self._cluster.adapters(scope), scope)
         self._store.replace_models(await self._cluster.models(scope), scope)
 
     async def _list_workers(self, scope: str | None) -> None:

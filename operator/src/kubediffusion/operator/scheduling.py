@@ -11,14 +11,15 @@ from __future__ import annotations
 import datetime as dt
 import heapq
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from kubediffusion.operator import job_status
 from kubediffusion.operator.actions import Bind, Finish, HoldImages, JobAction, Requeue, SetAside
+from kubediffusion.operator.adapter_reports import adapters_at
 from kubediffusion.operator.cut_off import worker_cut_off
 from kubediffusion.operator.deadline_queue import time_after
-from kubediffusion.operator.placement import WorkerCapacity, most_together
+from kubediffusion.operator.placement import WorkerCapacity, best_place, most_together
 from kubediffusion.operator.scaling import LoadFailure, load_failure, scale
 from kubediffusion.operator.views import Decision, ModelView, SchedulerOptions, order_key
 from kubediffusion.operator.workers import ObservedWorker, WorkerState
@@ -31,7 +32,8 @@ from kubediffusion.resources.generation_job import (
     GenerationJob,
     Phase,
 )
-from kubediffusion.resources.parameters import check_limits
+from kubediffusion.resources.lora_adapter import LoRAAdapter
+from kubediffusion.resources.parameters import check_adapters, check_limits
 from kubediffusion.resources.queue_order import QueueKey
 
 MOST_FAILURES_A_PASS = 200
@@ -200,8 +202,9 @@ def bind(
 ) -> tuple[list[JobAction], Iterator[BindCandidate]]:
     """Bind jobs from the head of the queue to the least loaded worker, while one has room.
 
-    A job is never passed over for a later one: the first that finds no room ends the binding. A job that the model's
-    limits refuse fails here, at the latest.
+    Of equally loaded ones it is one that holds the job's adapters. A job is never passed over for a later one: the
+    first that finds no room ends the binding. A job that the model's limits refuse, or whose adapters are none of the
+    model's, fails here, at the latest.
 
     Returns:
         What to do, and the queue of those that go on waiting.
@@ -212,6 +215,7 @@ def bind(
             w.pod.metadata.name,
             options.batches_ahead * view.batch - view.load(w),
             [job.status.suspects or 0 for job in view.jobs_of(w)],
+            adapters_at(w, view.jobs_of(w), view.adapters) if view.adapters else set(),
         )
         for w in view.current(WorkerState.READY)
         if w.pod is not None
@@ -226,25 +230,34 @@ def bind(
             continue
         try:
             problem = next(check_limits(job.spec, model), None)
+            misfit = next(check_adapters(job.spec, model, view.adapters, view.template_hash), None)
         except Exception as error:  # noqa: BLE001 - of any kind: it concerns this job alone
             actions.append(SetAside(job, error))
             continue
         if problem is not None:
             message = job_status.limit_exceeded(problem.field, problem.message)
             actions.append(Finish(job, Phase.FAILED, ErrorCode.INVALID_SPEC, message, costs_retry=item.costs_retry))
+        elif misfit is not None:
+            message = job_status.limit_exceeded(misfit.field, misfit.message)
+            actions.append(Finish(job, Phase.FAILED, ErrorCode.INVALID_ADAPTER, message, costs_retry=item.costs_retry))
         elif job.spec.deletion_policy == DeletionPolicy.DELETE and meta.IMAGES_FINALIZER not in job.metadata.finalizers:
             # The finalizer comes first; that write brings the job back here.
             actions.append(HoldImages(job))
         elif open_to := [place for place in places if place.takes(item.suspect_group_size)]:
-            place = max(open_to, key=lambda place: (place.free, place.pod))
-            place.take(view.slots(job), item.suspect_group_size)
+            names = [asked.name for asked in job.spec.adapters or ()]
+            place = best_place(open_to, names)
+            place.take(view.slots(job), item.suspect_group_size, names)
             actions.append(
-                Bind(job, model, place.pod, costs_retry=item.costs_retry, suspect_group_size=item.suspect_group_size)
+                Bind(job, model, place.pod, item.costs_retry, item.suspect_group_size, _those_of(job, view.adapters))
             )
         else:
             # It waits for a worker that can be its own, or for those who are suspected with it.
             return actions, itertools.chain((item,), queue)
     return actions, queue
+
+
+def _those_of(job: GenerationJob, adapters: Mapping[str, LoRAAdapter]) -> dict[str, LoRAAdapter]:
+    return {asked.name: adapters[asked.name] for asked in job.spec.adapters or ()}
 
 
 def fail_for_model(failure: LoadFailure | None, queue: Iterator[BindCandidate], most: int) -> list[Finish]:

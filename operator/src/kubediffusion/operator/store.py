@@ -13,63 +13,20 @@ import asyncio
 import datetime as dt
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from kubediffusion.operator.changes import Changes, JobChange, ObservationError
 from kubediffusion.operator.namespace_state import NamespaceState
 from kubediffusion.operator.object_cache import ObjectList
 from kubediffusion.operator.workers import BatchJob, Pod
 from kubediffusion.resources.diffusion_model import DiffusionModel, choose_model
 from kubediffusion.resources.generation_job import GenerationJob
+from kubediffusion.resources.lora_adapter import LoRAAdapter
 from kubediffusion.resources.objects import KubernetesObject
 from kubediffusion.resources.transitions import TERMINAL
 
 FRESH = dt.timedelta(seconds=2)
 """A job seen within so long of its creation is new: the moment it is seen says more than its timestamp."""
-
-
-@dataclass(frozen=True)
-class JobChange:
-    """The change of a GenerationJob.
-
-    Attributes:
-        uid: Its uid.
-        before: The unfinished job that was known; None where none was.
-        after: The job now; None when it is gone.
-    """
-
-    uid: str
-    before: GenerationJob | None
-    after: GenerationJob | None
-
-
-@dataclass(frozen=True)
-class ObservationError:
-    """An object at which the store failed, by a defect; it stays as it was known before.
-
-    Attributes:
-        item: The object.
-        error: What was raised.
-    """
-
-    item: KubernetesObject
-    error: Exception
-
-
-@dataclass(frozen=True)
-class Changes:
-    """What has changed since the loop last asked.
-
-    Attributes:
-        namespaces: Names of the namespaces in which something did, in the order in which it did.
-        jobs: Changes of jobs, in their order.
-        deleted_models: DiffusionModels that are gone.
-        errors: Objects that could not be taken in.
-    """
-
-    namespaces: dict[str, None] = field(default_factory=dict)
-    jobs: list[JobChange] = field(default_factory=list)
-    deleted_models: list[DiffusionModel] = field(default_factory=list)
-    errors: list[ObservationError] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -132,6 +89,16 @@ class Store:
             else:
                 state.update_model(model)
 
+    def observe_adapter(self, adapter: LoRAAdapter, deleted: bool) -> None:
+        """Take in a LoRAAdapter as it is now, or its deletion."""
+        state = self._state(adapter)
+        with self._isolated(adapter):
+            if deleted:
+                state.file_anew(state.adapters.delete(adapter))
+                self._changes.deleted_adapters.append(adapter)
+            else:
+                state.file_anew(state.adapters.update(adapter))
+
     def observe_batch_job(self, job: BatchJob, deleted: bool) -> None:
         """Take in a worker's batch/v1 Job as it is now, or its deletion."""
         state = self._state(job)
@@ -158,6 +125,16 @@ class Store:
             # One at which the store failed and that it never knew is no model of which anything can be decided.
             known = tuple(model for model in models.within(name).items if model.name in state.models)
             self._changes.deleted_models.extend(state.replace_models(ObjectList(known, models.version)))
+            self.mark_changed(name)
+
+    def replace_adapters(self, adapters: ObjectList[LoRAAdapter], scope: str | None = None) -> None:
+        """Take in the full list of adapters, as :meth:`replace_models` does."""
+        for name in self._within(scope) | adapters.namespaces:
+            state = self._namespace(name)
+            before = state.adapters.items
+            state.file_anew(state.adapters.replace(adapters.within(name)))
+            gone = (adapter for known, adapter in before.items() if known not in state.adapters.items)
+            self._changes.deleted_adapters.extend(gone)
             self.mark_changed(name)
 
     def replace_workers(
@@ -244,6 +221,12 @@ class Store:
         state = self._state(model)
         if model.name in state.models:
             state.update_model(model)
+
+    def take_adapter(self, adapter: LoRAAdapter) -> None:
+        """Take in an adapter whose status was written; one that is gone meanwhile stays gone."""
+        state = self._state(adapter)
+        if adapter.name in state.adapters.items:
+            state.adapters.update(adapter)
 
     def set_worker_refusal(self, model: DiffusionModel, message: str, tried: str = "") -> bool:
         """Keep why the API server takes no worker of a model, and return whether that is news.

@@ -10,6 +10,7 @@ from kubediffusion.operator.actions import Action
 from kubediffusion.operator.workers import ObservedWorker, WorkerState
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob
+from kubediffusion.resources.lora_adapter import LoRAAdapter
 from kubediffusion.resources.pipeline_facts import PipelineFacts
 from kubediffusion.resources.queue_order import QueueKey, queue_key
 
@@ -54,6 +55,21 @@ class OrphanedJob:
 
 
 @dataclass(frozen=True)
+class AdapterlessJob:
+    """An unfinished job that names an adapter which does not exist.
+
+    Attributes:
+        job: The job.
+        adapter: Name of the adapter.
+        missing_since: When the adapter was first missed.
+    """
+
+    job: GenerationJob
+    adapter: str
+    missing_since: dt.datetime
+
+
+@dataclass(frozen=True)
 class NamespaceView:
     """The jobs of a namespace that are in no model's queue.
 
@@ -62,12 +78,16 @@ class NamespaceView:
         models: Names of its DiffusionModels.
         orphaned_jobs: Jobs whose model does not exist.
         suspended_jobs: Jobs that are suspended and not bound, and whose status does not say so yet.
+        adapters: Names of its LoRAAdapters.
+        adapterless_jobs: Jobs that wait for an adapter which does not exist.
     """
 
     name: str
     models: tuple[str, ...] = ()
     orphaned_jobs: tuple[OrphanedJob, ...] = ()
     suspended_jobs: tuple[GenerationJob, ...] = ()
+    adapters: tuple[str, ...] = ()
+    adapterless_jobs: tuple[AdapterlessJob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,6 +106,7 @@ class ModelView:
         refusal: Why the API server does not take a new worker's Job; empty while it does.
         untried_hash: Hash of the template that its spec gives, while it is not known that the API server takes it;
             no worker is created meanwhile. Empty once it is known.
+        adapters: LoRAAdapters of the namespace by name.
     """
 
     model: DiffusionModel
@@ -98,6 +119,7 @@ class ModelView:
     jobs_at_end: Mapping[str, int] = field(default_factory=dict)
     refusal: str = ""
     untried_hash: str = ""
+    adapters: Mapping[str, LoRAAdapter] = field(default_factory=dict)
 
     @property
     def batch(self) -> int:

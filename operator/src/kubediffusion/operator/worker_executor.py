@@ -1,4 +1,4 @@
-"""Carries out what was decided about workers and models: create, delete, report. The answers go to the store."""
+"""Carries out what was decided on workers, models, adapters: create, delete, report. The answers go to the store."""
 
 from __future__ import annotations
 
@@ -6,15 +6,31 @@ import asyncio
 import logging
 
 from kubediffusion.operator import metrics
-from kubediffusion.operator.actions import CreateWorker, DeletePod, DeleteWorker, ReportModel, TryWorker, WorkerAction
+from kubediffusion.operator.actions import (
+    CreateWorker,
+    DeletePod,
+    DeleteWorker,
+    ReportAdapter,
+    ReportModel,
+    TryWorker,
+    WorkerAction,
+)
 from kubediffusion.operator.background_tasks import BackgroundTasks
-from kubediffusion.operator.cluster import RETRY_SECONDS, Cluster, NameTakenError
-from kubediffusion.operator.events import EventRecorder, events_of_model_report, pod_deleted, worker_refused
+from kubediffusion.operator.cluster import Cluster, NameTakenError
+from kubediffusion.operator.events import (
+    EventRecorder,
+    events_of_adapter_report,
+    events_of_model_report,
+    pod_deleted,
+    worker_refused,
+)
+from kubediffusion.operator.retrying import RETRY_SECONDS
 from kubediffusion.operator.store import Store
 from kubediffusion.operator.workers import BatchJob
 from kubediffusion.resources.apiserver.errors import ConflictError, InvalidError, KubernetesError
 from kubediffusion.resources.backoff import Backoffs
 from kubediffusion.resources.diffusion_model import DiffusionModel
+from kubediffusion.resources.lora_adapter import LoRAAdapter
 from kubediffusion.resources.texts import MAX_NOTE, shorten
 
 logger = logging.getLogger(__name__)
@@ -28,7 +44,7 @@ and to find hundreds of errors costs the API server seconds."""
 
 
 class WorkerExecutor:
-    """Carries out actions on workers and models, each once at a time.
+    """Carries out actions on workers, models and adapters, each once at a time.
 
     Args:
         cluster: Where they are written.
@@ -60,6 +76,10 @@ class WorkerExecutor:
         self._backoffs.forget(model.uid)
         self._backoffs.forget(f"report/{model.uid}")
 
+    def forget_adapter(self, adapter: LoRAAdapter) -> None:
+        """Drop what is kept of an adapter that is gone."""
+        self._backoffs.forget(f"report/{adapter.uid}")
+
     async def _write(self, action: WorkerAction, key: str) -> None:
         name = metrics.action_label(action)
         try:
@@ -80,23 +100,31 @@ class WorkerExecutor:
             await asyncio.sleep(RETRY_SECONDS)
         else:
             self._backoffs.forget(key)
-            self._report(action, written)
+            self._take(written)
+            self._report(action)
         finally:
             self._under_way.discard(key)
             self._store.mark_changed(action.namespace)
 
-    def _report(self, action: WorkerAction, written: BatchJob | DiffusionModel | None) -> None:
+    def _take(self, written: BatchJob | DiffusionModel | LoRAAdapter | None) -> None:
         """Put what was written into the store before the watch does: else the next pass would decide the same again."""
         match written:
             case BatchJob():
                 self._store.take_worker(written)
             case DiffusionModel():
                 self._store.take_model(written)
+            case LoRAAdapter():
+                self._store.take_adapter(written)
             case None:
                 pass
+
+    def _report(self, action: WorkerAction) -> None:
+        """Tell of what was done."""
         match action:
             case ReportModel():
                 self._recorder.record(*events_of_model_report(action))
+            case ReportAdapter():
+                self._recorder.record(*events_of_adapter_report(action))
             case CreateWorker():
                 self._backoffs.forget(action.model.uid)
                 self._store.clear_worker_refusal(action.model)
@@ -143,3 +171,5 @@ def _key(action: WorkerAction) -> str:
             return f"delete-pod/{action.uid}"
         case ReportModel():
             return f"report/{action.model.uid}"
+        case ReportAdapter():
+            return f"report/{action.adapter.uid}"

@@ -172,8 +172,10 @@ REFUSED_ADAPTER = frozenset(AdapterReason) - {
     AdapterReason.NOT_LOADED,
     AdapterReason.MODEL_NOT_FOUND,
     AdapterReason.FETCH_FAILED,
+    AdapterReason.SOURCE_NOT_FOUND,
 }
-"""Reasons that stay until adapter or model are changed: a job that names such an adapter fails."""
+"""Reasons that stay until adapter or model are changed: a job that names such an adapter fails before a worker has it.
+The others lie elsewhere, and may pass."""
 
 
 class Condition(Schema):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from kubediffusion.resources.adapters import DEFAULT_SCALE, AppliedAdapter
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import (
     DEFAULT_STRENGTH,
@@ -13,6 +14,7 @@ from kubediffusion.resources.generation_job import (
     GenerationJobSpec,
     Parameters,
 )
+from kubediffusion.resources.lora_adapter import LoRAAdapter
 from kubediffusion.resources.pipeline_facts import PipelineDefaults, PipelineFacts, task_of
 
 
@@ -47,6 +49,32 @@ def check_limits(spec: GenerationJobSpec, model: DiffusionModel) -> Iterator[Fie
         yield from _check_scheduler(spec, model, model.pipeline)
         yield from _check_negative_prompt(spec, model, model.pipeline)
         yield from _check_inputs(spec, model, model.pipeline)
+    if spec.adapters and model.pipeline is not None and model.pipeline.adapters is False:
+        yield FieldError("adapters", f"model {model.name!r} takes none: {model.pipeline.name} cannot; leave them out")
+
+
+def check_adapters(
+    spec: GenerationJobSpec, model: DiffusionModel, adapters: Mapping[str, LoRAAdapter], template_hash: str | None
+) -> Iterator[FieldError]:
+    """Yield the problem of each adapter that a job names and cannot have.
+
+    Args:
+        spec: Spec of the job.
+        model: The model that it runs on.
+        adapters: LoRAAdapters of the job's namespace by name.
+        template_hash: Names the model's worker template of today: what workers of another one refused says nothing.
+    """
+    for asked in spec.adapters or ():
+        adapter = adapters.get(asked.name)
+        if adapter is None or adapter.spec.model != model.name:
+            known = (
+                ", ".join(sorted(each.name for each in adapters.values() if each.spec.model == model.name)) or "none"
+            )
+            what = "no such LoRAAdapter" if adapter is None else f"it is for model {adapter.spec.model!r}"
+            yield FieldError("adapters", f"{asked.name!r}: {what}; those of model {model.name!r}: {known}")
+        elif adapter.refusal is not None and adapter.status.template_hash == template_hash:
+            why = adapter.refusal.message or adapter.refusal.reason
+            yield FieldError("adapters", f"{asked.name!r} cannot be used ({adapter.refusal.reason}): {why}")
 
 
 def _check_size(spec: GenerationJobSpec, model: DiffusionModel, pipeline: PipelineFacts) -> Iterator[FieldError]:
@@ -110,7 +138,9 @@ def draw_seed() -> int:
     return secrets.randbits(32)
 
 
-def resolve_parameters(spec: GenerationJobSpec, model: DiffusionModel, seed: int) -> Parameters:
+def resolve_parameters(
+    spec: GenerationJobSpec, model: DiffusionModel, seed: int, adapters: Mapping[str, LoRAAdapter] | None = None
+) -> Parameters:
     """Resolve the parameters of a job: each from its spec, else the model's spec, else the pipeline's own.
 
     Where nobody has told of the pipeline yet, Stable Diffusion's documented defaults stand for its own: the worker
@@ -121,6 +151,7 @@ def resolve_parameters(spec: GenerationJobSpec, model: DiffusionModel, seed: int
         spec: Spec of the job.
         model: The model that it is bound to.
         seed: Seed of a job that names none.
+        adapters: The LoRAAdapters that it names, by name; those that are not given count as they were trained.
     """
     defaults, own = model.spec.defaults, _own_defaults(model)
     acceleration = spec.acceleration if spec.acceleration is not None else defaults.acceleration
@@ -142,6 +173,7 @@ def resolve_parameters(spec: GenerationJobSpec, model: DiffusionModel, seed: int
         acceleration=acceleration.effective if acceleration is not None else None,
         inputs=spec.inputs,
         strength=_first(spec.strength, DEFAULT_STRENGTH) if spec.inputs else None,
+        adapters=_applied(spec, adapters or {}),
     )
 
 
@@ -160,6 +192,16 @@ def resolve_again(parameters: Parameters, spec: GenerationJobSpec, model: Diffus
     fields = ("num_inference_steps", "guidance_scale")
     open_fields = [field for field in fields if getattr(parameters, field) == getattr(guessed, field)]
     return parameters.model_copy(update={field: getattr(known, field) for field in open_fields})
+
+
+def _applied(spec: GenerationJobSpec, adapters: Mapping[str, LoRAAdapter]) -> tuple[AppliedAdapter, ...] | None:
+    """Return the adapters of a job with their scales; None where it names none."""
+
+    def scale(name: str) -> float:
+        return adapters[name].spec.scale if name in adapters else DEFAULT_SCALE
+
+    asked = spec.adapters or ()
+    return tuple(AppliedAdapter(name=each.name, scale=_first(each.scale, scale(each.name))) for each in asked) or None
 
 
 def _own_defaults(model: DiffusionModel) -> PipelineDefaults:

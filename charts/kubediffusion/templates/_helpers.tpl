@@ -14,6 +14,11 @@
 {{- end -}}
 {{- end -}}
 
+{{- /* Where the objects of the release are, and whose jobs the API serves. */ -}}
+{{- define "kubediffusion.namespace" -}}
+{{- default .Release.Namespace .Values.namespaceOverride -}}
+{{- end -}}
+
 {{- /* What selects the Pods of a part. Arguments: root, component. */ -}}
 {{- define "kubediffusion.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "kubediffusion.name" .root }}
@@ -40,13 +45,25 @@ app.kubernetes.io/component: worker
 
 {{- /* Namespaces that are served, as JSON for fromJsonArray. */ -}}
 {{- define "kubediffusion.namespaces" -}}
-{{- default (list .Release.Namespace) .Values.namespaces | uniq | toJson -}}
+{{- default (list (include "kubediffusion.namespace" .)) .Values.namespaces | uniq | toJson -}}
 {{- end -}}
 
 {{- /* Name of a part's service account. Arguments: root, component. */ -}}
 {{- define "kubediffusion.serviceAccountName" -}}
 {{- $own := (get .root.Values .component).serviceAccount.name -}}
 {{- default (printf "%s-%s" (include "kubediffusion.fullname" .root) .component) $own -}}
+{{- end -}}
+
+{{- /* How Prometheus changes labels. Argument: a monitor's values. */ -}}
+{{- define "kubediffusion.relabelings" -}}
+{{- with .relabelings }}
+relabelings:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .metricRelabelings }}
+metricRelabelings:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end -}}
 
 {{- /* Image of a part. Arguments: root, component. */ -}}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from integration.chart.helm_kit import Helm, monitoring_crds, restricted_namespace
+from integration.chart.helm_kit import Helm, gateway_crds, monitoring_crds, restricted_namespace
 from kubediffusion.local import binaries
 from kubediffusion.local.cluster import LocalCluster
 
@@ -19,10 +19,11 @@ def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
 
 @pytest.fixture(scope="session")
 def restricted(cluster: LocalCluster) -> Iterator[str]:
-    """A namespace that admits only pods of the restricted profile, in a cluster that knows Prometheus' kinds."""
+    """A namespace that admits only pods of the restricted profile, where Prometheus' and Gateways' kinds are known."""
     name = "chart"
-    cluster.apply([restricted_namespace(name), restricted_namespace("tenant"), *monitoring_crds()])
-    names = [f"customresourcedefinition/{crd['metadata']['name']}" for crd in monitoring_crds()]
+    crds = [*monitoring_crds(), *gateway_crds()]
+    cluster.apply([restricted_namespace(name), restricted_namespace("tenant"), *crds])
+    names = [f"customresourcedefinition/{crd['metadata']['name']}" for crd in crds]
     cluster.kubectl("wait", "--for=condition=Established", *names, "--timeout=60s")
     yield name
     cluster.kubectl("delete", "namespace", name, "tenant", "--wait=false")

@@ -95,11 +95,19 @@ def restricted_namespace(name: str) -> Object:
 
 def monitoring_crds() -> list[Object]:
     """Kinds of the Prometheus operator, of any shape: only that they are served matters here."""
-    return [_crd(kind) for kind in ("ServiceMonitor", "PodMonitor", "PrometheusRule")]
+    return [_crd(kind, "monitoring.coreos.com") for kind in ("ServiceMonitor", "PodMonitor", "PrometheusRule")]
 
 
-def _crd(kind: str) -> Object:
-    group, plural = "monitoring.coreos.com", f"{kind.lower()}s"
+def gateway_crds() -> list[Object]:
+    """The kind of the Gateway API that the chart has, likewise."""
+    found = _crd("HTTPRoute", "gateway.networking.k8s.io")
+    # The API server guards the group of a community.
+    found["metadata"]["annotations"] = {"api-approved.kubernetes.io": "https://github.com/kubernetes-sigs/gateway-api"}
+    return [found]
+
+
+def _crd(kind: str, group: str) -> Object:
+    plural = f"{kind.lower()}s"
     schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
     return {

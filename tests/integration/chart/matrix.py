@@ -80,8 +80,16 @@ EVERYTHING: dict[str, Any] = {
         "extraEgress": [{"ports": [{"port": 3128}]}],
     },
     "metrics": {
-        "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
-        "podMonitor": {"enabled": True, "interval": "15s"},
+        "serviceMonitor": {
+            "enabled": True,
+            "labels": {"release": "prometheus"},
+            "relabelings": [{"sourceLabels": ["__meta_kubernetes_pod_node_name"], "targetLabel": "node"}],
+        },
+        "podMonitor": {
+            "enabled": True,
+            "interval": "15s",
+            "metricRelabelings": [{"action": "drop", "sourceLabels": ["__name__"], "regex": "python_.*"}],
+        },
         "prometheusRule": {"enabled": True},
         "dashboard": {"enabled": True},
     },
@@ -119,6 +127,33 @@ MATRIX: dict[str, dict[str, Any]] = {
             "ingress": {"enabled": True, "hosts": [{"host": "images.example.com"}]},
             "trustedProxies": "10.0.0.0/8, 2001:db8::1",
         }
+    },
+    "a Gateway": {
+        "api": {
+            "apiKeys": {"existingSecret": "api-keys"},
+            "httpRoute": {
+                "enabled": True,
+                "parentRefs": [{"name": "public", "namespace": "gateways", "sectionName": "https"}],
+                "hostnames": ["images.example.com"],
+                "timeouts": {"request": "0s"},
+            },
+        },
+        "tests": {"apiKeyName": "tester"},
+    },
+    "accounts of the platform": {
+        part: {"serviceAccount": {"create": False, "name": f"their-{part}"}} for part in ("operator", "api", "worker")
+    },
+    "another namespace": {"namespaceOverride": "tenant"},
+    "objects of their own": {
+        "extraObjects": [
+            """
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: {{ .Release.Name }}-notes
+  labels: {{- include "kubediffusion.labels" (dict "root" . "component" "notes") | nindent 4 }}
+"""
+        ]
     },
     "one replica without drain": {
         "api": {"replicas": 1, "drainSeconds": 0, "podDisruptionBudget": {"enabled": False}, "rateLimit": ""},

@@ -16,6 +16,7 @@ from kubediffusion.local.controlplane import ControlPlane
 from kubediffusion.local.reservations import Reservations
 from kubediffusion.local.rest import Rest
 from kubediffusion.local.testing import wait_for
+from kubediffusion.resources.crds.definitions import definitions
 
 NAMESPACE = "images"
 # Kinds of the Prometheus operator belong to another application.
@@ -51,6 +52,15 @@ def test_a_first_sync_and_the_next_apply_everything(empty: Rest, helm: Helm) -> 
             apply(empty, found)
     assert empty.get("diffusionmodels", "default", NAMESPACE)["spec"]
     assert empty.list("validatingadmissionpolicies")
+
+
+def test_a_sync_without_crds_applies_everything_to_a_cluster_that_has_them(empty: Rest, helm: Helm) -> None:
+    for crd in definitions():
+        apply(empty, crd)
+    values = {**UNMONITORED, "crds": {"upgrade": False}}
+    for found in sync_order(helm.template(values, namespace=NAMESPACE)):
+        apply(empty, found)
+    assert empty.get("diffusionmodels", "default", NAMESPACE)["spec"]
 
 
 @pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX.keys())

@@ -8,19 +8,17 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from kubediffusion.operator.actions import Action, Explain
+from kubediffusion.operator.containers import ContainerState, ContainerStatus, Terminated
 from kubediffusion.operator.scheduling import schedule_model
 from kubediffusion.operator.views import ModelView, SchedulerOptions, order_key
 from kubediffusion.operator.workers import (
     BatchJob,
     BatchJobSpec,
     BatchJobStatus,
-    ContainerState,
-    ContainerStatus,
     ObservedWorker,
     PlatformCondition,
     Pod,
     PodStatus,
-    Terminated,
     WorkerState,
 )
 from kubediffusion.resources import meta

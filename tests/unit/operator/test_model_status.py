@@ -7,16 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from kubediffusion.operator.containers import ContainerState, ContainerStatus, ContainerWaiting
 from kubediffusion.operator.job_status import waiting_reason
 from kubediffusion.operator.model_status import model_status
 from kubediffusion.operator.views import ModelView
-from kubediffusion.operator.workers import (
-    ContainerState,
-    ContainerStatus,
-    ContainerWaiting,
-    ObservedWorker,
-    WorkerState,
-)
+from kubediffusion.operator.workers import ObservedWorker, WorkerState
 from kubediffusion.resources.conditions import Condition, ConditionStatus, ModelReason, find_condition
 from kubediffusion.resources.diffusion_model import DiffusionModelStatus, WorkerCounts
 from kubediffusion.resources.testing import NOW, bound_job, job

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from kubediffusion.operator.containers import ContainerStatus
 from kubediffusion.operator.namespace_state import NamespaceState
 from kubediffusion.operator.object_cache import ObjectList
 from kubediffusion.operator.views import ModelView, OrphanedJob
-from kubediffusion.operator.workers import ContainerStatus, ObservedWorker, PlatformCondition, Pod, WorkerState
+from kubediffusion.operator.workers import ObservedWorker, PlatformCondition, Pod, WorkerState
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Phase
 from kubediffusion.resources.testing import NAMESPACE, NOW, bound_job, job, model

@@ -8,16 +8,9 @@ import datetime as dt
 import pytest
 
 from kubediffusion.operator.actions import Bind, CreateWorker, DeleteWorker, Explain, Finish, Requeue
+from kubediffusion.operator.containers import ContainerState, ContainerStatus, ContainerWaiting
 from kubediffusion.operator.scheduling import deadline, decide_termination, schedule_model
-from kubediffusion.operator.workers import (
-    BatchJobStatus,
-    ContainerState,
-    ContainerStatus,
-    ContainerWaiting,
-    ObservedWorker,
-    PlatformCondition,
-    WorkerState,
-)
+from kubediffusion.operator.workers import BatchJobStatus, ObservedWorker, PlatformCondition, WorkerState
 from kubediffusion.resources.failures import ErrorCode
 from kubediffusion.resources.generation_job import Phase
 from kubediffusion.resources.testing import NOW, bound_job, job, present

@@ -8,16 +8,11 @@ import datetime as dt
 import pytest
 
 from kubediffusion.operator.actions import DeletePod, Explain, Requeue
+from kubediffusion.operator.containers import ContainerState, ContainerStatus, Terminated
 from kubediffusion.operator.job_status import next_status
 from kubediffusion.operator.model_status import pod_deletion_reason
 from kubediffusion.operator.scheduling import schedule_model
-from kubediffusion.operator.workers import (
-    ContainerState,
-    ContainerStatus,
-    ObservedWorker,
-    Terminated,
-    WorkerState,
-)
+from kubediffusion.operator.workers import ObservedWorker, WorkerState
 from kubediffusion.resources.generation_job import Phase
 from kubediffusion.resources.testing import NOW, bound_job, job
 from unit.operator.builders import OPTIONS, plan, pod_name, pod_of, said_of, view, worker

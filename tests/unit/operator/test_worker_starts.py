@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from kubediffusion.operator.containers import CONTAINER, ContainerStatus
 from kubediffusion.operator.model_status import LONGEST_MESSAGE, model_status, start_stage, worker_starts
 from kubediffusion.operator.rate import ReportRate
 from kubediffusion.operator.views import ModelView
-from kubediffusion.operator.workers import CONTAINER, ContainerStatus, ObservedWorker, PlatformCondition, WorkerState
+from kubediffusion.operator.workers import ObservedWorker, PlatformCondition, WorkerState
 from kubediffusion.resources.conditions import EngineReason, PodConditionType, WaitingReason, find_condition
 from kubediffusion.resources.diffusion_model import MAX_STARTS, DiffusionModelStatus
 from kubediffusion.resources.testing import NOW, present

@@ -6,16 +6,14 @@ from typing import Any
 
 import pytest
 
+from kubediffusion.operator.containers import ContainerState, ContainerStatus, Terminated
 from kubediffusion.operator.workers import (
     LONGEST_REASON,
     BatchJob,
-    ContainerState,
-    ContainerStatus,
     ObservedWorker,
     PlatformCondition,
     Pod,
     PodStatus,
-    Terminated,
     WorkerState,
 )
 from kubediffusion.resources.conditions import PodConditionType
@@ -187,6 +185,36 @@ def test_why_no_node_takes_a_pod() -> None:
 def test_what_keeps_a_container_from_starting(waiting: dict[str, str], blocked: str) -> None:
     status = {"phase": "Pending", "containerStatuses": [{"name": "worker", "state": {"waiting": waiting}}]}
     assert Pod.from_wire({"metadata": {"name": "pod"}, "status": status}).blocked == blocked
+
+
+def with_container_before(phase: str, own: dict[str, Any], before: dict[str, Any]) -> Pod:
+    """A Pod whose worker waits, or not, for a container of its template, after one that has ended well."""
+    done = {"name": "first", "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}
+    status = {
+        "phase": phase,
+        "containerStatuses": [{"name": "worker", "state": own}],
+        "initContainerStatuses": [done, {"name": "proxy", "state": before}],
+    }
+    return Pod.from_wire({"metadata": {"name": "pod"}, "status": status})
+
+
+def test_a_container_before_the_worker_is_what_keeps_it_from_starting() -> None:
+    waits = {"waiting": {"reason": "PodInitializing"}}
+    missing = {"waiting": {"reason": "ImagePullBackOff", "message": "not found"}}
+    assert with_container_before("Pending", waits, missing).blocked == "container proxy: ImagePullBackOff: not found"
+    assert with_container_before("Pending", waits, {"running": {}}).blocked == ""
+    # A sidecar that crashes beside a worker that runs keeps nothing from starting.
+    crashes = {"waiting": {"reason": "CrashLoopBackOff"}}
+    assert with_container_before("Running", {"running": {}}, crashes).blocked == ""
+
+
+def test_a_container_that_failed_before_the_worker_is_what_it_died_of() -> None:
+    waits = {"waiting": {"reason": "PodInitializing"}}
+    failed = {"terminated": {"exitCode": 3, "reason": "Error", "message": "no route"}}
+    pod = with_container_before("Failed", waits, failed)
+    assert ObservedWorker(a_job(), pod).crash == "container proxy: exit code 3: no route"
+    own = {"terminated": {"exitCode": 1, "reason": "Error"}}
+    assert ObservedWorker(a_job(), with_container_before("Failed", own, failed)).crash == "exit code 1: Error"
 
 
 def test_nothing_keeps_a_container_that_runs_or_of_which_nothing_is_said() -> None:

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kubediffusion.operator.containers import CONTAINER
 from kubediffusion.operator.worker_template import TemplateError, lay_over
-from kubediffusion.operator.workers import CONTAINER
 from kubediffusion.resources import meta
 from kubediffusion.resources.accelerators import requested_accelerator
 from kubediffusion.resources.diffusion_model import CompileCacheVolume, DiffusionModel, MemorySettings

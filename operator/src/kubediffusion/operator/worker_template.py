@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from kubediffusion.operator.containers import CONTAINER
 from kubediffusion.operator.strategic_merge import MergeError, merge_pod_template
-from kubediffusion.operator.workers import CONTAINER
 from kubediffusion.resources import meta
 
 MOST_CHARACTERS = 65_536

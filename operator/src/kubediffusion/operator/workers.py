@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
+from kubediffusion.operator.containers import (
+    CONTAINER,
+    NOTHING_SAID,
+    ContainerStatus,
+    Terminated,
+    first_failure,
+    why_waiting,
+)
 from kubediffusion.resources import meta
 from kubediffusion.resources.conditions import ConditionStatus, PodConditionType
 from kubediffusion.resources.failures import BAD_MODEL_EXIT_CODE, REFUSED_MODEL_EXIT_CODE
 from kubediffusion.resources.objects import KubernetesObject
 from kubediffusion.resources.pipeline_facts import PipelineFacts, facts_from_json
 from kubediffusion.resources.schema import Schema, Time
-
-CONTAINER = "worker"
-"""Name of the container in a worker Pod."""
-
-ON_ITS_WAY = frozenset({"", "ContainerCreating", "PodInitializing"})
-"""Reasons of a container that waits as each does at first; any other says what keeps it from starting."""
 
 ENDED = frozenset({"Succeeded", "Failed"})
 """Phases of a Pod all of whose containers have ended for good."""
@@ -28,42 +30,6 @@ POD_DELAY = dt.timedelta(seconds=2)
 
 LONGEST_REASON = 100
 """Characters of a worker's reason that go into a message: workers may run anybody's code."""
-
-
-class Terminated(Schema):
-    """How a container ended."""
-
-    exit_code: int
-    reason: str = ""
-    message: str = ""
-    finished_at: Time | None = None
-
-
-class ContainerWaiting(Schema):
-    """Why a container does not run."""
-
-    reason: str = ""
-    message: str = ""
-
-
-class ContainerState(Schema):
-    """State of a container; that it runs does not matter here."""
-
-    waiting: ContainerWaiting | None = None
-    terminated: Terminated | None = None
-
-
-class ContainerStatus(Schema):
-    """Status of a container."""
-
-    name: str
-    state: ContainerState = ContainerState()
-    ready: bool = False
-    restart_count: int = 0
-
-
-NOTHING_SAID = ContainerStatus(name=CONTAINER)
-"""What is known of a worker's container before the node has said anything of it."""
 
 
 class PlatformCondition(Schema):
@@ -84,6 +50,7 @@ class PodStatus(Schema):
     message: str = ""
     conditions: tuple[PlatformCondition, ...] = ()
     container_statuses: tuple[ContainerStatus, ...] = ()
+    init_container_statuses: tuple[ContainerStatus, ...] = ()
 
 
 class PodSpec(Schema):
@@ -168,11 +135,8 @@ class Pod(KubernetesObject):
 
     @property
     def blocked(self) -> str:
-        """Why its container cannot be started (its image, a Secret); empty while nothing is known to be in its way."""
-        waiting = self._container.state.waiting
-        if waiting is None or waiting.reason in ON_ITS_WAY:
-            return ""
-        return f"{waiting.reason}: {waiting.message}" if waiting.message else waiting.reason
+        """Why its container cannot be started (its image, a Secret, one before it); empty where nothing is known."""
+        return why_waiting(self._container, self.status.init_container_statuses)
 
     @property
     def engine_ready(self) -> PlatformCondition | None:
@@ -390,10 +354,11 @@ class ObservedWorker:
         """How it ended, in words, for people."""
         ended = self.pod.terminated if self.pod is not None else None
         if ended is not None:
-            detail = ended.message.strip() or ended.reason
-            how = f"exit code {ended.exit_code}" + (f": {detail}" if detail else "")
+            how = ended.how
             start = self.pod.engine_ready if self.pod is not None else None
             if start is not None and start.status == ConditionStatus.FALSE:
                 how += f" (its start had come to {start.reason[:LONGEST_REASON]})"
             return how
+        if self.pod is not None and (before := first_failure(self.pod.status.init_container_statuses)):
+            return before
         return self.job.failure.message if self.job.failure is not None else "its Pod is gone"

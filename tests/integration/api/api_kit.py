@@ -113,6 +113,10 @@ class Api:
         self.http.close()
         if self._process is not None and self._process.poll() is None:
             self.kill()
+        # Whatever the tests asked for: each line is JSON, and no library warned of how it is used.
+        log = self.log.read_text() if self.log.exists() else ""
+        assert [line for line in log.split("\n") if line and not line.startswith("{")] == []
+        assert [line for line in log.split("\n") if "py.warnings" in line] == []
 
     def generate(self, prompt: str = "a cat", **fields: Any) -> str:
         """Submit a task and return its id."""

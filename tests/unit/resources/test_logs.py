@@ -78,6 +78,7 @@ def root() -> Iterator[Any]:
     logger = logging.getLogger()
     handlers, level = logger.handlers[:], logger.level
     yield logger
+    logging.captureWarnings(capture=False)
     logger.handlers[:] = handlers
     logger.setLevel(level)
 
@@ -89,6 +90,17 @@ def test_requests_of_the_libraries_are_no_lines(root: logging.Logger, capsys: py
     logging.getLogger("kubediffusion").info("an event")
     (only,) = capsys.readouterr().err.splitlines()
     assert json.loads(only)["message"] == "an event"
+
+
+def test_a_warning_of_python_is_a_line_like_any_other() -> None:
+    code = (
+        "import warnings; from kubediffusion.resources.runtime import logs; logs.configure_logging('info', ['hush']);"
+        "warnings.warn('this is hush')"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    said = json.loads(ended.stderr)
+    assert (said["level"], said["logger"]) == ("warning", "py.warnings")
+    assert "UserWarning: this is ***" in said["message"]
 
 
 @pytest.mark.parametrize("part", ["operator", "api"])

@@ -54,7 +54,7 @@ def _log_end(kind: type[BaseException], error: BaseException | None, trace: Trac
 
 
 def configure_logging(level: str, secrets: Iterable[str] = ()) -> None:
-    """Send every logger's records to standard error as JSON lines, and what ends the process or a thread.
+    """Send every logger's records to standard error as JSON lines, with Python's warnings and what ends the process.
 
     Args:
         level: The least severe level to write, for example ``INFO``.
@@ -63,6 +63,8 @@ def configure_logging(level: str, secrets: Iterable[str] = ()) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(secrets))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # Python itself would print them in lines of its own, and they may quote what they are about.
+    logging.captureWarnings(capture=True)
     sys.excepthook, threading.excepthook = _log_end, lambda ended: _log_end(*ended[:3])
     # Each request of these would be a line.
     for noisy in ("aiohttp.access", "botocore", "boto3", "urllib3", "httpx"):

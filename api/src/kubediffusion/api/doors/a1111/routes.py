@@ -168,7 +168,7 @@ async def _stored(body: bytes, asked: DoorRequest, place: UploadPlace) -> tuple[
         found.mask = None
         change = kept if found.inpainting_mask_invert else painted_anew
         named.append(await store(InputRole.MASK, data, "mask", change))
-    begun = wanted.model_copy(update={"inputs": tuple(named), "strength": found.strength})
+    begun = wanted.model_copy(update={"inputs": named, "strength": found.strength})
     return begun, echo
 
 

@@ -15,6 +15,8 @@ from pydantic_settings import BaseSettings
 from kubediffusion.api.app import create_app
 from kubediffusion.api.metrics import Metrics as ApiMetrics
 from kubediffusion.api.settings import Settings as ApiSettings
+from kubediffusion.api.webhooks.metrics import Metrics as WebhookMetrics
+from kubediffusion.api.webhooks.settings import WebhookSettings
 from kubediffusion.operator import metrics as operator_metrics
 from kubediffusion.operator.settings import Settings as OperatorSettings
 from kubediffusion.worker.metrics import Metrics as WorkerMetrics
@@ -101,7 +103,12 @@ def meaning(field: Schema) -> str:
 
 def settings_page() -> str:
     """Return the page of the environment variables that each part reads."""
-    parts = (("Operator", OperatorSettings), ("API", ApiSettings), ("Worker", WorkerSettings))
+    parts = (
+        ("Operator", OperatorSettings),
+        ("API", ApiSettings),
+        ("Deliverer of webhooks", WebhookSettings),
+        ("Worker", WorkerSettings),
+    )
     text = [
         "# Settings",
         "Environment variables of each part. The chart sets them by its [values](values.md).",
@@ -129,10 +136,13 @@ def metrics_page() -> str:
     """Return the page of the metrics of each part."""
     registry = CollectorRegistry()
     WorkerMetrics(registry)
+    of_webhooks = CollectorRegistry()
+    WebhookMetrics(of_webhooks)
     ours = [value for value in vars(operator_metrics).values() if isinstance(value, MetricWrapperBase)]
     parts: list[tuple[str, list[Metric]]] = [
         ("Operator", [metric for collector in ours for metric in collector.describe()]),
         ("API", _described(ApiMetrics().registry)),
+        ("Deliverer of webhooks", _described(of_webhooks)),
         ("Worker", _described(registry)),
     ]
     text = [

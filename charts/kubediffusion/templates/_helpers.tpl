@@ -180,6 +180,19 @@ topologySpreadConstraints:
 {{- end -}}
 {{- end -}}
 
+{{- /* Whether clients of the API may ask for webhooks. */ -}}
+{{- define "kubediffusion.apiWebhooks" -}}
+{{- kindIs "invalid" .Values.api.webhooks | ternary .Values.webhooks.enabled .Values.api.webhooks -}}
+{{- end -}}
+
+{{- /* What API and deliverer both know of webhooks, as environment variables. */ -}}
+{{- define "kubediffusion.webhookEnvironment" -}}
+- name: KUBEDIFFUSION_WEBHOOK_ALLOWED_HOSTS
+  value: {{ join "," .Values.webhooks.allowedHosts | quote }}
+- name: KUBEDIFFUSION_WEBHOOK_SECRETS
+  value: {{ join "," .Values.webhooks.secrets | quote }}
+{{- end -}}
+
 {{- define "kubediffusion.caFolder" -}}
 /etc/kubediffusion/s3-ca
 {{- end -}}

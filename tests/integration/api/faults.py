@@ -28,6 +28,7 @@ class Faults:
         creations: A status for each of the next creations of a job; None lets one through.
         committed: Whether a creation reaches the API server before its answer is spoilt.
         away: While set, no connection is answered at all.
+        patches_away: While set, no PATCH is answered.
         away_after: Whether it is away once an answer has been spoilt.
         echo: A status for every answer, 0 for none. What is answered quotes the request, as some proxies do.
         echoed: Requests that were answered so.
@@ -37,6 +38,7 @@ class Faults:
     creations: list[int | None] = field(default_factory=list)
     committed: bool = True
     away: threading.Event = field(default_factory=threading.Event)
+    patches_away: threading.Event = field(default_factory=threading.Event)
     away_after: bool = False
     echo: int = 0
     echoed: int = 0
@@ -88,6 +90,9 @@ class _Proxy(BaseHTTPRequestHandler):
             return
         creation = self.command == "POST" and self.path.partition("?")[0].endswith("/generationjobs")
         status = faults.creations.pop(0) if creation and faults.creations else None
+        if faults.patches_away.is_set() and self.command == "PATCH":
+            self.spoil(CUT)
+            return
         if faults.away.is_set() or (status is not None and not faults.committed):
             self.spoil(CUT if status is None else status)
             return
@@ -103,7 +108,7 @@ class _Proxy(BaseHTTPRequestHandler):
                 return
             self.pass_on(answer)
 
-    do_GET = do_POST = do_PATCH = do_DELETE = relay  # noqa: N815 - the server's names
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = relay  # noqa: N815 - the server's names
 
     def pass_on(self, answer: http.client.HTTPResponse) -> None:
         self.send_response(answer.status)

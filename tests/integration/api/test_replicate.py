@@ -291,7 +291,8 @@ def test_what_cannot_be_had_is_refused_by_name(
     ("options", "field"),
     [
         ({"webhook": "https://example.com/hook"}, "webhook"),
-        ({"webhook_completed": "https://example.com/hook"}, "webhook_completed"),
+        ({"webhook_completed": "https://example.com/hook"}, "webhook"),
+        ({"webhook": "https://example.com", "webhook_events_filter": ["everything"]}, "webhook_events_filter.0"),
         ({"stream": True}, "stream"),
     ],
 )

@@ -110,6 +110,21 @@ MATRIX: dict[str, dict[str, Any]] = {
         "admissionPolicies": {"create": False},
         "aggregatedRoles": {"create": False},
     },
+    "webhooks": {
+        "webhooks": {
+            "enabled": True,
+            "replicas": 2,
+            "secrets": ["kubediffusion-webhooks", "team-hooks"],
+            "allowedHosts": ["hooks.team.svc:8080", "receiver.example"],
+            "deniedNetworks": ["203.0.113.0/24", "2001:db8::/32"],
+            "timeoutSeconds": 2.5,
+        },
+        "namespaces": ["chart", "tenant"],
+        "metrics": {"podMonitor": {"enabled": True}},
+        "networkPolicy": {"webhooks": {"to": [], "ports": [443, 8080]}},
+    },
+    "webhooks of the whole cluster": {"webhooks": {"enabled": True}, "clusterWide": True},
+    "another deliverer's webhooks": {"api": {"webhooks": True}},
     "no API": {"api": {"enabled": False}},
     "OpenShift": {"podSecurity": {"runAsUser": None}},
     "one IP family": {

@@ -13,6 +13,7 @@ import documented
 from integration.chart.helm_kit import RELEASE, Helm, Object, kinds, pick, pod_labels, pod_specs, rules
 from integration.chart.matrix import EVERYTHING, MATRIX
 from kubediffusion.api.settings import Settings as ApiSettings
+from kubediffusion.api.webhooks.settings import WebhookSettings
 from kubediffusion.local.layout import CHART
 from kubediffusion.local.node.environment import expand
 from kubediffusion.operator.settings import Settings as OperatorSettings
@@ -68,10 +69,12 @@ def test_defaults_render_what_an_installation_needs(helm: Helm) -> None:
         "ValidatingAdmissionPolicy/image-releases.kubediffusion.io",
         "ValidatingAdmissionPolicy/model-limits.kubediffusion.io",
         "ValidatingAdmissionPolicy/status-writers.kubediffusion.io",
+        "ValidatingAdmissionPolicy/webhooks.kubediffusion.io",
         "ValidatingAdmissionPolicy/worker-pods.kubediffusion.io",
         "ValidatingAdmissionPolicyBinding/image-releases.kubediffusion.io",
         "ValidatingAdmissionPolicyBinding/model-limits.kubediffusion.io",
         "ValidatingAdmissionPolicyBinding/status-writers.kubediffusion.io",
+        "ValidatingAdmissionPolicyBinding/webhooks.kubediffusion.io",
         "ValidatingAdmissionPolicyBinding/worker-pods.kubediffusion.io",
     ]
 
@@ -93,10 +96,14 @@ def test_everything_adds_what_was_asked_for(helm: Helm) -> None:
 
 @every_case
 def test_nobody_has_a_wildcard_or_reads_secrets(helm: Helm, values: Object) -> None:
+    """But for the deliverer of webhooks, which reads those that it is told by name."""
+    keys = values.get("webhooks", {}).get("secrets", ["kubediffusion-webhooks"])
     for who, rule in rules(helm.template(values)):
         words = [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
         assert not any("*" in word for word in words), who
-        assert "secrets" not in rule["resources"], who
+        if "secrets" in rule["resources"]:
+            assert who.partition("/")[2] == f"{RELEASE}-webhooks"
+            assert (rule["resourceNames"], rule["verbs"]) == (keys, ["get"])
         assert not {"escalate", "impersonate"} & set(rule["verbs"]), who
 
 
@@ -117,8 +124,9 @@ def test_rights_are_those_of_the_one_source(helm: Helm, cluster_wide: bool) -> N
 
 
 def test_rights_are_those_that_the_documentation_lists(helm: Helm) -> None:
-    objects = helm.template()
-    for part, kind in {"operator": "Role", "api": "Role", "worker": "Role", "crds": "ClusterRole"}.items():
+    objects = helm.template({"webhooks": {"enabled": True}, "api": {"webhooks": False}})
+    parts = {"operator": "Role", "api": "Role", "worker": "Role", "webhooks": "Role", "crds": "ClusterRole"}
+    for part, kind in parts.items():
         name = f"{RELEASE}-{part}"
         assert rights_of(pick(objects, kind, name)) == documented.rights(name)
     everywhere = rights_of(pick(objects, "ClusterRole", f"{RELEASE}-operator-release"))
@@ -189,6 +197,53 @@ def test_helm_s_test_reaches_the_api(helm: Helm, values: Object) -> None:
     assert None in peers or {"podSelector": test["podSelector"]} in [peer for rule in peers for peer in rule]
 
 
+def test_webhooks_are_off_unless_they_are_asked_for(helm: Helm) -> None:
+    def asking(objects: list[Object]) -> set[str]:
+        return {who for who, rule in rules(objects) if "webhook" in rule["verbs"]}
+
+    objects = helm.template()
+    assert not [name for name in kinds(objects) if "kubediffusion-webhooks" in name]
+    assert not asking(objects)
+    assert "KUBEDIFFUSION_WEBHOOKS" not in environment(objects, "api")
+    assert environment(objects, "operator")["KUBEDIFFUSION_WEBHOOK_HOLD_SECONDS"] == "0"
+    with_them = helm.template(MATRIX["webhooks"])
+    assert asking(with_them) == {"Role/kubediffusion-api", "ClusterRole/kubediffusion-editor"}
+    assert environment(with_them, "operator")["KUBEDIFFUSION_WEBHOOK_HOLD_SECONDS"] == "90000"
+    for part in ("api", "webhooks"):
+        given = environment(with_them, part)
+        assert given["KUBEDIFFUSION_WEBHOOK_ALLOWED_HOSTS"] == "hooks.team.svc:8080,receiver.example"
+        assert given["KUBEDIFFUSION_WEBHOOK_SECRETS"] == "kubediffusion-webhooks,team-hooks"
+    assert environment(helm.template(MATRIX["another deliverer's webhooks"]), "api")["KUBEDIFFUSION_WEBHOOKS"] == "true"
+
+
+def test_the_deliverer_of_webhooks_is_served_where_jobs_are(helm: Helm) -> None:
+    objects = helm.template(MATRIX["webhooks"])
+    roles = [o for o in objects if o["kind"] == "Role" and o["metadata"]["name"] == "kubediffusion-webhooks"]
+    assert [role["metadata"]["namespace"] for role in roles] == ["chart", "tenant"]
+    keys = {"resourceNames": ["kubediffusion-webhooks", "team-hooks"]}
+    for role in roles:
+        *others, secrets = role["rules"]
+        assert [*others, secrets] == [*source_rules("webhooks")[:-1], source_rules("webhooks")[-1] | keys]
+    everywhere = pick(helm.template(MATRIX["webhooks of the whole cluster"]), "ClusterRole", "kubediffusion-webhooks")
+    assert everywhere["rules"] == source_rules("webhooks")
+    lease = pick(objects, "Role", "kubediffusion-webhooks-lease")
+    assert (lease["rules"], lease["metadata"]["namespace"]) == (source_rules("webhooks-lease"), "chart")
+
+
+def test_the_deliverer_reaches_no_private_network_by_default(helm: Helm) -> None:
+    (policy,) = [
+        policy["spec"]
+        for policy in network_policies(helm.template({"webhooks": {"enabled": True}}))
+        if policy["metadata"]["name"] == "kubediffusion-webhooks"
+    ]
+    assert policy["ingress"] == []
+    receivers = policy["egress"][-1]
+    assert receivers["ports"] == [{"protocol": "TCP", "port": 443}]
+    blocks = [peer["ipBlock"] for peer in receivers["to"]]
+    assert {"10.0.0.0/8", "169.254.0.0/16", "127.0.0.0/8"} < set(blocks[0]["except"])
+    assert blocks[1] == {"cidr": "2000::/3"}
+
+
 def network_policies(objects: list[Object]) -> list[Object]:
     return [found for found in objects if found["kind"] == "NetworkPolicy"]
 
@@ -240,7 +295,11 @@ def test_every_pod_is_of_the_restricted_profile(helm: Helm, values: Object) -> N
 @every_case
 def test_every_variable_is_a_setting(helm: Helm, values: Object) -> None:
     prefix = "KUBEDIFFUSION_"
-    parts: dict[str, type[BaseSettings]] = {"operator": OperatorSettings, "api": ApiSettings}
+    parts: dict[str, type[BaseSettings]] = {
+        "operator": OperatorSettings,
+        "api": ApiSettings,
+        "webhooks": WebhookSettings,
+    }
     for component, settings in parts.items():
         for found in helm.template(values):
             if found["kind"] == "Deployment" and found["metadata"]["name"].endswith(component):

@@ -197,3 +197,55 @@ async def admitted(client: KubernetesClient, namespace: Namespace, name: str, ag
         return await unnamed(client, namespace, name, seconds_ago=age)
     except ForbiddenError:
         return None
+
+
+async def test_a_job_stays_until_its_receiver_has_been_told(namespace: Namespace, client: KubernetesClient) -> None:
+    """Or until its time has passed: a receiver that is gone keeps no job."""
+
+    async def ended(**webhook: object) -> GenerationJob:
+        body = {
+            "apiVersion": meta.API_VERSION,
+            "kind": "GenerationJob",
+            "metadata": {"generateName": "job-"},
+            "spec": {"prompt": "a fox", "ttlSecondsAfterFinished": 0, "webhook": {"url": "https://a.example"}},
+        }
+        job = await client.generation_jobs.create(namespace.name, body)
+        status = {"phase": Phase.CANCELLED, "completionTime": format_time(dt.datetime.now(dt.UTC)), **webhook}
+        return await client.generation_jobs.patch(namespace.name, job.name, {"status": status}, subresource="status")
+
+    async def there() -> set[str]:
+        jobs, _ = await client.generation_jobs.list(namespace.name)
+        return {job.name for job in jobs}
+
+    owed, told = await ended(), await ended(webhook={"delivered": ["completed"], "attempts": 1})
+    cluster = CountingCluster(client, namespace.name)
+    retention = Retention(cluster, releases(cluster, client), most_finished=1, webhook_hold=3600)
+    short = Retention(cluster, releases(cluster, client), webhook_hold=2)
+    task = asyncio.create_task(retention.run())
+    try:
+        for job in (owed, told):
+            retention.add(job)
+
+        async def only_the_owed() -> bool:
+            return await there() == {owed.name}
+
+        await eventually("the told one to go", only_the_owed)
+        # The watch shows that it has been told.
+        patch = {"status": {"webhook": {"delivered": ["completed"], "attempts": 1}}}
+        retention.add(await client.generation_jobs.patch(namespace.name, owed.name, patch, subresource="status"))
+
+        async def nothing() -> bool:
+            return not await there()
+
+        await eventually("the other to go", nothing)
+        given_up_on = await ended()
+        ending = asyncio.create_task(short.run())
+        short.add(given_up_on)
+        await eventually("one that nobody tells to go", nothing)
+        ending.cancel()
+        with suppress(asyncio.CancelledError):
+            await ending
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

@@ -75,6 +75,13 @@ async def operator(sign_in: SignIn) -> AsyncIterator[KubernetesClient]:
 
 
 @pytest.fixture
+async def deliverer(sign_in: SignIn) -> AsyncIterator[KubernetesClient]:
+    """The deliverer of webhooks."""
+    async with sign_in("kubediffusion-webhooks") as client:
+        yield client
+
+
+@pytest.fixture
 async def worker(sign_in: SignIn) -> AsyncIterator[KubernetesClient]:
     """The worker whose Pod is ``worker-a``."""
     async with sign_in("kubediffusion-worker", WORKER) as client:

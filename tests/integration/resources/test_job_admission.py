@@ -79,6 +79,18 @@ OUT_OF_RANGE: list[tuple[str, Any]] = [
     ("deterministic", "yes"),
     ("cancel", "yes"),
     ("suspend", 1),
+    ("webhook", {}),
+    ("webhook", {"url": "example.com"}),
+    ("webhook", {"url": "ftp://example.com"}),
+    ("webhook", {"url": "https://"}),
+    ("webhook", {"url": "https://me:secret@example.com/"}),
+    ("webhook", {"url": "https://example.com\\@10.0.0.1/"}),
+    ("webhook", {"url": "https://example.com/a b"}),
+    ("webhook", {"url": "https://example.com/" + "x" * 2048}),
+    ("webhook", {"url": "https://example.com", "events": []}),
+    ("webhook", {"url": "https://example.com", "events": ["logs"]}),
+    ("webhook", {"url": "https://example.com", "events": ["completed", "completed"]}),
+    ("webhook", {"url": "https://example.com", "secretName": "Mine"}),
 ]
 AT_THE_EDGE: list[tuple[str, Any]] = [
     ("prompt", "狐" * 4000),
@@ -101,6 +113,8 @@ AT_THE_EDGE: list[tuple[str, Any]] = [
     ("priority", -1_000_000),
     ("backoffLimit", 0),
     ("ttlSecondsAfterFinished", 0),
+    ("webhook", {"url": "https://example.com:8443?job=1"}),
+    ("webhook", {"url": "https://[2001:db8::1]/" + "x" * 2026, "events": ["completed", "started"]}),
 ]
 TWO_VALUES: dict[str, tuple[Any, Any]] = {
     "model": ("a", "b"),
@@ -126,6 +140,7 @@ TWO_VALUES: dict[str, tuple[Any, Any]] = {
     "deletion_policy": ("Retain", "Delete"),
     "cancel": (False, True),
     "suspend": (False, True),
+    "webhook": ({"url": "https://a.example"}, {"url": "https://a.example", "events": ["started"]}),
 }
 """Of each field, two values that the API server takes."""
 IMMUTABLE = sorted(GenerationJobSpec.model_fields.keys() - GenerationJobSpec.MUTABLE)

@@ -202,3 +202,83 @@ async def test_the_api_submits_and_cancels_and_writes_no_status(room: Room, sign
         assert cancelled.spec.cancel
         assert isinstance(await refusal(room.write(api, job, phase=Phase.CANCELLED)), ForbiddenError)
         await api.generation_jobs.delete(room.namespace, job.name)
+
+
+TOLD = {"delivered": ["completed"], "event": "completed", "attempts": 1, "responseStatus": 204}
+
+
+@pytest.mark.parametrize("phase", Phase)
+async def test_the_deliverer_writes_the_state_of_webhooks_and_nothing_else(
+    room: Room, clients: Clients, deliverer: KubernetesClient, phase: Phase
+) -> None:
+    job = await in_phase(room, clients, phase)
+    changes: list[dict[str, Any]] = [
+        ONE_MORE_WORD,
+        {"phase": Phase.RUNNING, "worker": None},
+        {"attempt": 7},
+        {"timings": {"queue": 1.0}},
+        {"completionTime": "2030-01-01T00:00:00Z"},
+    ]
+    for change in changes:
+        error = await refusal(room.try_patch(job.name, {"status": change | {"webhook": TOLD}}, deliverer, "status"))
+        assert isinstance(error, ForbiddenError | InvalidError), change
+    written = await room.write(deliverer, job, webhook=TOLD)
+    assert written.status.webhook is not None
+    assert written.status.model_copy(update={"webhook": None}) == job.status
+
+
+@pytest.mark.parametrize("phase", [Phase.SCHEDULED, Phase.RUNNING, Phase.SUCCEEDED])
+async def test_the_state_of_webhooks_is_the_deliverers_alone(
+    room: Room, clients: Clients, deliverer: KubernetesClient, phase: Phase
+) -> None:
+    job = await in_phase(room, clients, phase)
+    for state in (TOLD, {"attempts": 1}):
+        for client in clients.values():
+            error = await refusal(room.try_patch(job.name, {"status": {"webhook": state}}, client, "status"))
+            assert isinstance(error, ForbiddenError)
+            assert "status.webhook is the deliverer's" in error.message
+    await room.write(deliverer, job, webhook=TOLD)
+    for client in clients.values():
+        error = await refusal(room.try_patch(job.name, {"status": {"webhook": None}}, client, "status"))
+        assert isinstance(error, ForbiddenError)
+
+
+async def test_reports_and_deliveries_leave_each_other_alone(
+    room: Room, clients: Clients, deliverer: KubernetesClient
+) -> None:
+    job = await in_phase(room, clients, Phase.RUNNING)
+    started = {"delivered": ["started"], "event": "started", "attempts": 1}
+    await room.write(deliverer, job, webhook=started)
+    ended = await room.write(clients[Writer.WORKER], job, phase=Phase.SUCCEEDED)
+    assert ended.status.webhook is not None
+    told = await room.write(deliverer, job, webhook={**TOLD, "delivered": ["started", "completed"]})
+    assert told.status.phase is Phase.SUCCEEDED
+
+
+async def test_a_webhook_is_asked_for_by_those_alone_who_may(room: Room, sign_in: SignIn) -> None:
+    body = a_job("told", webhook={"url": "https://example.com"})
+    path = room.path("generationjobs")
+
+    async def try_as(account: str) -> Any:
+        async with sign_in(account) as client:
+            return await refusal(client.request("POST", path, query={"dryRun": "All"}, body=body))
+
+    assert await try_as("kubediffusion-api") is None
+    # A right to create jobs, and no more.
+    rights = {"apiGroups": ["kubediffusion.io"], "resources": ["generationjobs"], "verbs": ["create", "list"]}
+    name = "without-webhooks"
+    grouped = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": name}}
+    await room.client.request("POST", room.path("serviceaccounts", group="api/v1"), body={"metadata": {"name": name}})
+    role = {**grouped, "kind": "Role", "rules": [rights]}
+    binding = {
+        **grouped,
+        "kind": "RoleBinding",
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+        "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": room.namespace}],
+    }
+    for plural, manifest in (("roles", role), ("rolebindings", binding)):
+        where = room.path(plural, group="apis/rbac.authorization.k8s.io/v1")
+        await room.client.request("POST", where, body=manifest)
+    error = await try_as(name)
+    assert isinstance(error, ForbiddenError)
+    assert "spec.webhook: nobody delivers webhooks here, or you may not ask for them" in error.message

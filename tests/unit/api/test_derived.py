@@ -206,6 +206,7 @@ def test_a_new_field_of_the_status_is_in_the_view_and_filled_without_an_edit() -
         "started_at": None,
         "completed_at": None,
         "timings": None,
+        "webhook": None,
         "paused_seconds": 1.5,
     }
 

@@ -22,16 +22,18 @@ def test_a_cluster_gets_the_chart_s_own_crds_policies_and_roles() -> None:
         by_kind(manifests, "ValidatingAdmissionPolicy").keys()
         == by_kind(manifests, "ValidatingAdmissionPolicyBinding").keys()
     )
-    assert by_kind(manifests, "ClusterRole").keys() == {*installation.ROLES, installation.RELEASE}
+    assert by_kind(manifests, "ClusterRole").keys() == {*installation.ROLES, *installation.MORE_ROLES}
 
 
 def test_each_part_has_an_account_with_the_rights_of_its_own_role() -> None:
     manifests = installation.namespaced("n", {})
     bindings = by_kind(manifests, "RoleBinding")
-    assert by_kind(manifests, "ServiceAccount").keys() == bindings.keys() == installation.ROLES.keys()
+    more = {installation.WEBHOOK_AUTHORS: installation.API, installation.WEBHOOKS_LEASE: installation.WEBHOOKS}
+    assert by_kind(manifests, "ServiceAccount").keys() == installation.ROLES.keys()
+    assert bindings.keys() == installation.ROLES.keys() | more.keys()
     for name, binding in bindings.items():
         assert binding["roleRef"]["name"] == name
-        assert [subject["name"] for subject in binding["subjects"]] == [name]
+        assert [subject["name"] for subject in binding["subjects"]] == [more.get(name, name)]
 
 
 def test_storage_s_settings_are_a_secret() -> None:

@@ -89,9 +89,9 @@ def test_kubectl_shows_what_a_person_asks_first() -> None:
     assert shown == ["Model", "Phase", "Progress", "Worker", "Age"]
 
 
-def test_jobs_can_be_selected_by_worker_phase_and_model() -> None:
+def test_jobs_can_be_selected_by_worker_phase_model_and_webhook() -> None:
     fields = [field["jsonPath"] for field in version("GenerationJob")["selectableFields"]]
-    assert fields == [".status.worker", ".status.phase", ".spec.model"]
+    assert fields == [".status.worker", ".status.phase", ".spec.model", ".spec.webhook.url"]
 
 
 def test_a_prompt_is_all_that_a_job_must_have() -> None:

@@ -55,6 +55,15 @@ class ResponseModel(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True, from_attributes=True, protected_namespaces=())
 
 
+def described(description: str, example: object = None, default: object = None) -> FieldInfo:
+    """Describe a request's field; ``default`` applies where the client and the model leave the field unset."""
+    return FieldInfo(
+        description=description,
+        examples=None if example is None else [example],
+        json_schema_extra=None if default is None else {"default": default},  # type: ignore[dict-item] # JSON
+    )
+
+
 def request_of(
     source: type[Schema],
     *,

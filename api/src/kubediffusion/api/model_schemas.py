@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
+from kubediffusion.api.acceleration_schemas import AccelerationView
 from kubediffusion.api.derived import ResponseModel, view_of
-from kubediffusion.api.schemas import AccelerationView
 from kubediffusion.resources import diffusion_model, generation_job
 from kubediffusion.resources.pipeline_facts import Task
 

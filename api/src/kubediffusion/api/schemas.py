@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import Field, PlainValidator
 from pydantic.fields import FieldInfo
 
-from kubediffusion.api.derived import RequestModel, ResponseModel, request_of, view_of
+from kubediffusion.api.acceleration_schemas import Acceleration, AccelerationView
+from kubediffusion.api.derived import RequestModel, ResponseModel, described, request_of, view_of
 from kubediffusion.api.input_schemas import InputImage, InputImageView
-from kubediffusion.resources import generation_job
+from kubediffusion.api.webhook_schemas import Webhook, WebhookStatusView
+from kubediffusion.resources import generation_job, webhook
 from kubediffusion.resources.generation_job import (
     DEFAULT_BACKOFF_LIMIT,
     DEFAULT_GUIDANCE,
@@ -29,129 +31,87 @@ EXAMPLE_MODEL = "stable-diffusion-v1-5"
 EXAMPLE_PROMPT = "A photo of an astronaut riding a horse on the moon"
 
 
-def _described(description: str, example: object = None, default: object = None) -> FieldInfo:
-    """Describe a request's field; ``default`` applies where the client and the model leave the field unset."""
-    return FieldInfo(
-        description=description,
-        examples=None if example is None else [example],
-        json_schema_extra=None if default is None else {"default": default},  # type: ignore[dict-item] # JSON
-    )
-
-
-@request_of(
-    generation_job.GuidanceInterval,
-    documented={
-        "start": _described("Fraction of the steps before the first with guidance."),
-        "stop": _described("Fraction of the steps before the first without guidance again; above ``start``.", 0.8),
-    },
-)
-class GuidanceInterval(RequestModel):
-    """Guidance at some of the steps only (https://arxiv.org/abs/2404.07724); the others take half the time."""
-
-    start: float
-    stop: float
-
-    @model_validator(mode="after")
-    def _not_empty(self) -> Self:
-        if self.start >= self.stop:
-            raise ValueError(f"start, {self.start:g}, must be below stop, {self.stop:g}")
-        return self
-
-
-@request_of(
-    generation_job.FeatureCaching,
-    documented={
-        "interval": _described(
-            "At every step of so many the whole UNet is computed, in between its outermost layers; 1 is none.", 3
-        )
-    },
-)
-class FeatureCaching(RequestModel):
-    """The UNet's deep layers at some of the steps only (DeepCache, https://arxiv.org/abs/2312.00858)."""
-
-
-@request_of(
-    generation_job.Acceleration,
-    parts={generation_job.GuidanceInterval: GuidanceInterval, generation_job.FeatureCaching: FeatureCaching},
-)
-class Acceleration(RequestModel):
-    """Speed for quality. What is absent is not done."""
-
-
 NOT_REQUESTED = {
     "cancel": "a job is cancelled by POST /v1/jobs/{name}/cancel, not born cancelled",
     "suspend": "what a client submits is to run; suspending is for whoever has kubectl",
 }
 """The fields of a GenerationJob's spec that a request has not, and why."""
 
+NOT_AT_DOORS = {*NOT_REQUESTED, "webhook"}
+"""The fields that doors for other clients do not take beside their own: whom to tell they name in their own words, or
+they are answered when the images are there."""
+
 
 @request_of(
     generation_job.GenerationJobSpec,
     documented={
-        "prompt": _described(
+        "prompt": described(
             "What the image shows. What exceeds the text encoder's length is cut, and the answer carries a warning.",
             example=EXAMPLE_PROMPT,
         ),
-        "negative_prompt": _described("What the image should not show.", example="blurry, low quality"),
-        "num_inference_steps": _described(
+        "negative_prompt": described("What the image should not show.", example="blurry, low quality"),
+        "num_inference_steps": described(
             "Denoising steps, up to the model's limit (150 unless it says otherwise). When absent, the model's "
             "default\napplies: 50 for Stable Diffusion.",
             default=DEFAULT_STEPS,
         ),
-        "guidance_scale": _described(
+        "guidance_scale": described(
             "How closely to follow the prompt (guidance scale). When absent, the model's default applies: "
             "7.5 for Stable\nDiffusion.",
             default=DEFAULT_GUIDANCE,
         ),
-        "seed": _described(
+        "seed": described(
             "Noise seed of the first image; image n uses seed + n. Drawn at random when absent.", example=42
         ),
-        "model": _described(
+        "model": described(
             "The DiffusionModel to use, one of ``GET /v1/models``; the default model when absent.",
             example=EXAMPLE_MODEL,
         ),
-        "width": _described("Pixels, a multiple of 8 within the model's limit; the model's own size when absent.", 512),
-        "height": _described(
-            "Pixels, a multiple of 8 within the model's limit; the model's own size when absent.", 512
-        ),
-        "num_images": _described(
+        "width": described("Pixels, a multiple of 8 within the model's limit; the model's own size when absent.", 512),
+        "height": described("Pixels, a multiple of 8 within the model's limit; the model's own size when absent.", 512),
+        "num_images": described(
             "Images to generate, up to the model's limit. ``GET /results`` hands out the first, ``/v1`` all of them.",
             default=1,
         ),
-        "scheduler": _described(
+        "scheduler": described(
             "Noise scheduler, a diffusers class; the model's own when absent.",
             example=Scheduler.DPM_SOLVER_MULTISTEP,
         ),
-        "prompt_weighting": _described(
+        "prompt_weighting": described(
             "Heed weights in the prompts, such as ``(word:1.3)``, and encode prompts longer than the text encoder in "
             "parts.\nWhen absent, the model's default applies, else prompts are taken as they are.",
             default=False,
         ),
-        "acceleration": _described(
+        "acceleration": described(
             "Speed for quality, for the pipelines that can. When absent, the model's default applies, else none; an "
             "empty\nobject is none.",
         ),
-        "inputs": _described("Images that the job is made of, of each role one: an image, and a mask of it."),
-        "strength": _described("How much of the input image is made anew: 0 to 1.", default=DEFAULT_STRENGTH),
-        "priority": _described("Higher runs first; equal priorities run in order of age.", default=0),
-        "deterministic": _described(
+        "inputs": described("Images that the job is made of, of each role one: an image, and a mask of it."),
+        "strength": described("How much of the input image is made anew: 0 to 1.", default=DEFAULT_STRENGTH),
+        "priority": described("Higher runs first; equal priorities run in order of age.", default=0),
+        "deterministic": described(
             "Run in a fixed shape, so that the same seed gives the same pixels on the same kind of device.",
             default=False,
         ),
-        "active_deadline_seconds": _described(
+        "active_deadline_seconds": described(
             "The job fails when it has not finished this long after its creation; never when absent.",
         ),
-        "backoff_limit": _described(
+        "backoff_limit": described(
             "How often the job is run again after its worker died while it had this job alone.",
             default=DEFAULT_BACKOFF_LIMIT,
         ),
-        "ttl_seconds_after_finished": _described(
+        "ttl_seconds_after_finished": described(
             "The job is deleted this long after it finished; when absent, after the model's own time, or else the"
             " installation's (24 hours). The view of a job shows which holds.",
         ),
-        "deletion_policy": _described("Whether deleting the job deletes its images.", default=DeletionPolicy.RETAIN),
+        "deletion_policy": described("Whether deleting the job deletes its images.", default=DeletionPolicy.RETAIN),
+        "webhook": described("Whom to tell when the job starts and ends, where the installation delivers webhooks."),
     },
-    parts={generation_job.Acceleration: Acceleration, generation_job.JobInput: InputImage},
+    parts={
+        generation_job.Acceleration: Acceleration,
+        generation_job.JobInput: InputImage,
+        webhook.Webhook: Webhook,
+    },
     without=NOT_REQUESTED,
 )
 class JobRequest(RequestModel):
@@ -313,24 +273,6 @@ class Waiting(ResponseModel):
     message: str
 
 
-@view_of(generation_job.GuidanceInterval)
-class GuidanceIntervalView(ResponseModel):
-    """Guidance at some of the steps only."""
-
-
-@view_of(generation_job.FeatureCaching)
-class FeatureCachingView(ResponseModel):
-    """The UNet's deep layers at some of the steps only."""
-
-
-@view_of(
-    generation_job.Acceleration,
-    parts={generation_job.GuidanceInterval: GuidanceIntervalView, generation_job.FeatureCaching: FeatureCachingView},
-)
-class AccelerationView(ResponseModel):
-    """Speed for quality."""
-
-
 @view_of(
     generation_job.Parameters,
     parts={generation_job.Acceleration: AccelerationView, generation_job.JobInput: InputImageView},
@@ -354,7 +296,11 @@ NOT_SHOWN = {
 
 @view_of(
     generation_job.GenerationJobStatus,
-    parts={generation_job.Parameters: ParametersView, generation_job.Timings: TimingsView},
+    parts={
+        generation_job.Parameters: ParametersView,
+        generation_job.Timings: TimingsView,
+        webhook.WebhookStatus: WebhookStatusView,
+    },
     renamed={"start_time": "started_at", "completion_time": "completed_at"},
     without=NOT_SHOWN,
 )

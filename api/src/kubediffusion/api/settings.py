@@ -12,6 +12,7 @@ from pydantic.alias_generators import to_camel
 from pydantic_settings import SettingsConfigDict
 
 from kubediffusion.api.proxies import TrustedProxies
+from kubediffusion.api.webhook_urls import AllowedHosts
 from kubediffusion.resources.runtime.settings import LogLevel, StorageSecrets
 
 
@@ -35,7 +36,14 @@ def _check_proxies(networks: str) -> str:
     return networks
 
 
+def _check_hosts(hosts: str) -> str:
+    AllowedHosts(hosts)
+    return hosts
+
+
 Proxies = Annotated[str, AfterValidator(_check_proxies)]
+
+Hosts = Annotated[str, AfterValidator(_check_hosts)]
 
 RootPath = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)*$")]
 
@@ -177,6 +185,15 @@ class Settings(StorageSecrets):
 
     max_body_bytes: Annotated[int, Field(ge=1)] = 64 * 1024
     """A longer request is refused with 413 before it has been read to its end."""
+
+    webhooks: bool = False
+    """Whether clients may ask for webhooks: a deliverer of them serves this namespace."""
+
+    webhook_allowed_hosts: Hosts = ""
+    """Hosts, separated by commas, that webhooks may call over http, as the deliverer has them."""
+
+    webhook_secrets: str = "kubediffusion-webhooks"
+    """Secrets, separated by commas, that webhooks may be signed with, as the deliverer has them."""
 
     max_list_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024
     """The same for ``POST /v1/jobs``, which takes up to 100 jobs at once."""

@@ -16,6 +16,8 @@ from kubediffusion.api.job_cache.records import CachedJob
 from kubediffusion.api.model_cache import ModelCache
 from kubediffusion.api.schemas import JobRequest
 from kubediffusion.api.settings import Settings
+from kubediffusion.api.webhook_urls import AllowedHosts, refusal
+from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.errors import KubernetesError
 from kubediffusion.resources.generation_job import GenerationJobSpec
 from kubediffusion.resources.parameters import check_limits
@@ -63,6 +65,7 @@ class JobSubmitter:
         self._jobs = jobs
         self._models = models
         self._creator = creator
+        self._allowed_hosts = AllowedHosts(settings.webhook_allowed_hosts)
         # Every way to create a job counts against one rate.
         self._creations = _rate(settings.rate_limit)
         self._creations_by_key = {name: _rate(settings.limits_of(name).rate_limit) for name in settings.key_limits}
@@ -148,6 +151,7 @@ class JobSubmitter:
         if errors := [problem(error.field, error.message) for error in check_limits(spec, model)]:
             raise InvalidRequestError(errors)
         self._check_priority(spec, key_name)
+        self._check_webhook(spec)
         ttl = time_to_live(spec, model, self._settings.default_ttl_seconds)
         named = spec.model_copy(update={"ttl_seconds_after_finished": ttl})
         body = translate.manifest(name, named, key_name, annotations)
@@ -197,6 +201,25 @@ class JobSubmitter:
             message = f"{spec.priority} exceeds the highest priority that this client may ask for, {highest}"
             raise InvalidRequestError([problem("priority", message)])
 
+    def _check_webhook(self, spec: GenerationJobSpec) -> None:
+        """Check what can be known of a webhook before anything is sent: the deliverer knows what its name resolves to.
+
+        Raises:
+            InvalidRequestError: Nobody delivers webhooks here, or the address or the Secret may not be used.
+        """
+        if spec.webhook is None:
+            return
+        names = [name.strip() for name in self._settings.webhook_secrets.split(",")]
+        if not self._settings.webhooks:
+            message = "This installation delivers no webhooks; leave it out, and wait, poll or follow the job's events"
+        elif (reason := refusal(spec.webhook.url, self._allowed_hosts)) is not None:
+            message = f"url: {reason}"
+        elif spec.webhook.secret_name not in {None, *names}:
+            message = f"secret_name: it must be one of {', '.join(names)}"
+        else:
+            return
+        raise InvalidRequestError([problem("webhook", message)])
+
 
 def _rate(limit: str) -> RateLimiter:
     return RateLimiter(limit, "Too many jobs created: at most {limit}.")
@@ -209,6 +232,11 @@ def _so_many(unfinished: int, cap: int) -> str:
 
 def _check_same_request(known: CachedJob, spec: GenerationJobSpec, annotations: Mapping[str, str] | None) -> None:
     whole = known.parse()
-    if not translate.same_request(whole.spec, spec) or whole.metadata.annotations != (annotations or {}):
+    # The same client may come by another of the API's names.
+    kept, asked = (
+        {key: value for key, value in noted.items() if key != meta.PREDICTIONS_URL_ANNOTATION}
+        for noted in (whole.metadata.annotations, annotations or {})
+    )
+    if not translate.same_request(whole.spec, spec) or kept != asked:
         message = "This key has been used with another request; choose a new key for a new job"
         raise InvalidRequestError([problem("Idempotency-Key", message, "idempotency_key_reused", where="header")])

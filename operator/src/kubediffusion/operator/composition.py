@@ -106,6 +106,7 @@ def compose(client: KubernetesClient, settings: Settings, storage: ImageStorage 
         store.unfinished_count,
         settings.finished_jobs_per_namespace,
         RetentionPauses(quotas=settings.resync_seconds),
+        settings.webhook_hold_seconds,
     )
     executor = ActionExecutor(cluster, store, recorder)
     loop = SchedulingLoop(store, executor, retention, recorder, options, settings.explanations_per_second)

@@ -24,6 +24,7 @@ from kubediffusion.operator.image_releases import AT_ONCE, ImageReleases, awaits
 from kubediffusion.resources.apiserver.errors import KubernetesError, NotFoundError
 from kubediffusion.resources.backoff import Backoffs
 from kubediffusion.resources.generation_job import GenerationJob
+from kubediffusion.resources.owed_webhooks import held_until
 from kubediffusion.resources.transitions import TERMINAL
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class Retention:
         unfinished: Returns how many unfinished jobs a namespace has.
         most_finished: Finished jobs of one namespace that are kept; 0 for any number.
         pauses: How long it waits.
+        webhook_hold: Seconds after its end for which a job stays at least whose webhook's receiver has not been told.
     """
 
     def __init__(
@@ -89,11 +91,13 @@ class Retention:
         unfinished: Callable[[str], int] = lambda _: 0,
         most_finished: int = 0,
         pauses: RetentionPauses = RetentionPauses(),
+        webhook_hold: int = 0,
     ) -> None:
         self._cluster = cluster
         self._releases = releases
         self._ttl_of = ttl_of
         self._pauses = pauses
+        self._webhook_hold = webhook_hold
         self._finished = FinishedJobs(most_finished, unfinished)
         self._without_ttl: asyncio.Queue[GenerationJob] = asyncio.Queue()
         """Finished jobs that name no time to live yet."""
@@ -109,12 +113,18 @@ class Retention:
         if awaits_image_deletion(job):
             self._releases.add(job)
             return
-        if (due := expiry(job, self._ttl_of(job))) is not None:
+        due = expiry(job, self._ttl_of(job))
+        if due is not None and job.spec.ttl_seconds_after_finished is None:
+            self._without_ttl.put_nowait(job)
+        held = held_until(job.spec, job.status, self._webhook_hold)
+        if held is not None and held > dt.datetime.now(dt.UTC):
+            # Until its receiver has been told, or then, it is looked at again.
+            due = held if due is None else max(due, held)
+        else:
+            self._finished.add(job)
+        if due is not None:
             self._expiries.add(due, job)
             self._added.set()
-            if job.spec.ttl_seconds_after_finished is None:
-                self._without_ttl.put_nowait(job)
-        self._finished.add(job)
 
     def remove(self, job_uid: str) -> None:
         """Remove a job that is gone."""
@@ -213,6 +223,10 @@ class Retention:
         """Delete a job whose time to live is over; its spec may have got another one since it was queued."""
         job = await self._cluster.get_job(namespace, name, uid)
         due = expiry(job, self._ttl_of(job))
+        held = held_until(job.spec, job.status, self._webhook_hold)
+        if held is not None and held > dt.datetime.now(dt.UTC):
+            self.add(job)
+            return
         surplus = self._finished.is_surplus(job) and job.status.phase in TERMINAL
         if surplus or (due is not None and due <= dt.datetime.now(dt.UTC)):
             await self._cluster.delete_job(job)

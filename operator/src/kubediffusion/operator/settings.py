@@ -71,6 +71,9 @@ class Settings(StorageSecrets):
     """Such writes a second at most, so that a long queue costs little."""
     default_ttl_seconds: int = Field(default=86_400, ge=0, le=31_536_000)
     """Seconds that a finished job stays which names no time to live, and whose model names none. 0 is for ever."""
+    webhook_hold_seconds: int = Field(default=0, ge=0, le=7 * 86_400)
+    """Seconds after its end for which a finished job stays, whatever its time to live, whose webhook's receiver has not
+    been told yet. 0 where nobody delivers webhooks."""
     finished_jobs_per_namespace: int = Field(default=10_000, ge=0)
     """Finished jobs of one namespace that are kept: of more the oldest are deleted first. 0 keeps any number."""
     batches_ahead: int = Field(default=2, ge=1)

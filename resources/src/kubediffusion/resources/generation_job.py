@@ -13,6 +13,7 @@ from kubediffusion.resources.conditions import Condition
 from kubediffusion.resources.objects import CustomResource
 from kubediffusion.resources.schema import Schema, Time
 from kubediffusion.resources.texts import MAX_MESSAGE, MAX_NOTE, MAX_REASON, cut_to
+from kubediffusion.resources.webhook import Webhook, WebhookStatus
 
 MAX_PROMPT = 4000
 MAX_GUIDANCE = 50.0
@@ -205,6 +206,8 @@ class GenerationJobSpec(Schema):
     """Run in a fixed shape, so that every attempt gives the same pixels on the same kind of device."""
     deletion_policy: DeletionPolicy | None = None
     """Whether deleting the job deletes its images; by default they are retained."""
+    webhook: Webhook | None = None
+    """Whom to tell when it starts and ends, where the installation delivers webhooks."""
     cancel: bool | None = None
     """Set to true to cancel; it cannot be set back."""
     suspend: bool | None = None
@@ -353,6 +356,8 @@ class GenerationJobStatus(Schema):
     """When it finished."""
     timings: Timings | None = None
     """Seconds spent."""
+    webhook: WebhookStatus | None = None
+    """How far the telling of its receiver has come, written by the deliverer; absent until something was sent."""
     observed_generation: int | None = None
     """The generation of the spec that this status speaks of. Absent once the job has finished: no change of the spec
     has an effect on it then."""

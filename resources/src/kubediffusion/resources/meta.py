@@ -37,6 +37,10 @@ OUTPUT_ENCODING_ANNOTATION = f"{GROUP}/output-encoding"
 """On a GenerationJob: how the API hands out its images where the client asked for another encoding than the stored one
 and comes back for them, such as ``webp;quality=80``."""
 
+PREDICTIONS_URL_ANNOTATION = f"{GROUP}/predictions-url"
+"""On a GenerationJob with a webhook that was asked for as a prediction: the address of predictions as its client has
+it. What its receiver gets is a prediction then."""
+
 PREVIEW_REQUESTED_AT_ANNOTATION = f"{GROUP}/preview-requested-at"
 """On a GenerationJob: somebody looks at it. Any new value has its worker store previews for the next
 :data:`PREVIEW_SECONDS`."""
@@ -54,6 +58,13 @@ KUEUE_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 BIND_VERB = "bind"
 """The RBAC verb on generationjobs that marks the operator: the admission policy asks for it. Apart from it only
 administrators with every verb have it."""
+
+DELIVER_VERB = "deliver"
+"""The RBAC verb on generationjobs that marks the deliverer of webhooks: the admission policy lets its holder write
+``status.webhook``, and nobody else."""
+
+WEBHOOK_VERB = "webhook"
+"""The RBAC verb on generationjobs of one who may create jobs with a webhook: the admission policy asks for it."""
 
 RELEASE_VERB = "release"
 """The RBAC verb on generationjobs of one who may take the finalizer of images from deleted jobs, and nothing else of

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from kubediffusion.resources.generation_job import Phase
+from kubediffusion.resources.generation_job import GenerationJobStatus, Phase
 
 
 class Writer(StrEnum):
@@ -68,9 +68,28 @@ def transition_rule() -> str:
 
 
 def terminal_rule() -> str:
-    """Generate the CEL expression on ``status`` that holds unless the status of a finished job changes."""
+    """Generate the CEL expression on ``status`` that holds unless the status of a finished job changes.
+
+    Its webhook alone may: that it ended is told afterwards.
+    """
     terminal = ", ".join(repr(str(phase)) for phase in sorted(TERMINAL))
-    return f"!(oldSelf.phase in [{terminal}]) || self == oldSelf"
+    return f"!(oldSelf.phase in [{terminal}]) || self == oldSelf || ({same_but_webhook('self', 'oldSelf')})"
+
+
+def same_but_webhook(one: str, other: str) -> str:
+    """Generate the CEL expression that holds when two statuses differ in ``webhook`` alone, or not at all.
+
+    Args:
+        one: CEL expression of a status.
+        other: CEL expression of another.
+    """
+    fields = [field.alias for name, field in GenerationJobStatus.model_fields.items() if name != "webhook"]
+    # Not by optional fields (one.?name): what a comparison of those may cost has no bound that the API server takes.
+    same = (
+        f"(has({one}.{name}) ? has({other}.{name}) && {one}.{name} == {other}.{name} : !has({other}.{name}))"
+        for name in fields
+    )
+    return " && ".join(same)
 
 
 def writer_rule(writer: Writer, old: str, new: str) -> str:

@@ -44,10 +44,12 @@ class FieldNames:
     Attributes:
         names: The fields that have another name there, by their own; dots lead into objects.
         within: The object of the body that holds them; None where the body does.
+        outside: The fields that the body itself holds all the same.
     """
 
     names: Mapping[str, str]
     within: str | None = None
+    outside: frozenset[str] = frozenset()
 
     def job_request(self, fields: Mapping[str, Any]) -> JobRequest:
         """Build the request of a job from its fields by their own names.
@@ -81,7 +83,7 @@ class FieldNames:
         if where != "body" or not field:
             return problem
         own, *rest = field
-        within = [] if self.within is None else [self.within]
+        within = [] if self.within is None or own in self.outside else [self.within]
         return {**problem, "loc": [where, *within, *self.names.get(str(own), str(own)).split("."), *rest]}
 
 

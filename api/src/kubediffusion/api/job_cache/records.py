@@ -24,6 +24,9 @@ from kubediffusion.resources.transitions import TERMINAL
 LONGEST_PLAIN = 2048
 """Bytes of a text that is kept as it is; to compress a shorter one saves little."""
 
+KEPT_ANNOTATIONS = (meta.OUTPUT_ENCODING_ANNOTATION, meta.PREDICTIONS_URL_ANNOTATION)
+"""What a job keeps for the door that it came in by."""
+
 Headers = list[tuple[bytes, bytes]]
 """HTTP headers as ASGI has them, their names in lower case."""
 
@@ -174,12 +177,12 @@ def _unpacked(packed: bytes) -> bytes:
 
 def _document(body: dict[str, Any]) -> tuple[bytes, bytes]:
     """Serialise what is kept of a job: its metadata, then its spec and status, which together are one object."""
-    # Annotations and managedFields repeat the spec, and nothing here shows them; but for one.
+    # Annotations and managedFields repeat the spec, and nothing here shows them; but for two.
     kept = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp")
     metadata = {key: value for key, value in body["metadata"].items() if key in kept}
-    encoding = (body["metadata"].get("annotations") or {}).get(meta.OUTPUT_ENCODING_ANNOTATION)
-    if encoding is not None:
-        metadata["annotations"] = {meta.OUTPUT_ENCODING_ANNOTATION: encoding}
+    annotations = body["metadata"].get("annotations") or {}
+    if noted := {key: annotations[key] for key in KEPT_ANNOTATIONS if key in annotations}:
+        metadata["annotations"] = noted
     spec = {key: value for key, value in body["spec"].items() if key != "prompt"}
     content = {"spec": spec, "status": body.get("status", {})}
     return b'{"metadata":' + _json(metadata) + b",", _json(content)[1:]

@@ -23,9 +23,20 @@ Manifest = dict[str, Any]
 OPERATOR = "kubediffusion-operator"
 API = "kubediffusion-api"
 WORKER = "kubediffusion-worker"
-ROLES = {OPERATOR: "operator.yaml", API: "api.yaml", WORKER: "worker.yaml"}
+WEBHOOKS = "kubediffusion-webhooks"
+"""The deliverer of webhooks; also the Secret that it signs with."""
+WEBHOOKS_LEASE = f"{WEBHOOKS}-lease"
+"""What lets its replicas agree on which of them delivers."""
+WEBHOOK_AUTHORS = "kubediffusion-webhook-authors"
+"""What lets the API create jobs with a webhook."""
+ROLES = {OPERATOR: "operator.yaml", API: "api.yaml", WORKER: "worker.yaml", WEBHOOKS: "webhooks.yaml"}
 RELEASE = f"{OPERATOR}-release"
 """What the operator may do in every namespace."""
+MORE_ROLES = {
+    RELEASE: "release.yaml",
+    WEBHOOKS_LEASE: "webhooks-lease.yaml",
+    WEBHOOK_AUTHORS: "webhook-authors.yaml",
+}
 
 S3_SECRET = "kubediffusion-s3"  # noqa: S105 # its name
 BUCKET = "kubediffusion"
@@ -40,7 +51,7 @@ def cluster_scoped() -> list[Manifest]:
     """Return what a cluster has once: the CRDs, the admission policies and the roles."""
     roles = [
         _object("rbac.authorization.k8s.io/v1", "ClusterRole", name, rules=_load(CHART / "files" / "rbac" / file))
-        for name, file in {**ROLES, RELEASE: "release.yaml"}.items()
+        for name, file in {**ROLES, **MORE_ROLES}.items()
     ]
     return [*crds(), *_documents(CHART / "files" / "policies"), *roles]
 
@@ -67,18 +78,9 @@ def namespaced(namespace: str, settings: Mapping[str, str]) -> list[Manifest]:
         )
     ]
     for name in ROLES:
-        manifests += [
-            _object("v1", "ServiceAccount", name, namespace),
-            _object(
-                "rbac.authorization.k8s.io/v1",
-                "RoleBinding",
-                name,
-                namespace,
-                roleRef={"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
-                subjects=[{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
-            ),
-        ]
-    return manifests
+        manifests += [_object("v1", "ServiceAccount", name, namespace), _role_binding(name, name, namespace)]
+    more = [_role_binding(WEBHOOK_AUTHORS, API, namespace), _role_binding(WEBHOOKS_LEASE, WEBHOOKS, namespace)]
+    return [*manifests, *more]
 
 
 def release_binding(namespace: str) -> Manifest:
@@ -184,6 +186,17 @@ def default_model(namespace: str, folder: Path, gpus: int = 0) -> Manifest:
         workers["resources"] = {"limits": {GPU: 1}}
     manifest["spec"] = {"source": {"path": str(folder)}, "workers": workers}
     return manifest
+
+
+def _role_binding(role: str, account: str, namespace: str) -> Manifest:
+    return _object(
+        "rbac.authorization.k8s.io/v1",
+        "RoleBinding",
+        role,
+        namespace,
+        roleRef={"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+        subjects=[{"kind": "ServiceAccount", "name": account, "namespace": namespace}],
+    )
 
 
 def _probe(path: str, port: int, period: int) -> Manifest:

@@ -18,6 +18,7 @@ from kubediffusion.resources.generation_job import (
 )
 from kubediffusion.resources.lora_adapter import MAX_HOLDERS, LoRAAdapter
 from kubediffusion.resources.transitions import terminal_rule, transition_rule
+from kubediffusion.resources.webhook import WebhookEvent
 
 KEPT = {"argocd.argoproj.io/sync-options": "Prune=false,Delete=false"}
 """Argo CD leaves the definitions, and with them every job, when its application is deleted, as Helm does."""
@@ -26,6 +27,8 @@ _BY_ROLE = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["rol
 _BY_NAME = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
 
 _Kind = type[GenerationJob] | type[DiffusionModel] | type[LoRAAdapter]
+
+_AS_A_SET = {"x-kubernetes-list-type": "set"}
 
 _CONDITIONS = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
 
@@ -45,6 +48,8 @@ def generation_job_crd() -> dict[str, Any]:
         _seeds_fit(),
         *_inputs_begin_with_an_image(),
     ]
+    spec["properties"]["webhook"]["properties"]["events"].update(_AS_A_SET)
+    status["properties"]["webhook"]["properties"]["delivered"].update(_AS_A_SET, maxItems=len(WebhookEvent))
     status["x-kubernetes-validations"] = [
         {"rule": terminal_rule(), "message": "the job has finished: a terminal phase is never left"},
     ]
@@ -83,7 +88,8 @@ def generation_job_crd() -> dict[str, Any]:
             ("Prompt", "string", ".spec.prompt", "", 1),
             ("Reason", "string", ".status.error.code", "Why it failed.", 1),
         ],
-        selectable=[".status.worker", ".status.phase", ".spec.model"],
+        # By its address, so that who delivers webhooks is told of no other jobs.
+        selectable=[".status.worker", ".status.phase", ".spec.model", ".spec.webhook.url"],
     )
 
 

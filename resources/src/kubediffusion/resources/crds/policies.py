@@ -1,9 +1,9 @@
 """ValidatingAdmissionPolicies: what the API server refuses beyond what a schema can say.
 
 Who may write a job's status is decided by permission, not by a name: the operator is whoever holds the verb ``bind``
-on generationjobs, as the RBAC system uses virtual verbs (``bind`` and ``escalate`` on roles). Everybody else must be
-the very Pod that ``status.worker`` names, proven by a Pod-bound token, and writes of Pods nothing but its own condition
-of its own Pod:
+on generationjobs, as the RBAC system uses virtual verbs (``bind`` and ``escalate`` on roles), and the deliverer of
+webhooks whoever holds ``deliver``. Everybody else must be the very Pod that ``status.worker`` names, proven by a
+Pod-bound token, and writes of Pods nothing but its own condition of its own Pod:
 https://kubernetes.io/docs/reference/access-authn-authz/service-accounts-admin/#additional-metadata-in-pod-bound-tokens
 """
 
@@ -14,12 +14,17 @@ from typing import Any
 from kubediffusion.resources import meta
 from kubediffusion.resources.conditions import PodConditionType
 from kubediffusion.resources.diffusion_model import DiffusionModel, JobLimits
-from kubediffusion.resources.generation_job import Phase
+from kubediffusion.resources.generation_job import GenerationJobStatus, Phase
 from kubediffusion.resources.transitions import Writer, writer_rule
 
 _OPERATORS_FIELDS = ("worker", "attempt", "retries", "suspects")
 _OLD_PHASE = "variables.old.?phase.orValue('Pending')"
 _NEW_PHASE = "variables.new.?phase.orValue('Pending')"
+_SAME_BUT_WEBHOOK = " && ".join(
+    f"variables.new.?{field.alias} == variables.old.?{field.alias}"
+    for name, field in GenerationJobStatus.model_fields.items()
+    if name != "webhook"
+)
 
 
 def render() -> dict[str, list[dict[str, Any]]]:
@@ -29,11 +34,12 @@ def render() -> dict[str, list[dict[str, Any]]]:
         "image-releases": image_releases(),
         "worker-pods": worker_pods(),
         "model-limits": model_limits(),
+        "webhooks": webhooks(),
     }
 
 
 def status_writers() -> list[dict[str, Any]]:
-    """Generate the policy that permits each of the two writers its own transitions only."""
+    """Generate the policy that permits each of the three writers its own fields and transitions only."""
     name = f"status-writers.{meta.GROUP}"
     outcomes = ", ".join(repr(str(phase)) for phase in (Phase.RUNNING, Phase.SUCCEEDED))
     spec = {
@@ -49,6 +55,14 @@ def status_writers() -> list[dict[str, Any]]:
                 "expression": f"authorizer.group('{meta.GROUP}').resource('{meta.GENERATION_JOBS}')"
                 f".namespace(request.namespace).check('{meta.BIND_VERB}').allowed()",
             },
+            # Last in what it is asked in, so that a write of operator or worker asks for no other right.
+            {"name": "tells", "expression": "variables.new.?webhook != variables.old.?webhook"},
+            {
+                "name": "isDeliverer",
+                "expression": f"authorizer.group('{meta.GROUP}').resource('{meta.GENERATION_JOBS}')"
+                f".namespace(request.namespace).check('{meta.DELIVER_VERB}').allowed()",
+            },
+            {"name": "tellsAlone", "expression": f"variables.tells && ({_SAME_BUT_WEBHOOK})"},
             {
                 "name": "pod",
                 "expression": "request.userInfo.?extra[?'authentication.kubernetes.io/pod-name'].orValue([]).join('')",
@@ -56,9 +70,14 @@ def status_writers() -> list[dict[str, Any]]:
         ],
         "validations": [
             {
-                "expression": "variables.isOperator || "
+                "expression": "variables.isOperator || variables.tellsAlone || "
                 "(variables.pod != '' && variables.pod == variables.old.?worker.orValue(''))",
                 "message": "only the worker that status.worker names, with its Pod-bound token, may report on this job",
+                "reason": "Forbidden",
+            },
+            {
+                "expression": "!variables.tells || variables.isDeliverer",
+                "message": "status.webhook is the deliverer's of webhooks",
                 "reason": "Forbidden",
             },
             {
@@ -188,6 +207,30 @@ def worker_pods() -> list[dict[str, Any]]:
 def _foreign_conditions(status: str) -> str:
     ours = ", ".join(f"'{kind}'" for kind in PodConditionType)
     return f"{status}.?conditions.orValue([]).filter(condition, !(condition.type in [{ours}]))"
+
+
+def webhooks() -> list[dict[str, Any]]:
+    """Generate the policy that lets those alone create jobs with a webhook who may.
+
+    Where nothing delivers webhooks nobody but an administrator holds the verb, so that a job that would tell nobody is
+    refused and not created.
+    """
+    name = f"webhooks.{meta.GROUP}"
+    spec = {
+        "failurePolicy": "Fail",
+        "matchConstraints": {"resourceRules": [_rule(meta.GENERATION_JOBS, "CREATE")]},
+        "matchConditions": [{"name": "has-a-webhook", "expression": "has(object.spec.webhook)"}],
+        "validations": [
+            {
+                "expression": f"authorizer.group('{meta.GROUP}').resource('{meta.GENERATION_JOBS}')"
+                f".namespace(request.namespace).check('{meta.WEBHOOK_VERB}').allowed()",
+                "message": "spec.webhook: nobody delivers webhooks here, or you may not ask for them; it takes the "
+                f"verb {meta.WEBHOOK_VERB} on {meta.GENERATION_JOBS}, which the chart gives with webhooks.enabled",
+                "reason": "Forbidden",
+            },
+        ],
+    }
+    return _policy_and_binding(name, spec, {})
 
 
 def model_limits() -> list[dict[str, Any]]:

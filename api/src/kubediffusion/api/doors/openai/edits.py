@@ -13,12 +13,13 @@ from typing import NamedTuple
 from PIL import Image
 from pydantic_core import from_json
 
+from kubediffusion.api.acceleration_schemas import Acceleration
 from kubediffusion.api.derived import request_of
 from kubediffusion.api.doors.common import FieldNames, validated
 from kubediffusion.api.doors.openai.translate import OWN_NAMES, OpenAIRequest
 from kubediffusion.api.errors import InvalidRequestError, problem
 from kubediffusion.api.forms import Form, FormFile
-from kubediffusion.api.schemas import NOT_REQUESTED, Acceleration
+from kubediffusion.api.schemas import NOT_AT_DOORS
 from kubediffusion.resources import generation_job
 
 FIELD_NAMES = FieldNames({**OWN_NAMES, "inputs": "image"})
@@ -33,7 +34,7 @@ IMAGE_FIELDS = frozenset({"image", "image[]", "image[0]"})
 @request_of(
     generation_job.GenerationJobSpec,
     parts={generation_job.Acceleration: Acceleration},
-    without=NOT_REQUESTED.keys() | OWN_NAMES.keys() | {"inputs"},
+    without=NOT_AT_DOORS | OWN_NAMES.keys() | {"inputs"},
 )
 class ImageEditRequest(OpenAIRequest):
     """What to make of an image, as OpenAI's clients say it; unknown fields are ignored."""

@@ -15,13 +15,14 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
+from kubediffusion.api.acceleration_schemas import Acceleration
 from kubediffusion.api.derived import StrictNumbers, request_of
 from kubediffusion.api.doors.common import FieldNames, around_images
 from kubediffusion.api.encoding import Encoding, OutputFormat
 from kubediffusion.api.errors import ApiError, InvalidRequestError, problem
 from kubediffusion.api.input_schemas import InputImage
 from kubediffusion.api.job_cache.records import StoredImage
-from kubediffusion.api.schemas import EXAMPLE_PROMPT, NOT_REQUESTED, Acceleration, JobRequest
+from kubediffusion.api.schemas import EXAMPLE_PROMPT, NOT_AT_DOORS, JobRequest
 from kubediffusion.resources import generation_job
 
 SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
@@ -93,7 +94,7 @@ class OpenAIRequest(StrictNumbers):
 @request_of(
     generation_job.GenerationJobSpec,
     parts={generation_job.Acceleration: Acceleration, generation_job.JobInput: InputImage},
-    without=NOT_REQUESTED.keys() | OWN_NAMES.keys(),
+    without=NOT_AT_DOORS | OWN_NAMES.keys(),
 )
 class ImageGenerationRequest(OpenAIRequest):
     """What to draw, as OpenAI's clients say it. ``prompt`` alone is enough; unknown fields are ignored."""

@@ -50,6 +50,7 @@ from kubediffusion.api.doors.replicate.translate import (
     replicate_error,
     version_id,
     version_view,
+    webhook_fields,
 )
 from kubediffusion.api.doors.router import DoorRouter, JobCall, streamed
 from kubediffusion.api.encoding import EncodedImages, ImageEncoder
@@ -62,6 +63,7 @@ from kubediffusion.api.routes.cursors import decoded_cursor, encoded_cursor
 from kubediffusion.api.routes.responses import Responses, errors_in_form, links
 from kubediffusion.api.schemas import EXAMPLE_ID, EXAMPLE_MODEL
 from kubediffusion.api.service import MAX_NAME, JobService
+from kubediffusion.resources import meta
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.storage import StorageError
 
@@ -141,7 +143,9 @@ class _Door:
         """Create a job, and answer at once or once it has finished."""
         began = time.monotonic()
         wanted = job_request(body, model.name)
-        annotations = body.input.annotations
+        annotations = dict(body.input.annotations)
+        if webhook_fields(body) is not None:
+            annotations[meta.PREDICTIONS_URL_ANNOTATION] = self.base
         with FIELD_NAMES.named_in_errors():
             job = await self.service.submit(wanted, self.client, self.key_name, idempotency_key, annotations)
         seconds = preferred_wait(prefer, bare=MOST_WAIT_SECONDS)

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from kubediffusion.api.acceleration_schemas import Acceleration
 from kubediffusion.api.derived import StrictNumbers, request_of
 from kubediffusion.api.doors.common import FieldNames
 from kubediffusion.api.doors.replicate.schemas import Prediction, PredictionUrls, ReplicateModel, ReplicateVersion
@@ -27,12 +28,13 @@ from kubediffusion.api.errors import ApiError, InvalidRequestError, problem
 from kubediffusion.api.input_schemas import InputImage
 from kubediffusion.api.job_cache.records import CachedJob
 from kubediffusion.api.job_cache.results import error_message
-from kubediffusion.api.schemas import EXAMPLE_MODEL, EXAMPLE_PROMPT, NOT_REQUESTED, Acceleration, JobRequest
+from kubediffusion.api.schemas import EXAMPLE_MODEL, EXAMPLE_PROMPT, NOT_AT_DOORS, JobRequest
 from kubediffusion.resources import generation_job, meta
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobSpec, Phase, Scheduler
+from kubediffusion.resources.webhook import WebhookEvent, WebhookUrl
 
-FIELD_NAMES = FieldNames({"num_images": "num_outputs"}, within="input")
+FIELD_NAMES = FieldNames({"num_images": "num_outputs"}, within="input", outside=frozenset({"webhook"}))
 
 SCHEDULERS = {
     "DDIM": Scheduler.DDIM,
@@ -47,7 +49,7 @@ SCHEDULERS = {
 }
 """Schedulers by the names that models there have for them, and by their own."""
 
-NOT_ECHOED = {"model", "ttl_seconds_after_finished", *NOT_REQUESTED}
+NOT_ECHOED = {"model", "ttl_seconds_after_finished", *NOT_AT_DOORS}
 """The fields of a job that are no part of the input that its prediction shows."""
 
 STATUS: dict[Phase, Literal["starting", "processing", "succeeded", "failed", "canceled"]] = {
@@ -86,7 +88,7 @@ _ENCODING = re.compile(r"(jpg|webp);quality=(\d{1,2}|100)")
 @request_of(
     generation_job.GenerationJobSpec,
     parts={generation_job.Acceleration: Acceleration, generation_job.JobInput: InputImage},
-    without=NOT_REQUESTED.keys() | {"model", "prompt", "num_images", "scheduler"},
+    without=NOT_AT_DOORS | {"model", "prompt", "num_images", "scheduler"},
 )
 class PredictionInput(StrictNumbers):
     """What to draw, as models at Replicate are told. ``prompt`` alone is enough; unknown fields are ignored."""
@@ -113,16 +115,35 @@ class PredictionInput(StrictNumbers):
         return {meta.OUTPUT_ENCODING_ANNOTATION: f"{self.output_format};quality={quality}"}
 
 
+class PredictionEvent(StrEnum):
+    """What a receiver of webhooks can ask for at Replicate."""
+
+    START = "start"
+    OUTPUT = "output"
+    LOGS = "logs"
+    COMPLETED = "completed"
+
+
+EVENTS = {
+    PredictionEvent.START: WebhookEvent.STARTED,
+    PredictionEvent.OUTPUT: WebhookEvent.COMPLETED,
+    PredictionEvent.COMPLETED: WebhookEvent.COMPLETED,
+}
+"""The events of jobs that are meant; there is none of logs."""
+
+
 class ModelPredictionRequest(BaseModel):
     """A prediction of the model that the path names."""
 
     model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True)
 
     input: PredictionInput
-    webhook: str | None = None
-    """Refused: this server calls nobody."""
-    webhook_completed: str | None = None
-    """Refused as well."""
+    webhook: WebhookUrl | None = None
+    """Where the prediction is sent when it starts and ends, by POST, where the installation delivers webhooks."""
+    webhook_events_filter: list[PredictionEvent] | None = None
+    """What to send there; all of it when absent. Output comes with the end, and logs never."""
+    webhook_completed: WebhookUrl | None = None
+    """The same for the end alone, as older clients ask for it."""
     stream: bool | None = None
     """``true`` is refused: images do not come in parts."""
 
@@ -140,22 +161,27 @@ def job_request(request: ModelPredictionRequest, model: str) -> JobRequest:
     Raises:
         InvalidRequestError: A field has a value that cannot be had.
     """
-    problems = [
-        problem(name, "This server sends no webhooks; read urls.get, or send the header Prefer: wait")
-        for name in ("webhook", "webhook_completed")
-        if getattr(request, name)
-    ]
     if request.stream:
-        problems.append(problem("stream", "Images do not come as a stream; leave it out"))
-    if problems:
-        raise InvalidRequestError(problems)
+        raise InvalidRequestError([problem("stream", "Images do not come as a stream; leave it out")])
     wanted = request.input
     fields = {name: getattr(wanted, name) for name in JobRequest.model_fields.keys() & PredictionInput.model_fields}
     if wanted.scheduler is not None and (scheduler := SCHEDULERS.get(wanted.scheduler)) is None:
         message = f"It must be one of {', '.join(SCHEDULERS)}"
         raise FIELD_NAMES.renamed(InvalidRequestError([problem("scheduler", message)]))
     own = {"model": model, "num_images": wanted.num_outputs, "scheduler": scheduler if wanted.scheduler else None}
-    return FIELD_NAMES.job_request({**fields, **own})
+    return FIELD_NAMES.job_request({**fields, **own, "webhook": webhook_fields(request)})
+
+
+def webhook_fields(request: ModelPredictionRequest) -> dict[str, Any] | None:
+    """Return the fields of the webhook that a prediction asks for; None where it asks to be told of nothing."""
+    if request.webhook is None:
+        if request.webhook_completed is None:
+            return None
+        return {"url": request.webhook_completed, "events": [WebhookEvent.COMPLETED]}
+    wanted = PredictionEvent if request.webhook_events_filter is None else request.webhook_events_filter
+    events = {EVENTS[event] for event in wanted if event in EVENTS}
+    # In the order in which they happen.
+    return {"url": request.webhook, "events": [event for event in WebhookEvent if event in events]} if events else None
 
 
 def replicate_error(error: ApiError) -> tuple[int, dict[str, Any]]:

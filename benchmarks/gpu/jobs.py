@@ -39,6 +39,7 @@ from kubediffusion.worker.engine import (
     Outcome,
     StepStats,
 )
+from kubediffusion.worker.engine.adapters import AdapterWeights
 from kubediffusion.worker.engine.throughput import StepTimes
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
@@ -260,6 +261,10 @@ class StaticBatches:
         plan = self._engine.plan(request)
         key: Hashable = (plan.key, request.sampling.steps)
         return replace(plan, key=key, joins=False)
+
+    def read_adapter(self, file: Path) -> AdapterWeights:
+        """Read an adapter as the engine does."""
+        return self._engine.read_adapter(file)
 
     def prepare_while_idle(self, wake: Callable[[], None]) -> bool:
         """Let the engine prepare what it can."""

@@ -16,8 +16,10 @@ import sys
 import time
 from base64 import b64encode
 from collections.abc import Callable
+from pathlib import Path
 from urllib.parse import quote
 
+from kubediffusion.resources.conditions import AdapterReason
 from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.resources.runtime import logs
 from kubediffusion.worker.engine import (
@@ -29,6 +31,7 @@ from kubediffusion.worker.engine import (
     Monitor,
     Outcome,
 )
+from kubediffusion.worker.engine.adapters import AdapterRefusedError, AdapterWeights
 from kubediffusion.worker.main import serve
 from kubediffusion.worker.settings import Settings
 
@@ -46,6 +49,9 @@ class ObedientEngine:
 
     def plan(self, request: ImageRequest) -> ImagePlan:
         return ImagePlan(request.sampling, request.sampling.steps)
+
+    def read_adapter(self, file: Path) -> AdapterWeights:
+        raise AdapterRefusedError(AdapterReason.NOT_SUPPORTED, f"{file.name}: a stand-in takes none")
 
     def prepare_while_idle(self, _wake: Callable[[], None]) -> bool:
         return False

@@ -170,6 +170,9 @@ def test_what_the_first_batch_of_a_kind_compiled_is_kept() -> None:
         def plan(self, request: Any) -> Any:
             return type("ImagePlan", (), {"key": request.steps})
 
+        def read_adapter(self, _file: Path) -> Any:
+            raise AssertionError
+
         def prepare_while_idle(self, _wake: Any) -> bool:
             return False
 

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from kubediffusion.worker.assignments import Assignment, Assignments
 from kubediffusion.worker.context import WorkerContext
 from kubediffusion.worker.engine import EntryLimit, ImageId, ImagePlan, ImageRequest, Monitor, Outcome
+from kubediffusion.worker.engine.adapters import AdapterWeights
 from kubediffusion.worker.engine.throughput import StepTimes
 from kubediffusion.worker.engine.waits import PATIENCE
 from kubediffusion.worker.execution.build import load_engine
@@ -86,6 +87,9 @@ class Seen:
 
     def plan(self, request: ImageRequest) -> ImagePlan:
         return self._engine.plan(request)
+
+    def read_adapter(self, file: Path) -> AdapterWeights:
+        return self._engine.read_adapter(file)
 
     def prepare_while_idle(self, _wake: Callable[[], None]) -> bool:
         return False

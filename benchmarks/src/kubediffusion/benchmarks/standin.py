@@ -17,7 +17,9 @@ from typing import Any
 import uvloop
 
 from kubediffusion.resources import meta
+from kubediffusion.resources.conditions import AdapterReason
 from kubediffusion.worker.engine import EngineInfo, ImageOutput, ImagePlan, ImageRequest, Monitor
+from kubediffusion.worker.engine.adapters import AdapterRefusedError, AdapterWeights
 from kubediffusion.worker.main import serve
 from kubediffusion.worker.settings import Settings
 
@@ -44,6 +46,10 @@ class StandInEngine:
     def plan(self, request: ImageRequest) -> ImagePlan:
         """Return a plan by which images of one set of sampling parameters run together."""
         return ImagePlan(request.sampling, request.sampling.steps)
+
+    def read_adapter(self, file: Path) -> AdapterWeights:
+        """Refuse every adapter."""
+        raise AdapterRefusedError(AdapterReason.NOT_SUPPORTED, f"{file.name}: a stand-in takes none")
 
     def prepare_while_idle(self, _wake: Callable[[], None]) -> bool:
         """Do nothing: there is nothing to prepare."""

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from kubediffusion.resources.adapters import AppliedAdapter, JobAdapter
 from kubediffusion.resources.diffusion_model import DiffusionModel, DiffusionModelSpec
 from kubediffusion.resources.generation_job import MAX_SEED, GenerationJob, Image, JobProgress, Parameters
 from kubediffusion.resources.model_source import ModelSource
 from kubediffusion.resources.parameters import resolve_again, resolve_parameters
 from kubediffusion.resources.transitions import BOUND
 from kubediffusion.worker.engine import ImageId, ImageOutput, ImagePlan, ImageRequest, InputImages, SamplingParameters
+from kubediffusion.worker.engine.adapters import ImageAdapter
 from kubediffusion.worker.engine.batching import Candidate
 
 
@@ -58,6 +60,8 @@ class Assignment:
         parameters: The recipe, as the operator resolved it, with the defaults of this pipeline.
         inputs: The images that it is made of, once they are fetched; None before, and where there are none.
         fetches_inputs: They are being fetched.
+        adapters: What is added to the model's weights for it, once it is loaded; None before, and where there is none.
+        loads_adapters: They are being loaded.
         taken: How many of its images the engine has been given.
         steps: Denoising steps done, by index of the image. Written by the engine's thread.
         outputs: What came out, by index, without the pixels.
@@ -76,6 +80,8 @@ class Assignment:
     parameters: Parameters
     inputs: InputImages | None = None
     fetches_inputs: bool = False
+    adapters: tuple[ImageAdapter, ...] | None = None
+    loads_adapters: bool = False
     taken: int = 0
     steps: dict[int, int] = field(default_factory=dict)
     outputs: dict[int, ImageOutput] = field(default_factory=dict)
@@ -102,6 +108,22 @@ class Assignment:
     def awaits_inputs(self) -> bool:
         """Whether images that it is made of are not here yet."""
         return bool(self.parameters.inputs) and self.inputs is None
+
+    @property
+    def awaits_adapters(self) -> bool:
+        """Whether adapters that it names are not here yet."""
+        return bool(self.job.spec.adapters) and self.adapters is None
+
+    def adapter_scale(self, name: str) -> float | None:
+        """Return how strongly an adapter counts, by the recipe, else by the job; None where neither says."""
+        recipe: tuple[AppliedAdapter | JobAdapter, ...] = self.parameters.adapters or ()
+        named = [*recipe, *(self.job.spec.adapters or ())]
+        return next((given.scale for given in named if given.name == name and given.scale is not None), None)
+
+    def set_adapters(self, adapters: tuple[ImageAdapter, ...], applied: tuple[AppliedAdapter, ...]) -> None:
+        """Give the job its adapters, and put them into its recipe with their digests."""
+        self.adapters = adapters
+        self.parameters = self.parameters.model_copy(update={"adapters": applied})
 
     @property
     def computing(self) -> bool:
@@ -169,6 +191,7 @@ class Assignment:
             seed=self.seed(index),
             sampling=self.sampling,
             inputs=self.inputs,
+            adapters=self.adapters or (),
         )
 
     def seed(self, index: int) -> int:

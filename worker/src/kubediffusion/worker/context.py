@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from pathlib import Path
 
+from kubediffusion.resources.adapters import AdapterReport
+from kubediffusion.resources.lora_adapter import AdapterSource, LoRAAdapter
 from kubediffusion.resources.storage import ImageStorage
 from kubediffusion.worker.assignments import Assignments
 from kubediffusion.worker.engine import Engine
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
 from kubediffusion.worker.reporter import Reporter
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """How adapters are found, fetched and told of.
+
+    Attributes:
+        model: Name of the DiffusionModel, which an adapter must be for.
+        find: Returns the LoRAAdapter of a name, in the worker's namespace.
+        fetch: Returns an adapter's file on this machine; it may block.
+        capacity: Bytes of main memory for adapters.
+        reported: Called with what is held and what is refused, by name, whenever it changes.
+    """
+
+    model: str
+    find: Callable[[str], Awaitable[LoRAAdapter]]
+    fetch: Callable[[AdapterSource], Path]
+    capacity: int
+    reported: Callable[[Mapping[str, AdapterReport]], None]
 
 
 @dataclass(frozen=True)
@@ -31,6 +54,7 @@ class WorkerContext:
         health: Answers the probes.
         metrics: What Prometheus reads.
         work_available: Set when there may be something to do.
+        adapters: How adapters are loaded; None for a worker that loads none.
     """
 
     engine: Engine
@@ -45,3 +69,4 @@ class WorkerContext:
     health: Health
     metrics: Metrics
     work_available: asyncio.Event
+    adapters: AdapterSettings | None = None

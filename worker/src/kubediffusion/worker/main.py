@@ -12,6 +12,8 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -24,15 +26,18 @@ from kubediffusion.resources.backoff import Backoff
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.failures import BAD_MODEL_EXIT_CODE, REFUSED_MODEL_EXIT_CODE
 from kubediffusion.resources.generation_job import GenerationJob, Phase
+from kubediffusion.resources.lora_adapter import AdapterSource
 from kubediffusion.resources.objects import ObjectMeta
+from kubediffusion.resources.redaction import Redactor
 from kubediffusion.resources.runtime import garbage, logs
 from kubediffusion.resources.runtime.probes import serve_probes
 from kubediffusion.resources.runtime.settings import read_settings
 from kubediffusion.resources.storage import ImageStorage
 from kubediffusion.resources.transitions import TERMINAL
+from kubediffusion.worker.adapter_report import AdaptersReport
 from kubediffusion.worker.assignments import Assignments
 from kubediffusion.worker.contact import ApiServerContact
-from kubediffusion.worker.context import WorkerContext
+from kubediffusion.worker.context import AdapterSettings, WorkerContext
 from kubediffusion.worker.engine import BadModelError, Engine, EngineInfo
 from kubediffusion.worker.health import Health
 from kubediffusion.worker.metrics import Metrics
@@ -183,6 +188,8 @@ async def _work(process: _Process, client: KubernetesClient, engine: Engine, rep
     """Run the jobs that are bound to this worker until told to stop; a part that breaks ends the worker."""
     settings, health = process.settings, process.health
     health.mark_unready("waiting for the API server")
+    redactor = Redactor(settings.secrets)
+    adapters_report = AdaptersReport(client, settings.pod_namespace, settings.pod_name, redactor)
     context = WorkerContext(
         engine=engine,
         engine_thread=process.engine_thread,
@@ -196,6 +203,13 @@ async def _work(process: _Process, client: KubernetesClient, engine: Engine, rep
         health=health,
         metrics=process.metrics,
         work_available=asyncio.Event(),
+        adapters=AdapterSettings(
+            model=settings.model_name,
+            find=partial(client.lora_adapters.get, settings.pod_namespace),
+            fetch=partial(_fetch_adapter, settings),
+            capacity=settings.adapter_cache_mib * 2**20,
+            reported=adapters_report.set,
+        ),
     )
     with Worker.open(context) as worker:
         selector = _field_selector(settings.pod_name)
@@ -204,6 +218,7 @@ async def _work(process: _Process, client: KubernetesClient, engine: Engine, rep
             background = [
                 tasks.create_task(ApiServerContact(client, watch, health).run()),
                 tasks.create_task(_ready(watch, health, report)),
+                tasks.create_task(adapters_report.run()),
                 tasks.create_task(_stop(worker, health, process.stop)),
             ]
             try:
@@ -211,6 +226,13 @@ async def _work(process: _Process, client: KubernetesClient, engine: Engine, rep
             finally:
                 for task in background:
                     task.cancel()
+
+
+def _fetch_adapter(settings: Settings, source: AdapterSource) -> Path:
+    # Late: it imports PyTorch, which the engine's thread imports while the model is fetched.
+    from kubediffusion.worker.loading.adapter_files import fetch_adapter
+
+    return fetch_adapter(source, settings)
 
 
 def _model(settings: Settings, engine: EngineInfo) -> DiffusionModel:

@@ -136,7 +136,7 @@ class Runner:
             assignment.binding.uid: assignment
             for assignment in self._assignments
             if assignment.remaining
-            and not (assignment.finishing or assignment.awaits_inputs)
+            and not (assignment.finishing or assignment.awaits_inputs or assignment.awaits_adapters)
             and (assignment.spans or not self._stopping)
         }
 

@@ -6,9 +6,11 @@ downloading leaves nothing that a later one would load.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -54,9 +56,29 @@ def fetch(
         ModelRefusedError: There is no such bucket or folder, the worker may not read it, or its settings are wrong.
         DownloadError: Storage did not answer, or the folder changed meanwhile; another try may help.
     """
+    with _client_for(uri, read_timeout, attempts) as client:
+        return _fetch(client, uri, cache_dir, patterns)
+
+
+def list_files(uri: str) -> list[str]:
+    """Return the names of the files in the folder ``s3://bucket/prefix``, by their paths within it.
+
+    Raises:
+        BadModelError: A key leads out of the folder.
+        ModelRefusedError: There is no such bucket, the worker may not read it, or its settings are wrong.
+        DownloadError: Storage did not answer; another try may help.
+    """
+    with _client_for(uri, read_timeout=60.0, attempts=5) as client:
+        parts = urlsplit(uri)
+        return [file.name for file in _listing(client, parts.netloc, parts.path.strip("/") + "/")]
+
+
+@contextlib.contextmanager
+def _client_for(uri: str, read_timeout: float, attempts: int) -> Iterator[S3Client]:
+    """Open a client whose errors say what cannot be read, and whether another try may help."""
     client = make_client(read_timeout=read_timeout, attempts=attempts)
     try:
-        return _fetch(client, uri, cache_dir, patterns)
+        yield client
     except (ClientError, BotoCoreError) as error:
         if is_refusal(error):
             raise ModelRefusedError(f"cannot read {uri}: {_answer_of(error)}") from None

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from kubediffusion.resources.accelerators import requested_accelerator
+from kubediffusion.resources.adapters import MAX_RANK
 from kubediffusion.resources.diffusion_model import DiffusionModelSpec
 from kubediffusion.resources.runtime.settings import LogLevel, StorageSecrets, credentials_in
 
@@ -97,6 +98,13 @@ class Settings(StorageSecrets):
 
     torch_threads: Annotated[int | None, Field(alias="KUBEDIFFUSION_TORCH_THREADS", ge=1)] = None
     """CPU threads for the pipeline; by default as many as the container may use."""
+
+    adapter_rank: Annotated[int, Field(alias="KUBEDIFFUSION_ADAPTER_RANK", ge=1, le=MAX_RANK)] = 64
+    """The most rank that the adapters of one image have together. Each image of a batch has room for so much on the
+    device, from the first image with adapters on."""
+
+    adapter_cache_mib: Annotated[int, Field(alias="KUBEDIFFUSION_ADAPTER_CACHE_MIB", ge=1)] = 2048
+    """MiB of main memory for adapters that no job has now; those used longest ago make room for others."""
 
     upload_buffer_mib: Annotated[int, Field(alias="KUBEDIFFUSION_UPLOAD_BUFFER_MIB", ge=1)] = 256
     """MiB of finished images that may wait for storage or the API server before the engine pauses."""

@@ -8,7 +8,9 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 
+from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.resources.generation_job import GenerationJob
+from kubediffusion.worker.adapters import AdapterLoader
 from kubediffusion.worker.assignments import Assignment
 from kubediffusion.worker.context import WorkerContext
 from kubediffusion.worker.cpus import usable_cpus
@@ -27,6 +29,9 @@ UPLOADS = 16
 INPUT_THREADS = 2
 """Input images that are read and decoded at the same time: each may take some 200 MiB meanwhile."""
 
+ADAPTER_THREADS = 2
+"""Adapters that are fetched and read at the same time."""
+
 PREVIEW_UPLOADS = 2
 """Previews that may be under way at the same time, beside the images."""
 
@@ -40,10 +45,17 @@ class Worker:
         encoders: Threads that encode.
         previews: Threads that encode and upload previews.
         inputs: Threads that read and decode input images.
+        adapters: Threads that fetch and read adapters.
     """
 
     def __init__(
-        self, context: WorkerContext, uploads: Executor, encoders: Executor, previews: Executor, inputs: Executor
+        self,
+        context: WorkerContext,
+        uploads: Executor,
+        encoders: Executor,
+        previews: Executor,
+        inputs: Executor,
+        adapters: Executor,
     ) -> None:
         self._context = context
         self._previews = Previews(context.storage, context.prefix, previews)
@@ -51,6 +63,10 @@ class Worker:
         uploader = Uploader(context.storage, uploads, context.refused_seconds)
         self._finisher = Finisher(context, self._progress, self._previews, uploader, encoders)
         self._inputs = InputFetcher(context, self._finisher.finish_image, self._progress, inputs)
+        self._adapters: AdapterLoader | None = None
+        if context.adapters is not None:
+            finish = self._finisher.finish_image
+            self._adapters = AdapterLoader(context, context.adapters, finish, self._progress, adapters)
         self._runner = Runner(context, self._finisher, self._progress, self._previews)
 
     @classmethod
@@ -64,9 +80,10 @@ class Worker:
             previews = ThreadPoolExecutor(PREVIEW_UPLOADS, thread_name_prefix="preview")
             # Nothing that hangs there may hold up the end.
             inputs = ThreadPoolExecutor(INPUT_THREADS, thread_name_prefix="inputs")
-            for threads in (previews, inputs):
+            adapters = ThreadPoolExecutor(ADAPTER_THREADS, thread_name_prefix="adapters")
+            for threads in (previews, inputs, adapters):
                 stack.callback(threads.shutdown, wait=False, cancel_futures=True)
-            yield cls(context, uploads, encoders, previews, inputs)
+            yield cls(context, uploads, encoders, previews, inputs, adapters)
 
     def observe(self, job: GenerationJob, gone: bool) -> None:
         """Take in one event of the watch.
@@ -82,6 +99,11 @@ class Worker:
         if (assignment := self._context.assignments.get(job.uid)) is not None:
             self._previews.observe(assignment)
             self._inputs.observe(assignment)
+            if self._adapters is not None:
+                self._adapters.observe(assignment)
+            elif assignment.awaits_adapters and not assignment.finishing:
+                refusal = JobFailure(ErrorCode.INVALID_ADAPTER, "adapters: this worker loads none")
+                self._finisher.finish_image(assignment, 0, refusal)
         self._context.work_available.set()
 
     async def run(self) -> None:

@@ -38,10 +38,13 @@ class ForwardMode:
     Attributes:
         features: What it does with the deep layers' features.
         prompt_only: The prompt's row alone, where there is a negative prompt's too.
+        adapters: Number of the set of layers to which images' adapters are added; 0 where no image has any. A plan
+            leaves it at 0: it is the executor's, which knows what its slots hold.
     """
 
     features: Features = Features.FULL
     prompt_only: bool = False
+    adapters: int = 0
 
 
 FULL = ForwardMode()

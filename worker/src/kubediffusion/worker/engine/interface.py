@@ -10,9 +10,11 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from kubediffusion.resources.pipeline_facts import PipelineFacts
+from kubediffusion.worker.engine.adapters import AdapterWeights
 from kubediffusion.worker.engine.request import ImageId, ImagePreview, ImageRequest, Outcome
 
 
@@ -201,6 +203,7 @@ class EngineInfo:
         facts: What jobs and the operator should know of the pipeline; None where the engine knows nothing of it.
         quantization: Components whose weights are held in fewer bits, and how, by name.
         memory: What is done to save the device's memory, as ``spec.memory`` names it.
+        adapter_rank: The most rank that the adapters of one image have together; 0 where it takes none.
     """
 
     name: str
@@ -212,6 +215,7 @@ class EngineInfo:
     facts: PipelineFacts | None = None
     quantization: dict[str, str] = field(default_factory=dict)
     memory: tuple[str, ...] = ()
+    adapter_rank: int = 0
 
 
 class Engine(Protocol):
@@ -223,6 +227,14 @@ class Engine(Protocol):
 
     def plan(self, request: ImageRequest) -> ImagePlan:
         """Return how an image runs. It is called often, from any thread, and while a batch runs."""
+
+    def read_adapter(self, file: Path) -> AdapterWeights:
+        """Read an adapter's file, and check that it fits the model. It is called from any thread, beside all else.
+
+        Raises:
+            AdapterRefusedError: It does not, or the engine takes no adapters.
+            OSError: The file cannot be read.
+        """
 
     def prepare_while_idle(self, wake: Callable[[], None]) -> bool:
         """Spend about a second, while no image waits, on preparation that makes later images faster.

@@ -8,6 +8,7 @@ from typing import Self
 from kubediffusion.resources.failures import JobFailure
 from kubediffusion.resources.generation_job import Acceleration, Parameters
 from kubediffusion.resources.pipeline_facts import Task
+from kubediffusion.worker.engine.adapters import ImageAdapter
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class ImageRequest:
         seed: Seed of its noise.
         sampling: How it is computed.
         inputs: Images that it is made of; None for none.
+        adapters: What is added to the model's weights for it.
     """
 
     id: ImageId
@@ -125,6 +127,7 @@ class ImageRequest:
     seed: int
     sampling: SamplingParameters
     inputs: InputImages | None = None
+    adapters: tuple[ImageAdapter, ...] = ()
 
     @property
     def task(self) -> Task:

@@ -64,7 +64,8 @@ class PrefetchStream:
             row = make()
         main = torch.cuda.current_stream()
         main.wait_stream(self._stream)
-        for tensor in (row.history, *row.conditions.values()):
+        factors = (factor for added in row.added.values() for factor in (added.down, added.up))
+        for tensor in (row.history, *row.conditions.values(), *factors):
             tensor.record_stream(main)
         return row
 

@@ -112,7 +112,7 @@ def _choose_engine(
         logger.info("images run by the pipeline's own call: %s", family.reason)
         if compiled:
             _compile(pipeline)
-        engine = PipelineEngine(pipeline, _named(info, STATIC, compiled=compiled))
+        engine = PipelineEngine(pipeline, _named(info, STATIC, compiled=compiled), adapter_rank=settings.adapter_rank)
         if cache is None:
             return engine
         artifacts = Artifacts(cache)
@@ -130,7 +130,13 @@ def _choose_engine(
     # Of few sizes, each is captured as a graph where there are graphs.
     sizes = sizes_up_to(spec.workers.max_batch_size, prepared=graphs)
     return ContinuousEngine(
-        pipeline, _named(info, CONTINUOUS, compiled=compiled), family, sizes, compiler, graphs=graphs
+        pipeline,
+        _named(info, CONTINUOUS, compiled=compiled),
+        family,
+        sizes,
+        compiler,
+        graphs=graphs,
+        adapter_rank=settings.adapter_rank,
     )
 
 

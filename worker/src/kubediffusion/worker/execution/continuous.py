@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,6 @@ from kubediffusion.worker.engine import (
     BatchKey,
     EngineInfo,
     EngineLostError,
-    EntryLimit,
     ImageId,
     ImagePlan,
     ImageRequest,
@@ -36,13 +36,17 @@ from kubediffusion.worker.engine.loop import EngineLoop, LoopHooks
 from kubediffusion.worker.engine.scheduler import StepScheduler
 from kubediffusion.worker.engine.throughput import count_entering
 from kubediffusion.worker.execution.accelerator import PrefetchStream, repeatable
+from kubediffusion.worker.execution.adapters.preparation import AdapterPreparation
+from kubediffusion.worker.execution.adapters.slots import AdapterSlots
+from kubediffusion.worker.execution.adapters.weights import LoadedAdapter
 from kubediffusion.worker.execution.coefficients import SchedulerCoefficients, count_calls, read_coefficients
 from kubediffusion.worker.execution.compile.compiler import Compiler
 from kubediffusion.worker.execution.decoding import Decoder
 from kubediffusion.worker.execution.faults import check_device, failure
+from kubediffusion.worker.execution.generic import ADAPTER_RANK, PipelineEngine
 from kubediffusion.worker.execution.generic import NAME as STATIC
-from kubediffusion.worker.execution.generic import PipelineEngine
 from kubediffusion.worker.execution.graphs import GraphedFunction
+from kubediffusion.worker.execution.interruption import Interruption
 from kubediffusion.worker.execution.local_executor import LocalExecutor, PreparedBatch
 from kubediffusion.worker.execution.preparation import Preparation
 from kubediffusion.worker.execution.prepared_batches import PreparedBatches
@@ -89,6 +93,7 @@ class ContinuousEngine:
         sizes: Batch sizes that may be computed, smallest first: see :func:`.sizes_up_to`.
         compiler: Compiles in the background; None for no compilation.
         graphs: Whether steps run from CUDA graphs; None to decide by the device.
+        adapter_rank: The most rank that the adapters of one image have together.
 
     Attributes:
         pipeline: The pipeline.
@@ -110,25 +115,26 @@ class ContinuousEngine:
         compiler: Compiler | None = None,
         *,
         graphs: bool | None = None,
+        adapter_rank: int = ADAPTER_RANK,
     ) -> None:
         self.pipeline = pipeline
-        self._info = info
         self.family = family
         family.use_graphs(GraphedFunction)
         self._device: torch.device = pipeline.device
         self.graphs = self._device.type == "cuda" if graphs is None else graphs
         self._sizes = tuple(sizes)
         self.compiler = compiler
-        self.whole_calls = PipelineEngine(pipeline, replace(info, name=STATIC))
+        self.whole_calls = PipelineEngine(pipeline, replace(info, name=STATIC), adapter_rank=adapter_rank)
+        self._info = replace(self.whole_calls.info, name=info.name)
+        self._adapters = AdapterPreparation(pipeline, family, self.whole_calls.joined_adapters)
+        self._adapter_slots = AdapterSlots(family, self._sizes[-1], adapter_rank)
         self._schedulers = Schedulers(pipeline.scheduler)
         self.decoder = Decoder(pipeline, family, compiler)
         self._previewer = Previewer(pipeline, family)
         self.prepared_batches = PreparedBatches(self._prepare_batch)
         self.preparation: Preparation | None = None
         self._prefetch = PrefetchStream(self._device)
-        self._encoded: LruCache[tuple[str, str | None, bool, BatchKey], Conditioning] = LruCache(
-            _ENCODED_BYTES, bytes_of
-        )
+        self._encoded: LruCache[Hashable, Conditioning] = LruCache(_ENCODED_BYTES, bytes_of)
         self._begins_from_images = family.takes_images()
         self._encoded_images: LruCache[tuple[str, int, int], Conditioning] = LruCache(_ENCODED_BYTES, bytes_of)
         self._coefficients: dict[_Schedule, SchedulerCoefficients | None] = {}
@@ -159,6 +165,10 @@ class ContinuousEngine:
         prepared = self.prepared_batches.of(self.family.batch_key(usual))
         self.prepared_batches.keep(prepared)
         self.preparation = Preparation(prepared, self.decoder, self.compiler, self._device)
+
+    def read_adapter(self, file: Path) -> LoadedAdapter:
+        """Read an adapter's file: see :meth:`kubediffusion.worker.engine.Engine.read_adapter`."""
+        return self.whole_calls.read_adapter(file)
 
     def prepare_while_idle(self, wake: Callable[[], None]) -> bool:
         """Prepare what later jobs need: see :meth:`kubediffusion.worker.engine.Engine.prepare_while_idle`."""
@@ -240,7 +250,7 @@ class ContinuousEngine:
             calls=lambda request: self._calls(request.sampling, self.family.key(request)) or request.sampling.steps,
             fallback=lambda request: self.whole_calls.run((request,), monitor),
             between=None if key.deterministic or self.preparation is None else self.preparation.capture,
-            interrupt=None if isinstance(monitor, _Interruption) else partial(self._interrupt, monitor),
+            interrupt=None if isinstance(monitor, Interruption) else partial(self._interrupt, monitor),
         )
         return EngineLoop(
             scheduler=StepScheduler(prepared, modes=modes, repeats=key.deterministic),
@@ -253,7 +263,7 @@ class ContinuousEngine:
 
     def _interrupt(self, monitor: Monitor, requests: tuple[ImageRequest, ...]) -> None:
         """Make images of another key while a batch waits: its tensors stay where they are."""
-        interruption = _Interruption(monitor, requests)
+        interruption = Interruption(monitor, requests)
         try:
             self.run(requests, interruption)
         except EngineLostError:
@@ -308,7 +318,7 @@ class ContinuousEngine:
     def _prepare_batch(self, key: BatchKey) -> PreparedBatch:
         sizes = (1,) if key.deterministic else self._sizes
         example = self._prefetch.run(lambda: self._row(_nothing(SamplingParameters(steps=1, guidance=1)), key))
-        slots = SlotTensors(self.family, key, sizes[-1], example)
+        slots = SlotTensors(self.family, key, sizes[-1], example, self._adapter_slots)
         graphs = self.graphs and not key.deterministic
         step_runner: StepRunner = CudaGraphManager(slots, self.compiler) if graphs else EagerStepRunner(slots)
         return PreparedBatch(key, slots, step_runner, sizes)
@@ -321,18 +331,20 @@ class ContinuousEngine:
         coefficients = self._coefficients[wish]
         if coefficients is None:
             return None
-        return coefficients, self._prefetch.run(lambda: self._row(request, key, coefficients))
+        row = self._prefetch.run(lambda: self._row(request, key, coefficients))
+        self._adapter_slots.extend(row.added)
+        return coefficients, row
 
     def _row(
         self, request: ImageRequest, key: BatchKey, coefficients: SchedulerCoefficients | None = None
     ) -> SlotState:
-        conditions = self._conditions(request, key)
+        conditions, added = self._conditions(request, key), self._adapters.added(request.adapters)
         scale = 1.0 if coefficients is None else coefficients.initial
         if request.inputs is None or coefficients is None or not isinstance(self.family, ImageToImageFamily):
-            return first_row(to_device(self.family.start(request, key), self._device) * scale, conditions)
+            return first_row(to_device(self.family.start(request, key), self._device) * scale, conditions, added)
         encoded = self._encode_image(self.family, request.inputs.image, key)
         latents, noise = self.family.start_from_image(request, encoded)
-        return first_row(latents * coefficients.kept + to_device(noise, self._device) * scale, conditions)
+        return first_row(latents * coefficients.kept + to_device(noise, self._device) * scale, conditions, added)
 
     def _encode_image(self, family: ImageToImageFamily, image: InputImage, key: BatchKey) -> Conditioning:
         """Encode an input image, once for all images that are made of it in one size."""
@@ -340,49 +352,9 @@ class ContinuousEngine:
         return self._encoded_images.get(known, lambda: family.encode_image(image, key, self.decoder.vae))
 
     def _conditions(self, request: ImageRequest, key: BatchKey) -> Conditioning:
-        known = (request.prompt, request.negative_prompt, request.sampling.prompt_weighting, key)
-        return self._encoded.get(known, lambda: self.family.encode(request, key))
-
-
-class _Interruption:
-    """Watches images that interrupt a batch, for the batch's monitor: nobody joins them or interrupts them.
-
-    Args:
-        monitor: Who is told.
-        requests: The images.
-    """
-
-    def __init__(self, monitor: Monitor, requests: tuple[ImageRequest, ...]) -> None:
-        self._monitor = monitor
-        self._open = {request.id for request in requests}
-        self.wanted = monitor.wanted
-        self.stepped = monitor.stepped
-        self.preview_due = monitor.preview_due
-        self.previewed = monitor.previewed
-        self.count_step = monitor.count_step
-        self.priority = monitor.priority
-
-    def ended(self, image_id: ImageId, outcome: Outcome) -> None:
-        """Report the end of an image."""
-        self._open.discard(image_id)
-        self._monitor.ended(image_id, outcome)
-
-    def end(self, failure: JobFailure) -> None:
-        """Report the end, with a failure, of all images whose end was not reported."""
-        for image_id in sorted(self._open, key=lambda image_id: image_id.index):
-            self.ended(image_id, failure)
-
-    def joining_images(self, _room: int, _calls: int, _entry_limit: EntryLimit) -> tuple[ImageRequest, ...]:
-        """Return no images, so that the batch that waits goes on sooner."""
-        return ()
-
-    def interrupting_images(self, _left: int, _calls: int, _parkable: object) -> tuple[ImageRequest, ...]:
-        """Return no images: none interrupts this batch."""
-        return ()
-
-    def overdue(self, _image_id: ImageId) -> bool:
-        """Return True for every image: all begin together where there is room."""
-        return True
+        texts = (request.prompt, request.negative_prompt, request.sampling.prompt_weighting)
+        known = (*texts, key, self._adapters.of_text(request.adapters))
+        return self._encoded.get(known, lambda: self._adapters.encode(request, key))
 
 
 def _nothing(sampling: SamplingParameters) -> ImageRequest:

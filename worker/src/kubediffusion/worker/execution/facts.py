@@ -8,6 +8,7 @@ from typing import Any
 from kubediffusion.resources.generation_job import Scheduler
 from kubediffusion.resources.pipeline_facts import PipelineDefaults, PipelineFacts
 from kubediffusion.worker.engine import GuidanceKind, ImageId, ImageRequest, SamplingParameters
+from kubediffusion.worker.execution.adapters.pipelines import takes_adapters
 from kubediffusion.worker.execution.image_tasks import tasks_of
 from kubediffusion.worker.execution.schedulers import Schedulers
 from kubediffusion.worker.families.base import ModelFamily, own_size
@@ -40,6 +41,7 @@ def facts_of(pipeline: Any, family: ModelFamily | None) -> PipelineFacts:
         else family.takes_negative and _guidance_of(family) is GuidanceKind.CFG,
         schedulers=tuple(scheduler for scheduler in Scheduler if scheduler in offered),
         tasks=tasks_of(pipeline),
+        adapters=takes_adapters(pipeline),
     )
 
 

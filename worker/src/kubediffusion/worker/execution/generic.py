@@ -6,6 +6,8 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,11 @@ from kubediffusion.worker.engine import (
     Outcome,
     described,
 )
+from kubediffusion.worker.engine.adapters import ImageAdapter
 from kubediffusion.worker.execution.accelerator import repeatable
+from kubediffusion.worker.execution.adapters.conversion import read_adapter
+from kubediffusion.worker.execution.adapters.pipelines import JoinedAdapters, adapted_pipeline, takes_adapters
+from kubediffusion.worker.execution.adapters.weights import LoadedAdapter
 from kubediffusion.worker.execution.faults import check_device, failure, is_out_of_memory, not_numbers
 from kubediffusion.worker.execution.image_tasks import input_arguments, twin_of, with_kept_pixels
 from kubediffusion.worker.execution.randomness import seeded
@@ -32,6 +38,9 @@ from kubediffusion.worker.families.calls import Callback, CallPlan, guidance_of
 from kubediffusion.worker.prompts import cut_warnings, text_encoders
 
 logger = logging.getLogger(__name__)
+
+ADAPTER_RANK = 64
+"""The most rank that the adapters of one image have together, where the worker's settings do not say."""
 
 NAME = "diffusers"
 """What ``status.parameters.engine`` says."""
@@ -48,16 +57,28 @@ class PipelineEngine:
         pipeline: The pipeline, on its device.
         info: What it is.
         task: What the pipeline's call makes images of; images of other tasks are made by its twins.
+        adapter_rank: The most rank that the adapters of one image have together.
 
     Attributes:
         pipeline: The pipeline.
+        joined_adapters: What adapters add to its components.
         encoders: Its text encoders that truncate text.
     """
 
-    def __init__(self, pipeline: Any, info: EngineInfo, task: Task = Task.TEXT_TO_IMAGE) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        info: EngineInfo,
+        task: Task = Task.TEXT_TO_IMAGE,
+        *,
+        adapter_rank: int = ADAPTER_RANK,
+    ) -> None:
         self.pipeline = pipeline
-        self._info = info
+        self._info = replace(info, adapter_rank=adapter_rank if takes_adapters(pipeline) else 0)
         self._task = task
+        self.joined_adapters = JoinedAdapters(pipeline)
+        # Of the adapters that were used last.
+        self._adapted: dict[tuple[ImageAdapter, ...], PipelineEngine] = {}
         # Made at their first use.
         self._twins: dict[Task, PipelineEngine] = {}
         self._plan = CallPlan.of(type(pipeline), needs_image=task is not Task.TEXT_TO_IMAGE)
@@ -87,7 +108,12 @@ class PipelineEngine:
         """Return how an image runs: with those sampled in the very same way, or alone where others may change it."""
         if not self._plan.shares_calls or request.inputs is not None:
             return ImagePlan((request.sampling, request.id), request.sampling.steps)
-        return ImagePlan((request.sampling, self._plan.may_share(request)), request.sampling.steps)
+        key = (request.sampling, self._plan.may_share(request), request.adapters)
+        return ImagePlan(key, request.sampling.steps)
+
+    def read_adapter(self, file: Path) -> LoadedAdapter:
+        """Read an adapter's file: see :meth:`kubediffusion.worker.engine.Engine.read_adapter`."""
+        return read_adapter(file, self.pipeline, self._info.adapter_rank)
 
     def prepare_while_idle(self, _wake: Callable[[], None]) -> bool:
         """Do nothing: see :meth:`kubediffusion.worker.engine.Engine.prepare_while_idle`."""
@@ -105,7 +131,8 @@ class PipelineEngine:
             if not group:
                 continue
             try:
-                outcomes = self._for(group[0].task)._call(group, monitor)  # noqa: SLF001 - of the same class
+                engine = self._with(group[0].adapters)._for(group[0].task)  # noqa: SLF001 - of the same class
+                outcomes = engine._call(group, monitor)  # noqa: SLF001 - as above
             except _CallCancelled:
                 continue
             except JobFailure as refusal:
@@ -148,6 +175,17 @@ class PipelineEngine:
                 raise JobFailure(ErrorCode.PIPELINE_FAILED, f"inputs: {self._plan.pipeline} has no task {task}")
             self._twins[task] = PipelineEngine(twin, self._info, task)
         return self._twins[task]
+
+    def _with(self, adapters: tuple[ImageAdapter, ...]) -> PipelineEngine:
+        """Return the engine whose pipeline has the layers of some adapters; that of the last ones is kept."""
+        if not adapters:
+            return self
+        if adapters not in self._adapted:
+            # Before the next is made: they hold memory of the device.
+            self._adapted.clear()
+            pipeline = adapted_pipeline(self.pipeline, self.joined_adapters.of(adapters))
+            self._adapted[adapters] = PipelineEngine(pipeline, self._info, self._task)
+        return self._adapted[adapters]
 
     def _call(self, requests: tuple[ImageRequest, ...], monitor: Monitor) -> list[Outcome]:
         sampling = requests[0].sampling

@@ -191,7 +191,8 @@ class LocalExecutor:
         batch = self._prepared.batch
         try:
             batch.steer({call.slot: self._control(call.image, call.call) for call in calls}, plan.size)
-            compiled = self._prepared.step_runner.of(plan.mode).run(plan.size)
+            mode = replace(plan.mode, adapters=batch.put_adapters(plan.size))
+            compiled = self._prepared.step_runner.of(mode).run(plan.size)
             seconds = self._pacer.step()
         except Exception as error:  # noqa: BLE001 - what the pipeline raises is the outcome of its images
             logger.warning("a step raised", extra={"images": len(calls), **described(error)})

@@ -7,13 +7,15 @@ steps and guidance scales share a step, and a row may be moved, kept aside and b
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from kubediffusion.worker.engine import BatchKey
 from kubediffusion.worker.engine.forward_mode import FULL, Features, ForwardMode
+from kubediffusion.worker.execution.adapters.slots import AdapterSlots
+from kubediffusion.worker.execution.adapters.weights import Layers
 from kubediffusion.worker.execution.coefficients import DEPTH, SchedulerCoefficients, advanced
 from kubediffusion.worker.families.base import Conditioning, per_image
 
@@ -32,28 +34,32 @@ class SlotState:
         history: Latents, then model outputs, latest first: ``[2 * DEPTH, ...]``, float32.
         conditions: What the denoiser is told: ``[rows, ...]`` each.
         features: What its deep layers gave, where that is kept: ``[rows, channels, height, width]``.
+        added: What its adapters add to the denoiser's layers, on the device; images of one job share it.
     """
 
     history: torch.Tensor
     conditions: Conditioning
     features: torch.Tensor | None = None
+    added: Layers = field(default_factory=dict)
 
     def on_host(self) -> SlotState:
-        """Return a copy in the host's memory."""
+        """Return a copy in the host's memory; what adapters add stays where it is, as others may share it."""
         kept = None if self.features is None else self.features.cpu()
-        return SlotState(self.history.cpu(), {name: told.cpu() for name, told in self.conditions.items()}, kept)
+        conditions = {name: told.cpu() for name, told in self.conditions.items()}
+        return SlotState(self.history.cpu(), conditions, kept, self.added)
 
 
-def first_row(latents: torch.Tensor, conditions: Conditioning) -> SlotState:
+def first_row(latents: torch.Tensor, conditions: Conditioning, added: Layers | None = None) -> SlotState:
     """Return the state of an image before its first step.
 
     Args:
         latents: The scaled noise: ``[1, ...]``.
         conditions: What the denoiser is told: ``[rows, ...]`` each.
+        added: What its adapters add to the denoiser's layers; None for nothing.
     """
     history = latents.new_zeros(2 * DEPTH, *latents.shape[1:], dtype=torch.float32)
     history[0] = latents[0]
-    return SlotState(history, conditions)
+    return SlotState(history, conditions, added=added or {})
 
 
 def control_row(coefficients: SchedulerCoefficients, call: int, guidance: float) -> list[float]:
@@ -99,10 +105,20 @@ class SlotTensors:
         key: What all images share.
         capacity: The most slots.
         example: A row, for the shapes and the device.
+        adapter_slots: Where its images' adapters are put before a step; None where none has any.
     """
 
-    def __init__(self, family: Any, key: BatchKey, capacity: int, example: SlotState) -> None:
+    def __init__(
+        self,
+        family: Any,
+        key: BatchKey,
+        capacity: int,
+        example: SlotState,
+        adapter_slots: AdapterSlots | None = None,
+    ) -> None:
         self._family = family
+        self._adapter_slots = adapter_slots
+        self._added: dict[int, Layers] = {}
         self._key = key
         # Never made anew: a captured graph knows their addresses.
         history = example.history
@@ -127,6 +143,7 @@ class SlotTensors:
             self._conditions[name][slot] = condition
         if row.features is not None:
             self._kept()[slot] = row.features
+        self._added[slot] = row.added
 
     def row(self, slot: int, *, features: bool = False) -> SlotState:
         """Return a copy of the state that a slot holds.
@@ -137,7 +154,7 @@ class SlotTensors:
         """
         conditions = {name: told[slot].clone() for name, told in self._conditions.items()}
         kept = self._features[slot].clone() if features and self._features is not None else None
-        return SlotState(self._history[slot].clone(), conditions, kept)
+        return SlotState(self._history[slot].clone(), conditions, kept, self._added.get(slot, {}))
 
     def fill(self, value: float) -> None:
         """Put a number into the latents and the past outputs of every slot."""
@@ -147,10 +164,24 @@ class SlotTensors:
         """Empty a slot."""
         # What an image without numbers left behind must not meet the next one's weights: zero times NaN is NaN.
         self._history[slot] = 0
+        self._added.pop(slot, None)
 
     def clear(self) -> None:
         """Empty every slot."""
         self.fill(0)
+        self._added.clear()
+
+    def put_adapters(self, size: int) -> int:
+        """Put the adapters of the first ``size`` slots' images where the next step finds them.
+
+        Returns:
+            The version of :class:`.AdapterSlots` that the step belongs to; 0 where no image has adapters.
+        """
+        added = {slot: layers for slot, layers in self._added.items() if slot < size}
+        if self._adapter_slots is None or not any(added.values()):
+            return 0
+        self._adapter_slots.fill(added)
+        return self._adapter_slots.version
 
     def latents(self, slot: int) -> torch.Tensor:
         """Return a copy of a slot's latents: ``[1, ...]``."""
@@ -185,7 +216,10 @@ class SlotTensors:
         rows = slice(-1, None) if mode.prompt_only else slice(None)
         history, control = self._history[:size], self._control[:size]
         conditions = {name: condition[:size, rows] for name, condition in self._conditions.items()}
-        given = (self._family, history, control, conditions)
+        family = self._family
+        if mode.adapters and self._adapter_slots is not None:
+            family = self._adapter_slots.family(size, next(iter(conditions.values())).shape[1])
+        given = (family, history, control, conditions)
         if mode.features is Features.FULL:
             return InputBatch(step_full, (*given, self._shared, self._key), history.copy_)
         kept = self._kept()[:size, rows]

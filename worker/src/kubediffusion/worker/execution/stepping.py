@@ -164,6 +164,9 @@ class CudaGraphManager:
         if mode == self._mode:
             return self
         if mode not in self._others:
+            for other in [other for other in self._others if other.adapters not in {0, mode.adapters}]:
+                # No step belongs to an earlier set of adapted layers any more.
+                self._others.pop(other).drop()
             self._others[mode] = CudaGraphManager(self._slots, self._compiler, mode, self._pool)
         return self._others[mode]
 

@@ -7,15 +7,17 @@ the engine's. ``tests/unit/worker/families`` compares each family with its pipel
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 
 from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.worker.engine import BatchKey, GuidanceKind, ImageRequest
 from kubediffusion.worker.families.colors import LatentColors
+from kubediffusion.worker.families.row_layout import RowLayout
 from kubediffusion.worker.prompts import TextEncoder, cut_warnings
 
 Conditioning = dict[str, torch.Tensor]
@@ -85,10 +87,22 @@ class ModelFamily:
         self.denoiser: Any = getattr(pipeline, self.component)
         self.denoiser_dtype: torch.dtype = self.denoiser.dtype
         self._colors: LatentColors | None = None
+        self._variant = ""
 
     def __repr__(self) -> str:
         # Compiled code is named by it, so it says nothing of this process.
-        return type(self).__qualname__
+        return type(self).__qualname__ + self._variant
+
+    def with_denoiser(self, denoiser: Any, variant: str) -> Self:
+        """Return the same family with another denoiser, whose layers differ.
+
+        Args:
+            denoiser: Of the same class.
+            variant: Names what differs, for compiled code.
+        """
+        other = copy.copy(self)
+        other.denoiser, other._variant = denoiser, f" ({variant})"  # noqa: SLF001 - of the same class
+        return other
 
     @property
     def device(self) -> torch.device:
@@ -332,6 +346,10 @@ class ModelFamily:
     def takes_images(self) -> bool:
         """Return whether images may begin from an image in a slot: see :mod:`.input_images`."""
         return False
+
+    def row_layout(self, _layer: str) -> RowLayout:
+        """Return where a layer of the denoiser, by its name, has a step's rows: adapters differ from row to row."""
+        return RowLayout.FIRST
 
     def caches_features(self) -> bool:
         """Return whether steps may reuse the output of the denoiser's deep layers: see :mod:`.unet`."""

@@ -9,6 +9,7 @@ import torch
 
 from kubediffusion.worker.engine import BatchKey, GuidanceKind, ImageRequest
 from kubediffusion.worker.families.base import Conditioning, Defaults, ModelFamily, noise
+from kubediffusion.worker.families.row_layout import RowLayout
 from kubediffusion.worker.families.text import TokenCounts, bucket, padded
 
 _BUCKET = 64
@@ -86,6 +87,10 @@ class ErnieImage(ModelFamily):
             return_dict=False,
         )[0]
         return output
+
+    def row_layout(self, layer: str) -> RowLayout:
+        """Return where a layer has a step's rows: behind the tokens, within the blocks but for attention."""
+        return RowLayout.SECOND if ".mlp." in layer or layer == "final_linear" else RowLayout.FIRST
 
     def vae_input(self, latents: torch.Tensor, _key: BatchKey) -> torch.Tensor:
         """Undo the VAE's normalization, and take patches apart: ``[1, channels, height, width]``."""

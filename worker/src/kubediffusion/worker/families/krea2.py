@@ -10,6 +10,7 @@ from kubediffusion.worker.engine import BatchKey, ImageRequest
 from kubediffusion.worker.families.base import Conditioning, Defaults, noise
 from kubediffusion.worker.families.flow import FlowFamily, shift_by_size
 from kubediffusion.worker.families.qwen_image import scaled_by_channel
+from kubediffusion.worker.families.row_layout import RowLayout
 
 _TOKENS = 512
 """Tokens of a prompt, padded: the default of the pipeline's call."""
@@ -93,6 +94,10 @@ class Krea2(FlowFamily):
             return_dict=False,
         )[0]
         return output
+
+    def row_layout(self, layer: str) -> RowLayout:
+        """Return where a layer has a step's rows: some attend to the text encoder's layers, by token."""
+        return RowLayout.FLATTENED if layer.startswith("text_fusion.layerwise_blocks.") else RowLayout.FIRST
 
     def guide(self, without: torch.Tensor, given: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
         """Add guidance to the output for the prompt: a scale of 0 is none."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 )
 
 from kubediffusion.resources.diffusion_model import DiffusionModelSpec
-from kubediffusion.resources.model_source import HuggingFaceSource
+from kubediffusion.resources.model_source import HubRepository, HuggingFaceSource
 from kubediffusion.worker.engine import BadModelError
 from kubediffusion.worker.sources import ModelRefusedError
 
@@ -69,7 +69,7 @@ def fetch(source: HuggingFaceSource, spec: DiffusionModelSpec, token: str | None
     return Path(folder), Path(folder).name
 
 
-def fetch_files(source: HuggingFaceSource, patterns: tuple[str, ...], token: str | None) -> tuple[Path, str]:
+def fetch_files(source: HubRepository, patterns: tuple[str, ...], token: str | None) -> tuple[Path, str]:
     """Download those files of a repository that match a pattern, and return its local folder and the commit.
 
     Args:
@@ -88,8 +88,19 @@ def fetch_files(source: HuggingFaceSource, patterns: tuple[str, ...], token: str
     return Path(folder), Path(folder).name
 
 
+def list_files(source: HubRepository, token: str | None) -> list[str]:
+    """Return the names of a repository's files.
+
+    Raises:
+        ModelRefusedError: The Hub says that repository, revision or the right to read it does not exist.
+        OSError: The Hub cannot be reached; another try may help.
+    """
+    with _typed_errors(source):
+        return HfApi().list_repo_files(source.repository, revision=source.revision, token=token)
+
+
 @contextlib.contextmanager
-def _typed_errors(source: HuggingFaceSource) -> Iterator[None]:
+def _typed_errors(source: HubRepository) -> Iterator[None]:
     """Have an error say which repository it is of, and whether a restart may cure it."""
     try:
         yield

@@ -6,11 +6,13 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable
+from pathlib import Path
 
 import torch
 
 from kubediffusion.worker.compile_cache import CompiledCodeCache
 from kubediffusion.worker.engine import Engine, EngineInfo, ImagePlan, ImageRequest, Monitor, described
+from kubediffusion.worker.engine.adapters import AdapterWeights
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +96,10 @@ class Saving:
     def plan(self, request: ImageRequest) -> ImagePlan:
         """Return how an image runs: see :meth:`kubediffusion.worker.engine.Engine.plan`."""
         return self._engine.plan(request)
+
+    def read_adapter(self, file: Path) -> AdapterWeights:
+        """Read an adapter's file: see :meth:`kubediffusion.worker.engine.Engine.read_adapter`."""
+        return self._engine.read_adapter(file)
 
     def prepare_while_idle(self, wake: Callable[[], None]) -> bool:
         """Let the engine prepare what it can: see :meth:`kubediffusion.worker.engine.Engine.prepare_while_idle`."""

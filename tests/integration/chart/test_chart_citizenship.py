@@ -35,11 +35,12 @@ def test_a_path_is_rewritten_where_that_is_asked_for(helm: Helm) -> None:
 
 
 def test_monitors_change_labels_as_the_values_say(helm: Helm) -> None:
-    objects, metrics = helm.template(EVERYTHING), EVERYTHING["metrics"]
+    metrics = EVERYTHING["metrics"]
+    objects = helm.template({**EVERYTHING, "webhooks": MATRIX["webhooks"]["webhooks"]})
     (endpoint,) = pick(objects, "ServiceMonitor", f"{RELEASE}-api")["spec"]["endpoints"]
     assert endpoint["relabelings"] == metrics["serviceMonitor"]["relabelings"]
     assert "metricRelabelings" not in endpoint
-    for part in ("operator", "worker"):
+    for part in ("operator", "worker", "webhooks"):
         (endpoint,) = pick(objects, "PodMonitor", f"{RELEASE}-{part}")["spec"]["podMetricsEndpoints"]
         assert endpoint["metricRelabelings"] == metrics["podMonitor"]["metricRelabelings"]
 
@@ -58,9 +59,19 @@ def test_accounts_that_exist_get_the_rights_and_are_not_created(helm: Helm) -> N
     assert {"name": "KUBEDIFFUSION_WORKER_SERVICE_ACCOUNT", "value": "their-worker"} in operator["env"]
 
 
+def test_the_account_of_webhooks_may_exist_too(helm: Helm) -> None:
+    webhooks = {**MATRIX["webhooks"]["webhooks"], "serviceAccount": {"create": False, "name": "their-webhooks"}}
+    objects = helm.template({**MATRIX["webhooks"], "webhooks": webhooks})
+    assert not [o for o in kinds(objects) if o.startswith("ServiceAccount/") and "webhooks" in o]
+    deployment = pick(objects, "Deployment", f"{RELEASE}-webhooks")
+    assert deployment["spec"]["template"]["spec"]["serviceAccountName"] == "their-webhooks"
+    assert helm.template(MATRIX["webhooks"]) != objects
+
+
 def test_all_objects_go_to_the_namespace_that_is_named(helm: Helm) -> None:
     """That of the release is nowhere left, nor in what the operator serves or the test asks."""
-    objects = helm.template({**EVERYTHING, "namespaceOverride": "elsewhere"}, namespace="release-of-it")
+    values = {**EVERYTHING, "webhooks": MATRIX["webhooks"]["webhooks"], "namespaceOverride": "elsewhere"}
+    objects = helm.template(values, namespace="release-of-it")
     found = {o["metadata"]["namespace"] for o in objects if "namespace" in o["metadata"]}
     assert found == {"elsewhere"}
     assert "release-of-it" not in yaml.safe_dump(objects)

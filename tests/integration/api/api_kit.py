@@ -247,27 +247,21 @@ class Stage:
         error = {"code": code, "message": message}
         self._status(name, as_worker=True, phase="Failed", error=error, completionTime=now())
 
-    def succeed(self, name: str, *images: bytes, warnings: tuple[str, ...] = ()) -> None:
-        """Store images and report them, as the worker does."""
+    def succeed(self, name: str, *images: bytes, warnings: tuple[str, ...] = (), **ran: Any) -> None:
+        """Store images and report them, as the worker does; ``ran`` is what the recipe has beside the usual."""
         uid = self.job(name)["metadata"]["uid"]
         images_listed = []
         for index, data in enumerate(images):
             key = image_key(installation.PREFIX, self.namespace.name, uid, index)
             self._s3.put_object(Bucket=installation.BUCKET, Key=key, Body=data, ContentType="image/png")
             images_listed.append(listed(index, f"s3://{installation.BUCKET}/{key}", data))
-        parameters = {
-            "model": MODEL,
-            "numInferenceSteps": 25,
-            "guidanceScale": 9.0,
-            "seed": 7,
-            "numImages": len(images),
-        }
+        recipe = {"model": MODEL, "numInferenceSteps": 25, "guidanceScale": 9.0, "seed": 7, "numImages": len(images)}
         self._status(
             name,
             as_worker=True,
             phase="Succeeded",
             images=images_listed,
-            parameters=parameters,
+            parameters=recipe | ran,
             warnings=list(warnings),
             completionTime=now(),
         )

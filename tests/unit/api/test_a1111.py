@@ -11,6 +11,7 @@ from PIL import Image as PillowImage
 from kubediffusion.api.doors.a1111.img2img import image_bytes, kept, painted_anew
 from kubediffusion.api.doors.a1111.translate import Txt2ImgRequest, infotexts, job_request
 from kubediffusion.api.errors import InvalidRequestError
+from kubediffusion.resources.adapters import AppliedAdapter
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJobStatus, Image, Parameters, Scheduler
 from kubediffusion.resources.pipeline_facts import PipelineFacts
@@ -59,6 +60,53 @@ def test_the_text_of_each_image() -> None:
         "Negative prompt: cats\n"
         "Steps: 20, Sampler: Euler a, CFG scale: 7.5, Seed: 6, Size: 64x96, Model: tiny, Version: KubeDiffusion"
     )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "rest", "adapters"),
+    [
+        ("a hare", "a hare", None),
+        ("a hare <lora:ink:0.8>", "a hare", [{"name": "ink", "scale": 0.8}]),
+        ("<LoRA:ink>a hare", "a hare", [{"name": "ink", "scale": None}]),
+        ("a <lora:ink:-1> hare <lora:oil:0>", "a  hare", [{"name": "ink", "scale": -1}, {"name": "oil", "scale": 0}]),
+        ("a <b> hare <lora>", "a <b> hare <lora>", None),
+    ],
+)
+def test_adapters_are_taken_out_of_the_prompt(prompt: str, rest: str, adapters: Any) -> None:
+    wanted = job_request(Txt2ImgRequest(prompt=prompt), None, 60).model_dump()
+    assert (wanted["prompt"], wanted["adapters"]) == (rest, adapters)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("a hare <lora:ink:0.8:0.6>", "has several scales"),
+        ("a hare <lora:ink:strong>", "its scale must be a number, as in <lora:ink:0.8>"),
+        ("a hare <lora:ink:nan>", "finite"),
+        ("a hare <lora:ink:99>", "less than or equal to 10"),
+        ("a hare <lora:Ink XL:1>", "match"),
+        ("a hare <lora:>", "match"),
+        ("a hare " + "".join(f"<lora:a{n}>" for n in range(5)), "at most 4"),
+        ("<lora:ink>", "at least 1 character"),
+    ],
+)
+def test_an_adapter_that_cannot_be_meant_is_refused_at_the_prompt(prompt: str, words: str) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        job_request(Txt2ImgRequest(prompt=prompt), None, 60)
+    assert isinstance(refused.value.detail, list)
+    (problem,) = refused.value.detail
+    assert problem["loc"][:2] == ["body", "prompt"]
+    assert words in problem["msg"]
+
+
+def test_the_text_of_an_image_names_its_adapters_as_the_prompt_did() -> None:
+    applied = (AppliedAdapter(name="ink", scale=0.8, digest="ab" * 32), AppliedAdapter(name="oil", scale=1))
+    parameters = Parameters(model="m", num_inference_steps=20, guidance_scale=7, seed=5, num_images=1, adapters=applied)
+    image = Image(index=0, uri="s3://b/0", sha256="0" * 64, bytes=1, width=64, height=96, seed=5)
+    done = job(prompt="a hare", status=GenerationJobStatus(parameters=parameters, images=(image,)))
+    first, *_, last = infotexts(done)[0].split("\n")
+    assert first == "a hare <lora:ink:0.8> <lora:oil:1>"
+    assert 'Lora hashes: "ink: abababababab"' in last
 
 
 def test_a_setting_without_effect_is_named_and_left_out_of_what_was_understood() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kubediffusion.client.errors import InvalidRequestError
-from kubediffusion.client.requests import SHORT_WORDS, Spec, parse_size, set_field, snake_case, spec_of
+from kubediffusion.client.requests import SHORT_WORDS, Spec, parse_adapter, parse_size, set_field, snake_case, spec_of
 from kubediffusion.resources.generation_job import GenerationJobSpec
 
 
@@ -59,3 +59,21 @@ def test_any_field_is_set(assignment: str, spec: Spec) -> None:
 def test_no_assignments(assignment: str) -> None:
     with pytest.raises(InvalidRequestError):
         set_field({"prompt": "a fox"}, assignment)
+
+
+@pytest.mark.parametrize(
+    ("text", "adapter"),
+    [
+        ("ink", {"name": "ink"}),
+        ("ink:0.8", {"name": "ink", "scale": 0.8}),
+        ("ink:-1", {"name": "ink", "scale": -1.0}),
+    ],
+)
+def test_an_adapter_is_named_with_its_scale_or_without(text: str, adapter: dict[str, object]) -> None:
+    assert parse_adapter(text) == adapter
+
+
+@pytest.mark.parametrize("text", ["ink:", "ink:strong", "ink:1:2"])
+def test_a_scale_that_is_no_number_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequestError, match="write NAME or NAME:SCALE"):
+        parse_adapter(text)

@@ -167,7 +167,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
             resource = Resource(client, JobRecord, path, meta.GENERATION_JOBS, page_size=PAGE_SIZE)
             service = JobService(settings, resource, state.jobs, state.models, state.metrics)
             previews = PreviewReader(storage, resource, settings.namespace, settings.s3_prefix)
-            async with state.watches.running(resource, client.diffusion_models, state.keys.keep_current()):
+            watched = (resource, client.diffusion_models, client.lora_adapters)
+            async with state.watches.running(*watched, state.keys.keep_current()):
                 logger.info("serving", extra={"namespace": settings.namespace, "ready": state.watches.ready})
                 try:
                     yield {"connected": LifespanState(service, images, encoder, previews, input_store)}

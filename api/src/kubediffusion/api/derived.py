@@ -83,7 +83,7 @@ def request_of(
 
     def definition(name: str, field: FieldInfo) -> tuple[Any, Any]:
         annotation = _replaced(field.rebuild_annotation(), parts or {})
-        words = copy((documented or {}).get(name)) or FieldInfo(description=field.description)
+        words = copy((documented or {}).get(name)) or FieldInfo(description=field.description, examples=field.examples)
         return Annotated[annotation, words], ... if field.is_required() else field.default
 
     return _adding(_ordered(source.model_fields, documented or {}, without), definition)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from kubediffusion.api.adapter_cache import AdapterCache
 from kubediffusion.api.errors import InvalidRequestError, UnavailableError, problem
 from kubediffusion.resources.diffusion_model import DiffusionModel, choose_model
 
@@ -13,9 +14,11 @@ class ModelCache:
 
     Attributes:
         synced: Set once all of them are known.
+        adapters: Their adapters.
     """
 
     def __init__(self) -> None:
+        self.adapters = AdapterCache()
         self._models: dict[str, DiffusionModel] = {}
         self.synced = asyncio.Event()
 

@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic.fields import FieldInfo
 
 from kubediffusion.api.acceleration_schemas import AccelerationView
+from kubediffusion.api.adapter_schemas import ModelAdapter
 from kubediffusion.api.derived import ResponseModel, view_of
 from kubediffusion.resources import diffusion_model, generation_job
 from kubediffusion.resources.pipeline_facts import Task
@@ -85,6 +86,8 @@ class ModelView(ResponseModel):
     defaults: ModelDefaults
     tasks: list[Task]
     """What it makes images of, for example ``image-to-image``; empty until a worker has loaded it."""
+    adapters: list[ModelAdapter]
+    """LoRA adapters that a job of it can name."""
 
 
 class OpenAIModel(ResponseModel):

@@ -9,10 +9,12 @@ from pydantic import Field, PlainValidator
 from pydantic.fields import FieldInfo
 
 from kubediffusion.api.acceleration_schemas import Acceleration, AccelerationView
-from kubediffusion.api.derived import RequestModel, ResponseModel, described, request_of, view_of
+from kubediffusion.api.adapter_schemas import AdapterChoice, AppliedAdapterView
+from kubediffusion.api.derived import Parts, RequestModel, ResponseModel, described, request_of, view_of
 from kubediffusion.api.input_schemas import InputImage, InputImageView
 from kubediffusion.api.webhook_schemas import Webhook, WebhookStatusView
 from kubediffusion.resources import generation_job, webhook
+from kubediffusion.resources.adapters import AppliedAdapter, JobAdapter
 from kubediffusion.resources.generation_job import (
     DEFAULT_BACKOFF_LIMIT,
     DEFAULT_GUIDANCE,
@@ -30,6 +32,13 @@ EXAMPLE_RUNNING_ID = "01975f0a-6c1e-7d3b-9f56-2f0c8a4be1d8"
 EXAMPLE_MODEL = "stable-diffusion-v1-5"
 EXAMPLE_PROMPT = "A photo of an astronaut riding a horse on the moon"
 
+
+SPEC_PARTS: Parts = {
+    generation_job.Acceleration: Acceleration,
+    generation_job.JobInput: InputImage,
+    JobAdapter: AdapterChoice,
+}
+"""What stands in a request for the parts of a job's spec."""
 
 NOT_REQUESTED = {
     "cancel": "a job is cancelled by POST /v1/jobs/{name}/cancel, not born cancelled",
@@ -107,11 +116,7 @@ they are answered when the images are there."""
         "deletion_policy": described("Whether deleting the job deletes its images.", default=DeletionPolicy.RETAIN),
         "webhook": described("Whom to tell when the job starts and ends, where the installation delivers webhooks."),
     },
-    parts={
-        generation_job.Acceleration: Acceleration,
-        generation_job.JobInput: InputImage,
-        webhook.Webhook: Webhook,
-    },
+    parts={**SPEC_PARTS, webhook.Webhook: Webhook},
     without=NOT_REQUESTED,
 )
 class JobRequest(RequestModel):
@@ -275,7 +280,11 @@ class Waiting(ResponseModel):
 
 @view_of(
     generation_job.Parameters,
-    parts={generation_job.Acceleration: AccelerationView, generation_job.JobInput: InputImageView},
+    parts={
+        generation_job.Acceleration: AccelerationView,
+        generation_job.JobInput: InputImageView,
+        AppliedAdapter: AppliedAdapterView,
+    },
 )
 class ParametersView(ResponseModel):
     """The recipe as it was really run."""

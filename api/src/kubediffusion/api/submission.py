@@ -150,6 +150,7 @@ class JobSubmitter:
         model = self._models.usable(spec.model)
         if errors := [problem(error.field, error.message) for error in check_limits(spec, model)]:
             raise InvalidRequestError(errors)
+        self._models.adapters.check(spec, model)
         self._check_priority(spec, key_name)
         self._check_webhook(spec)
         ttl = time_to_live(spec, model, self._settings.default_ttl_seconds)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from kubediffusion.api.adapter_schemas import AdapterView
 from kubediffusion.api.errors import StateConflictError
 from kubediffusion.api.job_cache.records import CachedJob, StoredImage
 from kubediffusion.api.model_schemas import ModelView, OpenAIModel
@@ -20,6 +21,7 @@ from kubediffusion.api.schemas import (
     Waiting,
 )
 from kubediffusion.resources import meta
+from kubediffusion.resources.adapters import JobAdapter
 from kubediffusion.resources.conditions import (
     Condition,
     ConditionStatus,
@@ -31,6 +33,7 @@ from kubediffusion.resources.conditions import (
 )
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import Acceleration, GenerationJob, GenerationJobSpec, Scheduler
+from kubediffusion.resources.lora_adapter import LoRAAdapter
 from kubediffusion.resources.parameters import resolve_parameters
 
 MAX_NAME = 253
@@ -163,8 +166,25 @@ def openai_model(model: DiffusionModel) -> OpenAIModel:
     )
 
 
-def model_view(model: DiffusionModel) -> ModelView:
-    """Build the view of a model."""
+def adapter_view(adapter: LoRAAdapter) -> AdapterView:
+    """Build the view of an adapter."""
+    condition, status = adapter.readiness, adapter.status
+    known = status if status.observed_generation == adapter.metadata.generation else None
+    return AdapterView(
+        name=adapter.name,
+        model=adapter.spec.model,
+        scale=adapter.spec.scale,
+        trigger_words=list(adapter.spec.trigger_words),
+        ready=condition is not None and condition.status == ConditionStatus.TRUE,
+        reason=condition.reason if condition else None,
+        message=condition.message if condition else None,
+        rank=known.rank if known else None,
+        digest=known.digest if known else None,
+    )
+
+
+def model_view(model: DiffusionModel, adapters: Iterable[LoRAAdapter] = ()) -> ModelView:
+    """Build the view of a model, with its adapters."""
     condition = find_condition(model.status.conditions, ModelConditionType.AVAILABLE)
     # The defaults as a job without any wish gets them; the prompt and the seed do not matter here.
     defaults = resolve_parameters(GenerationJobSpec(prompt="-"), model, seed=0)
@@ -179,6 +199,7 @@ def model_view(model: DiffusionModel) -> ModelView:
             "limits": model.spec.limits,
             "defaults": defaults,
             "tasks": [] if model.pipeline is None else model.pipeline.tasks,
+            "adapters": [adapter_view(adapter) for adapter in adapters],
         }
     )
 
@@ -200,6 +221,9 @@ def recipe_manifest(job: GenerationJob, model: DiffusionModel | None = None) -> 
         raise StateConflictError(f"The job has no recipe yet: it is {job.status.phase}.")
     shared = ran.model_fields_set & GenerationJobSpec.model_fields.keys()
     known = {field: value for field in shared if (value := getattr(ran, field)) is not None}
+    if ran.adapters is not None:
+        # Not by their digests: no job can ask for one.
+        known["adapters"] = [JobAdapter(name=each.name, scale=each.scale) for each in ran.adapters]
     # A model may have a scheduler of its own that no job can ask for; it has it again.
     if ran.scheduler not in set(Scheduler):
         known.pop("scheduler", None)

@@ -1,4 +1,4 @@
-"""The two watches that the API lives on, from start to stop."""
+"""The watches that the API lives on, from start to stop."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from kubediffusion.api.model_cache import ModelCache
 from kubediffusion.resources.apiserver.reflector import Reflector
 from kubediffusion.resources.apiserver.resource import Resource
 from kubediffusion.resources.diffusion_model import DiffusionModel
+from kubediffusion.resources.lora_adapter import LoRAAdapter
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class Watches:
     Args:
         namespace: Namespace to watch.
         jobs: Filled with its GenerationJobs.
-        models: Filled with its DiffusionModels.
+        models: Filled with its DiffusionModels and LoRAAdapters.
     """
 
     def __init__(self, namespace: str, jobs: JobCache, models: ModelCache) -> None:
@@ -50,13 +51,21 @@ class Watches:
 
     @asynccontextmanager
     async def running(
-        self, jobs: Resource[JobRecord], models: Resource[DiffusionModel], *others: Coroutine[Any, Any, None]
+        self,
+        jobs: Resource[JobRecord],
+        models: Resource[DiffusionModel],
+        adapters: Resource[LoRAAdapter],
+        *others: Coroutine[Any, Any, None],
     ) -> AsyncIterator[None]:
         """Watch, and run other background work beside, for as long as the context lasts."""
         job_watch = Reflector(jobs, self._namespace, self._jobs.on_change)
         model_watch = Reflector(models, self._namespace, self._models.on_change)
         self._jobs_synced, self._models.synced = job_watch.synced, model_watch.synced
-        tasks = [asyncio.create_task(work) for work in (job_watch.run(), model_watch.run(), *others)]
+        # A role of an earlier release may not list them: requests without any are served all the same.
+        adapter_watch = Reflector(adapters, self._namespace, self._models.adapters.on_change)
+        self._models.adapters.synced = adapter_watch.synced
+        works = (job_watch.run(), model_watch.run(), adapter_watch.run(), *others)
+        tasks = [asyncio.create_task(work) for work in works]
         for task in tasks:
             task.add_done_callback(self._on_end)
         synced = asyncio.gather(job_watch.synced.wait(), model_watch.synced.wait())

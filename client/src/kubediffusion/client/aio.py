@@ -11,6 +11,7 @@ import anyio
 
 from kubediffusion.client.handles import (
     CLEAN_UP_SECONDS,
+    AsyncAdapters,
     AsyncJob,
     AsyncJobs,
     AsyncModels,
@@ -95,6 +96,7 @@ class AsyncClient:
     Attributes:
         jobs: The jobs that there are.
         models: The models that jobs can use.
+        adapters: The LoRA adapters that jobs can name.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class AsyncClient:
         self.transport = transport or transport_of(server, api_key, namespace, timeout, retry_seconds, on_retry)
         self.jobs = AsyncJobs(self.transport)
         self.models = AsyncModels(self.transport)
+        self.adapters = AsyncAdapters(self.transport)
 
     async def __aenter__(self) -> Self:
         return self

@@ -22,7 +22,7 @@ from kubediffusion.client.requests import spec_again
 
 if TYPE_CHECKING:
     from kubediffusion.client.transport import Transport
-    from kubediffusion.client.views import JobPage, JobSummary, JobView, ModelView
+    from kubediffusion.client.views import AdapterView, JobPage, JobSummary, JobView, ModelView
 
 QUIET_WAIT_SECONDS = 30.0
 """How long one question for a job's end waits where nobody looks at the progress."""
@@ -242,6 +242,17 @@ class AsyncModels:
         if found is None:
             raise NotFoundError(f"there is no model {name!r}")
         return found
+
+
+class AsyncAdapters:
+    """The LoRA adapters that jobs can name."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    async def list(self, model: str | None = None) -> list[AdapterView]:
+        """Return the adapters of a model, or all of them: whether a worker holds each, and why not."""
+        return [each for each in await self._transport.adapters() if model in (None, each.model)]
 
 
 def succeeded(view: JobView) -> JobView:

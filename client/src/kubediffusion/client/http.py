@@ -27,7 +27,7 @@ from kubediffusion.client.errors import (
 )
 from kubediffusion.client.requests import Spec
 from kubediffusion.client.retries import Retries
-from kubediffusion.client.views import ImageView, JobPage, JobSummary, JobView, ModelView
+from kubediffusion.client.views import AdapterView, ImageView, JobPage, JobSummary, JobView, ModelView
 from kubediffusion.resources.generation_job import Phase
 from kubediffusion.resources.schema import Schema
 
@@ -139,6 +139,10 @@ class HttpTransport:
         """Return the models."""
         return list((await self._view(_ModelList, "GET", "/v1/models")).models)
 
+    async def adapters(self) -> list[AdapterView]:
+        """Return the adapters."""
+        return list((await self._view(_AdapterList, "GET", "/v1/adapters")).adapters)
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.aclose()
@@ -170,6 +174,10 @@ class HttpTransport:
             raise error_of(answer)
 
         return await self._retries.run(attempt)
+
+
+class _AdapterList(Schema):
+    adapters: tuple[AdapterView, ...]
 
 
 class _ModelList(Schema):

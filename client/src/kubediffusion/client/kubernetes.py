@@ -26,10 +26,10 @@ from kubediffusion.client.errors import (
     KubeDiffusionError,
     NotFoundError,
 )
-from kubediffusion.client.objects import asks_for, error_of, job_view, manifest, model_view
+from kubediffusion.client.objects import adapter_view, asks_for, error_of, job_view, manifest, model_view
 from kubediffusion.client.requests import Spec
 from kubediffusion.client.retries import Retries
-from kubediffusion.client.views import ImageView, JobPage, JobSummary, JobView, ModelView
+from kubediffusion.client.views import AdapterView, ImageView, JobPage, JobSummary, JobView, ModelView
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.apiserver.errors import ConflictError as AlreadyExistsError
 from kubediffusion.resources.apiserver.errors import GoneError, KubernetesError, error_from_answer
@@ -156,6 +156,11 @@ class KubernetesTransport:
         """Return the models."""
         models, _ = await self._run(lambda client, namespace: client.diffusion_models.list(namespace))
         return [model_view(model) for model in models]
+
+    async def adapters(self) -> list[AdapterView]:
+        """Return the adapters."""
+        adapters, _ = await self._run(lambda client, namespace: client.lora_adapters.list(namespace))
+        return [adapter_view(adapter) for adapter in sorted(adapters, key=lambda adapter: adapter.name)]
 
     async def image(self, job: JobSummary, image: ImageView) -> bytes:
         """Return the PNG, from the HTTP API's Service, through the API server."""

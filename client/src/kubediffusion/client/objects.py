@@ -11,7 +11,7 @@ from pydantic.alias_generators import to_camel
 
 from kubediffusion.client import errors
 from kubediffusion.client.requests import Spec, snake_case
-from kubediffusion.client.views import ImageView, JobView, ModelView, Waiting
+from kubediffusion.client.views import AdapterView, ImageView, JobView, ModelView, Waiting
 from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.errors import (
     ConflictError,
@@ -23,6 +23,7 @@ from kubediffusion.resources.apiserver.errors import (
 from kubediffusion.resources.conditions import ConditionStatus, JobConditionType, ModelConditionType, find_condition
 from kubediffusion.resources.diffusion_model import DiffusionModel, JobDefaults
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobSpec
+from kubediffusion.resources.lora_adapter import LoRAAdapter
 from kubediffusion.resources.parameters import resolve_parameters
 from kubediffusion.resources.transitions import TERMINAL
 
@@ -92,6 +93,23 @@ def model_view(model: DiffusionModel) -> ModelView:
             "limits": model.spec.limits,
             "defaults": {name: defaults.get(name) for name in JobDefaults.model_fields},
         }
+    )
+
+
+def adapter_view(adapter: LoRAAdapter) -> AdapterView:
+    """Build the view of an adapter."""
+    condition, status = adapter.readiness, adapter.status
+    known = status.observed_generation == adapter.metadata.generation
+    return AdapterView(
+        name=adapter.name,
+        model=adapter.spec.model,
+        scale=adapter.spec.scale,
+        trigger_words=adapter.spec.trigger_words,
+        ready=condition is not None and condition.status == ConditionStatus.TRUE,
+        reason=condition.reason if condition else "",
+        message=condition.message if condition else "",
+        rank=status.rank if known else None,
+        digest=status.digest if known else None,
     )
 
 

@@ -86,6 +86,22 @@ def parse_size(size: Size) -> tuple[int, int]:
     return int(found[1]), int(found[2] or found[1])
 
 
+def parse_adapter(text: str) -> dict[str, Any]:
+    """Return an adapter as a job names it, from ``NAME`` or ``NAME:SCALE``.
+
+    Raises:
+        InvalidRequestError: The scale is no number.
+    """
+    name, colon, scale = text.partition(":")
+    if not colon:
+        return {"name": name}
+    try:
+        return {"name": name, "scale": float(scale)}
+    except ValueError:
+        message = f"{text!r} has no number after its colon; write NAME or NAME:SCALE, as in line-drawing:0.8"
+        raise InvalidRequestError([FieldProblem("adapters", message)]) from None
+
+
 def set_field(spec: Spec, assignment: str) -> None:
     """Set a field of a spec as the command line writes it: ``spec.acceleration.featureCaching.interval=3``.
 

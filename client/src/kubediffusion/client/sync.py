@@ -18,7 +18,7 @@ from kubediffusion.client.requests import Size
 if TYPE_CHECKING:
     from kubediffusion.client.retries import OnRetry
     from kubediffusion.client.transport import Transport
-    from kubediffusion.client.views import JobPage, JobSummary, JobView, ModelView
+    from kubediffusion.client.views import AdapterView, JobPage, JobSummary, JobView, ModelView
     from kubediffusion.resources.generation_job import GenerationJobSpec
 
 
@@ -39,6 +39,7 @@ class Client:
     Attributes:
         jobs: The jobs that there are.
         models: The models that jobs can use.
+        adapters: The LoRA adapters that jobs can name.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Client:
         self._portal = Portal(self._client.aclose)
         self.jobs = Jobs(self._client, self._portal)
         self.models = Models(self._client, self._portal)
+        self.adapters = Adapters(self._client, self._portal)
 
     def __enter__(self) -> Self:
         return self
@@ -217,3 +219,15 @@ class Models:
             NotFoundError: There is none of this name.
         """
         return self._portal.call(lambda: self._client.models.get(name))
+
+
+class Adapters:
+    """The LoRA adapters that jobs can name."""
+
+    def __init__(self, client: AsyncClient, portal: Portal) -> None:
+        self._client = client
+        self._portal = portal
+
+    def list(self, model: str | None = None) -> list[AdapterView]:
+        """Return the adapters of a model, or all of them: whether a worker holds each, and why not."""
+        return self._portal.call(lambda: self._client.adapters.list(model))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from kubediffusion.client.requests import Spec
-    from kubediffusion.client.views import ImageView, JobPage, JobSummary, JobView, ModelView
+    from kubediffusion.client.views import AdapterView, ImageView, JobPage, JobSummary, JobView, ModelView
 
 
 class Transport(Protocol):
@@ -57,6 +57,10 @@ class Transport(Protocol):
 
     async def models(self) -> list[ModelView]:
         """Return the models."""
+        ...
+
+    async def adapters(self) -> list[AdapterView]:
+        """Return the adapters."""
         ...
 
     async def aclose(self) -> None:

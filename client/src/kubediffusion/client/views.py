@@ -187,3 +187,26 @@ class ModelView(Schema):
     """Jobs that wait for a worker, as the operator counted last."""
     revision: str | None = None
     """The revision of the weights."""
+
+
+class AdapterView(Schema):
+    """A LoRA adapter that jobs can name."""
+
+    name: str
+    """Its name."""
+    model: str
+    """The model that it is for."""
+    scale: float = 1.0
+    """How strongly it counts where a job does not say."""
+    trigger_words: tuple[str, ...] = ()
+    """Words that it was trained with, to put into the prompt."""
+    ready: bool = False
+    """Whether a worker holds it now. Of one that none holds, the next job that names it has one load it."""
+    reason: Annotated[str, BeforeValidator(lambda value: value or "")] = ""
+    """Why, for programs; empty while the operator has not said."""
+    message: Annotated[str, BeforeValidator(lambda value: value or "")] = ""
+    """The same for people."""
+    rank: int | None = None
+    """The largest rank of its layers; None until a worker has loaded it."""
+    digest: str | None = None
+    """SHA-256 of its weights' file; None until a worker has loaded it."""

@@ -191,7 +191,8 @@ class GenerationJobSpec(Schema):
     strength: Fraction | None = None
     """How much of the input image is made anew, as a fraction of the steps: near 0 hardly anything, at 1 next to all;
     by default 0.8. One step is made in any case."""
-    adapters: Adapters | None = None
+    # No name would do as an example: it is not there where the document is tried.
+    adapters: Annotated[Adapters | None, Field(examples=[None])] = None
     """LoRAAdapters of its model that its images are made with; for the pipelines that can."""
     priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] | None = None
     """Higher runs first; by default 0. Equal priorities run in order of age."""

@@ -64,6 +64,9 @@ def check_adapters(
         adapters: LoRAAdapters of the job's namespace by name.
         template_hash: Names the model's worker template of today: what workers of another one refused says nothing.
     """
+    names = [asked.name for asked in spec.adapters or ()]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        yield FieldError("adapters", f"{twice[0]!r} is named {names.count(twice[0])} times; name it once")
     for asked in spec.adapters or ():
         adapter = adapters.get(asked.name)
         if adapter is None or adapter.spec.model != model.name:

@@ -13,6 +13,7 @@ from pydantic import AwareDatetime, BeforeValidator, StringConstraints
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
+from kubediffusion.api.adapter_schemas import AdapterList
 from kubediffusion.api.dependencies import (
     AppStateDep,
     ClientDep,
@@ -41,7 +42,7 @@ from kubediffusion.api.routes.responses import Responses, errors, links
 from kubediffusion.api.schemas import EXAMPLE_ID, EXAMPLE_MODEL, EXAMPLE_RUNNING_ID, JobList, JobView
 from kubediffusion.api.service import MAX_NAME, JobService
 from kubediffusion.api.settings import ImageForm
-from kubediffusion.api.translate import model_view, openai_model, recipe_manifest
+from kubediffusion.api.translate import adapter_view, model_view, openai_model, recipe_manifest
 from kubediffusion.resources.generation_job import Phase
 from kubediffusion.resources.storage import PNG
 
@@ -301,7 +302,10 @@ async def show_preview(
 async def list_models(state: AppStateDep) -> ModelList:
     """List the namespace's models: whether each is available, its defaults and its limits."""
     models = state.models.all()
-    return ModelList(models=[model_view(model) for model in models], data=[openai_model(model) for model in models])
+    return ModelList(
+        models=[model_view(model, state.models.adapters.of(model.name)) for model in models],
+        data=[openai_model(model) for model in models],
+    )
 
 
 @router.get("/models/{name}", tags=["models"], summary="Show a model", responses=errors(404))
@@ -312,7 +316,13 @@ async def show_model(
     model = state.models.find(name)
     if model is None:
         raise ModelNotFoundError(f"There is no model {name[:MAX_NAME]!r}; GET /v1/models lists those that there are.")
-    return ModelDetail(**dict(model_view(model)), **dict(openai_model(model)))
+    return ModelDetail(**dict(model_view(model, state.models.adapters.of(model.name))), **dict(openai_model(model)))
+
+
+@router.get("/adapters", tags=["models"], summary="List adapters", responses=errors())
+async def list_adapters(state: AppStateDep) -> AdapterList:
+    """List the namespace's LoRA adapters: of which model each is, whether a worker holds it, and why not."""
+    return AdapterList(adapters=[adapter_view(adapter) for adapter in state.models.adapters.all()])
 
 
 def _has_tag(if_none_match: str | None, tag: str) -> bool:

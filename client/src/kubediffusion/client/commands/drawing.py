@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +16,7 @@ from kubediffusion.client.commands.progress import ProgressBar
 from kubediffusion.client.commands.saving import STDOUT, check_folder, check_target, save_images
 from kubediffusion.client.commands.session import ConnectionOptions, run
 from kubediffusion.client.errors import FieldProblem, InvalidRequestError, KubeDiffusionError, WaitTimeoutError
-from kubediffusion.client.requests import Spec, fields_of, set_field, spec_again, spec_of
+from kubediffusion.client.requests import Spec, fields_of, parse_adapter, set_field, spec_again, spec_of
 
 if TYPE_CHECKING:
     from kubediffusion.client.aio import AsyncClient
@@ -32,6 +32,13 @@ Guidance = Annotated[float | None, typer.Option(metavar="X", help="Guidance scal
 Count = Annotated[int | None, typer.Option(metavar="N", help="How many pictures; one by default.")]
 Size = Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, 512x768 or 512; the model's by default.")]
 Negative = Annotated[str | None, typer.Option(metavar="TEXT", help="What the picture should not show.")]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME[:SCALE]",
+        help="A LoRA adapter, one of `adapters`, and how strongly it counts; may be given again.",
+    ),
+]
 SpecAssignments = Annotated[
     list[str] | None,
     typer.Option(
@@ -54,6 +61,7 @@ def generate(
     count: Count = None,
     size: Size = None,
     negative: Negative = None,
+    lora: Lora = None,
     assignments: SpecAssignments = None,
     wait: Wait = True,
     cancel: Cancel = True,
@@ -79,6 +87,7 @@ def generate(
             "guidance": guidance,
             "count": count,
             "negative": negative,
+            "adapters": _adapters(lora),
         }
         spec = _assigned(spec_of(prompt, named, size), assignments)
         await drawing.draw(client, spec)
@@ -98,6 +107,7 @@ def again(
     count: Count = None,
     size: Size = None,
     negative: Negative = None,
+    lora: Lora = None,
     assignments: SpecAssignments = None,
     wait: Wait = True,
     cancel: Cancel = True,
@@ -116,7 +126,7 @@ def again(
         view = (await client.jobs.get(job)).view
         named = {
             "model": model, "seed": None if seed is None else _seed(seed), "steps": steps, "guidance": guidance,
-            "count": count, "negative": negative,
+            "count": count, "negative": negative, "adapters": _adapters(lora),
         }  # fmt: skip
         spec = _assigned(spec_again(view, named, size), assignments)
         await drawing.draw(client, spec)
@@ -219,6 +229,10 @@ def _assigned(spec: Spec, assignments: list[str] | None) -> Spec:
     for assignment in assignments or ():
         set_field(spec, assignment)
     return spec
+
+
+def _adapters(lora: list[str] | None) -> list[dict[str, Any]] | None:
+    return [parse_adapter(each) for each in lora] if lora else None
 
 
 def _count(spec: Spec) -> int:

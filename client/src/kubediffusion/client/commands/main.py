@@ -94,6 +94,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "cancel": showing.cancel,
     "open": showing.open_images,
     "models": showing.models,
+    "adapters": showing.adapters,
 }
 
 for name, command in COMMANDS.items():

@@ -1,4 +1,4 @@
-"""The commands that show and change what there is: ``list``, ``get``, ``explain``, ``cancel``, ``open``, ``models``."""
+"""The commands that show and change what there is: jobs (``list``, ``get``, …), ``models`` and ``adapters``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kubediffusion.client.commands.words import age, explanation
 
 if TYPE_CHECKING:
     from kubediffusion.client.aio import AsyncClient
-    from kubediffusion.client.views import JobSummary, ModelView
+    from kubediffusion.client.views import AdapterView, JobSummary, ModelView
 
 
 def list_jobs(
@@ -153,6 +153,34 @@ def models(
         return
     heads = ("NAME", "DEFAULT", "AVAILABLE", "WORKERS", "QUEUED", "STEPS", "SIZE", "MOST", "WHY")
     show_table(heads, [_model_row(model) for model in found])
+
+
+def adapters(
+    model: options.Model = None,
+    output: options.Output = Format.TEXT,
+    server: options.Server = None,
+    namespace: options.Namespace = None,
+    api_key: options.ApiKey = None,
+    retry: options.Retry = RETRY_SECONDS,
+) -> None:
+    """List the LoRA adapters: of which model each is, whether a worker holds it, and why not."""
+
+    async def work(client: AsyncClient) -> list[AdapterView]:
+        return await client.adapters.list(model)
+
+    found = run(ConnectionOptions(server, api_key, namespace, retry), work, output)
+    if output is not Format.TEXT:
+        show([plain(adapter) for adapter in found], output)
+        return
+    rows = [
+        (each.name, each.model, f"{each.scale:g}", "yes" if each.ready else "no", words, _why(each))
+        for each, words in ((each, ", ".join(each.trigger_words)) for each in found)
+    ]
+    show_table(("NAME", "MODEL", "SCALE", "LOADED", "WORDS", "WHY"), rows)
+
+
+def _why(adapter: AdapterView) -> str:
+    return "" if adapter.ready else one_line(adapter.message or adapter.reason)
 
 
 def _show_jobs(jobs: list[JobSummary]) -> None:

@@ -76,9 +76,10 @@ def parameters_text(ran: Parameters) -> str:
     """Say with which parameters a job was run."""
     size = f"{ran.width}x{ran.height}, " if ran.width and ran.height else ""
     scheduler = f", {ran.scheduler}" if ran.scheduler else ""
+    adapters = "".join(f", {each.name} at {each.scale:g}" for each in ran.adapters or ())
     return (
         f"{ran.num_images} of {size}{ran.num_inference_steps} steps, guidance {ran.guidance_scale:g}{scheduler}, "
-        f"seed {ran.seed}"
+        f"seed {ran.seed}{adapters}"
     )
 
 

@@ -25,6 +25,7 @@ from kubediffusion.api.doors.a1111.img2img import Img2ImgRequest, image_bytes, k
 from kubediffusion.api.doors.a1111.schemas import (
     A1111ErrorBody,
     A1111Images,
+    A1111Lora,
     A1111Model,
     A1111Options,
     A1111Progress,
@@ -39,6 +40,7 @@ from kubediffusion.api.doors.a1111.translate import (
     info,
     infotexts,
     job_request,
+    lora_view,
     model_view,
     samplers,
 )
@@ -214,6 +216,12 @@ async def interrupt() -> None:
 async def list_models(state: AppStateDep) -> list[A1111Model]:
     """List the namespace's models."""
     return [model_view(model) for model in state.models.all()]
+
+
+@router.get("/loras", summary="List adapters", responses=_errors())
+async def list_loras(state: AppStateDep) -> list[A1111Lora]:
+    """List the namespace's adapters, which `<lora:NAME:SCALE>` in a prompt names."""
+    return [lora_view(adapter) for adapter in state.models.adapters.all()]
 
 
 @router.get("/samplers", summary="List samplers", responses=_errors())

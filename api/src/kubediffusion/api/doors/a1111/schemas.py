@@ -91,6 +91,18 @@ class A1111Model(ResponseModel):
     config: None = None
 
 
+class A1111Lora(ResponseModel):
+    """A LoRAAdapter."""
+
+    name: Annotated[str, Field(examples=["line-drawing"])]
+    """What ``<lora:NAME:SCALE>`` in a prompt names."""
+    alias: str
+    path: str
+    """Its name again: where it lies is not told."""
+    metadata: dict[str, Any]
+    """The model that it is for, and its trigger words."""
+
+
 class A1111Options(ResponseModel):
     """The settings that clients ask for."""
 

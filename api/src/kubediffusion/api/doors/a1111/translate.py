@@ -15,7 +15,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from kubediffusion.api.doors.a1111.schemas import A1111Model, A1111Sampler
+from kubediffusion.api.doors.a1111.loras import hashes, with_loras, without_loras
+from kubediffusion.api.doors.a1111.schemas import A1111Lora, A1111Model, A1111Sampler
 from kubediffusion.api.doors.common import FieldNames
 from kubediffusion.api.errors import ApiError, InvalidRequestError, Problem, problem
 from kubediffusion.api.schemas import EXAMPLE_PROMPT, JobRequest
@@ -30,6 +31,7 @@ from kubediffusion.resources.generation_job import (
     Size,
     Steps,
 )
+from kubediffusion.resources.lora_adapter import LoRAAdapter
 
 FIELD_NAMES = FieldNames(
     {
@@ -39,6 +41,7 @@ FIELD_NAMES = FieldNames(
         "scheduler": "sampler_name",
         "model": "override_settings.sd_model_checkpoint",
         "inputs": "init_images",
+        "adapters": "prompt",
     }
 )
 
@@ -87,7 +90,7 @@ class Txt2ImgRequest(BaseModel):
     model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True)
 
     prompt: Annotated[Prompt, Field(examples=[EXAMPLE_PROMPT])]
-    """What the image shows."""
+    """What the image shows. ``<lora:NAME:SCALE>`` in it names an adapter of ``GET /sdapi/v1/loras``."""
     negative_prompt: NegativePrompt | None = None
     """What the image should not show."""
     steps: Steps | None = None
@@ -178,9 +181,11 @@ def job_request(request: Txt2ImgRequest, model: DiffusionModel | None, deadline_
         scheduler = _scheduler(BY_NAME[sampler.lower()], model)
     if problems:
         raise InvalidRequestError(problems)
+    prompt, adapters = without_loras(request.prompt)
     return FIELD_NAMES.job_request(
         {
-            "prompt": request.prompt,
+            "prompt": prompt,
+            "adapters": adapters or None,
             "negative_prompt": request.negative_prompt or None,
             "model": request.checkpoint,
             "num_inference_steps": request.steps,
@@ -217,10 +222,13 @@ def _infotext(job: GenerationJob, seed: int, width: int, height: int) -> str:
             parameters["Sampler"] = BY_SCHEDULER.get(ran.scheduler, ran.scheduler)
         parameters["CFG scale"] = f"{ran.guidance_scale:g}"
     parameters |= {"Seed": seed, "Size": f"{width}x{height}"}
+    adapters = (ran and ran.adapters) or ()
     if ran is not None:
         parameters["Model"] = ran.model
+    if known := hashes(adapters):
+        parameters["Lora hashes"] = known
     parameters["Version"] = "KubeDiffusion"
-    lines = [job.spec.prompt]
+    lines = [with_loras(job.spec.prompt, adapters)]
     if negative := _negative_prompt(job):
         lines.append(f"Negative prompt: {negative}")
     lines.append(", ".join(f"{name}: {value}" for name, value in parameters.items()))
@@ -295,3 +303,9 @@ def samplers() -> list[A1111Sampler]:
 def model_view(model: DiffusionModel) -> A1111Model:
     """Build the view of a model."""
     return A1111Model(title=model.name, model_name=model.name, filename=model.name)
+
+
+def lora_view(adapter: LoRAAdapter) -> A1111Lora:
+    """Build the view of an adapter."""
+    about = {"model": adapter.spec.model, "trigger_words": list(adapter.spec.trigger_words)}
+    return A1111Lora(name=adapter.name, alias=adapter.name, path=adapter.name, metadata=about)

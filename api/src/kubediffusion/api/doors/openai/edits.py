@@ -34,7 +34,8 @@ IMAGE_FIELDS = frozenset({"image", "image[]", "image[0]"})
 @request_of(
     generation_job.GenerationJobSpec,
     parts={generation_job.Acceleration: Acceleration},
-    without=NOT_AT_DOORS | OWN_NAMES.keys() | {"inputs"},
+    # No adapters: a form has no objects in lists.
+    without=NOT_AT_DOORS | OWN_NAMES.keys() | {"inputs", "adapters"},
 )
 class ImageEditRequest(OpenAIRequest):
     """What to make of an image, as OpenAI's clients say it; unknown fields are ignored."""

@@ -15,14 +15,12 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from kubediffusion.api.acceleration_schemas import Acceleration
 from kubediffusion.api.derived import StrictNumbers, request_of
 from kubediffusion.api.doors.common import FieldNames, around_images
 from kubediffusion.api.encoding import Encoding, OutputFormat
 from kubediffusion.api.errors import ApiError, InvalidRequestError, problem
-from kubediffusion.api.input_schemas import InputImage
 from kubediffusion.api.job_cache.records import StoredImage
-from kubediffusion.api.schemas import EXAMPLE_PROMPT, NOT_AT_DOORS, JobRequest
+from kubediffusion.api.schemas import EXAMPLE_PROMPT, NOT_AT_DOORS, SPEC_PARTS, JobRequest
 from kubediffusion.resources import generation_job
 
 SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
@@ -93,7 +91,7 @@ class OpenAIRequest(StrictNumbers):
 
 @request_of(
     generation_job.GenerationJobSpec,
-    parts={generation_job.Acceleration: Acceleration, generation_job.JobInput: InputImage},
+    parts=SPEC_PARTS,
     without=NOT_AT_DOORS | OWN_NAMES.keys(),
 )
 class ImageGenerationRequest(OpenAIRequest):

@@ -19,16 +19,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from kubediffusion.api.acceleration_schemas import Acceleration
 from kubediffusion.api.derived import StrictNumbers, request_of
 from kubediffusion.api.doors.common import FieldNames
 from kubediffusion.api.doors.replicate.schemas import Prediction, PredictionUrls, ReplicateModel, ReplicateVersion
 from kubediffusion.api.encoding import Encoding, OutputFormat
 from kubediffusion.api.errors import ApiError, InvalidRequestError, problem
-from kubediffusion.api.input_schemas import InputImage
 from kubediffusion.api.job_cache.records import CachedJob
 from kubediffusion.api.job_cache.results import error_message
-from kubediffusion.api.schemas import EXAMPLE_MODEL, EXAMPLE_PROMPT, NOT_AT_DOORS, JobRequest
+from kubediffusion.api.schemas import EXAMPLE_MODEL, EXAMPLE_PROMPT, NOT_AT_DOORS, SPEC_PARTS, JobRequest
 from kubediffusion.resources import generation_job, meta
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobSpec, Phase, Scheduler
@@ -87,7 +85,7 @@ _ENCODING = re.compile(r"(jpg|webp);quality=(\d{1,2}|100)")
 
 @request_of(
     generation_job.GenerationJobSpec,
-    parts={generation_job.Acceleration: Acceleration, generation_job.JobInput: InputImage},
+    parts=SPEC_PARTS,
     without=NOT_AT_DOORS | {"model", "prompt", "num_images", "scheduler"},
 )
 class PredictionInput(StrictNumbers):

@@ -207,6 +207,12 @@ def test_what_is_no_lora_is_refused_with_its_keys(
         "nothing": {"a": torch.ones(1)},
         "no numbers": {**good, f"{prefix}.lora_A.weight": good[f"{prefix}.lora_A.weight"] * float("nan")},
     }
+    for case, shape in {"rank 0": (0, 4), "a number": (), "a vector": (4,)}.items():
+        cases[case] = {
+            **good,
+            f"{prefix}.lora_A.weight": torch.ones(shape),
+            f"{prefix}.lora_B.weight": torch.ones(shape),
+        }
     for case, tensors in cases.items():
         file = tmp_path / "a.safetensors"
         save_file(tensors, file)
@@ -215,6 +221,24 @@ def test_what_is_no_lora_is_refused_with_its_keys(
         assert message
         if case != "nothing":
             assert reason == "UnknownKeys", (case, message)
+
+
+def test_a_file_that_is_overwritten_changes_nothing_that_was_read(
+    engines: Callable[[str], ContinuousEngine], tmp_path: Path
+) -> None:
+    engine = engines("flux")
+    file = lora_files.lora_of(engine.pipeline, tmp_path / "a.safetensors", seed=0)
+    other = lora_files.lora_of(engine.pipeline, tmp_path / "b.safetensors", seed=1).read_bytes()
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    read, again = engine.read_adapter(file), engine.read_adapter(file)
+    assert read.digest == digest
+    expected = {name: added.down.clone() for name, added in again.components["transformer"].items()}
+    # In place, as a copy over a file does it: one that is mapped would show the new bytes.
+    with file.open("r+b") as stream:
+        stream.write(other)
+    assert engine.read_adapter(file).digest != digest
+    for name, added in read.components["transformer"].items():
+        assert torch.equal(added.down, expected[name])
 
 
 def test_a_rank_above_the_workers_is_refused_with_the_setting(

@@ -31,6 +31,7 @@ from kubediffusion.worker.execution.adapters.modules import has_twin
 from kubediffusion.worker.execution.adapters.weights import LoadedAdapter, LowRank
 
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
+_HEADER = 8
 _LINEAR = 2
 _CONVOLUTION = 4
 
@@ -70,7 +71,12 @@ def read_adapter(file: Path, pipeline: Any, most_rank: int) -> LoadedAdapter:
     components = adaptable_components(pipeline)
     if not most_rank or not components:
         raise AdapterRefusedError(AdapterReason.NOT_SUPPORTED, f"{type(pipeline).__name__} takes no adapters")
-    stored, metadata = _read(file)
+    # Read once, and not mapped: a file that is overwritten, meanwhile or later, must neither change what the digest is
+    # of, nor end the worker by SIGBUS where it has become shorter.
+    data = file.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    stored, metadata = _parse(data, file.name)
+    del data
     _check_methods(stored)
     converted, alphas = _converted(stored, pipeline)
     known: dict[str, dict[str, LowRank]] = {}
@@ -95,27 +101,22 @@ def read_adapter(file: Path, pipeline: Any, most_rank: int) -> LoadedAdapter:
         raise _unknown(strange, why, AdapterReason.WRONG_BASE_MODEL)
     if not any(known.values()):
         raise AdapterRefusedError(AdapterReason.UNKNOWN_KEYS, "the file holds no weights of an adapter")
-    return LoadedAdapter(_digest(file), known)
+    return LoadedAdapter(digest, known)
 
 
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _parse(data: bytes, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return a file's tensors, and the settings that PEFT wrote beside them, if it did."""
     try:
-        with safetensors.safe_open(file, framework="pt", device="cpu") as opened:
-            described = opened.metadata() or {}
-        stored = safetensors.torch.load_file(file, device="cpu")
+        stored = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
         raise AdapterRefusedError(
             AdapterReason.NOT_SAFETENSORS,
-            f"{file.name} is no safetensors file ({error}); convert it: other formats can run code, and are never read",
+            f"{name} is no safetensors file ({error}); convert it: other formats can run code, and are never read",
         ) from None
+    # It is valid by now: 8 bytes with the header's length, and the header, which the library tells of files alone.
+    header = json.loads(data[_HEADER : _HEADER + int.from_bytes(data[:_HEADER], "little")])
     try:
-        metadata = json.loads(described.get(LORA_ADAPTER_METADATA_KEY, "{}"))
+        metadata = json.loads(header.get("__metadata__", {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
     except ValueError:
         metadata = {}
     return stored, metadata if isinstance(metadata, dict) else {}
@@ -217,6 +218,8 @@ def _layers(
     found = {}
     for name in names:
         down, up = weights[name + _DOWN], weights[name + _UP]
+        if {down.dim(), up.dim()} - {_LINEAR, _CONVOLUTION} or not down.numel():
+            raise _unknown([f"{component}.{name}"], "its factors are no matrices", AdapterReason.UNKNOWN_KEYS)
         found[name] = _factors(layers[name], f"{component}.{name}", down, up, scales.of(name, len(down)))
         if found[name].rank > most_rank:
             raise AdapterRefusedError(
@@ -239,8 +242,6 @@ def _factors(layer: nn.Module, name: str, down: torch.Tensor, up: torch.Tensor, 
         wanted, outputs, plain = (), 0, False
     if not plain:
         raise _unknown([name], f"a {type(layer).__name__} takes no adapter", AdapterReason.UNKNOWN_KEYS)
-    if down.dim() not in {_LINEAR, _CONVOLUTION} or up.dim() not in {_LINEAR, _CONVOLUTION}:
-        raise _unknown([name], "its factors are no matrices", AdapterReason.UNKNOWN_KEYS)
     # A convolution of one pixel is a matrix, and files write it as either.
     if (
         down[0].numel() != torch.Size(wanted).numel()

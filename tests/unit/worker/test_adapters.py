@@ -78,6 +78,8 @@ class Reads:
         self.read.append(file.stem)
         if file.stem == "bad":
             raise AdapterRefusedError(AdapterReason.WRONG_BASE_MODEL, "made for another")
+        if file.stem == "strange":
+            raise ZeroDivisionError("by nothing")
         return Weights(hashlib.sha256(file.name.encode()).hexdigest(), 3, file.stat().st_size)
 
     def _report(self, reports: Mapping[str, AdapterReport]) -> None:
@@ -140,7 +142,7 @@ def test_one_read_serves_all_jobs_that_name_an_adapter(tmp_path: Path) -> None:
 
 def test_an_adapter_that_cannot_be_used_fails_its_job_alone(tmp_path: Path) -> None:
     async def test(reads: Reads) -> None:
-        for name in ("good", "bad", "more", "most"):
+        for name in ("good", "bad", "strange", "more", "most"):
             reads.add(name)
         reads.add("other", model="another")
         reads.adapters["gone"] = reads.adapters["good"].model_copy(
@@ -152,20 +154,22 @@ def test_an_adapter_that_cannot_be_used_fails_its_job_alone(tmp_path: Path) -> N
             }
         )
         jobs: dict[str, list[dict[str, Any]]] = {
-            name: [{"name": name}] for name in ("good", "bad", "absent", "other", "gone")
+            name: [{"name": name}] for name in ("good", "bad", "strange", "absent", "other", "gone")
         }
         jobs["many"] = [{"name": name} for name in ("good", "more", "most")]
         await reads.bind(*jobs.items())
         assert {failure.code for failure in reads.failures.values()} == {"InvalidAdapter"}
         messages = {name: failure.message for name, failure in reads.failures.items()}
-        assert messages.keys() == {"bad", "absent", "other", "gone", "many"}
+        assert messages.keys() == {"bad", "strange", "absent", "other", "gone", "many"}
         assert "WrongBaseModel: made for another" in messages["bad"]
+        assert "strange.safetensors cannot be read (ZeroDivisionError: by nothing)" in messages["strange"]
         assert "no such LoRAAdapter" in messages["absent"]
         assert "for model 'another'" in messages["other"]
         assert "SourceNotFound: there is no file gone.safetensors" in messages["gone"]
         assert "3 + 3 + 3, together more than the 8" in messages["many"]
         assert {name: report.reason for name, report in reads.reports.items() if not report.held} == {
             "bad": "WrongBaseModel",
+            "strange": "UnknownKeys",
             "gone": "SourceNotFound",
         }
 

@@ -289,7 +289,18 @@ class AdapterLoader:
                 f"{file.name} has {size} bytes, more than all adapters of this worker may have "
                 "(KUBEDIFFUSION_ADAPTER_CACHE_MIB): a file of this size is a whole model's",
             )
-        return self._engine.read_adapter(file)
+        try:
+            return self._engine.read_adapter(file)
+        except (AdapterRefusedError, OSError, MemoryError):
+            raise
+        except Exception as error:
+            # What nobody foresaw of a file, the next attempt would find again: its jobs would wait for ever.
+            logger.exception("a defect: an adapter's file is neither read nor refused", extra={"file": file.name})
+            raise AdapterRefusedError(
+                AdapterReason.UNKNOWN_KEYS,
+                f"{file.name} cannot be read ({type(error).__name__}: {error}): the worker's log says where; save it "
+                "anew with diffusers or PEFT, or report a defect",
+            ) from error
 
 
 def _unusable(name: str, why: str) -> JobFailure:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import pickle
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -239,6 +241,20 @@ def test_a_file_that_is_overwritten_changes_nothing_that_was_read(
     assert engine.read_adapter(file).digest != digest
     for name, added in read.components["transformer"].items():
         assert torch.equal(added.down, expected[name])
+
+
+def test_encodings_that_are_kept_keep_no_adapter(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    engine = load(folders("stable_diffusion"))
+    text = lora_files.weights("text_encoder", lora_files.factors(engine.pipeline.text_encoder), "text")
+    weights = engine.read_adapter(lora_files.save(tmp_path / "a.safetensors", text))
+    request = replace(
+        image_request(0, "a cat", "a dog", **SIZE), adapters=(ImageAdapter(weights.digest, 1.0, weights),)
+    )
+    pictures(engine, request)
+    known = weakref.ref(weights)
+    del request, weights
+    gc.collect()
+    assert known() is None
 
 
 def test_a_rank_above_the_workers_is_refused_with_the_setting(

@@ -51,3 +51,8 @@ class ImageAdapter:
     digest: str
     scale: float
     weights: AdapterWeights = field(repr=False, compare=False)
+
+    @property
+    def identity(self) -> tuple[str, float]:
+        """Content and scale, for what is kept by it: a cache that kept the adapter would keep its weights."""
+        return self.digest, self.scale

@@ -353,7 +353,7 @@ class ContinuousEngine:
 
     def _conditions(self, request: ImageRequest, key: BatchKey) -> Conditioning:
         texts = (request.prompt, request.negative_prompt, request.sampling.prompt_weighting)
-        known = (*texts, key, self._adapters.of_text(request.adapters))
+        known = (*texts, key, tuple(adapter.identity for adapter in self._adapters.of_text(request.adapters)))
         return self._encoded.get(known, lambda: self._adapters.encode(request, key))
 
 

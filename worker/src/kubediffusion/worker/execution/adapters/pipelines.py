@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, cast
 
 import torch
@@ -42,11 +42,11 @@ class JoinedAdapters:
 
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline
-        self._known: LruCache[tuple[ImageAdapter, ...], Mapping[str, Layers]] = LruCache(_DEVICE_BYTES, _nbytes)
+        self._known: LruCache[Hashable, Mapping[str, Layers]] = LruCache(_DEVICE_BYTES, _nbytes)
 
     def of(self, adapters: tuple[ImageAdapter, ...]) -> Mapping[str, Layers]:
         """Return what adapters add together, by component and layer; made at its first use."""
-        return self._known.get(adapters, lambda: self._join(adapters))
+        return self._known.get(tuple(adapter.identity for adapter in adapters), lambda: self._join(adapters))
 
     def _join(self, adapters: tuple[ImageAdapter, ...]) -> dict[str, Layers]:
         loaded = [(cast(LoadedAdapter, adapter.weights).components, adapter.scale) for adapter in adapters]

@@ -273,7 +273,7 @@ def test_progress_is_that_of_the_keys_own_jobs(site: Site, tmp_path_factory: pyt
 def test_what_this_server_does_not_do_says_so(client: WebUIApi, api: Api) -> None:
     assert "Close the connection" in client.interrupt()["detail"]
     assert api.http.post("/sdapi/v1/interrupt").status_code == 501
-    unknown = api.http.get("/sdapi/v1/loras")
+    unknown = api.http.get("/sdapi/v1/upscalers")
     assert (unknown.status_code, unknown.json()["error"]) == (404, "Not Found")
     broken = api.http.post(PATH, content=b"{", headers={"Content-Type": "application/json"})
     assert (broken.status_code, "not valid JSON" in broken.json()["errors"]) == (422, True)

@@ -64,8 +64,8 @@ def merge_pod_template(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dic
         patch: The partial one. A field that is null in it takes away the other's.
 
     Raises:
-        MergeError: An element of a list lacks the field by which it is told apart, a list or a map stands in the
-            place of the other, or a directive is not known.
+        MergeError: An element of a list lacks the field by which it is told apart, or has none that tells; something
+            else stands in the place of a list or a map; or a directive is not known.
     """
     return _merge_maps(base, patch, ())
 
@@ -74,7 +74,8 @@ def _merge_maps(base: Mapping[str, Any], patch: Mapping[str, Any], path: Path) -
     directive = patch.get(DIRECTIVE)
     if directive == "delete":
         return {}
-    if directive not in {None, "replace", "merge"}:
+    # Not a set: the directive may be a map, which none can be asked for.
+    if directive not in (None, "replace", "merge"):
         raise MergeError(words(path), f"{DIRECTIVE}: {directive} is none of delete, merge and replace")
     merged = {} if directive == "replace" else dict(base)
     for name, value in patch.items():
@@ -101,6 +102,8 @@ def _merge_values(base: Any, value: Any, path: Path) -> Any:
         return _merge_maps(base or {}, value, path)
     if isinstance(base, Mapping):
         raise MergeError(words(path), "must be a map")
+    if isinstance(base, list) and not isinstance(value, list):
+        raise MergeError(words(path), "must be a list")
     return value
 
 
@@ -116,6 +119,8 @@ def _merge_lists(base: list[Any], patch: list[Any], path: Path, key: str) -> lis
             continue
         if key not in item:
             raise MergeError(f"{words(path)}[{number}].{key}", "is missing: elements are merged by it")
+        if not isinstance(item[key], str | int):
+            raise MergeError(f"{words(path)}[{number}].{key}", "must be a text or a number: elements are merged by it")
         place = next((n for n, known in enumerate(merged) if known.get(key) == item[key]), None)
         if item.get(DIRECTIVE) == "delete":
             merged = [known for known in merged if known.get(key) != item[key]]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
+from email.utils import format_datetime
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kubediffusion.api.webhooks.attempts import FIRST_PAUSE, LONGEST_PAUSE, RETRY_SECONDS, due_time, status_after
-from kubediffusion.api.webhooks.sender import Answer
+from kubediffusion.api.webhooks.sender import Answer, retry_after_seconds
 from kubediffusion.resources.generation_job import GenerationJobSpec, GenerationJobStatus, Phase
 from kubediffusion.resources.owed_webhooks import held_until, owed_event
 from kubediffusion.resources.webhook import Webhook, WebhookEvent, WebhookStatus
@@ -102,3 +104,28 @@ def test_a_job_is_held_until_its_end_is_told_and_no_longer_than_the_bound() -> N
     assert held_until(BOTH, told, 3600) is None
     late = dt.datetime(9999, 12, 31, 23, tzinfo=dt.UTC)
     assert held_until(BOTH, ended.model_copy(update={"completion_time": late}), 86_400) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "soon", "-1", "nan", "inf", "1e999", "Mon, 01 Jan 2024 00:00:00 GMT", "Mon, 01 Jan 0001 00:00:00 +2300"),
+        *("Fri, 31 Dec 9999 23:59:59 -2300", "Mon, 01 Jan 2024 00:00:00 +9999999999999999"),
+        "Mon, 99999999999999999999 Jan 2024 00:00:00 GMT",
+    ],
+)
+def test_a_receiver_s_wish_that_is_none_is_passed_over(text: str) -> None:
+    assert retry_after_seconds(text) is None
+
+
+@given(text=st.text(max_size=60))
+def test_a_receiver_may_wish_for_anything(text: str) -> None:
+    seconds = retry_after_seconds(text)
+    assert seconds is None or 0 < seconds < float("inf")
+
+
+def test_a_receiver_may_wish_for_a_time() -> None:
+    moment = dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)
+    seconds = retry_after_seconds(format_datetime(moment, usegmt=True))
+    assert seconds is not None
+    assert 0 < seconds <= 3600

@@ -143,11 +143,11 @@ def _answer_of(response: aiohttp.ClientResponse) -> Answer:
         return Answer(status, None)
     if 300 <= status < 400:
         return Answer(status, f"the receiver answered {status}; redirects are not followed")
-    wait = _seconds(response.headers.get("Retry-After")) if status in RETRY_AFTER_STATUSES else None
+    wait = retry_after_seconds(response.headers.get("Retry-After")) if status in RETRY_AFTER_STATUSES else None
     return Answer(status, f"the receiver answered {status}", wait)
 
 
-def _seconds(text: str | None) -> float | None:
+def retry_after_seconds(text: str | None) -> float | None:
     """Return the seconds of a ``Retry-After`` header, which may also be a date; None where it is neither."""
     if text is None:
         return None
@@ -155,10 +155,11 @@ def _seconds(text: str | None) -> float | None:
         seconds = float(text)
     except ValueError:
         try:
-            moment = parsedate_to_datetime(text)
-        except ValueError:
+            moment = parsedate_to_datetime(text).astimezone(dt.UTC)
+        except (ValueError, OverflowError):
+            # Days, years and zones of any size are read before they are found to be none.
             return None
-        seconds = (moment.astimezone(dt.UTC) - dt.datetime.now(dt.UTC)).total_seconds()
+        seconds = (moment - dt.datetime.now(dt.UTC)).total_seconds()
     return seconds if 0 < seconds < float("inf") else None
 
 

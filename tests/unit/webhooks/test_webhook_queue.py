@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -142,3 +143,21 @@ async def test_no_more_are_under_way_than_may_be(most: int) -> None:
     assert await nothing_due(queue)
     queue.done(got[0])
     assert len(await taken(queue, 1)) == 1
+
+
+async def test_namespaces_whose_writes_are_refused_keep_their_own_places_alone() -> None:
+    queue = DeliveryQueue(most=4, most_of_a_namespace=2)
+    for namespace in "abc":
+        for number in range(3):
+            queue.put(owed(f"{namespace}{number}", namespace))
+    stuck = await taken(queue, 4)
+    assert await nothing_due(queue)
+    for item in stuck:
+        queue.sent(item)
+    there = Counter(item.namespace for item in (*stuck, *await taken(queue, 2)))
+    assert there == {"a": 2, "b": 2, "c": 2}
+    assert await nothing_due(queue)
+    queue.put(owed("d", "d"))
+    assert [item.namespace for item in await taken(queue, 1)] == ["d"]
+    queue.done(stuck[0])
+    assert [item.namespace for item in await taken(queue, 1)] == [stuck[0].namespace]

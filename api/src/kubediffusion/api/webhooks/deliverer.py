@@ -173,6 +173,7 @@ class Deliverer:
             return None
         began = time.monotonic()
         answer = await self._send(_Delivery(record, job, event))
+        self._queue.sent(owed)
         seconds = time.monotonic() - began
         moment = dt.datetime.now(dt.UTC)
         told = status_after(job.status.webhook, event, answer, moment, self._settings.webhook_retry_seconds)

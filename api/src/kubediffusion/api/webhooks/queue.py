@@ -14,10 +14,10 @@ from sortedcontainers import SortedList
 Key = TypeVar("Key", str, tuple[str, str])
 
 MOST = 64
-"""Deliveries under way."""
+"""Messages that are sent at the same time."""
 
 MOST_OF_A_NAMESPACE = 24
-"""Those of one namespace among them."""
+"""Deliveries of one namespace: among these, and those that were sent and wait for their write."""
 
 MOST_OF_A_RECEIVER = 8
 """Those to one receiver among these: one that does not answer leaves the namespace's other receivers their places."""
@@ -48,8 +48,8 @@ class DeliveryQueue:
     """Events that are owed, by the time at which they are due; :meth:`get` is for one caller.
 
     Args:
-        most: Deliveries that may be under way at once.
-        most_of_a_namespace: Those of one namespace.
+        most: Messages that may be sent at once.
+        most_of_a_namespace: Deliveries of one namespace that may be under way at once.
         most_of_a_receiver: Those of one namespace to one receiver.
     """
 
@@ -65,6 +65,8 @@ class DeliveryQueue:
         self._owed: dict[str, Owed] = {}
         """The last that was told of each job, by uid."""
         self._under_way: dict[str, Owed] = {}
+        self._sending: set[str] = set()
+        """Uids of what is under way and has not been sent."""
         self._later: SortedList[tuple[float, str]] = SortedList()
         """Times and uids of what is not due yet."""
         self._due: dict[str, dict[str, deque[str]]] = {}
@@ -104,16 +106,25 @@ class DeliveryQueue:
             self._changed.clear()
             now = time.time()
             self._move_due(now)
-            if len(self._under_way) < self._most and (owed := self._next()) is not None:
+            if len(self._sending) < self._most and (owed := self._next()) is not None:
                 return owed
             pause = max(0.0, self._later[0][0] - now) if self._later else None
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._changed.wait()
 
+    def sent(self, owed: Owed) -> None:
+        """Count a message as sent, while it is still to be written how that went.
+
+        Where a namespace's writes are refused that takes as long as it lasts. Its own places alone are kept by it.
+        """
+        self._sending.discard(owed.uid)
+        self._changed.set()
+
     def done(self, owed: Owed) -> None:
         """Count a delivery as done; what was told of its job meanwhile is scheduled."""
         del self._under_way[owed.uid]
+        self._sending.discard(owed.uid)
         _count_down(self._by_namespace, owed.namespace)
         _count_down(self._by_receiver, (owed.namespace, owed.receiver))
         latest = self._owed.get(owed.uid)
@@ -148,6 +159,7 @@ class DeliveryQueue:
                     continue
                 if (owed := self._pop(namespace, receiver)) is not None:
                     self._under_way[owed.uid] = owed
+                    self._sending.add(owed.uid)
                     self._by_namespace[namespace] += 1
                     self._by_receiver[namespace, receiver] += 1
                     return owed

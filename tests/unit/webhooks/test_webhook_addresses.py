@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import socket
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from standardwebhooks import Webhook
 
 from kubediffusion.api.webhook_urls import AllowedHosts, refusal
-from kubediffusion.api.webhooks.addresses import is_public
+from kubediffusion.api.webhooks.addresses import PrivateAddressError, PublicResolver, is_public
 from kubediffusion.api.webhooks.signing import MOST_KEYS, SigningError, keys_of, signature_headers
 
 PUBLIC = ["1.1.1.1", "93.184.215.14", "2606:4700:4700::1111", "64:ff9b::101:101", "2002:101:101::"]
@@ -107,12 +108,33 @@ def test_a_message_without_keys_has_no_signature() -> None:
         {"key": encoded(b"x" * 23)},
         {"key": encoded(b"x" * 32, prefix="")},
         {"key": base64.b64encode(b"whsec_\xff").decode()},
+        {"key": base64.b64encode(b"whsec_" + base64.urlsafe_b64encode(b"\xff" * 48)).decode()},
         {str(number): encoded(b"x" * 32) for number in range(MOST_KEYS + 1)},
     ],
-    ids=["none", "empty", "no key", "short", "no prefix", "no text", "too many"],
+    ids=["none", "empty", "no key", "short", "no prefix", "no text", "another alphabet", "too many"],
 )
 def test_what_is_no_key_is_named_and_not_quoted(data: dict[str, str]) -> None:
     with pytest.raises(SigningError, match="Secret kubediffusion-webhooks") as caught:
         keys_of("kubediffusion-webhooks", data)
     assert "secret" not in str(caught.value).replace("Secret", "")
     assert "xxxx" not in str(caught.value)
+
+
+def test_a_key_need_not_be_padded() -> None:
+    padded = "whsec_" + base64.b64encode(b"x" * 25).decode()
+    data = {
+        "a": base64.b64encode(padded.encode()).decode(),
+        "b": base64.b64encode(padded.rstrip("=").encode()).decode(),
+    }
+    assert keys_of("kubediffusion-webhooks", data) == [padded, padded.rstrip("=")]
+
+
+async def test_a_name_is_refused_without_the_address_that_it_has_within() -> None:
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.96.4.3", 443))]
+    resolver = PublicResolver(lookup=lambda *_: found)
+    with pytest.raises(
+        PrivateAddressError, match=r"hooks\.team\.svc has an address that is no public address"
+    ) as caught:
+        await resolver.resolve("hooks.team.svc", 443)
+    assert "10.96" not in str(caught.value)
+    await resolver.close()

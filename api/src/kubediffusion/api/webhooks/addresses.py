@@ -108,7 +108,9 @@ class PublicResolver(AbstractResolver):
         found = await asyncio.get_running_loop().run_in_executor(self._threads, self._lookup, host, port, family)
         results = []
         for kind, _, protocol, _, address in found:
-            check_public(str(address[0]), self._denied)
+            if not is_public(str(address[0]), self._denied):
+                # Not which: who may set a webhook need not see what names mean within the cluster.
+                raise PrivateAddressError(f"{host} has an address that is no public address")
             results.append(
                 ResolveResult(
                     hostname=host,

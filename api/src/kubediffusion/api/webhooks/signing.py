@@ -98,7 +98,9 @@ def keys_of(name: str, data: dict[str, str]) -> list[str]:
     for entry in sorted(data):
         try:
             key = base64.b64decode(data[entry]).decode().strip()
-            length = len(base64.b64decode(key.removeprefix(PREFIX) + "=="))
+            # Strictly: what is not of the alphabet some libraries skip and others refuse, and each had another key.
+            digits = key.removeprefix(PREFIX).rstrip("=")
+            length = len(base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True))
         except (ValueError, binascii.Error):
             key, length = "", 0
         if not key.startswith(PREFIX) or length < LEAST_BYTES:

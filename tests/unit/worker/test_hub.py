@@ -12,6 +12,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 from huggingface_hub import hf_api
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from kubediffusion.resources.diffusion_model import DiffusionModelSpec
 from kubediffusion.resources.model_source import ModelComponent
@@ -143,6 +144,30 @@ def test_files_come_by_their_names(server: Hub) -> None:
     assert commit == COMMIT
     found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
     assert found == ["a/b [1].safetensors", "a/config.json"]
+
+
+def test_one_file_comes_once_its_size_is_accepted_and_from_the_cache_while_the_hub_is_away(
+    server: Hub, tmp_path: Path
+) -> None:
+    source = present(SPEC.source.hugging_face)
+    server.files, sizes = ("a/b [1].safetensors",), list[int]()
+
+    def refuse(size: int) -> None:
+        sizes.append(size)
+        raise ValueError("too large")
+
+    with pytest.raises(ValueError, match="too large"):
+        hub.fetch_file(source, "a/b [1].safetensors", None, refuse)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    file = present(hub.fetch_file(source, "a/b [1].safetensors", None, sizes.append))
+    assert sizes == [file.stat().st_size] * 2
+    server.files, server.status = (), 500
+    assert hub.fetch_file(source, "a/b [1].safetensors", None, sizes.append) == file
+    # Of the same repository, and not here: nobody knows that there is none.
+    with pytest.raises(LocalEntryNotFoundError):
+        hub.fetch_file(source, "a/c.safetensors", None, sizes.append)
+    server.status, server.code = 404, "EntryNotFound"
+    assert hub.fetch_file(source, "a/c.safetensors", None, sizes.append) is None
 
 
 def test_files_of_a_repository_that_is_not_there(server: Hub) -> None:

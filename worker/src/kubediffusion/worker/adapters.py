@@ -23,7 +23,7 @@ from kubediffusion.resources.lora_adapter import AdapterSource, LoRAAdapter
 from kubediffusion.worker.assignments import Assignment
 from kubediffusion.worker.context import AdapterSettings, WorkerContext
 from kubediffusion.worker.engine import BadModelError, Engine, Outcome, described
-from kubediffusion.worker.engine.adapters import AdapterRefusedError, AdapterWeights, ImageAdapter
+from kubediffusion.worker.engine.adapters import AdapterRefusedError, AdapterWeights, ImageAdapter, check_file_size
 from kubediffusion.worker.progress_reporter import ProgressReporter
 from kubediffusion.worker.refusal_backoff import RefusalBackoff
 from kubediffusion.worker.sources import ModelRefusedError
@@ -283,12 +283,7 @@ class AdapterLoader:
             raise
         except BadModelError as error:
             raise AdapterRefusedError(AdapterReason.SOURCE_NOT_FOUND, str(error)) from error
-        if (size := file.stat().st_size) > self._settings.capacity:
-            raise AdapterRefusedError(
-                AdapterReason.UNKNOWN_KEYS,
-                f"{file.name} has {size} bytes, more than all adapters of this worker may have "
-                "(KUBEDIFFUSION_ADAPTER_CACHE_MIB): a file of this size is a whole model's",
-            )
+        check_file_size(file.name, file.stat().st_size, self._settings.capacity)
         try:
             return self._engine.read_adapter(file)
         except (AdapterRefusedError, OSError, MemoryError):

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -40,7 +40,13 @@ class _File:
 
 
 def fetch(
-    uri: str, cache_dir: Path, patterns: tuple[str, ...] = (), *, read_timeout: float = 60.0, attempts: int = 5
+    uri: str,
+    cache_dir: Path,
+    patterns: tuple[str, ...] = (),
+    accept: Callable[[int], None] = lambda _: None,
+    *,
+    read_timeout: float = 60.0,
+    attempts: int = 5,
 ) -> Path:
     """Return the local copy of the folder ``s3://bucket/prefix``, after downloading it unless it is there.
 
@@ -48,6 +54,7 @@ def fetch(
         uri: The folder in S3.
         cache_dir: Folder of the copies, each under a hash of its listing.
         patterns: Of the files that are wanted, as ``fnmatch`` has them; all where there are none.
+        accept: Told their bytes before they are downloaded; raises what refuses them.
         read_timeout: Seconds without a byte of an answer after which a request has failed.
         attempts: How often a request is sent in all.
 
@@ -57,7 +64,7 @@ def fetch(
         DownloadError: Storage did not answer, or the folder changed meanwhile; another try may help.
     """
     with _client_for(uri, read_timeout, attempts) as client:
-        return _fetch(client, uri, cache_dir, patterns)
+        return _fetch(client, uri, cache_dir, patterns, accept)
 
 
 def list_files(uri: str) -> list[str]:
@@ -95,13 +102,16 @@ def _answer_of(error: ClientError | BotoCoreError) -> str:
     return f"{answer.get('Code', '')} {answer.get('Message', '')}".strip()
 
 
-def _fetch(client: S3Client, uri: str, cache_dir: Path, patterns: tuple[str, ...]) -> Path:
+def _fetch(
+    client: S3Client, uri: str, cache_dir: Path, patterns: tuple[str, ...], accept: Callable[[int], None]
+) -> Path:
     parts = urlsplit(uri)
     files = _listing(client, parts.netloc, parts.path.strip("/") + "/")
     if patterns:
         files = [file for file in files if any(fnmatchcase(file.name, pattern) for pattern in patterns)]
     if not files:
         raise ModelRefusedError(f"{uri} holds no files" + (f" that match {', '.join(patterns)}" if patterns else ""))
+    accept(sum(file.size for file in files))
     digest = hashlib.sha256(uri.encode())
     for file in files:
         digest.update(f"\0{file.name}\0{file.size}\0{file.etag}".encode())

@@ -22,6 +22,25 @@ class AdapterRefusedError(Exception):
         self.message = message
 
 
+def check_file_size(name: str, size: int, most: int) -> None:
+    """Refuse an adapter's file that is larger than all adapters of a worker may be, before it is fetched or read.
+
+    Args:
+        name: The file.
+        size: Its bytes.
+        most: Bytes of main memory for adapters.
+
+    Raises:
+        AdapterRefusedError: It is.
+    """
+    if size > most:
+        raise AdapterRefusedError(
+            AdapterReason.UNKNOWN_KEYS,
+            f"{name} has {size} bytes, more than all adapters of this worker may have "
+            "(KUBEDIFFUSION_ADAPTER_CACHE_MIB): a file of this size is a whole model's",
+        )
+
+
 class AdapterWeights(Protocol):
     """What :meth:`.Engine.read_adapter` read of a file. Only the engine that read it looks inside."""
 

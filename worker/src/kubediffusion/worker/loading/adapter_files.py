@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import glob
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from kubediffusion.resources.conditions import AdapterReason
 from kubediffusion.resources.lora_adapter import AdapterSource
 from kubediffusion.worker import s3models
 from kubediffusion.worker.early_fetch import cache_folder
-from kubediffusion.worker.engine.adapters import AdapterRefusedError
+from kubediffusion.worker.engine.adapters import AdapterRefusedError, check_file_size
 from kubediffusion.worker.loading import hub
 from kubediffusion.worker.settings import Settings
 
@@ -30,27 +31,31 @@ def fetch_adapter(source: AdapterSource, settings: Settings) -> Path:
         settings: The worker's: tokens, caches, and where volumes are mounted.
 
     Raises:
-        AdapterRefusedError: There is no such file, or its source is nothing that this worker can read.
+        AdapterRefusedError: There is no such file, it is too large, or its source is nothing that this worker can read.
         ModelRefusedError: A service refuses it, for the moment or for good.
         Exception: It could not be fetched this time.
     """
     if source.file is not None and ".." in PurePosixPath(source.file).parts:
         raise _not_found(f"spec.source.file {source.file} leads out of the source")
+    # Who may add an adapter may name any file, and the worker's disk holds the model too.
+    most = settings.adapter_cache_mib * 2**20
     if source.s3 is not None:
         name = source.file or _only(s3models.list_files(source.s3.uri))
-        return s3models.fetch(source.s3.uri, cache_folder(settings), (glob.escape(name),)) / name
+        accept = partial(check_file_size, name, most=most)
+        return s3models.fetch(source.s3.uri, cache_folder(settings), (glob.escape(name),), accept) / name
     if source.hugging_face is not None:
         token = settings.hf_token.get_secret_value() or None if settings.hf_token is not None else None
         name = source.file or _only(hub.list_files(source.hugging_face, token))
-        folder, _ = hub.fetch_files(source.hugging_face, (glob.escape(name),), token)
+        file = hub.fetch_file(source.hugging_face, name, token, partial(check_file_size, name, most=most))
     else:
         folder = _folder(source, settings)
         if not folder.is_dir():
             raise _not_found(f"the folder {folder} does not exist on the worker")
         name = source.file or _only([file.name for file in folder.iterdir()])
-    if not (folder / name).is_file():
+        file = folder / name
+    if file is None or not file.is_file():
         raise _not_found(f"there is no file {name}")
-    return folder / name
+    return file
 
 
 def _folder(source: AdapterSource, settings: Settings) -> Path:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -86,6 +86,35 @@ def fetch_files(source: HubRepository, patterns: tuple[str, ...], token: str | N
             source.repository, revision=source.revision, allow_patterns=list(patterns), token=token
         )
     return Path(folder), Path(folder).name
+
+
+def fetch_file(source: HubRepository, name: str, token: str | None, accept: Callable[[int], None]) -> Path | None:
+    """Download one file of a repository, and return it as it lies here; None where the repository has none of its name.
+
+    While the Hub is away, what the cache has is used.
+
+    Args:
+        source: Repository and revision.
+        name: Path of the file within it.
+        token: For repositories that are not public.
+        accept: Told its bytes before it is downloaded; raises what refuses it.
+
+    Raises:
+        BadModelError: The repository's name is not valid, or ``HF_HUB_OFFLINE`` is set and the cache lacks the file.
+        ModelRefusedError: The Hub says that repository, revision or the right to read it does not exist.
+        OSError: The Hub cannot be reached; another try may help.
+    """
+    with _typed_errors(source):
+        try:
+            found = hf_hub_download(source.repository, name, revision=source.revision, token=token, dry_run=True)
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:
+            return None
+    if found.file_size is not None:
+        accept(found.file_size)
+    with _typed_errors(source):
+        return Path(hf_hub_download(source.repository, name, revision=source.revision, token=token))
 
 
 def list_files(source: HubRepository, token: str | None) -> list[str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from typing import Any
 
 import pytest
 
 from kubediffusion.resources.adapters import (
+    MAX_PARSED_TEXT,
     MAX_REPORT_TEXT,
     MAX_REPORTS,
     AdapterReport,
@@ -39,6 +42,20 @@ def test_what_a_worker_reports_comes_back_as_it_was() -> None:
 def test_of_too_many_reports_the_first_are_told() -> None:
     reports = {f"a{n}": HELD for n in range(MAX_REPORTS + 1)}
     assert [*reports_from_json(reports_to_json(reports))] == [*reports][:MAX_REPORTS]
+
+
+def test_reports_that_are_kept_parsed_are_bounded_by_their_text() -> None:
+    def text(turn: int) -> str:
+        return reports_to_json({f"a{n}": HELD.model_copy(update={"generation": turn}) for n in range(MAX_REPORTS)})
+
+    first = reports_from_json(text(0))
+    assert reports_from_json(text(0)) is first
+    known = weakref.ref(first["a0"])
+    del first
+    for turn in range(1, MAX_PARSED_TEXT // len(text(0)) + 2):
+        reports_from_json(text(turn))
+    gc.collect()
+    assert known() is None
 
 
 def test_of_reports_that_are_too_long_together_the_first_are_told() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Annotated
 
 from pydantic import ConfigDict, Field, TypeAdapter, model_validator
@@ -22,6 +22,8 @@ MAX_REPORTS = 256
 """Adapters that one worker reports at most: the list stands in its Pod, which is rewritten as a whole."""
 MAX_REPORT_TEXT = 256 * 1024
 """Characters of what a worker reports of its adapters, beyond which nobody parses it."""
+MAX_PARSED_TEXT = 4 * 1024 * 1024
+"""Characters of such reports that are kept parsed: those of a hundred workers that hold 150 adapters each."""
 
 AdapterName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=MAX_ADAPTER_NAME)]
 AdapterScale = Annotated[float, Field(ge=-MAX_SCALE, le=MAX_SCALE, allow_inf_nan=False)]
@@ -107,13 +109,49 @@ def reports_to_json(reports: Mapping[str, AdapterReport]) -> str:
     return f"{{{','.join(parts)}}}"
 
 
-@lru_cache(maxsize=1024)
-def reports_from_json(text: str) -> Mapping[str, AdapterReport]:
-    """Parse what a worker says of its adapters; empty where it is something else, as workers may run anybody's code."""
-    if len(text) > MAX_REPORT_TEXT:
-        return {}
+_ENTRY = 256
+"""Characters that an entry counts beside its text, so that the shortest ones are not without number."""
+
+
+class _ParsedReports:
+    """Keeps what was parsed last: parsed, an adapter takes some eight times the text, and each change is a new text.
+
+    Args:
+        capacity: Characters of the texts that are kept.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._used = 0
+        # Least recently used first.
+        self._known: OrderedDict[str, Mapping[str, AdapterReport]] = OrderedDict()
+
+    def get(self, text: str) -> Mapping[str, AdapterReport]:
+        """Return what a text says, parsed where it is not kept."""
+        if (known := self._known.get(text)) is not None:
+            self._known.move_to_end(text)
+            return known
+        reports = self._known[text] = _parse(text)
+        self._used += len(text) + _ENTRY
+        while self._used > self._capacity:
+            self._used -= len(self._known.popitem(last=False)[0]) + _ENTRY
+        return reports
+
+
+def _parse(text: str) -> Mapping[str, AdapterReport]:
     try:
         reports = _REPORTS.validate_json(text)
     except ValueError:
         return {}
     return reports if len(reports) <= MAX_REPORTS else {}
+
+
+_PARSED = _ParsedReports(MAX_PARSED_TEXT)
+
+
+def reports_from_json(text: str) -> Mapping[str, AdapterReport]:
+    """Parse what a worker says of its adapters; empty where it is something else, as workers may run anybody's code.
+
+    For one thread: the operator asks for each adapter and worker, and what was parsed last is kept.
+    """
+    return _PARSED.get(text) if len(text) <= MAX_REPORT_TEXT else {}

@@ -12,7 +12,7 @@ import pytest
 from diffusers.models.attention_processor import FusedAttnProcessor2_0
 
 from kubediffusion.resources.generation_job import Acceleration, FeatureCaching, GuidanceInterval
-from kubediffusion.worker.engine import ImageRequest
+from kubediffusion.worker.engine import ImageRequest, InputImage, InputImages
 from kubediffusion.worker.engine.adapters import ImageAdapter
 from kubediffusion.worker.engine.arrangement import sizes_up_to
 from kubediffusion.worker.execution.adapters.slots import AdapterSlots
@@ -202,6 +202,28 @@ def test_whole_calls_are_shared_by_images_of_the_same_adapters_alone(engine: Con
     for request in requests:
         assert levels_apart(made[request.id.index], pictures(engine, request)[request.id.index]) <= 1
     assert levels_apart(pictures(calls, plain)[0], made[0]) == 0
+
+
+def test_whole_calls_take_the_models_own_scheduler_whatever_the_call_before_them_had(
+    folders: Callable[[str], Path],
+) -> None:
+    shape: dict[str, Any] = {"width": 64, "height": 64, "steps": 4}
+    pixels = InputImage("a" * 64, 64, 64, bytes(range(256)) * (64 * 64 * 3 // 256))
+    plain = image_request(0, "a cat", **shape)
+    for one in ("adapters", "inputs"):
+        made = []
+        for before in (None, "EulerAncestralDiscreteScheduler"):
+            calls = load(folders("stable_diffusion")).whole_calls
+            wanted = (
+                with_adapters(plain, adapter(load(folders("stable_diffusion"))))
+                if one == "adapters"
+                else replace(plain, inputs=InputImages(pixels))
+            )
+            if before is not None:
+                pictures(calls, image_request(0, "a cat", scheduler=before, **shape))
+            made.append(pictures(calls, wanted)[0])
+        assert made[0].scheduler == made[1].scheduler
+        assert levels_apart(*made) == 0
 
 
 def test_a_family_of_another_denoiser_is_named_apart(engine: ContinuousEngine) -> None:

@@ -170,7 +170,7 @@ class PipelineEngine:
         if task is self._task:
             return self
         if task not in self._twins:
-            twin = twin_of(self.pipeline, task)
+            twin = twin_of(self._with_own_scheduler(), task)
             if twin is None:
                 raise JobFailure(ErrorCode.PIPELINE_FAILED, f"inputs: {self._plan.pipeline} has no task {task}")
             self._twins[task] = PipelineEngine(twin, self._info, task)
@@ -183,9 +183,18 @@ class PipelineEngine:
         if adapters not in self._adapted:
             # Before the next is made: they hold memory of the device.
             self._adapted.clear()
-            pipeline = adapted_pipeline(self.pipeline, self.joined_adapters.of(adapters))
+            pipeline = adapted_pipeline(self._with_own_scheduler(), self.joined_adapters.of(adapters))
             self._adapted[adapters] = PipelineEngine(pipeline, self._info, self._task)
         return self._adapted[adapters]
+
+    def _with_own_scheduler(self) -> Any:
+        """Return the pipeline with the scheduler that it was loaded with.
+
+        What is built of the pipeline would else take that of the last call for its own.
+        """
+        if (own := self._schedulers.get(None)) is not None:
+            self.pipeline.scheduler = own
+        return self.pipeline
 
     def _call(self, requests: tuple[ImageRequest, ...], monitor: Monitor) -> list[Outcome]:
         sampling = requests[0].sampling

@@ -20,7 +20,7 @@ from kubediffusion.operator.settings import Settings
 from kubediffusion.operator.watching import configure_kopf, watch_jobs
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.apiserver.errors import KubernetesError
-from kubediffusion.resources.runtime import garbage, logs
+from kubediffusion.resources.runtime import garbage, logs, nesting
 from kubediffusion.resources.runtime.probes import serve_probes
 from kubediffusion.resources.runtime.settings import EX_CONFIG, read_settings
 from kubediffusion.resources.storage import ImageStorage
@@ -88,6 +88,7 @@ async def _list_all(operator: Operator) -> None:
 def main() -> None:
     """Run the operator process."""
     settings = read_settings(Settings)
+    nesting.allow_deepest_objects()
     logs.configure_logging(settings.log_level, settings.secrets)
     # Until the loop takes it over, SIGTERM ends the process as the shell expects.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image as PillowImage
 
+from kubediffusion.api.doors.a1111 import loras
 from kubediffusion.api.doors.a1111.img2img import image_bytes, kept, painted_anew
 from kubediffusion.api.doors.a1111.translate import Txt2ImgRequest, infotexts, job_request
 from kubediffusion.api.errors import InvalidRequestError
@@ -60,6 +61,13 @@ def test_the_text_of_each_image() -> None:
         "Negative prompt: cats\n"
         "Steps: 20, Sampler: Euler a, CFG scale: 7.5, Seed: 6, Size: 64x96, Model: tiny, Version: KubeDiffusion"
     )
+
+
+def test_an_adapters_scale_is_shown_in_full() -> None:
+    shown = loras.with_loras(
+        "a hare", [AppliedAdapter(name="ink", scale=0.12345678), AppliedAdapter(name="oil", scale=1)]
+    )
+    assert shown == "a hare <lora:ink:0.12345678> <lora:oil:1>"
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,14 @@ def without_loras(prompt: str) -> tuple[str, list[dict[str, Any]]]:
     return (_TAG.sub("", prompt).strip() if named else prompt), named
 
 
+def _text(scale: float) -> str:
+    """Return a scale in full: what is sent again must make the same image."""
+    return repr(float(scale)).removesuffix(".0")
+
+
 def with_loras(prompt: str, adapters: Iterable[AppliedAdapter]) -> str:
     """Return a prompt with the adapters that its images were made with, as clients show and send it again."""
-    return " ".join([prompt, *(f"<lora:{each.name}:{each.scale:g}>" for each in adapters)])
+    return " ".join([prompt, *(f"<lora:{each.name}:{_text(each.scale)}>" for each in adapters)])
 
 
 def hashes(adapters: Iterable[AppliedAdapter]) -> str:

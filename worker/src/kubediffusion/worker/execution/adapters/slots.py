@@ -81,6 +81,7 @@ class AdapterSlots:
         targets: list[torch.Tensor] = []
         sources: list[torch.Tensor] = []
         zeros: list[torch.Tensor] = []
+        filled: dict[int, Layers] = {}
         for slot, layers in wanted.items():
             held = self._held[slot]
             if held is layers or (not held and not layers):
@@ -95,11 +96,14 @@ class AdapterSlots:
                 before = held.get(name) if held else None
                 if before is not None and before.rank > used:
                     zeros += [factors.down[slot, used : before.rank], factors.up[slot, :, used : before.rank]]
-            self._held[slot] = layers
+            filled[slot] = layers
         if targets:
             torch._foreach_copy_(targets, sources)
         if zeros:
             torch._foreach_zero_(zeros)
+        # Only now: where a copy raised, the next try makes it again.
+        for slot, layers in filled.items():
+            self._held[slot] = layers
 
     def family(self, size: int, rows: int) -> ModelFamily:
         """Return the family with a denoiser that adds to each row what its image's slot holds.

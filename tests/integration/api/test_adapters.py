@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import yaml
 
 from integration.api.adapter_kit import add_adapter
-from integration.api.api_kit import MODEL, Api, Stage, png
-from kubediffusion.local.testing import wait_for
+from integration.api.api_kit import MODEL, Api, Site, Stage, png, serving
+from kubediffusion.local.cluster import LocalCluster
+from kubediffusion.local.testing import Namespace, wait_for
 
 
 def listed(api: Api) -> dict[str, dict[str, Any]]:
@@ -22,6 +24,26 @@ def problem(api: Api, path: str, **body: object) -> str:
     assert answer.status_code == 422, answer.text
     (found,) = answer.json()["detail"]
     return f"{found['loc'][-1]}: {found['msg']}"
+
+
+@pytest.fixture(scope="module")
+def own(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A namespace for the tests of this module: other tests list the models of theirs."""
+    namespace = Namespace(cluster, "adapters-api")
+    namespace.create()
+    with serving(namespace, tmp_path_factory.mktemp("adapters")) as site:
+        yield site
+    namespace.delete()
+
+
+@pytest.fixture
+def stage(own: Site) -> Stage:
+    return own.stage
+
+
+@pytest.fixture(scope="module")
+def api(own: Site) -> Api:
+    return own.start(RATE_LIMIT="")
 
 
 @pytest.fixture

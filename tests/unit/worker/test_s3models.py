@@ -71,7 +71,8 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
 def test_an_adapter_that_is_a_whole_model_is_refused_before_it_fills_the_disk(bucket: Bucket, tmp_path: Path) -> None:
     def fetch(file: str) -> Path:
         source = AdapterSource.model_validate({"s3": {"uri": "s3://bucket/loras"}, "file": file})
-        return fetch_adapter(source, settings(tmp_path))
+        # Its own cache: what is there once is not fetched again.
+        return fetch_adapter(source, settings(tmp_path).model_copy(update={"cache_dir": tmp_path}))
 
     with pytest.raises(AdapterRefusedError, match=r"model\.safetensors has .*KUBEDIFFUSION_ADAPTER_CACHE_MIB"):
         fetch("model.safetensors")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 
-from kubediffusion.operator.actions import Action, Explain, Finish
-from kubediffusion.operator.views import Decision, NamespaceView, SchedulerOptions
+from kubediffusion.operator.actions import Explain, Finish
+from kubediffusion.operator.jobs_without_model import decide_deprived_jobs
+from kubediffusion.operator.views import AdapterlessJob, Decision, NamespaceView, SchedulerOptions
 from kubediffusion.resources.conditions import JobConditionType, WaitingReason, find_condition
 from kubediffusion.resources.failures import ErrorCode
 from kubediffusion.resources.generation_job import GenerationJob, Phase
@@ -22,21 +23,19 @@ def decide_adapterless_jobs(
         options: Settings.
         explanations: How many jobs may be told why they wait.
     """
-    actions: list[Action] = []
-    recheck_at: dt.datetime | None = None
-    for item in view.adapterless_jobs:
-        due = item.missing_since + options.model_grace
-        if now >= due:
-            there = ", ".join(sorted(view.adapters)) or "none"
-            message = f"spec.adapters: no LoRAAdapter {item.adapter!r} in namespace {view.name} (there: {there})"
-            actions.append(Finish(item.job, Phase.FAILED, ErrorCode.INVALID_ADAPTER, message))
-            continue
-        recheck_at = min(recheck_at or due, due)
-        if explanations > 0 and not _says_so(item.job):
-            explanations -= 1
-            message = f"no LoRAAdapter {item.adapter!r} exists in {view.name} yet"
-            actions.append(Explain(item.job, WaitingReason.ADAPTER_NOT_FOUND, message))
-    return Decision(tuple(actions), recheck_at)
+
+    def fail(item: AdapterlessJob) -> Finish:
+        there = ", ".join(sorted(view.adapters)) or "none"
+        message = f"spec.adapters: no LoRAAdapter {item.adapter!r} in namespace {view.name} (there: {there})"
+        return Finish(item.job, Phase.FAILED, ErrorCode.INVALID_ADAPTER, message)
+
+    def explain(item: AdapterlessJob) -> Explain | None:
+        if _says_so(item.job):
+            return None
+        message = f"no LoRAAdapter {item.adapter!r} exists in {view.name} yet"
+        return Explain(item.job, WaitingReason.ADAPTER_NOT_FOUND, message)
+
+    return decide_deprived_jobs(view.adapterless_jobs, now, options.model_grace, explanations, fail, explain)
 
 
 def _says_so(job: GenerationJob) -> bool:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from kubediffusion.operator.actions import Action, Explain, Finish
 from kubediffusion.operator.job_status import model_missing, model_not_found
-from kubediffusion.operator.views import Decision, NamespaceView, SchedulerOptions
+from kubediffusion.operator.views import AdapterlessJob, Decision, NamespaceView, OrphanedJob, SchedulerOptions
 from kubediffusion.resources.conditions import JobConditionType, WaitingReason, find_condition
 from kubediffusion.resources.failures import ErrorCode
 from kubediffusion.resources.generation_job import GenerationJob, Phase
+
+T = TypeVar("T", OrphanedJob, AdapterlessJob)
 
 ORPHANS_A_PASS = 200
 """Waiting jobs of one missing model that a pass decides on."""
@@ -26,19 +30,54 @@ def decide_orphaned_jobs(
         options: Settings.
         explanations: How many jobs may be told why they wait.
     """
+    return decide_deprived_jobs(
+        view.orphaned_jobs,
+        now,
+        options.model_grace,
+        explanations,
+        lambda orphan: Finish(
+            orphan.job,
+            Phase.FAILED,
+            ErrorCode.MODEL_NOT_FOUND,
+            model_not_found(orphan.job, view.name, view.models),
+        ),
+        lambda orphan: (
+            Explain(orphan.job, WaitingReason.MODEL_NOT_FOUND, model_missing(orphan.job, view.name))
+            if _is_unexplained(orphan.job)
+            else None
+        ),
+    )
+
+
+def decide_deprived_jobs(
+    deprived: Iterable[T],
+    now: dt.datetime,
+    grace: dt.timedelta,
+    explanations: int,
+    fail: Callable[[T], Finish],
+    explain: Callable[[T], Explain | None],
+) -> Decision:
+    """Decide which jobs that name something which does not exist fail, and which are told what they wait for.
+
+    Args:
+        deprived: The jobs, and since when what each names has been missing.
+        now: The time.
+        grace: How long a job waits before it fails.
+        explanations: How many jobs may be told why they wait.
+        fail: Returns how a job ends.
+        explain: Returns what a job is told; None where it says so already.
+    """
     actions: list[Action] = []
     recheck_at: dt.datetime | None = None
-    for orphan in view.orphaned_jobs:
-        job = orphan.job
-        due = orphan.missing_since + options.model_grace
+    for item in deprived:
+        due = item.missing_since + grace
         if now >= due:
-            message = model_not_found(job, view.name, view.models)
-            actions.append(Finish(job, Phase.FAILED, ErrorCode.MODEL_NOT_FOUND, message))
+            actions.append(fail(item))
             continue
         recheck_at = min(recheck_at or due, due)
-        if explanations > 0 and _is_unexplained(job):
+        if explanations > 0 and (said := explain(item)) is not None:
             explanations -= 1
-            actions.append(Explain(job, WaitingReason.MODEL_NOT_FOUND, model_missing(job, view.name)))
+            actions.append(said)
     return Decision(tuple(actions), recheck_at)
 
 

@@ -41,6 +41,19 @@ def present(value: T | None) -> T:
     return value
 
 
+def _metadata(name: str, age: float, **more: Any) -> ObjectMeta:
+    """Build the metadata of an object that was created ``age`` seconds before :data:`NOW`."""
+    return ObjectMeta(
+        name=name,
+        namespace=NAMESPACE,
+        uid=f"uid-{name}",
+        resource_version="1",
+        generation=1,
+        creation_timestamp=NOW - dt.timedelta(seconds=age),
+        **more,
+    )
+
+
 def job(name: str = "job", *, age: float = 10, status: GenerationJobStatus | None = None, **spec: Any) -> GenerationJob:
     """Build a GenerationJob that was created ``age`` seconds before :data:`NOW`.
 
@@ -51,14 +64,7 @@ def job(name: str = "job", *, age: float = 10, status: GenerationJobStatus | Non
         **spec: Fields of its spec.
     """
     return GenerationJob(
-        metadata=ObjectMeta(
-            name=name,
-            namespace=NAMESPACE,
-            uid=f"uid-{name}",
-            resource_version="1",
-            generation=1,
-            creation_timestamp=NOW - dt.timedelta(seconds=age),
-        ),
+        metadata=_metadata(name, age),
         spec=GenerationJobSpec(**{"prompt": "a fox in the snow", **spec}),
         status=status or GenerationJobStatus(),
     )
@@ -95,15 +101,7 @@ def model(
         **workers: Fields of ``spec.workers``.
     """
     return DiffusionModel(
-        metadata=ObjectMeta(
-            name=name,
-            namespace=NAMESPACE,
-            uid=f"uid-{name}",
-            resource_version="1",
-            generation=1,
-            creation_timestamp=NOW - dt.timedelta(hours=1),
-            annotations={meta.DEFAULT_MODEL_ANNOTATION: "true"} if default else {},
-        ),
+        metadata=_metadata(name, 3600, annotations={meta.DEFAULT_MODEL_ANNOTATION: "true"} if default else {}),
         spec=DiffusionModelSpec(
             source=ModelSource(path="/models/emoji"),
             limits=limits or JobLimits(),
@@ -125,14 +123,7 @@ def adapter(
         **spec: More fields of its spec.
     """
     return LoRAAdapter(
-        metadata=ObjectMeta(
-            name=name,
-            namespace=NAMESPACE,
-            uid=f"uid-{name}",
-            resource_version="1",
-            generation=1,
-            creation_timestamp=NOW - dt.timedelta(hours=1),
-        ),
+        metadata=_metadata(name, 3600),
         spec=LoRAAdapterSpec(**{"model": of, "source": AdapterSource(path="/adapters"), **spec}),
         status=status or LoRAAdapterStatus(),
     )

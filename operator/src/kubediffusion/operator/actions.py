@@ -84,30 +84,30 @@ class SetAside:
 
 
 @dataclass(frozen=True)
-class CreateWorker:
-    """Create a worker's batch/v1 Job. Costs one write; that it exists already is success."""
+class _OfModel:
+    """What concerns one model."""
 
     model: DiffusionModel
-    template_hash: str
-    ordinal: int
 
     @property
     def namespace(self) -> str:
-        """The namespace that the write concerns."""
+        """The namespace that the action concerns."""
         return self.model.metadata.namespace
 
 
 @dataclass(frozen=True)
-class TryWorker:
+class CreateWorker(_OfModel):
+    """Create a worker's batch/v1 Job. Costs one write; that it exists already is success."""
+
+    template_hash: str
+    ordinal: int
+
+
+@dataclass(frozen=True)
+class TryWorker(_OfModel):
     """Ask the API server whether it takes a worker's batch/v1 Job, without creating it. Costs one request, no write."""
 
-    model: DiffusionModel
     template_hash: str
-
-    @property
-    def namespace(self) -> str:
-        """The namespace that the request concerns."""
-        return self.model.metadata.namespace
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class DeleteWorker:
 
 
 @dataclass(frozen=True)
-class DeletePod:
+class DeletePod(_OfModel):
     """Delete the Pod of a worker that is of no more use, so that its Job ends. Costs one write.
 
     Attributes:
@@ -132,29 +132,17 @@ class DeletePod:
         stalled_seconds: For how long its start has made no progress; None where it has ended.
     """
 
-    model: DiffusionModel
     name: str
     uid: str
     crash: str | None = None
     stalled_seconds: int | None = None
 
-    @property
-    def namespace(self) -> str:
-        """The namespace that the write concerns."""
-        return self.model.metadata.namespace
-
 
 @dataclass(frozen=True)
-class ReportModel:
+class ReportModel(_OfModel):
     """Write a model's status. Costs one status write, at most one a second a model."""
 
-    model: DiffusionModel
     status: DiffusionModelStatus
-
-    @property
-    def namespace(self) -> str:
-        """The namespace that the write concerns."""
-        return self.model.metadata.namespace
 
 
 @dataclass(frozen=True)

@@ -16,23 +16,20 @@ from dataclasses import dataclass
 
 from kubediffusion.resources.adapters import AdapterReport, AppliedAdapter, JobAdapter
 from kubediffusion.resources.apiserver.errors import ForbiddenError, NotFoundError
-from kubediffusion.resources.backoff import Backoff
 from kubediffusion.resources.conditions import AdapterReason
 from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.resources.lora_adapter import AdapterSource, LoRAAdapter
 from kubediffusion.worker.assignments import Assignment
 from kubediffusion.worker.context import AdapterSettings, WorkerContext
-from kubediffusion.worker.engine import BadModelError, Engine, Outcome, described
+from kubediffusion.worker.engine import BadModelError, Engine, described
 from kubediffusion.worker.engine.adapters import AdapterRefusedError, AdapterWeights, ImageAdapter, check_file_size
+from kubediffusion.worker.fetches import FailedTry, Fetcher, FetchLog, FinishImage
 from kubediffusion.worker.progress_reporter import ProgressReporter
-from kubediffusion.worker.refusal_backoff import RefusalBackoff
 from kubediffusion.worker.sources import ModelRefusedError
-from kubediffusion.worker.uploads import FIRST_PAUSE, LONGEST_PAUSE, REPORT_AFTER
 
 logger = logging.getLogger(__name__)
 
-FinishImage = Callable[[Assignment, int, Outcome], None]
-"""Takes in the failure of a job's image: see :meth:`.finisher.Finisher.finish_image`."""
+_LOG = FetchLog(logger, "adapters", "loaded", "an adapter is not loaded yet, trying again")
 
 
 @dataclass(frozen=True)
@@ -139,11 +136,8 @@ class AdapterLoader:
     ) -> None:
         self._engine: Engine = context.engine
         self._settings = settings
-        self._refused_seconds = context.refused_seconds
-        self._wake_runner = context.work_available.set
-        self._finish_image = finish_image
-        self._progress = progress
         self._threads = threads
+        self._fetcher = Fetcher(context, finish_image, progress, _LOG)
         self._held = HeldAdapters(settings.capacity, settings.reported)
         self._reading: dict[AdapterVersion, asyncio.Task[AdapterWeights]] = {}
 
@@ -152,28 +146,15 @@ class AdapterLoader:
         if not assignment.awaits_adapters or assignment.loads_adapters or assignment.finishing:
             return
         assignment.loads_adapters = True
-        task = asyncio.get_running_loop().create_task(self._load_all(assignment))
-        assignment.tasks.add(task)
-        task.add_done_callback(assignment.tasks.discard)
+        self._fetcher.start(assignment, self._load_all(assignment))
 
     async def _load_all(self, assignment: Assignment) -> None:
-        try:
-            loaded = [await self._load(assignment, given) for given in assignment.job.spec.adapters or ()]
-            self._check_rank(loaded)
-        except JobFailure as failure:
-            logger.warning("a job's adapters cannot be used: %s", failure.code, extra={"job": assignment.name})
-            self._finish_image(assignment, 0, failure)
-            return
-        except Exception as error:
-            # A defect of this worker; the job must end all the same.
-            logger.exception("a job's adapters cannot be loaded", extra={"job": assignment.name})
-            self._finish_image(assignment, 0, JobFailure(ErrorCode.INTERNAL, f"adapters: {type(error).__name__}"))
-            return
+        loaded = [await self._load(assignment, given) for given in assignment.job.spec.adapters or ()]
+        self._check_rank(loaded)
         assignment.set_adapters(
             tuple(ImageAdapter(weights.digest, applied.scale, weights) for applied, weights in loaded),
             tuple(applied for applied, _ in loaded),
         )
-        self._wake_runner()
 
     def _check_rank(self, loaded: list[tuple[AppliedAdapter, AdapterWeights]]) -> None:
         ranks, most = [weights.rank for _, weights in loaded], self._engine.info.adapter_rank
@@ -185,33 +166,12 @@ class AdapterLoader:
             )
 
     async def _load(self, assignment: Assignment, given: JobAdapter) -> tuple[AppliedAdapter, AdapterWeights]:
-        """Load one adapter, and retry for as long as its source is away, and for minutes where it refuses.
-
-        Raises:
-            JobFailure: It cannot be used.
-        """
-        backoff, failing_since = Backoff(FIRST_PAUSE, LONGEST_PAUSE), None
-        refusals = RefusalBackoff(self._refused_seconds)
-        while True:
-            try:
-                adapter, weights = await self._find(given.name)
-            except JobFailure:
-                raise
-            except (ForbiddenError, ModelRefusedError) as error:
-                pause, problem = refusals.next_pause(), f"adapter {given.name!r} is refused: {error}"
-                if pause is None:
-                    raise _unusable(given.name, f"{AdapterReason.SOURCE_NOT_FOUND}: {error}") from error
-            except Exception as error:  # noqa: BLE001 - storage and the Hub are away in many ways
-                pause, problem = backoff.next_pause(), f"adapter {given.name!r} is not here yet: {error}"
-            else:
-                scale = assignment.adapter_scale(given.name)
-                told = adapter.spec.scale if scale is None else scale
-                return AppliedAdapter(name=given.name, scale=told, digest=weights.digest), weights
-            failing_since = failing_since or time.monotonic()
-            if time.monotonic() - failing_since >= REPORT_AFTER:
-                self._progress.report_storage_trouble(assignment, problem)
-            logger.warning("an adapter is not loaded yet, trying again", extra={"adapter": given.name, "pause": pause})
-            await asyncio.sleep(pause)
+        adapter, weights = await self._fetcher.until_fetched(
+            assignment, lambda: self._find(given.name), lambda error: _judge(error, given.name), adapter=given.name
+        )
+        scale = assignment.adapter_scale(given.name)
+        told = adapter.spec.scale if scale is None else scale
+        return AppliedAdapter(name=given.name, scale=told, digest=weights.digest), weights
 
     async def _find(self, name: str) -> tuple[LoRAAdapter, AdapterWeights]:
         """Return the LoRAAdapter of a name, and its weights.
@@ -296,6 +256,15 @@ class AdapterLoader:
                 f"{file.name} cannot be read ({type(error).__name__}: {error}): the worker's log says where; save it "
                 "anew with diffusers or PEFT, or report a defect",
             ) from error
+
+
+def _judge(error: Exception, name: str) -> FailedTry:
+    """Tell what a failed try to find or fetch an adapter means."""
+    if isinstance(error, ForbiddenError | ModelRefusedError):
+        failure = _unusable(name, f"{AdapterReason.SOURCE_NOT_FOUND}: {error}")
+        return FailedTry(f"adapter {name!r} is refused: {error}", failure)
+    # Storage and the Hub are away in many ways.
+    return FailedTry(f"adapter {name!r} is not here yet: {error}")
 
 
 def _unusable(name: str, why: str) -> JobFailure:

@@ -10,31 +10,24 @@ import asyncio
 import hashlib
 import io
 import logging
-import time
-from collections.abc import Callable
 from concurrent.futures import Executor
 
 from PIL import Image
 
-from kubediffusion.resources.backoff import Backoff
 from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.resources.generation_job import MAX_INPUT_PIXELS, MAX_SIZE, InputRole, JobInput
 from kubediffusion.resources.image_keys import input_key
 from kubediffusion.resources.storage import ImageStorage, StorageError
 from kubediffusion.worker.assignments import Assignment
 from kubediffusion.worker.context import WorkerContext
-from kubediffusion.worker.engine import EngineInfo, InputImage, InputImages, Outcome
+from kubediffusion.worker.engine import EngineInfo, InputImage, InputImages
+from kubediffusion.worker.fetches import FailedTry, Fetcher, FetchLog, FinishImage
 from kubediffusion.worker.progress_reporter import ProgressReporter
-from kubediffusion.worker.refusal_backoff import RefusalBackoff
-from kubediffusion.worker.uploads import FIRST_PAUSE, LONGEST_PAUSE, REPORT_AFTER
-
-logger = logging.getLogger(__name__)
 
 MAX_BYTES = 80 * 2**20
 """Bytes of an input that are read: a PNG of the most pixels, which hardly compresses, with an alpha channel."""
 
-FinishImage = Callable[[Assignment, int, Outcome], None]
-"""Takes in the failure of a job's image: see :meth:`.finisher.Finisher.finish_image`."""
+_LOG = FetchLog(logging.getLogger(__name__), "inputs", "fetched", "an input is not read yet, trying again")
 
 
 class InputFetcher:
@@ -53,65 +46,47 @@ class InputFetcher:
         self._engine = context.engine.info
         self._storage = context.storage
         self._prefix = context.prefix
-        self._refused_seconds = context.refused_seconds
-        self._wake_runner = context.work_available.set
-        self._finish_image = finish_image
-        self._progress = progress
         self._threads = threads
+        self._fetcher = Fetcher(context, finish_image, progress, _LOG)
 
     def observe(self, assignment: Assignment) -> None:
         """Begin to fetch the inputs of a job that has just been bound."""
         if not assignment.awaits_inputs or assignment.fetches_inputs or assignment.finishing:
             return
         assignment.fetches_inputs = True
-        task = asyncio.get_running_loop().create_task(self._fetch_all(assignment))
-        assignment.tasks.add(task)
-        task.add_done_callback(assignment.tasks.discard)
+        self._fetcher.start(assignment, self._fetch_all(assignment))
 
     async def _fetch_all(self, assignment: Assignment) -> None:
         size = size_of(assignment, self._engine)
-        try:
-            found = {
-                given.role: await self._fetch(assignment, given, size) for given in assignment.parameters.inputs or ()
-            }
-        except JobFailure as failure:
-            logger.warning("a job's inputs cannot be used: %s", failure.code, extra={"job": assignment.name})
-            self._finish_image(assignment, 0, failure)
-            return
-        except Exception as error:
-            # A defect of this worker; the job must end all the same.
-            logger.exception("a job's inputs cannot be fetched", extra={"job": assignment.name})
-            self._finish_image(assignment, 0, JobFailure(ErrorCode.INTERNAL, f"inputs: {type(error).__name__}"))
-            return
+        found = {given.role: await self._fetch(assignment, given, size) for given in assignment.parameters.inputs or ()}
         # There is one: the API server refuses a job that has a mask alone.
         assignment.inputs = InputImages(found[InputRole.IMAGE], found.get(InputRole.MASK))
-        self._wake_runner()
 
     async def _fetch(self, assignment: Assignment, given: JobInput, size: tuple[int, int] | None) -> InputImage:
-        """Fetch one input, and retry for as long as storage is away, and for minutes where it refuses.
-
-        Raises:
-            JobFailure: It cannot be used.
-        """
         key = input_key(self._prefix, assignment.job.metadata.namespace, given.id)
-        backoff, failing_since = Backoff(FIRST_PAUSE, LONGEST_PAUSE), None
-        refusals = RefusalBackoff(self._refused_seconds)
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                return await loop.run_in_executor(self._threads, read_input, self._storage, key, given, size)
-            except StorageError as error:
-                if error.missing:
-                    raise _unusable(given, "it is not in storage; upload it by POST /v1/inputs") from error
-                pause = refusals.next_pause() if error.refused else backoff.next_pause()
-                if error.permanent or pause is None:
-                    raise JobFailure(ErrorCode.STORAGE_FAILED, f"the {given.role} cannot be read: {error}") from error
-                problem = f"the {given.role} is not read yet: {error}"
-            failing_since = failing_since or time.monotonic()
-            if time.monotonic() - failing_since >= REPORT_AFTER:
-                self._progress.report_storage_trouble(assignment, problem)
-            logger.warning("an input is not read yet, trying again", extra={"key": key, "pause": pause})
-            await asyncio.sleep(pause)
+
+        async def read() -> InputImage:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._threads, read_input, self._storage, key, given, size)
+
+        return await self._fetcher.until_fetched(assignment, read, lambda error: _judge(error, given), key=key)
+
+
+def _judge(error: Exception, given: JobInput) -> FailedTry:
+    """Tell what a failed read of an input means.
+
+    Raises:
+        JobFailure: Storage will never have it, or never give it.
+        Exception: The error, which is none of storage.
+    """
+    if not isinstance(error, StorageError):
+        raise error
+    if error.missing:
+        raise _unusable(given, "it is not in storage; upload it by POST /v1/inputs") from error
+    failure = JobFailure(ErrorCode.STORAGE_FAILED, f"the {given.role} cannot be read: {error}")
+    if error.permanent:
+        raise failure from error
+    return FailedTry(f"the {given.role} is not read yet: {error}", failure if error.refused else None)
 
 
 def size_of(assignment: Assignment, engine: EngineInfo) -> tuple[int, int] | None:

@@ -16,7 +16,7 @@ from kubediffusion.local.errors import NotInTimeError
 from kubediffusion.local.testing import Namespace, eventually
 from kubediffusion.operator import job_executor, job_status, loop, namespace_state, scheduling
 from kubediffusion.operator.actions import Bind
-from kubediffusion.operator.views import ModelView
+from kubediffusion.operator.snapshots import ModelSnapshot
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.apiserver.errors import KubernetesError
 from kubediffusion.resources.apiserver.resource import MERGE_PATCH
@@ -118,10 +118,10 @@ async def test_a_model_at_which_a_decision_fails_says_so_and_stops_no_other(
 ) -> None:
     fails = [True]
 
-    def schedule_model(view: ModelView, *arguments: Any) -> Any:
-        if view.model.name == "broken" and fails[0]:
+    def schedule_model(snapshot: ModelSnapshot, *arguments: Any) -> Any:
+        if snapshot.model.name == "broken" and fails[0]:
             raise OverflowError("secret words of a prompt")
-        return scheduling.schedule_model(view, *arguments)
+        return scheduling.schedule_model(snapshot, *arguments)
 
     monkeypatch.setattr(loop, "schedule_model", schedule_model)
     before = error_count("DiffusionModel")

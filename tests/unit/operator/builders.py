@@ -1,4 +1,4 @@
-"""Builders of workers and views."""
+"""Builders of workers and snapshots."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from kubediffusion.operator.actions import Action, Explain
 from kubediffusion.operator.containers import ContainerState, ContainerStatus, Terminated
 from kubediffusion.operator.scheduling import schedule_model
-from kubediffusion.operator.views import ModelView, SchedulerOptions, order_key
+from kubediffusion.operator.snapshots import ModelSnapshot, SchedulerOptions, order_key
 from kubediffusion.operator.workers import (
     BatchJob,
     BatchJobSpec,
@@ -131,15 +131,15 @@ def pod_of(built: ObservedWorker) -> Pod:
     return present(built.pod)
 
 
-def view(
+def snapshot(
     waiting: list[GenerationJob] | None = None,
     workers: list[ObservedWorker] | None = None,
     bound: dict[str, list[GenerationJob]] | None = None,
     **settings: Any,
-) -> ModelView:
-    """Build the view of a model whose ``spec.workers`` are the settings."""
+) -> ModelSnapshot:
+    """Build the snapshot of a model whose ``spec.workers`` are the settings."""
     queue = sorted(waiting or [], key=order_key)
-    built = ModelView(
+    built = ModelSnapshot(
         model=model(**settings),
         template_hash=HASH,
         waiting=queue,
@@ -150,7 +150,7 @@ def view(
     return dataclasses.replace(built, waiting_slots=sum(map(built.slots, queue)))
 
 
-def plan(cluster: ModelView) -> tuple[Action, ...]:
+def plan(cluster: ModelSnapshot) -> tuple[Action, ...]:
     """Return what the scheduler decides for a model, by its defaults."""
     return schedule_model(cluster, NOW, OPTIONS, explanations=5).actions
 
@@ -166,7 +166,7 @@ def versioned(item: T, version: int, name: str | None = None) -> T:
     return item.model_copy(update={"metadata": item.metadata.model_copy(update=update)})
 
 
-def said_of(cluster: ModelView) -> Explain:
+def said_of(cluster: ModelSnapshot) -> Explain:
     """What the one job that waits is told."""
     (said,) = [a for a in plan(cluster) if isinstance(a, Explain)]
     return said

@@ -12,13 +12,13 @@ from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
 from kubediffusion.operator.actions import Bind, Finish
-from kubediffusion.operator.views import ModelView
+from kubediffusion.operator.snapshots import ModelSnapshot
 from kubediffusion.operator.workers import WorkerState
 from kubediffusion.resources.adapters import AdapterReport
 from kubediffusion.resources.failures import ErrorCode
 from kubediffusion.resources.generation_job import GenerationJob
 from kubediffusion.resources.testing import adapter, bound_job, job
-from unit.operator.builders import holding, plan, pod_of, view, worker
+from unit.operator.builders import holding, plan, pod_of, snapshot, worker
 
 NAMES = ("crayon", "ink", "oil")
 ADAPTERS = {name: adapter(name) for name in NAMES}
@@ -33,7 +33,7 @@ def naming(names: list[str]) -> Any:
 
 
 @st.composite
-def clusters(draw: st.DrawFn) -> ModelView:
+def clusters(draw: st.DrawFn) -> ModelSnapshot:
     """Ready workers that hold some adapters and have some jobs, and jobs that name some."""
     workers, bound = [], {}
     for n in range(draw(st.integers(1, 4))):
@@ -51,10 +51,10 @@ def clusters(draw: st.DrawFn) -> ModelView:
         for n in range(draw(st.integers(0, 8)))
     ]
     size = draw(st.integers(1, 4))
-    return replace(view(waiting, workers, bound, max_batch_size=size), adapters=ADAPTERS)
+    return replace(snapshot(waiting, workers, bound, max_batch_size=size), adapters=ADAPTERS)
 
 
-def at_start(cluster: ModelView) -> tuple[dict[str, int], dict[str, set[str]]]:
+def at_start(cluster: ModelSnapshot) -> tuple[dict[str, int], dict[str, set[str]]]:
     """Places that each worker's jobs take, and the adapters that it holds or loads."""
     load, known = {}, {}
     for built in cluster.workers:
@@ -70,11 +70,11 @@ def named(item: GenerationJob) -> list[str]:
     return [asked.name for asked in item.spec.adapters or ()]
 
 
-def binds(cluster: ModelView) -> list[Bind]:
+def binds(cluster: ModelSnapshot) -> list[Bind]:
     return [action for action in plan(cluster) if isinstance(action, Bind)]
 
 
-CASES: dict[str, Callable[[ModelView], object]] = {
+CASES: dict[str, Callable[[ModelSnapshot], object]] = {
     "a job goes to the one that holds more of its adapters": lambda cluster: (
         len({tuple(sorted(held)) for held in at_start(cluster)[1].values()}) > 1
         and len(set(at_start(cluster)[0].values())) == 1
@@ -94,7 +94,7 @@ def test_the_search_comes_upon(case: str) -> None:
 
 
 @given(clusters())
-def test_a_job_goes_to_one_that_holds_most_of_its_adapters_among_the_least_loaded(cluster: ModelView) -> None:
+def test_a_job_goes_to_one_that_holds_most_of_its_adapters_among_the_least_loaded(cluster: ModelSnapshot) -> None:
     load, known = at_start(cluster)
     for action in binds(cluster):
         least = [pod for pod, taken in load.items() if taken == min(load.values())]
@@ -106,7 +106,7 @@ def test_a_job_goes_to_one_that_holds_most_of_its_adapters_among_the_least_loade
 
 
 @given(clusters())
-def test_who_holds_what_changes_neither_who_is_bound_nor_how_loaded_workers_are(cluster: ModelView) -> None:
+def test_who_holds_what_changes_neither_who_is_bound_nor_how_loaded_workers_are(cluster: ModelSnapshot) -> None:
     """So no worker is idle beside a job that waits, or is beside others, for the sake of an adapter."""
     plain = replace(cluster, workers=tuple(holding(each, {}) for each in cluster.workers), bound={})
     same = replace(cluster, bound={})
@@ -115,14 +115,14 @@ def test_who_holds_what_changes_neither_who_is_bound_nor_how_loaded_workers_are(
 
 
 @given(clusters())
-def test_a_job_is_bound_with_its_own_adapters(cluster: ModelView) -> None:
+def test_a_job_is_bound_with_its_own_adapters(cluster: ModelSnapshot) -> None:
     for action in binds(cluster):
         assert [*action.adapters] == named(action.job)
 
 
 @given(clusters(), st.sampled_from(NAMES))
 @settings(max_examples=50)
-def test_a_job_whose_adapter_is_of_another_model_fails_and_keeps_nobody(cluster: ModelView, name: str) -> None:
+def test_a_job_whose_adapter_is_of_another_model_fails_and_keeps_nobody(cluster: ModelSnapshot, name: str) -> None:
     foreign = replace(cluster, adapters={**ADAPTERS, name: adapter(name, of="other")})
     for action in plan(foreign):
         if isinstance(action, Bind):

@@ -13,7 +13,7 @@ from kubediffusion.operator.adapter_reports import LONGEST_MESSAGE, adapter_stat
 from kubediffusion.operator.events import events_of_adapter_report
 from kubediffusion.operator.job_status import next_status
 from kubediffusion.operator.rate import AdapterReportRate
-from kubediffusion.operator.views import ModelView
+from kubediffusion.operator.snapshots import ModelSnapshot
 from kubediffusion.operator.workers import ObservedWorker, PlatformCondition, WorkerState
 from kubediffusion.resources.adapters import AdapterReport
 from kubediffusion.resources.conditions import REFUSED_ADAPTER, AdapterReason, Condition, PodConditionType
@@ -21,7 +21,7 @@ from kubediffusion.resources.failures import ErrorCode
 from kubediffusion.resources.lora_adapter import MAX_HOLDERS, LoRAAdapter
 from kubediffusion.resources.pipeline_facts import PipelineFacts
 from kubediffusion.resources.testing import NOW, adapter, job, present
-from unit.operator.builders import HASH, OLD_HASH, holding, plan, pod_name, pod_of, telling, view, worker
+from unit.operator.builders import HASH, OLD_HASH, holding, plan, pod_name, pod_of, snapshot, telling, worker
 
 DIGEST, OTHER_DIGEST = "ab" * 32, "cd" * 32
 HELD = AdapterReport(uid="uid-crayon", generation=1, digest=DIGEST, rank=8)
@@ -29,21 +29,21 @@ REFUSED = AdapterReport(uid="uid-crayon", generation=1, reason="RankTooLarge", m
 READY = WorkerState.READY
 
 
-def ready_with(*reports: AdapterReport) -> ModelView:
-    return view(workers=[holding(worker(n, READY), {"crayon": report}) for n, report in enumerate(reports)])
+def ready_with(*reports: AdapterReport) -> ModelSnapshot:
+    return snapshot(workers=[holding(worker(n, READY), {"crayon": report}) for n, report in enumerate(reports)])
 
 
-def said(item: LoRAAdapter, seen: ModelView | None) -> Condition:
+def said(item: LoRAAdapter, seen: ModelSnapshot | None) -> Condition:
     return present(item.model_copy(update={"status": adapter_status(item, seen, NOW)}).readiness)
 
 
-def told(item: LoRAAdapter, seen: ModelView | None) -> LoRAAdapter:
+def told(item: LoRAAdapter, seen: ModelSnapshot | None) -> LoRAAdapter:
     """The adapter once its status has been written."""
     return item.model_copy(update={"status": adapter_status(item, seen, NOW)})
 
 
 def test_an_adapter_that_nobody_has_loaded_says_that_the_next_job_does_so() -> None:
-    condition = said(adapter(), view(workers=[worker(0, READY)]))
+    condition = said(adapter(), snapshot(workers=[worker(0, READY)]))
     assert (condition.status, condition.reason) == ("False", "NotLoaded")
     assert "the next job that names it has one load it" in condition.message
 
@@ -78,20 +78,20 @@ def test_one_that_holds_it_outweighs_one_that_refuses_it() -> None:
 
 def test_digest_and_rank_stay_while_no_worker_is_there_and_go_with_the_spec() -> None:
     loaded = told(adapter(), ready_with(HELD))
-    cold = adapter_status(loaded, view(), NOW)
+    cold = adapter_status(loaded, snapshot(), NOW)
     assert (cold.digest, cold.rank, cold.workers) == (DIGEST, 8, ())
     changed = loaded.model_copy(update={"metadata": loaded.metadata.model_copy(update={"generation": 2})})
-    assert adapter_status(changed, view(), NOW).digest is None
+    assert adapter_status(changed, snapshot(), NOW).digest is None
 
 
 @pytest.mark.parametrize("reason", sorted(REFUSED_ADAPTER))
 def test_a_refusal_is_told_in_the_workers_words_and_outlives_its_worker(reason: AdapterReason) -> None:
     refused = told(adapter(), ready_with(AdapterReport(reason=reason, message="because")))
     assert (present(refused.refusal).reason, present(refused.refusal).message) == (reason, "because")
-    assert told(refused, view()).refusal == refused.refusal
-    assert told(refused, replace(view(), template_hash="other")).refusal is None
+    assert told(refused, snapshot()).refusal == refused.refusal
+    assert told(refused, replace(snapshot(), template_hash="other")).refusal is None
     edited = refused.model_copy(update={"metadata": refused.metadata.model_copy(update={"generation": 2})})
-    assert told(edited, view()).refusal is None
+    assert told(edited, snapshot()).refusal is None
 
 
 @pytest.mark.parametrize("reason", ["FetchFailed", "SourceNotFound"])
@@ -99,7 +99,7 @@ def test_what_may_pass_is_told_and_forgotten_with_its_worker(reason: str) -> Non
     failed = told(adapter(), ready_with(AdapterReport(reason=reason, message="404")))
     assert present(failed.readiness).reason == reason
     assert failed.refusal is None
-    assert present(told(failed, view()).readiness).reason == "NotLoaded"
+    assert present(told(failed, snapshot()).readiness).reason == "NotLoaded"
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_what_may_pass_is_told_and_forgotten_with_its_worker(reason: str) -> Non
     ],
 )
 def test_what_is_no_word_of_ours_says_nothing(message: str) -> None:
-    seen = view(workers=[telling(worker(0, READY), message)])
+    seen = snapshot(workers=[telling(worker(0, READY), message)])
     assert said(adapter(), seen).reason == "NotLoaded"
 
 
@@ -127,7 +127,7 @@ def test_a_report_on_another_adapter_or_another_spec_says_nothing(report: Adapte
 
 def test_workers_of_another_template_and_those_that_have_ended_say_nothing() -> None:
     for built in (worker(0, READY, template=OLD_HASH), worker(0, WorkerState.FAILED), worker(0, WorkerState.GOING)):
-        assert said(adapter(), view(workers=[holding(built, {"crayon": HELD})])).reason == "NotLoaded"
+        assert said(adapter(), snapshot(workers=[holding(built, {"crayon": HELD})])).reason == "NotLoaded"
 
 
 def test_words_of_a_worker_are_cut() -> None:
@@ -145,7 +145,7 @@ def with_facts(built: ObservedWorker, *, adapters: bool | None) -> ObservedWorke
 
 @pytest.mark.parametrize(("takes", "reason"), [(False, "NotSupported"), (True, "NotLoaded"), (None, "NotLoaded")])
 def test_a_pipeline_that_takes_no_adapters_refuses_them_all(takes: bool | None, reason: str) -> None:
-    seen = view([job(adapters=[{"name": "crayon"}])], [with_facts(worker(0, READY), adapters=takes)])
+    seen = snapshot([job(adapters=[{"name": "crayon"}])], [with_facts(worker(0, READY), adapters=takes)])
     assert said(adapter(), seen).reason == reason
     (action,) = plan(replace(seen, adapters={"crayon": adapter()}))
     if takes is False:
@@ -157,7 +157,7 @@ def test_a_pipeline_that_takes_no_adapters_refuses_them_all(takes: bool | None, 
 
 def test_a_job_whose_adapter_is_refused_fails_with_the_reason() -> None:
     refused = told(adapter(), ready_with(REFUSED))
-    seen = replace(view([job(adapters=[{"name": "crayon"}])], [worker(0, READY)]), adapters={"crayon": refused})
+    seen = replace(snapshot([job(adapters=[{"name": "crayon"}])], [worker(0, READY)]), adapters={"crayon": refused})
     (action,) = plan(seen)
     assert isinstance(action, Finish)
     assert action.code is ErrorCode.INVALID_ADAPTER
@@ -170,7 +170,7 @@ def test_a_job_whose_adapter_is_refused_fails_with_the_reason() -> None:
 @pytest.mark.parametrize(("asked", "scale"), [({}, 0.5), ({"scale": 0}, 0), ({"scale": -2}, -2)])
 def test_a_jobs_recipe_has_the_scale_that_it_asks_for_or_the_adapters_own(asked: Any, scale: float) -> None:
     waiting = job(adapters=[{"name": "crayon", **asked}])
-    seen = replace(view([waiting], [worker(0, READY)]), adapters={"crayon": adapter(scale=0.5)})
+    seen = replace(snapshot([waiting], [worker(0, READY)]), adapters={"crayon": adapter(scale=0.5)})
     (bind,) = plan(seen)
     assert isinstance(bind, Bind)
     (applied,) = present(present(next_status(bind, NOW, 7).parameters).adapters)
@@ -192,13 +192,13 @@ def test_an_event_tells_of_a_refusal_once() -> None:
 def test_a_status_is_written_once_a_second_at_most_and_so_many_a_second_in_all() -> None:
     rate = AdapterReportRate(rate=2, clock=lambda: 0.0)
     items = [adapter(name) for name in ("a", "b", "c")]
-    reports = [rate.next_report(item, adapter_status(item, view(), NOW), NOW) for item in items]
+    reports = [rate.next_report(item, adapter_status(item, snapshot(), NOW), NOW) for item in items]
     assert [isinstance(report, ReportAdapter) for report in reports] == [True, True, False]
     assert reports[2] == NOW + dt.timedelta(seconds=1)
     changed = adapter_status(items[0], ready_with(HELD), NOW)
     assert rate.next_report(items[0], changed, NOW + dt.timedelta(seconds=0.4)) == NOW + dt.timedelta(seconds=1)
-    written = told(items[0], view())
-    assert rate.next_report(written, adapter_status(written, view(), NOW), NOW) is None
+    written = told(items[0], snapshot())
+    assert rate.next_report(written, adapter_status(written, snapshot(), NOW), NOW) is None
 
 
 def test_an_adapter_is_looked_at_again_when_it_or_its_workers_have_changed() -> None:

@@ -14,12 +14,12 @@ from kubediffusion.operator.actions import Bind, Finish, Requeue
 from kubediffusion.operator.job_status import next_status
 from kubediffusion.operator.placement import WorkerCapacity, most_together
 from kubediffusion.operator.scheduling import schedule_model
+from kubediffusion.operator.snapshots import SchedulerOptions
 from kubediffusion.operator.store import Store
-from kubediffusion.operator.views import SchedulerOptions
 from kubediffusion.operator.workers import WorkerState
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.resources.testing import NAMESPACE, NOW, bound_job, job, model, present
-from unit.operator.builders import HASH, pod_name, view, worker
+from unit.operator.builders import HASH, pod_name, snapshot, worker
 
 OPTIONS = SchedulerOptions()
 LIMIT = 1
@@ -76,7 +76,7 @@ class Simulation:
         pods = [pod_name(ordinal) for ordinal in range(self.workers)]
         states = [WorkerState.FAILED if pod == died else WorkerState.READY for pod in pods]
         waiting = [item for item in self.jobs.values() if item.status.phase is Phase.PENDING]
-        cluster = view(
+        cluster = snapshot(
             waiting,
             [worker(ordinal, state) for ordinal, state in enumerate(states)],
             {pod: [self.jobs[name] for name in names] for pod, names in bound.items()},
@@ -153,5 +153,5 @@ def test_a_job_that_is_taken_back_last_pays_no_more_than_its_mates(number: int, 
 
 def decisions(store: Store) -> list[Requeue]:
     state = present(store.namespace(NAMESPACE))
-    [seen] = state.model_views(NOW)
+    [seen] = state.model_snapshots(NOW)
     return [action for action in schedule_model(seen, NOW, OPTIONS).actions if isinstance(action, Requeue)]

@@ -12,7 +12,7 @@ from kubediffusion.operator.job_status import explain_suspended_jobs
 from kubediffusion.operator.jobs_without_adapter import decide_adapterless_jobs
 from kubediffusion.operator.jobs_without_model import decide_orphaned_jobs
 from kubediffusion.operator.scheduling import decide_termination
-from kubediffusion.operator.views import AdapterlessJob, NamespaceView, OrphanedJob, SchedulerOptions
+from kubediffusion.operator.snapshots import AdapterlessJob, NamespaceSnapshot, OrphanedJob, SchedulerOptions
 from kubediffusion.resources.conditions import ConditionStatus, WaitingReason, find_condition, with_condition
 from kubediffusion.resources.failures import ErrorCode
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Phase
@@ -25,8 +25,8 @@ def orphan(item: GenerationJob, seconds: float) -> OrphanedJob:
     return OrphanedJob(item, NOW - dt.timedelta(seconds=seconds))
 
 
-def waiting(*orphans: OrphanedJob) -> NamespaceView:
-    return NamespaceView(NAMESPACE, models=("other",), orphaned_jobs=orphans)
+def waiting(*orphans: OrphanedJob) -> NamespaceSnapshot:
+    return NamespaceSnapshot(NAMESPACE, models=("other",), orphaned_jobs=orphans)
 
 
 def test_a_job_without_its_model_is_told_so_and_fails_after_the_grace() -> None:
@@ -49,10 +49,10 @@ def test_as_many_jobs_without_a_model_are_told_as_may_be_and_each_once() -> None
     assert decide_orphaned_jobs(waiting(*orphans), NOW, OPTIONS, 0).actions == ()
 
 
-def adapterless(*items: GenerationJob, seconds: float) -> NamespaceView:
+def adapterless(*items: GenerationJob, seconds: float) -> NamespaceSnapshot:
     since = NOW - dt.timedelta(seconds=seconds)
     jobs = tuple(AdapterlessJob(item, "crayon", since) for item in items)
-    return NamespaceView(NAMESPACE, adapters=("oil", "ink"), adapterless_jobs=jobs)
+    return NamespaceSnapshot(NAMESPACE, adapters=("oil", "ink"), adapterless_jobs=jobs)
 
 
 def test_a_job_without_its_adapter_is_told_so_and_fails_after_the_grace() -> None:
@@ -73,20 +73,20 @@ def test_as_many_jobs_without_an_adapter_are_told_as_may_be_and_each_once() -> N
         return job(name, status=GenerationJobStatus(conditions=conditions))
 
     told, busy = saying("told", WaitingReason.ADAPTER_NOT_FOUND), saying("busy", WaitingReason.WORKERS_BUSY)
-    view = adapterless(told, busy, job("a"), job("b"), seconds=1)
-    explained = decide_adapterless_jobs(view, NOW, OPTIONS, 2).actions
+    snapshot = adapterless(told, busy, job("a"), job("b"), seconds=1)
+    explained = decide_adapterless_jobs(snapshot, NOW, OPTIONS, 2).actions
     assert [action.job.name for action in explained if isinstance(action, Explain)] == ["busy", "a"]
-    assert decide_adapterless_jobs(view, NOW, OPTIONS, 0).actions == ()
+    assert decide_adapterless_jobs(snapshot, NOW, OPTIONS, 0).actions == ()
 
 
 def test_suspended_jobs_are_told_as_many_at_a_time_as_may_be() -> None:
-    view = NamespaceView(NAMESPACE, suspended_jobs=(job("a", suspend=True), job("b", suspend=True)))
-    first = explain_suspended_jobs(view, NOW, 1)
+    snapshot = NamespaceSnapshot(NAMESPACE, suspended_jobs=(job("a", suspend=True), job("b", suspend=True)))
+    first = explain_suspended_jobs(snapshot, NOW, 1)
     assert [action.job.name for action in first.actions if isinstance(action, Explain)] == ["a"]
     assert first.recheck_at == NOW + dt.timedelta(seconds=1)
-    both = explain_suspended_jobs(view, NOW, 5)
+    both = explain_suspended_jobs(snapshot, NOW, 5)
     assert (len(both.actions), both.recheck_at) == (2, None)
-    assert explain_suspended_jobs(view, NOW, -1).actions == ()
+    assert explain_suspended_jobs(snapshot, NOW, -1).actions == ()
 
 
 def deleted(item: GenerationJob) -> GenerationJob:

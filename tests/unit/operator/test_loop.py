@@ -22,8 +22,8 @@ from kubediffusion.operator.images import ImageRemover
 from kubediffusion.operator.loop import SchedulingLoop
 from kubediffusion.operator.manifests import WorkerDefaults
 from kubediffusion.operator.retention import Retention
+from kubediffusion.operator.snapshots import SchedulerOptions
 from kubediffusion.operator.store import Store
-from kubediffusion.operator.views import SchedulerOptions
 from kubediffusion.operator.workers import WorkerState
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.testing import NAMESPACE

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kubediffusion.operator.namespace_state import NamespaceState
 from kubediffusion.operator.object_cache import ObjectCache, ObjectList
-from kubediffusion.operator.views import order_key
+from kubediffusion.operator.snapshots import order_key
 from kubediffusion.operator.workers import Pod
 from kubediffusion.resources.conditions import ConditionStatus, WaitingReason, with_condition
 from kubediffusion.resources.diffusion_model import DiffusionModel
@@ -127,19 +127,19 @@ class Knowledge(RuleBasedStateMachine):
     @invariant()
     def each_model_sees_its_queue_in_order_and_what_its_workers_have(self) -> None:
         default = self.default()
-        views = {view.model.name: view for view in self.state.model_views(NOW)}
-        assert views.keys() == self.models.keys()
-        for name, view in views.items():
+        snapshots = {snapshot.model.name: snapshot for snapshot in self.state.model_snapshots(NOW)}
+        assert snapshots.keys() == self.models.keys()
+        for name, snapshot in snapshots.items():
             named = {name, None} if default is not None and default.name == name else {name}
             queue = sorted((j for j in self.waiting() if j.spec.model in named), key=order_key)
-            assert list(view.waiting) == queue
-            assert view.waiting_count == len(queue)
-            assert view.waiting_slots == sum(map(view.slots, queue))
+            assert list(snapshot.waiting) == queue
+            assert snapshot.waiting_count == len(queue)
+            assert snapshot.waiting_slots == sum(map(snapshot.slots, queue))
             bound = defaultdict(set)
             for item in self.jobs.values():
                 if item.status.phase in BOUND and present(item.status.parameters).model == name:
                     bound[item.status.worker].add(item.uid)
-            assert {pod: {j.uid for j in held} for pod, held in view.bound.items()} == bound
+            assert {pod: {j.uid for j in held} for pod, held in snapshot.bound.items()} == bound
 
     @invariant()
     def jobs_whose_model_is_missing_are_orphans(self) -> None:
@@ -156,7 +156,7 @@ class Knowledge(RuleBasedStateMachine):
 
     @invariant()
     def jobs_whose_adapter_is_missing_wait_for_it(self) -> None:
-        told = {item.job.uid: item.adapter for item in self.state.view(NOW, 100).adapterless_jobs}
+        told = {item.job.uid: item.adapter for item in self.state.snapshot(NOW, 100).adapterless_jobs}
         assert told.keys() == {j.uid for j in self.asking()} - {j.uid for j in self.waiting()}
         assert not self.adapters.keys() & set(told.values())
 
@@ -167,7 +167,7 @@ class Knowledge(RuleBasedStateMachine):
             for j in self.jobs.values()
             if j.status.phase not in BOUND and j.spec.suspend and not j.status.conditions
         }
-        assert {j.uid for j in self.state.view(NOW, 0).suspended_jobs} == silent
+        assert {j.uid for j in self.state.snapshot(NOW, 0).suspended_jobs} == silent
 
 
 TestKnowledge = Knowledge.TestCase

@@ -10,7 +10,7 @@ from typing import Any
 from kubediffusion.operator.containers import ContainerStatus
 from kubediffusion.operator.namespace_state import NamespaceState
 from kubediffusion.operator.object_cache import ObjectList
-from kubediffusion.operator.views import ModelView, OrphanedJob
+from kubediffusion.operator.snapshots import ModelSnapshot, OrphanedJob
 from kubediffusion.operator.workers import ObservedWorker, PlatformCondition, Pod, WorkerState
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Phase
@@ -29,9 +29,9 @@ def state_of(*workers: ObservedWorker, models: Iterable[DiffusionModel] = ()) ->
     return state
 
 
-def only_view(state: NamespaceState, now: dt.datetime = NOW) -> ModelView:
-    (view,) = state.model_views(now)
-    return view
+def only_view(state: NamespaceState, now: dt.datetime = NOW) -> ModelSnapshot:
+    (snapshot,) = state.model_snapshots(now)
+    return snapshot
 
 
 def after(seconds: float) -> dt.datetime:
@@ -156,7 +156,10 @@ def test_an_older_pod_of_a_job_is_kept_for_as_long_as_jobs_are_bound_to_it() -> 
 
 def test_workers_are_those_of_their_model() -> None:
     state = state_of(worker(0, WorkerState.READY), models=(model(), model("other", default=False)))
-    assert {view.model.name: len(view.workers) for view in state.model_views(NOW)} == {"emoji": 1, "other": 0}
+    assert {snapshot.model.name: len(snapshot.workers) for snapshot in state.model_snapshots(NOW)} == {
+        "emoji": 1,
+        "other": 0,
+    }
 
 
 def test_what_is_known_of_a_model_goes_with_it_however_that_was_learned() -> None:

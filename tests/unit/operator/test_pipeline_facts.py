@@ -9,12 +9,12 @@ from kubediffusion.operator.actions import Bind, Finish
 from kubediffusion.operator.job_status import next_status
 from kubediffusion.operator.model_status import model_status
 from kubediffusion.operator.scheduling import schedule_model
-from kubediffusion.operator.views import ModelView, SchedulerOptions
+from kubediffusion.operator.snapshots import ModelSnapshot, SchedulerOptions
 from kubediffusion.operator.workers import ObservedWorker, PlatformCondition, WorkerState
 from kubediffusion.resources.conditions import PodConditionType
 from kubediffusion.resources.pipeline_facts import PipelineDefaults, PipelineFacts
 from kubediffusion.resources.testing import NOW, job, present
-from unit.operator.builders import OLD_HASH, pod_of, view, worker
+from unit.operator.builders import OLD_HASH, pod_of, snapshot, worker
 
 FACTS = PipelineFacts(
     name="FluxPipeline", defaults=PipelineDefaults(num_inference_steps=28, guidance_scale=3.5), size_multiple=16
@@ -31,21 +31,21 @@ def knowing(built: ObservedWorker, message: str = FACTS.to_json()) -> ObservedWo
     return replace(built, pod=pod.model_copy(update={"status": status}))
 
 
-def actions(seen: ModelView) -> list[Any]:
+def actions(seen: ModelSnapshot) -> list[Any]:
     return list(schedule_model(seen, NOW, SchedulerOptions(), 0).actions)
 
 
 def test_a_status_says_what_a_worker_of_todays_template_told() -> None:
     ready = worker(0, WorkerState.READY)
-    assert model_status(view(workers=[ready]), None, NOW).pipeline is None
-    assert model_status(view(workers=[knowing(ready)]), None, NOW).pipeline == FACTS
-    assert model_status(view(workers=[knowing(ready, "anything")]), None, NOW).pipeline is None
+    assert model_status(snapshot(workers=[ready]), None, NOW).pipeline is None
+    assert model_status(snapshot(workers=[knowing(ready)]), None, NOW).pipeline == FACTS
+    assert model_status(snapshot(workers=[knowing(ready, "anything")]), None, NOW).pipeline is None
     old = worker(0, WorkerState.READY, template=OLD_HASH)
-    assert model_status(view(workers=[knowing(old)]), None, NOW).pipeline is None
+    assert model_status(snapshot(workers=[knowing(old)]), None, NOW).pipeline is None
 
 
 def test_it_stays_while_no_worker_is_there_and_goes_with_the_template() -> None:
-    seen = view(workers=[knowing(worker(0, WorkerState.READY))])
+    seen = snapshot(workers=[knowing(worker(0, WorkerState.READY))])
     known = seen.model.model_copy(update={"status": model_status(seen, None, NOW)})
     cold = replace(seen, model=known, workers=())
     assert model_status(cold, None, NOW).pipeline == FACTS
@@ -53,7 +53,7 @@ def test_it_stays_while_no_worker_is_there_and_goes_with_the_template() -> None:
 
 
 def test_a_job_is_bound_with_the_pipelines_own_before_the_status_says_so() -> None:
-    (bind,) = actions(view(waiting=[job()], workers=[knowing(worker(0, WorkerState.READY))]))
+    (bind,) = actions(snapshot(waiting=[job()], workers=[knowing(worker(0, WorkerState.READY))]))
     assert isinstance(bind, Bind)
     parameters = present(next_status(bind, NOW, 7).parameters)
     assert (parameters.num_inference_steps, parameters.guidance_scale) == (28, 3.5)
@@ -61,19 +61,19 @@ def test_a_job_is_bound_with_the_pipelines_own_before_the_status_says_so() -> No
 
 def test_a_job_off_the_grid_fails_before_it_is_bound() -> None:
     off = job(width=520, height=512)
-    (finish,) = actions(view(waiting=[off], workers=[knowing(worker(0, WorkerState.READY))]))
+    (finish,) = actions(snapshot(waiting=[off], workers=[knowing(worker(0, WorkerState.READY))]))
     assert isinstance(finish, Finish)
     assert finish.message == "spec.width: 520 is no multiple of 16, as model 'emoji' needs; ask for 512 or 528"
-    (bind,) = actions(view(waiting=[off], workers=[worker(0, WorkerState.READY)]))
+    (bind,) = actions(snapshot(waiting=[off], workers=[worker(0, WorkerState.READY)]))
     assert isinstance(bind, Bind)
 
 
 def test_a_negative_prompt_that_the_model_cannot_heed_fails_the_job_before_it_is_bound() -> None:
     asking, unguided = job(negative_prompt="rain"), FACTS.model_copy(update={"negative_prompt": False})
     knows = knowing(worker(0, WorkerState.READY), unguided.to_json())
-    (finish,) = actions(view(waiting=[asking], workers=[knows]))
+    (finish,) = actions(snapshot(waiting=[asking], workers=[knows]))
     assert isinstance(finish, Finish)
     assert finish.message.startswith("spec.negativePrompt: model 'emoji' takes none: FluxPipeline")
     for waiting, ready in ((job(negative_prompt=""), knows), (asking, knowing(worker(0, WorkerState.READY)))):
-        (bind,) = actions(view(waiting=[waiting], workers=[ready]))
+        (bind,) = actions(snapshot(waiting=[waiting], workers=[ready]))
         assert isinstance(bind, Bind)

@@ -9,7 +9,7 @@ from kubediffusion.operator.metrics import forget_model, set_model_gauges
 from kubediffusion.operator.rate import TokenBucket
 from kubediffusion.operator.workers import WorkerState
 from kubediffusion.resources.testing import NAMESPACE, job
-from unit.operator.builders import view, worker
+from unit.operator.builders import snapshot, worker
 
 
 class Clock:
@@ -47,7 +47,7 @@ def sample(name: str, **labels: str) -> float | None:
 
 
 def test_the_gauges_of_a_model_go_with_it() -> None:
-    seen = view([job()], [worker(0, WorkerState.READY)])
+    seen = snapshot([job()], [worker(0, WorkerState.READY)])
     set_model_gauges(seen)
     assert sample("kubediffusion_jobs_queued") == 1
     assert sample("kubediffusion_workers", state="Ready") == 1

@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 
 from kubediffusion.operator.actions import Action, Bind, CreateWorker, DeleteWorker, Explain, Finish, Requeue
 from kubediffusion.operator.placement import WorkerCapacity
-from kubediffusion.operator.views import LIVE, ModelView, order_key
+from kubediffusion.operator.snapshots import LIVE, ModelSnapshot, order_key
 from kubediffusion.operator.workers import (
     ObservedWorker,
     WorkerState,
 )
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 from kubediffusion.resources.testing import bound_job, job, present
-from unit.operator.builders import HASH, OLD_HASH, OPTIONS, plan, pod_of, view, worker
+from unit.operator.builders import HASH, OLD_HASH, OPTIONS, plan, pod_of, snapshot, worker
 
 
 @st.composite
-def clusters(draw: st.DrawFn) -> ModelView:
+def clusters(draw: st.DrawFn) -> ModelSnapshot:
     states = draw(st.lists(st.sampled_from(list(WorkerState)), max_size=5))
     templates = draw(st.lists(st.sampled_from([HASH, HASH, OLD_HASH]), min_size=5, max_size=5))
     workers = [
@@ -60,7 +60,7 @@ def clusters(draw: st.DrawFn) -> ModelView:
         for n in range(draw(st.integers(0, 12)))
     ]
     most = draw(st.integers(1, 4))
-    return view(
+    return snapshot(
         waiting,
         workers,
         bound,
@@ -71,7 +71,7 @@ def clusters(draw: st.DrawFn) -> ModelView:
     )
 
 
-def capacities_of(cluster: ModelView) -> dict[str, WorkerCapacity]:
+def capacities_of(cluster: ModelSnapshot) -> dict[str, WorkerCapacity]:
     """The ready workers before anything is bound."""
     found = {}
     for ready in cluster.current(WorkerState.READY):
@@ -81,7 +81,7 @@ def capacities_of(cluster: ModelView) -> dict[str, WorkerCapacity]:
     return found
 
 
-def live(cluster: ModelView, *, current: bool) -> list[ObservedWorker]:
+def live(cluster: ModelSnapshot, *, current: bool) -> list[ObservedWorker]:
     return [w for w in cluster.workers if w.state in LIVE and (w.template_hash == HASH) is current]
 
 
@@ -92,7 +92,7 @@ def crashed_on(action: Action) -> bool:
     return action.costs_retry and action.job.status.phase is not Phase.RUNNING
 
 
-CASES: dict[str, Callable[[ModelView, tuple[Action, ...]], object]] = {
+CASES: dict[str, Callable[[ModelSnapshot, tuple[Action, ...]], object]] = {
     "several jobs are bound": lambda _, actions: sum(isinstance(a, Bind) for a in actions) > 1,
     "a suspect is bound": lambda _, actions: any(isinstance(a, Bind) and a.suspect_group_size for a in actions),
     "some are bound and others go on waiting": lambda cluster, actions: (
@@ -129,19 +129,19 @@ def test_the_search_comes_upon(case: str) -> None:
 
 
 @given(clusters())
-def test_no_job_is_decided_on_twice(cluster: ModelView) -> None:
+def test_no_job_is_decided_on_twice(cluster: ModelSnapshot) -> None:
     decided = [a.job.uid for a in plan(cluster) if isinstance(a, Bind | Requeue | Finish | Explain)]
     assert max(Counter(decided).values(), default=0) <= 1
 
 
 @given(clusters())
-def test_jobs_are_bound_only_to_ready_workers_of_todays_template(cluster: ModelView) -> None:
+def test_jobs_are_bound_only_to_ready_workers_of_todays_template(cluster: ModelSnapshot) -> None:
     ready = {pod_of(w).metadata.name for w in cluster.current(WorkerState.READY)}
     assert {a.pod for a in plan(cluster) if isinstance(a, Bind)} <= ready
 
 
 @given(clusters())
-def test_a_worker_gets_work_only_while_it_has_room(cluster: ModelView) -> None:
+def test_a_worker_gets_work_only_while_it_has_room(cluster: ModelSnapshot) -> None:
     room = OPTIONS.batches_ahead * cluster.batch
     load = {pod_of(w).metadata.name: cluster.load(w) for w in cluster.current(WorkerState.READY)}
     for action in plan(cluster):
@@ -151,7 +151,7 @@ def test_a_worker_gets_work_only_while_it_has_room(cluster: ModelView) -> None:
 
 
 @given(clusters())
-def test_nobody_is_passed_over(cluster: ModelView) -> None:
+def test_nobody_is_passed_over(cluster: ModelSnapshot) -> None:
     """A job that goes on waiting is never more urgent than one that was bound."""
     actions = plan(cluster)
     bound = [order_key(a.job) for a in actions if isinstance(a, Bind)]
@@ -162,7 +162,7 @@ def test_nobody_is_passed_over(cluster: ModelView) -> None:
 
 
 @given(clusters())
-def test_no_room_is_left_that_the_next_job_could_take(cluster: ModelView) -> None:
+def test_no_room_is_left_that_the_next_job_could_take(cluster: ModelSnapshot) -> None:
     actions = plan(cluster)
     places = capacities_of(cluster)
     for action in actions:
@@ -177,7 +177,7 @@ def test_no_room_is_left_that_the_next_job_could_take(cluster: ModelView) -> Non
 
 
 @given(clusters())
-def test_work_is_spread_evenly(cluster: ModelView) -> None:
+def test_work_is_spread_evenly(cluster: ModelSnapshot) -> None:
     """Before the binding of any job, its worker is the least loaded one of those that may take it."""
     places = capacities_of(cluster)
     for action in plan(cluster):
@@ -189,7 +189,7 @@ def test_work_is_spread_evenly(cluster: ModelView) -> None:
 
 
 @given(clusters())
-def test_there_are_never_more_workers_than_max_replicas(cluster: ModelView) -> None:
+def test_there_are_never_more_workers_than_max_replicas(cluster: ModelSnapshot) -> None:
     """Those that are going hold their GPU until they have ended, so they count."""
     held = [w for w in cluster.workers if w.state in LIVE or (w.pod is not None and not pod_of(w).finished)]
     created = sum(isinstance(a, CreateWorker) for a in plan(cluster))
@@ -197,7 +197,7 @@ def test_there_are_never_more_workers_than_max_replicas(cluster: ModelView) -> N
 
 
 @given(clusters())
-def test_workers_follow_the_backlog(cluster: ModelView) -> None:
+def test_workers_follow_the_backlog(cluster: ModelSnapshot) -> None:
     actions = plan(cluster)
     ended = {a.job.uid for a in actions if isinstance(a, Finish)}
     settings = cluster.model.spec.workers
@@ -211,7 +211,7 @@ def test_workers_follow_the_backlog(cluster: ModelView) -> None:
 
 @given(clusters())
 @settings(max_examples=300)
-def test_no_worker_is_created_that_no_job_asks_for(cluster: ModelView) -> None:
+def test_no_worker_is_created_that_no_job_asks_for(cluster: ModelSnapshot) -> None:
     """A job asks once, whether it waits, is on a worker or is just taken from one, and a suspended one not at all."""
     actions = plan(cluster)
     bound = [item for jobs in cluster.bound.values() for item in jobs]
@@ -223,7 +223,7 @@ def test_no_worker_is_created_that_no_job_asks_for(cluster: ModelView) -> None:
 
 
 @given(clusters())
-def test_the_names_of_new_workers_are_free_and_differ(cluster: ModelView) -> None:
+def test_the_names_of_new_workers_are_free_and_differ(cluster: ModelSnapshot) -> None:
     taken = {w.name for w in cluster.workers}
     created = [f"emoji-{a.template_hash}-{a.ordinal}" for a in plan(cluster) if isinstance(a, CreateWorker)]
     assert len(set(created)) == len(created)
@@ -231,7 +231,7 @@ def test_the_names_of_new_workers_are_free_and_differ(cluster: ModelView) -> Non
 
 
 @given(clusters())
-def test_a_worker_with_jobs_is_never_deleted(cluster: ModelView) -> None:
+def test_a_worker_with_jobs_is_never_deleted(cluster: ModelSnapshot) -> None:
     busy = {pod for pod, jobs in cluster.bound.items() if jobs}
     names = {w.name: pod_of(w).metadata.name for w in cluster.workers if w.pod is not None}
     bound_now = {a.pod for a in plan(cluster) if isinstance(a, Bind)}
@@ -241,7 +241,7 @@ def test_a_worker_with_jobs_is_never_deleted(cluster: ModelView) -> None:
 
 
 @given(clusters())
-def test_min_replicas_stay(cluster: ModelView) -> None:
+def test_min_replicas_stay(cluster: ModelSnapshot) -> None:
     deleted = {a.name for a in plan(cluster) if isinstance(a, DeleteWorker)}
     before = live(cluster, current=True)
     left = [w for w in before if w.name not in deleted]
@@ -249,7 +249,7 @@ def test_min_replicas_stay(cluster: ModelView) -> None:
 
 
 @given(clusters())
-def test_only_a_job_that_was_alone_spends_its_backoff_limit(cluster: ModelView) -> None:
+def test_only_a_job_that_was_alone_spends_its_backoff_limit(cluster: ModelSnapshot) -> None:
     """It was running; or its worker crashed, and a batch that ends within a second is never reported as running."""
     by_pod = {pod_of(w).metadata.name: w for w in cluster.workers if w.pod is not None}
     for action in plan(cluster):
@@ -263,13 +263,13 @@ def test_only_a_job_that_was_alone_spends_its_backoff_limit(cluster: ModelView) 
 
 
 @given(clusters())
-def test_every_job_of_a_vanished_worker_is_taken_back(cluster: ModelView) -> None:
+def test_every_job_of_a_vanished_worker_is_taken_back(cluster: ModelSnapshot) -> None:
     decided = {a.job.uid for a in plan(cluster) if isinstance(a, Bind | Requeue | Finish)}
     assert {item.uid for item in cluster.bound.get("vanished", ())} <= decided
 
 
 @given(clusters())
-def test_a_job_of_a_sound_worker_is_left_alone(cluster: ModelView) -> None:
+def test_a_job_of_a_sound_worker_is_left_alone(cluster: ModelSnapshot) -> None:
     """Unless it is suspended before it has begun."""
     sound = {
         pod_of(w).metadata.name
@@ -284,5 +284,5 @@ def test_a_job_of_a_sound_worker_is_left_alone(cluster: ModelView) -> None:
 
 @given(clusters())
 @settings(max_examples=50)
-def test_the_same_view_gives_the_same_plan(cluster: ModelView) -> None:
+def test_the_same_view_gives_the_same_plan(cluster: ModelSnapshot) -> None:
     assert plan(cluster) == plan(cluster)

@@ -8,13 +8,13 @@ from typing import Any
 from kubediffusion.operator.actions import Bind, CreateWorker, DeleteWorker, TryWorker
 from kubediffusion.operator.manifests import WorkerDefaults, template_hash
 from kubediffusion.operator.model_status import model_status
+from kubediffusion.operator.snapshots import ModelSnapshot
 from kubediffusion.operator.template_hashes import TemplateHash, TemplateHashes
-from kubediffusion.operator.views import ModelView
 from kubediffusion.operator.workers import WorkerState
 from kubediffusion.resources.diffusion_model import DiffusionModel, DiffusionModelStatus
 from kubediffusion.resources.testing import NOW, job, model
 from kubediffusion.resources.worker_settings import WorkerTemplate
-from unit.operator.builders import plan, view, worker
+from unit.operator.builders import plan, snapshot, worker
 
 DEFAULTS = WorkerDefaults(image="worker:1", service_account="kd", port=8080, s3_secret="s3", log_level="INFO")
 
@@ -122,7 +122,7 @@ def test_models_that_are_gone_are_forgotten() -> None:
 
 
 def test_while_a_template_is_tried_no_worker_is_made_and_none_goes_for_it() -> None:
-    ready = view([job(str(n)) for n in range(40)], [worker(0, WorkerState.READY)], max_replicas=3)
+    ready = snapshot([job(str(n)) for n in range(40)], [worker(0, WorkerState.READY)], max_replicas=3)
     assert any(isinstance(action, CreateWorker) for action in plan(ready))
     untried = replace(ready, untried_hash="changed")
     actions = plan(untried)
@@ -132,16 +132,16 @@ def test_while_a_template_is_tried_no_worker_is_made_and_none_goes_for_it() -> N
 
 
 def test_a_refused_template_is_told_whatever_its_workers_do() -> None:
-    def message(seen: ModelView) -> str:
+    def message(seen: ModelSnapshot) -> str:
         (condition,) = model_status(seen, None, NOW).conditions
         return condition.message
 
     refused: dict[str, Any] = {"untried_hash": "changed", "refusal": "spec.workers.template.spec.x: unknown"}
-    ready = view(workers=[worker(0, WorkerState.READY)])
+    ready = snapshot(workers=[worker(0, WorkerState.READY)])
     assert message(replace(ready, **refused)) == (
         "1 worker ready; they stay as they are, as what changed is refused: spec.workers.template.spec.x: unknown"
     )
     was_ready = ready.model.model_copy(update={"status": model_status(ready, None, NOW)})
-    assert message(replace(view(), model=was_ready)).startswith("no worker is ready")
-    refused_later = message(replace(view(), model=was_ready, **refused))
+    assert message(replace(snapshot(), model=was_ready)).startswith("no worker is ready")
+    refused_later = message(replace(snapshot(), model=was_ready, **refused))
     assert refused_later == "no worker can be created: spec.workers.template.spec.x: unknown"

@@ -15,7 +15,7 @@ from kubediffusion.operator.scheduling import schedule_model
 from kubediffusion.operator.workers import ObservedWorker, WorkerState
 from kubediffusion.resources.generation_job import Phase
 from kubediffusion.resources.testing import NOW, bound_job, job
-from unit.operator.builders import OPTIONS, plan, pod_name, pod_of, said_of, view, worker
+from unit.operator.builders import OPTIONS, plan, pod_name, pod_of, said_of, snapshot, worker
 
 NOT_CREATED = (
     'FailedCreate: Error creating: pods "emoji-0-{}" is forbidden: exceeded quota: none, used: pods=0, limited: 0'
@@ -40,10 +40,10 @@ def test_what_is_in_the_way_is_said_once_and_anew_when_it_is_another_thing(befor
     def starting(warning: str) -> ObservedWorker:
         return dataclasses.replace(worker(0, WorkerState.STARTING), pod=None, warning=warning)
 
-    first = said_of(view([job(age=10)], [starting(before)]))
+    first = said_of(snapshot([job(age=10)], [starting(before)]))
     assert first.reason == "WorkerCannotStart"
     told = job(age=10, status=next_status(first, NOW, 0))
-    said = [a for a in plan(view([told], [starting(now)])) if isinstance(a, Explain)]
+    said = [a for a in plan(snapshot([told], [starting(now)])) if isinstance(a, Explain)]
     assert [now in a.message for a in said] == [True] * again
 
 
@@ -63,7 +63,7 @@ def test_a_worker_has_ended_when_its_own_container_has_whatever_runs_beside_it()
     running = bound_job("running", worker=pod_name(0), phase=Phase.RUNNING)
     crashed = ended_beside_others(137, seconds=60)
     assert crashed.state is WorkerState.FAILED
-    actions = plan(view([], [crashed], {pod_name(0): [running]}))
+    actions = plan(snapshot([], [crashed], {pod_name(0): [running]}))
     (again,) = [a for a in actions if isinstance(a, Requeue)]
     assert (again.job, again.costs_retry) == (running, True)
     (gone,) = [a for a in actions if isinstance(a, DeletePod)]
@@ -73,7 +73,7 @@ def test_a_worker_has_ended_when_its_own_container_has_whatever_runs_beside_it()
 
 
 def test_a_pod_whose_worker_has_just_ended_may_end_by_itself() -> None:
-    decision = schedule_model(view([], [ended_beside_others(1, seconds=1)]), NOW, OPTIONS)
+    decision = schedule_model(snapshot([], [ended_beside_others(1, seconds=1)]), NOW, OPTIONS)
     assert not any(isinstance(action, DeletePod) for action in decision.actions)
     assert decision.recheck_at == NOW + dt.timedelta(seconds=4)
 
@@ -81,7 +81,7 @@ def test_a_pod_whose_worker_has_just_ended_may_end_by_itself() -> None:
 @pytest.mark.parametrize(("still", "deleted"), [(59, False), (60, True)])
 def test_a_worker_whose_start_makes_no_progress_is_ended(still: int, deleted: bool) -> None:
     starting = dataclasses.replace(worker(0, WorkerState.STARTING), progress_at=NOW - dt.timedelta(seconds=still))
-    decision = schedule_model(view([], [starting], min_replicas=1, start_deadline_seconds=60), NOW, OPTIONS)
+    decision = schedule_model(snapshot([], [starting], min_replicas=1, start_deadline_seconds=60), NOW, OPTIONS)
     found = [pod_deletion_reason(a) for a in decision.actions if isinstance(a, DeletePod)]
     assert found == (["its start has made no progress for 60 s (spec.workers.startDeadlineSeconds)"] if deleted else [])
     assert (decision.recheck_at is None) is deleted

@@ -11,12 +11,12 @@ import pytest
 from kubediffusion.operator.containers import CONTAINER, ContainerStatus
 from kubediffusion.operator.model_status import LONGEST_MESSAGE, model_status, start_stage, worker_starts
 from kubediffusion.operator.rate import ReportRate
-from kubediffusion.operator.views import ModelView
+from kubediffusion.operator.snapshots import ModelSnapshot
 from kubediffusion.operator.workers import ObservedWorker, PlatformCondition, WorkerState
 from kubediffusion.resources.conditions import EngineReason, PodConditionType, WaitingReason, find_condition
 from kubediffusion.resources.diffusion_model import MAX_STARTS, DiffusionModelStatus
 from kubediffusion.resources.testing import NOW, present
-from unit.operator.builders import OLD_HASH, pod_name, pod_of, view, worker
+from unit.operator.builders import OLD_HASH, pod_name, pod_of, snapshot, worker
 
 SIDECAR_UNREADY = "containers with unready status: [istio-proxy]"
 STARTING, READY = WorkerState.STARTING, WorkerState.READY
@@ -37,18 +37,18 @@ def showing(built: ObservedWorker, **status: Any) -> ObservedWorker:
     return replace(built, pod=pod)
 
 
-def told(seen: ModelView, status: DiffusionModelStatus) -> ModelView:
-    """The same view, once its model carries a status."""
+def told(seen: ModelSnapshot, status: DiffusionModelStatus) -> ModelSnapshot:
+    """The same snapshot, once its model carries a status."""
     return replace(seen, model=seen.model.model_copy(update={"status": status}))
 
 
-def shown(seen: ModelView, now: dt.datetime = NOW) -> list[tuple[str, str, str]]:
+def shown(seen: ModelSnapshot, now: dt.datetime = NOW) -> list[tuple[str, str, str]]:
     return [(start.worker, start.reason, start.message) for start in worker_starts(seen, now)]
 
 
 def test_a_worker_tells_in_its_own_words_how_far_it_is() -> None:
     one = telling(worker(0, STARTING), "WarmingUp", "the weights are on the device; 3 of 5 batch sizes are prepared")
-    assert shown(view(workers=[one])) == [
+    assert shown(snapshot(workers=[one])) == [
         (pod_name(0), "WarmingUp", "the weights are on the device; 3 of 5 batch sizes are prepared")
     ]
 
@@ -100,7 +100,7 @@ def test_where_a_worker_has_said_nothing_its_pod_does(built: ObservedWorker, rea
 def test_a_ready_worker_is_named_while_it_compiles_and_after_those_that_start() -> None:
     compiling = telling(worker(0, READY), "Compiling", "1 of 6 compiled", "True")
     done = telling(worker(1, READY), "Ready", "all that was prepared is compiled", "True")
-    seen = view(workers=[compiling, done, worker(2, READY), telling(worker(3, STARTING), "Importing")])
+    seen = snapshot(workers=[compiling, done, worker(2, READY), telling(worker(3, STARTING), "Importing")])
     assert shown(seen) == [(pod_name(3), "Importing", "so far"), (pod_name(0), "Compiling", "1 of 6 compiled")]
     status = model_status(seen, None, NOW)
     assert (status.workers.ready, status.workers.starting) == (3, 1)
@@ -109,45 +109,45 @@ def test_a_ready_worker_is_named_while_it_compiles_and_after_those_that_start() 
 
 def test_workers_of_another_template_and_such_as_have_ended_are_not_named() -> None:
     others = [worker(0, STARTING, template=OLD_HASH), worker(1, WorkerState.GOING), worker(2, WorkerState.FAILED)]
-    assert shown(view(workers=[telling(each, "Importing") for each in others])) == []
+    assert shown(snapshot(workers=[telling(each, "Importing") for each in others])) == []
 
 
 def test_a_status_stays_small_whatever_workers_say() -> None:
     wordy = [telling(worker(n, STARTING), "x" * 5000, "y" * 5000) for n in range(MAX_STARTS + 5)]
-    found = worker_starts(view(workers=wordy), NOW)
+    found = worker_starts(snapshot(workers=wordy), NOW)
     assert len(found) == MAX_STARTS
     assert {len(start.message) for start in found} == {LONGEST_MESSAGE}
     assert {len(start.reason) for start in found} == {LONGEST_MESSAGE}
 
 
 def test_a_stage_keeps_the_moment_in_which_it_was_reached() -> None:
-    seen = view(workers=[telling(worker(0, STARTING), "WarmingUp", "1 of 5")])
+    seen = snapshot(workers=[telling(worker(0, STARTING), "WarmingUp", "1 of 5")])
     first = model_status(seen, None, NOW)
     assert model_status(told(seen, first), None, after(1)) == first
-    further = view(workers=[telling(worker(0, STARTING), "WarmingUp", "2 of 5")])
+    further = snapshot(workers=[telling(worker(0, STARTING), "WarmingUp", "2 of 5")])
     later = model_status(told(further, first), None, after(2))
     assert [(start.since, start.message) for start in later.workers.starts] == [(NOW, "2 of 5")]
-    ready = view(workers=[telling(worker(0, READY), "Compiling", "0 of 6", "True")])
+    ready = snapshot(workers=[telling(worker(0, READY), "Compiling", "0 of 6", "True")])
     assert model_status(told(ready, later), None, after(3)).workers.starts[0].since == after(3)
 
 
 @pytest.mark.parametrize("before", ["never loaded", "loaded before"])
 def test_what_says_whether_a_model_is_available_says_how_far_the_first_start_is(before: str) -> None:
-    seen = view(workers=[telling(worker(0, STARTING), "LoadingWeights", "the weights go to the GPU")])
+    seen = snapshot(workers=[telling(worker(0, STARTING), "LoadingWeights", "the weights go to the GPU")])
     if before == "loaded before":
-        seen = told(seen, model_status(view(workers=[worker(0, READY)]), None, NOW))
+        seen = told(seen, model_status(snapshot(workers=[worker(0, READY)]), None, NOW))
     message = present(find_condition(model_status(seen, None, NOW).conditions, "Available")).message
     assert message.endswith("; one is starting: the weights go to the GPU (LoadingWeights)")
 
 
 def test_progress_is_written_once_a_second_and_availability_at_once() -> None:
     reports = ReportRate()
-    written = view()
+    written = snapshot()
     times = []
     for tenth in range(40):
         now = after(tenth / 10)
         built = worker(0, STARTING) if tenth < 35 else worker(0, READY)
-        seen = told(view(workers=[telling(built, "WarmingUp", f"{tenth} of 35")]), written.model.status)
+        seen = told(snapshot(workers=[telling(built, "WarmingUp", f"{tenth} of 35")]), written.model.status)
         report = reports.next_report(seen.model, model_status(seen, None, now), now)
         if report is not None and not isinstance(report, dt.datetime):
             written = told(written, report.status)

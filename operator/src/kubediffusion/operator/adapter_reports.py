@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable, Iterator, Mapping
 
-from kubediffusion.operator.views import LIVE, ModelView
+from kubediffusion.operator.snapshots import LIVE, ModelSnapshot
 from kubediffusion.operator.workers import ObservedWorker, Pod
 from kubediffusion.resources.adapters import AdapterReport, reports_from_json
 from kubediffusion.resources.conditions import (
@@ -64,23 +64,23 @@ def adapters_at(worker: ObservedWorker, jobs: Iterable[GenerationJob], adapters:
     return held.union(asked.name for job in jobs for asked in job.spec.adapters or ())
 
 
-def adapter_status(adapter: LoRAAdapter, view: ModelView | None, now: dt.datetime) -> LoRAAdapterStatus:
+def adapter_status(adapter: LoRAAdapter, snapshot: ModelSnapshot | None, now: dt.datetime) -> LoRAAdapterStatus:
     """Return the status that an adapter should have.
 
     Args:
         adapter: The adapter.
-        view: What is observed of its model; None where that does not exist.
+        snapshot: What is observed of its model; None where that does not exist.
         now: The time, for a condition that changes.
     """
-    generation, template = adapter.metadata.generation, view.template_hash if view is not None else None
+    generation, template = adapter.metadata.generation, snapshot.template_hash if snapshot is not None else None
     old = adapter.status
     same = old.observed_generation == generation and old.template_hash == template
-    told = list(_told(adapter, view)) if view is not None else []
+    told = list(_told(adapter, snapshot)) if snapshot is not None else []
     held = sorted((pod, report) for pod, report in told if report.held)
     digest, rank = (old.digest, old.rank) if old.observed_generation == generation else (None, None)
     if held:
         digest, rank = held[0][1].digest, held[0][1].rank
-    ready, reason, message = _readiness(adapter, view, [report for _, report in told], same=same)
+    ready, reason, message = _readiness(adapter, snapshot, [report for _, report in told], same=same)
     message = shorten(message, LONGEST_MESSAGE)
     return LoRAAdapterStatus(
         conditions=with_condition(old.conditions, AdapterConditionType.READY, ready, reason, message, now, generation),
@@ -93,40 +93,40 @@ def adapter_status(adapter: LoRAAdapter, view: ModelView | None, now: dt.datetim
     )
 
 
-def observed_of(view: ModelView | None) -> object:
+def observed_of(snapshot: ModelSnapshot | None) -> object:
     """Return all that the status of an adapter of a model depends on, beside the adapter; equal while it is the same.
 
     Args:
-        view: What is observed of the model; None where that does not exist.
+        snapshot: What is observed of the model; None where that does not exist.
     """
-    if view is None:
+    if snapshot is None:
         return None
-    told = tuple((w.pod.metadata.name, told_adapters(w.pod)) for w in view.current(*LIVE) if w.pod is not None)
-    return view.template_hash, told, view.pipeline is not None and view.pipeline.adapters
+    told = tuple((w.pod.metadata.name, told_adapters(w.pod)) for w in snapshot.current(*LIVE) if w.pod is not None)
+    return snapshot.template_hash, told, snapshot.pipeline is not None and snapshot.pipeline.adapters
 
 
-def _told(adapter: LoRAAdapter, view: ModelView) -> Iterator[tuple[str, AdapterReport]]:
+def _told(adapter: LoRAAdapter, snapshot: ModelSnapshot) -> Iterator[tuple[str, AdapterReport]]:
     """Yield what live workers of today's template say of an adapter, with the names of their Pods."""
-    for worker in view.current(*LIVE):
+    for worker in snapshot.current(*LIVE):
         if worker.pod is not None and (report := report_on(adapter, worker)) is not None:
             yield worker.pod.metadata.name, report
 
 
 def _readiness(
-    adapter: LoRAAdapter, view: ModelView | None, told: list[AdapterReport], *, same: bool
+    adapter: LoRAAdapter, snapshot: ModelSnapshot | None, told: list[AdapterReport], *, same: bool
 ) -> tuple[ConditionStatus, AdapterReason, str]:
-    if view is None:
+    if snapshot is None:
         missing = f"no DiffusionModel {adapter.spec.model!r} exists in this namespace"
         return ConditionStatus.FALSE, AdapterReason.MODEL_NOT_FOUND, missing
     if held := [report for report in told if report.held]:
-        message = f"workers of model {view.model.name!r} that hold it: {len(held)}"
+        message = f"workers of model {snapshot.model.name!r} that hold it: {len(held)}"
         if len({report.digest for report in held}) > 1:
             message += ", not all the same weights: its source has changed; pin a revision, or replace the workers"
         return ConditionStatus.TRUE, AdapterReason.LOADED, message
     if told:
         return ConditionStatus.FALSE, AdapterReason(told[0].reason or ""), told[0].message
-    if view.pipeline is not None and view.pipeline.adapters is False:
-        message = f"model {view.model.name!r} takes no adapters: {view.pipeline.name} cannot"
+    if snapshot.pipeline is not None and snapshot.pipeline.adapters is False:
+        message = f"model {snapshot.model.name!r} takes no adapters: {snapshot.pipeline.name} cannot"
         return ConditionStatus.FALSE, AdapterReason.NOT_SUPPORTED, message
     refusal = adapter.refusal
     if same and refusal is not None:

@@ -18,9 +18,9 @@ from kubediffusion.operator.manifests import WorkerDefaults, template_hash
 from kubediffusion.operator.resync import Resync
 from kubediffusion.operator.retention import Retention, RetentionPauses
 from kubediffusion.operator.settings import Settings
+from kubediffusion.operator.snapshots import SchedulerOptions
 from kubediffusion.operator.start_warnings import StartWarnings
 from kubediffusion.operator.store import Store
-from kubediffusion.operator.views import SchedulerOptions
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.generation_job import GenerationJob
 from kubediffusion.resources.storage import ImageStorage

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from kubediffusion.operator.actions import Bind, Explain, Finish, Requeue
 from kubediffusion.operator.cut_off import workers_cut_off
 from kubediffusion.operator.scaling import LoadFailure, back_off_until, doubtful_failure
-from kubediffusion.operator.views import Decision, ModelView, NamespaceView, SchedulerOptions
+from kubediffusion.operator.snapshots import Decision, ModelSnapshot, NamespaceSnapshot, SchedulerOptions
 from kubediffusion.operator.workers import WorkerState
 from kubediffusion.resources.conditions import (
     Condition,
@@ -193,20 +193,24 @@ def _explained(action: Explain, now: dt.datetime) -> GenerationJobStatus:
 
 
 def explain_waiting_jobs(
-    view: ModelView, rest: Iterator[GenerationJob], now: dt.datetime, options: SchedulerOptions, explanations: int
+    snapshot: ModelSnapshot,
+    rest: Iterator[GenerationJob],
+    now: dt.datetime,
+    options: SchedulerOptions,
+    explanations: int,
 ) -> Decision:
     """Decide which jobs of a model's queue are told why they wait.
 
     Args:
-        view: What is observed of the model.
+        snapshot: What is observed of the model.
         rest: The jobs that go on waiting, from the head of the queue.
         now: The time.
         options: Settings of the scheduler.
         explanations: How many may be told in this pass.
     """
     if explanations <= 0:
-        return Decision((), now + dt.timedelta(seconds=1) if view.waiting_count else None)
-    reason, message = waiting_reason(view, now)
+        return Decision((), now + dt.timedelta(seconds=1) if snapshot.waiting_count else None)
+    reason, message = waiting_reason(snapshot, now)
     actions: list[Explain] = []
     # The head of the queue is what people ask about; looking further costs every pass.
     for job in itertools.islice(rest, 100):
@@ -240,48 +244,53 @@ def _obstacle(message: str) -> str:
     return _VOLATILE.sub("", message)
 
 
-def waiting_reason(view: ModelView, now: dt.datetime) -> tuple[WaitingReason, str]:
+def waiting_reason(snapshot: ModelSnapshot, now: dt.datetime) -> tuple[WaitingReason, str]:
     """Return why a job of this model waits, for programs and for people."""
-    settings = view.model.spec.workers
-    ready = view.current(WorkerState.READY)
-    starting = view.current(WorkerState.STARTING)
-    back_off = _back_off(view, now)
+    settings = snapshot.model.spec.workers
+    ready = snapshot.current(WorkerState.READY)
+    starting = snapshot.current(WorkerState.STARTING)
+    back_off = _back_off(snapshot, now)
     stuck = [w.unscheduled for w in starting if w.unscheduled]
     if ready:
-        message = f"ready workers of model {view.model.name}: {len(ready)}, all at capacity"
+        message = f"ready workers of model {snapshot.model.name}: {len(ready)}, all at capacity"
         message += f"; maxReplicas is {settings.max_replicas}"
         message += f"; {placed} starting" if (placed := len(starting) - len(stuck)) else ""
         message += f"; {len(stuck)} without a node: {stuck[0]}" if stuck else ""
-        if len(view.replicas) < settings.max_replicas:
-            message += f"; no more can be created: {view.refusal}" if view.refusal else ""
+        if len(snapshot.replicas) < settings.max_replicas:
+            message += f"; no more can be created: {snapshot.refusal}" if snapshot.refusal else ""
             message += f"; {back_off}" if back_off else ""
         return WaitingReason.WORKERS_BUSY, message
     if stuck:
-        return WaitingReason.WORKER_UNSCHEDULABLE, f"no node takes a worker of model {view.model.name}: {stuck[0]}"
-    if view.refusal and not view.loading:
-        return WaitingReason.WORKER_REFUSED, f"no worker of model {view.model.name} can be created: {view.refusal}"
+        return WaitingReason.WORKER_UNSCHEDULABLE, f"no node takes a worker of model {snapshot.model.name}: {stuck[0]}"
+    if snapshot.refusal and not snapshot.loading:
+        return (
+            WaitingReason.WORKER_REFUSED,
+            f"no worker of model {snapshot.model.name} can be created: {snapshot.refusal}",
+        )
     if blocked := [w.blocked for w in starting if w.blocked]:
-        return WaitingReason.WORKER_CANNOT_START, f"a worker of model {view.model.name} cannot start: {blocked[0]}"
+        return WaitingReason.WORKER_CANNOT_START, f"a worker of model {snapshot.model.name} cannot start: {blocked[0]}"
     if starting:
         # Not how far it is: this is written once, and would soon be wrong.
-        message = f"a worker is loading model {view.model.name}; the model's status.workers.starts says how far it is"
+        message = (
+            f"a worker is loading model {snapshot.model.name}; the model's status.workers.starts says how far it is"
+        )
         return WaitingReason.WORKER_STARTING, message
-    if cut_off := view.current(WorkerState.CUT_OFF):
+    if cut_off := snapshot.current(WorkerState.CUT_OFF):
         return WaitingReason.WORKER_CUT_OFF, workers_cut_off(cut_off)
-    if view.current(WorkerState.QUEUED):
+    if snapshot.current(WorkerState.QUEUED):
         return WaitingReason.WORKER_QUEUED, f"Kueue has not admitted a worker to queue {settings.queue_name} yet"
-    return _why_none_starts(view, back_off)
+    return _why_none_starts(snapshot, back_off)
 
 
-def _why_none_starts(view: ModelView, back_off: str) -> tuple[WaitingReason, str]:
+def _why_none_starts(snapshot: ModelSnapshot, back_off: str) -> tuple[WaitingReason, str]:
     """Return why a job waits whose model has no worker yet, nor anything known in the way of one."""
-    most = view.model.spec.workers.max_replicas
-    if len(view.replicas) >= most:
-        message = f"a worker of model {view.model.name} is going, and the next one gets its place once it has ended"
+    most = snapshot.model.spec.workers.max_replicas
+    if len(snapshot.replicas) >= most:
+        message = f"a worker of model {snapshot.model.name} is going, and the next one gets its place once it has ended"
         return WaitingReason.WORKER_STARTING, f"{message}; maxReplicas is {most}"
     if back_off:
         return WaitingReason.WORKER_BACK_OFF, back_off
-    return WaitingReason.WORKER_STARTING, f"a worker of model {view.model.name} is being created"
+    return WaitingReason.WORKER_STARTING, f"a worker of model {snapshot.model.name} is being created"
 
 
 def second_opinion(model: str, doubt: LoadFailure) -> str:
@@ -290,29 +299,29 @@ def second_opinion(model: str, doubt: LoadFailure) -> str:
     return f"one worker could not load model {model}; another one tries{when}, before any job fails: {doubt.reason}"
 
 
-def _back_off(view: ModelView, now: dt.datetime) -> str:
+def _back_off(snapshot: ModelSnapshot, now: dt.datetime) -> str:
     """Return the sentence that says until when the next worker waits; empty where it need not."""
-    if (doubt := doubtful_failure(view)) is not None:
-        return second_opinion(view.model.name, doubt)
-    crashes = view.crashes
+    if (doubt := doubtful_failure(snapshot)) is not None:
+        return second_opinion(snapshot.model.name, doubt)
+    crashes = snapshot.crashes
     allowed = back_off_until(crashes)
     if allowed is None or now >= allowed:
         return ""
-    message = f"{len(crashes)} workers of model {view.model.name} crashed in a row; the next one starts at "
+    message = f"{len(crashes)} workers of model {snapshot.model.name} crashed in a row; the next one starts at "
     return f"{message}{allowed:%H:%M:%S} UTC. Last: {crashes[-1].crash}"
 
 
-def explain_suspended_jobs(view: NamespaceView, now: dt.datetime, explanations: int) -> Decision:
+def explain_suspended_jobs(snapshot: NamespaceSnapshot, now: dt.datetime, explanations: int) -> Decision:
     """Decide which suspended jobs are told that they are.
 
     Args:
-        view: What is observed of the namespace.
+        snapshot: What is observed of the namespace.
         now: The time.
         explanations: How many jobs may be told why they wait; the next pass goes on.
     """
-    explained = view.suspended_jobs[: max(explanations, 0)]
+    explained = snapshot.suspended_jobs[: max(explanations, 0)]
     actions = (Explain(job, WaitingReason.SUSPENDED, SUSPENDED) for job in explained)
-    rest = len(view.suspended_jobs) - len(explained)
+    rest = len(snapshot.suspended_jobs) - len(explained)
     return Decision(tuple(actions), now + dt.timedelta(seconds=1) if rest else None)
 
 

@@ -6,36 +6,36 @@ import datetime as dt
 
 from kubediffusion.operator.actions import Explain, Finish
 from kubediffusion.operator.jobs_without_model import decide_deprived_jobs
-from kubediffusion.operator.views import AdapterlessJob, Decision, NamespaceView, SchedulerOptions
+from kubediffusion.operator.snapshots import AdapterlessJob, Decision, NamespaceSnapshot, SchedulerOptions
 from kubediffusion.resources.conditions import JobConditionType, WaitingReason, find_condition
 from kubediffusion.resources.failures import ErrorCode
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 
 
 def decide_adapterless_jobs(
-    view: NamespaceView, now: dt.datetime, options: SchedulerOptions, explanations: int
+    snapshot: NamespaceSnapshot, now: dt.datetime, options: SchedulerOptions, explanations: int
 ) -> Decision:
     """Decide which jobs without an adapter fail, and which are told what they wait for: as without a model.
 
     Args:
-        view: What is observed of the namespace.
+        snapshot: What is observed of the namespace.
         now: The time.
         options: Settings.
         explanations: How many jobs may be told why they wait.
     """
 
     def fail(item: AdapterlessJob) -> Finish:
-        there = ", ".join(sorted(view.adapters)) or "none"
-        message = f"spec.adapters: no LoRAAdapter {item.adapter!r} in namespace {view.name} (there: {there})"
+        there = ", ".join(sorted(snapshot.adapters)) or "none"
+        message = f"spec.adapters: no LoRAAdapter {item.adapter!r} in namespace {snapshot.name} (there: {there})"
         return Finish(item.job, Phase.FAILED, ErrorCode.INVALID_ADAPTER, message)
 
     def explain(item: AdapterlessJob) -> Explain | None:
         if _says_so(item.job):
             return None
-        message = f"no LoRAAdapter {item.adapter!r} exists in {view.name} yet"
+        message = f"no LoRAAdapter {item.adapter!r} exists in {snapshot.name} yet"
         return Explain(item.job, WaitingReason.ADAPTER_NOT_FOUND, message)
 
-    return decide_deprived_jobs(view.adapterless_jobs, now, options.model_grace, explanations, fail, explain)
+    return decide_deprived_jobs(snapshot.adapterless_jobs, now, options.model_grace, explanations, fail, explain)
 
 
 def _says_so(job: GenerationJob) -> bool:

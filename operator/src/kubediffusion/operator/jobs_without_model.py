@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from kubediffusion.operator.actions import Action, Explain, Finish
 from kubediffusion.operator.job_status import model_missing, model_not_found
-from kubediffusion.operator.views import AdapterlessJob, Decision, NamespaceView, OrphanedJob, SchedulerOptions
+from kubediffusion.operator.snapshots import AdapterlessJob, Decision, NamespaceSnapshot, OrphanedJob, SchedulerOptions
 from kubediffusion.resources.conditions import JobConditionType, WaitingReason, find_condition
 from kubediffusion.resources.failures import ErrorCode
 from kubediffusion.resources.generation_job import GenerationJob, Phase
@@ -20,18 +20,18 @@ ORPHANS_A_PASS = 200
 
 
 def decide_orphaned_jobs(
-    view: NamespaceView, now: dt.datetime, options: SchedulerOptions, explanations: int
+    snapshot: NamespaceSnapshot, now: dt.datetime, options: SchedulerOptions, explanations: int
 ) -> Decision:
     """Decide which jobs without a model fail, and which are told what they wait for.
 
     Args:
-        view: What is observed of the namespace.
+        snapshot: What is observed of the namespace.
         now: The time.
         options: Settings.
         explanations: How many jobs may be told why they wait.
     """
     return decide_deprived_jobs(
-        view.orphaned_jobs,
+        snapshot.orphaned_jobs,
         now,
         options.model_grace,
         explanations,
@@ -39,10 +39,10 @@ def decide_orphaned_jobs(
             orphan.job,
             Phase.FAILED,
             ErrorCode.MODEL_NOT_FOUND,
-            model_not_found(orphan.job, view.name, view.models),
+            model_not_found(orphan.job, snapshot.name, snapshot.models),
         ),
         lambda orphan: (
-            Explain(orphan.job, WaitingReason.MODEL_NOT_FOUND, model_missing(orphan.job, view.name))
+            Explain(orphan.job, WaitingReason.MODEL_NOT_FOUND, model_missing(orphan.job, snapshot.name))
             if _is_unexplained(orphan.job)
             else None
         ),

@@ -25,8 +25,8 @@ from kubediffusion.operator.namespace_state import NamespaceState
 from kubediffusion.operator.rate import AdapterReportRate, ErrorBackoffs, ReportRate, TokenBucket
 from kubediffusion.operator.retention import Retention
 from kubediffusion.operator.scheduling import deadline, decide_termination, schedule_model
+from kubediffusion.operator.snapshots import Decision, ModelSnapshot, SchedulerOptions
 from kubediffusion.operator.store import Store
-from kubediffusion.operator.views import Decision, ModelView, SchedulerOptions
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob
 from kubediffusion.resources.lora_adapter import LoRAAdapter
@@ -188,11 +188,19 @@ class SchedulingLoop:
         An error at one model, or beside the models, concerns that alone.
         """
         yield from self._isolated(state.name, None, now, lambda: self._decide_on_unqueued_jobs(state, now))
-        views: list[ModelView] = []
-        yield from self._isolated(f"{state.name}/models", None, now, lambda: views.extend(state.model_views(now)))
-        for view in views:
-            yield from self._isolated(view.model.uid, view.model, now, partial(self._decide_on_model, state, view, now))
-        by_model = {view.model.name: (view, observed_of(view)) for view in views} if state.adapters.items else {}
+        snapshots: list[ModelSnapshot] = []
+        yield from self._isolated(
+            f"{state.name}/models", None, now, lambda: snapshots.extend(state.model_snapshots(now))
+        )
+        for snapshot in snapshots:
+            yield from self._isolated(
+                snapshot.model.uid, snapshot.model, now, partial(self._decide_on_model, state, snapshot, now)
+            )
+        by_model = (
+            {snapshot.model.name: (snapshot, observed_of(snapshot)) for snapshot in snapshots}
+            if state.adapters.items
+            else {}
+        )
         for adapter in state.adapters.items.values():
             of, observed = by_model.get(adapter.spec.model, (None, None))
             if not self._adapter_rate.is_settled(adapter, observed):
@@ -234,17 +242,17 @@ class SchedulingLoop:
         logger.error("a defect: the operator fails at %s %s, trying again", kind, name, exc_info=error)
 
     def _decide_on_unqueued_jobs(self, state: NamespaceState, now: dt.datetime) -> dt.datetime | None:
-        view = state.view(now, ORPHANS_A_PASS)
+        snapshot = state.snapshot(now, ORPHANS_A_PASS)
         rechecks = [
-            self._start(decide_orphaned_jobs(view, now, self._options, self._explanations.available)),
-            self._start(decide_adapterless_jobs(view, now, self._options, self._explanations.available)),
-            self._start(explain_suspended_jobs(view, now, self._explanations.available)),
+            self._start(decide_orphaned_jobs(snapshot, now, self._options, self._explanations.available)),
+            self._start(decide_adapterless_jobs(snapshot, now, self._options, self._explanations.available)),
+            self._start(explain_suspended_jobs(snapshot, now, self._explanations.available)),
         ]
         return _earliest(rechecks)
 
-    def _decide_on_model(self, state: NamespaceState, view: ModelView, now: dt.datetime) -> dt.datetime | None:
-        decision = schedule_model(view, now, self._options, self._explanations.available)
-        return _earliest([self._start(decision), self._report(state, view, now)])
+    def _decide_on_model(self, state: NamespaceState, snapshot: ModelSnapshot, now: dt.datetime) -> dt.datetime | None:
+        decision = schedule_model(snapshot, now, self._options, self._explanations.available)
+        return _earliest([self._start(decision), self._report(state, snapshot, now)])
 
     def _start(self, decision: Decision) -> dt.datetime | None:
         """Start what was decided, and return when to decide again."""
@@ -253,21 +261,21 @@ class SchedulingLoop:
                 self._explanations.take()
         return decision.recheck_at
 
-    def _report(self, state: NamespaceState, view: ModelView, now: dt.datetime) -> dt.datetime | None:
+    def _report(self, state: NamespaceState, snapshot: ModelSnapshot, now: dt.datetime) -> dt.datetime | None:
         """Start the report of a model's status that is due; return when the next one is."""
-        metrics.set_model_gauges(view)
-        status = model_status(view, state.revisions.get(view.model.name), now)
-        report = self._report_rate.next_report(view.model, status, now)
+        metrics.set_model_gauges(snapshot)
+        status = model_status(snapshot, state.revisions.get(snapshot.model.name), now)
+        report = self._report_rate.next_report(snapshot.model, status, now)
         if isinstance(report, ReportModel):
             self._executor.start(report)
             return None
         return report
 
     def _report_adapter(
-        self, adapter: LoRAAdapter, view: ModelView | None, observed: object, now: dt.datetime
+        self, adapter: LoRAAdapter, snapshot: ModelSnapshot | None, observed: object, now: dt.datetime
     ) -> dt.datetime | None:
         """Start the report of an adapter's status that is due; return when the next one is."""
-        report = self._adapter_rate.next_report(adapter, adapter_status(adapter, view, now), now)
+        report = self._adapter_rate.next_report(adapter, adapter_status(adapter, snapshot, now), now)
         if report is None:
             self._adapter_rate.settle(adapter, observed)
         if isinstance(report, ReportAdapter):

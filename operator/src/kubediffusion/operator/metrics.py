@@ -6,7 +6,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from kubediffusion.operator.actions import Action
 from kubediffusion.operator.finished_jobs import FinishedCount
-from kubediffusion.operator.views import ModelView
+from kubediffusion.operator.snapshots import ModelSnapshot
 from kubediffusion.operator.workers import WorkerState
 from kubediffusion.resources.diffusion_model import DiffusionModel
 
@@ -64,9 +64,9 @@ def action_label(action: Action) -> str:
     return type(action).__name__
 
 
-def set_model_gauges(view: ModelView) -> None:
+def set_model_gauges(snapshot: ModelSnapshot) -> None:
     """Set the gauges of a model to what is observed of it."""
-    namespace, name = view.model.metadata.namespace, view.model.name
-    QUEUED.labels(namespace, name).set(view.waiting_count)
+    namespace, name = snapshot.model.metadata.namespace, snapshot.model.name
+    QUEUED.labels(namespace, name).set(snapshot.waiting_count)
     for state in WorkerState:
-        WORKERS.labels(namespace, name, state).set(sum(worker.state is state for worker in view.workers))
+        WORKERS.labels(namespace, name, state).set(sum(worker.state is state for worker in snapshot.workers))

@@ -8,7 +8,7 @@ from kubediffusion.operator.actions import DeletePod
 from kubediffusion.operator.cut_off import workers_cut_off
 from kubediffusion.operator.job_status import second_opinion, waiting_reason
 from kubediffusion.operator.scaling import LoadFailure, back_off_until, doubtful_failure, load_failure
-from kubediffusion.operator.views import NEVER, ModelView
+from kubediffusion.operator.snapshots import NEVER, ModelSnapshot
 from kubediffusion.operator.workers import ObservedWorker, WorkerState
 from kubediffusion.resources import meta
 from kubediffusion.resources.conditions import (
@@ -32,33 +32,39 @@ LONGEST_MESSAGE = 500
 """Characters of a worker's message that go into the model's status: workers may run anybody's code."""
 
 
-def model_status(view: ModelView, revision: str | None, now: dt.datetime) -> DiffusionModelStatus:
+def model_status(snapshot: ModelSnapshot, revision: str | None, now: dt.datetime) -> DiffusionModelStatus:
     """Return the status that a model should have.
 
     Args:
-        view: What is observed of the model.
+        snapshot: What is observed of the model.
         revision: The revision that workers of today's template reported last, if any did.
         now: The time, for a condition that changes.
     """
-    old = view.model.status
-    status, reason, message = _availability(view, now)
-    ready = view.current(WorkerState.READY)
+    old = snapshot.model.status
+    status, reason, message = _availability(snapshot, now)
+    ready = snapshot.current(WorkerState.READY)
     return DiffusionModelStatus(
         conditions=with_condition(
-            old.conditions, ModelConditionType.AVAILABLE, status, reason, message, now, view.model.metadata.generation
+            old.conditions,
+            ModelConditionType.AVAILABLE,
+            status,
+            reason,
+            message,
+            now,
+            snapshot.model.metadata.generation,
         ),
         workers=WorkerCounts(
             ready=len(ready),
-            busy=sum(bool(view.jobs_of(w)) for w in ready),
-            starting=len(starting_workers(view)),
-            starts=worker_starts(view, now),
+            busy=sum(bool(snapshot.jobs_of(w)) for w in ready),
+            starting=len(starting_workers(snapshot)),
+            starts=worker_starts(snapshot, now),
         ),
-        queued=view.waiting_count,
-        revision=revision or (old.revision if old.template_hash == view.template_hash else None),
-        pipeline=view.pipeline,
-        selector=f"{meta.WORKER_SELECTOR},{meta.MODEL_LABEL}={view.model.name}",
-        template_hash=view.template_hash,
-        observed_generation=view.model.metadata.generation,
+        queued=snapshot.waiting_count,
+        revision=revision or (old.revision if old.template_hash == snapshot.template_hash else None),
+        pipeline=snapshot.pipeline,
+        selector=f"{meta.WORKER_SELECTOR},{meta.MODEL_LABEL}={snapshot.model.name}",
+        template_hash=snapshot.template_hash,
+        observed_generation=snapshot.model.metadata.generation,
     )
 
 
@@ -96,47 +102,47 @@ def name_taken(name: str) -> str:
     return f"{message}; delete it, or make it anew under another name"
 
 
-def _availability(view: ModelView, now: dt.datetime) -> tuple[ConditionStatus, ModelReason, str]:
-    old = find_condition(view.model.status.conditions, ModelConditionType.AVAILABLE)
-    crashes = view.crashes
-    refused = bool(view.untried_hash and view.refusal)
-    if ready := view.current(WorkerState.READY):
+def _availability(snapshot: ModelSnapshot, now: dt.datetime) -> tuple[ConditionStatus, ModelReason, str]:
+    old = find_condition(snapshot.model.status.conditions, ModelConditionType.AVAILABLE)
+    crashes = snapshot.crashes
+    refused = bool(snapshot.untried_hash and snapshot.refusal)
+    if ready := snapshot.current(WorkerState.READY):
         message = f"{len(ready)} worker{'s' if len(ready) > 1 else ''} ready"
-        message += f", still compiling: {busy}" if (busy := len(compiling_workers(view))) else ""
-        message += f"; {workers_cut_off(cut_off)}" if (cut_off := view.current(WorkerState.CUT_OFF)) else ""
-        message += f"; they stay as they are, as what changed is refused: {view.refusal}" if refused else ""
+        message += f", still compiling: {busy}" if (busy := len(compiling_workers(snapshot))) else ""
+        message += f"; {workers_cut_off(cut_off)}" if (cut_off := snapshot.current(WorkerState.CUT_OFF)) else ""
+        message += f"; they stay as they are, as what changed is refused: {snapshot.refusal}" if refused else ""
         return ConditionStatus.TRUE, ModelReason.READY, message
-    if (failure := load_failure(view, now)) is not None:
+    if (failure := load_failure(snapshot, now)) is not None:
         return ConditionStatus.FALSE, ModelReason.LOAD_FAILED, f"{failure.reason} ({_remedy(failure)})"
     if back_off_until(crashes) is not None:
         message = f"{len(crashes)} workers crashed in a row, the last with {crashes[-1].crash}"
         return ConditionStatus.FALSE, ModelReason.WORKER_FAILED, message
     # Status speaks of one template: what was loaded under another says nothing of today's, and what was loaded under
     # this one had its image and its Secrets: what keeps the next worker from starting may pass.
-    same = view.model.status.template_hash == view.template_hash
+    same = snapshot.model.status.template_hash == snapshot.template_hash
     loaded = old is not None and same and old.reason in {ModelReason.READY, ModelReason.SCALED_TO_ZERO}
     if loaded and not refused:
-        cut_off = view.current(WorkerState.CUT_OFF)
-        message = _first_start(view) or (workers_cut_off(cut_off) if cut_off else "the next job gets one")
+        cut_off = snapshot.current(WorkerState.CUT_OFF)
+        message = _first_start(snapshot) or (workers_cut_off(cut_off) if cut_off else "the next job gets one")
         return ConditionStatus.TRUE, ModelReason.SCALED_TO_ZERO, f"no worker is ready; {message}"
-    why, message = waiting_reason(view, now)
-    if why is WaitingReason.WORKER_CANNOT_START and not view.loading:
+    why, message = waiting_reason(snapshot, now)
+    if why is WaitingReason.WORKER_CANNOT_START and not snapshot.loading:
         return ConditionStatus.FALSE, ModelReason.WORKER_CANNOT_START, message
-    if view.refusal and not view.loading:
-        return ConditionStatus.UNKNOWN, ModelReason.NOT_YET_LOADED, f"no worker can be created: {view.refusal}"
+    if snapshot.refusal and not snapshot.loading:
+        return ConditionStatus.UNKNOWN, ModelReason.NOT_YET_LOADED, f"no worker can be created: {snapshot.refusal}"
     message = "no worker has loaded the model with this spec so far"
-    if (doubt := doubtful_failure(view)) is not None:
-        return ConditionStatus.UNKNOWN, ModelReason.NOT_YET_LOADED, second_opinion(view.model.name, doubt)
-    if failed := [worker.bad_model for worker in view.failures if worker.bad_model is not None]:
+    if (doubt := doubtful_failure(snapshot)) is not None:
+        return ConditionStatus.UNKNOWN, ModelReason.NOT_YET_LOADED, second_opinion(snapshot.model.name, doubt)
+    if failed := [worker.bad_model for worker in snapshot.failures if worker.bad_model is not None]:
         message = f"the next job tries again what failed before: {failed[-1]}"
-    if start := _first_start(view):
+    if start := _first_start(snapshot):
         message = f"no worker has loaded the model with this spec so far; {start}"
     return ConditionStatus.UNKNOWN, ModelReason.NOT_YET_LOADED, message
 
 
-def _first_start(view: ModelView) -> str:
+def _first_start(snapshot: ModelSnapshot) -> str:
     """Return the sentence that says how far the oldest start has come; empty where there is none."""
-    under_way = starting_workers(view)
+    under_way = starting_workers(snapshot)
     if not under_way:
         return ""
     reason, message = start_stage(_oldest_first(under_way)[0])
@@ -152,16 +158,18 @@ def _remedy(failure: LoadFailure) -> str:
     )
 
 
-def worker_starts(view: ModelView, now: dt.datetime) -> tuple[WorkerStart, ...]:
+def worker_starts(snapshot: ModelSnapshot, now: dt.datetime) -> tuple[WorkerStart, ...]:
     """Return the starts that are under way, those of workers that take jobs and still compile last.
 
     Args:
-        view: What is observed of the model.
+        snapshot: What is observed of the model.
         now: The time, for what has changed.
     """
-    before = {(start.worker, start.reason): start.since for start in view.model.status.workers.starts}
+    before = {(start.worker, start.reason): start.since for start in snapshot.model.status.workers.starts}
     found = []
-    for worker in [*_oldest_first(starting_workers(view)), *_oldest_first(compiling_workers(view))][:MAX_STARTS]:
+    for worker in [*_oldest_first(starting_workers(snapshot)), *_oldest_first(compiling_workers(snapshot))][
+        :MAX_STARTS
+    ]:
         name = worker.pod.metadata.name if worker.pod is not None else worker.name
         reason, message = start_stage(worker)
         since = before.get((name, reason), now)
@@ -169,14 +177,14 @@ def worker_starts(view: ModelView, now: dt.datetime) -> tuple[WorkerStart, ...]:
     return tuple(found)
 
 
-def starting_workers(view: ModelView) -> list[ObservedWorker]:
+def starting_workers(snapshot: ModelSnapshot) -> list[ObservedWorker]:
     """Return the workers of today's template that take no jobs yet."""
-    return view.current(WorkerState.STARTING, WorkerState.QUEUED)
+    return snapshot.current(WorkerState.STARTING, WorkerState.QUEUED)
 
 
-def compiling_workers(view: ModelView) -> list[ObservedWorker]:
+def compiling_workers(snapshot: ModelSnapshot) -> list[ObservedWorker]:
     """Return the workers of today's template that take jobs and still compile."""
-    return [w for w in view.current(WorkerState.READY) if start_stage(w)[0] == EngineReason.COMPILING]
+    return [w for w in snapshot.current(WorkerState.READY) if start_stage(w)[0] == EngineReason.COMPILING]
 
 
 def start_stage(worker: ObservedWorker) -> tuple[str, str]:

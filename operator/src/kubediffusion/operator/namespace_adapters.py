@@ -6,7 +6,7 @@ import datetime as dt
 import itertools
 
 from kubediffusion.operator.object_cache import ObjectCache, ObjectList
-from kubediffusion.operator.views import AdapterlessJob
+from kubediffusion.operator.snapshots import AdapterlessJob
 from kubediffusion.resources.generation_job import GenerationJob
 from kubediffusion.resources.lora_adapter import LoRAAdapter
 

@@ -1,4 +1,4 @@
-"""What the operator knows of one namespace: filled from watches and lists, read as views. No I/O.
+"""What the operator knows of one namespace: filled from watches and lists, read as snapshots. No I/O.
 
 Everything here can be rebuilt from a list of the cluster; a restart loses nothing but time. Finished jobs are not
 kept: their cost would grow for ever.
@@ -19,8 +19,8 @@ from sortedcontainers import SortedKeyList
 from kubediffusion.operator.cut_off import CutOffs
 from kubediffusion.operator.namespace_adapters import NamespaceAdapters
 from kubediffusion.operator.object_cache import ObjectCache, ObjectList
+from kubediffusion.operator.snapshots import ModelSnapshot, NamespaceSnapshot, OrphanedJob, order_key
 from kubediffusion.operator.template_hashes import TemplateHashes
-from kubediffusion.operator.views import ModelView, NamespaceView, OrphanedJob, order_key
 from kubediffusion.operator.workers import BatchJob, ObservedWorker, Pod, WorkerState
 from kubediffusion.resources.conditions import JobConditionType, WaitingReason, find_condition
 from kubediffusion.resources.diffusion_model import DiffusionModel, choose_model
@@ -223,9 +223,9 @@ class NamespaceState:
         self._warnings = warnings
         return is_news
 
-    def view(self, now: dt.datetime, most_orphans: int) -> NamespaceView:
-        """Return the view of the jobs that are in no model's queue; arguments as :meth:`orphaned_jobs` has them."""
-        return NamespaceView(
+    def snapshot(self, now: dt.datetime, most_orphans: int) -> NamespaceSnapshot:
+        """Return the snapshot of the jobs that are in no model's queue; arguments as :meth:`orphaned_jobs` has them."""
+        return NamespaceSnapshot(
             name=self.name,
             models=tuple(self.models),
             orphaned_jobs=tuple(self.orphaned_jobs(now, most_orphans)),
@@ -234,8 +234,8 @@ class NamespaceState:
             adapterless_jobs=tuple(self.adapters.adapterless_jobs(now, most_orphans)),
         )
 
-    def model_views(self, now: dt.datetime) -> Iterator[ModelView]:
-        """Yield the view of each model.
+    def model_snapshots(self, now: dt.datetime) -> Iterator[ModelSnapshot]:
+        """Yield the snapshot of each model.
 
         Args:
             now: The time, from which a worker that has just lost its last job counts as idle.
@@ -248,7 +248,7 @@ class NamespaceState:
             queues = [self._queues[key] for key in keys]
             batch = model.spec.workers.max_batch_size
             sizes = (size for key in keys for size in self._sizes[key].items())
-            yield ModelView(
+            yield ModelSnapshot(
                 model=model,
                 template_hash=self._templates.of(model.name).in_effect,
                 untried_hash=self._templates.of(model.name).untried,

@@ -1,4 +1,4 @@
-"""How many workers there are, and when the next one may start: decided from the view of one model. Pure."""
+"""How many workers there are, and when the next one may start: decided from the snapshot of one model. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 
 from kubediffusion.operator.actions import Action, CreateWorker, DeletePod, DeleteWorker, TryWorker
-from kubediffusion.operator.views import LIVE, NEVER, Decision, ModelView
+from kubediffusion.operator.snapshots import LIVE, NEVER, Decision, ModelSnapshot
 from kubediffusion.operator.workers import ObservedWorker, WorkerState
 from kubediffusion.resources.backoff import pause_after
 from kubediffusion.resources.worker_names import worker_job_name
@@ -43,15 +43,15 @@ class LoadFailure:
     until: dt.datetime | None
 
 
-def load_failure(view: ModelView, now: dt.datetime) -> LoadFailure | None:
+def load_failure(snapshot: ModelSnapshot, now: dt.datetime) -> LoadFailure | None:
     """Return why the model cannot be loaded; None when it can be, nobody knows yet, or it is time to try again.
 
     A corrected spec makes another template, of which nothing is known. What else it was (a Secret, a volume, a
     bucket) may be mended without the operator seeing it, so after a pause the failure counts no more. The failed
     workers are the record of the tries, as :func:`back_off_until` has it.
     """
-    failed = [w for w in view.failures if w.bad_model is not None]
-    if not failed or view.current(WorkerState.READY) or doubtful_failure(view) is not None:
+    failed = [w for w in snapshot.failures if w.bad_model is not None]
+    if not failed or snapshot.current(WorkerState.READY) or doubtful_failure(snapshot) is not None:
         return None
     reason, at = failed[-1].bad_model or "", failed[-1].failed_at
     if at is None:
@@ -61,77 +61,79 @@ def load_failure(view: ModelView, now: dt.datetime) -> LoadFailure | None:
     return LoadFailure(reason, until) if now < until else None
 
 
-def doubtful_failure(view: ModelView) -> LoadFailure | None:
+def doubtful_failure(snapshot: ModelSnapshot) -> LoadFailure | None:
     """Return why one worker could not load the model, where another has to find the same before jobs fail.
 
     A service that answers 403 or 404 once may be mistaken, or the node that asked it.
     """
-    failed = [w for w in view.failures if w.bad_model is not None]
-    if len(failed) != 1 or not failed[0].doubtful or view.current(WorkerState.READY):
+    failed = [w for w in snapshot.failures if w.bad_model is not None]
+    if len(failed) != 1 or not failed[0].doubtful or snapshot.current(WorkerState.READY):
         return None
     at = failed[0].failed_at
     until = at + dt.timedelta(seconds=SECOND_OPINION) if at is not None else None
     return LoadFailure(failed[0].bad_model or "", until)
 
 
-def scale(view: ModelView, now: dt.datetime, backlog: int, taken: Set[str], newly_bound: Set[str]) -> Decision:
+def scale(snapshot: ModelSnapshot, now: dt.datetime, backlog: int, taken: Set[str], newly_bound: Set[str]) -> Decision:
     """Decide which workers are created for the backlog, and which outdated, failed or idle ones are deleted.
 
     Args:
-        view: What is observed.
+        snapshot: What is observed.
         now: The time.
         backlog: Places of a batch that the jobs take which wait and found no room in this pass.
         taken: Uids of the jobs that are taken from their workers in this pass; those that go on are in the backlog.
         newly_bound: Pods that get a job in this pass.
     """
-    settings = view.model.spec.workers
+    settings = snapshot.model.spec.workers
     actions: list[Action] = []
     rechecks: list[dt.datetime] = []
-    live = view.current(*LIVE)
-    for worker in view.workers:
+    live = snapshot.current(*LIVE)
+    for worker in snapshot.workers:
         awaited = (
             (worker.node_lost_at, worker.node_lost),
             (worker.cut_off_at, worker.cut_off),
             (worker.given_up_at, worker.given_up),
         )
         rechecks += [at for at, passed in awaited if at is not None and not passed]
-    load = sum(view.slots(job) for w in live for job in view.jobs_of(w) if job.uid not in taken)
-    wanted = min(max(math.ceil((backlog + load) / view.batch), settings.min_replicas), settings.max_replicas)
+    load = sum(snapshot.slots(job) for w in live for job in snapshot.jobs_of(w) if job.uid not in taken)
+    wanted = min(max(math.ceil((backlog + load) / snapshot.batch), settings.min_replicas), settings.max_replicas)
 
-    actions += _forget_failures(view, view.failures)
-    missing = min(wanted - len(live), settings.max_replicas - len(view.replicas))
-    starting = _create_workers(view, now, missing)
+    actions += _forget_failures(snapshot, snapshot.failures)
+    missing = min(wanted - len(live), settings.max_replicas - len(snapshot.replicas))
+    starting = _create_workers(snapshot, now, missing)
     actions += starting.actions
     rechecks += [starting.recheck_at] if starting.recheck_at is not None else []
 
-    for worker in view.workers:
-        action, recheck_at = _end_pod(view, worker, now)
+    for worker in snapshot.workers:
+        action, recheck_at = _end_pod(snapshot, worker, now)
         actions += [action] if action is not None else []
         rechecks += [recheck_at] if recheck_at is not None else []
 
-    for worker in view.workers:
+    for worker in snapshot.workers:
         ended = worker.job.complete or worker.lost
-        if ended and worker.job.metadata.deletion_timestamp is None and not view.jobs_of(worker):
+        if ended and worker.job.metadata.deletion_timestamp is None and not snapshot.jobs_of(worker):
             # It was told to go by somebody else: a drain, or a Pod that was deleted.
             actions.append(_delete(worker, _how_it_went(worker)))
-        outdated = worker.template_hash != view.template_hash and worker.state in {*LIVE, WorkerState.CUT_OFF}
-        if outdated and not view.jobs_of(worker):
+        outdated = worker.template_hash != snapshot.template_hash and worker.state in {*LIVE, WorkerState.CUT_OFF}
+        if outdated and not snapshot.jobs_of(worker):
             actions.append(_delete(worker, "the model's spec has changed"))
     surplus = max(len(live) - wanted, 0)
     # While it went, another worker may have got its place; a Job waits for seconds before it makes the next Pod.
-    between_pods = [w for w in live if w.between_pods and not view.jobs_of(w)][:surplus]
+    between_pods = [w for w in live if w.between_pods and not snapshot.jobs_of(w)][:surplus]
     actions += [_delete(w, "the platform ended its Pod, and there are workers enough") for w in between_pods]
     surplus -= len(between_pods)
     # They hold nothing, and may wait for ever: no deadline ends what no node has taken. A worker that is ready is asked
     # to go only after them.
-    awaiting = [(w.job.metadata.creation_timestamp or now, w) for w in live if w.awaits_node and not view.jobs_of(w)]
+    awaiting = [
+        (w.job.metadata.creation_timestamp or now, w) for w in live if w.awaits_node and not snapshot.jobs_of(w)
+    ]
     idle = [
         (w.idle_since, w)
-        for w in view.current(WorkerState.READY)
+        for w in snapshot.current(WorkerState.READY)
         if w.idle_since is not None
         and w.pod is not None
         and w.pod.metadata.name not in newly_bound
-        and not view.jobs_of(w)
+        and not snapshot.jobs_of(w)
     ]
     oldest = [*sorted(awaiting, key=lambda pair: pair[0]), *sorted(idle, key=lambda pair: pair[0])]
     for since, worker in oldest[:surplus]:
@@ -144,35 +146,40 @@ def scale(view: ModelView, now: dt.datetime, backlog: int, taken: Set[str], newl
     return Decision(tuple(actions), min(rechecks, default=None))
 
 
-def _create_workers(view: ModelView, now: dt.datetime, missing: int) -> Decision:
+def _create_workers(snapshot: ModelSnapshot, now: dt.datetime, missing: int) -> Decision:
     """Decide which of the missing workers are created now, and when the others may be.
 
     None is while its template is untried: that comes first, also where none is missing, as its owner waits to be told.
     """
-    if view.untried_hash:
-        return Decision((TryWorker(view.model, view.untried_hash),))
-    if (failure := load_failure(view, now)) is not None:
+    if snapshot.untried_hash:
+        return Decision((TryWorker(snapshot.model, snapshot.untried_hash),))
+    if (failure := load_failure(snapshot, now)) is not None:
         return Decision((), failure.until)
-    allowed = back_off_until(view.crashes)
-    if (doubt := doubtful_failure(view)) is not None:
+    allowed = back_off_until(snapshot.crashes)
+    if (doubt := doubtful_failure(snapshot)) is not None:
         # One asks again; what it finds holds for the others too. Its Job will say when it failed in a moment.
-        missing, allowed = min(missing, 1 - len(view.current(*LIVE))), doubt.until or NEVER
+        missing, allowed = min(missing, 1 - len(snapshot.current(*LIVE))), doubt.until or NEVER
     if missing <= 0:
         return Decision(())
     if allowed is not None and now < allowed:
         return Decision((), allowed if allowed is not NEVER else None)
-    in_use = {w.name for w in view.workers}
+    in_use = {w.name for w in snapshot.workers}
     names = (
         ordinal
         for ordinal in itertools.count()
-        if worker_job_name(view.model.name, view.template_hash, ordinal) not in in_use
+        if worker_job_name(snapshot.model.name, snapshot.template_hash, ordinal) not in in_use
     )
     return Decision(
-        tuple(CreateWorker(view.model, view.template_hash, ordinal) for ordinal in itertools.islice(names, missing))
+        tuple(
+            CreateWorker(snapshot.model, snapshot.template_hash, ordinal)
+            for ordinal in itertools.islice(names, missing)
+        )
     )
 
 
-def _end_pod(view: ModelView, worker: ObservedWorker, now: dt.datetime) -> tuple[DeletePod | None, dt.datetime | None]:
+def _end_pod(
+    snapshot: ModelSnapshot, worker: ObservedWorker, now: dt.datetime
+) -> tuple[DeletePod | None, dt.datetime | None]:
     """End a Pod whose worker has ended, or whose start stalls for ``startDeadlineSeconds``.
 
     Returns:
@@ -183,11 +190,11 @@ def _end_pod(view: ModelView, worker: ObservedWorker, now: dt.datetime) -> tuple
         return None, None
     if pod.outlived_since is not None:
         due = pod.outlived_since + OTHERS_GRACE
-        deletion = DeletePod(view.model, pod.metadata.name, pod.uid, crash=worker.crash)
-    elif worker.progress_at is not None and not view.jobs_of(worker):
-        seconds = view.model.spec.workers.start_deadline_seconds
+        deletion = DeletePod(snapshot.model, pod.metadata.name, pod.uid, crash=worker.crash)
+    elif worker.progress_at is not None and not snapshot.jobs_of(worker):
+        seconds = snapshot.model.spec.workers.start_deadline_seconds
         due = worker.progress_at + dt.timedelta(seconds=seconds)
-        deletion = DeletePod(view.model, pod.metadata.name, pod.uid, stalled_seconds=seconds)
+        deletion = DeletePod(snapshot.model, pod.metadata.name, pod.uid, stalled_seconds=seconds)
     else:
         return None, None
     return (None, due) if now < due else (deletion, None)
@@ -205,12 +212,12 @@ def back_off_until(failures: list[ObservedWorker]) -> dt.datetime | None:
     return max(times) + dt.timedelta(seconds=pause)
 
 
-def _forget_failures(view: ModelView, failures: list[ObservedWorker]) -> list[DeleteWorker]:
+def _forget_failures(snapshot: ModelSnapshot, failures: list[ObservedWorker]) -> list[DeleteWorker]:
     actions = []
-    gone = [w for w in view.workers if w.state is WorkerState.FAILED and w.template_hash != view.template_hash]
-    actions += [_delete(w, "the model's spec has changed") for w in gone if not view.jobs_of(w)]
-    if view.current(WorkerState.READY):
-        actions += [_delete(w, "another worker is ready") for w in failures if not view.jobs_of(w)]
+    gone = [w for w in snapshot.workers if w.state is WorkerState.FAILED and w.template_hash != snapshot.template_hash]
+    actions += [_delete(w, "the model's spec has changed") for w in gone if not snapshot.jobs_of(w)]
+    if snapshot.current(WorkerState.READY):
+        actions += [_delete(w, "another worker is ready") for w in failures if not snapshot.jobs_of(w)]
     else:
         oldest = sorted(failures, key=lambda w: (w.job.metadata.creation_timestamp or NEVER, w.name))
         actions += [_delete(w, "enough later ones have failed") for w in oldest[:-KEPT_FAILURES]]

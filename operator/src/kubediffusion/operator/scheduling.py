@@ -1,4 +1,4 @@
-"""Which job runs where: decided from the view of one model and a time. Pure.
+"""Which job runs where: decided from the snapshot of one model and a time. Pure.
 
 A pass over a model takes these steps: unbind the jobs of workers that are gone, fail those whose ``backoffLimit`` is
 spent, order the others with those that wait, fail jobs of a model that cannot be loaded, bind from the head while
@@ -21,7 +21,7 @@ from kubediffusion.operator.cut_off import worker_cut_off
 from kubediffusion.operator.deadline_queue import time_after
 from kubediffusion.operator.placement import WorkerCapacity, best_place, most_together
 from kubediffusion.operator.scaling import LoadFailure, load_failure, scale
-from kubediffusion.operator.views import Decision, ModelView, SchedulerOptions, order_key
+from kubediffusion.operator.snapshots import Decision, ModelSnapshot, SchedulerOptions, order_key
 from kubediffusion.operator.workers import ObservedWorker, WorkerState
 from kubediffusion.resources import meta
 from kubediffusion.resources.conditions import WaitingReason
@@ -82,33 +82,35 @@ def deadline(job: GenerationJob) -> dt.datetime | None:
     return time_after(job.metadata.creation_timestamp, job.spec.active_deadline_seconds)
 
 
-def schedule_model(view: ModelView, now: dt.datetime, options: SchedulerOptions, explanations: int = 0) -> Decision:
+def schedule_model(
+    snapshot: ModelSnapshot, now: dt.datetime, options: SchedulerOptions, explanations: int = 0
+) -> Decision:
     """Decide on the jobs and workers of one model.
 
     Args:
-        view: What is observed.
+        snapshot: What is observed.
         now: The time.
         options: Settings.
         explanations: How many jobs may be told why they wait.
     """
-    spent, released = _split_by_backoff(jobs_to_unbind(view))
+    spent, released = _split_by_backoff(jobs_to_unbind(snapshot))
     again = {item.job.uid for item in released}
     queue: Iterator[BindCandidate] = heapq.merge(
         sorted(released, key=_candidate_key),
-        (BindCandidate(job, costs_retry=False, message="") for job in view.waiting),
+        (BindCandidate(job, costs_retry=False, message="") for job in snapshot.waiting),
         key=_candidate_key,
     )
-    failing = fail_for_model(load_failure(view, now), queue, MOST_FAILURES_A_PASS)
-    binding, queue = bind(view, queue, options)
+    failing = fail_for_model(load_failure(snapshot, now), queue, MOST_FAILURES_A_PASS)
+    binding, queue = bind(snapshot, queue, options)
     handled = {action.job.uid: action.job for action in (*failing, *binding)}
     unbound = [item for item in released if item.job.uid not in handled]
     # A suspended job asks for no worker. None is in the queue, but one may be taken from its worker, or fail here.
-    backlog = view.waiting_slots + sum(view.slots(item.job) for item in released if not item.job.spec.suspend)
-    backlog -= sum(view.slots(job) for job in handled.values() if not job.spec.suspend)
+    backlog = snapshot.waiting_slots + sum(snapshot.slots(item.job) for item in released if not item.job.spec.suspend)
+    backlog -= sum(snapshot.slots(job) for job in handled.values() if not job.spec.suspend)
     taken = again | {action.job.uid for action in spent}
-    scaling = scale(view, now, backlog, taken, {action.pod for action in binding if isinstance(action, Bind)})
+    scaling = scale(snapshot, now, backlog, taken, {action.pod for action in binding if isinstance(action, Bind)})
     rest = (item.job for item in queue if item.job.uid not in again)
-    explaining = job_status.explain_waiting_jobs(view, rest, now, options, explanations)
+    explaining = job_status.explain_waiting_jobs(snapshot, rest, now, options, explanations)
     actions = (*spent, *failing, *binding, *map(_requeue, unbound), *scaling.actions, *explaining.actions)
     rechecks = [part.recheck_at for part in (scaling, explaining) if part.recheck_at is not None]
     return Decision(actions, min(rechecks, default=None))
@@ -118,7 +120,7 @@ def _candidate_key(item: BindCandidate) -> QueueKey[dt.datetime]:
     return order_key(item.job)
 
 
-def jobs_to_unbind(view: ModelView) -> Iterator[BindCandidate]:
+def jobs_to_unbind(snapshot: ModelSnapshot) -> Iterator[BindCandidate]:
     """Yield the jobs to take from their workers.
 
     Those are all jobs of a worker that is gone, whose node is lost, or that was cut off for too long. Of other workers
@@ -130,12 +132,12 @@ def jobs_to_unbind(view: ModelView) -> Iterator[BindCandidate]:
     suspects, and cost nobody anything (docs/adr/0019). A worker that was sent away (drained, preempted, deleted) and
     not done within its grace period did not die of its jobs, nor did one whose node is lost.
     """
-    workers = {w.pod.metadata.name: w for w in view.workers if w.pod is not None}
-    for name, jobs in view.bound.items():
+    workers = {w.pod.metadata.name: w for w in snapshot.workers if w.pod is not None}
+    for name, jobs in snapshot.bound.items():
         worker = workers.get(name)
         pod = worker.pod if worker is not None else None
         if worker is None or pod is None or pod.finished:
-            yield from _jobs_of_ended_worker(name, worker, jobs, max(len(jobs), view.jobs_at_end.get(name, 0)))
+            yield from _jobs_of_ended_worker(name, worker, jobs, max(len(jobs), snapshot.jobs_at_end.get(name, 0)))
         else:
             yield from _jobs_of_running_worker(name, worker, jobs)
 
@@ -198,7 +200,7 @@ def _split_by_backoff(released: Iterable[BindCandidate]) -> tuple[list[Finish], 
 
 
 def bind(
-    view: ModelView, queue: Iterator[BindCandidate], options: SchedulerOptions
+    snapshot: ModelSnapshot, queue: Iterator[BindCandidate], options: SchedulerOptions
 ) -> tuple[list[JobAction], Iterator[BindCandidate]]:
     """Bind jobs from the head of the queue to the least loaded worker, while one has room.
 
@@ -213,14 +215,14 @@ def bind(
     places = [
         WorkerCapacity(
             w.pod.metadata.name,
-            options.batches_ahead * view.batch - view.load(w),
-            [job.status.suspects or 0 for job in view.jobs_of(w)],
-            adapters_at(w, view.jobs_of(w), view.adapters) if view.adapters else set(),
+            options.batches_ahead * snapshot.batch - snapshot.load(w),
+            [job.status.suspects or 0 for job in snapshot.jobs_of(w)],
+            adapters_at(w, snapshot.jobs_of(w), snapshot.adapters) if snapshot.adapters else set(),
         )
-        for w in view.current(WorkerState.READY)
+        for w in snapshot.current(WorkerState.READY)
         if w.pod is not None
     ]
-    model = view.informed_model
+    model = snapshot.informed_model
     while any(place.free > 0 for place in places):
         item = next(queue, None)
         if item is None:
@@ -230,7 +232,7 @@ def bind(
             continue
         try:
             problem = next(check_limits(job.spec, model), None)
-            misfit = next(check_adapters(job.spec, model, view.adapters, view.template_hash), None)
+            misfit = next(check_adapters(job.spec, model, snapshot.adapters, snapshot.template_hash), None)
         except Exception as error:  # noqa: BLE001 - of any kind: it concerns this job alone
             actions.append(SetAside(job, error))
             continue
@@ -246,9 +248,11 @@ def bind(
         elif open_to := [place for place in places if place.takes(item.suspect_group_size)]:
             names = [asked.name for asked in job.spec.adapters or ()]
             place = best_place(open_to, names)
-            place.take(view.slots(job), item.suspect_group_size, names)
+            place.take(snapshot.slots(job), item.suspect_group_size, names)
             actions.append(
-                Bind(job, model, place.pod, item.costs_retry, item.suspect_group_size, _those_of(job, view.adapters))
+                Bind(
+                    job, model, place.pod, item.costs_retry, item.suspect_group_size, _those_of(job, snapshot.adapters)
+                )
             )
         else:
             # It waits for a worker that can be its own, or for those who are suspected with it.

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 from kubediffusion.operator import scheduling
 from kubediffusion.operator.scheduling import BindCandidate
-from kubediffusion.operator.views import ModelView
+from kubediffusion.operator.snapshots import ModelSnapshot
 
 jobs_to_unbind = scheduling.jobs_to_unbind
 
 
-def release_for_a_retry(view: ModelView) -> Iterator[BindCandidate]:
+def release_for_a_retry(snapshot: ModelSnapshot) -> Iterator[BindCandidate]:
     """Release jobs as ever, each for a retry of its own."""
-    for item in jobs_to_unbind(view):
+    for item in jobs_to_unbind(snapshot):
         yield replace(item, costs_retry=True)
 
 

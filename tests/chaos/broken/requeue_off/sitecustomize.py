@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 from kubediffusion.operator import scheduling
 from kubediffusion.operator.scheduling import BindCandidate
-from kubediffusion.operator.views import ModelView
+from kubediffusion.operator.snapshots import ModelSnapshot
 
 
-def release_nothing(view: ModelView) -> Iterator[BindCandidate]:
+def release_nothing(snapshot: ModelSnapshot) -> Iterator[BindCandidate]:
     """Release no job, whatever became of its worker."""
-    del view
+    del snapshot
     return iter(())
 
 

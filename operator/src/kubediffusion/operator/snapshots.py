@@ -1,4 +1,4 @@
-"""What a pass decides from, and what it returns: views of a namespace and a model, options, a decision. Pure."""
+"""What a pass decides from, and what it returns: snapshots of a namespace and a model, options, a decision. Pure."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class AdapterlessJob:
 
 
 @dataclass(frozen=True)
-class NamespaceView:
+class NamespaceSnapshot:
     """The jobs of a namespace that are in no model's queue.
 
     Attributes:
@@ -91,7 +91,7 @@ class NamespaceView:
 
 
 @dataclass(frozen=True)
-class ModelView:
+class ModelSnapshot:
     """What is observed of one model and its workers, for a decision.
 
     Attributes:

@@ -13,7 +13,7 @@ from kubediffusion.operator.events import EventRecorder
 from kubediffusion.operator.image_releases import AT_ONCE, ImageReleases
 from kubediffusion.operator.images import ImageRemover
 from kubediffusion.operator.manifests import WorkerDefaults
-from kubediffusion.operator.retention import Retention, RetentionPauses
+from kubediffusion.operator.retention import Retention, RetentionPauses, RetentionPolicy
 from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.apiserver.errors import ForbiddenError
@@ -117,7 +117,7 @@ async def test_a_job_that_names_no_time_to_live_gets_the_default_which_its_spec_
 ) -> None:
     ttls = {"kept": None, "model": 1800, "old": 5}
     cluster = CountingCluster(client, namespace.name)
-    retention = Retention(cluster, releases(cluster, client), lambda job: ttls.get(job.name, 3600))
+    retention = Retention(cluster, releases(cluster, client), RetentionPolicy(lambda job: ttls.get(job.name, 3600)))
     for name in ("kept", "model", "operator", "old"):
         retention.add(await unnamed(client, namespace, name, seconds_ago=60))
     task = asyncio.create_task(retention.run())
@@ -139,7 +139,7 @@ async def test_of_too_many_finished_jobs_of_a_namespace_the_oldest_go(
     namespace: Namespace, client: KubernetesClient
 ) -> None:
     cluster = CountingCluster(client, namespace.name)
-    retention = Retention(cluster, releases(cluster, client), most_finished=2)
+    retention = Retention(cluster, releases(cluster, client), RetentionPolicy(most_finished=2))
     ages = {"b": 30, "a": 40, "d": 10, "c": 20}
     for name, age in ages.items():
         retention.add(await unnamed(client, namespace, name, seconds_ago=age))
@@ -176,7 +176,7 @@ async def test_a_quota_full_of_finished_jobs_makes_room_for_new_ones(
     assert await admitted(client, namespace, "refused", 0) is None
     cluster = CountingCluster(client, namespace.name)
     pauses = RetentionPauses(quotas=0.5, counting=0.1)
-    retention = Retention(cluster, releases(cluster, client), lambda _: 86_400, pauses=pauses)
+    retention = Retention(cluster, releases(cluster, client), RetentionPolicy(lambda _: 86_400), pauses=pauses)
     for job in jobs:
         retention.add(job)
     task = asyncio.create_task(retention.run())
@@ -219,8 +219,8 @@ async def test_a_job_stays_until_its_receiver_has_been_told(namespace: Namespace
 
     owed, told = await ended(), await ended(webhook={"delivered": ["completed"], "attempts": 1})
     cluster = CountingCluster(client, namespace.name)
-    retention = Retention(cluster, releases(cluster, client), most_finished=1, webhook_hold=3600)
-    short = Retention(cluster, releases(cluster, client), webhook_hold=2)
+    retention = Retention(cluster, releases(cluster, client), RetentionPolicy(most_finished=1, webhook_hold=3600))
+    short = Retention(cluster, releases(cluster, client), RetentionPolicy(webhook_hold=2))
     task = asyncio.create_task(retention.run())
     try:
         for job in (owed, told):

@@ -14,7 +14,7 @@ from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.resources.storage import ImageStorage
 from kubediffusion.resources.testing import present
 from kubediffusion.worker.assignments import Assignment, Binding
-from kubediffusion.worker.batch_monitor import BatchMonitor, Member, Members
+from kubediffusion.worker.batch_monitor import BatchListeners, BatchMonitor, Member, Members
 from kubediffusion.worker.engine import EntryLimit, ImageId, Outcome, Parkable, StepStats, no_limit
 from kubediffusion.worker.engine.preemption import RunningBatch
 from kubediffusion.worker.health import Health
@@ -57,15 +57,13 @@ class Bench:
         self.entry_limits: list[EntryLimit] = []
         self.ends = Ends()
         self.registry = CollectorRegistry()
-        self.monitor = BatchMonitor(
-            self.first,
-            self,
-            BEFORE,
+        listeners = BatchListeners(
             finisher=self.ends,
             previews=Previews(cast(ImageStorage, None), "", cast(Executor, None)),  # nobody looks
             health=Health(60.0),
             metrics=Metrics(self.registry),
         )
+        self.monitor = BatchMonitor(self.first, self, BEFORE, listeners)
 
     def take_urgent(self, batch: RunningBatch, step: int) -> tuple[Members, bool]:
         assert step == self.monitor.steps + 1

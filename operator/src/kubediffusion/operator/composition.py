@@ -16,7 +16,7 @@ from kubediffusion.operator.images import ImageRemover
 from kubediffusion.operator.loop import SchedulingLoop
 from kubediffusion.operator.manifests import WorkerDefaults, template_hash
 from kubediffusion.operator.resync import Resync
-from kubediffusion.operator.retention import Retention, RetentionPauses
+from kubediffusion.operator.retention import Retention, RetentionPauses, RetentionPolicy
 from kubediffusion.operator.settings import Settings
 from kubediffusion.operator.snapshots import SchedulerOptions
 from kubediffusion.operator.start_warnings import StartWarnings
@@ -102,11 +102,9 @@ def compose(client: KubernetesClient, settings: Settings, storage: ImageStorage 
     retention = Retention(
         cluster,
         ImageReleases(cluster, images, recorder, store.worker_end),
-        ttl_of,
+        RetentionPolicy(ttl_of, settings.finished_jobs_per_namespace, settings.webhook_hold_seconds),
         store.unfinished_count,
-        settings.finished_jobs_per_namespace,
         RetentionPauses(quotas=settings.resync_seconds),
-        settings.webhook_hold_seconds,
     )
     executor = ActionExecutor(cluster, store, recorder)
     loop = SchedulingLoop(store, executor, retention, recorder, options, settings.explanations_per_second)

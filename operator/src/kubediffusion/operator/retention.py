@@ -57,6 +57,21 @@ class RetentionPauses:
     quotas: float = 30.0
 
 
+@dataclass(frozen=True)
+class RetentionPolicy:
+    """Which finished jobs stay, and for how long.
+
+    Attributes:
+        ttl_of: Returns the seconds that a job stays once it has finished; None for ever.
+        most_finished: Finished jobs of one namespace that are kept; 0 for any number.
+        webhook_hold: Seconds after its end for which a job stays at least whose webhook's receiver has not been told.
+    """
+
+    ttl_of: Callable[[GenerationJob], int | None] = lambda job: job.spec.ttl_seconds_after_finished
+    most_finished: int = 0
+    webhook_hold: int = 0
+
+
 def expiry(job: GenerationJob, ttl: int | None) -> dt.datetime | None:
     """Return when a finished job is to be deleted; None when it has not finished or is kept.
 
@@ -76,29 +91,24 @@ class Retention:
     Args:
         cluster: Where the jobs are.
         releases: Takes deleted jobs that their images hold.
-        ttl_of: Returns the seconds that a job stays once it has finished; None for ever.
+        policy: Which jobs stay.
         unfinished: Returns how many unfinished jobs a namespace has.
-        most_finished: Finished jobs of one namespace that are kept; 0 for any number.
         pauses: How long it waits.
-        webhook_hold: Seconds after its end for which a job stays at least whose webhook's receiver has not been told.
     """
 
     def __init__(
         self,
         cluster: Cluster,
         releases: ImageReleases,
-        ttl_of: Callable[[GenerationJob], int | None] = lambda job: job.spec.ttl_seconds_after_finished,
+        policy: RetentionPolicy = RetentionPolicy(),
         unfinished: Callable[[str], int] = lambda _: 0,
-        most_finished: int = 0,
         pauses: RetentionPauses = RetentionPauses(),
-        webhook_hold: int = 0,
     ) -> None:
         self._cluster = cluster
         self._releases = releases
-        self._ttl_of = ttl_of
+        self._policy = policy
         self._pauses = pauses
-        self._webhook_hold = webhook_hold
-        self._finished = FinishedJobs(most_finished, unfinished)
+        self._finished = FinishedJobs(policy.most_finished, unfinished)
         self._without_ttl: asyncio.Queue[GenerationJob] = asyncio.Queue()
         """Finished jobs that name no time to live yet."""
         self._expiries = DeadlineQueue()
@@ -113,10 +123,10 @@ class Retention:
         if awaits_image_deletion(job):
             self._releases.add(job)
             return
-        due = expiry(job, self._ttl_of(job))
+        due = expiry(job, self._policy.ttl_of(job))
         if due is not None and job.spec.ttl_seconds_after_finished is None:
             self._without_ttl.put_nowait(job)
-        held = held_until(job.spec, job.status, self._webhook_hold)
+        held = held_until(job.spec, job.status, self._policy.webhook_hold)
         if held is not None and held > dt.datetime.now(dt.UTC):
             # Until its receiver has been told, or then, it is looked at again.
             due = held if due is None else max(due, held)
@@ -174,7 +184,7 @@ class Retention:
         """Write the default time to live into the spec of finished jobs, a few a second: nobody waits for it."""
         while True:
             job = await self._without_ttl.get()
-            default = self._ttl_of(job)
+            default = self._policy.ttl_of(job)
             if default is None:
                 continue
             try:
@@ -222,8 +232,8 @@ class Retention:
     async def _expire(self, namespace: str, name: str, uid: str) -> None:
         """Delete a job whose time to live is over; its spec may have got another one since it was queued."""
         job = await self._cluster.get_job(namespace, name, uid)
-        due = expiry(job, self._ttl_of(job))
-        held = held_until(job.spec, job.status, self._webhook_hold)
+        due = expiry(job, self._policy.ttl_of(job))
+        held = held_until(job.spec, job.status, self._policy.webhook_hold)
         if held is not None and held > dt.datetime.now(dt.UTC):
             self.add(job)
             return

@@ -71,6 +71,23 @@ class EndedImages(Protocol):
         """Handle the end of one image."""
 
 
+@dataclass(frozen=True)
+class BatchListeners:
+    """Who is told about the batches of one worker.
+
+    Attributes:
+        finisher: Takes in ends.
+        previews: Says which image is to be previewed, and takes in previews.
+        health: Told about every step.
+        metrics: Counts steps.
+    """
+
+    finisher: EndedImages
+    previews: Previews
+    health: Health
+    metrics: Metrics
+
+
 _LOOKED_EVERY = 4
 """Steps between two searches for more urgent images: each search compares all jobs that wait."""
 
@@ -82,27 +99,14 @@ class BatchMonitor:
         members: The images that the batch begins with.
         waiting: Where images that join or interrupt come from.
         steps: How many were run in batches before.
-        finisher: Takes in ends.
-        previews: Says which image is to be previewed, and takes in previews.
-        health: Told about every step.
-        metrics: Counts steps.
+        listeners: Who is told about it.
 
     Attributes:
         images: Images that the engine was given.
         steps: How many were run, those of batches before included.
     """
 
-    def __init__(
-        self,
-        members: Members,
-        waiting: WaitingImages,
-        steps: int,
-        *,
-        finisher: EndedImages,
-        previews: Previews,
-        health: Health,
-        metrics: Metrics,
-    ) -> None:
+    def __init__(self, members: Members, waiting: WaitingImages, steps: int, listeners: BatchListeners) -> None:
         self._members = dict(members)
         self._waiting = waiting
         self._urgent: queue.SimpleQueue[Members] = queue.SimpleQueue()
@@ -111,10 +115,10 @@ class BatchMonitor:
         self._look_at = steps
         self._gave_way_at: int | None = None
         self._loop = asyncio.get_running_loop()
-        self._finisher = finisher
-        self._previews = previews
-        self._health = health
-        self._metrics = metrics
+        self._finisher = listeners.finisher
+        self._previews = listeners.previews
+        self._health = listeners.health
+        self._metrics = listeners.metrics
         self._open = set(members)
         self._asked = False
         self._before = self.steps = steps

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from kubediffusion.resources.failures import ErrorCode, JobFailure
 from kubediffusion.worker.assignments import Assignment
-from kubediffusion.worker.batch_monitor import BatchMonitor, Member, Members
+from kubediffusion.worker.batch_monitor import BatchListeners, BatchMonitor, Member, Members
 from kubediffusion.worker.context import WorkerContext
 from kubediffusion.worker.engine import EngineLostError, EntryLimit, described
 from kubediffusion.worker.engine.batching import Candidate, Portion
@@ -52,7 +52,7 @@ class Runner:
         self._max_buffered_bytes = context.max_buffered_bytes
         self._finisher = finisher
         self._progress = progress
-        self._previews = previews
+        self._listeners = BatchListeners(finisher, previews, context.health, context.metrics)
         self._stopping = False
         self._may_prepare = True
         self._leftover: list[Members] = []
@@ -152,15 +152,7 @@ class Runner:
         self._health.engine_active()
         loop = asyncio.get_running_loop()
         key = self._engine.plan(requests[0]).key
-        monitor = BatchMonitor(
-            members,
-            _WaitingImages(self, key),
-            self._steps,
-            finisher=self._finisher,
-            previews=self._previews,
-            health=self._health,
-            metrics=self._metrics,
-        )
+        monitor = BatchMonitor(members, _WaitingImages(self, key), self._steps, self._listeners)
         problem = JobFailure(ErrorCode.INTERNAL, "the engine gave no image; the worker's log may say why")
         try:
             await loop.run_in_executor(self._engine_thread, self._engine.run, requests, monitor)

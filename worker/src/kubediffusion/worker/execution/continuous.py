@@ -47,7 +47,7 @@ from kubediffusion.worker.execution.generic import ADAPTER_RANK, PipelineEngine
 from kubediffusion.worker.execution.generic import NAME as STATIC
 from kubediffusion.worker.execution.graphs import GraphedFunction
 from kubediffusion.worker.execution.interruption import Interruption
-from kubediffusion.worker.execution.local_executor import LocalExecutor, PreparedBatch
+from kubediffusion.worker.execution.local_executor import ImageFunctions, LocalExecutor, PreparedBatch
 from kubediffusion.worker.execution.preparation import Preparation
 from kubediffusion.worker.execution.prepared_batches import PreparedBatches
 from kubediffusion.worker.execution.previewing import Previewer
@@ -238,11 +238,9 @@ class ContinuousEngine:
         prepared = self.prepared_batches.of(key)
         executor = LocalExecutor(
             prepared,
-            self.family.key,
-            self._prepare,
+            ImageFunctions(self.family.key, self._prepare, self._outcome),
             self.decoder,
             self._previewer,
-            self._outcome,
             keeps_features=any(mode.features is not Features.FULL for mode in modes),
             torch_dtype=self._info.torch_dtype,
         )

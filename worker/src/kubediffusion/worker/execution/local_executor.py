@@ -97,16 +97,29 @@ MakeOutcome = Callable[[ImageRequest, NDArray[np.uint8], bool, str], Outcome]
 """Makes an outcome of an image's pixels; told whether they are flagged, and the scheduler's class."""
 
 
+@dataclass(frozen=True)
+class ImageFunctions:
+    """What the engine knows of images, and the executor asks for.
+
+    Attributes:
+        key_of: Returns the own key of an image.
+        prepare: Makes an image ready to enter.
+        make_outcome: Makes outcomes.
+    """
+
+    key_of: KeyOf
+    prepare: Prepare
+    make_outcome: MakeOutcome
+
+
 class LocalExecutor:
     """Executes the plans of one batch: see :class:`kubediffusion.worker.engine.step_executor.StepExecutor`.
 
     Args:
         prepared: What is prepared.
-        key_of: Returns the own key of an image.
-        prepare: Makes an image ready to enter.
+        functions: Of the images.
         decoder: Makes pixels.
         previewer: Makes previews.
-        make_outcome: Makes outcomes.
         keeps_features: Whether what deep layers gave goes with an image that moves.
         torch_dtype: Name of the numbers that weights are held in, for messages.
     """
@@ -114,21 +127,17 @@ class LocalExecutor:
     def __init__(
         self,
         prepared: PreparedBatch,
-        key_of: KeyOf,
-        prepare: Prepare,
+        functions: ImageFunctions,
         decoder: Decoder,
         previewer: Previewer,
-        make_outcome: MakeOutcome,
         *,
         keeps_features: bool,
         torch_dtype: str,
     ) -> None:
         self._prepared = prepared
-        self._key_of = key_of
-        self._prepare = prepare
+        self._functions = functions
         self._decoder = decoder
         self._previewer = previewer
-        self._make_outcome = make_outcome
         self._keeps_features = keeps_features
         self._torch_dtype = torch_dtype
         self._device = prepared.batch.device
@@ -143,7 +152,7 @@ class LocalExecutor:
     def accept(self, requests: Sequence[ImageRequest]) -> None:
         """Keep requests, which plans then name by id alone."""
         for request in requests:
-            self._images[request.id] = _ImageState(request, self._key_of(request))
+            self._images[request.id] = _ImageState(request, self._functions.key_of(request))
 
     def discard(self, images: Sequence[ImageId]) -> None:
         """Forget images that no plan names any more."""
@@ -263,7 +272,7 @@ class LocalExecutor:
             known = self._images[image]
             try:
                 if known.state is None:
-                    prepared = self._prepare(known.request, known.key)
+                    prepared = self._functions.prepare(known.request, known.key)
                     if prepared is None:
                         found.unsteppable.append(image)
                         continue
@@ -309,7 +318,7 @@ class LocalExecutor:
             if pixels is None:
                 return not_numbers(self._torch_dtype)
             scheduler = "" if known.coefficients is None else known.coefficients.scheduler
-            return self._make_outcome(known.request, pixels, flagged, scheduler)
+            return self._functions.make_outcome(known.request, pixels, flagged, scheduler)
         except Exception as error:  # noqa: BLE001 - the outcome of this image
             logger.warning("an image cannot be finished", extra=described(error))
             check_device(self._device, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,10 +28,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the downward API tells beyond the manifest."""
+    """What the node tells a pod beyond its manifest.
+
+    Attributes:
+        pod_ip: Of the downward API.
+        host_ip: Of the downward API.
+        devices: Variables that name its GPUs.
+    """
 
     pod_ip: str
     host_ip: str
+    devices: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 # The content of each source that exists.

@@ -138,10 +138,9 @@ class PodRunner:
             self._pod,
             self._node.folder / uid,
             self._logs,
-            Facts(self._ip, self._node.address),
+            Facts(self._ip, self._node.address, self._node.devices.variables(indices)),
             self._node.access,
             self._node.server,
-            self._node.devices.variables(indices),
         )
         self._changed.set()
         helpers = [asyncio.create_task(self._deadline())]

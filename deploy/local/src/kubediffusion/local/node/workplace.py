@@ -35,26 +35,16 @@ class Workplace:
     """What one pod has on this machine.
 
     Attributes:
-        facts: The addresses that the downward API tells.
+        facts: What the node tells it.
         volumes: Its volumes.
         logs: Where the output of its containers goes; it stays when the pod has gone.
     """
 
-    def __init__(
-        self,
-        pod: Pod,
-        folder: Path,
-        logs: Path,
-        facts: Facts,
-        access: Access,
-        server: ApiServer,
-        devices: Mapping[str, str],
-    ) -> None:
+    def __init__(self, pod: Pod, folder: Path, logs: Path, facts: Facts, access: Access, server: ApiServer) -> None:
         self._pod = pod
         self._folder = folder
         self._access = access
         self._server = server
-        self._devices = devices
         self._mounted: dict[str, Path] = {}
         self.facts = facts
         self.logs = logs
@@ -108,7 +98,7 @@ class Workplace:
             "TMPDIR": str(self._folder / "tmp"),
             "LANG": os.environ.get("LANG", "C.UTF-8"),
             "HOSTNAME": self._pod.metadata.name,
-            **self._devices,
+            **self.facts.devices,
         }
         for mount in container.volume_mounts:
             if mount.mount_path == SERVICE_ACCOUNT:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kubediffusion.client.aio import RETRY_SECONDS
 from kubediffusion.client.commands import options
 from kubediffusion.client.commands.output import Format, plain, program, say, show, show_error
 from kubediffusion.client.commands.progress import ProgressBar
@@ -26,73 +25,91 @@ if TYPE_CHECKING:
 NEW = "new"
 MOST_SEEDS = 2**31
 
-Seed = Annotated[int | None, typer.Option(metavar="N", help="Noise seed of the first picture; at random by default.")]
-Steps = Annotated[int | None, typer.Option(metavar="N", help="Denoising steps; the model's by default.")]
-Guidance = Annotated[float | None, typer.Option(metavar="X", help="Guidance scale; the model's by default.")]
-Count = Annotated[int | None, typer.Option(metavar="N", help="How many pictures; one by default.")]
-Size = Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, 512x768 or 512; the model's by default.")]
-Negative = Annotated[str | None, typer.Option(metavar="TEXT", help="What the picture should not show.")]
-Lora = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME[:SCALE]",
-        help="A LoRA adapter, one of `adapters`, and how strongly it counts; may be given again.",
-    ),
-]
-SpecAssignments = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="FIELD=VALUE",
-        help="Any other field of a GenerationJob's spec, as in spec.scheduler=DDIMScheduler; may be given again.",
-    ),
-]
-Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the picture, or print the job's name at once.")]
-Cancel = Annotated[bool, typer.Option("--cancel/--no-cancel", help="Whether Ctrl-C and --timeout cancel the job.")]
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """How pictures are computed, but for the model and the seed."""
+
+    steps: Annotated[int | None, typer.Option(metavar="N", help="Denoising steps; the model's by default.")] = None
+    guidance: Annotated[float | None, typer.Option(metavar="X", help="Guidance scale; the model's by default.")] = None
+    count: Annotated[int | None, typer.Option(metavar="N", help="How many pictures; one by default.")] = None
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, 512x768 or 512; the model's by default.")] = (
+        None
+    )
+    negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What the picture should not show.")] = None
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:SCALE]",
+            help="A LoRA adapter, one of `adapters`, and how strongly it counts; may be given again.",
+        ),
+    ] = None
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Any other field of a GenerationJob's spec, as in spec.scheduler=DDIMScheduler; may be given again.",
+        ),
+    ] = None
+
+    def named(self, model: str | None, seed: int | None) -> dict[str, Any]:
+        """Return the fields of a request that were asked for; None where one was not."""
+        return {
+            "model": model,
+            "seed": seed,
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "count": self.count,
+            "negative": self.negative,
+            "adapters": [parse_adapter(each) for each in self.lora] if self.lora else None,
+        }
+
+    def assigned(self, spec: Spec) -> Spec:
+        """Return a spec with the fields that --set names."""
+        for assignment in self.assignments or ():
+            set_field(spec, assignment)
+        return spec
+
+
+@dataclass(frozen=True)
+class WaitOptions:
+    """How long a command waits for pictures, and what becomes of the job when it does not."""
+
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait for the picture, or print the job's name at once.")
+    ] = True
+    cancel: Annotated[
+        bool, typer.Option("--cancel/--no-cancel", help="Whether Ctrl-C and --timeout cancel the job.")
+    ] = True
+    timeout: options.Timeout = None
+    quiet: options.Quiet = False
 
 
 def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the picture shows.")],
     save: options.Save = None,
     model: options.Model = None,
-    seed: Seed = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    count: Count = None,
-    size: Size = None,
-    negative: Negative = None,
-    lora: Lora = None,
-    assignments: SpecAssignments = None,
-    wait: Wait = True,
-    cancel: Cancel = True,
-    timeout: options.Timeout = None,
-    quiet: options.Quiet = False,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Noise seed of the first picture; at random by default.")
+    ] = None,
+    *,
+    recipe: RecipeOptions,
+    waiting: WaitOptions,
     output: options.Output = Format.TEXT,
-    server: options.Server = None,
-    namespace: options.Namespace = None,
-    api_key: options.ApiKey = None,
-    retry: options.Retry = RETRY_SECONDS,
+    connection: ConnectionOptions,
 ) -> None:
     """Generate pictures of a prompt, and write them to files.
 
     The names of the files are printed; the way there is shown on standard error, if that is a terminal.
     """
-    drawing = _Drawing(save, output, timeout, wait=wait, cancel=cancel, quiet=quiet)
+    drawing = _Drawing(save, output, waiting)
 
     async def work(client: AsyncClient) -> None:
-        named = {
-            "model": model,
-            "seed": seed,
-            "steps": steps,
-            "guidance": guidance,
-            "count": count,
-            "negative": negative,
-            "adapters": _adapters(lora),
-        }
-        spec = _assigned(spec_of(prompt, named, size), assignments)
-        await drawing.draw(client, spec)
+        spec = spec_of(prompt, recipe.named(model, seed), recipe.size)
+        await drawing.draw(client, recipe.assigned(spec))
 
-    run(ConnectionOptions(server, api_key, namespace, retry), work, output, drawing.bar.retry)
+    run(connection, work, output, drawing.bar.retry)
 
 
 def again(
@@ -102,36 +119,21 @@ def again(
         str | None, typer.Option(metavar="N|new", help="Another seed, or 'new' for one at random; by default the same.")
     ] = None,
     model: options.Model = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    count: Count = None,
-    size: Size = None,
-    negative: Negative = None,
-    lora: Lora = None,
-    assignments: SpecAssignments = None,
-    wait: Wait = True,
-    cancel: Cancel = True,
-    timeout: options.Timeout = None,
-    quiet: options.Quiet = False,
+    *,
+    recipe: RecipeOptions,
+    waiting: WaitOptions,
     output: options.Output = Format.TEXT,
-    server: options.Server = None,
-    namespace: options.Namespace = None,
-    api_key: options.ApiKey = None,
-    retry: options.Retry = RETRY_SECONDS,
+    connection: ConnectionOptions,
 ) -> None:
     """Generate what a job did once more: with the same seed, or with what is different."""
-    drawing = _Drawing(save, output, timeout, wait=wait, cancel=cancel, quiet=quiet)
+    drawing = _Drawing(save, output, waiting)
 
     async def work(client: AsyncClient) -> None:
         view = (await client.jobs.get(job)).view
-        named = {
-            "model": model, "seed": None if seed is None else _seed(seed), "steps": steps, "guidance": guidance,
-            "count": count, "negative": negative, "adapters": _adapters(lora),
-        }  # fmt: skip
-        spec = _assigned(spec_again(view, named, size), assignments)
-        await drawing.draw(client, spec)
+        spec = spec_again(view, recipe.named(model, None if seed is None else _seed(seed)), recipe.size)
+        await drawing.draw(client, recipe.assigned(spec))
 
-    run(ConnectionOptions(server, api_key, namespace, retry), work, output, drawing.bar.retry)
+    run(connection, work, output, drawing.bar.retry)
 
 
 def wait_for_jobs(
@@ -139,11 +141,9 @@ def wait_for_jobs(
     save: options.Save = None,
     timeout: options.Timeout = None,
     quiet: options.Quiet = False,
+    *,
     output: options.Output = Format.TEXT,
-    server: options.Server = None,
-    namespace: options.Namespace = None,
-    api_key: options.ApiKey = None,
-    retry: options.Retry = RETRY_SECONDS,
+    connection: ConnectionOptions,
 ) -> None:
     """Wait for jobs to end; with -o their pictures are written too.
 
@@ -171,7 +171,7 @@ def wait_for_jobs(
         if failures:
             raise failures[0]
 
-    run(ConnectionOptions(server, api_key, namespace, retry), work, output, bar.retry)
+    run(connection, work, output, bar.retry)
 
 
 @dataclass(frozen=True)
@@ -180,19 +180,17 @@ class _Drawing:
 
     save: str | None
     output: Format
-    timeout: float | None
-    wait: bool
-    cancel: bool
-    quiet: bool
+    waiting: WaitOptions
     bar: ProgressBar = field(default_factory=ProgressBar)
 
     async def draw(self, client: AsyncClient, spec: Spec) -> None:
         """Create the job, wait for its pictures unless nobody does, and show them."""
-        if self.wait:
+        wait, cancel = self.waiting.wait, self.waiting.cancel
+        if wait:
             check_target(self.save, _count(spec))
-        with self.bar.shown(quiet=self.quiet):
-            job = await client.submit_spec(spec, cancel=self.cancel)
-            images = await _drawn(job, self.bar, self.timeout, cancel=self.cancel) if self.wait else None
+        with self.bar.shown(quiet=self.waiting.quiet):
+            job = await client.submit_spec(spec, cancel=cancel)
+            images = await _drawn(job, self.bar, self.waiting.timeout, cancel=cancel) if wait else None
         _show(job, images, self.save, self.output)
 
 
@@ -223,16 +221,6 @@ def _show(job: AsyncJob, images: list[GeneratedImage] | None, save: str | None, 
         return
     for line in files or [view.name]:
         typer.echo(line)
-
-
-def _assigned(spec: Spec, assignments: list[str] | None) -> Spec:
-    for assignment in assignments or ():
-        set_field(spec, assignment)
-    return spec
-
-
-def _adapters(lora: list[str] | None) -> list[dict[str, Any]] | None:
-    return [parse_adapter(each) for each in lora] if lora else None
 
 
 def _count(spec: Spec) -> int:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from kubediffusion.client.commands import drawing, showing
+from kubediffusion.client.commands import drawing, options, showing
 from kubediffusion.client.commands.exit_codes import ExitCode
 from kubediffusion.client.commands.output import program
 
@@ -98,7 +98,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    app.command(name)(options.spread(command))
 
 
 def main() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import fields, is_dataclass
+from inspect import Parameter, Signature, signature
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -36,6 +38,32 @@ def _models(incomplete: str) -> Iterable[str]:
     except KubeDiffusionError:
         return []
     return [model.name for model in models if model.name.startswith(incomplete)]
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command for Typer, which knows no groups of options, of one that takes some in a dataclass.
+
+    Each parameter whose type is a dataclass becomes its fields, which are options of the command in its place.
+    """
+    types = get_type_hints(command, include_extras=True)
+    groups = {name: kind for name, kind in types.items() if isinstance(kind, type) and is_dataclass(kind)}
+    parameters: list[Parameter] = []
+    for name, parameter in signature(command).parameters.items():
+        own = signature(groups[name]).parameters if name in groups else {name: parameter}
+        kinds = get_type_hints(groups[name], include_extras=True) if name in groups else types
+        parameters += [
+            each.replace(kind=Parameter.KEYWORD_ONLY, annotation=kinds[option]) for option, each in own.items()
+        ]
+
+    def run(**given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{option.name: given.pop(option.name) for option in fields(group)})
+        command(**given)
+
+    run.__doc__ = command.__doc__
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    return run
 
 
 _PLACE = "Where"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kubediffusion.client.commands.exit_codes import exit_code_of
 from kubediffusion.client.requests import SHORT_WORDS
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from kubediffusion.client.errors import KubeDiffusionError
+
+View = TypeVar("View", bound="BaseModel")
 
 WIDE = 1000
 """Columns of a table that nobody looks at: a program reads whole names."""
@@ -62,6 +64,23 @@ def show(value: Any, output: Format) -> None:
         text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     # A prompt may hold what the terminal cannot write.
     sys.stdout.write(text.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding))
+
+
+def show_list(
+    views: Sequence[View], output: Format, heads: Sequence[str], row: Callable[[View], Sequence[str]]
+) -> None:
+    """Print what a command lists: for programs each of them whole, for people a table.
+
+    Args:
+        views: What is listed.
+        output: How.
+        heads: The table's heads.
+        row: Returns the cells of one of them.
+    """
+    if output is not Format.TEXT:
+        show([plain(view) for view in views], output)
+    else:
+        show_table(heads, map(row, views))
 
 
 def show_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

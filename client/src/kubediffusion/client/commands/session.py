@@ -12,7 +12,8 @@ from typing import TypeVar
 
 import typer
 
-from kubediffusion.client.aio import AsyncClient
+from kubediffusion.client.aio import RETRY_SECONDS, AsyncClient
+from kubediffusion.client.commands import options
 from kubediffusion.client.commands.exit_codes import ExitCode, exit_code_of
 from kubediffusion.client.commands.output import Format, say, show_error
 from kubediffusion.client.errors import KubeDiffusionError
@@ -23,24 +24,24 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ConnectionOptions:
-    """What a command speaks to.
+    """What a command speaks to: the options that every command has.
 
     Attributes:
         server: Address of the HTTP API; None for what the environment says.
-        api_key: The API key; None for that of the environment.
         namespace: The namespace of the jobs, to go through the Kubernetes API.
-        retry_seconds: How long a request is tried again.
+        api_key: The API key; None for that of the environment.
+        retry: Seconds for which a request is tried again.
     """
 
-    server: str | None
-    api_key: str | None
-    namespace: str | None
-    retry_seconds: float
+    server: options.Server = None
+    namespace: options.Namespace = None
+    api_key: options.ApiKey = None
+    retry: options.Retry = RETRY_SECONDS
 
     def client(self, *, on_retry: OnRetry | None = None) -> AsyncClient:
         """Make a client of it."""
         return AsyncClient(
-            self.server, self.api_key, namespace=self.namespace, retry_seconds=self.retry_seconds, on_retry=on_retry
+            self.server, self.api_key, namespace=self.namespace, retry_seconds=self.retry, on_retry=on_retry
         )
 
 

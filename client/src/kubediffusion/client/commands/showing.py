@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kubediffusion.client.aio import RETRY_SECONDS
 from kubediffusion.client.commands import options
-from kubediffusion.client.commands.output import Format, one_line, plain, show, show_table
+from kubediffusion.client.commands.output import Format, one_line, plain, show, show_list, show_table
 from kubediffusion.client.commands.session import ConnectionOptions, run
 from kubediffusion.client.commands.words import age, explanation
 
@@ -20,17 +19,18 @@ if TYPE_CHECKING:
     from kubediffusion.client.views import AdapterView, JobSummary, ModelView
 
 
+JOB_HEADS = ("NAME", "MODEL", "PHASE", "PROGRESS", "PLACE", "AGE", "PROMPT")
+
+
 def list_jobs(
     phase: Annotated[
         list[str] | None, typer.Option(metavar="PHASE", help="Only jobs in this phase; may be given again.")
     ] = None,
     model: options.Model = None,
     limit: Annotated[int, typer.Option(metavar="N", min=0, help="The newest so many; 0 for all.")] = 20,
+    *,
     output: options.Output = Format.TEXT,
-    server: options.Server = None,
-    namespace: options.Namespace = None,
-    api_key: options.ApiKey = None,
-    retry: options.Retry = RETRY_SECONDS,
+    connection: ConnectionOptions,
 ) -> None:
     """List jobs, the newest first."""
 
@@ -43,40 +43,33 @@ def list_jobs(
                 break
         return found
 
-    jobs = run(ConnectionOptions(server, api_key, namespace, retry), work, output)
-    if output is not Format.TEXT:
-        show([plain(job) for job in jobs], output)
-    else:
-        _show_jobs(jobs)
+    jobs = run(connection, work, output)
+    show_list(jobs, output, JOB_HEADS, _job_row)
 
 
 def get(
     job: options.Job,
+    *,
     output: options.Output = Format.TEXT,
-    server: options.Server = None,
-    namespace: options.Namespace = None,
-    api_key: options.ApiKey = None,
-    retry: options.Retry = RETRY_SECONDS,
+    connection: ConnectionOptions,
 ) -> None:
     """Show a job in one line, or all that is known of it with --output."""
 
     async def work(client: AsyncClient) -> JobSummary:
         return (await client.jobs.get(job)).view
 
-    view = run(ConnectionOptions(server, api_key, namespace, retry), work, output)
+    view = run(connection, work, output)
     if output is not Format.TEXT:
         show(plain(view), output)
     else:
-        _show_jobs([view])
+        show_table(JOB_HEADS, [_job_row(view)])
 
 
 def explain(
     job: options.Job,
+    *,
     output: options.Output = Format.TEXT,
-    server: options.Server = None,
-    namespace: options.Namespace = None,
-    api_key: options.ApiKey = None,
-    retry: options.Retry = RETRY_SECONDS,
+    connection: ConnectionOptions,
 ) -> None:
     """Say why a job waits, what ran, how often it was tried again, what it took, and how it ended."""
 
@@ -90,16 +83,14 @@ def explain(
         for about, text in lines:
             typer.echo(f"{about:{width}}{one_line(text)}")
 
-    run(ConnectionOptions(server, api_key, namespace, retry), work, output)
+    run(connection, work, output)
 
 
 def cancel(
     jobs: options.Jobs,
+    *,
     output: options.Output = Format.TEXT,
-    server: options.Server = None,
-    namespace: options.Namespace = None,
-    api_key: options.ApiKey = None,
-    retry: options.Retry = RETRY_SECONDS,
+    connection: ConnectionOptions,
 ) -> None:
     """Cancel jobs: those that wait at once, those that run at their next step."""
 
@@ -113,15 +104,13 @@ def cancel(
         if output is not Format.TEXT:
             show(cancelled, output)
 
-    run(ConnectionOptions(server, api_key, namespace, retry), work, output)
+    run(connection, work, output)
 
 
 def open_images(
     job: options.Job,
-    server: options.Server = None,
-    namespace: options.Namespace = None,
-    api_key: options.ApiKey = None,
-    retry: options.Retry = RETRY_SECONDS,
+    *,
+    connection: ConnectionOptions,
 ) -> None:
     """Show the pictures of a job with the program that this machine has for pictures."""
 
@@ -130,74 +119,56 @@ def open_images(
         images = await (await client.jobs.get(job)).images()
         return [image.save(folder / f"{job}-{image.index}.png") for image in images]
 
-    for path in run(ConnectionOptions(server, api_key, namespace, retry), work):
+    for path in run(connection, work):
         typer.echo(path)
         typer.launch(str(path))
 
 
 def models(
+    *,
     output: options.Output = Format.TEXT,
-    server: options.Server = None,
-    namespace: options.Namespace = None,
-    api_key: options.ApiKey = None,
-    retry: options.Retry = RETRY_SECONDS,
+    connection: ConnectionOptions,
 ) -> None:
     """List the models: whether each can be used, its defaults and the most that it takes."""
 
     async def work(client: AsyncClient) -> list[ModelView]:
         return await client.models.list()
 
-    found = run(ConnectionOptions(server, api_key, namespace, retry), work, output)
-    if output is not Format.TEXT:
-        show([plain(model) for model in found], output)
-        return
+    found = run(connection, work, output)
     heads = ("NAME", "DEFAULT", "AVAILABLE", "WORKERS", "QUEUED", "STEPS", "SIZE", "MOST", "WHY")
-    show_table(heads, [_model_row(model) for model in found])
+    show_list(found, output, heads, _model_row)
 
 
 def adapters(
     model: options.Model = None,
+    *,
     output: options.Output = Format.TEXT,
-    server: options.Server = None,
-    namespace: options.Namespace = None,
-    api_key: options.ApiKey = None,
-    retry: options.Retry = RETRY_SECONDS,
+    connection: ConnectionOptions,
 ) -> None:
     """List the LoRA adapters: of which model each is, whether a worker holds it, and why not."""
 
     async def work(client: AsyncClient) -> list[AdapterView]:
         return await client.adapters.list(model)
 
-    found = run(ConnectionOptions(server, api_key, namespace, retry), work, output)
-    if output is not Format.TEXT:
-        show([plain(adapter) for adapter in found], output)
-        return
-    rows = [
-        (each.name, each.model, f"{each.scale:g}", "yes" if each.ready else "no", words, _why(each))
-        for each, words in ((each, ", ".join(each.trigger_words)) for each in found)
-    ]
-    show_table(("NAME", "MODEL", "SCALE", "LOADED", "WORDS", "WHY"), rows)
+    found = run(connection, work, output)
+    show_list(found, output, ("NAME", "MODEL", "SCALE", "LOADED", "WORDS", "WHY"), _adapter_row)
 
 
-def _why(adapter: AdapterView) -> str:
-    return "" if adapter.ready else one_line(adapter.message or adapter.reason)
+def _adapter_row(adapter: AdapterView) -> tuple[str, ...]:
+    loaded, why = ("yes", "") if adapter.ready else ("no", adapter.message or adapter.reason)
+    return (adapter.name, adapter.model, f"{adapter.scale:g}", loaded, ", ".join(adapter.trigger_words), why)
 
 
-def _show_jobs(jobs: list[JobSummary]) -> None:
-    now = dt.datetime.now(dt.UTC)
-    rows = [
-        (
-            job.name,
-            job.model or "",
-            job.phase,
-            job.progress or "",
-            str(job.queue_position or ""),
-            age(job, now),
-            job.prompt,
-        )
-        for job in jobs
-    ]
-    show_table(("NAME", "MODEL", "PHASE", "PROGRESS", "PLACE", "AGE", "PROMPT"), rows)
+def _job_row(job: JobSummary) -> tuple[str, ...]:
+    return (
+        job.name,
+        job.model or "",
+        job.phase,
+        job.progress or "",
+        str(job.queue_position or ""),
+        age(job, dt.datetime.now(dt.UTC)),
+        job.prompt,
+    )
 
 
 def _model_row(model: ModelView) -> tuple[str, ...]:

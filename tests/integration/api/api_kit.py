@@ -66,6 +66,7 @@ class Api:
             "PATH": os.environ["PATH"],
             "KUBECONFIG": str(identity),
             "KUBEDIFFUSION_NAMESPACE": namespace.name,
+            "KUBEDIFFUSION_ALLOW_UNAUTHENTICATED": "true",
             "KUBEDIFFUSION_BIND_ADDRESS": "127.0.0.1",
             "KUBEDIFFUSION_PORT": str(self.port),
             "KUBEDIFFUSION_S3_BUCKET": installation.BUCKET,
@@ -102,6 +103,11 @@ class Api:
         assert self._process is not None
         self._process.terminate()
         return self._process.wait(30)
+
+    def wait(self) -> int:
+        """Wait for it to end by itself, and return its exit code."""
+        assert self._process is not None
+        return self._process.wait(60)
 
     def kill(self) -> None:
         """End it as a crash would."""

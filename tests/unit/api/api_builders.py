@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from kubediffusion.api.access.identity import Identity, Mode
+from kubediffusion.api.caller_settings import Scope
 from kubediffusion.api.job_cache.records import CachedJob
+from kubediffusion.api.settings import Settings
 
 
 def body(name: str = "job", version: int = 1, phase: str = "Pending", **changes: Any) -> dict[str, Any]:
@@ -24,3 +27,8 @@ def body(name: str = "job", version: int = 1, phase: str = "Pending", **changes:
 def cached(name: str = "job", version: int = 1, phase: str = "Pending", **changes: Any) -> CachedJob:
     """Build the cached job of such a JSON."""
     return CachedJob.from_wire(body(name, version, phase, **changes))
+
+
+def caller(name: str, **settings: Any) -> Identity:
+    """Build the identity of an API key's client."""
+    return Identity(Mode.API_KEY, name, name, Scope.NAMESPACE, Settings(**settings).limits_of(name))

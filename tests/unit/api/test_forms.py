@@ -17,6 +17,7 @@ from kubediffusion.api.errors import ClientGoneError, InvalidRequestError
 from kubediffusion.api.forms import MAX_FIELD_BYTES, MAX_FIELDS, Form, read_form
 from kubediffusion.api.inputs import InputStore
 from kubediffusion.api.settings import Settings
+from unit.api.api_builders import caller
 
 
 def received(*messages: Message, content_type: str) -> ImagesRequest:
@@ -33,7 +34,7 @@ def received(*messages: Message, content_type: str) -> ImagesRequest:
 def read(*messages: Message, content_type: str) -> Form:
     async def run() -> Form:
         # No storage is asked while a form is read.
-        with InputStore(object(), Settings()).place("me") as place:  # type: ignore[arg-type]
+        with InputStore(object(), Settings()).place(caller("me")) as place:  # type: ignore[arg-type]
             return await read_form(received(*messages, content_type=content_type), place)
 
     return asyncio.run(run())

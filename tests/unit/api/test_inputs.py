@@ -22,6 +22,7 @@ from kubediffusion.api.inputs import InputStore, PlainImage, rewritten
 from kubediffusion.api.settings import Settings
 from kubediffusion.local.testing import eventually
 from kubediffusion.resources.generation_job import MAX_INPUT_PIXELS, MAX_SIZE
+from unit.api.api_builders import caller
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -213,7 +214,7 @@ def store(**fields: Any) -> tuple[InputStore, Held]:
 
 def test_an_image_lies_under_its_namespace_and_hash() -> None:
     inputs_of, held = store()
-    found = asyncio.run(inputs_of.store(pieces(encoded(halves())), "me"))
+    found = asyncio.run(inputs_of.store(pieces(encoded(halves())), caller("me")))
     assert list(held.stored) == [f"p/ns/inputs/{found.id}"]
     assert (found.width, found.height, found.size) == (32, 16, len(held.stored[f"p/ns/inputs/{found.id}"]))
 
@@ -227,7 +228,9 @@ def test_what_storage_does_not_answer_holds_its_place_until_it_does(
     async def ask() -> None:
         some, held = store()
         held.may_answer.clear()
-        asked = [asyncio.create_task(some.store(pieces(encoded(halves())), f"{n}")) for n in range(inputs.AT_ONCE)]
+        asked = [
+            asyncio.create_task(some.store(pieces(encoded(halves())), caller(f"{n}"))) for n in range(inputs.AT_ONCE)
+        ]
         if leaves:
             await asyncio.sleep(0.2)
             for task in asked:
@@ -235,13 +238,13 @@ def test_what_storage_does_not_answer_holds_its_place_until_it_does(
         ends = await asyncio.gather(*asked, return_exceptions=True)
         assert {type(end) for end in ends} == {asyncio.CancelledError if leaves else UnavailableError}
         with pytest.raises(TooManyRequestsError):
-            await some.store(pieces(encoded(halves())), "another")
+            await some.store(pieces(encoded(halves())), caller("another"))
         held.may_answer.set()
         monkeypatch.setattr(inputs, "STORE_SECONDS", 60)
 
         async def stored() -> bool:
             with contextlib.suppress(TooManyRequestsError):
-                return bool((await some.store(pieces(encoded(halves())), "another")).id)
+                return bool((await some.store(pieces(encoded(halves())), caller("another"))).id)
             return False
 
         await eventually("a place", stored)
@@ -257,30 +260,31 @@ def test_a_client_that_is_too_slow_is_told_so(monkeypatch: pytest.MonkeyPatch) -
         yield b""
 
     with pytest.raises(InvalidRequestError) as refused:
-        asyncio.run(store()[0].store(silent(), "me"))
+        asyncio.run(store()[0].store(silent(), caller("me")))
     assert "it was not there after" in str(refused.value.detail)
 
 
 def test_a_key_has_a_rate_of_its_own_and_one_place_and_a_refused_place_costs_nothing() -> None:
     async def ask() -> None:
-        some, _ = store(rate_limit="1000/minute", key_limits={"slow": {"rateLimit": "2/minute"}})
+        some, _ = store()
+        slow = caller("slow", rate_limit="1000/minute", key_limits={"slow": {"rateLimit": "2/minute"}})
         never = asyncio.Event()
 
         async def silent() -> AsyncIterator[bytes]:
             await never.wait()
             yield b""
 
-        first = asyncio.create_task(some.store(silent(), "slow"))
+        first = asyncio.create_task(some.store(silent(), slow))
         await asyncio.sleep(0)
         for _ in range(5):
             with pytest.raises(TooManyRequestsError, match="one after the other"):
-                await some.store(pieces(encoded(halves())), "slow")
-        await some.store(pieces(encoded(halves())), "other")
+                await some.store(pieces(encoded(halves())), slow)
+        await some.store(pieces(encoded(halves())), caller("other"))
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
-        await some.store(pieces(encoded(halves())), "slow")
+        await some.store(pieces(encoded(halves())), slow)
         with pytest.raises(TooManyRequestsError, match="2 per 1 minute"):
-            await some.store(pieces(encoded(halves())), "slow")
+            await some.store(pieces(encoded(halves())), slow)
 
     asyncio.run(ask())
 
@@ -289,26 +293,27 @@ def test_bounds_of_bytes_rate_and_place(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(inputs, "MAX_BYTES", 1000)
 
     async def ask() -> None:
-        some, _ = store(rate_limit="2/minute")
+        some, _ = store()
+        me = caller("me", rate_limit="2/minute")
         with pytest.raises(TooLargeError):
-            await some.store(pieces(bytes(600), bytes(600)), "me")
+            await some.store(pieces(bytes(600), bytes(600)), me)
         never = asyncio.Event()
 
         async def silent() -> AsyncIterator[bytes]:
             await never.wait()
             yield b""
 
-        open_ones = [asyncio.create_task(some.store(silent(), f"other {n}")) for n in range(inputs.AT_ONCE)]
+        open_ones = [asyncio.create_task(some.store(silent(), caller(f"other {n}"))) for n in range(inputs.AT_ONCE)]
         await asyncio.sleep(0)
         with pytest.raises(TooManyRequestsError):
-            await some.store(pieces(encoded(halves())), "me")
+            await some.store(pieces(encoded(halves())), me)
         for task in open_ones:
             task.cancel()
         await asyncio.gather(*open_ones, return_exceptions=True)
-        await some.store(pieces(encoded(halves())), "me")
+        await some.store(pieces(encoded(halves())), me)
         with pytest.raises(TooManyRequestsError):
-            await some.store(pieces(encoded(halves())), "me")
+            await some.store(pieces(encoded(halves())), me)
         with pytest.raises(UnavailableError):
-            await InputStore(None, Settings()).store(pieces(b""), "me")
+            await InputStore(None, Settings()).store(pieces(b""), me)
 
     asyncio.run(ask())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -28,6 +28,13 @@ from unit.api.api_builders import body, cached
 HEARTBEAT = 0.02
 
 
+def _later(allowed: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
+    async def answer() -> bool:
+        return allowed()
+
+    return answer
+
+
 class Replica:
     """A cache, and the streams over it."""
 
@@ -46,10 +53,10 @@ class Replica:
     def of_job(self, told: str | None = None, name: str = "job", allowed: Callable[[], bool] = lambda: True) -> Stream:
         job = self.jobs.get(name)
         assert job is not None
-        return self.streams.of_job(job, EventId.parse(told), allowed)
+        return self.streams.of_job(job, EventId.parse(told), _later(allowed))
 
     def of_jobs(self, told: str | None = None, **wanted: Any) -> Stream:
-        return self.streams.of_jobs(JobFilter(**wanted), EventId.parse(told), lambda: True)
+        return self.streams.of_jobs(JobFilter(**wanted), EventId.parse(told), _later(lambda: True))
 
 
 async def event(stream: Stream) -> ServerSentEvent | None:
@@ -215,7 +222,8 @@ async def test_a_key_that_is_withdrawn_ends_the_stream_at_the_next_heartbeat(man
     job = replica.jobs.get("job")
     assert job is not None
     streams = replica.streams
-    stream = streams.of_jobs(wanted, None, lambda: False) if many else streams.of_job(job, None, lambda: False)
+    allowed = _later(lambda: False)
+    stream = streams.of_jobs(wanted, None, allowed) if many else streams.of_job(job, None, allowed)
     assert (await event(stream)) is not None
     assert (await event(stream)) is None
 

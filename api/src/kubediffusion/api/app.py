@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from kubediffusion.api import errors, openapi, page
-from kubediffusion.api.auth import ApiKeys
+from kubediffusion.api.access.authenticator import Authenticator
 from kubediffusion.api.dependencies import AppState, LifespanState
 from kubediffusion.api.doors.a1111 import routes as a1111
 from kubediffusion.api.doors.openai import routes as openai
@@ -102,7 +102,7 @@ def create_app(settings: Settings) -> FastAPI:
     metrics.follow(job_cache)
     state = AppState(
         settings=settings,
-        keys=ApiKeys(settings.api_keys_file),
+        access=Authenticator(settings),
         metrics=metrics,
         jobs=job_cache,
         models=models,
@@ -124,7 +124,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(router)
     app.mount("/docs/assets", openapi.assets())
     app.mount("/page", page.assets())
-    openapi.install(app, keys_required=state.keys.required, root_path=settings.root_path)
+    openapi.install(app, keys_required=state.access.required, root_path=settings.root_path)
     forms = ErrorForms({f"{router.prefix}/": router.error_form for router in ROUTERS if isinstance(router, DoorRouter)})
     errors.install(app, forms, [route for router in ROUTERS for route in router.routes])
     if settings.image_form is ImageForm.BASE64:
@@ -132,7 +132,7 @@ def create_app(settings: Settings) -> FastAPI:
     # Around all of the above: no response leaves without passing it.
     app.add_middleware(
         RequestMiddleware,
-        keys=state.keys,
+        access=state.access,
         metrics=metrics,
         proxies=TrustedProxies(settings.trusted_proxies),
         forms=forms,
@@ -148,8 +148,8 @@ def create_app(settings: Settings) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     state: AppState = app.state.app_state
     settings = state.settings
-    await asyncio.to_thread(state.keys.reload)
-    if not state.keys.required:
+    await asyncio.to_thread(state.access.keys.reload)
+    if not state.access.required:
         logger.warning("no API keys are configured (KUBEDIFFUSION_API_KEYS_FILE): anybody who reaches it may use it")
     storage = public = None
     if settings.s3_bucket:
@@ -168,7 +168,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
             service = JobService(settings, resource, state.jobs, state.models, state.metrics)
             previews = PreviewReader(storage, resource, settings.namespace, settings.s3_prefix)
             watched = (resource, client.diffusion_models, client.lora_adapters)
-            async with state.watches.running(*watched, state.keys.keep_current()):
+            async with state.watches.running(*watched, state.access.keys.keep_current()):
                 logger.info("serving", extra={"namespace": settings.namespace, "ready": state.watches.ready})
                 try:
                     yield {"connected": LifespanState(service, images, encoder, previews, input_store)}

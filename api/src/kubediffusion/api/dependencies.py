@@ -16,7 +16,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from kubediffusion.api.auth import ApiKeys
+from kubediffusion.api.access.authenticator import Authenticator
+from kubediffusion.api.access.identity import Identity
 from kubediffusion.api.encoding import ImageEncoder
 from kubediffusion.api.errors import ClientGoneError
 from kubediffusion.api.images import ImageReader
@@ -36,7 +37,7 @@ class AppState:
     """What an app is built of, before it connects to anything."""
 
     settings: Settings
-    keys: ApiKeys
+    access: Authenticator
     metrics: Metrics
     jobs: JobCache
     models: ModelCache
@@ -86,19 +87,14 @@ async def _inputs(request: Request) -> InputStore:
     return (await _lifespan_state(request)).inputs
 
 
-async def _client(request: Request) -> str:
-    client: str = request.state.client
-    return client
-
-
-async def _key_name(request: Request) -> str:
-    name: str = request.state.key_name
-    return name
+async def _identity(request: Request) -> Identity:
+    identity: Identity = request.state.identity
+    return identity
 
 
 async def _rated(request: Request) -> None:
-    service, client, key_name = await _service(request), await _client(request), await _key_name(request)
-    request.state.late_headers = lambda: service.rate_headers(client, key_name)
+    service, identity = await _service(request), await _identity(request)
+    request.state.late_headers = lambda: service.rate_headers(identity)
 
 
 AppStateDep = Annotated[AppState, Depends(_app_state)]
@@ -107,10 +103,8 @@ ImagesDep = Annotated[ImageReader, Depends(_images)]
 EncoderDep = Annotated[ImageEncoder, Depends(_encoder)]
 PreviewsDep = Annotated[PreviewReader, Depends(_previews)]
 InputsDep = Annotated[InputStore, Depends(_inputs)]
-ClientDep = Annotated[str, Depends(_client)]
-"""Who asks, for rates and logs: the API key's name, else the address."""
-KeyNameDep = Annotated[str, Depends(_key_name)]
-"""The API key's name; empty where no key is needed."""
+IdentityDep = Annotated[Identity, Depends(_identity)]
+"""Who asks, and what they may do."""
 
 Rated = Depends(_rated)
 """Of a route that creates jobs: its responses, errors too, tell the client what is left of its rate."""

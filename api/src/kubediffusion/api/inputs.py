@@ -19,7 +19,8 @@ from functools import partial
 from PIL import Image, ImageOps, UnidentifiedImageError
 from starlette.requests import ClientDisconnect
 
-from kubediffusion.api.client_limits.rates import RateLimiter
+from kubediffusion.api.access.identity import Identity
+from kubediffusion.api.client_limits.rates import RatesByLimit
 from kubediffusion.api.errors import (
     ClientGoneError,
     InvalidRequestError,
@@ -104,20 +105,19 @@ class InputStore:
         self._storage = storage
         self._prefix = settings.s3_prefix
         self._namespace = settings.namespace
-        self._uploads = _rate(settings.rate_limit)
-        self._uploads_by_key = {name: _rate(settings.limits_of(name).rate_limit) for name in settings.key_limits}
+        self._uploads = RatesByLimit("Too many images uploaded: at most {limit}.")
         self._uploading: set[str] = set()
         """The clients that hold a place."""
         self._decoder = ThreadPoolExecutor(1, "inputs")
         # Storage that hangs must hold up nothing else.
         self._writers = ThreadPoolExecutor(AT_ONCE, "store inputs")
 
-    async def store(self, body: AsyncIterator[bytes], client: str) -> StoredInput:
+    async def store(self, body: AsyncIterator[bytes], identity: Identity) -> StoredInput:
         """Read an image from a client, and store it.
 
         Args:
             body: The image as it comes.
-            client: Who sends it, for the rate.
+            identity: Who sends it.
 
         Raises:
             TooManyRequestsError: The client has sent too many or sends one right now, or others hold all places.
@@ -127,15 +127,15 @@ class InputStore:
             StorageError: Storage is away.
             UnavailableError: Storage does not answer, or none is configured.
         """
-        with self.place(client) as place:
+        with self.place(identity) as place:
             return await place.store(await place.read(_bounded(body)))
 
     @contextlib.contextmanager
-    def place(self, client: str) -> Iterator[UploadPlace]:
+    def place(self, identity: Identity) -> Iterator[UploadPlace]:
         """Hold one of the few places for as long as the block runs: no client has two of them.
 
         Args:
-            client: Who sends images, for the rate.
+            identity: Who sends images.
 
         Raises:
             TooManyRequestsError: The client has sent too many or sends one right now, or others hold all places.
@@ -144,9 +144,9 @@ class InputStore:
         if self._storage is None:
             raise UnavailableError("This server has no image storage configured (KUBEDIFFUSION_S3_BUCKET).", 60)
         with contextlib.ExitStack() as held:
-            held.enter_context(self._occupied(client))
-            self._uploads_by_key.get(client, self._uploads).hit(client)
-            yield UploadPlace(self._rewrite, partial(self._put, self._storage), client, held)
+            held.enter_context(self._occupied(identity.client))
+            self._uploads.limiter(identity.limits.rate_limit).hit(identity.client)
+            yield UploadPlace(self._rewrite, partial(self._put, self._storage), identity.client, held)
 
     async def _rewrite(self, data: bytes, change: Change | None) -> PlainImage:
         return await asyncio.get_running_loop().run_in_executor(self._decoder, rewritten, data, change)
@@ -255,10 +255,6 @@ def _leave(place: contextlib.ExitStack, storing: asyncio.Future[None]) -> None:
     place.close()
     if not storing.cancelled():
         storing.exception()
-
-
-def _rate(limit: str) -> RateLimiter:
-    return RateLimiter(limit, "Too many images uploaded: at most {limit}.")
 
 
 async def _bounded(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

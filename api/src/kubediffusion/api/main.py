@@ -44,6 +44,12 @@ def main() -> None:
     logs.configure_logging(settings.log_level, settings.secrets)
     for handler in logging.getLogger().handlers:
         handler.addFilter(RequestIdFilter())
+    if not settings.authenticates and not settings.allow_unauthenticated:
+        logger.critical(
+            "nobody would be asked who they are: set KUBEDIFFUSION_API_KEYS_FILE; or, where whoever reaches it may use "
+            "it, KUBEDIFFUSION_ALLOW_UNAUTHENTICATED=true"
+        )
+        sys.exit(EX_CONFIG)
     try:
         asyncio.run(_find_cluster())
     except ConfigException as error:

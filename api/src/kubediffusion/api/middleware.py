@@ -15,7 +15,7 @@ from contextvars import ContextVar
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kubediffusion.api.auth import ApiKeys, is_open
+from kubediffusion.api.access.authenticator import Authenticator, is_open
 from kubediffusion.api.errors import ApiError, ErrorForms
 from kubediffusion.api.metrics import Metrics
 from kubediffusion.api.proxies import TrustedProxies, client_of
@@ -50,7 +50,7 @@ class RequestMiddleware:
 
     Args:
         app: The app behind.
-        keys: The API keys.
+        access: Knows the callers.
         metrics: Where responses are counted.
         proxies: Who may say where a request came from.
         forms: The form of each error.
@@ -60,14 +60,14 @@ class RequestMiddleware:
     def __init__(
         self,
         app: ASGIApp,
-        keys: ApiKeys,
+        access: Authenticator,
         metrics: Metrics,
         proxies: TrustedProxies,
         forms: ErrorForms,
         root_path: str = "",
     ) -> None:
         self._app = app
-        self._keys = keys
+        self._access = access
         self._metrics = metrics
         self._proxies = proxies or None
         self._forms = forms
@@ -103,7 +103,7 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            self._identify(scope)
+            await self._identify(scope)
             await self._app(scope, receive, send_with_id)
         except ApiError as error:
             await self._forms.response(error, scope["path"])(scope, receive, send_with_id)
@@ -128,17 +128,15 @@ class RequestMiddleware:
             scope["state"]["trailing_slash"] = True
         scope["path"] = path or "/"
 
-    def _identify(self, scope: Scope) -> None:
-        state = scope["state"]
-        # The name under a key, so that nobody shares it; without keys there is one tenant.
-        name = None if is_open(scope["path"]) else self._keys.client(scope["headers"])
-        state["key_name"] = name or ""
+    async def _identify(self, scope: Scope) -> None:
         if self._proxies is not None:
             address, scope["scheme"] = self._proxies.origin(scope)
         else:
             peer = scope.get("client")
             address = peer[0] if peer else None
-        state["client"] = name or (client_of(address) if address else "unknown")
+        client, access = client_of(address) if address else "unknown", self._access
+        known = access.anybody(client) if is_open(scope["path"]) else await access.identify(scope["headers"], client)
+        scope["state"]["identity"] = known
 
 
 def _request_id(scope: Scope) -> bytes:

@@ -134,16 +134,6 @@ class PreviewReader:
         return found
 
 
-def is_shown_to(job: CachedJob, key_name: str) -> bool:
-    """Return whether an API key may see previews of a job: its own jobs', and those that no key created.
-
-    Args:
-        job: The job.
-        key_name: The name of the API key; empty where none is needed.
-    """
-    return not key_name or job.client in {None, key_name}
-
-
 class PreviewEvents:
     """The previews of one stream of events.
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from itertools import islice, takewhile
 
 from kubediffusion.api import translate
+from kubediffusion.api.access.audit import AuditAction, audit
+from kubediffusion.api.access.identity import Identity
 from kubediffusion.api.client_limits.lookups import JobLookups
 from kubediffusion.api.client_limits.rates import RateLimiter
 from kubediffusion.api.creation import JobCreator
@@ -42,6 +44,9 @@ SLICE = 100
 
 MOST_LOOKED_AT = 20_000
 """Jobs that a list looks at for one page; one that ends there has what was found, and goes on in the next."""
+
+GONE = "its client has gone"
+"""Who cancels a job that nobody waits for any more."""
 
 CLOSE_SECONDS = 2.0
 """How long a stop waits for the cancellation of jobs whose clients have gone."""
@@ -88,15 +93,14 @@ class JobService:
         for task in self._cancellations:
             task.cancel()
 
-    def rate_headers(self, client: str, key_name: str) -> dict[str, str]:
-        """Return the headers that tell a client how many jobs it may create, and what is left of them."""
-        return self._submitter.rate_headers(client, key_name)
+    def rate_headers(self, identity: Identity) -> dict[str, str]:
+        """Return the headers that tell a caller how many jobs it may create, and what is left of them."""
+        return self._submitter.rate_headers(identity)
 
     async def submit(
         self,
         request: JobRequest,
-        client: str,
-        key_name: str,
+        identity: Identity,
         idempotency_key: str | None,
         annotations: Mapping[str, str] | None = None,
     ) -> CachedJob:
@@ -104,38 +108,42 @@ class JobService:
 
         Args:
             request: What to generate.
-            client: Who asks, for the rate and the log.
-            key_name: The name of the API key, whose the job and the idempotency key are; empty where none is needed.
-            idempotency_key: Two requests of an API key with the same idempotency key are one job.
+            identity: Who asks, and whose the job and the idempotency key are.
+            idempotency_key: Two requests of a caller with the same idempotency key are one job.
             annotations: What the job keeps for the door that it came in by, such as how its images are handed out.
 
         Raises:
-            InvalidRequestError: The model, its limits or the API key's refuse it, or the idempotency key belongs to
+            InvalidRequestError: The model, its limits or the caller's refuse it, or the idempotency key belongs to
                 another request.
             UnavailableError: The model cannot be used.
             TooManyRequestsError: The client has created too many jobs, or there are too many unfinished ones.
             KubernetesError: The API server refused it; there is no such job.
         """
-        return await self._submitter.submit(request, client, key_name, idempotency_key, annotations)
+        return await self._submitter.submit(request, identity, idempotency_key, annotations)
 
     async def submit_all(
-        self, requests: Sequence[JobRequest], client: str, key_name: str, idempotency_key: str | None
+        self, requests: Sequence[JobRequest], identity: Identity, idempotency_key: str | None
     ) -> list[CachedJob | ApiError | KubernetesError]:
         """Accept several jobs; as :meth:`kubediffusion.api.submission.JobSubmitter.submit_all`."""
-        return await self._submitter.submit_all(requests, client, key_name, idempotency_key)
+        return await self._submitter.submit_all(requests, identity, idempotency_key)
 
-    async def read(self, name: str, client: str) -> CachedJob:
+    async def read(self, name: str, identity: Identity) -> CachedJob:
         """Return a job, also one that another replica accepted a moment ago.
 
         Args:
             name: Its name.
-            client: Who asks.
+            identity: Who asks.
 
         Raises:
-            TaskNotFoundError: There is none.
+            TaskNotFoundError: There is none that the caller sees.
             TooManyRequestsError: This client has asked for too many jobs that do not exist.
             KubernetesError: It is not known here, and the API server cannot be asked.
         """
+        job = await self._read(name, identity.client)
+        identity.check_sees(job)
+        return job
+
+    async def _read(self, name: str, client: str) -> CachedJob:
         if (job := self._jobs.get(name)) is not None:
             return job
         if len(name) > MAX_NAME or not NAME.fullmatch(name):
@@ -227,15 +235,18 @@ class JobService:
             raise ImageNotFoundError(f"The job has no image {index}; it is {job.phase}.")
         return image
 
-    async def cancel(self, name: str, client: str) -> CachedJob:
+    async def cancel(self, name: str, identity: Identity) -> CachedJob:
         """Ask for a job to be cancelled: a waiting job is at once, a running one at its next step.
 
         Raises:
-            TaskNotFoundError: There is none.
+            TaskNotFoundError: There is none that the caller sees.
             StateConflictError: It has finished already.
             KubernetesError: The API server refused it.
         """
-        job = await self.read(name, client)
+        return await self._cancel(await self.read(name, identity), audit(AuditAction.CANCEL, name, identity))
+
+    async def _cancel(self, job: CachedJob, noted: Mapping[str, str]) -> CachedJob:
+        name = job.name
         if job.finished:
             raise StateConflictError(f"The job has finished already: it is {job.phase}.")
         try:
@@ -244,41 +255,44 @@ class JobService:
             self._jobs.forget(name)
             raise TaskNotFoundError from None
         self._jobs.remember(record.job)
-        logger.info("job cancelled by a client", extra={"job": name, "client": client})
+        logger.info("job cancelled by a client", extra=noted)
         return record.job
 
-    def abandon(self, job: CachedJob) -> None:
+    def abandon(self, job: CachedJob, identity: Identity) -> None:
         """Have a job cancelled whose only client has gone: nobody will ever ask for its images."""
-        task = asyncio.create_task(self._cancel_quietly(job.name), name=f"abandon {job.name}")
+        noted = audit(AuditAction.CANCEL, job.name, identity) | {"client": GONE}
+        task = asyncio.create_task(self._cancel_quietly(job.name, noted), name=f"abandon {job.name}")
         self._cancellations.add(task)
         task.add_done_callback(self._cancellations.discard)
 
-    async def _cancel_quietly(self, name: str) -> None:
+    async def _cancel_quietly(self, name: str, noted: Mapping[str, str]) -> None:
         try:
-            await self.cancel(name, "its client has gone")
+            await self._cancel(await self._read(name, GONE), noted)
         except (StateConflictError, TaskNotFoundError):
             return
         except KubernetesError as error:
             # It ends by its deadline.
             logger.warning("cannot cancel a job whose client has gone: %s", error, extra={"job": name})
 
-    async def delete(self, name: str, client: str) -> None:
+    async def delete(self, name: str, identity: Identity) -> None:
         """Delete a job; its images go with it if its ``deletionPolicy`` says so.
 
         Raises:
-            TaskNotFoundError: There is none.
+            TaskNotFoundError: There is none that the caller sees.
             KubernetesError: The API server refused it.
         """
         if not NAME.fullmatch(name):
             raise TaskNotFoundError
+        # Whoever sees every job need not read one to delete it.
+        uid = None if identity.owner is None else (await self.read(name, identity)).uid
         try:
-            await self._resource.delete(self._namespace, name)
+            await self._resource.delete(self._namespace, name, uid)
         except NotFoundError:
             self._jobs.forget(name)
             raise TaskNotFoundError from None
         # Gone; or held by its finalizer for a while, which the watch will say.
         self._jobs.forget(name)
-        logger.info("job deleted by a client", extra={"job": name, "client": client})
+        logger.info("job deleted by a client", extra=audit(AuditAction.DELETE, name, identity))
 
     def _position(self, job: CachedJob) -> int | None:
         return self._jobs.queue_position(job, self._models.default_name)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
-from limits import parse_many
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from pydantic import AfterValidator, Field
 from pydantic_settings import SettingsConfigDict
 
+from kubediffusion.api.caller_settings import MAX_PRIORITY, EffectiveLimits, KeyLimits, Priority, RateLimit, Scope
 from kubediffusion.api.proxies import TrustedProxies
 from kubediffusion.api.webhook_urls import AllowedHosts
 from kubediffusion.resources.runtime.settings import LogLevel, StorageSecrets
@@ -23,12 +22,6 @@ class ImageForm(StrEnum):
     """The PNG itself, base64 in ``image_base64``."""
     URL = "url"
     """A presigned URL in ``image_url``; the bytes then do not pass through the API."""
-
-
-def _check_limit(limit: str) -> str:
-    if limit:
-        parse_many(limit)
-    return limit
 
 
 def _check_proxies(networks: str) -> str:
@@ -46,33 +39,6 @@ Proxies = Annotated[str, AfterValidator(_check_proxies)]
 Hosts = Annotated[str, AfterValidator(_check_hosts)]
 
 RootPath = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)*$")]
-
-RateLimit = Annotated[str, AfterValidator(_check_limit)]
-"""A rate as the ``limits`` package spells it, for example ``600/minute`` or ``10/second;5000/hour``; empty for none."""
-
-
-MAX_PRIORITY = 1_000_000
-Priority = Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
-
-
-class KeyLimits(BaseModel):
-    """What one API key may do where it differs from the others."""
-
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
-
-    max_unfinished_jobs: Annotated[int, Field(ge=0)] | None = None
-    max_priority: Priority | None = None
-    rate_limit: RateLimit | None = None
-    models: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-
-
-class EffectiveLimits(NamedTuple):
-    """What one client may do; a cap of 0 is none, an empty rate too, and None is every model."""
-
-    max_unfinished_jobs: int
-    max_priority: int
-    rate_limit: str
-    models: tuple[str, ...] | None
 
 
 class Settings(StorageSecrets):
@@ -140,7 +106,15 @@ class Settings(StorageSecrets):
 
     api_keys_file: Path | None = None
     """Folder with one file a client (file name: the client's name, content: its key), as a mounted Secret is, or one
-    such file. Read again when it changes. Without it anybody who reaches the port may use the API."""
+    such file. Read again when it changes."""
+
+    allow_unauthenticated: bool = False
+    """Whether to serve anybody who reaches the port, where callers are asked for no API key. Without it the process
+    does not start then."""
+
+    scope: Scope = Scope.NAMESPACE
+    """Which jobs a caller with an API key sees, cancels and deletes: all of the ``namespace``, or its ``own``: those
+    that it created over HTTP. To others' it is told that there is no such job."""
 
     rate_limit: RateLimit = "600/minute"
     """How many jobs one client may create, counted in each replica: by API key, else by address."""
@@ -160,9 +134,9 @@ class Settings(StorageSecrets):
     """The highest priority that a request may ask for; a higher one is refused with 422."""
 
     key_limits: dict[str, KeyLimits] = {}  # noqa: RUF012 - pydantic copies it
-    """Other values of ``max_unfinished_jobs_by_key``, ``max_priority`` and ``rate_limit`` for single API keys, and the
-    models that one may use, where it may not use all, as JSON: ``{"alice": {"maxPriority": 10, "models": ["sdxl"]}}``.
-    """
+    """Other values of ``max_unfinished_jobs_by_key``, ``max_priority``, ``rate_limit`` and ``scope`` for single API
+    keys, and the models that one may use, where it may not use all, as JSON:
+    ``{"alice": {"maxPriority": 10, "models": ["sdxl"], "scope": "own"}}``."""
 
     max_streams: Annotated[int, Field(ge=0)] = 2_000
     """With so many streams of events open in this process, further ones are refused with 429; 0 for no cap."""
@@ -198,6 +172,11 @@ class Settings(StorageSecrets):
     max_list_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024
     """The same for ``POST /v1/jobs``, which takes up to 100 jobs at once."""
 
+    @property
+    def authenticates(self) -> bool:
+        """Whether callers must say who they are."""
+        return self.api_keys_file is not None
+
     def limits_of(self, key_name: str) -> EffectiveLimits:
         """Return what one API key may do; the name is empty where none is needed."""
         own = self.key_limits.get(key_name, KeyLimits())
@@ -207,3 +186,7 @@ class Settings(StorageSecrets):
             self.rate_limit if own.rate_limit is None else own.rate_limit,
             own.models,
         )
+
+    def scope_of(self, key_name: str) -> Scope:
+        """Return which jobs one API key sees."""
+        return self.key_limits.get(key_name, KeyLimits()).scope or self.scope

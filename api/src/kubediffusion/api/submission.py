@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kubediffusion.api import translate
-from kubediffusion.api.client_limits.rates import RateLimiter
+from kubediffusion.api.access.audit import AuditAction, audit
+from kubediffusion.api.access.identity import Identity
+from kubediffusion.api.client_limits.rates import RateLimiter, RatesByLimit
 from kubediffusion.api.creation import JobCreator
 from kubediffusion.api.errors import ApiError, InvalidRequestError, RefusedJobsError, TooManyRequestsError, problem
 from kubediffusion.api.job_cache.cache import JobCache
@@ -67,36 +69,33 @@ class JobSubmitter:
         self._creator = creator
         self._allowed_hosts = AllowedHosts(settings.webhook_allowed_hosts)
         # Every way to create a job counts against one rate.
-        self._creations = _rate(settings.rate_limit)
-        self._creations_by_key = {name: _rate(settings.limits_of(name).rate_limit) for name in settings.key_limits}
+        self._creations = RatesByLimit("Too many jobs created: at most {limit}.")
 
-    def rate_headers(self, client: str, key_name: str) -> dict[str, str]:
-        """Return the headers that tell a client how many jobs it may create, and what is left of them."""
-        return self._rate_of(key_name).headers(client)
+    def rate_headers(self, identity: Identity) -> dict[str, str]:
+        """Return the headers that tell a caller how many jobs it may create, and what is left of them."""
+        return self._rate_of(identity).headers(identity.client)
 
     async def submit(
         self,
         request: JobRequest,
-        client: str,
-        key_name: str,
+        identity: Identity,
         idempotency_key: str | None,
         annotations: Mapping[str, str] | None = None,
     ) -> CachedJob:
         """Accept a job; as :meth:`kubediffusion.api.service.JobService.submit`."""
-        self._rate_of(key_name).hit(client)
-        accepted = self._accept(request, key_name, idempotency_key, annotations)
-        self._check_room(1 if accepted.known is None else 0, key_name)
-        return await self._create(accepted, client)
+        self._rate_of(identity).hit(identity.client)
+        accepted = self._accept(request, identity, idempotency_key, annotations)
+        self._check_room(1 if accepted.known is None else 0, identity)
+        return await self._create(accepted, identity)
 
     async def submit_all(
-        self, requests: Sequence[JobRequest], client: str, key_name: str, idempotency_key: str | None
+        self, requests: Sequence[JobRequest], identity: Identity, idempotency_key: str | None
     ) -> list[CachedJob | ApiError | KubernetesError]:
         """Accept several jobs, or none of them: what can be known beforehand of one stops all.
 
         Args:
             requests: What to generate.
-            client: Who asks; each job counts against the rate.
-            key_name: The name of the API key; empty where none is needed.
+            identity: Who asks; each job counts against the rate.
             idempotency_key: With the place in the list it is the idempotency key of each job.
 
         Returns:
@@ -107,24 +106,24 @@ class JobSubmitter:
             UnavailableError: A model cannot be used.
             TooManyRequestsError: They are too many jobs, for the rate or beside those that are unfinished.
         """
-        self._rate_of(key_name).hit(client, len(requests))
+        self._rate_of(identity).hit(identity.client, len(requests))
         accepted, refused = [], {}
         for place, request in enumerate(requests):
             # No key that a client may send has such a character in it.
             key = None if idempotency_key is None else f"{idempotency_key}\0{place}"
             try:
-                accepted.append(self._accept(request, key_name, key, None))
+                accepted.append(self._accept(request, identity, key, None))
             except InvalidRequestError as error:
                 refused[place] = error
         if refused:
             raise RefusedJobsError(refused)
-        self._check_room(sum(job.known is None for job in accepted), key_name)
+        self._check_room(sum(job.known is None for job in accepted), identity)
         places = asyncio.Semaphore(CONCURRENCY)
 
         async def create(job: _AcceptedJob) -> CachedJob | ApiError | KubernetesError:
             async with places:
                 try:
-                    return await self._create(job, client)
+                    return await self._create(job, identity)
                 except (ApiError, KubernetesError) as error:
                     return error
 
@@ -133,7 +132,7 @@ class JobSubmitter:
     def _accept(
         self,
         request: JobRequest,
-        key_name: str,
+        identity: Identity,
         idempotency_key: str | None,
         annotations: Mapping[str, str] | None,
     ) -> _AcceptedJob:
@@ -142,65 +141,52 @@ class JobSubmitter:
         if idempotency_key is None:
             name = new_task_id()
         else:
-            name = translate.idempotent_name(key_name, idempotency_key)
+            name = translate.idempotent_name(identity.subject, idempotency_key)
             if (known := self._jobs.get(name)) is not None:
                 _check_same_request(known, spec, annotations)
                 return _AcceptedJob(name, spec, annotations, {}, known, repeatable)
-        self._check_model(spec, key_name)
+        identity.check_model(spec.model)
         model = self._models.usable(spec.model)
         if errors := [problem(error.field, error.message) for error in check_limits(spec, model)]:
             raise InvalidRequestError(errors)
         self._models.adapters.check(spec, model)
-        self._check_priority(spec, key_name)
+        identity.check_priority(spec.priority)
         self._check_webhook(spec)
         ttl = time_to_live(spec, model, self._settings.default_ttl_seconds)
         named = spec.model_copy(update={"ttl_seconds_after_finished": ttl})
-        body = translate.manifest(name, named, key_name, annotations)
+        body = translate.manifest(name, named, identity.subject, annotations)
         return _AcceptedJob(name, spec, annotations, body, None, repeatable)
 
-    async def _create(self, accepted: _AcceptedJob, client: str) -> CachedJob:
+    async def _create(self, accepted: _AcceptedJob, identity: Identity) -> CachedJob:
         if accepted.known is not None:
             return accepted.known
         job, fresh = await self._creator.create(accepted.name, accepted.body, repeatable=accepted.repeatable)
         self._jobs.remember(job)
         if accepted.repeatable and not fresh:
             _check_same_request(job, accepted.spec, accepted.annotations)
-        extra = {"job": accepted.name, "client": client}
+        extra = audit(AuditAction.CREATE, accepted.name, identity)
         if self._settings.log_prompts:
             extra["prompt"] = accepted.spec.prompt
         logger.info("job accepted", extra=extra)
         return job
 
-    def _check_room(self, count: int, key_name: str) -> None:
+    def _check_room(self, count: int, identity: Identity) -> None:
         """Check that there may be ``count`` more unfinished jobs.
 
         Raises:
             TooManyRequestsError: They would be too many unfinished ones, of the API key or of the namespace.
         """
-        cap = self._settings.limits_of(key_name).max_unfinished_jobs
-        if count and key_name and cap and self._jobs.unfinished_of(key_name) + count > cap:
-            message = f"{_so_many(self._jobs.unfinished_of(key_name), cap)} of this API key are unfinished already"
+        subject, cap = identity.subject, identity.limits.max_unfinished_jobs
+        if count and subject and cap and self._jobs.unfinished_of(subject) + count > cap:
+            message = f"{_so_many(self._jobs.unfinished_of(subject), cap)} of this API key are unfinished already"
             raise TooManyRequestsError(f"{message}; try again when some have finished.", 5)
         cap = self._settings.max_unfinished_jobs
         if count and cap and self._jobs.unfinished + count > cap:
             message = f"{_so_many(self._jobs.unfinished, cap)} are unfinished already"
             raise TooManyRequestsError(f"{message}; try again when some have finished.", 5)
 
-    def _rate_of(self, key_name: str) -> RateLimiter:
-        return self._creations_by_key.get(key_name, self._creations)
-
-    def _check_model(self, spec: GenerationJobSpec, key_name: str) -> None:
-        models = self._settings.limits_of(key_name).models
-        # A job that names none gets the model that is the default when it is bound, which may be another by then.
-        if models is not None and spec.model not in models:
-            message = f"Name a model that this API key may use: {', '.join(models)}"
-            raise InvalidRequestError([problem("model", message)])
-
-    def _check_priority(self, spec: GenerationJobSpec, key_name: str) -> None:
-        highest = self._settings.limits_of(key_name).max_priority
-        if spec.priority is not None and spec.priority > highest:
-            message = f"{spec.priority} exceeds the highest priority that this client may ask for, {highest}"
-            raise InvalidRequestError([problem("priority", message)])
+    def _rate_of(self, identity: Identity) -> RateLimiter:
+        return self._creations.limiter(identity.limits.rate_limit)
 
     def _check_webhook(self, spec: GenerationJobSpec) -> None:
         """Check what can be known of a webhook before anything is sent: the deliverer knows what its name resolves to.
@@ -220,10 +206,6 @@ class JobSubmitter:
         else:
             return
         raise InvalidRequestError([problem("webhook", message)])
-
-
-def _rate(limit: str) -> RateLimiter:
-    return RateLimiter(limit, "Too many jobs created: at most {limit}.")
 
 
 def _so_many(unfinished: int, cap: int) -> str:

@@ -88,6 +88,24 @@ class RateLimiter:
             self._counters.decr(limit.key_for(client))
 
 
+class RatesByLimit:
+    """The limiters of callers whose rates differ: one for each rate that is configured, in which each caller counts.
+
+    Args:
+        message: As of :class:`RateLimiter`.
+    """
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+        self._limiters: dict[str, RateLimiter] = {}
+
+    def limiter(self, rate: str) -> RateLimiter:
+        """Return the limiter of a rate; rates are the settings' own, so there are few."""
+        if rate not in self._limiters:
+            self._limiters[rate] = RateLimiter(rate, self._message)
+        return self._limiters[rate]
+
+
 class _Counter(NamedTuple):
     """One window; ``expires`` is in seconds since the epoch."""
 

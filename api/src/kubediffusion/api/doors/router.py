@@ -11,16 +11,16 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
+from kubediffusion.api.access.identity import Identity
 from kubediffusion.api.dependencies import (
     AppState,
     AppStateDep,
-    ClientDep,
     EncoderDep,
     IdempotencyKey,
+    IdentityDep,
     ImagesDep,
     JobServiceDep,
     JsonRoute,
-    KeyNameDep,
     unless_gone,
 )
 from kubediffusion.api.doors.common import FieldNames, JobFailedError
@@ -60,11 +60,13 @@ class JobCall:
     Attributes:
         service: Knows the job.
         job: The job as it was when the request made it.
+        identity: Who made it.
         abandons: Whether the job is cancelled when the client goes while it waits: nobody else knows of it.
     """
 
     service: JobService
     job: CachedJob
+    identity: Identity
     abandons: bool
 
     async def wait(self, seconds: float) -> CachedJob:
@@ -98,7 +100,7 @@ class JobCall:
 
     def _abandon(self) -> None:
         if self.abandons and not self.job.finished:
-            self.service.abandon(self.job)
+            self.service.abandon(self.job, self.identity)
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,7 @@ class DoorRequest:
     service: JobService
     images: ImageReader
     encoder: ImageEncoder
-    client: str
-    key_name: str
+    identity: Identity
     idempotency_key: str | None
 
     async def submit(self, wanted: JobRequest, names: FieldNames) -> JobCall:
@@ -125,8 +126,8 @@ class DoorRequest:
             ApiError: It is refused.
         """
         with names.named_in_errors():
-            job = await self.service.submit(wanted, self.client, self.key_name, self.idempotency_key)
-        return JobCall(self.service, job, abandons=self.idempotency_key is None)
+            job = await self.service.submit(wanted, self.identity, self.idempotency_key)
+        return JobCall(self.service, job, self.identity, abandons=self.idempotency_key is None)
 
     async def outcome(self, call: JobCall) -> CachedJob:
         """Return the job once it has succeeded, for as long as the client keeps its connection.
@@ -147,11 +148,10 @@ async def _door_request(
     images: ImagesDep,
     encoder: EncoderDep,
     state: AppStateDep,
-    client: ClientDep,
-    key_name: KeyNameDep,
+    identity: IdentityDep,
     idempotency_key: IdempotencyKey = None,
 ) -> DoorRequest:
-    return DoorRequest(request, state, service, images, encoder, client, key_name, idempotency_key)
+    return DoorRequest(request, state, service, images, encoder, identity, idempotency_key)
 
 
 DoorRequestDep = Annotated[DoorRequest, Depends(_door_request)]

@@ -18,6 +18,7 @@ class JobFilter:
         labels: Only jobs that have all of these labels, with these values; any value where it is None.
         created_after: Only jobs of this age or younger, in seconds since the epoch; lists alone know it.
         created_before: Only jobs that are older; lists alone know it.
+        client: Only jobs that this caller created over HTTP.
         text: Only jobs whose prompt has this text in it, in upper case or lower; lists alone know it.
     """
 
@@ -27,6 +28,7 @@ class JobFilter:
     created_after: float | None = None
     created_before: float | None = None
     text: str | None = None
+    client: str | None = None
 
     def matches(self, job: CachedJob, default_model: str | None) -> bool:
         """Return whether a job is one of them; ``default_model`` is the model of jobs that name none."""
@@ -41,7 +43,9 @@ class JobFilter:
         return self.matches_labels(job) and (self.text is None or self.text.casefold() in job.prompt.casefold())
 
     def matches_labels(self, job: CachedJob) -> bool:
-        """Return whether a job has the labels."""
+        """Return whether a job has the labels, and is its owner's."""
+        if self.client is not None and job.client != self.client:
+            return False
         return all(
             any(key == name and value in {None, found} for name, found in job.labels) for key, value in self.labels
         )

@@ -55,6 +55,8 @@ class PollingMiddleware:
             and scope["method"] == "GET"
             and not scope["query_string"]
             and (job := self._jobs.get(scope["path"][len(PREFIX) :])) is not None
+            # What the caller does not see is for the route to refuse.
+            and scope["state"]["identity"].sees(job)
             and (result := cached_result(job)) is not None
         ):
             headers, body = result

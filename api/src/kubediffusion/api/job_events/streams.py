@@ -11,7 +11,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from operator import attrgetter
 
@@ -110,7 +110,7 @@ class JobStreams:
         self,
         job: CachedJob,
         told: EventId | None,
-        allowed: Callable[[], bool],
+        allowed: Callable[[], Awaitable[bool]],
         previews: PreviewEvents | None = None,
     ) -> Stream:
         """Tell the states of one job until its end or its deletion: the present one, and each that is another.
@@ -147,14 +147,14 @@ class JobStreams:
                 spoke = time.monotonic()
             pause = self._silence(spoke)
             if pause <= 0:
-                if not allowed():
+                if not await allowed():
                     return
                 yield HEARTBEAT
                 spoke = time.monotonic()
             else:
                 await self._changed(current, min(pause, self._look_again(current, previews)))
 
-    async def of_jobs(self, wanted: JobFilter, told: EventId | None, allowed: Callable[[], bool]) -> Stream:
+    async def of_jobs(self, wanted: JobFilter, told: EventId | None, allowed: Callable[[], Awaitable[bool]]) -> Stream:
         """Tell the states of the jobs that match: of those that have not finished first, or what changed since.
 
         Args:
@@ -191,7 +191,7 @@ class JobStreams:
             if marked is not None and pause > 0:
                 await self._news(pause)
                 continue
-            if not allowed():
+            if not await allowed():
                 return
             yield HEARTBEAT if marked == version else bookmark_event(EventId(version))
             marked, spoke = version, time.monotonic()

@@ -11,10 +11,9 @@ from starlette.responses import Response
 
 from kubediffusion.api.dependencies import (
     AppStateDep,
-    ClientDep,
     IdempotencyKey,
+    IdentityDep,
     JobServiceDep,
-    KeyNameDep,
     ListRoute,
     Prefer,
     Rated,
@@ -65,8 +64,7 @@ async def create_job(
     body: OneOrSeveralJobs,
     service: JobServiceDep,
     state: AppStateDep,
-    client: ClientDep,
-    key_name: KeyNameDep,
+    identity: IdentityDep,
     idempotency_key: IdempotencyKey = None,
     prefer: Prefer = None,
 ) -> JobView | JobOutcomeList:
@@ -75,9 +73,9 @@ async def create_job(
     With `{"jobs": [...]}` up to 100 at once: each counts against the rate, and if one is refused none is created.
     """
     if isinstance(body, JobRequestList):
-        outcomes = await service.submit_all(body.jobs, client, key_name, idempotency_key)
+        outcomes = await service.submit_all(body.jobs, identity, idempotency_key)
         return await _shown(outcomes, request, response, service, prefer)
-    job = await service.submit(body, client, key_name, idempotency_key)
+    job = await service.submit(body, identity, idempotency_key)
     response.headers["Location"] = f"{state.settings.root_path}/v1/jobs/{job.name}"
     return service.view(await waited(job, request, response, service, prefer))
 

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from kubediffusion.api.access.identity import Identity
 from kubediffusion.api.dependencies import (
     AppState,
     AppStateDep,
-    ClientDep,
+    IdentityDep,
     JobServiceDep,
     JsonRoute,
-    KeyNameDep,
     PreviewsDep,
 )
 from kubediffusion.api.errors import ApiError, JobGoneError, TaskNotFoundError, UnavailableError
 from kubediffusion.api.job_events.states import EventId
 from kubediffusion.api.job_events.streams import Stream
-from kubediffusion.api.previews import PreviewEvents, is_shown_to
+from kubediffusion.api.previews import PreviewEvents
 from kubediffusion.api.routes.jobs import Labels, ModelName, Name, Phases, job_filter
 from kubediffusion.api.routes.responses import errors
 
@@ -49,9 +49,9 @@ LastEventId = Annotated[
 ]
 
 
-async def _counted(state: AppStateDep, client: ClientDep) -> AsyncGenerator[None, None]:
+async def _counted(state: AppStateDep, identity: IdentityDep) -> AsyncGenerator[None, None]:
     # FastAPI leaves the context once the response has ended, however it ends.
-    with state.streams.opened(client):
+    with state.streams.opened(identity.client):
         yield
 
 
@@ -79,8 +79,7 @@ async def follow_job(
     request: Request,
     service: JobServiceDep,
     state: AppStateDep,
-    client: ClientDep,
-    key_name: KeyNameDep,
+    identity: IdentityDep,
     reader: PreviewsDep,
     previews: Annotated[
         bool, Query(description="Send previews of the image that is being made, too, once a second at most.")
@@ -90,14 +89,14 @@ async def follow_job(
     """Send the job's state at once, then each that is another, as server-sent events; its end ends the stream."""
     told = EventId.parse(last_event_id)
     try:
-        job = await service.read(name, client)
+        job = await service.read(name, identity)
     except TaskNotFoundError as error:
         if told is None:
             raise
         raise JobGoneError("The job has been deleted.") from error
     if not state.streams.has_news(job, told):
         return Response(status_code=204, headers=HEADERS)
-    looks = PreviewEvents(reader) if previews and is_shown_to(job, key_name) else None
+    looks = PreviewEvents(reader) if previews and identity.sees_previews_of(job) else None
     return _stream(request, state.streams.of_job(job, told, _still_allowed(request, state), looks))
 
 
@@ -111,6 +110,7 @@ async def follow_job(
 async def follow_jobs(
     request: Request,
     state: AppStateDep,
+    identity: IdentityDep,
     phase: Phases = None,
     model: ModelName = None,
     label: Labels = None,
@@ -122,21 +122,21 @@ async def follow_jobs(
     """
     if not state.watches.ready:
         raise UnavailableError("The server is starting and has not seen all jobs yet.", 1)
-    wanted = job_filter(phase, model, label)
+    wanted = job_filter(phase, model, label, identity)
     told = EventId.parse(last_event_id)
     return _stream(request, state.streams.of_jobs(wanted, told, _still_allowed(request, state)))
 
 
-def _still_allowed(request: Request, state: AppState) -> Callable[[], bool]:
+def _still_allowed(request: Request, state: AppState) -> Callable[[], Awaitable[bool]]:
     headers = request.headers.raw
+    identity: Identity = request.state.identity
 
-    def allowed() -> bool:
-        """Return whether the key is one of this server's still."""
+    async def allowed() -> bool:
+        """Return whether the request would be let in still, as the same caller's."""
         try:
-            state.keys.client(headers)
+            return await state.access.identify(headers, identity.client) == identity
         except ApiError:
             return False
-        return True
 
     return allowed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.requests import Request
 
-from kubediffusion.api.dependencies import ClientDep, ImagesRequest, InputsDep
+from kubediffusion.api.dependencies import IdentityDep, ImagesRequest, InputsDep
 from kubediffusion.api.errors import InvalidRequestError, problem
 from kubediffusion.api.forms import MEDIA_TYPE, is_form, read_form
 from kubediffusion.api.input_schemas import StoredInputView
@@ -30,19 +30,19 @@ router = APIRouter(prefix="/v1")
         }
     },
 )
-async def upload_input(request: Request, inputs: InputsDep, client: ClientDep) -> StoredInputView:
+async def upload_input(request: Request, inputs: InputsDep, identity: IdentityDep) -> StoredInputView:
     """Store a PNG, JPEG or WebP and answer its id for `inputs` of a job.
 
     The image is the body itself, or the one file of a form. It is stored as a PNG without metadata, turned as its EXIF
     orientation says; the same pixels have the same id.
     """
     if is_form(bounded := ImagesRequest.of(request)):
-        with inputs.place(client) as place:
+        with inputs.place(identity) as place:
             form = await read_form(bounded, place)
             if len(form.files) != 1:
                 message = f"The form must have one file, the image; it has {len(form.files)}"
                 raise InvalidRequestError([problem("image", message)])
             stored = await place.store(form.files[0].data, field=form.files[0].field[:100])
     else:
-        stored = await inputs.store(request.stream(), client)
+        stored = await inputs.store(request.stream(), identity)
     return StoredInputView(id=stored.id, width=stored.width, height=stored.height, bytes=stored.size)

@@ -13,14 +13,14 @@ from pydantic import AwareDatetime, BeforeValidator, StringConstraints
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
+from kubediffusion.api.access.identity import Identity
 from kubediffusion.api.adapter_schemas import AdapterList
 from kubediffusion.api.dependencies import (
     AppStateDep,
-    ClientDep,
+    IdentityDep,
     ImagesDep,
     JobServiceDep,
     JsonRoute,
-    KeyNameDep,
     Prefer,
     PreviewsDep,
     preferred_wait,
@@ -36,7 +36,6 @@ from kubediffusion.api.job_cache.filters import JobFilter
 from kubediffusion.api.job_cache.records import CachedJob
 from kubediffusion.api.job_cache.results import warning_headers
 from kubediffusion.api.model_schemas import ModelDetail, ModelList
-from kubediffusion.api.previews import is_shown_to
 from kubediffusion.api.routes.cursors import decoded_cursor, encoded_cursor
 from kubediffusion.api.routes.responses import Responses, errors, links
 from kubediffusion.api.schemas import EXAMPLE_ID, EXAMPLE_MODEL, EXAMPLE_RUNNING_ID, JobList, JobView
@@ -97,13 +96,16 @@ MODEL_LINKS: Responses = {200: {"links": links("name", "/models/0/name", "show_m
 router = APIRouter(prefix="/v1", route_class=JsonRoute)
 
 
-def job_filter(phases: list[Phase] | None, model: str | None, labels: list[str] | None) -> JobFilter:
-    """Build the filter of a list or a stream from its query."""
+def job_filter(
+    phases: list[Phase] | None, model: str | None, labels: list[str] | None, identity: Identity
+) -> JobFilter:
+    """Build the filter of a list or a stream from its query, and of what the caller sees."""
     pairs = (label.partition("=") for label in labels or ())
     return JobFilter(
         None if phases is None else frozenset(phases),
         model,
         tuple((key, value if separator else None) for key, separator, value in pairs),
+        client=identity.owner,
     )
 
 
@@ -111,6 +113,7 @@ def job_filter(phases: list[Phase] | None, model: str | None, labels: list[str] 
 async def list_jobs(
     service: JobServiceDep,
     state: AppStateDep,
+    identity: IdentityDep,
     phase: Phases = None,
     model: ModelName = None,
     label: Labels = None,
@@ -131,7 +134,7 @@ async def list_jobs(
         raise UnavailableError("The server is starting and has not seen all jobs yet.", 1)
     before = decoded_cursor(continue_token, "continue", "continue_token")
     wanted = replace(
-        job_filter(phase, model, label),
+        job_filter(phase, model, label, identity),
         created_after=None if created_after is None else created_after.timestamp(),
         created_before=None if created_before is None else created_before.timestamp(),
         text=text,
@@ -150,7 +153,7 @@ async def list_jobs(
 async def show_job(
     name: Name,
     service: JobServiceDep,
-    client: ClientDep,
+    identity: IdentityDep,
     request: Request,
     response: Response,
     prefer: Prefer = None,
@@ -160,7 +163,7 @@ async def show_job(
 
     With `Prefer: wait=N` the answer comes once the job has finished.
     """
-    job = await service.read(name, client)
+    job = await service.read(name, identity)
     job = await waited(job, request, response, service, prefer)
     response.headers.update(warning_headers(job))
     response.headers["ETag"] = tag = service.view_tag(job)
@@ -184,14 +187,14 @@ async def show_recipe(
     name: Name,
     service: JobServiceDep,
     state: AppStateDep,
-    client: ClientDep,
+    identity: IdentityDep,
     form: Annotated[
         Literal["yaml", "json"] | None, Query(alias="format", description="When absent, `Accept` says; else YAML.")
     ] = None,
     accept: Annotated[str, Header()] = "",
 ) -> Response:
     """Return a GenerationJob for `kubectl apply` with every default and the seed resolved, as the job was run."""
-    job = (await service.read(name, client)).parse()
+    job = (await service.read(name, identity)).parse()
     ran = job.status.parameters
     manifest = recipe_manifest(job, None if ran is None else state.models.find(ran.model))
     if form == "json" or (form is None and JSON in accept and "yaml" not in accept):
@@ -206,15 +209,15 @@ async def show_recipe(
     summary="Cancel a job",
     responses=errors(404, 409, 429, 503),
 )
-async def cancel_job(name: RunningName, service: JobServiceDep, client: ClientDep) -> JobView:
+async def cancel_job(name: RunningName, service: JobServiceDep, identity: IdentityDep) -> JobView:
     """Ask for the job to stop: at once if it waits, at the next denoising step if it runs."""
-    return service.view(await service.cancel(name, client))
+    return service.view(await service.cancel(name, identity))
 
 
 @router.delete("/jobs/{name}", status_code=204, tags=["jobs"], summary="Delete a job", responses=errors(404, 503))
-async def delete_job(name: Name, service: JobServiceDep, client: ClientDep) -> None:
+async def delete_job(name: Name, service: JobServiceDep, identity: IdentityDep) -> None:
     """Delete the job, whatever it is doing; its images too, if its `deletion_policy` is `Delete`."""
-    await service.delete(name, client)
+    await service.delete(name, identity)
 
 
 @router.get(
@@ -235,12 +238,12 @@ async def get_image(
     service: JobServiceDep,
     images: ImagesDep,
     state: AppStateDep,
-    client: ClientDep,
+    identity: IdentityDep,
     image: Annotated[ImageForm | None, Query(description="`url` redirects to storage.")] = None,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Return the PNG. Its ETag is the SHA-256 of its bytes, as in the job's status."""
-    job = await service.read(name, client)
+    job = await service.read(name, identity)
     stored = service.image(job, index)
     if (image or state.settings.image_form) is ImageForm.URL:
         return RedirectResponse(await images.url(job, stored, state.settings.presign_seconds), 307)
@@ -266,18 +269,17 @@ async def show_preview(
     name: RunningName,
     service: JobServiceDep,
     previews: PreviewsDep,
-    client: ClientDep,
-    key_name: KeyNameDep,
+    identity: IdentityDep,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Return a small PNG of what the job's image will look like, roughly. It changes once a second at most.
 
     The first request has the job's worker make previews; until there is one it is 404, with `Retry-After`.
     """
-    job = await service.read(name, client)
+    job = await service.read(name, identity)
     if job.finished:
         raise PreviewNotFoundError(f"The job has no preview any more: it is {job.phase}.")
-    if not is_shown_to(job, key_name):
+    if not identity.sees_previews_of(job):
         raise PreviewNotFoundError("Previews are for the API key that the job was created with.")
     preview = await previews.latest(job)
     if preview is None:

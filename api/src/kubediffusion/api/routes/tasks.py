@@ -10,12 +10,11 @@ from starlette.responses import Response
 
 from kubediffusion.api.dependencies import (
     AppStateDep,
-    ClientDep,
     IdempotencyKey,
+    IdentityDep,
     ImagesDep,
     JobServiceDep,
     JsonRoute,
-    KeyNameDep,
     Rated,
     WaitSeconds,
     unless_gone,
@@ -51,12 +50,11 @@ router = APIRouter(route_class=JsonRoute, tags=["tasks"])
 async def generate(
     body: JobRequest,
     service: JobServiceDep,
-    client: ClientDep,
-    key_name: KeyNameDep,
+    identity: IdentityDep,
     idempotency_key: IdempotencyKey = None,
 ) -> TaskAccepted:
     """Accept a task. Ask `GET /results/{task_id}` for the outcome."""
-    job = await service.submit(body, client, key_name, idempotency_key)
+    job = await service.submit(body, identity, idempotency_key)
     return TaskAccepted(task_id=job.name)
 
 
@@ -73,7 +71,7 @@ async def result(
     service: JobServiceDep,
     images: ImagesDep,
     state: AppStateDep,
-    client: ClientDep,
+    identity: IdentityDep,
     request: Request,
     image: Annotated[
         ImageForm | None,
@@ -86,7 +84,7 @@ async def result(
     A job that `kubectl` created is a task as well: its name is the task id. Of several images the first is given;
     `/v1` has all. A warning, such as a prompt that was cut, comes in the header `X-KubeDiffusion-Warning`.
     """
-    job = await service.read(task_id, client)
+    job = await service.read(task_id, identity)
     if wait:
         job = await unless_gone(request, service.wait(job, wait))
     form = image or state.settings.image_form

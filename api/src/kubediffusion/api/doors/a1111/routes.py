@@ -15,9 +15,9 @@ from starlette.responses import Response
 
 from kubediffusion.api.dependencies import (
     AppStateDep,
+    IdentityDep,
     ImagesRequest,
     InputsDep,
-    KeyNameDep,
     PreviewsDep,
     Rated,
 )
@@ -144,7 +144,7 @@ async def img2img(asked: DoorRequestDep, inputs: InputsDep) -> Response:
     anew.
     """
     # The images are in memory for as long as the place is taken, and not while the job runs.
-    with inputs.place(asked.client) as place:
+    with inputs.place(asked.identity) as place:
         wanted, echo = await _stored(await place.read(ImagesRequest.of(asked.request).stream()), asked, place)
     return await _drawn(asked, wanted, echo)
 
@@ -178,12 +178,13 @@ async def _stored(body: bytes, asked: DoorRequest, place: UploadPlace) -> tuple[
 async def progress(
     state: AppStateDep,
     previews: PreviewsDep,
-    key_name: KeyNameDep,
+    identity: IdentityDep,
     skip_current_image: Annotated[bool, Query(description="Whether to leave the preview out.")] = False,
 ) -> A1111Progress:
     """Show the oldest job of the API key that runs; without keys, of the namespace."""
-    unfinished = state.jobs.unfinished_of(key_name) if key_name else state.jobs.unfinished
-    job = state.jobs.oldest_running(key_name or None)
+    subject = identity.subject
+    unfinished = state.jobs.unfinished_of(subject) if subject else state.jobs.unfinished
+    job = state.jobs.oldest_running(subject or None)
     if job is None:
         idle = A1111State(job="", job_count=unfinished, sampling_step=0, sampling_steps=0)
         return A1111Progress(progress=0, eta_relative=0, state=idle)

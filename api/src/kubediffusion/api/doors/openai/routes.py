@@ -99,7 +99,7 @@ async def edit_image(asked: DoorRequestDep, inputs: InputsDep) -> Response:
     The image, and a mask, are stored as `POST /v1/inputs` stores them.
     """
     # The images are in memory for as long as the place is taken, and not while the job runs.
-    with inputs.place(asked.client) as place:
+    with inputs.place(asked.identity) as place:
         wanted, body = await _stored(await read_form(ImagesRequest.of(asked.request), place), asked, place)
     return await _drawn(asked, await asked.submit(wanted, edits.FIELD_NAMES), body, edits.COMPLETED)
 

@@ -11,16 +11,16 @@ from fastapi import Depends, Path, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from kubediffusion.api.access.identity import Identity
 from kubediffusion.api.dependencies import (
     MOST_WAIT_SECONDS,
     AppState,
     AppStateDep,
-    ClientDep,
     EncoderDep,
     IdempotencyKey,
+    IdentityDep,
     ImagesDep,
     JobServiceDep,
-    KeyNameDep,
     Prefer,
     Rated,
     preferred_wait,
@@ -99,8 +99,7 @@ class _Door:
     service: JobService
     images: ImageReader
     encoder: ImageEncoder
-    client: str
-    key_name: str
+    identity: Identity
 
     @property
     def base(self) -> str:
@@ -147,12 +146,12 @@ class _Door:
         if webhook_fields(body) is not None:
             annotations[meta.PREDICTIONS_URL_ANNOTATION] = self.base
         with FIELD_NAMES.named_in_errors():
-            job = await self.service.submit(wanted, self.client, self.key_name, idempotency_key, annotations)
+            job = await self.service.submit(wanted, self.identity, idempotency_key, annotations)
         seconds = preferred_wait(prefer, bare=MOST_WAIT_SECONDS)
         if seconds is None:
             return await self.answer(job, status=201)
         # The client's patience began with its request, and ends half a second later.
-        call = JobCall(self.service, job, abandons=idempotency_key is None)
+        call = JobCall(self.service, job, self.identity, abandons=idempotency_key is None)
         job = await unless_gone(self.request, call.wait(max(0.0, seconds - (time.monotonic() - began))))
         return await self.answer(job, status=201, waited=seconds)
 
@@ -204,10 +203,9 @@ async def _door(
     service: JobServiceDep,
     images: ImagesDep,
     encoder: EncoderDep,
-    client: ClientDep,
-    key_name: KeyNameDep,
+    identity: IdentityDep,
 ) -> _Door:
-    return _Door(request, state, service, images, encoder, client, key_name)
+    return _Door(request, state, service, images, encoder, identity)
 
 
 DoorDep = Annotated[_Door, Depends(_door)]
@@ -264,7 +262,7 @@ async def list_predictions(
     """List the namespace's jobs, newest first, with the addresses of their images."""
     if not door.state.watches.ready:
         raise UnavailableError("The server is starting and has not seen all jobs yet.", 1)
-    jobs, end = await door.service.newest(JobFilter(), PAGE, decoded_cursor(cursor, "cursor"))
+    jobs, end = await door.service.newest(JobFilter(client=door.identity.owner), PAGE, decoded_cursor(cursor, "cursor"))
     after = None if end is None else f"{door.base}/predictions?cursor={quote(encoded_cursor(end))}"
     return PredictionPage(next=after, results=[door.view(job) for job in jobs])
 
@@ -277,7 +275,7 @@ async def list_predictions(
 )
 async def show_prediction(prediction_id: Id, door: DoorDep) -> Response:
     """Show where a job stands, and its images once it has succeeded."""
-    return await door.answer(await door.service.read(prediction_id, door.client))
+    return await door.answer(await door.service.read(prediction_id, door.identity))
 
 
 @router.post(
@@ -289,9 +287,9 @@ async def show_prediction(prediction_id: Id, door: DoorDep) -> Response:
 async def cancel_prediction(prediction_id: Id, door: DoorDep) -> Response:
     """Have a job stop, and show it once it has, or after 10 seconds. One that has finished is shown as it is."""
     try:
-        job = await door.service.cancel(prediction_id, door.client)
+        job = await door.service.cancel(prediction_id, door.identity)
     except StateConflictError:
-        job = await door.service.read(prediction_id, door.client)
+        job = await door.service.read(prediction_id, door.identity)
         if not job.finished:
             raise
     return await door.answer(await unless_gone(door.request, door.service.wait(job, CANCEL_SECONDS)))
@@ -314,7 +312,7 @@ async def get_output(
     quality: Annotated[int, Query(ge=0, le=100, description="Of `jpg` and `webp`, in percent.")] = 100,
 ) -> Response:
     """Return an image as a file."""
-    job = await door.service.read(prediction_id, door.client)
+    job = await door.service.read(prediction_id, door.identity)
     stored = door.service.image(job, index)
     made = encoding(kind, quality)
     body = await EncodedImages(door.images, door.encoder, made).open(job, stored)

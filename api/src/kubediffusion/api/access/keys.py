@@ -11,22 +11,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from kubediffusion.api.errors import UnauthorizedError, WrongKeyError
-
 logger = logging.getLogger(__name__)
 
 RELOAD_SECONDS = 2.0
 
-OPEN_PATHS = frozenset({"/", "/health", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json"})
-"""What needs no key: probes, documentation and the page itself say nothing of jobs."""
-
-MOST_CREDENTIALS = 4
-"""Different credentials of one request that are tried; more of them are a guess at keys."""
-
 _UNSENDABLE = re.compile(rb"[\r\n\0]")
 """What the value of a header cannot hold (RFC 9110, section 5.5)."""
-
-OPEN_PREFIXES = ("/docs/", "/page/")
 
 
 class ApiKeys:
@@ -73,32 +63,9 @@ class ApiKeys:
             await asyncio.sleep(RELOAD_SECONDS)
             await asyncio.to_thread(self.reload)
 
-    def client(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-        """Return the name of the client that a request's key belongs to; None where no key is needed.
-
-        Args:
-            headers: The request's headers, their names in lower case.
-
-        Raises:
-            UnauthorizedError: There is no key.
-            WrongKeyError: No key is valid, or the keys are those of several clients.
-        """
-        if not self.required:
-            return None
-        keys = _keys_of(headers)
-        if not keys:
-            raise UnauthorizedError(
-                "An API key is needed, as 'Authorization: Bearer <key>' or 'X-API-Key: <key>'.",
-                {"WWW-Authenticate": "Bearer"},
-            )
-        if len(keys) > MOST_CREDENTIALS:
-            raise WrongKeyError(f"A request may carry at most {MOST_CREDENTIALS} credentials.")
-        found = {name for key in keys if (name := self._client_of(key)) is not None}
-        if not found:
-            raise WrongKeyError("This API key is not valid.")
-        if len(found) > 1:
-            raise WrongKeyError("The request carries API keys of several clients; send one.")
-        return found.pop()
+    def owners(self, credentials: Iterable[bytes]) -> set[str]:
+        """Return the names of the clients whose API keys are among a request's credentials."""
+        return {name for credential in credentials if (name := self._client_of(credential)) is not None}
 
     def _client_of(self, key: bytes) -> str | None:
         digest = hashlib.sha256(key).digest()
@@ -108,25 +75,6 @@ class ApiKeys:
             if hmac.compare_digest(digest, known):
                 found = name
         return found
-
-
-def is_open(path: str) -> bool:
-    """Return whether a path needs no key."""
-    return path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
-
-
-def _keys_of(headers: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
-    """Return the different credentials of a request that may be API keys.
-
-    There may be several: a proxy that has a login of its own passes its bearer token on, beside the client's X-API-Key.
-    """
-    keys = set()
-    for name, value in headers:
-        if name == b"authorization" and value[:7].lower() == b"bearer ":
-            keys.add(value[7:].strip())
-        elif name == b"x-api-key":
-            keys.add(value.strip())
-    return keys - {b""}
 
 
 def _read_keys(path: Path) -> dict[str, bytes]:

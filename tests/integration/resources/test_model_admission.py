@@ -133,6 +133,27 @@ async def test_fewer_workers_at_most_than_at_least_are_refused(room: Room) -> No
     assert "minReplicas must not exceed maxReplicas" in message
 
 
+@pytest.mark.parametrize(
+    ("parallelism", "resources", "words"),
+    [
+        ({"mode": "context", "size": 2}, {"limits": {"nvidia.com/gpu": 2}}, ""),
+        ({"mode": "context", "size": 8}, {"limits": {"nvidia.com/gpu": "8"}, "requests": {"nvidia.com/gpu": 8}}, ""),
+        ({"mode": "cfg", "size": 2}, {"limits": {"memory": "4Gi"}}, ""),
+        ({"mode": "cfg", "size": 2}, {}, ""),
+        ({"mode": "context", "size": 1}, {"limits": {"nvidia.com/gpu": 1}}, ""),
+        ({"mode": "cfg", "size": 4}, {}, "mode cfg shares two rows among two GPUs"),
+        ({"mode": "context", "size": 3}, {}, "spec.workers.parallelism.size"),
+        ({"mode": "tensor", "size": 2}, {}, "spec.workers.parallelism.mode"),
+        ({"size": 2}, {}, "spec.workers.parallelism.mode"),
+    ],
+)
+async def test_gpus_that_share_an_image_are_as_many_as_the_pod_asks_for(
+    room: Room, parallelism: dict[str, Any], resources: dict[str, Any], words: str
+) -> None:
+    message = await answer(room, a_model(workers={"parallelism": parallelism, "resources": resources}))
+    assert words in message if words else message == ""
+
+
 async def test_more_workers_kept_warm_than_the_ordinary_most_are_refused(room: Room) -> None:
     """``maxReplicas`` is 1 where it is not given."""
     assert "minReplicas must not exceed maxReplicas" in await answer(room, a_model(workers={"minReplicas": 2}))

@@ -10,6 +10,7 @@ import pytest
 
 from kubediffusion.local.node.environment import expand
 from kubediffusion.operator.manifests import WorkerDefaults, template_hash, worker_job
+from kubediffusion.operator.worker_template import TemplateError
 from kubediffusion.resources import meta
 from kubediffusion.resources.diffusion_model import (
     CompileCache,
@@ -129,6 +130,31 @@ def test_a_gpu_is_asked_for_as_the_model_says() -> None:
     assert resources["limits"] == {"nvidia.com/gpu": 1, "memory": "24Gi"}
     # A request above its limit would be refused; left out, it is its limit.
     assert resources["requests"] == {"cpu": "1"}
+
+
+def test_gpus_that_share_an_image_have_shared_memory() -> None:
+    shared: dict[str, Any] = {"parallelism": {"mode": "context", "size": 2}}
+    item = model(**shared, resources={"limits": {"nvidia.com/gpu": 2}})
+    memory = {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}}
+    assert memory in pod_spec(item)["volumes"]
+    assert {"name": "shared-memory", "mountPath": "/dev/shm"} in container(item)["volumeMounts"]  # noqa: S108
+    assert container(item)["resources"]["limits"] == {"nvidia.com/gpu": 2}
+    assert json.loads(environment(item)["KUBEDIFFUSION_MODEL_SPEC"])["workers"]["parallelism"] == shared["parallelism"]
+    # Without GPUs the ranks are processes on the CPU, which pass tensors otherwise.
+    assert memory in pod_spec(model(**shared))["volumes"]
+    alone = model(parallelism={"mode": "context", "size": 1}, resources={"limits": {"nvidia.com/gpu": 1}})
+    assert memory not in pod_spec(alone)["volumes"]
+
+
+@pytest.mark.parametrize("asked", [1, "4"])
+def test_a_template_that_asks_for_another_number_of_gpus_is_refused(asked: Any) -> None:
+    resources = {"limits": {"nvidia.com/gpu": asked}}
+    template = {"spec": {"containers": [{"name": "worker", "resources": resources}]}}
+    item = model(parallelism={"mode": "context", "size": 2}, template=template)
+    with pytest.raises(TemplateError, match="2 GPUs are to share an image, and the Pod asks for"):
+        manifest(item)
+    with pytest.raises(TemplateError, match=r"parallelism\.size"):
+        worker_job(model(parallelism={"mode": "context", "size": 2}), "x", 0, replace(DEFAULTS, template=template))
 
 
 def test_the_models_own_requests_win() -> None:
@@ -304,6 +330,7 @@ OTHER_WORKERS: dict[str, dict[str, Any]] = {
     "image": {"image": "own/worker:2"},
     "resources": {"resources": {"limits": {"nvidia.com/gpu": 1}}},
     "batch size": {"max_batch_size": 1},
+    "shared images": {"parallelism": {"mode": "cfg", "size": 2}},
     "environment": {"env": [{"name": "A", "value": "b"}]},
     "placement": {"node_selector": {"gpu": "a100"}},
     "queue": {"queue_name": "gpus"},

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from census import registry
 from kubediffusion.worker.engine import BadModelError, ImageOutput
-from kubediffusion.worker.execution.build import dtype_for, load_engine
+from kubediffusion.worker.execution.build import load_engine
+from kubediffusion.worker.execution.dtypes import dtype_for
 from kubediffusion.worker.execution.generic import PipelineEngine
 from kubediffusion.worker.loading.files import components_of, only_variant, stored_dtype
 from kubediffusion.worker.loading.weights import check_class, load_pipeline

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from kubediffusion.worker.early_fetch import CONFIGURATION
 from kubediffusion.worker.engine import BadModelError
-from kubediffusion.worker.execution.build import dtype_for
+from kubediffusion.worker.execution.dtypes import dtype_for
 from kubediffusion.worker.loading.weights import load_pipeline
 from kubediffusion.worker.settings import Settings
 from unit.worker.single_files import save_checkpoint, save_gguf

@@ -27,6 +27,9 @@ CACHE = "cache"
 """The volume for whatever a worker writes; the one of ours that a template may replace."""
 CACHE_MOUNT = "/var/cache/kubediffusion"
 CA_MOUNT = "/etc/kubediffusion/s3-ca"
+SHARED_MEMORY_MOUNT = "/dev/shm"  # noqa: S108 - where NCCL looks for it
+SHARED_MEMORY_LIMIT = "1Gi"
+"""Of the memory by which ranks on GPUs without a direct way between them pass tensors; a container has 64 MiB."""
 COMPILED_MOUNT = "/var/cache/kubediffusion-compiled"
 TERMINATION_LOG = "/dev/termination-log"
 ACCELERATOR = "KUBEDIFFUSION_ACCELERATOR"
@@ -165,11 +168,28 @@ def _template(model: DiffusionModel, defaults: WorkerDefaults) -> dict[str, Any]
     # A request left out is its limit, as Kubernetes defaults it; only then the project's own default.
     defaulted = {k: v for k, v in DEFAULT_REQUESTS.items() if k not in limits}
     container["resources"] = {**resources, "requests": defaulted | requests, "limits": dict(limits)}
+    _check_gpus(model, container["resources"])
     accelerator = requested_accelerator(container["resources"])
     if accelerator is not None and not any(entry.get("name") == ACCELERATOR for entry in container["env"]):
         # The model's own spec does not tell: a template asks for one too.
         container["env"] = [*container["env"], _value(ACCELERATOR, accelerator)]
     return template
+
+
+def _check_gpus(model: DiffusionModel, resources: Mapping[str, Any]) -> None:
+    """Check that a Pod whose ranks share an image asks for a GPU for each, where it asks for any.
+
+    Raises:
+        TemplateError: It asks for another number.
+    """
+    if (shared := model.spec.workers.shared) is None:
+        return
+    for name, count in {**resources["requests"], **resources["limits"]}.items():
+        if name.endswith("/gpu") and str(count) not in {"0", str(shared.size)}:
+            raise TemplateError(
+                f"spec.workers.parallelism.size: {shared.size} GPUs are to share an image, and the Pod asks for "
+                f"{name}: {count}; make them equal, in the model and in what templates say"
+            )
 
 
 def worker_container(template: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,6 +228,9 @@ def _skeleton(model: DiffusionModel, defaults: WorkerDefaults) -> dict[str, Any]
     workers = model.spec.workers
     volumes: list[dict[str, Any]] = [{"name": CACHE, "emptyDir": {}}]
     mounts: list[dict[str, Any]] = [{"name": CACHE, "mountPath": CACHE_MOUNT}]
+    if workers.shared is not None:
+        volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": SHARED_MEMORY_LIMIT}})
+        mounts.append({"name": "shared-memory", "mountPath": SHARED_MEMORY_MOUNT})
     # One volume a claim: kubelet waits for ever for a claim that a Pod names twice.
     claims: dict[str, str] = {}
     if (claim := model.spec.source.persistent_volume_claim) is not None:
@@ -340,7 +363,9 @@ def _worker_spec(model: DiffusionModel) -> dict[str, Any]:
     # What came later stays out where nobody asks for it: an update of the operator replaces no worker for it.
     later = {"components": [], "quantization": "none", "memory": MemorySettings().to_wire()}
     asked = [*(name for name in kept if name in spec), *(name for name, usual in later.items() if spec[name] != usual)]
-    return {name: spec[name] for name in asked} | {"workers": {"maxBatchSize": model.spec.workers.max_batch_size}}
+    workers = model.spec.workers
+    shared = {} if workers.shared is None else {"parallelism": workers.shared.to_wire()}
+    return {name: spec[name] for name in asked} | {"workers": {"maxBatchSize": workers.max_batch_size, **shared}}
 
 
 def _value(name: str, value: str) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from enum import StrEnum
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -56,6 +57,35 @@ class WorkerTemplate(Schema):
         return ({"metadata": metadata} if metadata else {}) | ({"spec": self.spec} if self.spec else {})
 
 
+class ParallelMode(StrEnum):
+    """How the GPUs of a worker share an image."""
+
+    CFG = "cfg"
+    """Each of two computes one of the two rows of classifier-free guidance."""
+    CONTEXT = "context"
+    """Each computes some of the image's tokens, by the Ulysses attention of diffusers."""
+
+
+class Parallelism(Schema):
+    """How several GPUs of one worker share the denoiser's work for an image."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "self.mode != 'cfg' || self.size <= 2",
+                    "message": "mode cfg shares two rows among two GPUs: set size to 2, or mode to context",
+                }
+            ]
+        }
+    )
+
+    mode: ParallelMode
+    """What is shared: cfg, the rows of guidance; context, the image's tokens."""
+    size: Annotated[Literal[1, 2, 4, 8], Field(json_schema_extra={"type": "integer"})]
+    """GPUs that a worker's Pod has, all of one node; 1 for no sharing. Resources that ask for GPUs ask for as many."""
+
+
 class WorkerSettings(Schema):
     """How many workers hold the model, and the Pod that each runs in."""
 
@@ -65,7 +95,7 @@ class WorkerSettings(Schema):
                 {
                     "rule": "self.?minReplicas.orValue(0) <= self.?maxReplicas.orValue(1)",
                     "message": "minReplicas must not exceed maxReplicas, which is 1 when absent",
-                }
+                },
             ]
         }
     )
@@ -82,6 +112,8 @@ class WorkerSettings(Schema):
     """Container image; by default the one that the operator is configured with."""
     resources: ResourceRequirements = ResourceRequirements()
     """Resources of the worker's container."""
+    parallelism: Parallelism | None = None
+    """How several GPUs of one worker share the denoiser's work for an image; each image has one GPU when absent."""
     node_selector: Annotated[dict[str, str], _BOUNDED_MAP] = {}
     """Labels that a node must have, as in the Pod API."""
     tolerations: Annotated[tuple[AnyObject, ...], _BOUNDED_LIST] = ()
@@ -109,3 +141,8 @@ class WorkerSettings(Schema):
     template: WorkerTemplate | None = None
     """A partial Pod template, merged over the worker's own, whose container is named worker, as a strategic merge
     patch of Kubernetes is. What would break a worker is refused, in the condition Available and an Event."""
+
+    @property
+    def shared(self) -> Parallelism | None:
+        """How several GPUs share an image; None where each image has one GPU."""
+        return self.parallelism if self.parallelism is not None and self.parallelism.size > 1 else None

@@ -27,6 +27,11 @@ def hide_libraries(names: Iterable[str]) -> None:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
+def hidden_libraries() -> set[str]:
+    """Return the optional libraries that look as if they were not installed in this process."""
+    return {name for name in OPTIONAL if name in sys.modules and sys.modules[name] is None}
+
+
 def needed_libraries(spec: DiffusionModelSpec, folder: Path | None, fetched: Iterable[Path] = ()) -> set[str]:
     """Return the optional libraries that a model needs, as far as that is known before its weights are fetched.
 

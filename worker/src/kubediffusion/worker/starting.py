@@ -6,8 +6,11 @@ model is fetched and its content hashed, which reads its files into memory too, 
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
@@ -21,6 +24,9 @@ from kubediffusion.worker.optional_libraries import OPTIONAL, hide_libraries, ne
 from kubediffusion.worker.settings import Settings
 from kubediffusion.worker.sources import check_folder, local_folder
 from kubediffusion.worker.stages import OnStage
+from kubediffusion.worker.termination import redact, write_termination_message
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -55,7 +61,20 @@ def start_engine(settings: Settings, on_stage: OnStage) -> Engine:
         from kubediffusion.worker.execution.build import load_engine
     # Nobody else may use the device while a graph is captured.
     opened.result()
-    return load_engine(settings, on_stage, model)
+    return load_engine(settings, on_stage, model, partial(end_process, settings))
+
+
+def end_process(settings: Settings, reason: str) -> None:
+    """End the process at once as one whose engine is lost, from any thread: the engine's does not come back.
+
+    Args:
+        settings: The worker's.
+        reason: Why, which becomes the container's termination message.
+    """
+    text = redact(f"EngineLostError: {reason}", settings)
+    logger.critical("the process ends, as its engine hangs: %s", text)
+    write_termination_message(settings.termination_log, text)
+    os._exit(1)
 
 
 def run_in_thread(work: Callable[[], T], name: str) -> Future[T]:

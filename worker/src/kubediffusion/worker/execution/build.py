@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
+import os
 import platform
-from concurrent.futures import Future
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +16,7 @@ import diffusers
 import torch
 
 from kubediffusion.resources.conditions import EngineReason
-from kubediffusion.resources.diffusion_model import JobDefaults, TorchDtype
+from kubediffusion.resources.diffusion_model import JobDefaults
 from kubediffusion.worker.compile_cache import CompiledCodeCache, cache_key, store_factory
 from kubediffusion.worker.engine import Engine, EngineInfo
 from kubediffusion.worker.engine.arrangement import sizes_up_to
@@ -23,14 +26,18 @@ from kubediffusion.worker.execution.compile.compiler import Compiler
 from kubediffusion.worker.execution.compile.functions import code_version
 from kubediffusion.worker.execution.continuous import NAME as CONTINUOUS
 from kubediffusion.worker.execution.continuous import ContinuousEngine
+from kubediffusion.worker.execution.dtypes import dtype_for
 from kubediffusion.worker.execution.facts import facts_of
 from kubediffusion.worker.execution.generic import NAME as STATIC
 from kubediffusion.worker.execution.generic import PipelineEngine
+from kubediffusion.worker.execution.parallel.engine import Ranks
+from kubediffusion.worker.execution.parallel.follower import parallelism_of
 from kubediffusion.worker.execution.trial import try_out
 from kubediffusion.worker.families.base import ModelFamily
 from kubediffusion.worker.families.calls import CallPlan
-from kubediffusion.worker.families.registry import Unsupported, family_class, family_of
+from kubediffusion.worker.families.registry import Unsupported, family_of
 from kubediffusion.worker.loading.device import choose_device
+from kubediffusion.worker.loading.fetch import fetch_from_any_source
 from kubediffusion.worker.loading.files import DENOISERS
 from kubediffusion.worker.loading.placement import plan_of
 from kubediffusion.worker.loading.quantization import quantized_components
@@ -44,15 +51,16 @@ logger = logging.getLogger(__name__)
 VERSIONED = ("torch", "diffusers", "transformers", "kubediffusion-worker")
 """Packages whose version decides pixels."""
 
-_DTYPES = {
-    TorchDtype.FLOAT32: torch.float32,
-    TorchDtype.FLOAT16: torch.float16,
-    TorchDtype.BFLOAT16: torch.bfloat16,
-}
+
+def _exit(_reason: str) -> None:
+    os._exit(1)
 
 
 def load_engine(
-    settings: Settings, on_stage: OnStage = ignore_stage, prefetched: Future[LocalModel] | None = None
+    settings: Settings,
+    on_stage: OnStage = ignore_stage,
+    prefetched: Future[LocalModel] | None = None,
+    end: Callable[[str], object] = _exit,
 ) -> Engine:
     """Load the model, once, and choose the engine that suits its pipeline.
 
@@ -60,13 +68,32 @@ def load_engine(
         settings: What to load, and how.
         on_stage: Called with each stage of the start, and later with how far the background compilation has come.
         prefetched: The model, where it is being fetched already.
+        end: Ends the process with a reason, from another thread than the engine's, which waits for a rank that is lost.
 
     Raises:
         BadModelError: It cannot be loaded, and a restart would not change that.
         Exception: It cannot be loaded now.
     """
     device = choose_device(settings)
+    with contextlib.ExitStack() as unless_loaded:
+        ranks = None
+        if settings.spec.workers.shared is not None:
+            ranks = Ranks(settings, device, end)
+            unless_loaded.callback(ranks.close)
+            # The others take it from where this process has put it.
+            prefetched = ranks.load(prefetched or ThreadPoolExecutor(1).submit(fetch_from_any_source, settings))
+        engine = _load(settings, device, on_stage, prefetched, ranks)
+        unless_loaded.pop_all()
+    return engine
 
+
+def _load(
+    settings: Settings,
+    device: torch.device,
+    on_stage: OnStage,
+    prefetched: Future[LocalModel] | None,
+    ranks: Ranks | None,
+) -> Engine:
     def choose_dtype(index: dict[str, Any], stored: torch.dtype | None) -> torch.dtype:
         # Before the weights are read: a class that makes no images from text says so itself.
         if isinstance(index["_class_name"], str):
@@ -76,8 +103,11 @@ def load_engine(
     pipeline, revision = load_pipeline(settings, device, choose_dtype, on_stage, prefetched)
     info = info_of(pipeline, revision)
     family = _family(pipeline)
-    info = replace(info, facts=facts_of(pipeline, None if isinstance(family, Unsupported) else family))
-    engine = _choose_engine(pipeline, info, family, settings, on_stage)
+    facts = facts_of(pipeline, None if isinstance(family, Unsupported) else family)
+    if ranks is not None:
+        ranks.check(pipeline, family)
+        facts = facts.model_copy(update={"adapters": False})
+    engine = _choose_engine(pipeline, replace(info, facts=facts), family, settings, on_stage, ranks)
     logger.info("pipeline loaded: %s", info.pipeline, extra={"engine": engine.info.name, "device": info.device})
     cuda = device.type == "cuda"
     graphs = isinstance(engine, ContinuousEngine) and engine.graphs
@@ -91,22 +121,21 @@ def load_engine(
 
 
 def _choose_engine(
-    pipeline: Any, info: EngineInfo, family: ModelFamily | Unsupported, settings: Settings, on_stage: OnStage
+    pipeline: Any,
+    info: EngineInfo,
+    family: ModelFamily | Unsupported,
+    settings: Settings,
+    on_stage: OnStage,
+    ranks: Ranks | None,
 ) -> Engine:
     """Make the engine for a pipeline that is loaded, and tell what it does less well than the model asks."""
     spec, cuda = settings.spec, pipeline.device.type == "cuda"
     quantized = any(name in DENOISERS for name in info.quantization)
     uncompiled = _why_uncompiled(pipeline, info)
     compiled = spec.compile and uncompiled is None
-    less = []
-    if isinstance(family, Unsupported) and family.known:
-        less.append(f"by the pipeline's own call: {family.reason}")
-    if spec.compile and uncompiled is not None:
-        less.append(f"uncompiled: {uncompiled}")
-        logger.warning("spec.compile is not followed: %s", uncompiled)
-    less += plan_of(pipeline).measures
-    if less:
-        on_stage(EngineReason.READY, f"the worker takes jobs, {'; '.join(less)}")
+    _tell_less(pipeline, family, settings, on_stage, uncompiled)
+    if ranks is not None:
+        return _shared_engine(pipeline, info, family, settings, ranks, compiled=compiled, quantized=quantized)
     cache = _cache(settings, info, pipeline.device) if compiled else None
     if isinstance(family, Unsupported):
         logger.info("images run by the pipeline's own call: %s", family.reason)
@@ -138,6 +167,50 @@ def _choose_engine(
         graphs=graphs,
         adapter_rank=settings.adapter_rank,
     )
+
+
+def _tell_less(
+    pipeline: Any, family: ModelFamily | Unsupported, settings: Settings, on_stage: OnStage, uncompiled: str | None
+) -> None:
+    """Tell what the engine does less well than the model asks."""
+    spec = settings.spec
+    less = []
+    if isinstance(family, Unsupported) and family.known:
+        less.append(f"by the pipeline's own call: {family.reason}")
+    if spec.compile and uncompiled is not None:
+        less.append(f"uncompiled: {uncompiled}")
+        logger.warning("spec.compile is not followed: %s", uncompiled)
+    less += plan_of(pipeline).measures
+    if less:
+        on_stage(EngineReason.READY, f"the worker takes jobs, {'; '.join(less)}")
+
+
+def _shared_engine(
+    pipeline: Any,
+    info: EngineInfo,
+    family: ModelFamily | Unsupported,
+    settings: Settings,
+    ranks: Ranks,
+    *,
+    compiled: bool,
+    quantized: bool,
+) -> Engine:
+    """Make the engine whose denoiser is called by several ranks: its calls are captured and compiled, not its steps."""
+    shared = parallelism_of(settings)
+    cuda = pipeline.device.type == "cuda"
+    if compiled and settings.spec.compile_cache is not None:
+        logger.warning("spec.compileCache is not used: each rank compiles for itself")
+    if not quantized:
+        prepare(pipeline)
+    name = CONTINUOUS if not isinstance(family, Unsupported) else STATIC
+    info = _named(info, f"{name}+{shared.mode}{shared.size}", compiled=compiled)
+    engine: Engine
+    if isinstance(family, Unsupported):
+        engine = PipelineEngine(pipeline, info, adapter_rank=settings.adapter_rank)
+    else:
+        sizes = sizes_up_to(settings.spec.workers.max_batch_size, prepared=cuda)
+        engine = ContinuousEngine(pipeline, info, family, sizes, graphs=False, adapter_rank=settings.adapter_rank)
+    return ranks.share(engine, pipeline, family, compiled=compiled, graphed=cuda and not quantized, fused=not quantized)
 
 
 def _family(pipeline: Any) -> ModelFamily | Unsupported:
@@ -176,31 +249,6 @@ def info_of(pipeline: Any, revision: str) -> EngineInfo:
         memory=plan_of(pipeline).fields,
         versions={name: importlib.metadata.version(name) for name in VERSIONED},
     )
-
-
-def dtype_for(
-    wish: TorchDtype, index: dict[str, Any], device: torch.device, stored: torch.dtype | None = None
-) -> torch.dtype:
-    """Choose the numbers that the weights are held in.
-
-    Args:
-        wish: What the model asks for.
-        index: The model's ``model_index.json``.
-        device: Where the weights go. A CPU is fastest with float32.
-        stored: Numbers that the denoiser's weights are stored in; None where that is not known.
-    """
-    if wish is not TorchDtype.AUTO:
-        return _DTYPES[wish]
-    if device.type != "cuda":
-        return torch.float32
-    if stored in {torch.bfloat16, torch.float16}:
-        return stored
-    name = index.get("_class_name")
-    family = family_class(name) if isinstance(name, str) else None
-    if family is not None:
-        return _DTYPES[TorchDtype(family.dtype)]
-    # Transformers of images are trained in bfloat16; many of them overflow in float16.
-    return torch.bfloat16 if "transformer" in index else torch.float16
 
 
 def _named(info: EngineInfo, engine: str, *, compiled: bool) -> EngineInfo:

@@ -35,17 +35,17 @@ def facts_of(pipeline: Any, family: ModelFamily | None) -> PipelineFacts:
         defaults=_defaults_of(pipeline, plan, family),
         size_multiple=refused_multiple(pipeline) if family is None else family.size_grid(),
         prompt_tokens=min(limits, default=None),
-        guidance=plan.takes_guidance if family is None else _guidance_of(family) is not GuidanceKind.NONE,
+        guidance=plan.takes_guidance if family is None else kind_of_guidance(family) is not GuidanceKind.NONE,
         negative_prompt=plan.takes_negative
         if family is None
-        else family.takes_negative and _guidance_of(family) is GuidanceKind.CFG,
+        else family.takes_negative and kind_of_guidance(family) is GuidanceKind.CFG,
         schedulers=tuple(scheduler for scheduler in Scheduler if scheduler in offered),
         tasks=tasks_of(pipeline),
         adapters=takes_adapters(pipeline),
     )
 
 
-def _guidance_of(family: ModelFamily) -> GuidanceKind:
+def kind_of_guidance(family: ModelFamily) -> GuidanceKind:
     """Return what a guidance scale does to an image that has a negative prompt."""
     request = ImageRequest(ImageId("", 0, 0), "", None, 0, _STRONG)
     return family.guidance(replace(request, negative_prompt=""))

@@ -20,8 +20,10 @@ def check_device(device: torch.device, error: Exception) -> None:
     """Free memory that nobody uses after an error of memory, and find out whether the device still works.
 
     Raises:
-        EngineLostError: After some CUDA errors every later call of the process fails.
+        EngineLostError: After some CUDA errors every later call of the process fails; or the error itself is one.
     """
+    if isinstance(error, EngineLostError):
+        raise error
     if is_out_of_memory(error):
         # Tracebacks of earlier failures may hold tensors in cycles, which the collector seldom looks for.
         gc.collect()

@@ -69,6 +69,7 @@ class ModelFamily:
         upcasts: Whether the pipeline's call decodes in float32 where the VAE's configuration says so.
         takes_negative: Whether guidance is by the negative prompt; else it is by the empty one, whatever is given.
         weighs_prompts: Whether it heeds ``promptWeighting``.
+        calls_denoiser: Whether :meth:`denoise` calls the denoiser as a whole; else it calls the denoiser's modules.
     """
 
     pipelines: ClassVar[tuple[str, ...]] = ()
@@ -81,6 +82,7 @@ class ModelFamily:
     upcasts: ClassVar[bool] = False
     takes_negative: ClassVar[bool] = True
     weighs_prompts: ClassVar[bool] = False
+    calls_denoiser: ClassVar[bool] = True
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline

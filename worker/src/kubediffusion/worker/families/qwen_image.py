@@ -27,6 +27,7 @@ class QwenImage(FlowFamily):
     """``QwenImagePipeline``: see :class:`ModelFamily`."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("QwenImagePipeline",)
+    calls_denoiser: ClassVar[bool] = False
     defaults: ClassVar[Defaults] = Defaults(50, 4.0)
 
     def __init__(self, pipeline: Any) -> None:

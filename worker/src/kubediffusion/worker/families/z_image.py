@@ -37,6 +37,7 @@ class ZImage(FlowFamily):
     """``ZImagePipeline``: see :class:`ModelFamily`."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("ZImagePipeline",)
+    calls_denoiser: ClassVar[bool] = False
     defaults: ClassVar[Defaults] = Defaults(50, 4.0, 1024, 1024)
     distilled: ClassVar[Defaults | None] = Defaults(9, 0.0, 1024, 1024)
     guided_above: ClassVar[int] = 0

@@ -12,8 +12,9 @@ SOURCES := resources/src operator/src worker/src api/src client/src deploy/local
 export REGISTRY TAG BASE_IMAGE BUILDER
 # Options for pytest, as in `make integration PYTEST="-k zombie"`; with "-n 0" it runs in one process, as --pdb needs.
 PYTEST ?=
-# Tests run in so many processes, each of which starts a cluster if it needs one: together they use two processors.
-TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+# Tests run in so many processes, each of which starts a cluster if it needs one: together they use two processors, as
+# two of them mostly wait for clusters.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest -n 3
 # Suites and options of the benchmarks, as in `make bench BENCH="latency throughput --runs 5"`.
 BENCH ?=
 # The tests of the modules that decide and do nothing else; pyproject.toml names those modules.

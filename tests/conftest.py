@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 from kubediffusion.local import installation
 from kubediffusion.local.cluster import ClusterSettings, LocalCluster
@@ -16,8 +17,14 @@ from kubediffusion.worker.optional_libraries import hide_libraries
 GPUS = 2
 # More than any machine of ours has: tests share the cluster, and what they request must not make them wait.
 CPUS = "64"
-# These begin first, as they take the longest: so that all processes end at about the same time.
-LONGEST = tuple(f"tests/integration/{name}" for name in ("chaos", "system", "local", "worker", "api", "benchmarks"))
+# Tests before a cluster, mostly waiting, in the order in which they begin: what takes longest first.
+WAITING = (
+    *(f"tests/integration/{name}" for name in ("chaos", "system", "api", "worker", "operator", "client", "local")),
+    "tests/integration",
+    "tests/conformance",
+)
+# Tests that compute, longest last: the last process begins with them, while the others wait.
+COMPUTING = ("tests/unit", "tests/unit/embedded_model", "tests/unit/worker/families", "tests/unit/worker")
 
 # diffusers imports what it finds, this for seconds, and no test can use it: it runs on CUDA alone.
 hide_libraries({"bitsandbytes"})
@@ -60,23 +67,37 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {folder: place for place, folder in enumerate((*WAITING, *COMPUTING))}
+
     def place(item: pytest.Item) -> int:
         folder = _folder(item.nodeid)
-        return LONGEST.index(folder) if folder in LONGEST else len(LONGEST)
+        while folder and folder not in order:
+            folder = folder.rpartition("/")[0]
+        return order.get(folder, len(order))
 
     items.sort(key=place)
 
 
-class ByFolder(LoadScopeScheduling):  # type: ignore[misc] # xdist publishes no types
-    """Deals a folder's tests to one process, as they share what takes long to start."""
+class FromBothEnds(LoadScopeScheduling):  # type: ignore[misc] # xdist publishes no types
+    """Deals tests in the order above; the last process takes them from the end, so that one computes while others wait.
+
+    A folder's tests before a cluster go to one process, as they share what takes long to start. Others go by module, so
+    that all processes end at about the same time.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
-        return _folder(nodeid)
+        folder = _folder(nodeid)
+        return nodeid.partition("::")[0] if folder.startswith("tests/unit") else folder
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        if node is self.nodes[-1]:
+            self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+        super()._assign_work_unit(node)
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFolder:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FromBothEnds:
     config.option.loadscopereorder = False  # in the order above
-    return ByFolder(config, log)
+    return FromBothEnds(config, log)
 
 
 def _folder(nodeid: str) -> str:

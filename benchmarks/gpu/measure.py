@@ -214,6 +214,7 @@ class Measurements:
             for _ in range(count):
                 bench.submit()
                 await bench.done()
+                # So that each comes to an idle engine, as a job does that is alone.
                 await asyncio.sleep(0.02)
         times = list(bench.times.values())[2:]
         return {

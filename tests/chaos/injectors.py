@@ -1,4 +1,7 @@
-"""What each fault does to a running system. None of it needs a hook in production code."""
+"""What each fault does to a running system. None of it needs a hook in production code.
+
+Where one sleeps for ``fault.seconds``, that is how long the plan has it last.
+"""
 
 from __future__ import annotations
 
@@ -249,7 +252,7 @@ async def _delete(system: System, pod: str) -> None:
             await asyncio.to_thread(
                 system.namespace.kubectl, "delete", "pod", pod, "--wait=false", "--ignore-not-found"
             )
-        except LocalError:  # the API server is away
+        except LocalError:  # the API server is away, which has no end to wait for here: another fault brings it back
             await asyncio.sleep(1)
         else:
             return

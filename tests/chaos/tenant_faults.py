@@ -85,7 +85,7 @@ async def deny_status(struck: Struck) -> None:
     name = struck.system.namespace.name
     cluster = struck.system.site.cluster
     await asyncio.to_thread(cluster.apply, _denial(f"deny-status-{name}", name))
-    await asyncio.sleep(SECONDS)
+    await asyncio.sleep(SECONDS)  # the fault's own length
     for path in (BINDINGS, POLICIES):
         await asyncio.to_thread(cluster.control_plane.rest.request, "DELETE", f"{path}/deny-status-{name}")
 

@@ -201,8 +201,12 @@ class Held:
         self.stored: dict[str, bytes] = {}
         self.may_answer = threading.Event()
         self.may_answer.set()
+        self.all_asked = threading.Event()
+        self._places = threading.Semaphore(inputs.AT_ONCE - 1)
 
     def put_input(self, key: str, data: bytes) -> None:
+        if not self._places.acquire(blocking=False):
+            self.all_asked.set()
         assert self.may_answer.wait(60)
         self.stored[key] = data
 
@@ -232,7 +236,7 @@ def test_what_storage_does_not_answer_holds_its_place_until_it_does(
             asyncio.create_task(some.store(pieces(encoded(halves())), caller(f"{n}"))) for n in range(inputs.AT_ONCE)
         ]
         if leaves:
-            await asyncio.sleep(0.2)
+            assert await asyncio.to_thread(held.all_asked.wait, 60)
             for task in asked:
                 task.cancel()
         ends = await asyncio.gather(*asked, return_exceptions=True)

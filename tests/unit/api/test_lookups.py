@@ -143,7 +143,8 @@ async def test_who_gives_up_takes_nobody_along() -> None:
     looking = lookups(cluster)
     cluster.gate.clear()
     first, second = (asyncio.create_task(looking.find("job", "me")) for _ in range(2))
-    await asyncio.sleep(0.01)
+    # Both wait for the one read.
+    await cluster.begun.wait()
     first.cancel()
     cluster.gate.set()
     assert await second is cluster.jobs["job"]
@@ -154,6 +155,7 @@ async def test_nothing_is_left_behind() -> None:
     looking = lookups(cluster)
     for number in range(50):
         await looking.find(f"nothing-{number}", "me")
+    # What a look-up leaves is kept for so long.
     await asyncio.sleep(INTERVAL)
     await looking.find("last", "me")
     assert len(looking) == 1

@@ -127,6 +127,7 @@ async def test_a_replica_that_is_behind_tells_nothing_old() -> None:
     first = await event(replica.of_job())
     assert first is not None
     resumed = asyncio.ensure_future(event(behind.of_job(first.id)))
+    # Nothing happens, which has no moment: for some heartbeats it speaks of nothing else.
     await asyncio.sleep(3 * HEARTBEAT)
     behind.shows(version=5, **running(3))
     await asyncio.sleep(3 * HEARTBEAT)

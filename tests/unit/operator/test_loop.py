@@ -85,6 +85,7 @@ async def settle() -> None:
 
 
 async def test_what_comes_within_a_pause_is_one_more_pass_and_none_is_lost(store: RecordingStore) -> None:
+    # The pause after the first turn is over: the time itself is what it is about.
     await asyncio.sleep(PAUSE)
     store.see_pod(0)
     await settle()

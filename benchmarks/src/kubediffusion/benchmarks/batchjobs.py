@@ -144,6 +144,7 @@ async def _stay_ready(site: Site) -> None:
         status = {"capacity": capacity, "allocatable": capacity, "conditions": [ready]}
         path = f"/api/v1/nodes/{INSTANT}/status"
         await site.kubernetes.request("PATCH", path, body={"status": status}, content_type=MERGE_PATCH)
+        # As often as kubelet, whose heartbeat this is.
         await asyncio.sleep(10)
 
 

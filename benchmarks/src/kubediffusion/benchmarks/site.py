@@ -80,6 +80,7 @@ class Site:
         pids = self.pids()
         while True:
             meter = Meter(pids)
+            # The time that is measured.
             await asyncio.sleep(1)
             seconds, used = meter.read()
             if sum(one.cpu for one in used.values()) / seconds < QUIET_CORES:

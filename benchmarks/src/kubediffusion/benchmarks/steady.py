@@ -36,6 +36,7 @@ async def run(site: Site, sizes: Sizes) -> dict[str, Any]:
     await site.quiet()
     pids, requests = site.pids(), apiserver.requests(site.cluster)
     meter = Meter(pids)
+    # The time that is measured: nothing happens in it.
     await asyncio.sleep(sizes.idle_seconds)
     seconds, used = meter.read()
     made = apiserver.requests(site.cluster) - requests

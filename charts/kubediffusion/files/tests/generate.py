@@ -65,7 +65,7 @@ def remove(job: str) -> None:
 
 
 def pause(problem: str) -> None:
-    """Wait a moment, or give up saying what went wrong last."""
+    """Wait before asking again, as there is nothing to be told by; or give up, saying what went wrong last."""
     if time.monotonic() > deadline:
         sys.exit(f"Not in {os.environ['TIMEOUT_SECONDS']} s. {problem}")
     time.sleep(1)

@@ -105,7 +105,8 @@ def _watched(service: Service, task: str) -> Iterator[None]:
     )
     try:
         yield
-        time.sleep(POLL_SECONDS)  # the last row is on its way
+        # The last row is on its way, and kubectl writes it to the terminal itself: nothing here learns that it has.
+        time.sleep(POLL_SECONDS)
     finally:
         watch.terminate()
         watch.wait()

@@ -95,6 +95,7 @@ class JobCreator:
                 if error.status not in NO_ANSWER:
                     raise error from None
             except KubernetesError:
+                # It answers this as little: it is asked again after the next pause.
                 continue
             try:
                 # The first one was lost, or is on its way: of two of one name, one is.

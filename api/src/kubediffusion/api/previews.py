@@ -88,6 +88,7 @@ class PreviewReader:
         try:
             return await asyncio.wait_for(asyncio.shield(task), READ_SECONDS)
         except TimeoutError:
+            # The read goes on for whoever asks next.
             return None
 
     def close(self) -> None:
@@ -150,6 +151,7 @@ class PreviewEvents:
         try:
             preview = await self._reader.latest(job)
         except TooManyRequestsError:
+            # The stream asks again at its next turn.
             return None
         if preview is None or preview == self._shown:
             return None

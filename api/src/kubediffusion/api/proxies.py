@@ -103,7 +103,7 @@ def _parsed(text: str) -> _Address | None:
     for candidate in _spellings(text):
         try:
             address = ip_address(candidate)
-        except ValueError:
+        except ValueError:  # not of this spelling
             continue
         return getattr(address, "ipv4_mapped", None) or address
     return None

@@ -269,6 +269,7 @@ class JobService:
         try:
             await self._cancel(await self._read(name, GONE), noted)
         except (StateConflictError, TaskNotFoundError):
+            # It has ended, or is gone, which is as well.
             return
         except KubernetesError as error:
             # It ends by its deadline.

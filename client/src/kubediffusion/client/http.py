@@ -87,11 +87,11 @@ class HttpTransport:
         self.place = address
 
     async def submit(self, spec: Spec, key: str) -> JobView:
-        """Create a job; see :class:`~kubediffusion.client.transport.Transport`."""
+        """Create a job by ``POST /v1/jobs``; the server knows one of the same ``Idempotency-Key`` again."""
         return await self._view(JobView, "POST", "/v1/jobs", json=spec, headers={"Idempotency-Key": key})
 
     async def job(self, name: str) -> JobView:
-        """Read a job."""
+        """Ask for a job once, without waiting."""
         return await self._view(JobView, "GET", _path(name))
 
     async def changed(self, job: JobView, seconds: float) -> JobView:
@@ -111,7 +111,7 @@ class HttpTransport:
         return view
 
     async def cancel(self, name: str) -> JobView:
-        """Ask for a job to stop."""
+        """Cancel a job; that an earlier try has done so is no conflict."""
         try:
             return await self._view(JobView, "POST", f"{_path(name)}/cancel")
         except ConflictError:
@@ -121,11 +121,11 @@ class HttpTransport:
             raise
 
     async def delete(self, name: str) -> None:
-        """Delete a job."""
+        """Delete a job by ``DELETE /v1/jobs/{name}``."""
         await self._request("DELETE", _path(name))
 
     async def page(self, phases: Collection[str], model: str | None, limit: int, token: str | None) -> JobPage:
-        """Return one page of the jobs."""
+        """Return one page, as the server cuts and sorts them."""
         query: dict[str, Any] = {"phase": list(phases), "model": model, "limit": limit, "continue": token}
         query = {name: value for name, value in query.items() if value not in (None, [])}
         return await self._view(JobPage, "GET", "/v1/jobs", params=query)
@@ -136,15 +136,15 @@ class HttpTransport:
         return answer.content
 
     async def models(self) -> list[ModelView]:
-        """Return the models."""
+        """Return the models of the server's namespace."""
         return list((await self._view(_ModelList, "GET", "/v1/models")).models)
 
     async def adapters(self) -> list[AdapterView]:
-        """Return the adapters."""
+        """Return the adapters of the server's namespace."""
         return list((await self._view(_AdapterList, "GET", "/v1/adapters")).adapters)
 
     async def aclose(self) -> None:
-        """Close the connections."""
+        """Close the connections; a request that is under way fails."""
         await self._http.aclose()
 
     async def _view(self, kind: type[View], method: str, path: str, **options: Any) -> View:

@@ -91,7 +91,7 @@ class KubernetesTransport:
         return self._view(await self._run(attempt))
 
     async def job(self, name: str) -> JobView:
-        """Read a job."""
+        """Read the GenerationJob of this name."""
         return self._view(await self._run(lambda client, namespace: client.generation_jobs.get(namespace, name)))
 
     async def changed(self, job: JobView, seconds: float) -> JobView:
@@ -121,7 +121,7 @@ class KubernetesTransport:
         return job if found is None else self._view(found)
 
     async def cancel(self, name: str) -> JobView:
-        """Ask for a job to stop."""
+        """Set ``spec.cancel``; what has ended cannot be cancelled, and is read first."""
         job = await self.job(name)
         if job.phase is Phase.CANCELLED:
             return job
@@ -133,7 +133,7 @@ class KubernetesTransport:
         )
 
     async def delete(self, name: str) -> None:
-        """Delete a job."""
+        """Delete the GenerationJob of this name, whatever its state."""
         await self._run(lambda client, namespace: client.generation_jobs.delete(namespace, name))
 
     async def page(self, phases: Collection[str], model: str | None, limit: int, token: str | None) -> JobPage:
@@ -153,12 +153,12 @@ class KubernetesTransport:
         return JobPage(jobs=tuple(sorted(views, key=lambda view: (view.created_at, view.name), reverse=True)))
 
     async def models(self) -> list[ModelView]:
-        """Return the models."""
+        """List the DiffusionModels of the namespace."""
         models, _ = await self._run(lambda client, namespace: client.diffusion_models.list(namespace))
         return [model_view(model) for model in models]
 
     async def adapters(self) -> list[AdapterView]:
-        """Return the adapters."""
+        """List the LoRAAdapters of the namespace, by name."""
         adapters, _ = await self._run(lambda client, namespace: client.lora_adapters.list(namespace))
         return [adapter_view(adapter) for adapter in sorted(adapters, key=lambda adapter: adapter.name)]
 
@@ -180,7 +180,7 @@ class KubernetesTransport:
         return await self._run(attempt)
 
     async def aclose(self) -> None:
-        """Close the connections."""
+        """Close the connections, if there has been anything to ask."""
         if self._client is not None:
             await self._client.close()
 

@@ -32,7 +32,7 @@ class Transport(Protocol):
         ...
 
     async def job(self, name: str) -> JobView:
-        """Read a job."""
+        """Return a job as it stands; :class:`~kubediffusion.client.errors.NotFoundError` where there is none."""
         ...
 
     async def changed(self, job: JobView, seconds: float) -> JobView:
@@ -40,29 +40,40 @@ class Transport(Protocol):
         ...
 
     async def cancel(self, name: str) -> JobView:
-        """Ask for a job to stop: at once if it waits, at the next denoising step if it runs."""
+        """Ask for a job to stop: at once if it waits, at the next denoising step if it runs.
+
+        One that is cancelled already is returned; one that ended otherwise is a
+        :class:`~kubediffusion.client.errors.ConflictError`.
+        """
         ...
 
     async def delete(self, name: str) -> None:
-        """Delete a job."""
+        """Delete a job, and its images where its ``deletionPolicy`` says so."""
         ...
 
     async def page(self, phases: Collection[str], model: str | None, limit: int, token: str | None) -> JobPage:
-        """Return one page of the jobs, newest first."""
+        """Return jobs, the newest first.
+
+        Args:
+            phases: Only those in one of them; all where there is none.
+            model: Only those of this model; None for all.
+            limit: The most in a page; a transport without pages returns all in one.
+            token: ``next_token`` of the page before; None for the first.
+        """
         ...
 
     async def image(self, job: JobSummary, image: ImageView) -> bytes:
-        """Return the PNG of an image."""
+        """Return an image's PNG; :class:`~kubediffusion.client.errors.ImageGoneError` where it is deleted."""
         ...
 
     async def models(self) -> list[ModelView]:
-        """Return the models."""
+        """Return all models of the place, those that cannot be used too."""
         ...
 
     async def adapters(self) -> list[AdapterView]:
-        """Return the adapters."""
+        """Return all LoRA adapters of the place, those that no worker holds too."""
         ...
 
     async def aclose(self) -> None:
-        """Close the connections."""
+        """Close the connections. Nothing may be asked after it."""
         ...

@@ -243,7 +243,7 @@ class Cluster:
         Raises:
             KubernetesError: The API server refused, or is away.
         """
-        with contextlib.suppress(ConflictError):
+        with contextlib.suppress(ConflictError):  # another job has its name
             await self._patch_job(job, {"spec": {"ttlSecondsAfterFinished": seconds}}, "")
 
     async def delete_job(self, job: GenerationJob) -> None:
@@ -345,6 +345,7 @@ class Cluster:
         try:
             await self._batch_jobs.delete(action.namespace, action.name, action.uid)
         except (NotFoundError, ConflictError):
+            # It is gone, or another has its name.
             return
         logger.info("worker %s deleted: %s", action.name, action.reason)
 
@@ -364,6 +365,7 @@ class Cluster:
         try:
             return await kind.patch(item.metadata.namespace, item.name, patch, subresource="status")
         except (NotFoundError, ConflictError):
+            # Another has its name, and other things to be told.
             return None
 
 

@@ -157,6 +157,7 @@ class JobExecutor:
         try:
             await self._cluster.write_status(job, next_status(finish, dt.datetime.now(dt.UTC), draw_seed()))
         except KubernetesError:
+            # What refuses this write as well may let the next try pass; the job says already what refuses it.
             return False
         return True
 

@@ -118,7 +118,7 @@ class SchedulingLoop:
             async with asyncio.timeout(min(max(pause, 0), STUCK_SECONDS / 4)):
                 await self._store.wait_for_change()
         except TimeoutError:
-            pass
+            pass  # something is due
         await asyncio.sleep(began + pass_pause(self._took) - time.monotonic())
 
     def _turn(self, now: dt.datetime) -> None:

@@ -114,6 +114,7 @@ class Reporter:
         try:
             delivery, _ = await self._try(assignment, build)
         except KubernetesError:
+            # The next report says the same, and is tried until it is accepted.
             return Delivery.UNSENT
         return delivery
 

@@ -126,7 +126,7 @@ class WebhookSender:
         """Check a host that is an address: no name of it is looked up."""
         try:
             socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host.partition("%")[0])
-        except OSError:
+        except OSError:  # a name: what it leads to is checked when it is looked up
             return
         check_public(host, self._denied)
 

@@ -19,7 +19,7 @@ def in_no_proxy_network(url: str) -> bool:
     except ValueError:  # a name
         return False
     for entry in (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(","):
-        with suppress(ValueError):
+        with suppress(ValueError):  # an entry that is a name
             if address in ipaddress.ip_network(entry.strip().strip("[]"), strict=False):
                 return True
     return False

@@ -114,6 +114,7 @@ def _class_of(name: str, entry: list[Any], folder: Path) -> Any:
         try:
             config = json.loads((folder / file).read_text())
         except (OSError, ValueError):
+            # Most components have one of these files; of one that cannot be read its loader says why.
             continue
         if (kind := getattr(diffusers, str(config.get("_class_name")), None)) is not None:
             return kind

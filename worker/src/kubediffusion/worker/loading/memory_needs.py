@@ -209,5 +209,6 @@ def _config(folder: Path) -> Mapping[str, Any]:
     try:
         found = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
+        # The loader meets the same, and says so.
         return {}
     return found if isinstance(found, dict) else {}

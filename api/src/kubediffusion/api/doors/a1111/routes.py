@@ -193,7 +193,7 @@ async def progress(
     share = step / total if total else 0.0
     preview = None
     if not skip_current_image:
-        with contextlib.suppress(TooManyRequestsError):
+        with contextlib.suppress(TooManyRequestsError):  # the progress is worth an answer without a picture
             preview = await previews.latest(job)
     elapsed = (dt.datetime.now(dt.UTC) - status.start_time).total_seconds() if status.start_time else 0.0
     return A1111Progress(

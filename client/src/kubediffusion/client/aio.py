@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
+from kubediffusion.client.errors import FieldProblem, InvalidRequestError
 from kubediffusion.client.handles import (
     CLEAN_UP_SECONDS,
     AsyncAdapters,
@@ -55,12 +56,15 @@ def transport_of(
         timeout: Seconds for which the server may be silent.
         retry_seconds: Seconds for which what may pass is tried again.
         on_retry: Called before each further try.
+
+    Raises:
+        InvalidRequestError: The address is none, or the key has characters that no key has.
     """
     # What makes requests is loaded when there is one to make: importing the client must be quick.
     from kubediffusion.client.retries import Retries
 
     retries = Retries(retry_seconds, on_retry)
-    key = api_key or os.environ.get("KUBEDIFFUSION_API_KEY")
+    key = usable_key(api_key or os.environ.get("KUBEDIFFUSION_API_KEY"))
     address = server or (None if namespace else os.environ.get("KUBEDIFFUSION_SERVER"))
     if not address and (namespace or kubernetes_is_there()):
         from kubediffusion.client.kubernetes import KubernetesTransport
@@ -69,6 +73,19 @@ def transport_of(
     from kubediffusion.client.http import HttpTransport
 
     return HttpTransport(address or DEFAULT_SERVER, key, timeout, retries)
+
+
+def usable_key(key: str | None) -> str | None:
+    """Return an API key without the whitespace around it, with which a file ends; None where there is none.
+
+    Raises:
+        InvalidRequestError: No header of HTTP can carry it. The HTTP library would quote it to say so.
+    """
+    key = (key or "").strip()
+    if not (key.isascii() and key.isprintable()):
+        why = "the API key has characters that are no printable ASCII"
+        raise InvalidRequestError([FieldProblem("api_key", why)], remedy="give the key alone, as the server has it")
+    return key or None
 
 
 def kubernetes_is_there() -> bool:

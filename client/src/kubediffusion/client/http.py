@@ -29,6 +29,7 @@ from kubediffusion.client.requests import Spec
 from kubediffusion.client.retries import Retries
 from kubediffusion.client.views import AdapterView, ImageView, JobPage, JobSummary, JobView, ModelView
 from kubediffusion.resources.generation_job import Phase
+from kubediffusion.resources.redaction import Redactor
 from kubediffusion.resources.schema import Schema
 
 MOST_WAIT_SECONDS = 60
@@ -59,6 +60,10 @@ _ERRORS: Mapping[int, type[KubeDiffusionError]] = {
 }
 
 
+_REDACTOR = Redactor(())
+"""Takes credentials out of addresses, which are in most errors."""
+
+
 class HttpTransport:
     """The HTTP API at one address.
 
@@ -72,7 +77,9 @@ class HttpTransport:
     watched_seconds = WATCHED_SECONDS
 
     def __init__(self, server: str, api_key: str | None, request_seconds: float, retries: Retries) -> None:
+        server = server.strip()
         address = server if "://" in server else f"http://{server}"
+        self.place = _REDACTOR.redact(address)
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         try:
             self._http = httpx.AsyncClient(
@@ -81,10 +88,10 @@ class HttpTransport:
                 timeout=httpx.Timeout(request_seconds, connect=min(request_seconds, 10.0)),
             )
         except httpx.InvalidURL as error:
-            raise InvalidRequestError([FieldProblem("server", f"{server!r} is no address: {error}")]) from error
+            problem = FieldProblem("server", f"{self.place!r} is no address: {error}")
+            raise InvalidRequestError([problem]) from error
         self._seconds = request_seconds
         self._retries = retries
-        self.place = address
 
     async def submit(self, spec: Spec, key: str) -> JobView:
         """Create a job by ``POST /v1/jobs``; the server knows one of the same ``Idempotency-Key`` again."""
@@ -166,8 +173,9 @@ class HttpTransport:
             except httpx.UnsupportedProtocol as error:
                 raise InvalidRequestError([FieldProblem("server", f"{self.place} is no address: {error}")]) from error
             except httpx.TransportError as error:
+                problem = _REDACTOR.redact(str(error)) or type(error).__name__
                 raise UnavailableError(
-                    f"{self.place} broke off: {error or type(error).__name__}", remedy=UnreachableError.default_remedy
+                    f"{self.place} broke off: {problem}", remedy=UnreachableError.default_remedy
                 ) from error
             if answer.is_success:
                 return answer

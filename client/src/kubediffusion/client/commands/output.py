@@ -24,7 +24,7 @@ WIDE = 1000
 
 _OPTIONS = {field: f"--{short}" for short, field in SHORT_WORDS.items()} | {
     "width": "--size", "height": "--size", "model": "--model", "seed": "--seed", "size": "--size", "server": "--server",
-    "save": "-o",
+    "save": "-o", "api_key": "--api-key",
 }  # fmt: skip
 
 

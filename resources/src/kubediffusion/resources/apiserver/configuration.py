@@ -18,13 +18,32 @@ TOKEN_PERIOD = 60.0
 """Seconds after which a token that lies in a file is read again, as the in-cluster configuration does."""
 
 
+class Configuration(kubernetes_client.Configuration):
+    """The library's, whose token has no whitespace around it: a file often ends with a newline, as client-go knows."""
+
+    async def get_api_key_with_prefix(self, identifier: str, alias: str | None = None) -> str | None:
+        """Return the value of the header that shows who asks.
+
+        Raises:
+            ValueError: No header of HTTP can carry it.
+        """
+        header: str | None = await super().get_api_key_with_prefix(identifier, alias)
+        if not header:
+            return None
+        scheme, _, token = header.partition(" ")
+        header = f"{scheme} {token.strip()}".strip()
+        if not (header.isascii() and header.isprintable()):
+            raise ValueError("the token has characters that are no printable ASCII")
+        return header
+
+
 async def load_configuration() -> kubernetes_client.Configuration:
     """Read the Pod's service account, or else the kubeconfig (``KUBECONFIG``, ``~/.kube/config``).
 
     Raises:
         kubernetes.aio.config.ConfigException: Neither is there.
     """
-    configuration = kubernetes_client.Configuration()
+    configuration = Configuration()
     if os.environ.get("KUBECONFIG") or not os.environ.get("KUBERNETES_SERVICE_HOST"):
         try:
             await kubernetes_config.load_kube_config(client_configuration=configuration)

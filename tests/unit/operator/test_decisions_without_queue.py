@@ -9,10 +9,10 @@ import pytest
 from kubediffusion.operator import job_status, model_status
 from kubediffusion.operator.actions import Explain, Finish
 from kubediffusion.operator.job_status import explain_suspended_jobs
-from kubediffusion.operator.jobs_without_adapter import decide_adapterless_jobs
-from kubediffusion.operator.jobs_without_model import decide_orphaned_jobs
+from kubediffusion.operator.jobs_without_adapter import decide_jobs_without_adapter
+from kubediffusion.operator.jobs_without_model import decide_jobs_without_model
 from kubediffusion.operator.scheduling import decide_termination
-from kubediffusion.operator.snapshots import AdapterlessJob, NamespaceSnapshot, OrphanedJob, SchedulerOptions
+from kubediffusion.operator.snapshots import JobWithoutAdapter, JobWithoutModel, NamespaceSnapshot, SchedulerOptions
 from kubediffusion.resources.conditions import ConditionStatus, WaitingReason, find_condition, with_condition
 from kubediffusion.resources.failures import ErrorCode
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Phase
@@ -21,17 +21,17 @@ from kubediffusion.resources.testing import NAMESPACE, NOW, bound_job, job, mode
 OPTIONS = SchedulerOptions(model_grace=dt.timedelta(seconds=60))
 
 
-def orphan(item: GenerationJob, seconds: float) -> OrphanedJob:
-    return OrphanedJob(item, NOW - dt.timedelta(seconds=seconds))
+def orphan(item: GenerationJob, seconds: float) -> JobWithoutModel:
+    return JobWithoutModel(item, NOW - dt.timedelta(seconds=seconds))
 
 
-def waiting(*orphans: OrphanedJob) -> NamespaceSnapshot:
-    return NamespaceSnapshot(NAMESPACE, models=("other",), orphaned_jobs=orphans)
+def waiting(*orphans: JobWithoutModel) -> NamespaceSnapshot:
+    return NamespaceSnapshot(NAMESPACE, models=("other",), jobs_without_model=orphans)
 
 
 def test_a_job_without_its_model_is_told_so_and_fails_after_the_grace() -> None:
     late, new = orphan(job("late", model="emoji"), 60), orphan(job("new", model="emoji"), 20)
-    decision = decide_orphaned_jobs(waiting(late, new), NOW, OPTIONS, 5)
+    decision = decide_jobs_without_model(waiting(late, new), NOW, OPTIONS, 5)
     missing = f"DiffusionModel 'emoji' in namespace {NAMESPACE}"
     assert decision.actions == (
         Finish(late.job, Phase.FAILED, ErrorCode.MODEL_NOT_FOUND, f"Model not available: no {missing} (there: other)"),
@@ -44,24 +44,24 @@ def test_as_many_jobs_without_a_model_are_told_as_may_be_and_each_once() -> None
     conditions = with_condition((), "Scheduled", ConditionStatus.FALSE, WaitingReason.MODEL_NOT_FOUND, "", NOW)
     told = orphan(job("told", status=GenerationJobStatus(conditions=conditions)), 1)
     orphans = [told, *(orphan(job(name), 1) for name in "abc"), orphan(bound_job("bound", worker="pod"), 1)]
-    explained = decide_orphaned_jobs(waiting(*orphans), NOW, OPTIONS, 2).actions
+    explained = decide_jobs_without_model(waiting(*orphans), NOW, OPTIONS, 2).actions
     assert [action.job.name for action in explained if isinstance(action, Explain)] == ["a", "b"]
-    assert decide_orphaned_jobs(waiting(*orphans), NOW, OPTIONS, 0).actions == ()
+    assert decide_jobs_without_model(waiting(*orphans), NOW, OPTIONS, 0).actions == ()
 
 
 def adapterless(*items: GenerationJob, seconds: float) -> NamespaceSnapshot:
     since = NOW - dt.timedelta(seconds=seconds)
-    jobs = tuple(AdapterlessJob(item, "crayon", since) for item in items)
-    return NamespaceSnapshot(NAMESPACE, adapters=("oil", "ink"), adapterless_jobs=jobs)
+    jobs = tuple(JobWithoutAdapter(item, "crayon", since) for item in items)
+    return NamespaceSnapshot(NAMESPACE, adapters=("oil", "ink"), jobs_without_adapter=jobs)
 
 
 def test_a_job_without_its_adapter_is_told_so_and_fails_after_the_grace() -> None:
     new = job(adapters=[{"name": "crayon"}])
-    decision = decide_adapterless_jobs(adapterless(new, seconds=20), NOW, OPTIONS, 5)
+    decision = decide_jobs_without_adapter(adapterless(new, seconds=20), NOW, OPTIONS, 5)
     message = f"no LoRAAdapter 'crayon' exists in {NAMESPACE} yet"
     assert decision.actions == (Explain(new, WaitingReason.ADAPTER_NOT_FOUND, message),)
     assert decision.recheck_at == NOW + dt.timedelta(seconds=40)
-    (finish,) = decide_adapterless_jobs(adapterless(new, seconds=60), NOW, OPTIONS, 5).actions
+    (finish,) = decide_jobs_without_adapter(adapterless(new, seconds=60), NOW, OPTIONS, 5).actions
     assert isinstance(finish, Finish)
     assert finish.code is ErrorCode.INVALID_ADAPTER
     assert finish.message == f"spec.adapters: no LoRAAdapter 'crayon' in namespace {NAMESPACE} (there: ink, oil)"
@@ -74,9 +74,9 @@ def test_as_many_jobs_without_an_adapter_are_told_as_may_be_and_each_once() -> N
 
     told, busy = saying("told", WaitingReason.ADAPTER_NOT_FOUND), saying("busy", WaitingReason.WORKERS_BUSY)
     snapshot = adapterless(told, busy, job("a"), job("b"), seconds=1)
-    explained = decide_adapterless_jobs(snapshot, NOW, OPTIONS, 2).actions
+    explained = decide_jobs_without_adapter(snapshot, NOW, OPTIONS, 2).actions
     assert [action.job.name for action in explained if isinstance(action, Explain)] == ["busy", "a"]
-    assert decide_adapterless_jobs(snapshot, NOW, OPTIONS, 0).actions == ()
+    assert decide_jobs_without_adapter(snapshot, NOW, OPTIONS, 0).actions == ()
 
 
 def test_suspended_jobs_are_told_as_many_at_a_time_as_may_be() -> None:

@@ -151,12 +151,12 @@ class Knowledge(RuleBasedStateMachine):
             for j in self.jobs.values()
             if j.status.phase in BOUND and present(j.status.parameters).model not in self.models
         }
-        orphans = [orphan.job.uid for orphan in self.state.orphaned_jobs(NOW, 100)]
+        orphans = [orphan.job.uid for orphan in self.state.jobs_without_model(NOW, 100)]
         assert sorted(orphans) == sorted(missing)
 
     @invariant()
     def jobs_whose_adapter_is_missing_wait_for_it(self) -> None:
-        told = {item.job.uid: item.adapter for item in self.state.snapshot(NOW, 100).adapterless_jobs}
+        told = {item.job.uid: item.adapter for item in self.state.snapshot(NOW, 100).jobs_without_adapter}
         assert told.keys() == {j.uid for j in self.asking()} - {j.uid for j in self.waiting()}
         assert not self.adapters.keys() & set(told.values())
 

@@ -10,7 +10,7 @@ from typing import Any
 from kubediffusion.operator.containers import ContainerStatus
 from kubediffusion.operator.namespace_state import NamespaceState
 from kubediffusion.operator.object_cache import ObjectList
-from kubediffusion.operator.snapshots import ModelSnapshot, OrphanedJob
+from kubediffusion.operator.snapshots import JobWithoutModel, ModelSnapshot
 from kubediffusion.operator.workers import ObservedWorker, PlatformCondition, Pod, WorkerState
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob, GenerationJobStatus, Phase
@@ -109,7 +109,7 @@ def test_a_job_of_a_missing_model_is_an_orphan_once_its_worker_is_lost() -> None
     state = state_of(told_to_go(grace=5))
     state.update_job(bound("a", pod_name(0)))
     state.delete_model(versioned(model(), 9))
-    assert [len(state.orphaned_jobs(after(seconds), 9)) for seconds in (0, 34, 35)] == [0, 0, 1]
+    assert [len(state.jobs_without_model(after(seconds), 9)) for seconds in (0, 34, 35)] == [0, 0, 1]
 
 
 def test_a_pod_whose_job_is_gone_is_a_worker_that_is_going() -> None:
@@ -192,19 +192,19 @@ def test_what_workers_loaded_is_forgotten_with_the_template_that_they_loaded_it_
 def test_a_model_is_missed_from_when_it_was_first_looked_for() -> None:
     state = NamespaceState(NAMESPACE, lambda _: HASH, NODE_GRACE)
     state.update_job(job("a", model="later", age=1000))
-    assert state.orphaned_jobs(after(0), 10) == [OrphanedJob(state.jobs["uid-a"], after(0))]
-    assert state.orphaned_jobs(after(7), 10)[0].missing_since == after(0)
+    assert state.jobs_without_model(after(0), 10) == [JobWithoutModel(state.jobs["uid-a"], after(0))]
+    assert state.jobs_without_model(after(7), 10)[0].missing_since == after(0)
     state.update_model(model("later"))
-    assert state.orphaned_jobs(after(8), 10) == []
+    assert state.jobs_without_model(after(8), 10) == []
     state.delete_model(versioned(model("later"), 5))
-    assert state.orphaned_jobs(after(9), 10)[0].missing_since == after(9)
+    assert state.jobs_without_model(after(9), 10)[0].missing_since == after(9)
 
 
 def test_a_long_queue_of_orphans_is_given_in_parts() -> None:
     state = NamespaceState(NAMESPACE, lambda _: HASH, NODE_GRACE)
     for n in range(10):
         state.update_job(job(f"j-{n}", model="later"))
-    assert len(state.orphaned_jobs(NOW, 4)) == 4
+    assert len(state.jobs_without_model(NOW, 4)) == 4
 
 
 def telling(built: ObservedWorker, words: str) -> Pod:

@@ -8,18 +8,24 @@ from typing import TypeVar
 
 from kubediffusion.operator.actions import Action, Explain, Finish
 from kubediffusion.operator.job_status import model_missing, model_not_found
-from kubediffusion.operator.snapshots import AdapterlessJob, Decision, NamespaceSnapshot, OrphanedJob, SchedulerOptions
+from kubediffusion.operator.snapshots import (
+    Decision,
+    JobWithoutAdapter,
+    JobWithoutModel,
+    NamespaceSnapshot,
+    SchedulerOptions,
+)
 from kubediffusion.resources.conditions import JobConditionType, WaitingReason, find_condition
 from kubediffusion.resources.failures import ErrorCode
 from kubediffusion.resources.generation_job import GenerationJob, Phase
 
-T = TypeVar("T", OrphanedJob, AdapterlessJob)
+T = TypeVar("T", JobWithoutModel, JobWithoutAdapter)
 
-ORPHANS_A_PASS = 200
+JOBS_A_PASS = 200
 """Waiting jobs of one missing model that a pass decides on."""
 
 
-def decide_orphaned_jobs(
+def decide_jobs_without_model(
     snapshot: NamespaceSnapshot, now: dt.datetime, options: SchedulerOptions, explanations: int
 ) -> Decision:
     """Decide which jobs without a model fail, and which are told what they wait for.
@@ -30,27 +36,27 @@ def decide_orphaned_jobs(
         options: Settings.
         explanations: How many jobs may be told why they wait.
     """
-    return decide_deprived_jobs(
-        snapshot.orphaned_jobs,
+    return decide_on_missing(
+        snapshot.jobs_without_model,
         now,
         options.model_grace,
         explanations,
-        lambda orphan: Finish(
-            orphan.job,
+        lambda item: Finish(
+            item.job,
             Phase.FAILED,
             ErrorCode.MODEL_NOT_FOUND,
-            model_not_found(orphan.job, snapshot.name, snapshot.models),
+            model_not_found(item.job, snapshot.name, snapshot.models),
         ),
-        lambda orphan: (
-            Explain(orphan.job, WaitingReason.MODEL_NOT_FOUND, model_missing(orphan.job, snapshot.name))
-            if _is_unexplained(orphan.job)
+        lambda item: (
+            Explain(item.job, WaitingReason.MODEL_NOT_FOUND, model_missing(item.job, snapshot.name))
+            if _is_unexplained(item.job)
             else None
         ),
     )
 
 
-def decide_deprived_jobs(
-    deprived: Iterable[T],
+def decide_on_missing(
+    waiting: Iterable[T],
     now: dt.datetime,
     grace: dt.timedelta,
     explanations: int,
@@ -60,7 +66,7 @@ def decide_deprived_jobs(
     """Decide which jobs that name something which does not exist fail, and which are told what they wait for.
 
     Args:
-        deprived: The jobs, and since when what each names has been missing.
+        waiting: The jobs, and since when what each names has been missing.
         now: The time.
         grace: How long a job waits before it fails.
         explanations: How many jobs may be told why they wait.
@@ -69,7 +75,7 @@ def decide_deprived_jobs(
     """
     actions: list[Action] = []
     recheck_at: dt.datetime | None = None
-    for item in deprived:
+    for item in waiting:
         due = item.missing_since + grace
         if now >= due:
             actions.append(fail(item))

@@ -18,8 +18,8 @@ from kubediffusion.operator.events import EventRecorder, events_of_job_end
 from kubediffusion.operator.executor import ActionExecutor
 from kubediffusion.operator.image_releases import awaits_image_deletion
 from kubediffusion.operator.job_status import explain_suspended_jobs
-from kubediffusion.operator.jobs_without_adapter import decide_adapterless_jobs
-from kubediffusion.operator.jobs_without_model import ORPHANS_A_PASS, decide_orphaned_jobs
+from kubediffusion.operator.jobs_without_adapter import decide_jobs_without_adapter
+from kubediffusion.operator.jobs_without_model import JOBS_A_PASS, decide_jobs_without_model
 from kubediffusion.operator.model_status import error_status, model_status
 from kubediffusion.operator.namespace_state import NamespaceState
 from kubediffusion.operator.rate import AdapterReportRate, ErrorBackoffs, ReportRate, TokenBucket
@@ -242,10 +242,10 @@ class SchedulingLoop:
         logger.error("a defect: the operator fails at %s %s, trying again", kind, name, exc_info=error)
 
     def _decide_on_unqueued_jobs(self, state: NamespaceState, now: dt.datetime) -> dt.datetime | None:
-        snapshot = state.snapshot(now, ORPHANS_A_PASS)
+        snapshot = state.snapshot(now, JOBS_A_PASS)
         rechecks = [
-            self._start(decide_orphaned_jobs(snapshot, now, self._options, self._explanations.available)),
-            self._start(decide_adapterless_jobs(snapshot, now, self._options, self._explanations.available)),
+            self._start(decide_jobs_without_model(snapshot, now, self._options, self._explanations.available)),
+            self._start(decide_jobs_without_adapter(snapshot, now, self._options, self._explanations.available)),
             self._start(explain_suspended_jobs(snapshot, now, self._explanations.available)),
         ]
         return _earliest(rechecks)

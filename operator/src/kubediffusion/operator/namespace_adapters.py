@@ -6,7 +6,7 @@ import datetime as dt
 import itertools
 
 from kubediffusion.operator.object_cache import ObjectCache, ObjectList
-from kubediffusion.operator.snapshots import AdapterlessJob
+from kubediffusion.operator.snapshots import JobWithoutAdapter
 from kubediffusion.resources.generation_job import GenerationJob
 from kubediffusion.resources.lora_adapter import LoRAAdapter
 
@@ -55,7 +55,7 @@ class NamespaceAdapters:
         """Remove a job that lacks an adapter, and return whether it was one."""
         return self._waiting.pop(uid, None) is not None
 
-    def adapterless_jobs(self, now: dt.datetime, most: int) -> list[AdapterlessJob]:
+    def jobs_without_adapter(self, now: dt.datetime, most: int) -> list[JobWithoutAdapter]:
         """Return jobs that lack an adapter.
 
         Args:
@@ -65,6 +65,6 @@ class NamespaceAdapters:
         names = {job.uid: self.lacks(job) or "" for job in self._waiting.values()}
         self._missing_since = {name: self._missing_since.get(name, now) for name in names.values()}
         return [
-            AdapterlessJob(job, names[job.uid], self._missing_since[names[job.uid]])
+            JobWithoutAdapter(job, names[job.uid], self._missing_since[names[job.uid]])
             for job in itertools.islice(self._waiting.values(), most)
         ]

@@ -19,7 +19,7 @@ from sortedcontainers import SortedKeyList
 from kubediffusion.operator.cut_off import CutOffs
 from kubediffusion.operator.namespace_adapters import NamespaceAdapters
 from kubediffusion.operator.object_cache import ObjectCache, ObjectList
-from kubediffusion.operator.snapshots import ModelSnapshot, NamespaceSnapshot, OrphanedJob, order_key
+from kubediffusion.operator.snapshots import JobWithoutModel, ModelSnapshot, NamespaceSnapshot, order_key
 from kubediffusion.operator.template_hashes import TemplateHashes
 from kubediffusion.operator.workers import BatchJob, ObservedWorker, Pod, WorkerState
 from kubediffusion.resources.conditions import JobConditionType, WaitingReason, find_condition
@@ -223,15 +223,15 @@ class NamespaceState:
         self._warnings = warnings
         return is_news
 
-    def snapshot(self, now: dt.datetime, most_orphans: int) -> NamespaceSnapshot:
-        """Return the snapshot of the jobs that are in no model's queue; arguments as :meth:`orphaned_jobs` has them."""
+    def snapshot(self, now: dt.datetime, most: int) -> NamespaceSnapshot:
+        """Return the snapshot of the jobs that are in no queue; arguments as :meth:`jobs_without_model` has them."""
         return NamespaceSnapshot(
             name=self.name,
             models=tuple(self.models),
-            orphaned_jobs=tuple(self.orphaned_jobs(now, most_orphans)),
+            jobs_without_model=tuple(self.jobs_without_model(now, most)),
             suspended_jobs=tuple(self._unexplained_suspensions.values()),
             adapters=tuple(self.adapters.items),
-            adapterless_jobs=tuple(self.adapters.adapterless_jobs(now, most_orphans)),
+            jobs_without_adapter=tuple(self.adapters.jobs_without_adapter(now, most)),
         )
 
     def model_snapshots(self, now: dt.datetime) -> Iterator[ModelSnapshot]:
@@ -262,7 +262,7 @@ class NamespaceState:
                 jobs_at_end={pod: len(jobs) for pod, (_, jobs) in self._jobs_at_end.items()},
             )
 
-    def orphaned_jobs(self, now: dt.datetime, most: int) -> list[OrphanedJob]:
+    def jobs_without_model(self, now: dt.datetime, most: int) -> list[JobWithoutModel]:
         """Return the unfinished jobs whose model does not exist.
 
         Args:
@@ -275,13 +275,13 @@ class NamespaceState:
         bound = {model: pods for model, pods in self._bound.items() if pods and model not in there}
         self._missing_since = {model: self._missing_since.get(model, now) for model in waiting.keys() | bound.keys()}
         found = [
-            OrphanedJob(job, self._missing_since[model])
+            JobWithoutModel(job, self._missing_since[model])
             for model, queue in waiting.items()
             for job in itertools.islice(queue, most)
         ]
         # A worker whose Pod is still there may finish what it runs: it goes with its model, but not at once.
         found += [
-            OrphanedJob(job, self._missing_since[model])
+            JobWithoutModel(job, self._missing_since[model])
             for model, pods in bound.items()
             for pod, jobs in pods.items()
             if self._is_gone(pod, now)

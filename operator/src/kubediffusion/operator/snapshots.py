@@ -42,7 +42,7 @@ class SchedulerOptions:
 
 
 @dataclass(frozen=True)
-class OrphanedJob:
+class JobWithoutModel:
     """An unfinished job whose model does not exist.
 
     Attributes:
@@ -55,7 +55,7 @@ class OrphanedJob:
 
 
 @dataclass(frozen=True)
-class AdapterlessJob:
+class JobWithoutAdapter:
     """An unfinished job that names an adapter which does not exist.
 
     Attributes:
@@ -76,18 +76,18 @@ class NamespaceSnapshot:
     Attributes:
         name: Name of the namespace.
         models: Names of its DiffusionModels.
-        orphaned_jobs: Jobs whose model does not exist.
+        jobs_without_model: Jobs whose model does not exist.
         suspended_jobs: Jobs that are suspended and not bound, and whose status does not say so yet.
         adapters: Names of its LoRAAdapters.
-        adapterless_jobs: Jobs that wait for an adapter which does not exist.
+        jobs_without_adapter: Jobs that wait for an adapter which does not exist.
     """
 
     name: str
     models: tuple[str, ...] = ()
-    orphaned_jobs: tuple[OrphanedJob, ...] = ()
+    jobs_without_model: tuple[JobWithoutModel, ...] = ()
     suspended_jobs: tuple[GenerationJob, ...] = ()
     adapters: tuple[str, ...] = ()
-    adapterless_jobs: tuple[AdapterlessJob, ...] = ()
+    jobs_without_adapter: tuple[JobWithoutAdapter, ...] = ()
 
 
 @dataclass(frozen=True)

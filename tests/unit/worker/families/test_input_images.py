@@ -18,7 +18,7 @@ from kubediffusion.resources.pipeline_facts import Task
 from kubediffusion.worker.engine import EngineInfo, ImageRequest, InputImage, InputImages
 from kubediffusion.worker.execution.continuous import ContinuousEngine
 from kubediffusion.worker.execution.generic import PipelineEngine
-from kubediffusion.worker.execution.image_tasks import tasks_of, twin_of
+from kubediffusion.worker.execution.image_tasks import task_pipeline, tasks_of
 from kubediffusion.worker.execution.schedulers import Schedulers
 from kubediffusion.worker.families.input_images import as_pillow
 from unit.worker.families.family_rows import SCHEDULERS, saved
@@ -182,7 +182,7 @@ def test_a_unet_of_other_latents_than_inpainting_takes_has_no_such_task() -> Non
     unet = SimpleNamespace(config=SimpleNamespace(in_channels=12))
     pipeline = type("StableDiffusionPipeline", (), {"unet": unet})()
     assert tasks_of(pipeline) == (Task.TEXT_TO_IMAGE, Task.IMAGE_TO_IMAGE)
-    assert twin_of(pipeline, Task.INPAINTING) is None
+    assert task_pipeline(pipeline, Task.INPAINTING) is None
 
 
 def test_what_a_model_cannot_do_fails_its_own_job_alone() -> None:

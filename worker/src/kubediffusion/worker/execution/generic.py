@@ -30,7 +30,7 @@ from kubediffusion.worker.execution.adapters.conversion import read_adapter
 from kubediffusion.worker.execution.adapters.pipelines import JoinedAdapters, adapted_pipeline, takes_adapters
 from kubediffusion.worker.execution.adapters.weights import LoadedAdapter
 from kubediffusion.worker.execution.faults import check_device, failure, is_out_of_memory, not_numbers
-from kubediffusion.worker.execution.image_tasks import input_arguments, twin_of, with_kept_pixels
+from kubediffusion.worker.execution.image_tasks import input_arguments, task_pipeline, with_kept_pixels
 from kubediffusion.worker.execution.randomness import seeded
 from kubediffusion.worker.execution.schedulers import Schedulers
 from kubediffusion.worker.families.base import own_size
@@ -56,7 +56,7 @@ class PipelineEngine:
     Args:
         pipeline: The pipeline, on its device.
         info: What it is.
-        task: What the pipeline's call makes images of; images of other tasks are made by its twins.
+        task: What the pipeline's call makes images of; images of other tasks are made by others of its parts.
         adapter_rank: The most rank that the adapters of one image have together.
 
     Attributes:
@@ -80,7 +80,7 @@ class PipelineEngine:
         # Of the adapters that were used last.
         self._adapted: dict[tuple[ImageAdapter, ...], PipelineEngine] = {}
         # Made at their first use.
-        self._twins: dict[Task, PipelineEngine] = {}
+        self._task_engines: dict[Task, PipelineEngine] = {}
         self._plan = CallPlan.of(type(pipeline), needs_image=task is not Task.TEXT_TO_IMAGE)
         self._schedulers = Schedulers(getattr(pipeline, "scheduler", None))
         self.encoders = text_encoders(pipeline.components.items(), self._plan.max_sequence_length)
@@ -169,12 +169,12 @@ class PipelineEngine:
         """
         if task is self._task:
             return self
-        if task not in self._twins:
-            twin = twin_of(self._with_own_scheduler(), task)
-            if twin is None:
+        if task not in self._task_engines:
+            pipeline = task_pipeline(self._with_own_scheduler(), task)
+            if pipeline is None:
                 raise JobFailure(ErrorCode.PIPELINE_FAILED, f"inputs: {self._plan.pipeline} has no task {task}")
-            self._twins[task] = PipelineEngine(twin, self._info, task)
-        return self._twins[task]
+            self._task_engines[task] = PipelineEngine(pipeline, self._info, task)
+        return self._task_engines[task]
 
     def _with(self, adapters: tuple[ImageAdapter, ...]) -> PipelineEngine:
         """Return the engine whose pipeline has the layers of some adapters; that of the last ones is kept."""

@@ -1,6 +1,6 @@
 """The pipelines that make images of images, of the weights that a text-to-image pipeline holds.
 
-diffusers has for many classes a twin whose call takes an image, and one whose call takes a mask too: they are built of
+diffusers has for many classes another whose call takes an image, and one whose call takes a mask too: they are built of
 the components that are loaded, so that one set of weights serves all tasks.
 """
 
@@ -23,11 +23,11 @@ from kubediffusion.worker.families.input_images import as_pillow
 
 logger = logging.getLogger(__name__)
 
-_TWINS: Mapping[Task, tuple[str, frozenset[str]]] = {
+_PIPELINES: Mapping[Task, tuple[str, frozenset[str]]] = {
     Task.IMAGE_TO_IMAGE: ("Img2ImgPipeline", frozenset({"image", "strength"})),
     Task.INPAINTING: ("InpaintPipeline", frozenset({"image", "mask_image", "strength"})),
 }
-"""How diffusers calls the twin for a task, and what the twin's call must take. ``AutoPipelineForImage2Image`` would
+"""How diffusers calls the pipeline of a task, and what its call must take. ``AutoPipelineForImage2Image`` would
 import every pipeline that there is, which takes a worker's start seconds."""
 
 _INPAINTED_CHANNELS = 4
@@ -37,30 +37,30 @@ KEPT_BELOW = 128
 """Value of a mask below which a pixel is kept: diffusers rounds masks there."""
 
 
-def twin_class(pipeline: type[Any], task: Task) -> type[Any] | None:
+def task_pipeline_class(pipeline: type[Any], task: Task) -> type[Any] | None:
     """Return the class of a task for a text-to-image pipeline's class; None where diffusers has none that fits."""
-    suffix, needed = _TWINS[task]
+    suffix, needed = _PIPELINES[task]
     name = pipeline.__name__
-    twin: type[Any] | None = getattr(diffusers, name.removesuffix("Pipeline") + suffix, None)
-    if not name.endswith("Pipeline") or twin is None:
+    found: type[Any] | None = getattr(diffusers, name.removesuffix("Pipeline") + suffix, None)
+    if not name.endswith("Pipeline") or found is None:
         return None
-    return twin if needed <= inspect.signature(twin.__call__).parameters.keys() else None
+    return found if needed <= inspect.signature(found.__call__).parameters.keys() else None
 
 
-def twin_of(pipeline: Any, task: Task) -> Any | None:
+def task_pipeline(pipeline: Any, task: Task) -> Any | None:
     """Build the pipeline of a task of a pipeline's components; None where diffusers has none, or none that fits.
 
     Not by ``from_pipe``, which would turn all components into one kind of numbers.
     """
-    twin = twin_class(type(pipeline), task)
-    if twin is None or not _fits(pipeline, task):
+    kind = task_pipeline_class(type(pipeline), task)
+    if kind is None or not _fits(pipeline, task):
         return None
     known = {**pipeline.config, **pipeline.components}
     # By default there is a watermark where its library is installed.
     known["add_watermarker"] = getattr(pipeline, "watermark", None) is not None
-    taken = inspect.signature(twin.__init__).parameters
+    taken = inspect.signature(kind.__init__).parameters
     try:
-        built = twin(**{name: value for name, value in known.items() if name in taken})
+        built = kind(**{name: value for name, value in known.items() if name in taken})
     except Exception as error:  # noqa: BLE001 - the model's other tasks go on
         logger.warning("there is no pipeline for %s", task, extra=described(error))
         return None
@@ -70,7 +70,9 @@ def twin_of(pipeline: Any, task: Task) -> Any | None:
 
 def tasks_of(pipeline: Any) -> tuple[Task, ...]:
     """Return what a text-to-image pipeline can make images of."""
-    found = (task for task in _TWINS if twin_class(type(pipeline), task) is not None and _fits(pipeline, task))
+    found = (
+        task for task in _PIPELINES if task_pipeline_class(type(pipeline), task) is not None and _fits(pipeline, task)
+    )
     return (Task.TEXT_TO_IMAGE, *found)
 
 
@@ -81,7 +83,7 @@ def _fits(pipeline: Any, task: Task) -> bool:
 
 
 def input_arguments(inputs: InputImages, strength: float, steps: int, parameters: frozenset[str]) -> dict[str, Any]:
-    """Return the arguments that a twin's call takes for its inputs.
+    """Return the arguments that the call of a task's pipeline takes for its inputs.
 
     Args:
         inputs: The inputs.

@@ -20,10 +20,10 @@ _MOMENTS = "moments"
 
 
 class ImageToImageFamily(ModelFamily):
-    """A family whose pipeline has a twin that begins from an image: see :class:`ModelFamily`."""
+    """A family for whose pipeline diffusers has another that begins from an image: see :class:`ModelFamily`."""
 
     def takes_images(self) -> bool:
-        """Return whether the model's VAE encodes images as the twin of the pipeline expects."""
+        """Return whether the model's VAE encodes images as the pipeline for them expects."""
         return isinstance(self.pipeline.vae, diffusers.AutoencoderKL)
 
     def begin_step(self, steps: int, strength: float) -> int:
@@ -43,7 +43,7 @@ class ImageToImageFamily(ModelFamily):
         return {_MOMENTS: encoded.latent_dist.parameters}
 
     def start_from_image(self, request: ImageRequest, encoded: Conditioning) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw the latents of an image's input, and its noise, in the order in which the pipeline's twin draws them.
+        """Draw the latents of an image's input, and its noise, in the order in which the pipeline for them draws them.
 
         The engine mixes them as the noise scheduler says.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,19 @@ class Ranks:
         settings: The worker's.
         device: Rank 0's.
         end: Ends this process with a reason, where the engine's thread waits for a rank that is lost.
+        follow: What the other processes run.
 
     Raises:
         BadModelError: There are fewer GPUs than ranks.
     """
 
-    def __init__(self, settings: Settings, device: torch.device, end: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        device: torch.device,
+        end: Callable[[str], object],
+        follow: Callable[[int, Connection, RankSettings], None] = start_rank,
+    ) -> None:
         self._settings = settings
         self._device = device
         self._parallelism = parallelism_of(settings)
@@ -62,7 +70,7 @@ class Ranks:
             )
         self._meeting = Path(tempfile.mkdtemp(prefix="ranks-")) / "meeting"
         self.processes = RankProcesses(
-            start_rank,
+            follow,
             RankSettings(settings, device.type, self._meeting, frozenset(hidden_libraries())),
             size,
             timeout=settings.stuck_seconds,

@@ -74,13 +74,14 @@ def join_group(settings: Settings, rank: int, device: torch.device, meeting: Pat
     )
 
 
-def follow(rank: int, pipe: Connection, given: RankSettings) -> None:
+def follow(rank: int, pipe: Connection, given: RankSettings, kind: type[Follower] | None = None) -> None:
     """Run another rank until rank 0 is gone.
 
     Args:
         rank: Its number.
         pipe: From rank 0.
         given: What it is started with.
+        kind: What loads the model and makes calls.
     """
     _end_with_parent()
     # What has begun is finished by rank 0, which is told to stop.
@@ -92,7 +93,7 @@ def follow(rank: int, pipe: Connection, given: RankSettings) -> None:
     if given.device == "cuda":
         device = torch.device("cuda", rank)
         torch.cuda.set_device(device)
-    follower = _Follower(rank, given, device)
+    follower = (kind or Follower)(rank, given, device)
     try:
         while True:
             number, message = pipe.recv()
@@ -102,27 +103,31 @@ def follow(rank: int, pipe: Connection, given: RankSettings) -> None:
         os._exit(0)
 
 
-class _Follower:
+class Follower:
     """Another rank.
 
     Args:
         rank: Its number.
         given: What it is started with.
         device: Where it computes.
+
+    Attributes:
+        device: Where it computes.
+        pipeline: The model, once it is loaded.
     """
 
     def __init__(self, rank: int, given: RankSettings, device: torch.device) -> None:
         self._rank = rank
         self._given = given
-        self._device = device
-        self._pipeline: Any = None
+        self.device = device
+        self.pipeline: Any = None
         self._called: CalledFunctions | None = None
 
     def answer(self, number: int, message: Any) -> Answer:
         """Do what a message says, and return what is answered."""
         try:
             if isinstance(message, LocalModel):
-                self._load(message)
+                self.load(message)
             elif isinstance(message, Join):
                 self._join(message)
             else:
@@ -133,19 +138,20 @@ class _Follower:
             return Answer(number, Redactor(self._given.settings.secrets).redact(said), isinstance(error, BadModelError))
         return Answer(number)
 
-    def _load(self, model: LocalModel) -> None:
+    def load(self, model: LocalModel) -> None:
+        """Load the model to this rank's device."""
         settings = self._given.settings
 
         def choose_dtype(index: dict[str, Any], stored: torch.dtype | None) -> torch.dtype:
-            return dtype_for(settings.spec.torch_dtype, index, self._device, stored)
+            return dtype_for(settings.spec.torch_dtype, index, self.device, stored)
 
         fetched: Future[LocalModel] = Future()
         fetched.set_result(model)
-        self._pipeline, _ = load_pipeline(settings, self._device, choose_dtype, prefetched=fetched)
-        share_threads(settings, self._device)
+        self.pipeline, _ = load_pipeline(settings, self.device, choose_dtype, prefetched=fetched)
+        share_threads(settings, self.device)
 
     def _join(self, join: Join) -> None:
-        settings, pipeline = self._given.settings, self._pipeline
+        settings, pipeline = self._given.settings, self.pipeline
         family = family_of(pipeline)
         if join.fused:
             prepare(pipeline)
@@ -154,11 +160,11 @@ class _Follower:
             # Rank 0 alone encodes and decodes.
             if isinstance(part, torch.nn.Module) and part is not denoiser:
                 _let_go(part)
-        join_group(settings, self._rank, self._device, self._given.meeting)
-        functions = shared_functions(pipeline, family, parallelism_of(settings), self._rank, self._device)
+        join_group(settings, self._rank, self.device, self._given.meeting)
+        functions = shared_functions(pipeline, family, parallelism_of(settings), self._rank, self.device)
         if join.compiled:
             compile_denoiser(denoiser)
-        self._called = CalledFunctions(functions, self._device, graphed=join.graphed)
+        self._called = CalledFunctions(functions, self.device, graphed=join.graphed)
 
     def _call(self, call: Call) -> None:
         if self._called is None:

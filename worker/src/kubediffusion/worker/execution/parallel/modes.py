@@ -186,11 +186,15 @@ def _predict_row(
     return family.guide(without, given, per_image(guidance, given))
 
 
+def attention_backend(device: torch.device) -> str:
+    """Return the attention of diffusers that is the fastest of those that can be split on a CUDA device."""
+    return "_native_cudnn" if torch.cuda.get_device_capability(device)[0] >= _HOPPER else "native"
+
+
 def _split_tokens(denoiser: Any, size: int, rank: int, device: torch.device) -> None:
     """Split a transformer's tokens among the ranks by diffusers' own Ulysses attention."""
     if device.type == "cuda":
-        hopper = torch.cuda.get_device_capability(device)[0] >= _HOPPER
-        denoiser.set_attention_backend("_native_cudnn" if hopper else "native")
+        denoiser.set_attention_backend(attention_backend(device))
     else:
         # diffusers 0.42 asks for an accelerator's number, and a machine without one has none.
         def resolve(config: ContextParallelConfig) -> ParallelConfig:

@@ -30,7 +30,7 @@ from kubediffusion.worker.engine import BatchKey, GuidanceKind
 from kubediffusion.worker.execution.parallel.engine import Ranks
 from kubediffusion.worker.execution.parallel.follower import Follower, follow
 from kubediffusion.worker.execution.parallel.modes import attention_backend, compile_denoiser
-from kubediffusion.worker.execution.parallel.processes import RankSettings
+from kubediffusion.worker.execution.parallel.processes import RankSettings, end_with_parent
 from kubediffusion.worker.execution.slots import SlotTensors, control_row, first_row
 from kubediffusion.worker.execution.stepping import CudaGraphManager, EagerStepRunner, StepRunner
 from kubediffusion.worker.families.base import noise
@@ -183,6 +183,7 @@ _SHAPE = "KUBEDIFFUSION_BENCHMARK_SHAPE"
 
 def follow_random(rank: int, pipe: Connection, given: RankSettings) -> None:
     """Run another rank."""
+    end_with_parent()
     follow(rank, pipe, given, RandomFollower)
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from kubediffusion.worker.engine import BadModelError, EngineLostError
@@ -93,3 +97,32 @@ def test_a_rank_that_is_silent_is_lost_and_a_thread_that_waits_for_it_is_ended_w
         ranks.send("anything")
         assert done.wait(60)
     assert ended == ["rank-1 has not answered for 0.5 s"]
+
+
+def test_a_message_that_cannot_be_sent_is_an_error_of_its_own(start: Start) -> None:
+    ranks = start(rank_followers.answer, timeout=0.2)
+    with pytest.raises(Exception, match="pickle"):
+        ranks.send(lambda: None)
+    # Nobody waits for an answer to it.
+    assert ranks.answers(ranks.send("anything", asked=True, bounded=False)) == [None]
+    assert ranks.lost is None
+
+
+def test_a_rank_ends_with_rank_0() -> None:
+    code = "from unit.worker import rank_followers; rank_followers.leave_one_behind()"
+    folder = str(Path(__file__).parents[2])
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": folder},
+    ) as rank_0:
+        assert rank_0.stdin is not None
+        assert rank_0.stdout is not None
+        rank = psutil.Process(int(rank_0.stdout.readline()))
+        rank_0.stdin.write("go\n")
+        rank_0.stdin.flush()
+        rank_0.wait()
+        psutil.wait_procs([rank], timeout=60)
+        assert not rank.is_running() or rank.status() == psutil.STATUS_ZOMBIE

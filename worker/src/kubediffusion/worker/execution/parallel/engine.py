@@ -83,7 +83,7 @@ class Ranks:
 
         def fetched(future: Future[LocalModel]) -> None:
             try:
-                self._loading.set_result(self.processes.send(future.result(), asked=True))
+                self._loading.set_result(self.processes.send(future.result(), asked=True, bounded=False))
             except Exception as error:  # noqa: BLE001 - raised to whoever waits for the load
                 self._loading.set_exception(error)
 

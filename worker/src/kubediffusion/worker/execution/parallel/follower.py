@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-import multiprocessing
 import os
 import signal
-import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -25,7 +23,7 @@ from kubediffusion.worker.execution.accelerator import prepare
 from kubediffusion.worker.execution.dtypes import dtype_for
 from kubediffusion.worker.execution.parallel.mirror import Call, CalledFunctions
 from kubediffusion.worker.execution.parallel.modes import compile_denoiser, denoiser_of, shared_functions
-from kubediffusion.worker.execution.parallel.processes import Answer, RankSettings
+from kubediffusion.worker.execution.parallel.processes import Answer, RankSettings, receive
 from kubediffusion.worker.families.registry import family_of
 from kubediffusion.worker.loading.weights import load_pipeline
 from kubediffusion.worker.settings import Settings
@@ -83,10 +81,9 @@ def follow(rank: int, pipe: Connection, given: RankSettings, kind: type[Follower
         given: What it is started with.
         kind: What loads the model and makes calls.
     """
-    _end_with_parent()
     # What has begun is finished by rank 0, which is told to stop.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    for ignored in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ignored, signal.SIG_IGN)
     settings = given.settings
     logs.configure_logging(settings.log_level, settings.secrets)
     device = torch.device("cpu")
@@ -96,7 +93,7 @@ def follow(rank: int, pipe: Connection, given: RankSettings, kind: type[Follower
     follower = (kind or Follower)(rank, given, device)
     try:
         while True:
-            number, message = pipe.recv()
+            number, message = receive(pipe)
             pipe.send(follower.answer(number, message))
     except (EOFError, OSError):
         # Rank 0 is gone.
@@ -160,6 +157,8 @@ class Follower:
             # Rank 0 alone encodes and decodes.
             if isinstance(part, torch.nn.Module) and part is not denoiser:
                 _let_go(part)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
         join_group(settings, self._rank, self.device, self._given.meeting)
         functions = shared_functions(pipeline, family, parallelism_of(settings), self._rank, self.device)
         if join.compiled:
@@ -191,16 +190,3 @@ def share_threads(settings: Settings, device: torch.device) -> None:
     """Leave each rank its part of the processors, where they are what computes."""
     if device.type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // parallelism_of(settings).size))
-
-
-def _end_with_parent() -> None:
-    """End this process when rank 0 has ended, whatever it waits for then."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        raise RuntimeError("another rank is started by rank 0")
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent", daemon=True).start()

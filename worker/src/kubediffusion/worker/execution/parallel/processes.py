@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
+import pickle
+import struct
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +82,33 @@ class _Rank:
     awaited: dict[int, float] = field(default_factory=dict)
 
 
+_NUMBER = struct.Struct("!q")
+
+
+def receive(pipe: Connection) -> tuple[int, Any]:
+    """Wait for the next message from rank 0, and return its number and the message.
+
+    Raises:
+        EOFError: Rank 0 is gone.
+    """
+    data = pipe.recv_bytes()
+    (number,) = _NUMBER.unpack_from(data)
+    return number, pickle.loads(memoryview(data)[_NUMBER.size :])  # noqa: S301 - from rank 0 alone
+
+
+def end_with_parent() -> None:
+    """Have this process end when the one that has started it has ended, whatever it waits for then."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        raise RuntimeError("another rank is started by rank 0")
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
 Follow = Callable[[int, Connection, Any], None]
 """What another rank runs: given its number, the pipe from rank 0, and what rank 0 hands it."""
 
@@ -121,27 +152,30 @@ class RankProcesses:
         """The processes of the other ranks, by rank."""
         return [rank.process.pid or 0 for rank in self._ranks]
 
-    def send(self, message: Any, *, asked: bool = False) -> int:
+    def send(self, message: Any, *, asked: bool = False, bounded: bool = True) -> int:
         """Send a message to all other ranks, and return its number; each is to answer it.
 
         Args:
             message: It can be pickled.
             asked: Whether :meth:`answers` is called for it; else a rank that answers with an error is lost.
+            bounded: Whether a rank that does not answer in time is lost.
 
         Raises:
             EngineLostError: A rank is lost.
+            Exception: The message cannot be pickled.
         """
         self.check()
+        data = ForkingPickler.dumps(message)
         with self._lock:
             self._sent += 1
             number, now = self._sent, time.monotonic()
             if asked:
                 self._answers[number] = {}
-            for rank in self._ranks:
+            for rank in self._ranks if bounded else ():
                 rank.awaited[number] = now
         try:
             for rank in self._ranks:
-                rank.pipe.send((number, message))
+                rank.pipe.send_bytes(_NUMBER.pack(number) + data)
         except OSError as error:
             self._lose(f"{rank.process.name} cannot be told what comes next: {error}")
         self.check()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from multiprocessing.connection import Connection
 
-from kubediffusion.worker.execution.parallel.processes import RankSettings
+from kubediffusion.worker.execution.parallel.processes import RankSettings, end_with_parent
 from kubediffusion.worker.optional_libraries import hide_libraries
 
 
@@ -16,6 +16,7 @@ def start_rank(rank: int, pipe: Connection, given: RankSettings) -> None:
         pipe: From rank 0.
         given: What it is started with.
     """
+    end_with_parent()
     hide_libraries(given.hidden)
     from kubediffusion.worker.execution.parallel.follower import follow
 

@@ -185,13 +185,7 @@ class Stage:
 
     def available(self, status: str, reason: str, message: str = "", model: str = MODEL) -> None:
         """Say whether a model can be used, as the operator does."""
-        condition = {
-            "type": "Available",
-            "status": status,
-            "reason": reason,
-            "message": message,
-            "lastTransitionTime": now(),
-        }
+        condition = told("Available", status, reason, message)
         self._patch(f"diffusionmodels/{model}/status", {"status": {"conditions": [condition]}})
 
     def knows(self, model: str, **pipeline: Any) -> None:
@@ -232,14 +226,7 @@ class Stage:
 
     def waits(self, name: str, reason: str, message: str) -> None:
         """Say why a job waits, as the operator does."""
-        condition = {
-            "type": "Scheduled",
-            "status": "False",
-            "reason": reason,
-            "message": message,
-            "lastTransitionTime": now(),
-        }
-        self._status(name, phase="Pending", conditions=[condition])
+        self._status(name, phase="Pending", conditions=[told("Scheduled", "False", reason, message)])
 
     def cancelled(self, name: str) -> None:
         self._status(name, phase="Cancelled", completionTime=now())
@@ -328,6 +315,11 @@ def listed(index: int, uri: str, data: bytes) -> dict[str, Any]:
     """Describe an image as a job's status does."""
     digest = hashlib.sha256(data).hexdigest()
     return {"index": index, "uri": uri, "sha256": digest, "bytes": len(data), "width": 16, "height": 16, "seed": index}
+
+
+def told(kind: str, status: str, reason: str, message: str) -> dict[str, str]:
+    """Return a condition of a status."""
+    return {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": now()}
 
 
 def now() -> str:

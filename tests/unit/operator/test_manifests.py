@@ -373,8 +373,7 @@ def test_a_restart_can_be_asked_for() -> None:
 
 
 def test_the_hash_is_of_the_model_as_it_is_written_and_not_of_the_order_of_its_words() -> None:
-    one = model(node_selector={"a": "1", "b": "2"})
-    two = model(node_selector={"b": "2", "a": "1"})
+    one, two = model(node_selector={"a": "1", "b": "2"}), model(node_selector={"b": "2", "a": "1"})
     assert template_hash(one, DEFAULTS) == template_hash(two, DEFAULTS)
 
 
@@ -397,5 +396,4 @@ def test_storage_is_trusted_by_the_authorities_of_a_config_map() -> None:
 
 def template(defaults: WorkerDefaults) -> dict[str, Any]:
     """The Pod's spec of a worker of the plainest model."""
-    spec: dict[str, Any] = worker_job(model(), "0a1b2c3d", 0, defaults)["spec"]["template"]["spec"]
-    return spec
+    return dict(worker_job(model(), "0a1b2c3d", 0, defaults)["spec"]["template"]["spec"])

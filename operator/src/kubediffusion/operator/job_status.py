@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from kubediffusion.operator.actions import Bind, Explain, Finish, Requeue
 from kubediffusion.operator.cut_off import workers_cut_off
 from kubediffusion.operator.scaling import LoadFailure, back_off_until, doubtful_failure
-from kubediffusion.operator.snapshots import Decision, ModelSnapshot, NamespaceSnapshot, SchedulerOptions
+from kubediffusion.operator.snapshots import Decision, ModelSnapshot, NamespaceSnapshot
 from kubediffusion.operator.workers import WorkerState
 from kubediffusion.resources.conditions import (
     Condition,
@@ -193,11 +193,7 @@ def _explained(action: Explain, now: dt.datetime) -> GenerationJobStatus:
 
 
 def explain_waiting_jobs(
-    snapshot: ModelSnapshot,
-    rest: Iterator[GenerationJob],
-    now: dt.datetime,
-    options: SchedulerOptions,
-    explanations: int,
+    snapshot: ModelSnapshot, rest: Iterator[GenerationJob], now: dt.datetime, after: dt.timedelta, explanations: int
 ) -> Decision:
     """Decide which jobs of a model's queue are told why they wait.
 
@@ -205,7 +201,7 @@ def explain_waiting_jobs(
         snapshot: What is observed of the model.
         rest: The jobs that go on waiting, from the head of the queue.
         now: The time.
-        options: Settings of the scheduler.
+        after: How long a job waits before it is told.
         explanations: How many may be told in this pass.
     """
     if explanations <= 0:
@@ -214,7 +210,7 @@ def explain_waiting_jobs(
     actions: list[Explain] = []
     # The head of the queue is what people ask about; looking further costs every pass.
     for job in itertools.islice(rest, 100):
-        due = (job.metadata.creation_timestamp or now) + options.explain_after
+        due = (job.metadata.creation_timestamp or now) + after
         if now < due:
             return Decision(tuple(actions), due)
         if _says(job, reason, message):
@@ -246,13 +242,13 @@ def _obstacle(message: str) -> str:
 
 def waiting_reason(snapshot: ModelSnapshot, now: dt.datetime) -> tuple[WaitingReason, str]:
     """Return why a job of this model waits, for programs and for people."""
-    settings = snapshot.model.spec.workers
+    settings, name = snapshot.model.spec.workers, snapshot.model.name
     ready = snapshot.current(WorkerState.READY)
     starting = snapshot.current(WorkerState.STARTING)
     back_off = _back_off(snapshot, now)
     stuck = [w.unscheduled for w in starting if w.unscheduled]
     if ready:
-        message = f"ready workers of model {snapshot.model.name}: {len(ready)}, all at capacity"
+        message = f"ready workers of model {name}: {len(ready)}, all at capacity"
         message += f"; maxReplicas is {settings.max_replicas}"
         message += f"; {placed} starting" if (placed := len(starting) - len(stuck)) else ""
         message += f"; {len(stuck)} without a node: {stuck[0]}" if stuck else ""
@@ -261,19 +257,14 @@ def waiting_reason(snapshot: ModelSnapshot, now: dt.datetime) -> tuple[WaitingRe
             message += f"; {back_off}" if back_off else ""
         return WaitingReason.WORKERS_BUSY, message
     if stuck:
-        return WaitingReason.WORKER_UNSCHEDULABLE, f"no node takes a worker of model {snapshot.model.name}: {stuck[0]}"
+        return WaitingReason.WORKER_UNSCHEDULABLE, f"no node takes a worker of model {name}: {stuck[0]}"
     if snapshot.refusal and not snapshot.loading:
-        return (
-            WaitingReason.WORKER_REFUSED,
-            f"no worker of model {snapshot.model.name} can be created: {snapshot.refusal}",
-        )
+        return WaitingReason.WORKER_REFUSED, f"no worker of model {name} can be created: {snapshot.refusal}"
     if blocked := [w.blocked for w in starting if w.blocked]:
-        return WaitingReason.WORKER_CANNOT_START, f"a worker of model {snapshot.model.name} cannot start: {blocked[0]}"
+        return WaitingReason.WORKER_CANNOT_START, f"a worker of model {name} cannot start: {blocked[0]}"
     if starting:
         # Not how far it is: this is written once, and would soon be wrong.
-        message = (
-            f"a worker is loading model {snapshot.model.name}; the model's status.workers.starts says how far it is"
-        )
+        message = f"a worker is loading model {name}; the model's status.workers.starts says how far it is"
         return WaitingReason.WORKER_STARTING, message
     if cut_off := snapshot.current(WorkerState.CUT_OFF):
         return WaitingReason.WORKER_CUT_OFF, workers_cut_off(cut_off)

@@ -110,7 +110,7 @@ def schedule_model(
     taken = again | {action.job.uid for action in spent}
     scaling = scale(snapshot, now, backlog, taken, {action.pod for action in binding if isinstance(action, Bind)})
     rest = (item.job for item in queue if item.job.uid not in again)
-    explaining = job_status.explain_waiting_jobs(snapshot, rest, now, options, explanations)
+    explaining = job_status.explain_waiting_jobs(snapshot, rest, now, options.explain_after, explanations)
     actions = (*spent, *failing, *binding, *map(_requeue, unbound), *scaling.actions, *explaining.actions)
     rechecks = [part.recheck_at for part in (scaling, explaining) if part.recheck_at is not None]
     return Decision(actions, min(rechecks, default=None))

@@ -269,7 +269,7 @@ class JsonRoute(APIRoute):
     request_class: type[JsonRequest] = JsonRequest
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Build the handler of the route."""
+        """Build a handler whose requests are of ``request_class``, which reads and bounds their bodies."""
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:

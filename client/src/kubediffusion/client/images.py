@@ -35,7 +35,7 @@ class GeneratedImage:
     flagged: bool = False
 
     def pillow(self) -> Image:
-        """Open it with Pillow."""
+        """Return the picture as Pillow's :class:`~PIL.Image.Image`, its text chunks in ``info``."""
         import io
 
         from PIL import Image

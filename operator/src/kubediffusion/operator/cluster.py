@@ -96,7 +96,7 @@ class Cluster:
         return self._namespaces
 
     async def models(self, scope: str | None) -> ObjectList[DiffusionModel]:
-        """List the models of a scope."""
+        """List the DiffusionModels of a namespace; of the whole cluster for None."""
         return _listed(await self._client.diffusion_models.list(scope))
 
     async def adapters(self, scope: str | None) -> ObjectList[LoRAAdapter]:

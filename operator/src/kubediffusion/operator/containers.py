@@ -43,7 +43,7 @@ class ContainerState(Schema):
 
 
 class ContainerStatus(Schema):
-    """Status of a container."""
+    """What kubelet says of one container: the part of ``status.containerStatuses`` of a Pod that is read here."""
 
     name: str
     state: ContainerState = ContainerState()

@@ -28,7 +28,7 @@ class FairQueue(Generic[T]):
         self._timers: set[asyncio.TimerHandle] = set()
 
     def put(self, group: str, item: T) -> None:
-        """Add an item."""
+        """Add an item behind those of its group; the groups take turns."""
         self._waiting.setdefault(group, deque()).append(item)
         self._changed.set()
 

@@ -21,7 +21,7 @@ class ResourceQuotaStatus(Schema):
 
 
 class ResourceQuota(KubernetesObject):
-    """A quota of a namespace."""
+    """A ResourceQuota, of which only what is enforced is read."""
 
     status: ResourceQuotaStatus = ResourceQuotaStatus()
 

@@ -34,7 +34,7 @@ class NamespaceAdapters:
         return {adapter.name} if self._adapters.update(adapter) and fresh else set()
 
     def delete(self, adapter: LoRAAdapter) -> set[str]:
-        """Remove an adapter."""
+        """Forget a deleted adapter, and return its name if it was known: models that know it are to be decided on."""
         return {adapter.name} if self._adapters.delete(adapter) else set()
 
     def replace(self, adapters: ObjectList[LoRAAdapter]) -> set[str]:

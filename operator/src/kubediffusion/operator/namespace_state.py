@@ -99,7 +99,7 @@ class NamespaceState:
         self.jobs[job.uid] = job
 
     def delete_job(self, uid: str) -> None:
-        """Remove a job."""
+        """Forget a job wherever it is: bound, suspended, waiting for an adapter, or in its model's queue."""
         job = self.jobs.pop(uid, None)
         if job is None:
             return
@@ -151,7 +151,7 @@ class NamespaceState:
                 self.revisions.pop(name, None)
 
     def delete_model(self, model: DiffusionModel) -> None:
-        """Remove a model."""
+        """Forget a deleted model with its template and why the API server refused it. Its jobs stay."""
         if self._models.delete(model):
             self._templates.forget_others(self.models)
             self.refusals.pop(model.name, None)

@@ -44,7 +44,7 @@ class TokenBucket:
         return int(self._tokens)
 
     def take(self) -> None:
-        """Take one token."""
+        """Take one token; more than there are may be taken, and are owed."""
         self._tokens -= 1
 
 

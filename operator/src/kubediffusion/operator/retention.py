@@ -137,7 +137,7 @@ class Retention:
             self._added.set()
 
     def remove(self, job_uid: str) -> None:
-        """Remove a job that is gone."""
+        """Forget a job that is gone: nothing is due for it any more."""
         self._expiries.remove(job_uid)
         self._finished.remove(job_uid)
         self._forget_failures(job_uid)

@@ -207,7 +207,7 @@ class BatchMonitor:
         return self.steps >= self._members[image_id].due
 
     def count_step(self, load: StepStats) -> None:
-        """Count a step of the batch."""
+        """Count a step of the batch in the metrics: how many images it had, in how large a call."""
         self.steps += 1
         self._metrics.batch.observe(load.images)
         self._metrics.slot_steps.inc(load.size)

@@ -70,7 +70,7 @@ class LeaseLock(BaseLock):
         return True, LeaderElectionRecord(*(None if value in {None, ""} else str(value) for value in fields))
 
     async def create(self, name: str, namespace: str, election_record: LeaderElectionRecord) -> bool:  # noqa: ARG002
-        """Create the Lease."""
+        """Create the Lease, which nobody holds yet; another replica may be quicker."""
         body = {"metadata": {"name": name}, "spec": _spec(election_record)}
         return await self._write("POST", self._leases, body)
 

@@ -25,7 +25,7 @@ class Interruption:
         self.priority = monitor.priority
 
     def ended(self, image_id: ImageId, outcome: Outcome) -> None:
-        """Report the end of an image."""
+        """Pass the end of an image on; :meth:`end` does not report it again."""
         self._open.discard(image_id)
         self._monitor.ended(image_id, outcome)
 

@@ -161,7 +161,7 @@ class SlotTensors:
         self._history.fill_(value)
 
     def leave(self, slot: int) -> None:
-        """Empty a slot."""
+        """Empty a slot whose image has left, so that nothing of it meets the next one."""
         # What an image without numbers left behind must not meet the next one's weights: zero times NaN is NaN.
         self._history[slot] = 0
         self._added.pop(slot, None)

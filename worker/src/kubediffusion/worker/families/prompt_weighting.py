@@ -123,7 +123,7 @@ class PromptWeighting:
         self._known: LruCache[str, WeightedTokens] = LruCache(_PARSED)
 
     def tokens(self, text: str) -> WeightedTokens:
-        """Return the tokens of a prompt."""
+        """Return the tokens of a prompt with their weights; those of the prompts that came last are kept."""
         return self._known.get(text, lambda: self._tokens(text))
 
     def _tokens(self, text: str) -> WeightedTokens:

@@ -1,10 +1,12 @@
 """What fails at one object concerns that one alone: it says so, is tried again, and everything else goes on.
 
-No object that the API server takes is known to make the operator raise, so the tests of that plant a defect in it.
+No object that the API server takes is known to make the operator raise. So models are read here with a value in them
+that raises when it is used; for jobs, of which the operator keeps its own copies, a defect is planted in it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
 from typing import Any
@@ -14,12 +16,12 @@ import pytest
 from integration.operator.operators import JOB, MODEL, bindable_worker, error_count, events_of, has_pod, without_watches
 from kubediffusion.local.errors import NotInTimeError
 from kubediffusion.local.testing import Namespace, eventually
-from kubediffusion.operator import job_executor, job_status, loop, namespace_state, scheduling
+from kubediffusion.operator import job_executor, job_status, namespace_state
 from kubediffusion.operator.actions import Bind
-from kubediffusion.operator.snapshots import ModelSnapshot
+from kubediffusion.resources import meta
 from kubediffusion.resources.apiserver.client import KubernetesClient
 from kubediffusion.resources.apiserver.errors import KubernetesError
-from kubediffusion.resources.apiserver.resource import MERGE_PATCH
+from kubediffusion.resources.apiserver.resource import MERGE_PATCH, Resource
 from kubediffusion.resources.conditions import Condition, find_condition
 from kubediffusion.resources.diffusion_model import DiffusionModel
 from kubediffusion.resources.generation_job import GenerationJob, Phase
@@ -29,6 +31,16 @@ from kubediffusion.resources.texts import ELLIPSIS, MAX_MESSAGE
 def named(name: str, **spec: Any) -> dict[str, Any]:
     """The manifest of another model, which is no default."""
     return {**MODEL, "metadata": {"name": name}, "spec": {**MODEL["spec"], **spec}}
+
+
+def read_planted(client: KubernetesClient, plant: Callable[[DiffusionModel], DiffusionModel]) -> None:
+    """Have a client read the model ``broken`` as the function returns it."""
+
+    def transform(model: DiffusionModel) -> DiffusionModel:
+        return plant(model) if model.name == "broken" else model
+
+    base = f"/apis/{meta.API_VERSION}"
+    client.diffusion_models = Resource(client, DiffusionModel, base, meta.DIFFUSION_MODELS, transform=transform)
 
 
 async def availability(client: KubernetesClient, namespace: Namespace, name: str) -> Condition | None:
@@ -114,16 +126,23 @@ async def test_whatever_is_wrong_in_a_model_is_told_and_keeps_no_other(
 
 
 async def test_a_model_at_which_a_decision_fails_says_so_and_stops_no_other(
-    namespace: Namespace, client: KubernetesClient, monkeypatch: pytest.MonkeyPatch
+    namespace: Namespace, client: KubernetesClient
 ) -> None:
     fails = [True]
 
-    def schedule_model(snapshot: ModelSnapshot, *arguments: Any) -> Any:
-        if snapshot.model.name == "broken" and fails[0]:
-            raise OverflowError("secret words of a prompt")
-        return scheduling.schedule_model(snapshot, *arguments)
+    class Uncountable(int):
+        """A number that everything may keep and write, and nobody compare."""
 
-    monkeypatch.setattr(loop, "schedule_model", schedule_model)
+        def __lt__(self, other: int) -> bool:
+            if fails[0]:
+                raise OverflowError("secret words of a prompt")
+            return int(self) < other
+
+    def plant(model: DiffusionModel) -> DiffusionModel:
+        workers = model.spec.workers.model_copy(update={"max_replicas": Uncountable(1)})
+        return model.model_copy(update={"spec": model.spec.model_copy(update={"workers": workers})})
+
+    read_planted(client, plant)
     before = error_count("DiffusionModel")
     for body in (named("broken"), MODEL):
         await client.diffusion_models.create(namespace.name, body)
@@ -222,18 +241,20 @@ async def test_a_job_that_cannot_be_taken_in_says_so_and_keeps_no_other_from_a_s
 
 
 async def test_a_model_that_cannot_be_taken_in_keeps_no_other_from_a_starting_operator(
-    namespace: Namespace, client: KubernetesClient, monkeypatch: pytest.MonkeyPatch
+    namespace: Namespace, client: KubernetesClient
 ) -> None:
     for body in (named("broken"), MODEL):
         await client.diffusion_models.create(namespace.name, body)
-    update = namespace_state.NamespaceState.update_model
 
-    def update_model(state: namespace_state.NamespaceState, model: DiffusionModel) -> None:
-        if model.name == "broken":
+    class Unreadable(dict[str, str]):
+        def get(self, *_: Any) -> Any:
             raise OverflowError("date value out of range")
-        update(state, model)
 
-    monkeypatch.setattr(namespace_state.NamespaceState, "update_model", update_model)
+    def plant(model: DiffusionModel) -> DiffusionModel:
+        metadata = model.metadata.model_copy(update={"annotations": Unreadable(model.metadata.annotations)})
+        return model.model_copy(update={"metadata": metadata})
+
+    read_planted(client, plant)
     async with without_watches(namespace, client):
         await eventually("the other model's worker", lambda: has_pod(namespace, "emoji"), 30)
 

@@ -151,6 +151,21 @@ async def test_a_namespace_that_is_deleted_meanwhile_keeps_no_other_from_its_wor
         await eventually("the worker of the other namespace", lambda: has_pod(namespace, "emoji"))
         assert operator.resync.problem() is None
 
+        async def gone() -> bool:
+            try:
+                await client.request("GET", f"/api/v1/namespaces/{other.name}")
+            except NotFoundError:
+                return True
+            return False
+
+        # Whoever creates it anew finds nothing of what was known of it: the model has the same name, and no worker yet.
+        await eventually("it to be gone", gone, 60)
+        other.create()
+        permit(namespace, other)
+        await client.diffusion_models.create(other.name, MODEL)
+        await eventually("its worker, now that it is created anew", lambda: has_pod(other, "emoji"), 60)
+        assert (operator.resync.refusals(), operator.resync.problem()) == (None, None)
+
 
 async def held_job(client: KubernetesClient, where: Namespace, name: str, **status: Any) -> None:
     """Create a job whose images go with it."""

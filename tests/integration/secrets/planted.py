@@ -84,6 +84,7 @@ class Part:
         self._environment = {
             "PATH": os.environ["PATH"],
             "KUBECONFIG": str(plane.kubeconfig(f"system:serviceaccount:{namespace.name}:{account}")),
+            "KUBEDIFFUSION_ALLOW_UNAUTHENTICATED": "true",
             "KUBEDIFFUSION_NAMESPACE": namespace.name,
             "KUBEDIFFUSION_NAMESPACES": namespace.name,
             "KUBEDIFFUSION_BIND_ADDRESS": host,

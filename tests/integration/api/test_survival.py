@@ -14,9 +14,11 @@ from collections.abc import Iterator
 
 import httpx
 
-from integration.api.api_kit import Api, Stage, StartApi, png
+from integration.api.api_kit import MODEL, Api, Site, Stage, StartApi, png
 from kubediffusion.api.errors import RETRY_AFTER_SECONDS
 from kubediffusion.local.testing import Namespace, wait_for
+from kubediffusion.resources import meta
+from kubediffusion.resources.runtime.nesting import DEEPEST
 
 
 @contextlib.contextmanager
@@ -235,3 +237,26 @@ kind: GenerationJob
 metadata: {{name: {name}}}
 spec: {{prompt: a dog}}
 """
+
+
+def test_a_deeply_nested_model_keeps_the_api_from_no_other(site: Site, namespace: Namespace) -> None:
+    """Kubernetes takes many times the depth that Python's JSON reads: in a list, and in a watch."""
+    watches = site.start()
+    depth = DEEPEST // 2
+    workers = '{"affinity":' + '{"a":' * depth + "1" + "}" * depth + "}"
+    collection = f"/apis/{meta.API_VERSION}/namespaces/{namespace.name}/diffusionmodels"
+    metadata = f'"apiVersion":"{meta.API_VERSION}","kind":"DiffusionModel","metadata":{{"name":"deep"}}'
+    body = f'{{{metadata},"spec":{{"source":{{"path":"/models/x"}},"workers":{workers}}}}}'
+    # As kubectl hands it on: Python could not write it.
+    namespace.kubectl("create", "--raw", collection, "-f", "-", stdin=body)
+
+    def known(api: Api) -> bool:
+        return {model["name"] for model in api.http.get("/v1/models").json()["models"]} == {"deep", MODEL}
+
+    wait_for("the model in the watch", lambda: known(watches))
+    site.stage.available("False", "LoadFailed", "told after it", "deep")
+    wait_for("a later change", lambda: "told after it" in watches.http.get("/v1/models/deep").text)
+    lists = site.start()
+    wait_for("the model in the list", lambda: known(lists))
+    for api in (watches, lists):
+        assert api.http.get(f"/results/{api.generate()}").status_code == 200

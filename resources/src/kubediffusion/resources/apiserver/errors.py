@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from kubediffusion.resources.apiserver import deep_json
 from kubediffusion.resources.redaction import Redactor
 
 LONGEST_RETRY_AFTER = 60.0
@@ -119,8 +120,8 @@ def error_from_answer(status: int, data: bytes, retry_after: str | None = None) 
         retry_after: The ``Retry-After`` header.
     """
     try:
-        body = json.loads(data)
-    except (ValueError, RecursionError):
+        body = deep_json.loads(data)
+    except ValueError:
         body = None
     if not isinstance(body, dict):
         body = {"message": data.decode(errors="replace")[:1000]}

@@ -6,7 +6,6 @@ generic call, so that one decoding, straight into typed resources, serves every 
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +14,7 @@ from urllib.parse import urlencode
 import aiohttp
 from kubernetes.aio import client as kubernetes_client
 
+from kubediffusion.resources.apiserver import deep_json
 from kubediffusion.resources.apiserver.configuration import load_configuration, proxy_for
 from kubediffusion.resources.apiserver.errors import KubernetesError, error_from_answer
 from kubediffusion.resources.apiserver.watch_stream import decode_events
@@ -85,8 +85,8 @@ class RestClient:
         if response.status >= 400:
             raise error_from_answer(response.status, data, response.getheader("Retry-After"))
         try:
-            return json.loads(data)
-        except (ValueError, RecursionError) as error:
+            return deep_json.loads(data)
+        except ValueError as error:
             # A proxy between may answer 200 with a page of its own.
             raise KubernetesError(0, "Unreachable", f"the API server's answer is no JSON: {error}") from error
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 
+from kubediffusion.resources.apiserver import deep_json
 from kubediffusion.resources.apiserver.errors import error_from_status
 
 
@@ -20,12 +20,12 @@ async def decode_events(content: aiohttp.StreamReader) -> AsyncIterator[dict[str
     """
     async for line in split_lines(content):
         try:
-            event = json.loads(line)
+            event = deep_json.loads(line)
             kind, item = event["type"], dict(event["object"])
             code = item.get("code", 0) if kind == "ERROR" else None
             if code is None:
                 item["metadata"]["resourceVersion"]
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError("a line is no event") from error
         if code is not None:
             raise error_from_status(code if isinstance(code, int) else 0, item)

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from kubediffusion.resources.conditions import AdapterReason
 from kubediffusion.worker.engine.adapters import AdapterRefusedError, ImageAdapter
 from kubediffusion.worker.execution.adapters.conversion import read_adapter
-from kubediffusion.worker.execution.adapters.modules import Added, HookedModuleError, adapted, has_twin
+from kubediffusion.worker.execution.adapters.modules import Added, adapted
+from kubediffusion.worker.execution.twins import HookedModuleError, has_twin
 from kubediffusion.worker.execution.adapters.weights import LoadedAdapter
 from kubediffusion.worker.execution.continuous import ContinuousEngine
 from unit.worker import lora_files

@@ -76,11 +76,13 @@ class InputBatch:
         function: What computes it.
         arguments: What it takes; tensors are the batch's own.
         store: Puts what it gives into the batch.
+        by_blocks: Whether it is compiled block by block.
     """
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     store: Callable[[Any], object]
+    by_blocks: bool = False
 
     def copies(self) -> tuple[Any, ...]:
         """Return copies of the arguments, to compute with while the batch goes on and writes into its own."""
@@ -221,16 +223,16 @@ class SlotTensors:
             family = self._adapter_slots.family(size, next(iter(conditions.values())).shape[1])
         given = (family, history, control, conditions)
         if mode.features is Features.FULL:
-            return InputBatch(step_full, (*given, self._shared, self._key), history.copy_)
+            return InputBatch(step_full, (*given, self._shared, self._key), history.copy_, family.by_blocks)
         kept = self._kept()[:size, rows]
         if mode.features is Features.REUSE:
-            return InputBatch(step_reuse, (*given, kept), history.copy_)
+            return InputBatch(step_reuse, (*given, kept), history.copy_, family.by_blocks)
 
         def store(made: tuple[torch.Tensor, torch.Tensor]) -> None:
             history.copy_(made[0])
             kept.copy_(made[1])
 
-        return InputBatch(step_refresh, given, store)
+        return InputBatch(step_refresh, given, store, family.by_blocks)
 
     def _kept(self) -> torch.Tensor:
         if self._features is None:

@@ -148,7 +148,7 @@ class CudaGraphManager:
             return True
 
         key = (size, self._mode)
-        step = self._compiler.ready(self._slots, key, work.function, work.copies)
+        step = self._compiler.ready(self._slots, key, work.function, work.copies, by_blocks=work.by_blocks)
         if step is not None:
             self._capture(size, work, step, compiled=True)
         elif self._compiler.refused(self._slots, key):

@@ -70,6 +70,7 @@ class ModelFamily:
         takes_negative: Whether guidance is by the negative prompt; else it is by the empty one, whatever is given.
         weighs_prompts: Whether it heeds ``promptWeighting``.
         calls_denoiser: Whether :meth:`denoise` calls the denoiser as a whole; else it calls the denoiser's modules.
+        by_blocks: Whether the denoiser is compiled block by block, as a transformer's blocks are alike.
     """
 
     pipelines: ClassVar[tuple[str, ...]] = ()
@@ -83,6 +84,7 @@ class ModelFamily:
     takes_negative: ClassVar[bool] = True
     weighs_prompts: ClassVar[bool] = False
     calls_denoiser: ClassVar[bool] = True
+    by_blocks: ClassVar[bool] = True
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline

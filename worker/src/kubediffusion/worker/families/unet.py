@@ -27,6 +27,7 @@ class UNetFamily(ImageToImageFamily):
     addition_embed_type: ClassVar[str | None] = None
     """What the UNet of such a pipeline is told beside its prompts, by diffusers' name."""
     weighs_prompts: ClassVar[bool] = True
+    by_blocks: ClassVar[bool] = False
 
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline)

@@ -1,8 +1,4 @@
-"""Layers that add what adapters bring, and twins of a model that have such layers in the place of its own.
-
-A twin shares every weight with the model, and its modules but for those on the way to the layers that differ. The model
-itself is never changed: what runs without adapters runs as if there were none, and so do other threads meanwhile.
-"""
+"""Layers that add what adapters bring, and twins of a model that have such layers in the place of its own."""
 
 from __future__ import annotations
 
@@ -14,19 +10,11 @@ from torch import nn
 from torch.nn import functional
 
 from kubediffusion.worker.execution.adapters.weights import LowRank
+from kubediffusion.worker.execution.twins import twin_with
 from kubediffusion.worker.families.row_layout import RowLayout
 
 FUSED = {"to_qkv": ("to_q", "to_k", "to_v"), "to_kv": ("to_k", "to_v")}
 """Layers that ``fuse_qkv_projections`` of diffusers makes, and those whose outputs they give side by side."""
-
-
-class HookedModuleError(Exception):
-    """A module's ``forward`` belongs to the module itself, as where weights come from main memory: it has no twin."""
-
-
-def has_twin(model: nn.Module) -> bool:
-    """Return whether a model may have twins: no module of it has a ``forward`` of its own, as hooks give it one."""
-    return not any("forward" in module.__dict__ for module in model.modules())
 
 
 class Added(nn.Module):
@@ -207,7 +195,7 @@ def adapted(model: Any, names: Mapping[str, object], make: MakeAdded) -> Any:
             replaced[name] = AdaptedFusedLayer(
                 layer, [(outputs, part.added if isinstance(part, AdaptedLayer) else None) for outputs, part in given]
             )
-    return _twin(model, "", replaced, {prefix for name in replaced for prefix in _prefixes(name)})
+    return twin_with(model, replaced)
 
 
 def _fused(model: Any) -> Iterator[tuple[str, Any, list[tuple[str, Any]]]]:
@@ -220,29 +208,6 @@ def _fused(model: Any) -> Iterator[tuple[str, Any, list[tuple[str, Any]]]]:
             if layer is not None:
                 inside = f"{name}." if name else ""
                 yield inside + fused, layer, [(inside + part, getattr(module, part)) for part in parts]
-
-
-def _prefixes(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:length]) for length in range(len(parts))]
-
-
-def _twin(module: Any, name: str, replaced: Mapping[str, nn.Module], ways: set[str]) -> Any:
-    if name in replaced:
-        return replaced[name]
-    if name not in ways:
-        return module
-    if "forward" in module.__dict__:
-        raise HookedModuleError(f"{name or type(module).__name__} has a forward of its own")
-    twin = module.__class__.__new__(module.__class__)
-    twin.__dict__.update(module.__dict__)
-    # What was compiled of it calls the model's own layers.
-    twin.__dict__["_compiled_call_impl"] = None
-    twin.__dict__["_modules"] = {
-        child: part if part is None else _twin(part, f"{name}.{child}" if name else child, replaced, ways)
-        for child, part in module._modules.items()  # noqa: SLF001 - a module has no other way to its parts by name
-    }
-    return twin
 
 
 def _options(layer: nn.Conv2d) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import torch
 from kubediffusion.resources.conditions import EngineReason
 from kubediffusion.worker.compile_cache import CompiledCodeCache
 from kubediffusion.worker.engine import described
+from kubediffusion.worker.execution.compile.blocks import compiled_by_blocks
 from kubediffusion.worker.execution.compile.functions import Function, compiled_for, from_bytes, name_of, to_bytes
 from kubediffusion.worker.execution.faults import is_out_of_memory
 from kubediffusion.worker.stages import OnStage, ignore_stage
@@ -105,7 +106,9 @@ class Compiler:
         job = self._jobs.get(owner, {}).get(key)
         return job is not None and job.done() and job.result() is None
 
-    def ready(self, owner: Any, key: Hashable, function: Function, arguments: Arguments) -> Function | None:
+    def ready(
+        self, owner: Any, key: Hashable, function: Function, arguments: Arguments, *, by_blocks: bool = False
+    ) -> Function | None:
         """Return a compiled function; None while there is none. The first call that finds the compiler idle starts it.
 
         Args:
@@ -113,6 +116,7 @@ class Compiler:
             key: Which of the owner's shapes.
             function: The function.
             arguments: Makes arguments of that shape, in the compiler's thread.
+            by_blocks: Whether only the blocks of the model that it runs are compiled: see :mod:`.blocks`.
         """
         jobs = self._jobs.setdefault(owner, {})
         if not self._begun:
@@ -122,7 +126,7 @@ class Compiler:
                 counted = not self._count.complete
                 if counted:
                     self._tell(begins=True)
-                jobs[key] = self._latest = self._thread.submit(self._compile, function, arguments)
+                jobs[key] = self._latest = self._thread.submit(self._compile, function, arguments, by_blocks)
                 if counted:
                     jobs[key].add_done_callback(partial(self._done, planned=key in self._planned.get(owner, ())))
             return None
@@ -143,20 +147,30 @@ class Compiler:
             else:
                 self._on_stage(EngineReason.READY, f"{done} of {planned} compiled; the rest follows")
 
-    def _compile(self, function: Function, arguments: Arguments) -> Function | None:
-        name = function.__name__
+    def _compile(self, function: Function, arguments: Arguments, by_blocks: bool) -> Function | None:
         try:
             with torch.inference_mode(), _switching(), self._own_stream():
                 given = arguments()
-                name = f"{name_of(function, given)}.zip"
-                if (loaded := self._loaded(name, given)) is not None:
-                    return loaded
-                compiled = compiled_for(function, given, self._backend)
-                compiled(*given)
+                if by_blocks:
+                    return compiled_by_blocks(function, given, self._compiled_for)
+                return self._compiled_for(function, given)
         except Exception as error:  # noqa: BLE001 - what cannot be compiled runs uncompiled
-            logger.warning("something stays uncompiled", extra={"entry": name, **described(error)})
+            logger.warning("something stays uncompiled", extra={"function": function.__name__, **described(error)})
             return None
-        logger.info("compiled", extra={"entry": name})
+
+    def _compiled_for(self, function: Function, given: tuple[Any, ...], kind: str = "") -> Function:
+        """Return a function compiled for arguments, or loaded where an earlier worker compiled it; it has run once.
+
+        Raises:
+            Exception: It cannot be compiled.
+        """
+        name = f"{name_of(function, given, kind)}.zip"
+        if (loaded := self._loaded(name, given)) is not None:
+            return loaded
+        began = time.monotonic()
+        compiled = compiled_for(function, given, self._backend)
+        compiled(*given)
+        logger.info("compiled", extra={"entry": name, "seconds": round(time.monotonic() - began, 3)})
         # As a job of its own: what was just compiled need not wait for it.
         self._thread.submit(self._keep, name, compiled)
         return compiled

@@ -28,7 +28,8 @@ def compiled_for(function: Function, arguments: tuple[Any, ...], backend: Any = 
 
     Args:
         function: What PyTorch can trace as a whole.
-        arguments: Tensors, mappings of tensors, and what is no tensor and stays as it is, such as modules.
+        arguments: Tensors, mappings of tensors, and what is no tensor and stays as it is. Weights of a module among them
+            are those of the module of each call, which has to be built like the first.
         backend: PyTorch's name of what compiles, or a function that does.
 
     Returns:
@@ -68,18 +69,27 @@ def from_bytes(data: bytes) -> Function:
     return function
 
 
-def name_of(function: Function, arguments: tuple[Any, ...]) -> str:
-    """Name a function compiled for arguments: its own name, and a digest of what they are."""
-    digest = hashlib.sha256(repr([_described(argument) for argument in arguments]).encode())
+def name_of(function: Function, arguments: tuple[Any, ...], kind: str = "") -> str:
+    """Name a function compiled for arguments: its own name, and a digest of what they are.
+
+    Args:
+        function: The function.
+        arguments: Its arguments.
+        kind: What tells it apart beside them.
+    """
+    told = [*([kind] if kind else []), *(described_argument(argument) for argument in arguments)]
+    digest = hashlib.sha256(repr(told).encode())
     return f"{function.__name__}-{digest.hexdigest()[:_DIGITS]}"
 
 
-def _described(argument: Any) -> Any:
+def described_argument(argument: Any) -> Any:
     """Return what compiled code depends on of an argument; of a module, its class."""
     if isinstance(argument, torch.Tensor):
         return (str(argument.dtype), tuple(argument.shape), argument.stride(), argument.device.type)
     if isinstance(argument, dict):
-        return sorted((name, _described(part)) for name, part in argument.items())
+        return sorted((name, described_argument(part)) for name, part in argument.items())
+    if isinstance(argument, list | tuple):
+        return [described_argument(part) for part in argument]
     if isinstance(argument, torch.nn.Module):
         return type(argument).__qualname__
     return repr(argument)

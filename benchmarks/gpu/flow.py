@@ -1,0 +1,301 @@
+"""Measures the step engine with the flow-matching transformers that people serve, and diffusers beside it.
+
+    python benchmarks/gpu/flow.py flux1 --out dist/flow            # one H200: three minutes
+    python benchmarks/gpu/flow.py flux1 --out dist/flow --float8   # the same, with float8 beside it
+    python benchmarks/gpu/flow.py tiny-flux --out dist/flow        # for trying this on a CPU; measures nothing
+
+Weights are random and of the true shapes; images are 1024 by 1024 unless told otherwise. What is measured is written to
+``OUT/NAME.json`` after each part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import statistics
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import models
+import torch
+from flow_models import ARCHITECTURES, PROMPT, Architecture
+from yardsticks import levels_apart, milliseconds, say
+
+from kubediffusion.resources.runtime import logs
+from kubediffusion.worker.engine import ImageId, ImageRequest, SamplingParameters
+from kubediffusion.worker.engine.arrangement import sizes_up_to
+from kubediffusion.worker.execution.accelerator import prepare
+from kubediffusion.worker.execution.build import info_of
+from kubediffusion.worker.execution.compile.compiler import Compiler
+from kubediffusion.worker.execution.continuous import ContinuousEngine
+from kubediffusion.worker.families.base import ModelFamily
+from kubediffusion.worker.families.registry import family_of
+from kubediffusion.worker.images import encode
+
+CUDA = torch.cuda.is_available()
+COMPILE_SECONDS = 240.0
+
+
+class Measurements:
+    """What is measured of one model.
+
+    Args:
+        name: Of its architecture.
+        given: The command's arguments.
+    """
+
+    def __init__(self, name: str, given: argparse.Namespace) -> None:
+        self.name = name
+        self.given = given
+        self.architecture: Architecture = ARCHITECTURES[name]
+        self.steps: int = given.steps or self.architecture.steps
+        self.found: dict[str, Any] = {"architecture": name, "size": given.size, "torch": torch.__version__}
+        began = time.perf_counter()
+        self.pipeline = self.architecture.build()
+        self.pipeline.set_progress_bar_config(disable=True)
+        if CUDA:
+            self.pipeline.to("cuda")
+            self.found["device"] = torch.cuda.get_device_name()
+        self.denoiser: Any = self.pipeline.transformer
+        say(f"{name}: built in {time.perf_counter() - began:.0f} s")
+
+    def attempt(self, what: str, part: Callable[[], Any]) -> None:
+        """Measure a part, and write down what was found, or what broke it."""
+        if self.given.parts and what.split()[0] not in self.given.parts:
+            return
+        began = time.monotonic()
+        try:
+            with torch.inference_mode():
+                self.found[what] = part()
+        except Exception:  # noqa: BLE001 - what breaks one part leaves the others
+            self.found[what] = {"broken": traceback.format_exc()[-1200:]}
+        say(f"{self.name} {what} ({time.monotonic() - began:.1f} s): {json.dumps(self.found[what])}")
+        (self.given.out / f"{self.name}.json").write_text(json.dumps(self.found, indent=1) + "\n")
+
+    def engine_of(self, limit: int) -> ContinuousEngine:
+        """Make an engine on the pipeline as it is now, as the worker makes it."""
+        family = family_of(self.pipeline)
+        assert isinstance(family, ModelFamily), family
+        prepare(self.pipeline)
+        compiler = Compiler(None) if CUDA and not self.given.plain else None
+        info = replace(info_of(self.pipeline, "random"), name="continuous+compile" if compiler else "continuous")
+        engine = ContinuousEngine(self.pipeline, info, family, sizes_up_to(limit, prepared=CUDA), compiler, graphs=CUDA)
+        engine.warm_up()
+        return engine
+
+    def requests(self, count: int, **shape: Any) -> tuple[ImageRequest, ...]:
+        """Return images to make."""
+        usual = {"steps": self.steps, "guidance": self.architecture.guidance}
+        usual |= {"width": self.given.size, "height": self.given.size}
+        sampling = SamplingParameters(**(usual | shape))
+        return tuple(
+            ImageRequest(ImageId("job", 1, index), PROMPT, self.architecture.negative, index, sampling)
+            for index in range(count)
+        )
+
+    def measure(self, engine: ContinuousEngine, limit: int, label: str = "") -> None:
+        """Measure an engine: what it compiles, a step alone, an image alone, and many."""
+        self.attempt(f"warm{label}", functools.partial(self.warm, engine))
+        self.attempt(f"replays{label}", functools.partial(self.replays, engine))
+        self.attempt(f"alone{label}", functools.partial(self.alone, engine))
+        self.attempt(f"saturated{label}", functools.partial(self.saturated, engine, limit))
+
+    def warm(self, engine: ContinuousEngine) -> dict[str, Any]:
+        """Have everything compiled and captured for the size that is measured."""
+        if not CUDA:
+            return {}
+        began, shots = time.perf_counter(), []
+        while True:
+            models.prepare_while_idle(engine, COMPILE_SECONDS)
+            made = models.make(engine, self.requests(len(engine.prepared_batches.of(self.key(engine)).sizes), steps=2), 1)
+            shots.append([load.compiled for load in made.loads])
+            steps = engine.prepared_batches.of(self.key(engine)).step_runner
+            if all(steps.prepare(size) for size in engine.prepared_batches.of(self.key(engine)).sizes):
+                break
+            if time.perf_counter() - began > COMPILE_SECONDS:
+                break
+            if engine.compiler is not None:
+                engine.compiler.wait()
+        return {
+            "seconds": round(time.perf_counter() - began, 1),
+            "captured": {str(size): compiled for size, compiled in steps.captured.items()},
+            "reserved GB": round(torch.cuda.memory_reserved() / 1e9, 1),
+        }
+
+    def key(self, engine: ContinuousEngine) -> Any:
+        """Return the key of the images that are measured."""
+        return engine.family.batch_key(engine.family.key(self.requests(1)[0]))
+
+    def replays(self, engine: ContinuousEngine) -> dict[str, Any]:
+        """Time the graphs alone, and one image's encoding and decoding."""
+        if not CUDA:
+            return {}
+        prepared = engine.prepared_batches.of(self.key(engine))
+        prepared.batch.fill(0.5)
+        graphs = prepared.step_runner._graphs  # noqa: SLF001
+        found: dict[str, Any] = {f"step {size} ms": milliseconds(graph.replay, 7) for size, graph in graphs.items()}
+        request = self.requests(1)[0]
+        key = engine.family.key(request)
+        found["encode ms"] = milliseconds(lambda: engine.family.encode(request, key), 3)
+        decodings = engine.decoder._graphed._graphs  # noqa: SLF001
+        found |= {f"decode {shape} ms": milliseconds(graph.graph.replay, 5) for shape, graph in decodings.items()}
+        return found
+
+    def alone(self, engine: ContinuousEngine) -> dict[str, Any]:
+        """Time one image at a time, from its request to the bytes of its PNG."""
+        seconds = []
+        for turn in range(4):
+            began = time.perf_counter()
+            (request,) = self.requests(1)
+            # A prompt that was not encoded before.
+            made = models.make(engine, [replace(request, prompt=f"{PROMPT} {turn}")], 1)
+            encode(made.outcomes[0], PROMPT, {})
+            seconds.append(time.perf_counter() - began)
+        return {"seconds to PNG": round(statistics.median(seconds[1:]), 3), "all": [round(s, 3) for s in seconds]}
+
+    def saturated(self, engine: ContinuousEngine, limit: int) -> dict[str, Any]:
+        """Time images one after the other, or beside each other, from a stock that does not run out."""
+        count = max(self.given.images, 2 * limit)
+        requests = [replace(request, prompt=f"{PROMPT} #{request.id.index}") for request in self.requests(count)]
+        began = time.perf_counter()
+        made = models.make(engine, requests, limit)
+        seconds = time.perf_counter() - began
+        steps = sum(load.images for load in made.loads)
+        return {
+            "images": count,
+            "images/s": round(count / seconds, 4),
+            "image steps/s": round(steps / seconds, 3),
+            "of steps compiled": round(statistics.mean(load.compiled for load in made.loads), 3),
+        }
+
+    def eager(self) -> dict[str, Any]:
+        """Time diffusers' own call, uncompiled, to the bytes of a PNG."""
+        seconds = []
+        arguments: dict[str, Any] = {"num_inference_steps": self.steps, "width": self.given.size}
+        arguments |= {"height": self.given.size}
+        scale = "true_cfg_scale" if self.name == "qwen" else "guidance_scale"
+        arguments[scale] = self.architecture.guidance
+        if self.architecture.negative is not None:
+            arguments["negative_prompt"] = self.architecture.negative
+        for turn in range(2):
+            began = time.perf_counter()
+            self.pipeline(PROMPT, **arguments).images[0].save(self.given.out / "eager.png")
+            seconds.append(round(time.perf_counter() - began, 3))
+            say(f"eager {turn}: {seconds[-1]}")
+        return {"seconds to PNG": seconds[-1], "all": seconds}
+
+    def attention(self, engine: ContinuousEngine) -> dict[str, Any]:
+        """Time one uncompiled step with each of PyTorch's attention kernels."""
+        work = engine.prepared_batches.of(self.key(engine)).batch.input_batch(1)
+        found: dict[str, Any] = {}
+        for backend in ("native", "_native_cudnn", "_native_flash"):
+            try:
+                self.denoiser.set_attention_backend(backend)
+                found[backend] = milliseconds(lambda: work.function(*work.arguments), 4)
+            except Exception as error:  # noqa: BLE001 - not every mask suits every kernel
+                found[backend] = f"{type(error).__name__}: {str(error)[:200]}"
+        self.denoiser.reset_attention_backend()
+        return found
+
+    def by_hand(self, engine: ContinuousEngine) -> dict[str, Any]:
+        """Time a step as one writes it by hand: diffusers' repeated blocks compiled, and one CUDA graph."""
+        work = engine.prepared_batches.of(self.key(engine)).batch.input_batch(1)
+        began = time.perf_counter()
+        self.denoiser.compile_repeated_blocks(fullgraph=True, dynamic=False)
+        found: dict[str, Any] = {"compiled ms": milliseconds(lambda: work.function(*work.arguments), 5)}
+        found["compile seconds"] = round(time.perf_counter() - began, 1)
+        from raw import _graph
+
+        found["graph ms"] = milliseconds(_graph(lambda: work.function(*work.arguments)), 7)
+        for block in self.denoiser.modules():
+            block._compiled_call_impl = None  # noqa: SLF001 - as it was
+        torch._dynamo.reset()  # noqa: SLF001
+        return found
+
+    def float8(self, how: str) -> dict[str, Any]:
+        """Hold the blocks' large layers in float8, multiplied in float8 with a scale for each row."""
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
+
+        def is_wanted(layer: torch.nn.Module, name: str) -> bool:
+            large = isinstance(layer, torch.nn.Linear) and min(layer.in_features, layer.out_features) >= 1024
+            return large and "norm" not in name and "blocks" in name or "layers." in name and large and "adaLN" not in name
+
+        if how == "torchao":
+            from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
+
+            quantize_(self.denoiser, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), filter_fn=is_wanted)
+        else:
+            for name, layer in [(n, part) for n, part in self.denoiser.named_modules() if is_wanted(part, n)]:
+                parent, _, last = name.rpartition(".")
+                setattr(self.denoiser.get_submodule(parent), last, Float8ByHand(layer))
+        torch.cuda.empty_cache()
+        return {"GB before": round(before / 1e9, 1), "GB after": round(torch.cuda.memory_allocated() / 1e9, 1)}
+
+
+class Float8ByHand(torch.nn.Module):
+    """A linear layer whose product is in float8, by PyTorch's own kernel: what a library around it is measured against."""
+
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        super().__init__()
+        scale = layer.weight.float().abs().amax(1, keepdim=True).clamp(min=1e-6) / 448
+        self.held = torch.nn.Parameter((layer.weight.float() / scale).to(torch.float8_e4m3fn), requires_grad=False)
+        self.scale = torch.nn.Parameter(scale.t().contiguous(), requires_grad=False)
+        self.weight, self.bias = self.held, layer.bias
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        """Multiply ``[..., inputs]`` to ``[..., outputs]``."""
+        rows = given.reshape(-1, given.shape[-1])
+        scale = rows.abs().amax(1, keepdim=True).float().clamp(min=1e-6) / 448
+        held = (rows.float() / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
+        product = torch._scaled_mm(  # noqa: SLF001 - PyTorch's name for it
+            held,
+            self.held.t(),
+            scale_a=scale,
+            scale_b=self.scale,
+            bias=self.bias,
+            out_dtype=torch.bfloat16,
+            use_fast_accum=True,
+        )
+        return product.reshape(*given.shape[:-1], -1)
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=ARCHITECTURES)
+    parser.add_argument("--out", type=Path, required=True, help="folder for results")
+    parser.add_argument("--size", type=int, default=1024, help="width and height in pixels")
+    parser.add_argument("--limit", type=int, default=1, help="the most images in a batch")
+    parser.add_argument("--steps", type=int, help="denoising steps; the architecture's own by default")
+    parser.add_argument("--images", type=int, default=4, help="images for which the engine is kept busy")
+    parser.add_argument("--parts", nargs="*", default=[], help="measure only these")
+    parser.add_argument("--float8", nargs="*", default=[], help="torchao, hand: measure float8 too, one way or both")
+    parser.add_argument("--plain", action="store_true", help="compile nothing")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    logs.configure_logging("INFO" if CUDA else "WARNING")
+    here = Measurements(given.name, given)
+    here.attempt("eager", here.eager)
+    engine = here.engine_of(given.limit)
+    here.attempt("attention", functools.partial(here.attention, engine))
+    here.measure(engine, given.limit)
+    reference = models.make(engine, here.requests(1), 1).outcomes[0]
+    here.attempt("hand", functools.partial(here.by_hand, engine))
+    for how in given.float8:
+        del engine
+        here.attempt(f"float8 {how}", functools.partial(here.float8, how))
+        engine = here.engine_of(given.limit)
+        here.measure(engine, given.limit, f" float8 {how}")
+        apart = levels_apart(models.make(engine, here.requests(1), 1).outcomes[0], reference)
+        say(f"float8 {how}: {apart} levels from bfloat16")
+
+
+if __name__ == "__main__":
+    main()

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import statistics
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,14 @@ from flow_models import ARCHITECTURES, PROMPT, Architecture
 from yardsticks import levels_apart, milliseconds, say
 
 from kubediffusion.resources.runtime import logs
-from kubediffusion.worker.engine import ImageId, ImageRequest, SamplingParameters
+from kubediffusion.worker.engine import ImageId, ImageRequest, SamplingParameters, StepStats
 from kubediffusion.worker.engine.arrangement import sizes_up_to
 from kubediffusion.worker.execution.accelerator import prepare
 from kubediffusion.worker.execution.build import info_of
+from kubediffusion.worker.execution.compile.blocks import repeated_blocks
 from kubediffusion.worker.execution.compile.compiler import Compiler
 from kubediffusion.worker.execution.continuous import ContinuousEngine
+from kubediffusion.worker.execution.float8 import use_float8_products
 from kubediffusion.worker.families.base import ModelFamily
 from kubediffusion.worker.families.registry import family_of
 from kubediffusion.worker.images import encode
@@ -112,7 +115,9 @@ class Measurements:
         began, shots = time.perf_counter(), []
         while True:
             models.prepare_while_idle(engine, COMPILE_SECONDS)
-            made = models.make(engine, self.requests(len(engine.prepared_batches.of(self.key(engine)).sizes), steps=2), 1)
+            made = models.make(
+                engine, self.requests(len(engine.prepared_batches.of(self.key(engine)).sizes), steps=2), 1
+            )
             shots.append([load.compiled for load in made.loads])
             steps = engine.prepared_batches.of(self.key(engine)).step_runner
             if all(steps.prepare(size) for size in engine.prepared_batches.of(self.key(engine)).sizes):
@@ -154,22 +159,33 @@ class Measurements:
             (request,) = self.requests(1)
             # A prompt that was not encoded before.
             made = models.make(engine, [replace(request, prompt=f"{PROMPT} {turn}")], 1)
+            drawn = time.perf_counter()
             encode(made.outcomes[0], PROMPT, {})
             seconds.append(time.perf_counter() - began)
-        return {"seconds to PNG": round(statistics.median(seconds[1:]), 3), "all": [round(s, 3) for s in seconds]}
+            encoding = time.perf_counter() - drawn
+        return {
+            "seconds to PNG": round(statistics.median(seconds[1:]), 3),
+            "all": [round(s, 3) for s in seconds],
+            "PNG ms": round(encoding * 1e3, 1),
+        }
 
     def saturated(self, engine: ContinuousEngine, limit: int) -> dict[str, Any]:
         """Time images one after the other, or beside each other, from a stock that does not run out."""
         count = max(self.given.images, 2 * limit)
         requests = [replace(request, prompt=f"{PROMPT} #{request.id.index}") for request in self.requests(count)]
-        began = time.perf_counter()
-        made = models.make(engine, requests, limit)
+        began, watch = time.perf_counter(), TimedWatch(requests[limit:])
+        engine.run(tuple(requests[:limit]), watch)
         seconds = time.perf_counter() - began
+        made, pauses = watch, [after - before for before, after in itertools.pairwise(watch.moments)]
+        usual = statistics.median(pauses)
         steps = sum(load.images for load in made.loads)
         return {
             "images": count,
             "images/s": round(count / seconds, 4),
             "image steps/s": round(steps / seconds, 3),
+            "median step ms": round(usual * 1e3, 2),
+            "stood still": round(1 - usual * len(made.loads) / seconds, 4),
+            "longest pauses ms": [round(pause * 1e3) for pause in sorted(pauses)[-6:]],
             "of steps compiled": round(statistics.mean(load.compiled for load in made.loads), 3),
         }
 
@@ -217,53 +233,34 @@ class Measurements:
         torch._dynamo.reset()  # noqa: SLF001
         return found
 
-    def float8(self, how: str) -> dict[str, Any]:
-        """Hold the blocks' large layers in float8, multiplied in float8 with a scale for each row."""
+    def float8(self) -> dict[str, Any]:
+        """Have the blocks' large layers computed in float8, as ``spec.quantization: float8`` does."""
+        from torchao.quantization import Float8WeightOnlyConfig, quantize_
+
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated()
 
-        def is_wanted(layer: torch.nn.Module, name: str) -> bool:
-            large = isinstance(layer, torch.nn.Linear) and min(layer.in_features, layer.out_features) >= 1024
-            return large and "norm" not in name and "blocks" in name or "layers." in name and large and "adaLN" not in name
-
-        if how == "torchao":
-            from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
-
-            quantize_(self.denoiser, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), filter_fn=is_wanted)
-        else:
-            for name, layer in [(n, part) for n, part in self.denoiser.named_modules() if is_wanted(part, n)]:
-                parent, _, last = name.rpartition(".")
-                setattr(self.denoiser.get_submodule(parent), last, Float8ByHand(layer))
+        quantize_(self.denoiser, Float8WeightOnlyConfig())
+        layers = use_float8_products(self.denoiser, repeated_blocks(self.denoiser))
         torch.cuda.empty_cache()
-        return {"GB before": round(before / 1e9, 1), "GB after": round(torch.cuda.memory_allocated() / 1e9, 1)}
+        return {
+            "layers": layers,
+            "GB before": round(before / 1e9, 1),
+            "GB after": round(torch.cuda.memory_allocated() / 1e9, 1),
+        }
 
 
-class Float8ByHand(torch.nn.Module):
-    """A linear layer whose product is in float8, by PyTorch's own kernel: what a library around it is measured against."""
+class TimedWatch(models.Watch):
+    """A stock of images, and when each step was counted."""
 
-    def __init__(self, layer: torch.nn.Linear) -> None:
-        super().__init__()
-        scale = layer.weight.float().abs().amax(1, keepdim=True).clamp(min=1e-6) / 448
-        self.held = torch.nn.Parameter((layer.weight.float() / scale).to(torch.float8_e4m3fn), requires_grad=False)
-        self.scale = torch.nn.Parameter(scale.t().contiguous(), requires_grad=False)
-        self.weight, self.bias = self.held, layer.bias
-        self.in_features, self.out_features = layer.in_features, layer.out_features
+    def __init__(self, stock: Sequence[ImageRequest]) -> None:
+        super().__init__(stock)
+        self.moments: list[float] = []
 
-    def forward(self, given: torch.Tensor) -> torch.Tensor:
-        """Multiply ``[..., inputs]`` to ``[..., outputs]``."""
-        rows = given.reshape(-1, given.shape[-1])
-        scale = rows.abs().amax(1, keepdim=True).float().clamp(min=1e-6) / 448
-        held = (rows.float() / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
-        product = torch._scaled_mm(  # noqa: SLF001 - PyTorch's name for it
-            held,
-            self.held.t(),
-            scale_a=scale,
-            scale_b=self.scale,
-            bias=self.bias,
-            out_dtype=torch.bfloat16,
-            use_fast_accum=True,
-        )
-        return product.reshape(*given.shape[:-1], -1)
+    def count_step(self, load: StepStats) -> None:
+        """Remember when."""
+        super().count_step(load)
+        self.moments.append(time.perf_counter())
 
 
 def main() -> None:
@@ -276,7 +273,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="denoising steps; the architecture's own by default")
     parser.add_argument("--images", type=int, default=4, help="images for which the engine is kept busy")
     parser.add_argument("--parts", nargs="*", default=[], help="measure only these")
-    parser.add_argument("--float8", nargs="*", default=[], help="torchao, hand: measure float8 too, one way or both")
+    parser.add_argument("--float8", action="store_true", help="measure float8 too")
     parser.add_argument("--plain", action="store_true", help="compile nothing")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -288,13 +285,13 @@ def main() -> None:
     here.measure(engine, given.limit)
     reference = models.make(engine, here.requests(1), 1).outcomes[0]
     here.attempt("hand", functools.partial(here.by_hand, engine))
-    for how in given.float8:
+    if given.float8:
         del engine
-        here.attempt(f"float8 {how}", functools.partial(here.float8, how))
+        here.attempt("float8", here.float8)
         engine = here.engine_of(given.limit)
-        here.measure(engine, given.limit, f" float8 {how}")
+        here.measure(engine, given.limit, " float8")
         apart = levels_apart(models.make(engine, here.requests(1), 1).outcomes[0], reference)
-        say(f"float8 {how}: {apart} levels from bfloat16")
+        say(f"float8: {apart} levels from bfloat16")
 
 
 if __name__ == "__main__":

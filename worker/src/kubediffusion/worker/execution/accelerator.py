@@ -14,6 +14,7 @@ import torch
 from kubediffusion.worker.execution.attention import FusedAttention
 from kubediffusion.worker.execution.graphs import URGENT
 from kubediffusion.worker.execution.slots import SlotState
+from kubediffusion.worker.execution.transformer_attention import use_cudnn
 
 _HOPPER = 9
 """Compute capability from which on cuDNN's attention is used; older devices have none, or a slower one."""
@@ -21,7 +22,11 @@ _HOPPER = 9
 
 def prepare(pipeline: Any) -> None:
     """Bring a pipeline's modules into the form in which a CUDA device is fastest; on the CPU leave them."""
-    if pipeline.device.type != "cuda" or getattr(pipeline, "unet", None) is None:
+    if pipeline.device.type != "cuda":
+        return
+    if getattr(pipeline, "unet", None) is None:
+        if torch.cuda.get_device_capability(pipeline.device)[0] >= _HOPPER:
+            use_cudnn(pipeline.transformer)
         return
     for module in (pipeline.unet, pipeline.vae):
         module.to(memory_format=torch.channels_last)

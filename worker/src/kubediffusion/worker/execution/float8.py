@@ -77,8 +77,8 @@ class Float8Linear(nn.Module):
 def use_float8_products(denoiser: nn.Module, blocks: dict[str, nn.Module]) -> int:
     """Have the layers of blocks computed in float8 whose weights torchao holds so, and return how many they are.
 
-    What else torchao holds in the blocks becomes plain again: layers that are small, and those of a normalization, which
-    make of a time step how much of everything there is.
+    What else torchao holds in the blocks becomes plain again: layers that are small, and those of a normalization,
+    which make of a time step how much of everything there is.
 
     Args:
         denoiser: The model, on its device.

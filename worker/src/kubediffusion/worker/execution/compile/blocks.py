@@ -13,6 +13,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,6 +36,9 @@ Raises:
 
 Call = tuple[str, str]
 """What a compiled block is for: how the block is built, and what it is called with."""
+
+_PLACES = frozenset({"layer_id", "layer_idx", "layer_index", "layer_number", "block_id", "block_idx"})
+"""Attributes that say which of its like a block is, and by which it computes nothing."""
 
 _PLAIN = (bool, int, float, str, tuple, torch.dtype, Enum, type(None))
 """Types of attributes that a module computes by, and that can be written down."""
@@ -89,7 +93,7 @@ def compiled_by_blocks(function: Function, given: tuple[Any, ...], compile_for: 
     def find(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Function | None:
         return compiled.get((built[name], call_of(arguments, options)))
 
-    finding = {name: _dispatching(block, lambda *call, name=name: find(name, *call)) for name, block in blocks.items()}
+    finding = {name: _dispatching(block, partial(find, name)) for name, block in blocks.items()}
     twin = _with_blocks(family, finding)
     return lambda _family, *more: function(twin, *more)
 
@@ -125,7 +129,7 @@ def call_block(block: nn.Module, arguments: tuple[Any, ...], options: dict[str, 
 
 def _settings(module: nn.Module) -> list[tuple[str, Any]]:
     """Return a module's plain attributes, and those of the plain objects that it has, such as attention processors."""
-    own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    own = {name: value for name, value in vars(module).items() if not name.startswith("_") and name not in _PLACES}
     settings: list[tuple[str, Any]] = []
     for name, value in sorted(own.items()):
         if isinstance(value, _PLAIN):

@@ -28,8 +28,8 @@ def compiled_for(function: Function, arguments: tuple[Any, ...], backend: Any = 
 
     Args:
         function: What PyTorch can trace as a whole.
-        arguments: Tensors, mappings of tensors, and what is no tensor and stays as it is. Weights of a module among them
-            are those of the module of each call, which has to be built like the first.
+        arguments: Tensors, mappings of tensors, and what is no tensor and stays as it is. Weights of a module among
+            them are those of the module of each call, which has to be built like the first.
         backend: PyTorch's name of what compiles, or a function that does.
 
     Returns:

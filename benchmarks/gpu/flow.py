@@ -1,7 +1,7 @@
 """Measures the step engine with the flow-matching transformers that people serve, and diffusers beside it.
 
     python benchmarks/gpu/flow.py flux1 --out dist/flow            # one H200: three minutes
-    python benchmarks/gpu/flow.py flux1 --out dist/flow --float8   # the same, with float8 beside it
+    python benchmarks/gpu/flow.py flux1 --out dist/flow --float8   # the same in float8
     python benchmarks/gpu/flow.py tiny-flux --out dist/flow        # for trying this on a CPU; measures nothing
 
 Weights are random and of the true shapes; images are 1024 by 1024 unless told otherwise. What is measured is written to
@@ -25,10 +25,11 @@ from typing import Any
 import models
 import torch
 from flow_models import ARCHITECTURES, PROMPT, Architecture
-from yardsticks import levels_apart, milliseconds, say
+from yardsticks import milliseconds, say
 
 from kubediffusion.resources.runtime import logs
 from kubediffusion.worker.engine import ImageId, ImageRequest, SamplingParameters, StepStats
+from kubediffusion.worker.engine.adapters import ImageAdapter
 from kubediffusion.worker.engine.arrangement import sizes_up_to
 from kubediffusion.worker.execution.accelerator import prepare
 from kubediffusion.worker.execution.build import info_of
@@ -78,12 +79,15 @@ class Measurements:
         except Exception:  # noqa: BLE001 - what breaks one part leaves the others
             self.found[what] = {"broken": traceback.format_exc()[-1200:]}
         say(f"{self.name} {what} ({time.monotonic() - began:.1f} s): {json.dumps(self.found[what])}")
-        (self.given.out / f"{self.name}.json").write_text(json.dumps(self.found, indent=1) + "\n")
+        kind = "-float8" if self.given.float8 else ""
+        place = self.given.out / f"{self.name}{kind}-{self.given.size}.json"
+        place.write_text(json.dumps(self.found, indent=1) + "\n")
 
     def engine_of(self, limit: int) -> ContinuousEngine:
         """Make an engine on the pipeline as it is now, as the worker makes it."""
         family = family_of(self.pipeline)
-        assert isinstance(family, ModelFamily), family
+        if not isinstance(family, ModelFamily):
+            raise TypeError(family.reason)
         prepare(self.pipeline)
         compiler = Compiler(None) if CUDA and not self.given.plain else None
         info = replace(info_of(self.pipeline, "random"), name="continuous+compile" if compiler else "continuous")
@@ -101,12 +105,12 @@ class Measurements:
             for index in range(count)
         )
 
-    def measure(self, engine: ContinuousEngine, limit: int, label: str = "") -> None:
+    def measure(self, engine: ContinuousEngine, limit: int) -> None:
         """Measure an engine: what it compiles, a step alone, an image alone, and many."""
-        self.attempt(f"warm{label}", functools.partial(self.warm, engine))
-        self.attempt(f"replays{label}", functools.partial(self.replays, engine))
-        self.attempt(f"alone{label}", functools.partial(self.alone, engine))
-        self.attempt(f"saturated{label}", functools.partial(self.saturated, engine, limit))
+        self.attempt("warm", functools.partial(self.warm, engine))
+        self.attempt("replays", functools.partial(self.replays, engine))
+        self.attempt("alone", functools.partial(self.alone, engine))
+        self.attempt("saturated", functools.partial(self.saturated, engine, limit))
 
     def warm(self, engine: ContinuousEngine) -> dict[str, Any]:
         """Have everything compiled and captured for the size that is measured."""
@@ -142,12 +146,12 @@ class Measurements:
             return {}
         prepared = engine.prepared_batches.of(self.key(engine))
         prepared.batch.fill(0.5)
-        graphs = prepared.step_runner._graphs  # noqa: SLF001
+        graphs = prepared.step_runner._graphs
         found: dict[str, Any] = {f"step {size} ms": milliseconds(graph.replay, 7) for size, graph in graphs.items()}
         request = self.requests(1)[0]
         key = engine.family.key(request)
         found["encode ms"] = milliseconds(lambda: engine.family.encode(request, key), 3)
-        decodings = engine.decoder._graphed._graphs  # noqa: SLF001
+        decodings = engine.decoder._graphed._graphs
         found |= {f"decode {shape} ms": milliseconds(graph.graph.replay, 5) for shape, graph in decodings.items()}
         return found
 
@@ -189,6 +193,51 @@ class Measurements:
             "of steps compiled": round(statistics.mean(load.compiled for load in made.loads), 3),
         }
 
+    def adapted(self, engine: ContinuousEngine, limit: int) -> dict[str, Any]:
+        """Time steps of images each of which has an adapter of its own, beside steps of images without any.
+
+        The adapters are of rank 16, for all large layers of the denoiser.
+        """
+        from unit.worker import lora_files
+
+        def is_large(name: str) -> bool:
+            layer: Any = self.denoiser.get_submodule(name)
+            sizes = getattr(layer, "in_features", 0), getattr(layer, "out_features", 0)
+            return min(sizes) >= (1024 if CUDA else 1) and "norm" not in name and "blocks" in name
+
+        uses = []
+        for seed in range(limit):
+            drawn = lora_files.factors(self.denoiser, seed, 16, 0.01, is_large)
+            file = lora_files.save(self.given.out / f"{seed}.safetensors", lora_files.weights("transformer", drawn))
+            uses.append(ImageAdapter(str(seed), 1.0, engine.read_adapter(file)))
+            file.unlink()
+        plain = [replace(request, prompt=PROMPT) for request in self.requests(2 * limit, steps=6)]
+        asked = [replace(request, adapters=(uses[request.id.index % limit],)) for request in plain]
+        found: dict[str, Any] = {"layers": len(drawn)}
+        began = time.perf_counter()
+        while time.perf_counter() - began < COMPILE_SECONDS:
+            made = models.make(engine, asked, limit)
+            if not CUDA or all(load.compiled for load in made.loads):
+                break
+            if engine.compiler is not None:
+                engine.compiler.wait()
+        found["ready seconds"] = round(time.perf_counter() - began, 1)
+        for name, images in (("without", plain), ("with", asked)):
+            watch = TimedWatch(images[limit:])
+            engine.run(tuple(images[:limit]), watch)
+            pauses = [after - before for before, after in itertools.pairwise(watch.moments)]
+            found[f"{name}: median step ms"] = round(statistics.median(pauses) * 1e3, 2)
+            found[f"{name}: longest step ms"] = round(max(pauses) * 1e3, 2)
+        if CUDA:
+            steps = engine.prepared_batches.of(self.key(engine)).step_runner
+            modes = {"without": steps, **{f"with ({mode})": other for mode, other in steps.others.items()}}
+            found |= {
+                f"{name}: step {size} ms": milliseconds(graph.replay, 7)
+                for name, of in modes.items()
+                for size, graph in of._graphs.items()
+            }
+        return found
+
     def eager(self) -> dict[str, Any]:
         """Time diffusers' own call, uncompiled, to the bytes of a PNG."""
         seconds = []
@@ -200,7 +249,7 @@ class Measurements:
             arguments["negative_prompt"] = self.architecture.negative
         for turn in range(2):
             began = time.perf_counter()
-            self.pipeline(PROMPT, **arguments).images[0].save(self.given.out / "eager.png")
+            self.pipeline(prompt=PROMPT, **arguments).images[0].save(self.given.out / "eager.png")
             seconds.append(round(time.perf_counter() - began, 3))
             say(f"eager {turn}: {seconds[-1]}")
         return {"seconds to PNG": seconds[-1], "all": seconds}
@@ -229,8 +278,7 @@ class Measurements:
 
         found["graph ms"] = milliseconds(_graph(lambda: work.function(*work.arguments)), 7)
         for block in self.denoiser.modules():
-            block._compiled_call_impl = None  # noqa: SLF001 - as it was
-        torch._dynamo.reset()  # noqa: SLF001
+            block._compiled_call_impl = None
         return found
 
     def float8(self) -> dict[str, Any]:
@@ -274,24 +322,24 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4, help="images for which the engine is kept busy")
     parser.add_argument("--parts", nargs="*", default=[], help="measure only these")
     parser.add_argument("--float8", action="store_true", help="measure float8 too")
+    parser.add_argument("--adapters", action="store_true", help="measure images with adapters too")
     parser.add_argument("--plain", action="store_true", help="compile nothing")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     logs.configure_logging("INFO" if CUDA else "WARNING")
     here = Measurements(given.name, given)
-    here.attempt("eager", here.eager)
-    engine = here.engine_of(given.limit)
-    here.attempt("attention", functools.partial(here.attention, engine))
-    here.measure(engine, given.limit)
-    reference = models.make(engine, here.requests(1), 1).outcomes[0]
-    here.attempt("hand", functools.partial(here.by_hand, engine))
     if given.float8:
-        del engine
         here.attempt("float8", here.float8)
-        engine = here.engine_of(given.limit)
-        here.measure(engine, given.limit, " float8")
-        apart = levels_apart(models.make(engine, here.requests(1), 1).outcomes[0], reference)
-        say(f"float8: {apart} levels from bfloat16")
+    else:
+        here.attempt("eager", here.eager)
+    engine = here.engine_of(given.limit)
+    here.measure(engine, given.limit)
+    if given.adapters:
+        here.attempt("adapted", functools.partial(here.adapted, engine, given.limit))
+    here.attempt("hand", functools.partial(here.by_hand, engine))
+    if not given.float8:
+        # Last: PyTorch's choice of kernels is the process's.
+        here.attempt("attention", functools.partial(here.attention, engine))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
 
 # First: its builders import each other.
-import census.registry  # noqa: E402, F401
+import census.registry  # noqa: F401
 
 PROMPT = "an astronaut riding a green horse through deep snow at night, the northern lights above"
 
@@ -135,6 +135,7 @@ def flux2() -> Any:
     """Make FLUX.2-dev: 32.2 B parameters, Mistral Small 3 of 24 B without its images' half."""
     import diffusers
     import transformers
+
     from census.builders.flux import mistral_processor
 
     text = {

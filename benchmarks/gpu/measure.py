@@ -100,7 +100,7 @@ class Measurements:
         if not CUDA:
             return found
         return found | {
-            "compiled": self.prepared().steps.captured,
+            "compiled": self.prepared().step_runner.captured,
             "reserved GB": round(torch.cuda.memory_reserved() / 1e9, 2),
             "peak reserved GB": round(torch.cuda.max_memory_reserved() / 1e9, 2),
             "peak allocated GB": round(torch.cuda.max_memory_allocated() / 1e9, 2),
@@ -114,7 +114,7 @@ class Measurements:
         """Time the graphs alone: what no engine around them can beat."""
         if not CUDA:
             return {}
-        graphs = {f"step {size}": graph for size, graph in self.prepared().steps._graphs.items()}
+        graphs = {f"step {size}": graph for size, graph in self.prepared().step_runner._graphs.items()}
         graphs |= {"decode": next(iter(self.engine.decoder._graphed._graphs.values())).graph}
         encoding = getattr(self.engine.family, "_encoding", None)
         if encoding is not None:
@@ -288,7 +288,7 @@ class Measurements:
         """List the kernels of a step of the largest batch."""
         if not CUDA:
             return {}
-        graph = self.prepared().steps._graphs[self.limit]
+        graph = self.prepared().step_runner._graphs[self.limit]
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
             for _ in range(3):
                 graph.replay()

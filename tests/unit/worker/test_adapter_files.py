@@ -20,9 +20,9 @@ from kubediffusion.resources.conditions import AdapterReason
 from kubediffusion.worker.engine.adapters import AdapterRefusedError, ImageAdapter
 from kubediffusion.worker.execution.adapters.conversion import read_adapter
 from kubediffusion.worker.execution.adapters.modules import Added, adapted
-from kubediffusion.worker.execution.twins import HookedModuleError, has_twin
 from kubediffusion.worker.execution.adapters.weights import LoadedAdapter
 from kubediffusion.worker.execution.continuous import ContinuousEngine
+from kubediffusion.worker.execution.twins import HookedModuleError, has_twin
 from unit.worker import lora_files
 from unit.worker.continuous_engines import load, pictures
 from unit.worker.worker_builders import image_request, levels_apart

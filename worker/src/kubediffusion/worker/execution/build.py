@@ -28,6 +28,7 @@ from kubediffusion.worker.execution.continuous import NAME as CONTINUOUS
 from kubediffusion.worker.execution.continuous import ContinuousEngine
 from kubediffusion.worker.execution.dtypes import dtype_for
 from kubediffusion.worker.execution.facts import facts_of
+from kubediffusion.worker.execution.float8 import computes_in_float8
 from kubediffusion.worker.execution.generic import NAME as STATIC
 from kubediffusion.worker.execution.generic import PipelineEngine
 from kubediffusion.worker.execution.parallel.engine import Ranks
@@ -130,8 +131,10 @@ def _choose_engine(
 ) -> Engine:
     """Make the engine for a pipeline that is loaded, and tell what it does less well than the model asks."""
     spec, cuda = settings.spec, pipeline.device.type == "cuda"
-    quantized = any(name in DENOISERS for name in info.quantization)
-    uncompiled = _why_uncompiled(pipeline, info)
+    # Weights in float8 that are multiplied as they are held are captured and compiled like any others.
+    multiplied = ranks is None and not isinstance(family, Unsupported) and computes_in_float8(pipeline)
+    quantized = any(name in DENOISERS for name in info.quantization) and not multiplied
+    uncompiled = _why_uncompiled(pipeline, info, quantized=quantized)
     compiled = spec.compile and uncompiled is None
     _tell_less(pipeline, family, settings, on_stage, uncompiled)
     if ranks is not None:
@@ -221,10 +224,10 @@ def _family(pipeline: Any) -> ModelFamily | Unsupported:
     return family
 
 
-def _why_uncompiled(pipeline: Any, info: EngineInfo) -> str | None:
+def _why_uncompiled(pipeline: Any, info: EngineInfo, *, quantized: bool) -> str | None:
     """Say why a pipeline cannot be compiled as it was loaded; None when it can."""
     for name, method in info.quantization.items():
-        if name in DENOISERS:
+        if quantized and name in DENOISERS:
             return f"a {name} in {method} is not compiled"
     if plan_of(pipeline).groups_offloaded:
         return "blocks that come from main memory are not compiled"

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from kubediffusion.worker.execution.compile.blocks import repeated_blocks
+
 _LARGEST = torch.finfo(torch.float8_e4m3fn).max
 
 _LEAST_FEATURES = 1024
@@ -23,8 +25,8 @@ _MULTIPLE = 16
 _SMALLEST = 1e-12
 """Least scale: a row of zeros has one too."""
 
-HOPPER = (9, 0)
-"""Compute capability from which on the product is as exact and as fast as it is used here."""
+_HOPPER = 9
+"""Compute capability from which on PyTorch has the product with a scale for each row."""
 
 
 class Float8Linear(nn.Module):
@@ -72,6 +74,20 @@ class Float8Linear(nn.Module):
             use_fast_accum=True,
         )
         return product.reshape(*given.shape[:-1], self.out_features)
+
+
+def computes_in_float8(pipeline: Any) -> bool:
+    """Have a pipeline's denoiser computed in float8 where its weights are held so and the device can.
+
+    Returns:
+        Whether it is. Elsewhere torchao multiplies each weight out to the denoiser's numbers before its product.
+    """
+    if pipeline.device.type != "cuda" or torch.cuda.get_device_capability(pipeline.device)[0] < _HOPPER:
+        return False
+    denoiser = getattr(pipeline, "transformer", None)
+    if getattr(denoiser, "hf_quantizer", None) is None:
+        return False
+    return use_float8_products(denoiser, repeated_blocks(denoiser)) > 0
 
 
 def use_float8_products(denoiser: nn.Module, blocks: dict[str, nn.Module]) -> int:

@@ -27,8 +27,8 @@ from torch import nn
 
 from kubediffusion.resources.conditions import AdapterReason
 from kubediffusion.worker.engine.adapters import AdapterRefusedError
-from kubediffusion.worker.execution.twins import has_twin
 from kubediffusion.worker.execution.adapters.weights import LoadedAdapter, LowRank
+from kubediffusion.worker.execution.twins import has_twin
 
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 _HEADER = 8

@@ -11,8 +11,8 @@ import torch
 from kubediffusion.worker.engine.adapters import ImageAdapter
 from kubediffusion.worker.execution.adapters.conversion import adaptable_components
 from kubediffusion.worker.execution.adapters.modules import Added, SameAdded, adapted
-from kubediffusion.worker.execution.twins import has_twin
 from kubediffusion.worker.execution.adapters.weights import Layers, LoadedAdapter, joined
+from kubediffusion.worker.execution.twins import has_twin
 from kubediffusion.worker.families.text import LruCache
 from kubediffusion.worker.loading.files import DENOISERS
 

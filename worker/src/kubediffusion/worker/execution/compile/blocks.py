@@ -1,10 +1,10 @@
 """Compiles a step block by block: a transformer's blocks are alike, so that two or three functions serve them all.
 
-FLUX.1 has 57 blocks of two kinds. The step as a whole is one program of all of them, which takes minutes to compile, for
-each batch size anew; its two kinds of blocks take seconds. What lies between the blocks runs as it is written: a few
-small kernels, which a CUDA graph launches with the rest. It is the way of ``compile_repeated_blocks`` of diffusers, with
-two differences: what is compiled can be kept for the next worker, and the model itself stays as it is, so that images
-that must repeat, and other threads, run it uncompiled meanwhile.
+FLUX.1 has 57 blocks of two kinds. The step as a whole is one program of all of them, which takes minutes to compile,
+for each batch size anew; its two kinds of blocks take seconds. What lies between the blocks runs as it is written: a
+few small kernels, which a CUDA graph launches with the rest. It is the way of ``compile_repeated_blocks`` of diffusers,
+with two differences: what is compiled can be kept for the next worker, and the model itself stays as it is, so that
+images that must repeat, and other threads, run it uncompiled meanwhile.
 """
 
 from __future__ import annotations

@@ -288,7 +288,7 @@ class Measurements:
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated()
 
-        quantize_(self.denoiser, Float8WeightOnlyConfig())
+        quantize_(self.denoiser, Float8WeightOnlyConfig(set_inductor_config=False))
         layers = use_float8_products(self.denoiser, repeated_blocks(self.denoiser))
         torch.cuda.empty_cache()
         return {

@@ -95,7 +95,9 @@ class Quantizer:
         # Late: few models need it.
         from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
 
-        config = Float8WeightOnlyConfig() if wanted is Quantization.FLOAT8 else Int8WeightOnlyConfig()
+        kind = Float8WeightOnlyConfig if wanted is Quantization.FLOAT8 else Int8WeightOnlyConfig
+        # Its settings of PyTorch's compiler are the process's: each kernel would be tuned, for minutes.
+        config = kind(set_inductor_config=False)
         return library.TorchAoConfig(config)
 
     def check_file(self, name: str, file: Path) -> None:

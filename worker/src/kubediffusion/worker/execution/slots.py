@@ -91,8 +91,9 @@ class InputBatch:
 
 def _copied(argument: Any) -> Any:
     if isinstance(argument, torch.Tensor):
-        # With the same strides, of a part of the batch too: code is compiled for them.
-        copy = torch.empty_strided(argument.shape, argument.stride(), dtype=argument.dtype, device=argument.device)
+        # With the same strides, of a part of the batch too, and of the same mode: code is compiled for them.
+        with torch.inference_mode(argument.is_inference()):
+            copy = torch.empty_strided(argument.shape, argument.stride(), dtype=argument.dtype, device=argument.device)
         return copy.copy_(argument)
     if isinstance(argument, dict):
         return {name: _copied(part) for name, part in argument.items()}

@@ -119,7 +119,11 @@ async def make_zombie(system: System, _: Fault, rng: random.Random) -> bool:
 
 
 async def _make_zombie_of(system: System, worker: str) -> bool:
-    """Make a zombie of a worker; do nothing, and return False, where its jobs ended before it was frozen."""
+    """Make a zombie of a worker, and return whether it came to store an image of a job that had ended elsewhere.
+
+    It does nothing where its jobs ended before it was frozen. On a slow machine none of them may end elsewhere
+    meanwhile, or its own image may come after the network is back.
+    """
     with system.site.to_apiserver.disturbed(Disturbance(client=f"kubediffusion-worker/{worker}", hold=True)):
         with _frozen(system, worker):
             taken = {
@@ -152,7 +156,7 @@ async def _make_zombie_of(system: System, worker: str) -> bool:
         with system.site.to_storage.observed(on_put):
             if taken & elsewhere:
                 await _set_within(stored, THAWED_SECONDS)
-    return True
+    return stored.is_set()
 
 
 async def fill_disks(system: System, fault: Fault, _: random.Random) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import diffusers
 import pytest
 import torch
@@ -24,7 +26,8 @@ def quantized(layer: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what torchao holds of a layer: its numbers, and the scale of each row."""
     holder = nn.Sequential(layer)
     quantize_(holder, Float8WeightOnlyConfig())
-    return layer.weight.qdata, layer.weight.scale
+    weight: Any = layer.weight
+    return weight.qdata, weight.scale
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -53,12 +56,14 @@ def test_rows_do_not_depend_on_each_other_and_a_row_of_zeros_gives_the_bias() ->
     together = product(given)
     for row in (0, 1, 3):
         assert apart(together[row], product(given[row : row + 1])[0]) < 0.005
+    assert product.bias is not None
     assert torch.equal(together[2], product.bias)
 
 
 def test_what_gains_nothing_and_what_lies_outside_of_the_blocks_stays() -> None:
     torch.manual_seed(0)
-    model = diffusers.FluxTransformer2DModel(
+    make: Any = diffusers.FluxTransformer2DModel
+    model = make(
         patch_size=1,
         in_channels=64,
         num_layers=1,
@@ -94,8 +99,9 @@ def test_what_gains_nothing_and_what_lies_outside_of_the_blocks_stays() -> None:
     block, arguments = model.single_transformer_blocks[0], (torch.randn(1, 4, 1024, dtype=torch.bfloat16),)
     attention = block.attn
 
-    def project(attention: nn.Module, given: torch.Tensor) -> torch.Tensor:
-        return attention.to_q(given)
+    def project(attention: Any, given: torch.Tensor) -> torch.Tensor:
+        projected: torch.Tensor = attention.to_q(given)
+        return projected
 
     compiled = compiled_for(project, (attention, *arguments), "eager")
     assert torch.equal(compiled(attention, *arguments), project(attention, *arguments))

@@ -84,7 +84,7 @@ def computes_in_float8(pipeline: Any) -> bool:
     """
     if pipeline.device.type != "cuda" or torch.cuda.get_device_capability(pipeline.device)[0] < _HOPPER:
         return False
-    denoiser = getattr(pipeline, "transformer", None)
+    denoiser: Any = getattr(pipeline, "transformer", None)
     if getattr(denoiser, "hf_quantizer", None) is None:
         return False
     return use_float8_products(denoiser, repeated_blocks(denoiser)) > 0

@@ -15,9 +15,7 @@ from kubediffusion.worker.execution.attention import FusedAttention
 from kubediffusion.worker.execution.graphs import URGENT
 from kubediffusion.worker.execution.slots import SlotState
 from kubediffusion.worker.execution.transformer_attention import use_cudnn
-
-_HOPPER = 9
-"""Compute capability from which on cuDNN's attention is used; older devices have none, or a slower one."""
+from kubediffusion.worker.loading.device import is_hopper
 
 
 def prepare(pipeline: Any) -> None:
@@ -25,14 +23,13 @@ def prepare(pipeline: Any) -> None:
     if pipeline.device.type != "cuda":
         return
     if getattr(pipeline, "unet", None) is None:
-        if torch.cuda.get_device_capability(pipeline.device)[0] >= _HOPPER:
-            use_cudnn(pipeline.transformer)
+        if is_hopper(pipeline.device):
+            use_cudnn(getattr(pipeline, "transformer", None))
         return
     for module in (pipeline.unet, pipeline.vae):
         module.to(memory_format=torch.channels_last)
         module.fuse_qkv_projections()
-    newest = torch.cuda.get_device_capability(pipeline.device)[0] >= _HOPPER
-    pipeline.unet.set_attn_processor(FusedAttention(cudnn=newest))
+    pipeline.unet.set_attn_processor(FusedAttention(cudnn=is_hopper(pipeline.device)))
 
 
 def reserved_memory(device: torch.device) -> int | None:

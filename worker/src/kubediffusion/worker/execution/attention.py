@@ -11,19 +11,17 @@ from typing import Any
 import torch
 from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 
+from kubediffusion.worker.execution import cudnn
+
 CUDNN_FROM = 32
 """Rows of the UNet, two an image, from which on cuDNN's attention is used in place of flash attention. The number comes
 from a comparison on one H200; its figures are not kept in the repository."""
-
-_CUDNN_HEADS = 128
-"""Largest head that cuDNN takes on every device; it also has to be a multiple of 8."""
 
 
 class FusedAttention(FusedAttnProcessor2_0):
     """diffusers' attention with fused projections, which has cuDNN compute large batches.
 
-    The choice is part of the computation. PyTorch's own, ``sdpa_kernel``, holds for the whole process: made by the
-    thread that compiles, it would change kernels in the middle of an image whose pixels must repeat.
+    The choice is part of the computation: see :mod:`.cudnn`.
 
     Args:
         cudnn: Whether the device is of a kind on which cuDNN is the faster one.
@@ -54,22 +52,17 @@ class FusedAttention(FusedAttnProcessor2_0):
             query = attn.to_q(hidden_states)
             key, value = attn.to_kv(encoder_hidden_states).chunk(2, dim=-1)
         query, key, value = (given.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for given in (query, key, value))
-        attended = torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, None, False)[0]  # noqa: SLF001
+        attended = cudnn.attend(query, key, value)
         projected: torch.Tensor = attn.to_out[0](attended.transpose(1, 2).flatten(2))
         return projected
 
 
 def takes_cudnn(attn: Any, hidden_states: torch.Tensor, mask: torch.Tensor | None) -> bool:
     """Return whether cuDNN computes a layer: plain attention of a transformer block, in a large batch."""
-    size = attn.inner_dim // attn.heads
     return (
-        hidden_states.is_cuda
-        and hidden_states.dtype in (torch.float16, torch.bfloat16)
+        cudnn.takes(hidden_states, attn.inner_dim // attn.heads, mask)
         and hidden_states.dim() == 3
         and len(hidden_states) >= CUDNN_FROM
-        and size % 8 == 0
-        and size <= _CUDNN_HEADS
-        and mask is None
         and attn.spatial_norm is None
         and attn.group_norm is None
         and attn.norm_q is None

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from kubediffusion.worker.execution.compile.blocks import repeated_blocks
+from kubediffusion.worker.loading.device import is_hopper
 
 _LARGEST = torch.finfo(torch.float8_e4m3fn).max
 
@@ -24,9 +25,6 @@ _MULTIPLE = 16
 
 _SMALLEST = 1e-12
 """Least scale: a row of zeros has one too."""
-
-_HOPPER = 9
-"""Compute capability from which on PyTorch has the product with a scale for each row."""
 
 
 class Float8Linear(nn.Module):
@@ -82,7 +80,7 @@ def computes_in_float8(pipeline: Any) -> bool:
     Returns:
         Whether it is. Elsewhere torchao multiplies each weight out to the denoiser's numbers before its product.
     """
-    if pipeline.device.type != "cuda" or torch.cuda.get_device_capability(pipeline.device)[0] < _HOPPER:
+    if not is_hopper(pipeline.device):
         return False
     denoiser: Any = getattr(pipeline, "transformer", None)
     if getattr(denoiser, "hf_quantizer", None) is None:

@@ -11,6 +11,9 @@ from kubediffusion.worker.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+_HOPPER = 9
+"""From here on cuDNN's attention is the faster one, and PyTorch multiplies float8 with a scale for each row."""
+
 
 class DeviceUnavailableError(Exception):
     """A GPU was requested and cannot be used. Another node, or this one once repaired, may have a usable one."""
@@ -33,6 +36,11 @@ def choose_device(settings: Settings) -> torch.device:
         raise DeviceUnavailableError(f"a GPU was requested ({gpu}) and cannot be used: {why}")
     logger.warning("the CPU is used, as no GPU was requested and the one that is there cannot be used: %s", why)
     return torch.device("cpu")
+
+
+def is_hopper(device: torch.device) -> bool:
+    """Return whether a device is a CUDA device of compute capability 9.0, Hopper's, or later."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= _HOPPER
 
 
 def _why_unusable() -> str | None:

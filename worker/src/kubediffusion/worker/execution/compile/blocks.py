@@ -73,9 +73,7 @@ def compiled_by_blocks(function: Function, given: tuple[Any, ...], compile_for: 
         examples.setdefault((built[name], call_of(arguments, options)), (blocks[name], arguments, options))
         return None
 
-    noting = {
-        name: _dispatching(block, lambda *call, name=name: note_call(name, *call)) for name, block in blocks.items()
-    }
+    noting = {name: _dispatching(block, partial(note_call, name)) for name, block in blocks.items()}
     function(_with_blocks(family, noting), *rest)
 
     compiled: dict[Call, Function] = {}

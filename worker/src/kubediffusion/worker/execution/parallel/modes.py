@@ -19,15 +19,13 @@ from kubediffusion.worker.execution.facts import kind_of_guidance
 from kubediffusion.worker.families.base import Conditioning, ModelFamily, per_image, rows_of
 from kubediffusion.worker.families.flow import FlowFamily
 from kubediffusion.worker.families.registry import Unsupported
+from kubediffusion.worker.loading.device import is_hopper
 from kubediffusion.worker.loading.files import DENOISERS
 from kubediffusion.worker.loading.placement import plan_of
 
 logger = logging.getLogger(__name__)
 
 FIELD = "spec.workers.parallelism"
-
-_HOPPER = 9
-"""Compute capability from which on cuDNN's attention is the fastest."""
 
 _RECOMPILED = 64
 """Shapes for which blocks are compiled; beyond them they run as written."""
@@ -188,7 +186,7 @@ def _predict_row(
 
 def attention_backend(device: torch.device) -> str:
     """Return the attention of diffusers that is the fastest of those that can be split on a CUDA device."""
-    return "_native_cudnn" if torch.cuda.get_device_capability(device)[0] >= _HOPPER else "native"
+    return "_native_cudnn" if is_hopper(device) else "native"
 
 
 def _split_tokens(denoiser: Any, size: int, rank: int, device: torch.device) -> None:

@@ -5,7 +5,7 @@
     python benchmarks/gpu/flow.py tiny-flux --out dist/flow        # for trying this on a CPU; measures nothing
 
 Weights are random and of the true shapes; images are 1024 by 1024 unless told otherwise. What is measured is written to
-``OUT/NAME.json`` after each part.
+``OUT/NAME-SIZE.json`` after each part, that of float8 to a file of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import itertools
 import json
 import statistics
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,8 @@ from typing import Any
 import models
 import torch
 from flow_models import ARCHITECTURES, PROMPT, Architecture
-from yardsticks import milliseconds, say
+from raw import graphed
+from yardsticks import attempt, milliseconds, say
 
 from kubediffusion.resources.runtime import logs
 from kubediffusion.worker.engine import ImageId, ImageRequest, SamplingParameters, StepStats
@@ -70,15 +70,9 @@ class Measurements:
 
     def attempt(self, what: str, part: Callable[[], Any]) -> None:
         """Measure a part, and write down what was found, or what broke it."""
-        if self.given.parts and what.split()[0] not in self.given.parts:
+        if self.given.parts and what not in self.given.parts:
             return
-        began = time.monotonic()
-        try:
-            with torch.inference_mode():
-                self.found[what] = part()
-        except Exception:  # noqa: BLE001 - what breaks one part leaves the others
-            self.found[what] = {"broken": traceback.format_exc()[-1200:]}
-        say(f"{self.name} {what} ({time.monotonic() - began:.1f} s): {json.dumps(self.found[what])}")
+        self.found[what] = attempt(f"{self.name} {what}", part)
         kind = "-float8" if self.given.float8 else ""
         place = self.given.out / f"{self.name}{kind}-{self.given.size}.json"
         place.write_text(json.dumps(self.found, indent=1) + "\n")
@@ -116,15 +110,12 @@ class Measurements:
         """Have everything compiled and captured for the size that is measured."""
         if not CUDA:
             return {}
-        began, shots = time.perf_counter(), []
+        began = time.perf_counter()
         while True:
             models.prepare_while_idle(engine, COMPILE_SECONDS)
-            made = models.make(
-                engine, self.requests(len(engine.prepared_batches.of(self.key(engine)).sizes), steps=2), 1
-            )
-            shots.append([load.compiled for load in made.loads])
-            steps = engine.prepared_batches.of(self.key(engine)).step_runner
-            if all(steps.prepare(size) for size in engine.prepared_batches.of(self.key(engine)).sizes):
+            prepared = self.prepared(engine)
+            models.make(engine, self.requests(len(prepared.sizes), steps=2), 1)
+            if all(prepared.step_runner.prepare(size) for size in prepared.sizes):
                 break
             if time.perf_counter() - began > COMPILE_SECONDS:
                 break
@@ -132,19 +123,19 @@ class Measurements:
                 engine.compiler.wait()
         return {
             "seconds": round(time.perf_counter() - began, 1),
-            "captured": {str(size): compiled for size, compiled in steps.captured.items()},
+            "captured": {str(size): compiled for size, compiled in prepared.step_runner.captured.items()},
             "reserved GB": round(torch.cuda.memory_reserved() / 1e9, 1),
         }
 
-    def key(self, engine: ContinuousEngine) -> Any:
-        """Return the key of the images that are measured."""
-        return engine.family.batch_key(engine.family.key(self.requests(1)[0]))
+    def prepared(self, engine: ContinuousEngine) -> Any:
+        """Return what is prepared for the images that are measured."""
+        return engine.prepared_batches.of(engine.family.batch_key(engine.family.key(self.requests(1)[0])))
 
     def replays(self, engine: ContinuousEngine) -> dict[str, Any]:
         """Time the graphs alone, and one image's encoding and decoding."""
         if not CUDA:
             return {}
-        prepared = engine.prepared_batches.of(self.key(engine))
+        prepared = self.prepared(engine)
         prepared.batch.fill(0.5)
         graphs = prepared.step_runner._graphs
         found: dict[str, Any] = {f"step {size} ms": milliseconds(graph.replay, 7) for size, graph in graphs.items()}
@@ -180,17 +171,17 @@ class Measurements:
         began, watch = time.perf_counter(), TimedWatch(requests[limit:])
         engine.run(tuple(requests[:limit]), watch)
         seconds = time.perf_counter() - began
-        made, pauses = watch, [after - before for before, after in itertools.pairwise(watch.moments)]
+        pauses = watch.pauses()
         usual = statistics.median(pauses)
-        steps = sum(load.images for load in made.loads)
+        steps = sum(load.images for load in watch.loads)
         return {
             "images": count,
             "images/s": round(count / seconds, 4),
             "image steps/s": round(steps / seconds, 3),
             "median step ms": round(usual * 1e3, 2),
-            "stood still": round(1 - usual * len(made.loads) / seconds, 4),
+            "stood still": round(1 - usual * len(watch.loads) / seconds, 4),
             "longest pauses ms": [round(pause * 1e3) for pause in sorted(pauses)[-6:]],
-            "of steps compiled": round(statistics.mean(load.compiled for load in made.loads), 3),
+            "of steps compiled": round(statistics.mean(load.compiled for load in watch.loads), 3),
         }
 
     def adapted(self, engine: ContinuousEngine, limit: int) -> dict[str, Any]:
@@ -225,11 +216,11 @@ class Measurements:
         for name, images in (("without", plain), ("with", asked)):
             watch = TimedWatch(images[limit:])
             engine.run(tuple(images[:limit]), watch)
-            pauses = [after - before for before, after in itertools.pairwise(watch.moments)]
+            pauses = watch.pauses()
             found[f"{name}: median step ms"] = round(statistics.median(pauses) * 1e3, 2)
             found[f"{name}: longest step ms"] = round(max(pauses) * 1e3, 2)
         if CUDA:
-            steps = engine.prepared_batches.of(self.key(engine)).step_runner
+            steps = self.prepared(engine).step_runner
             modes = {"without": steps, **{f"with ({mode})": other for mode, other in steps.others.items()}}
             found |= {
                 f"{name}: step {size} ms": milliseconds(graph.replay, 7)
@@ -241,10 +232,9 @@ class Measurements:
     def eager(self) -> dict[str, Any]:
         """Time diffusers' own call, uncompiled, to the bytes of a PNG."""
         seconds = []
-        arguments: dict[str, Any] = {"num_inference_steps": self.steps, "width": self.given.size}
-        arguments |= {"height": self.given.size}
         scale = "true_cfg_scale" if self.name == "qwen" else "guidance_scale"
-        arguments[scale] = self.architecture.guidance
+        arguments: dict[str, Any] = {"num_inference_steps": self.steps, scale: self.architecture.guidance}
+        arguments |= {"width": self.given.size, "height": self.given.size}
         if self.architecture.negative is not None:
             arguments["negative_prompt"] = self.architecture.negative
         for turn in range(2):
@@ -256,7 +246,7 @@ class Measurements:
 
     def attention(self, engine: ContinuousEngine) -> dict[str, Any]:
         """Time one uncompiled step with each of PyTorch's attention kernels."""
-        work = engine.prepared_batches.of(self.key(engine)).batch.input_batch(1)
+        work = self.prepared(engine).batch.input_batch(1)
         found: dict[str, Any] = {}
         for backend in ("native", "_native_cudnn", "_native_flash"):
             try:
@@ -269,14 +259,12 @@ class Measurements:
 
     def by_hand(self, engine: ContinuousEngine) -> dict[str, Any]:
         """Time a step as one writes it by hand: diffusers' repeated blocks compiled, and one CUDA graph."""
-        work = engine.prepared_batches.of(self.key(engine)).batch.input_batch(1)
+        work = self.prepared(engine).batch.input_batch(1)
         began = time.perf_counter()
         self.denoiser.compile_repeated_blocks(fullgraph=True, dynamic=False)
         found: dict[str, Any] = {"compiled ms": milliseconds(lambda: work.function(*work.arguments), 5)}
         found["compile seconds"] = round(time.perf_counter() - began, 1)
-        from raw import _graph
-
-        found["graph ms"] = milliseconds(_graph(lambda: work.function(*work.arguments)), 7)
+        found["graph ms"] = milliseconds(graphed(lambda: work.function(*work.arguments)), 7)
         for block in self.denoiser.modules():
             block._compiled_call_impl = None
         return found
@@ -287,7 +275,6 @@ class Measurements:
 
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated()
-
         quantize_(self.denoiser, Float8WeightOnlyConfig(set_inductor_config=False))
         layers = use_float8_products(self.denoiser, repeated_blocks(self.denoiser))
         torch.cuda.empty_cache()
@@ -310,6 +297,10 @@ class TimedWatch(models.Watch):
         super().count_step(load)
         self.moments.append(time.perf_counter())
 
+    def pauses(self) -> list[float]:
+        """Return the seconds between each two steps."""
+        return [after - before for before, after in itertools.pairwise(self.moments)]
+
 
 def main() -> None:
     """Measure."""
@@ -321,7 +312,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="denoising steps; the architecture's own by default")
     parser.add_argument("--images", type=int, default=4, help="images for which the engine is kept busy")
     parser.add_argument("--parts", nargs="*", default=[], help="measure only these")
-    parser.add_argument("--float8", action="store_true", help="measure float8 too")
+    parser.add_argument("--float8", action="store_true", help="measure it in float8")
     parser.add_argument("--adapters", action="store_true", help="measure images with adapters too")
     parser.add_argument("--plain", action="store_true", help="compile nothing")
     given = parser.parse_args()

@@ -16,7 +16,6 @@ import json
 import random
 import statistics
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ import pair
 import torch
 from models import STEPS, make, tasks
 from raw import COMPARED, Raw
-from yardsticks import levels_apart, milliseconds, say
+from yardsticks import attempt, levels_apart, milliseconds, say
 
 from kubediffusion.resources.runtime import logs
 from kubediffusion.worker.engine import Engine
@@ -82,13 +81,7 @@ class Measurements:
             if time.monotonic() > ends:
                 say(f"no time left for {name}")
                 continue
-            began = time.monotonic()
-            try:
-                with torch.inference_mode():
-                    self.found[name] = part()
-            except Exception:  # noqa: BLE001 - what breaks one part leaves the others
-                self.found[name] = {"broken": traceback.format_exc()[-1500:]}
-            say(f"{name} ({time.monotonic() - began:.1f} s): {json.dumps(self.found[name])}")
+            self.found[name] = attempt(name, part)
             self.given.out.write_text(json.dumps(self.found, indent=1) + "\n")
 
     def warm(self) -> Found:

@@ -68,9 +68,9 @@ class Raw:
         if not captured:
             advance()
             return
-        self._encode = _graph(lambda: pipeline.text_encoder(self._tokens)[0])
-        self._advance = _graph(advance)
-        self._decode = _graph(lambda: decode(vae, self._decoded))
+        self._encode = graphed(lambda: pipeline.text_encoder(self._tokens)[0])
+        self._advance = graphed(advance)
+        self._decode = graphed(lambda: decode(vae, self._decoded))
 
     def run(self, prompts: list[str]) -> list[torch.Tensor]:
         """Make a batch, and return its pixels, ``[height, width, 3]``, in the host's memory."""
@@ -142,7 +142,7 @@ def _coefficients(scheduler: Any, steps: int) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.float32)
 
 
-def _graph(compute: Callable[[], Any]) -> Callable[[], Any]:
+def graphed(compute: Callable[[], Any]) -> Callable[[], Any]:
     """Capture a computation, and return what replays it: its result lies where it did."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

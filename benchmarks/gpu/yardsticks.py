@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,18 @@ def say(text: str) -> None:
     """Print a line with the time, and flush it."""
     sys.stdout.write(f"[{time.strftime('%H:%M:%S')}] {text}\n")
     sys.stdout.flush()
+
+
+def attempt(name: str, part: Callable[[], Any]) -> Any:
+    """Return what a part of a measurement finds, and say it; a part that breaks leaves the others, and its error."""
+    began = time.monotonic()
+    try:
+        with torch.inference_mode():
+            found = part()
+    except Exception:  # noqa: BLE001 - what breaks one part leaves the others
+        found = {"broken": traceback.format_exc()[-1500:]}
+    say(f"{name} ({time.monotonic() - began:.1f} s): {json.dumps(found)}")
+    return found
 
 
 def milliseconds(run: Callable[[], object], count: int = 20) -> float:

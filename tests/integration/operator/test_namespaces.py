@@ -151,20 +151,21 @@ async def test_a_namespace_that_is_deleted_meanwhile_keeps_no_other_from_its_wor
         await eventually("the worker of the other namespace", lambda: has_pod(namespace, "emoji"))
         assert operator.resync.problem() is None
 
-        async def gone() -> bool:
-            try:
-                await client.request("GET", f"/api/v1/namespaces/{other.name}")
-            except NotFoundError:
-                return True
-            return False
-
         # Whoever creates it anew finds nothing of what was known of it: the model has the same name, and no worker yet.
-        await eventually("it to be gone", gone, 60)
+        await eventually("it to be gone", lambda: is_gone(client, other), 60)
         other.create()
         permit(namespace, other)
         await client.diffusion_models.create(other.name, MODEL)
         await eventually("its worker, now that it is created anew", lambda: has_pod(other, "emoji"), 60)
         assert (operator.resync.refusals(), operator.resync.problem()) == (None, None)
+
+
+async def is_gone(client: KubernetesClient, where: Namespace) -> bool:
+    try:
+        await client.request("GET", f"/api/v1/namespaces/{where.name}")
+    except NotFoundError:
+        return True
+    return False
 
 
 async def held_job(client: KubernetesClient, where: Namespace, name: str, **status: Any) -> None:
@@ -205,14 +206,7 @@ async def test_a_namespace_whose_roles_are_deleted_first_does_not_stay_for_its_j
         await eventually("the operator to lose its rights", closed)
         other.delete()
 
-        async def gone() -> bool:
-            try:
-                await client.request("GET", f"/api/v1/namespaces/{other.name}")
-            except NotFoundError:
-                return True
-            return False
-
-        await eventually("the namespace to go", gone, 60)
+        await eventually("the namespace to go", lambda: is_gone(client, other), 60)
         watching.cancel()
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from kubediffusion.worker.engine import ImageRequest
 from kubediffusion.worker.execution.build import load_engine
 from kubediffusion.worker.execution.continuous import ContinuousEngine
 from kubediffusion.worker.execution.parallel.engine import ParallelEngine
-from unit.worker.continuous_engines import pictures
+from unit.worker.continuous_engines import load, pictures
 from unit.worker.worker_builders import levels_apart, settings
 
 Pair = tuple[ContinuousEngine, ParallelEngine]
@@ -20,6 +21,13 @@ def shared(folder: Path, mode: str) -> ParallelEngine:
     made = load_engine(settings(folder, workers={"parallelism": {"mode": mode, "size": 2}}))
     assert isinstance(made, ParallelEngine)
     return made
+
+
+def paired(folder: Path, mode: str) -> Iterator[Pair]:
+    """Load a model alone and shared, and end its ranks after use."""
+    together = shared(folder, mode)
+    yield load(folder), together
+    together.close()
 
 
 def check_same(pair: Pair, *requests: ImageRequest) -> None:

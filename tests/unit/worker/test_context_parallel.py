@@ -16,8 +16,8 @@ from kubediffusion.worker.engine.adapters import AdapterRefusedError
 from kubediffusion.worker.execution.build import load_engine
 from kubediffusion.worker.execution.continuous import ContinuousEngine
 from kubediffusion.worker.execution.parallel import mirror
-from unit.worker.continuous_engines import load, pictures, run
-from unit.worker.shared_models import Pair, check_same, shared
+from unit.worker.continuous_engines import pictures, run
+from unit.worker.shared_models import Pair, check_same, paired
 from unit.worker.worker_builders import image_request, settings
 
 # diffusers calls what this PyTorch has renamed.
@@ -27,10 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*all_gather_tensor:FutureWarnin
 @pytest.fixture(scope="module")
 def context(folders: Callable[[str], Path]) -> Iterator[Pair]:
     """A tiny FLUX, whose tokens are split."""
-    folder = folders("flux")
-    together = shared(folder, "context")
-    yield load(folder), together
-    together.close()
+    yield from paired(folders("flux"), "context")
 
 
 def test_tokens_on_two_ranks_give_the_pixels_of_one(context: Pair) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from kubediffusion.worker.engine import EngineLostError
-from unit.worker.continuous_engines import load, pictures
-from unit.worker.shared_models import Pair, check_same, shared
+from unit.worker.continuous_engines import pictures
+from unit.worker.shared_models import Pair, check_same, paired
 from unit.worker.worker_builders import image_request
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -21,10 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 @pytest.fixture(scope="module")
 def guided(folders: Callable[[str], Path]) -> Iterator[Pair]:
     """A tiny Stable Diffusion XL, whose two rows are computed apart."""
-    folder = folders("stable_diffusion_xl")
-    together = shared(folder, "cfg")
-    yield load(folder), together
-    together.close()
+    yield from paired(folders("stable_diffusion_xl"), "cfg")
 
 
 def test_rows_on_two_ranks_give_the_pixels_of_one(guided: Pair) -> None:
